@@ -1,0 +1,27 @@
+# The README's commands. Each is a thin line over pip, pytest and ruff.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint wheels clean
+
+demo: .venv/installed
+	$(BIN)/rlhf run --method grpo --reward medical_format
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheels: .venv/installed
+	for project in . plugins/* reward_functions/*; do $(BIN)/pip wheel -q --no-deps -w dist $$project || exit 1; done
+
+.venv/installed: requirements.txt $(wildcard pyproject.toml plugins/*/pyproject.toml reward_functions/*/pyproject.toml)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv dist

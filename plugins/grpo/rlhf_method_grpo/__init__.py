@@ -1,0 +1,109 @@
+"""Group Relative Policy Optimization (Shao et al., 2024): https://arxiv.org/abs/2402.03300
+
+    rlhf run --method grpo --reward medical_format
+
+Each prompt is answered `num_generations` times; an answer's advantage is how much better than its group it scored, so
+no value model is needed. The trainer is TRL's; prompts, rewards, checkpoints and the screen are the core's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_core import Method, TrainingOptions, hookimpl
+
+LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
+
+
+@hookimpl
+def rlhf_methods():
+    return [GRPO]
+
+
+class Options(TrainingOptions):
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="peak learning rate; unset: 1e-6, or 5e-7 with quantized weights"
+    )
+    beta: Annotated[float, Field(ge=0)] | None = Field(
+        None, description=f"weight of the KL penalty; unset: {LORA_BETA} with LoRA, 0 in full fine-tuning"
+    )
+    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="answers to each prompt")
+    num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="optimizer passes over each batch of answers")
+    epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("dapo", description="how token losses are averaged")
+    mask_truncated_completions: bool = Field(False, description="leave answers cut at the length limit out of the loss")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Options:
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if batch % self.num_generations:
+            raise ValueError(
+                f"a step has per_device_train_batch_size × gradient_accumulation_steps = {batch} answers, which "
+                f"can't be split into groups of num_generations = {self.num_generations}: make it a multiple"
+            )
+        return self
+
+
+class GRPO(Method):
+    name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
+    Options = Options
+    embedded_preset = {  # noqa: RUF012 - a class constant
+        "learning_rate": 2e-4,
+        "beta": 0.2,
+        "max_steps": 60,
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "num_generations": 8,
+        "max_prompt_length": 256,
+        "max_completion_length": 96,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_steps": 20,
+        "eval_prompts": 96,
+    }
+
+    def trainer(self, run):
+        from trl import GRPOConfig
+
+        from rlhf_method_grpo.trainer import ResumableGRPOTrainer
+
+        options = run.options
+        quantized = options.load_in_4bit or options.load_in_8bit
+        arguments = run.arguments(
+            GRPOConfig,
+            learning_rate=options.learning_rate or (5e-7 if quantized else 1e-6),
+            beta=(LORA_BETA if run.peft_config else 0.0) if options.beta is None else options.beta,
+            num_generations=options.num_generations,
+            max_completion_length=options.max_completion_length,
+            num_iterations=options.num_iterations,
+            epsilon=options.epsilon,
+            loss_type=options.loss_type,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            mask_truncated_completions=options.mask_truncated_completions,
+            reward_weights=run.rewards.weights,
+            # With several rewards an error is None in its own column, which only this aggregation leaves neutral.
+            multi_objective_aggregation="normalize_then_sum" if len(run.rewards.weights) > 1 else "sum_then_normalize",
+        )
+        run.rewards.blank_errors = arguments.multi_objective_aggregation == "sum_then_normalize"
+        run.steps_per_rollout = _steps_per_rollout(arguments)
+        trainer = ResumableGRPOTrainer(
+            model=run.model,
+            args=arguments,
+            reward_funcs=run.rewards.functions(),
+            train_dataset=run.train_dataset,
+            processing_class=run.tokenizer,
+            peft_config=run.peft_config,
+        )
+        trainer.epochs_done = run.epochs_done
+        return trainer
+
+
+def _steps_per_rollout(arguments) -> int:
+    """Optimizer steps between two points at which a new batch of answers is begun."""
+    import math
+
+    forwards = arguments.steps_per_generation * arguments.num_iterations
+    return forwards // math.gcd(forwards, arguments.gradient_accumulation_steps)

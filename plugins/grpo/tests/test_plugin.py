@@ -1,0 +1,118 @@
+"""GRPO: what the plugin adds to TRL, and the private places of TRL that it leans on."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from rlhf_method_grpo import GRPO, _steps_per_rollout
+from rlhf_method_grpo.trainer import ResumableGRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from rlhf_core import testing
+from rlhf_core.config import resolve
+from rlhf_core.plugins import Catalog
+from rlhf_core.training.plan import make_plan
+from rlhf_core.training.run import Run
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(option=…) -> a Run on the two-layer model, ready for GRPO().trainer(run)."""
+    import datasets
+
+    from rlhf_core.reward_spec import bind_all
+
+    def make(**values) -> Run:
+        model = testing.tiny_model(tmp_path / "model")
+        base = {
+            "method": "grpo",
+            "reward": ["medical_format"],
+            "model": str(model),
+            "output_dir": str(tmp_path / "out"),
+        }
+        config, method = resolve({**base, "eval_prompts": 0, **values}, Catalog())
+        plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
+        rows = datasets.Dataset.from_list(plan.data.train[:32])
+        return Run(config, tmp_path / "out", plan.info, rows, plan.data.held_out, plan.rewards)
+
+    return make
+
+
+def test_the_guides_values():
+    options = GRPO.Options()
+    assert (options.num_generations, options.max_prompt_length, options.max_completion_length) == (4, 2048, 512)
+    assert (options.lora_r, options.lora_alpha) == (16, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "learning_rate", "beta"),
+    [
+        ({}, 1e-6, 0.0),
+        ({"lora": True}, 1e-6, 0.001),
+        ({"load_in_4bit": True}, 5e-7, 0.001),
+        ({"learning_rate": 1e-4, "beta": 0.3}, 1e-4, 0.3),
+    ],
+)
+def test_learning_rate_and_beta_follow_how_the_model_is_trained(run, values, learning_rate, beta):
+    if values.get("load_in_4bit"):
+        pytest.importorskip("bitsandbytes")
+    arguments = GRPO().trainer(run(**values)).args
+    assert (arguments.learning_rate, arguments.beta) == (learning_rate, beta)
+
+
+def test_one_reward_is_summed_first_and_several_are_normalized_first(run):
+    one = run()
+    assert GRPO().trainer(one).args.multi_objective_aggregation == "sum_then_normalize"
+    assert one.rewards.blank_errors
+    two = run(reward=["medical_format", "medical_format:name=again,weight=2"])
+    arguments = GRPO().trainer(two).args
+    assert (arguments.multi_objective_aggregation, arguments.reward_weights) == ("normalize_then_sum", [1.0, 2.0])
+    assert not two.rewards.blank_errors
+    chosen = run(
+        reward=["medical_format", "medical_format:name=again"],
+        set={"multi_objective_aggregation": "sum_then_normalize"},
+    )
+    GRPO().trainer(chosen)
+    assert chosen.rewards.blank_errors
+
+
+def test_set_reaches_the_training_arguments(run):
+    assert GRPO().trainer(run(set={"epsilon_high": 0.28, "scale_rewards": "none"})).args.epsilon_high == 0.28
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "per_generation", "iterations", "steps"),
+    [(1, 1, 1, 1), (4, 4, 1, 1), (4, 4, 2, 2), (1, 4, 1, 4), (4, 8, 1, 2), (4, 6, 1, 3), (1, 2, 3, 6)],
+)
+def test_steps_between_two_batches_of_answers(tmp_path, accumulation, per_generation, iterations, steps):
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=per_generation,
+        num_iterations=iterations,
+        bf16=False,
+    )
+    assert _steps_per_rollout(arguments) == steps
+
+
+def test_prompts_come_in_the_order_of_the_run_that_was_not_stopped(run):
+    def orders(epochs_done: int, number: int) -> list[list[int]]:
+        trainer = GRPO().trainer(run())
+        trainer.epochs_done = epochs_done
+        sampler = trainer._get_train_sampler()
+        return [list(sampler) for _ in range(number)]
+
+    assert orders(2, 1) == orders(0, 3)[2:]
+
+
+def test_what_is_private_in_trl_is_where_we_expect_it():
+    assert list(inspect.signature(GRPOTrainer._get_train_sampler).parameters) == ["self", "dataset"]
+    assert ResumableGRPOTrainer.__mro__[1] is GRPOTrainer
+    sampler = RepeatSampler(range(5), mini_repeat_count=1, shuffle=True, seed=0)
+    twin = torch.Generator().manual_seed(0)
+    assert list(sampler) == torch.randperm(sampler.num_samples, generator=twin).tolist()
+    assert sampler.generator.get_state().equal(twin.get_state())

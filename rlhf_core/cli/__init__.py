@@ -1,0 +1,82 @@
+"""The command `rlhf`. A command's module is imported when the command is called, never for `--help`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from rlhf_core.errors import UserError
+
+# name -> (module, attribute, help line)
+COMMANDS = {
+    "run": ("run", "run", "Train a model."),
+    "methods": ("listings", "methods", "List the installed training methods."),
+    "rewards": ("listings", "rewards", "List the installed rewards."),
+    "formatters": ("listings", "formatters", "List the data layouts that are understood."),
+    "plugins": ("listings", "plugins", "List all plugins and their state, or check them."),
+}
+
+
+class Commands(click.Group):
+    """Finds commands in the table above, then among installed plugins, and imports only the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *(entry.name for entry in _plugin_commands() if entry.name not in COMMANDS)]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in COMMANDS:
+            module, attribute, _ = COMMANDS[name]
+            return getattr(importlib.import_module(f"rlhf_core.cli.{module}"), attribute)
+        if any(entry.name == name for entry in _plugin_commands()):
+            from rlhf_core.plugins import Catalog
+
+            return Catalog().load("commands", name)[0]
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, line) for name, (_, _, line) in COMMANDS.items()]
+        rows += [(e.name, e.summary) for e in _plugin_commands() if e.name not in COMMANDS]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _plugin_commands() -> list:
+    from rlhf_core.plugins import Catalog
+
+    return Catalog().entries("commands")
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda t: t.replace("_", "-")},
+    epilog="Start with: rlhf run --method grpo --reward medical_format",
+)
+@click.version_option(package_name="rlhf-core", prog_name="rlhf", message="%(prog)s %(version)s")
+def rlhf() -> None:
+    """Train language models from human feedback."""
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0 done, 1 a bug or a run that had to stop, 2 the user's mistake, 130 interrupted.
+    """
+    try:
+        code = rlhf.main(standalone_mode=False)
+    except click.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except UserError as error:
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)

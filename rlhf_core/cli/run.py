@@ -1,0 +1,198 @@
+"""`rlhf run`: its flags come from `RunConfig` and from the options of the method that is named."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rlhf_core.config import MAIN, read_file, resolve
+from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
+from rlhf_core.plugins import Catalog
+
+LATEST = "latest"
+
+
+class RunCommand(click.Command):
+    """Adds one flag for each option of the method before parsing, so that its help and its typos are click's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        method = None if ctx.resilient_parsing else _peek_method(args)
+        self.params = [*_main_flags(), *_flags(TrainingOptions.model_fields)]
+        self.own: list[str] = []
+        if method is not None:
+            fields = Catalog().load("methods", method)[0].Options.model_fields
+            self.own = [n for n, f in fields.items() if _changed(f, TrainingOptions.model_fields.get(n))]
+            self.params = [*_main_flags(), *_flags(fields)]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {
+            "Run": [],
+            "Options of this method": [],
+            "Options of every method": [],
+        }
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                shared = param.name in TrainingOptions.model_fields
+                place = (
+                    "Options of this method"
+                    if param.name in self.own
+                    else "Options of every method"
+                    if shared
+                    else "Run"
+                )
+                rows[place].append(record)
+        for title, records in rows.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        if not self.own:
+            formatter.write_text("A method's own options: rlhf run --method NAME --help")
+
+
+@click.command(cls=RunCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def run(ctx: click.Context, **values: Any) -> None:
+    """Train a model.
+
+    rlhf run --method grpo --reward medical_format
+    """
+    resume, config_file, dry_run = values.pop("resume"), values.pop("config"), values.pop("dry_run")
+    given = {name: value for name, value in values.items() if value is not None and value != ()}
+    if "set" in given:
+        given["set"] = dict(_pair(text) for text in given["set"])
+    folder = _find_run(resume) if resume else None
+    merged = {**_file_values(config_file, folder), **given}
+    if folder is not None:
+        merged["output_dir"] = str(folder)
+    catalog = Catalog()
+    config, method = resolve(merged, catalog)
+    from rlhf_core.training.run import train
+
+    sys.exit(train(config, method, catalog, resume=folder is not None, dry_run=dry_run))
+
+
+def _file_values(config_file: str | None, folder: Path | None) -> dict[str, Any]:
+    values = read_file(folder / "config.yaml") if folder else {}
+    return {**values, **(read_file(Path(config_file)) if config_file else {})}
+
+
+def _find_run(resume: str) -> Path:
+    """The folder of the run to resume: the one given, or the latest under runs/."""
+    if resume != LATEST:
+        folder = Path(resume)
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"--resume {resume}: no run is there (a run's folder has a config.yaml)")
+        return folder
+    runs = sorted(Path("runs").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UserError("--resume: there is no run under runs/. Give its folder: --resume FOLDER")
+    return runs[-1].parent
+
+
+def _peek_method(args: list[str]) -> str | None:
+    """The method that these arguments name, before they are parsed."""
+    found: dict[str, str | None] = {"method": None, "config": None, "resume": None}
+    for position, argument in enumerate(args):
+        flag, _, value = argument.partition("=")
+        name = flag.removeprefix("--")
+        if flag.startswith("--") and name in found:
+            following = args[position + 1] if position + 1 < len(args) else None
+            found[name] = value or (following if following and not following.startswith("-") else LATEST)
+    if found["method"] not in (None, LATEST):
+        return found["method"]
+    folder = _find_run(found["resume"]) if found["resume"] else None
+    return _file_values(found["config"], folder).get("method")
+
+
+def _main_flags() -> list[click.Parameter]:
+    return [
+        *_flags(MAIN),
+        click.Option(["--config"], metavar="FILE", help="YAML file with the same keys as these flags; flags win."),
+        click.Option(
+            ["--resume"],
+            is_flag=False,
+            flag_value=LATEST,
+            metavar="[FOLDER]",
+            help="Go on with a run; alone: the latest.",
+        ),
+        click.Option(
+            ["--dry-run"], is_flag=True, help="Resolve and check everything, show one example, train nothing."
+        ),
+    ]
+
+
+def _flags(fields: Mapping[str, FieldInfo]) -> list[click.Parameter]:
+    return [_flag(name, field) for name, field in fields.items()]
+
+
+def _flag(name: str, field: FieldInfo) -> click.Option:
+    aliases = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else [name]
+    spellings = ["--" + str(alias).replace("_", "-") for alias in dict.fromkeys([name, *aliases])]
+    help_text = _help(field)
+    kind = _base_type(field.annotation)
+    if kind is bool:
+        switches = f"{'/'.join([spellings[0], spellings[0].replace('--', '--no-', 1)])}"
+        return click.Option([name, switches, *spellings[1:]], default=None, help=help_text)
+    if typing.get_origin(kind) in (list, dict) and not _takes_string(field.annotation):
+        metavar = {"set": "NAME=VALUE", "reward": "SPEC"}.get(name, "NAME")
+        return click.Option([name, *spellings], multiple=True, metavar=metavar, help=help_text)
+    return click.Option([name, *spellings], default=None, type=str, metavar=_metavar(kind), help=help_text)
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").strip()
+    default = field.get_default()
+    shown = "" if default in (None, PydanticUndefined, [], {}) else f"  [{_show(default)}]"
+    return text[:1].upper() + text[1:] + "." + shown
+
+
+def _show(default: Any) -> str:
+    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else f"{default}"
+
+
+def _changed(field: FieldInfo, shared: FieldInfo | None) -> bool:
+    """Whether a method adds this option or gives it another default."""
+    return shared is None or shared.get_default() != field.get_default()
+
+
+def _base_type(annotation: Any) -> Any:
+    """The type inside `Annotated`, and of `X | None` the X."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _base_type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return _base_type(next(arg for arg in typing.get_args(annotation) if arg is not type(None)))
+    return annotation
+
+
+def _takes_string(annotation: Any) -> bool:
+    """Whether one string stands for the whole value, as in `str | list[str]`."""
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType) and str in typing.get_args(annotation)
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return "[" + "|".join(map(str, typing.get_args(kind))) + "]"
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UserError(f"--set {text!r}: write name=value")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

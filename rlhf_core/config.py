@@ -1,0 +1,137 @@
+"""One validated description of a run, from a YAML file and flags.
+
+Both hold the same keys: the fields of `RunConfig` and those of the method's `Options`, side by side. Flags win over the
+file, the file over the method's preset for the embedded model, the preset over the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import RewardSpec
+
+EMBEDDED = "embedded"
+
+
+class RunConfig(BaseModel):
+    """What a run is made of. `options` are the method's, `preset` the part of them that its embedded preset set."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    method: str = Field(description="training method")
+    reward: list[str | dict[str, Any]] = Field(
+        [], description="reward, NAME or NAME:key=value,…, by installed name or as ./file.py:function; repeatable"
+    )
+    model: str = Field(
+        EMBEDDED,
+        description="model folder or Hub id",
+        validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),
+    )
+    data: str = Field(
+        EMBEDDED,
+        description="data file (.json, .jsonl), folder of them, or Hub id",
+        validation_alias=AliasChoices("data", "dataset_name"),
+    )
+    data_config: str | None = Field(
+        None,
+        description="configuration of a Hub data set",
+        validation_alias=AliasChoices("data_config", "dataset_config_name", "subset_name"),
+    )
+    formatter: str | None = Field(None, description="data layout; unset: found from the columns")
+    system_prompt: str | None = Field(
+        None, description="system message where a row has none; '' for none at all; unset: the reward's instruction"
+    )
+    chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
+    output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
+    callback: list[str] = Field([], description="further observer of the run, by plugin name; repeatable")
+    set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
+    options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)
+    preset: dict[str, Any] = Field({}, exclude=True)
+
+    @property
+    def reward_specs(self) -> list[RewardSpec]:
+        return [RewardSpec.read(entry) for entry in self.reward]
+
+    def to_yaml(self) -> str:
+        """Every key with its resolved value: `rlhf run --config` on it repeats the run."""
+        values = {**self.model_dump(mode="json"), **self.options.model_dump(mode="json")}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+MAIN = {name: field for name, field in RunConfig.model_fields.items() if not field.exclude}
+
+
+def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Method]:
+    """Validate merged keys and load the method. Raises `UserError` that names the key and what is allowed."""
+    values = dict(values)
+    if not values.get("method"):
+        names = ", ".join(entry.name for entry in catalog.entries("methods"))
+        raise UserError(f"which method? Write --method NAME. Installed: {names}.")
+    method = catalog.load("methods", values["method"])[0]()
+    main_keys = dict(spellings(MAIN))
+    option_keys = dict(spellings(method.Options.model_fields))
+    for key in values:
+        if key not in main_keys and key not in option_keys:
+            hint = did_you_mean(key, {*main_keys, *option_keys})
+            raise UserError(
+                f"method {method.name} knows no option {key!r}.{hint} See rlhf run --method {method.name} --help"
+            )
+    main = {main_keys[key]: value for key, value in values.items() if key in main_keys}
+    given = {option_keys[key]: value for key, value in values.items() if key in option_keys}
+    preset = method.embedded_preset if main.get("model", EMBEDDED) == EMBEDDED else {}
+    preset = {name: value for name, value in preset.items() if name not in given}
+    try:
+        options = method.Options.model_validate({**preset, **given})
+        config = RunConfig.model_validate({**main, "options": options, "preset": preset})
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+    _check_rewards(config, method)
+    return config, method
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, `-` read as `_`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected keys and values, such as `method: grpo`")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def spellings(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(spelling, field name) for every name and alias of a model's fields."""
+    for name, field in fields.items():
+        yield name, name
+        if isinstance(field.validation_alias, AliasChoices):
+            yield from ((str(alias), name) for alias in field.validation_alias.choices)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each thing that pydantic found, in the user's words."""
+    lines = []
+    for problem in error.errors():
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["loc"]:
+            flag = "--" + str(problem["loc"][0]).replace("_", "-")
+            message = f"{flag} {problem['input']}: {message[0].lower() + message[1:]}"
+        lines.append(message)
+    return "\n".join(lines)
+
+
+def _check_rewards(config: RunConfig, method: Method) -> None:
+    if method.rewards == "required" and not config.reward:
+        raise UserError(f"method {method.name} needs a reward: write --reward NAME (rlhf rewards lists them)")
+    if method.rewards == "none" and config.reward:
+        raise UserError(f"method {method.name} uses no reward: leave out --reward")

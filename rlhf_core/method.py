@@ -1,0 +1,117 @@
+"""Methods: what a training method declares, and the options that all methods share.
+
+class GRPO(Method):
+    name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
+
+    class Options(TrainingOptions):
+        beta: float = Field(0.04, description="weight of the KL penalty")
+
+    def trainer(self, run):
+        return trl.GRPOTrainer(run.model, args=run.arguments(trl.GRPOConfig, beta=run.options.beta), …)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import transformers
+
+    from rlhf_core.training.run import Run
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0)]
+
+
+class TrainingOptions(BaseModel):
+    """Options of every method, under transformers' names. A method's own `Options` extends them."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True, allow_inf_nan=False)
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="peak learning rate")
+    lr_scheduler_type: str = Field("linear", description="schedule of the learning rate, by transformers' name")
+    warmup_steps: Fraction = Field(0.0, description="steps of warm-up; below 1, a share of all steps")
+    num_train_epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over the data")
+    max_steps: int = Field(-1, description="optimizer steps in all; -1: as many as the epochs need")
+    per_device_train_batch_size: Positive = Field(4, description="rows in one forward pass on one device")
+    gradient_accumulation_steps: Positive = Field(4, description="forward passes before the optimizer steps")
+    optim: str = Field("adamw_torch", description="optimizer, by transformers' name")
+    weight_decay: Fraction = Field(0.0, description="decoupled weight decay")
+    max_grad_norm: Fraction = Field(1.0, description="gradients are scaled down to this norm; 0: never")
+    gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass: less memory")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="type of the weights; auto: float32 if they are trained, bfloat16 if frozen on a GPU that has it",
+    )
+    seed: int = Field(42, description="seed of sampling, shuffling and initialization")
+
+    lora: bool | None = Field(
+        None, description="train a LoRA adapter; unset: for a billion parameters or more, and with 4-bit or 8-bit"
+    )
+    lora_r: Positive = Field(16, description="rank of the adapter")
+    lora_alpha: Positive = Field(32, description="scale of the adapter")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
+    lora_target_modules: str | list[str] = Field("all-linear", description="modules that get an adapter")
+    load_in_4bit: bool = Field(
+        False,
+        description="4-bit NF4 weights (QLoRA)",
+        validation_alias=AliasChoices("load_in_4bit", "qlora"),
+    )
+    load_in_8bit: bool = Field(False, description="8-bit weights")
+
+    max_prompt_length: Positive = Field(
+        2048,
+        description="tokens a prompt may have",
+        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
+    )
+    overlong_prompts: Literal["error", "truncate", "drop"] = Field(
+        "error", description="what to do with longer ones: truncate drops old turns, then the end of the question"
+    )
+
+    max_completion_length: Positive = Field(
+        512,
+        description="tokens an answer may have",
+        validation_alias=AliasChoices("max_completion_length", "max_target_length"),
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="temperature at which answers are sampled")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of probability that sampling keeps")
+
+    logging_steps: Positive = Field(10, description="steps between two lines of metrics")
+    save_steps: Positive = Field(100, description="steps between two checkpoints")
+    save_total_limit: Positive = Field(2, description="checkpoints to keep")
+    eval_prompts: Annotated[int, Field(ge=0)] = Field(
+        16, description="held-out prompts answered before and after training; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingOptions:
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError("max_steps is a positive number, or -1 for as many as the epochs need")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other")
+        if self.lora is False and (self.load_in_4bit or self.load_in_8bit):
+            raise ValueError("quantized weights can't be trained: leave out --no-lora")
+        return self
+
+
+class Method:
+    """A training method. Subclasses set the class variables and return a `transformers.Trainer`.
+
+    `data`: what each row must have, `"prompts"`, `"preferences"` (chosen and rejected) or `"conversations"`.
+    `rewards`: whether `--reward` is `"required"`, `"optional"` or `"none"`.
+    `config`: `"package:Class"` of the training arguments that `--set` may set.
+    `embedded_preset`: values of `Options` that suit the embedded model, where the defaults suit an 8B one.
+    """
+
+    name: ClassVar[str]
+    data: ClassVar[Literal["prompts", "preferences", "conversations"]]
+    rewards: ClassVar[Literal["required", "optional", "none"]] = "none"
+    config: ClassVar[str] = "transformers:TrainingArguments"
+    Options: ClassVar[type[TrainingOptions]] = TrainingOptions
+    embedded_preset: ClassVar[dict[str, Any]] = {}
+
+    def trainer(self, run: Run) -> transformers.Trainer:
+        """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""
+        raise TypeError(f"method {type(self).__name__} defines no trainer()")

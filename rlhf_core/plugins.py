@@ -1,0 +1,235 @@
+"""The catalog of installed plugins: list them from their metadata, load the one that is asked for.
+
+A listing imports no plugin. Loading imports one module, and a plugin that fails there breaks only the command that
+asked for it. `RLHF_DISABLE_PLUGINS=a,b` leaves distributions out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from rlhf_core.errors import PluginError, UserError, did_you_mean
+
+HOOKS = {
+    "methods": "rlhf_methods",
+    "rewards": "rlhf_rewards",
+    "formatters": "rlhf_formatters",
+    "callbacks": "rlhf_callbacks",
+    "commands": "rlhf_commands",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the metadata tells of one plugin. `problem` is None, or why it can't be used as it stands."""
+
+    kind: str
+    name: str
+    module: str
+    distribution: str
+    version: str
+    summary: str
+    problem: str | None = None
+
+
+class Catalog:
+    """The plugins installed in this environment. Each method's `kind` is a key of `HOOKS`."""
+
+    def __init__(self) -> None:
+        self._managers: dict[str, pluggy.PluginManager] = {}
+        self._entries: dict[str, list[Entry]] = {}
+
+    def entries(self, kind: str) -> list[Entry]:
+        """All plugins of a kind, sorted by name, importing none."""
+        if kind not in self._entries:
+            found = sorted(_read_entries(kind), key=lambda e: (e.name, e.distribution))
+            self._entries[kind] = [_with_duplicates(entry, found) for entry in found]
+        return self._entries[kind]
+
+    def find(self, kind: str, name: str) -> Entry:
+        """The plugin called `name` or `distribution/name`. Raises `UserError` that says what there is."""
+        distribution, _, short = name.rpartition("/")
+        entries = self.entries(kind)
+        same = [e for e in entries if e.name == short and (not distribution or _same(e.distribution, distribution))]
+        usable = [e for e in same if e.problem != "disabled"]
+        if not same:
+            known = ", ".join(dict.fromkeys(e.name for e in entries)) or "none"
+            raise UserError(
+                f"there is no {kind[:-1]} {name!r}.{did_you_mean(short, {e.name for e in entries})} Installed: {known}."
+            )
+        if not usable:
+            raise UserError(f"{kind[:-1]} {name!r} is disabled: {same[0].distribution} is in RLHF_DISABLE_PLUGINS")
+        if len(usable) > 1:
+            choices = " or ".join(f"{e.distribution}/{e.name}" for e in usable)
+            raise UserError(f"{kind[:-1]} {name!r} is offered by several distributions: write {choices}")
+        return usable[0]
+
+    def load(self, kind: str, name: str) -> tuple[Any, Entry]:
+        """Import one plugin and return its object with its entry. Raises `PluginError` if it can't be loaded."""
+        entry = self.find(kind, name)
+        objects = self._collect(entry)
+        named = [found for found in objects if _name_of(kind, found) == entry.name]
+        if not named and len(objects) == 1 and _name_of(kind, objects[0]) is None:
+            named = objects  # a partial or an instance takes the entry point's name
+        if not named:
+            names = ", ".join(repr(_name_of(kind, found)) for found in objects) or "nothing"
+            raise self._failed(entry, f"{HOOKS[kind]} returned {names}, and no object called {entry.name!r}")
+        _record(entry, None)
+        return named[0], entry
+
+    def load_callbacks(self, name: str, run: Any) -> list[Any]:
+        """The trainer callbacks that the plugin `name` makes for `run`."""
+        return self._collect(self.find("callbacks", name), run=run)
+
+    def _collect(self, entry: Entry, **arguments: Any) -> list[Any]:
+        """Everything that the hook of this entry's module returns, as one list."""
+        hook = HOOKS[entry.kind]
+        manager = self._manager(entry)
+        try:
+            returned = getattr(manager.hook, hook)(**arguments)
+            objects = [found for group in returned for found in group]  # a generator raises here, inside the guard
+        except (Exception, SystemExit) as error:
+            raise self._failed(entry, _describe(error)) from error
+        if not returned:
+            raise self._failed(entry, f"module {entry.module} implements no hook {hook}")
+        return objects
+
+    def _manager(self, entry: Entry) -> pluggy.PluginManager:
+        """One PluginManager per module, since one module may stand behind several entry points."""
+        if entry.module not in self._managers:
+            from rlhf_core import hookspecs
+
+            manager = pluggy.PluginManager("rlhf")
+            manager.add_hookspecs(hookspecs)
+            try:
+                manager.register(importlib.import_module(entry.module), name=entry.module)
+                manager.check_pending()
+            except (Exception, SystemExit) as error:
+                raise self._failed(entry, _describe(error)) from error
+            self._managers[entry.module] = manager
+        return self._managers[entry.module]
+
+    def _failed(self, entry: Entry, reason: str) -> PluginError:
+        _record(entry, reason)
+        return PluginError(
+            f"{entry.kind[:-1]} {entry.name!r} of {entry.distribution} {entry.version} could not be loaded: {reason}"
+        )
+
+
+def _read_entries(kind: str) -> Iterator[Entry]:
+    disabled = {name.strip() for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",") if name.strip()}
+    failures = _read_failures()
+    for point in importlib.metadata.entry_points(group=f"rlhf.{kind}"):
+        distribution = point.dist
+        if distribution is None:  # an entry point without one can't be named, nor can it be installed
+            continue
+        data = distribution.metadata
+        entry = Entry(kind, point.name, point.module, data["Name"], data["Version"], data["Summary"] or "")
+        problem: str | None
+        if any(_same(entry.distribution, name) for name in disabled):
+            problem = "disabled"
+        else:
+            problem = (
+                _core_unmet(distribution.requires or [])
+                or _module_missing(entry.module)
+                or failures.get(_failure_key(entry))
+            )
+        yield Entry(**{**entry.__dict__, "problem": problem})
+
+
+def _with_duplicates(entry: Entry, entries: list[Entry]) -> Entry:
+    others = [e.distribution for e in entries if e.name == entry.name and e is not entry and e.problem != "disabled"]
+    if not others or entry.problem:
+        return entry
+    return Entry(**{**entry.__dict__, "problem": f"also offered by {', '.join(others)}: write {entry.distribution}/…"})
+
+
+def _core_unmet(requirements: list[str]) -> str | None:
+    """What a distribution asks of rlhf-core and does not get."""
+    for text in requirements:
+        if not text.lower().replace("_", "-").startswith("rlhf-core"):
+            continue
+        from packaging.requirements import Requirement
+
+        from rlhf_core import __version__
+
+        requirement = Requirement(text)
+        if not requirement.specifier.contains(__version__, prereleases=True):
+            return f"needs rlhf-core{requirement.specifier}, this is {__version__}"
+    return None
+
+
+def _module_missing(module: str) -> str | None:
+    """Looks for the module's file without importing it, nor the packages above it."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+        for part in rest:
+            places = spec.submodule_search_locations if spec else None
+            spec = importlib.machinery.PathFinder.find_spec(part, places) if places else None
+    except (ImportError, ValueError):
+        spec = None
+    return None if spec else f"module {module} is missing"
+
+
+def _name_of(kind: str, found: Any) -> str | None:
+    from rlhf_core.reward import Reward
+
+    if kind == "rewards":
+        if not isinstance(found, Reward):
+            return f"{type(found).__name__} (wrap the function: Reward(function))"
+        return found.label
+    return found.name
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two spellings name the same distribution (PEP 503)."""
+    return one.lower().replace("_", "-").replace(".", "-") == other.lower().replace("_", "-").replace(".", "-")
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+# What went wrong when a plugin was last loaded, so that a listing can tell without importing it.
+
+
+def _failure_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "plugin_failures.json"
+
+
+def _failure_key(entry: Entry) -> str:
+    return f"{entry.distribution}=={entry.version}:{entry.kind}:{entry.name}"
+
+
+def _read_failures() -> dict[str, str]:
+    try:
+        return json.loads(_failure_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _record(entry: Entry, reason: str | None) -> None:
+    failures = _read_failures()
+    key = _failure_key(entry)
+    if failures.get(key) is None and reason is None:
+        return
+    failures.pop(key, None)
+    if reason is not None:
+        failures[key] = f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}"
+    try:
+        _failure_file().parent.mkdir(parents=True, exist_ok=True)
+        _failure_file().write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
+    except OSError:
+        pass  # a listing that can't say why a plugin failed is no reason to stop a run

@@ -1,0 +1,172 @@
+"""Rewards: functions that score completions, and what is read off their signatures.
+
+A reward is TRL's reward function, so every TRL reward already is one:
+
+    def f(prompts, completions, <columns>, <parameters=defaults>, **_) -> Sequence[float | None]
+
+Its named arguments without a default are columns of the data, those with a default are parameters that a user can
+set. A class whose instances are called, a partial, a factory that returns the function and an async function are
+rewards too. `None` for a row means that the reward does not apply to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# What TRL hands to a reward function besides the data's columns.
+TRL_NAMES = frozenset(
+    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+)
+# The part of it that lives in the trainer's process and so can't reach a worker.
+CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function and what its signature can't say.
+
+    `range`: lowest and highest score, for reports and checks.
+    `view`: `"text"` passes completions as strings decoded from their token ids without special tokens,
+    `"messages"` as TRL passes chat data, `[{"role": "assistant", "content": …}]` each.
+    `isolation`: `"process"` runs the function in a worker process of its own, killed after `timeout` seconds a batch.
+    `timeout`: seconds a batch may take; needs a worker process or an async function.
+    `instruction`: the system prompt the reward expects, used where the data and the user give none.
+    `optional`: columns that may be missing from the data although the function declares them with a default.
+    `deterministic`: the same input gives the same scores.
+    `batchwise`: scores depend on the whole batch, so a failed batch is not retried row by row.
+    `name`: needed where it differs from the function's own, or where there is none (partials, instances).
+    """
+
+    function: Callable[..., Any]
+    range: tuple[float, float] | None = None
+    view: Literal["text", "messages"] = "text"
+    isolation: Literal["inline", "process"] = "inline"
+    timeout: float | None = None
+    instruction: str | None = None
+    optional: tuple[str, ...] = ()
+    deterministic: bool = True
+    batchwise: bool = False
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"Reward needs a function, not {self.function!r}")
+        if self.view not in ("text", "messages"):
+            raise ValueError(f"view is 'text' or 'messages', not {self.view!r}")
+        if self.isolation not in ("inline", "process"):
+            raise ValueError(f"isolation is 'inline' or 'process', not {self.isolation!r}")
+        if self.timeout is not None and self.isolation == "inline" and not is_async(self.function):
+            raise ValueError("timeout needs isolation='process' or an async function: a thread can't be stopped")
+
+    @property
+    def label(self) -> str | None:
+        """The name given, else the function's own, else None."""
+        return self.name or own_name(self.function)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter that a user can set. `default` is `inspect.Parameter.empty` where it must be set."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    def __str__(self) -> str:
+        kind = "" if self.annotation is inspect.Parameter.empty else f": {_type_name(self.annotation)}"
+        return self.name + kind + ("" if self.required else f" = {self.default!r}")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What one callable takes: TRL's names, data columns, parameters, and whether it takes everything else."""
+
+    trl: frozenset[str]
+    required_trl: frozenset[str]
+    columns: tuple[str, ...]
+    optional: tuple[str, ...]
+    parameters: Mapping[str, Parameter]
+    keywords: bool
+    positional_only: tuple[str, ...] = ()
+
+
+def read_signature(function: Callable[..., Any], optional: tuple[str, ...] = ()) -> Signature:
+    """Sort the arguments of `function` by the rules above. `optional` names those that are columns all the same."""
+    arguments = _arguments(function)
+    hints = _annotations(function)
+    named = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    own = [p for p in named if p.name not in TRL_NAMES]
+    return Signature(
+        trl=frozenset(p.name for p in named) & TRL_NAMES,
+        required_trl=frozenset(p.name for p in named if p.default is p.empty) & TRL_NAMES,
+        columns=tuple(p.name for p in own if p.default is p.empty and p.name not in optional),
+        optional=tuple(p.name for p in own if p.name in optional),
+        parameters={
+            p.name: Parameter(p.name, hints.get(p.name, p.annotation), p.default)
+            for p in own
+            if p.default is not p.empty and p.name not in optional
+        },
+        keywords=any(p.kind is p.VAR_KEYWORD for p in arguments),
+        positional_only=tuple(p.name for p in named if p.kind is p.POSITIONAL_ONLY),
+    )
+
+
+def is_factory(function: Callable[..., Any]) -> bool:
+    """A callable, not a class, that takes none of TRL's names and no `**kwargs`: calling it makes the reward."""
+    if inspect.isclass(function):
+        return False
+    signature = read_signature(function)
+    return not signature.trl and not signature.keywords
+
+
+def maker_parameters(maker: Callable[..., Any]) -> dict[str, Parameter]:
+    """The parameters of a reward class's `__init__`, or of a factory: all of its named arguments."""
+    hints = _annotations(typing.cast(Any, maker).__init__ if inspect.isclass(maker) else maker)
+    return {
+        p.name: Parameter(p.name, hints.get(p.name, p.annotation), p.default)
+        for p in _arguments(maker)
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a call returns a coroutine: for functions, partials, classes and instances with an async `__call__`."""
+    target: Any = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    call = target.__call__  # of an instance, its method; of a class, the one its instances have
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
+
+
+def own_name(function: Callable[..., Any]) -> str | None:
+    """`__name__` of a function or class; partials and instances have none."""
+    return function.__name__ if inspect.isroutine(function) or inspect.isclass(function) else None
+
+
+def _arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    # Not following __wrapped__: a wrapper's own arguments are what a call meets, and partials keep their bound values.
+    return list(inspect.signature(function, follow_wrapped=False).parameters.values())
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):  # names that exist only for the type checker
+        return {}
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

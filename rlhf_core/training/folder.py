@@ -1,0 +1,161 @@
+"""A run's folder: where it is, what is written to it, and what of it survives a resume.
+
+config.yaml, manifest.json, metrics.jsonl, samples.jsonl, reward_errors.jsonl, evaluation.json, run.log, tensorboard/,
+checkpoints/ and model/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_core.config import RunConfig
+from rlhf_core.errors import UserError
+from rlhf_core.training.callbacks import list_checkpoints
+from rlhf_core.training.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
+
+LIBRARIES = ("rlhf-core", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+
+
+def choose(config: RunConfig, resume: bool) -> Path:
+    """The folder of the run. Raises `UserError` if another run is there."""
+    if config.output_dir is None:
+        config.output_dir = str(Path("runs") / f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = Path(config.output_dir)
+    if not resume and (folder / "config.yaml").exists():
+        raise UserError(f"--output-dir {folder} holds a run already. Go on with it: rlhf run --resume {folder}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir {folder} is a file")
+    return folder
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to resume from; None in a run that was stopped before its first."""
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    return checkpoints[-1] if checkpoints else None
+
+
+def prepare(run: Run) -> None:
+    """Write config.yaml, and drop from the logs what a stopped run wrote after its checkpoint: it will come again."""
+    (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (run.folder / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
+    step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else 0
+    for name in ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl"):
+        file = run.folder / name
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        file.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:  # the last line of a killed run
+        return float("inf")
+
+
+def remember(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
+    """Write evaluation.json."""
+    values = {"before": before and asdict(before), "after": after and asdict(after)}
+    (folder / "evaluation.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+
+
+def remembered(folder: Path) -> Evaluation | None:
+    """What evaluation.json holds of the time before training."""
+    file = folder / "evaluation.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["before"] if file.exists() else None
+    return before and Evaluation(**before)
+
+
+def finish_model(run: Run) -> None:
+    """Put the tokenizer and a model card beside the saved weights."""
+    config = run.config
+    run.tokenizer.save_pretrained(run.folder / "model")
+    rewards = "".join(f"\n- reward: `{spec}`" for spec in config.reward_specs)
+    card = (
+        f"---\nlibrary_name: transformers\ntags: [rlhf, {config.method}]\n---\n\n# {run.folder.name}\n\n"
+        f"Trained with rlhf-core.\n\n- method: `{config.method}`\n- model: `{config.model}`\n"
+        f"- data: `{config.data}` ({len(run.train_dataset)} rows){rewards}\n"
+    )
+    (run.folder / "model" / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Send what the libraries log, and Python's warnings, to run.log instead of the screen."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+def write_manifest(run: Run, plugins: Sequence[str]) -> None:
+    """manifest.json: what the run is made with, so that it can be understood and repeated."""
+    manifest = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "plugins": list(plugins),
+        "data": {"source": run.config.data, "rows": len(run.train_dataset), "sha256": fingerprint(run.train_dataset)},
+        "seed": run.options.seed,
+        "git_commit": _git_commit(),
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (run.folder / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 over the rows as the trainer gets them."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder the command was run in, if it is a git checkout."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,120 @@
+"""What a run will be, resolved and checked from everything that loads quickly: data, rewards, model configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rlhf_core.config import RunConfig
+from rlhf_core.method import Method
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import BoundReward
+from rlhf_core.training import data as data_module
+from rlhf_core.training import models
+from rlhf_core.training.arguments import check_settings
+from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.training.screen import Screen
+
+
+@dataclass
+class Plan:
+    """Everything a run needs but the weights."""
+
+    data: data_module.Data
+    info: models.ModelInfo
+    rewards: RewardRuntime
+    system_prompt: str | None
+    system_prompt_from: str
+
+
+def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list[BoundReward]) -> Plan:
+    options = config.options
+    check_settings(method.config, config.set)
+    data = data_module.load(
+        config.data,
+        config.data_config,
+        method.data,
+        catalog,
+        formatter=config.formatter,
+        held_out=options.eval_prompts,
+        seed=options.seed,
+    )
+    info = models.inspect(config)
+    runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True))
+    runtime.check_columns(data.columns, config.data)
+    system_prompt, origin = _system_prompt(config, rewards)
+    if system_prompt:
+        for rows in (data.train, data.held_out):
+            data_module.add_system_prompt(rows, system_prompt)
+    if method.data != "conversations":
+        limit, rule = options.max_prompt_length, options.overlong_prompts
+        data.train[:] = models.limit_prompts(data.train, info.tokenizer, limit, rule)
+        data.held_out[:] = models.limit_prompts(data.held_out, info.tokenizer, limit, rule)
+    runtime.start()
+    return Plan(data, info, runtime, system_prompt, origin)
+
+
+def _system_prompt(config: RunConfig, rewards: list[BoundReward]) -> tuple[str | None, str]:
+    """(system prompt, where it is from): the user's, or else what the rewards expect, one after the other."""
+    if config.system_prompt is not None:
+        return config.system_prompt or None, "--system-prompt"
+    asking = {reward.name: reward.reward.instruction for reward in rewards if reward.reward.instruction}
+    return "\n".join(dict.fromkeys(asking.values())) or None, "reward " + ", ".join(asking)
+
+
+def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, str]]:
+    """The lines shown before anything heavy loads."""
+    entry = catalog.find("methods", config.method)
+    info, data = plan.info, plan.data
+    lora = models.uses_lora(config.options, info)
+    bits = "4-bit" if config.options.load_in_4bit else "8-bit" if config.options.load_in_8bit else ""
+    dtype = bits or str(models.weight_dtype(config.options, lora)).removeprefix("torch.")
+    trained = f"LoRA r={config.options.lora_r}" if lora else "all trained"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    rows = [
+        ("Method", f"{config.method}: {entry.summary}"),
+        ("Model", f"{config.model}, {_count(info.parameters)} parameters, {trained}, {dtype}"),
+        ("Data", f"{config.data}, layout {data.formatter}, {len(data.train):,} rows, {len(data.held_out)} held out"),
+    ]
+    for reward in plan.rewards.rewards:
+        origin = reward.distribution or "by path"
+        rows.append(("Reward", f"{reward.spec} (weight {reward.weight:g}; {origin})"))
+    if plan.system_prompt:
+        rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
+    if config.preset:
+        values = ", ".join(f"{name} {value}" for name, value in config.preset.items())
+        rows.append(("Preset", f"for the embedded model: {values}"))
+    return [*rows, ("Device", device), ("Output", str(config.output_dir))]
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def plugins_used(config: RunConfig, catalog: Catalog, rewards: list[BoundReward]) -> list[str]:
+    """Method and rewards with their distributions, for the manifest."""
+    entry = catalog.find("methods", config.method)
+    found = [f"method {entry.name}: {entry.distribution} {entry.version}"]
+    return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in rewards]
+
+
+def dry_run(plan: Plan, screen: Screen) -> None:
+    """The rewards on two rows and one rendered prompt."""
+    rows = plan.data.train[:2]
+    tokenizer = plan.info.tokenizer
+    answers = [str(row.get("answer", "")) for row in rows]
+    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
+    prompts = [row.get("prompt") or row["messages"] for row in rows]
+    batch = Batch(prompts, [[{"role": "assistant", "content": answer}] for answer in answers], ids, columns)
+    for name, column in plan.rewards.evaluate(batch).items():
+        for i in range(len(rows)):
+            said = column.errors[i] or column.scores[i]
+            screen.say(f"reward {name} of the reference answer {answers[i][:60]!r}: {said}")
+    screen.say("\nThe first prompt, as the model gets it:\n")
+    screen.say(tokenizer.apply_chat_template(prompts[0], tokenize=False, add_generation_prompt=True))
+    screen.say("Everything resolves. Nothing was trained (--dry-run).", "bold")

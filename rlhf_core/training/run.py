@@ -1,0 +1,276 @@
+"""One run from start to end: resolve and check everything, load the model, train, compare, save.
+
+Nothing that the user got wrong survives the checks before the weights load; nothing that was trained is lost after.
+torch and its stack are imported after the first checks, so that a misspelt name is reported at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_core.config import EMBEDDED, RunConfig
+from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import bind_all
+
+if TYPE_CHECKING:
+    import datasets
+    import transformers
+    from peft import LoraConfig
+
+    from rlhf_core.training.callbacks import Checkpoints
+    from rlhf_core.training.models import ModelInfo
+    from rlhf_core.training.rewards import RewardRuntime
+    from rlhf_core.training.screen import ProgressCallback, Screen
+
+
+@dataclass
+class Run:
+    """What a method builds its trainer from.
+
+    `model` is loaded when it is first asked for, so a method makes its training arguments before. `held_out` are
+    projected rows that are not trained on. `steps_per_rollout` is set by a method that samples: the optimizer steps
+    from one new batch of answers to the next, where checkpoints may be taken.
+    """
+
+    config: RunConfig
+    folder: Path
+    info: ModelInfo
+    train_dataset: datasets.Dataset
+    held_out: list[dict[str, Any]]
+    rewards: RewardRuntime
+    resume_from: Path | None = None
+    steps_per_rollout: int = field(default=1, init=False)
+
+    @property
+    def options(self) -> TrainingOptions:
+        return self.config.options
+
+    @property
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        return self.info.tokenizer
+
+    @functools.cached_property
+    def model(self) -> transformers.PreTrainedModel:
+        """The model with its weights, and with its adapter where the run starts from one."""
+        from rlhf_core.training import models
+
+        return models.load(self.info, self.options)
+
+    @functools.cached_property
+    def peft_config(self) -> LoraConfig | None:
+        """The adapter to add to the model, if one is to be added."""
+        from rlhf_core.training import models
+
+        return models.new_adapter(self.info, self.options)
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole passes over the data that the checkpoint to resume from has behind it."""
+        if self.resume_from is None:
+            return 0
+        return int(json.loads((self.resume_from / "trainer_state.json").read_text(encoding="utf-8"))["epoch"])
+
+    def arguments(self, cls: type, **fields: Any) -> Any:
+        """Training arguments of class `cls` from the shared options, `fields`, and the user's `--set`, which wins."""
+        from rlhf_core.training.arguments import make_arguments
+
+        return make_arguments(cls, self.config, self.folder, fields)
+
+
+def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool = False, dry_run: bool = False) -> int:
+    """Carry out a run. Raises `UserError` for mistakes; returns the exit code otherwise.
+
+    0: done. 1: it had to stop, and said how to go on. 130: it was interrupted.
+    """
+    _quiet_environment()
+    rewards = bind_all(config.reward_specs, catalog)
+
+    import datasets
+    import transformers
+
+    from rlhf_core.training import folder as run_folder
+    from rlhf_core.training import plan as planning
+    from rlhf_core.training.screen import Screen
+
+    screen = Screen(quiet=not _first_process())
+    folder = run_folder.choose(config, resume)
+    with screen.working("Reading data and model configuration …"):
+        plan = planning.make_plan(config, method, catalog, rewards)
+    try:
+        screen.resolved(planning.summary(config, catalog, plan))
+        if dry_run:
+            planning.dry_run(plan, screen)
+            return 0
+        with run_folder.log_file(folder):
+            run = Run(
+                config=config,
+                folder=folder,
+                info=plan.info,
+                train_dataset=datasets.Dataset.from_list(plan.data.train),
+                held_out=plan.data.held_out,
+                rewards=plan.rewards,
+                resume_from=run_folder.latest_checkpoint(folder) if resume else None,
+            )
+            with screen.working("Loading the model …"):
+                transformers.set_seed(config.options.seed)
+                trainer = method.trainer(run)
+            run_folder.prepare(run)
+            run_folder.write_manifest(run, planning.plugins_used(config, catalog, rewards))
+            plan.rewards.folder = folder if _first_process() else None
+            return _carry_out(run, trainer, catalog, screen)
+    finally:
+        plan.rewards.close()
+
+
+def _carry_out(run: Run, trainer: transformers.Trainer, catalog: Catalog, screen: Screen) -> int:
+    """Look at the held-out prompts, train, look again, save."""
+    from rlhf_core.training import callbacks, evaluation
+    from rlhf_core.training import folder as run_folder
+
+    keeper = callbacks.Checkpoints(run.folder / "checkpoints", run.options.save_total_limit, run.steps_per_rollout)
+    progress = screen.progress(run.rewards)
+    ours = [callbacks.Breaker(run.rewards, keeper), keeper, callbacks.Metrics(run.folder / "metrics.jsonl"), progress]
+    others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
+    _observe(trainer, [*ours, *others], run)
+
+    looks = trainer.is_world_process_zero() and bool(run.held_out)
+    before = run_folder.remembered(run.folder) if looks and run.resume_from else None
+    if looks and before is None:
+        with screen.working("Answering held-out prompts …"):
+            before = evaluation.evaluate(_unwrapped(trainer), run)
+        run_folder.remember(run.folder, before, None)
+    if run.resume_from:
+        screen.say(f"Going on after {run.resume_from.name}.", "bold")
+    stopped = _train(trainer, run, keeper, progress, screen)
+    if stopped is not None:
+        return stopped
+    trainer.save_model(str(run.folder / "model"))
+    if trainer.is_world_process_zero():
+        run_folder.finish_model(run)
+    if looks:
+        with screen.working("Answering the held-out prompts again …"):
+            after = evaluation.evaluate(_unwrapped(trainer), run)
+        run_folder.remember(run.folder, before, after)
+        screen.results(before, after)
+    _say_goodbye(run, screen)
+    return 0
+
+
+def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallback, screen: Screen) -> int | None:
+    """Train to the end: None. Otherwise the exit code, after saying how to go on."""
+    import torch
+
+    resume = f"rlhf run --resume {run.folder}"
+    try:
+        with _interruptible(keeper, screen):
+            trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
+    except KeyboardInterrupt:
+        progress.close()
+        screen.say(f"\nStopped at once. Go on from the last checkpoint: {resume}", "bold")
+        return 130
+    except torch.OutOfMemoryError as error:
+        progress.close()
+        logging.getLogger(__name__).error("out of memory", exc_info=error)
+        screen.say(
+            f"\nThe device ran out of memory: {str(error).splitlines()[0]}\n"
+            "Try a smaller --per-device-train-batch-size (with more --gradient-accumulation-steps), a smaller "
+            f"--max-completion-length, or --load-in-4bit.\nGo on: {resume}",
+            "bold",
+        )
+        return 1
+    except Exception:
+        progress.close()
+        logging.getLogger(__name__).exception("the run failed")
+        traceback.print_exc()
+        screen.say(f"\nA bug, or a fault of the machine. The log: {run.folder / 'run.log'}\nGo on: {resume}", "bold")
+        return 1
+    if keeper.stop_reason is None or trainer.state.global_step >= trainer.state.max_steps:
+        return None
+    if keeper.stop_reason == keeper.INTERRUPTED:
+        screen.say(f"\nStopped after step {trainer.state.global_step}. Go on: {resume}", "bold")
+        return 130
+    screen.say(
+        f"\nStopped after step {trainer.state.global_step}: {keeper.stop_reason}.\n"
+        f"What failed: {run.folder / 'reward_errors.jsonl'}\nGo on when it is mended: {resume}",
+        "bold",
+    )
+    return 1
+
+
+def _observe(trainer: Any, callbacks: list[Any], run: Run) -> None:
+    """Our callbacks instead of the ones that print, and TensorBoard in the run's folder."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers import PrinterCallback
+    from transformers import ProgressCallback as TqdmCallback
+    from transformers.integrations import TensorBoardCallback
+
+    for unwanted in (PrinterCallback, TqdmCallback):
+        trainer.remove_callback(unwanted)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(run.folder / "tensorboard"))))
+
+
+@contextmanager
+def _interruptible(keeper: Checkpoints, screen: Screen) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) asks for a checkpoint and a stop; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if keeper.stop_reason is not None:
+            raise KeyboardInterrupt
+        keeper.request_stop(keeper.INTERRUPTED)
+        screen.say("Stopping with a checkpoint after this step. Ctrl-C again stops at once.", "bold")
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _say_goodbye(run: Run, screen: Screen) -> None:
+    file = run.folder / "reward_errors.jsonl"
+    if count := len(file.read_text(encoding="utf-8").splitlines()):
+        screen.say(f"\nRewards failed on {count} rows, which were left out of the learning: {file}", "yellow")
+    screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
+    screen.say(f"Go on    {_next_command(run)}", "bold")
+
+
+def _next_command(run: Run) -> str:
+    config = run.config
+    data = "" if config.data == EMBEDDED else f" --data {config.data}"
+    rewards = "".join(f" --reward '{spec}'" if spec.parameters else f" --reward {spec}" for spec in config.reward_specs)
+    return f"rlhf run --method {config.method}{rewards} --model {run.folder / 'model'}{data}"
+
+
+def _unwrapped(trainer: Any) -> Any:
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _quiet_environment() -> None:
+    """No telemetry, no warnings about forked tokenizers, no progress bars but ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's

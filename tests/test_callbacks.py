@@ -1,0 +1,107 @@
+"""Checkpoints are whole and lie between batches of answers; the breaker trips on rewards that keep failing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from rlhf_core.training.callbacks import BREAKER_STEPS, WRITING, Breaker, Checkpoints, Metrics, list_checkpoints
+
+
+class Rewards:
+    """What the breaker needs of the runtime."""
+
+    def __init__(self, **counts):
+        self.counts = {name: list(pair) for name, pair in counts.items()}
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    return TrainingArguments(output_dir=str(tmp_path / WRITING), report_to=[])
+
+
+def after_step(callback, arguments, step: int, *, should_save=False, max_steps=100) -> TrainerControl:
+    control = TrainerControl(should_save=should_save)
+    state = TrainerState(global_step=step, max_steps=max_steps)
+    callback.on_step_end(arguments, state, control)
+    return control
+
+
+def test_a_save_that_is_due_waits_for_the_next_boundary(tmp_path, arguments):
+    keeper = Checkpoints(tmp_path, keep=2, every=4)
+    saved = [after_step(keeper, arguments, step, should_save=step == 5).should_save for step in range(1, 13)]
+    assert saved == [False] * 7 + [True] + [False] * 4
+
+
+def test_a_save_at_a_boundary_does_not_wait(tmp_path, arguments):
+    assert after_step(Checkpoints(tmp_path, keep=2, every=4), arguments, 8, should_save=True).should_save
+
+
+def test_the_last_step_is_saved_wherever_it_is(tmp_path, arguments):
+    keeper = Checkpoints(tmp_path, keep=2, every=4)
+    assert after_step(keeper, arguments, 7, should_save=True, max_steps=7).should_save
+
+
+def test_a_stop_saves_and_stops_at_the_boundary(tmp_path, arguments):
+    keeper = Checkpoints(tmp_path, keep=2, every=2)
+    keeper.request_stop("interrupted")
+    early = after_step(keeper, arguments, 3)
+    assert (early.should_save, early.should_training_stop) == (False, False)
+    late = after_step(keeper, arguments, 4)
+    assert (late.should_save, late.should_training_stop) == (True, True)
+
+
+def save(keeper, arguments, tmp_path, step: int) -> None:
+    folder = tmp_path / WRITING / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+    keeper.on_save(arguments, TrainerState(global_step=step), TrainerControl())
+
+
+def test_a_checkpoint_appears_whole_and_old_ones_go(tmp_path, arguments):
+    keeper = Checkpoints(tmp_path, keep=2, every=1)
+    for step in (2, 10, 9):
+        save(keeper, arguments, tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    assert not list((tmp_path / WRITING).iterdir())
+
+
+def test_one_that_was_being_written_is_not_found(tmp_path):
+    (tmp_path / WRITING / "checkpoint-5").mkdir(parents=True)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_metrics_are_flat_and_have_no_nan(tmp_path, arguments):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    state = TrainerState(global_step=3, is_world_process_zero=True)
+    metrics.on_log(arguments, state, TrainerControl(), logs={"reward": 0.5, "kl": float("nan"), "epoch": 1})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (line["step"], line["reward"], line["kl"], line["epoch"]) == (3, 0.5, None, 1)
+
+
+def steps(breaker, arguments, counts, number):
+    for step in range(1, number + 1):
+        breaker.rewards.counts.update({name: list(pair) for name, pair in counts.items()})
+        after_step(breaker, arguments, step)
+
+
+@pytest.mark.parametrize(
+    ("failed", "number", "trips"),
+    [(3, BREAKER_STEPS, True), (2, BREAKER_STEPS, False), (10, BREAKER_STEPS - 1, False), (3, 50, True)],
+)
+def test_the_breaker_trips_above_a_fifth_over_twenty_steps(tmp_path, arguments, failed, number, trips):
+    keeper = Checkpoints(tmp_path, keep=2, every=1)
+    breaker = Breaker(Rewards(good=(0, 0), bad=(0, 0)), keeper)
+    steps(breaker, arguments, {"good": (0, 10), "bad": (failed, 10)}, number)
+    assert (breaker.tripped is not None) is trips
+    if trips:
+        assert keeper.stop_reason == "reward 'bad' failed on 30% of its rows in the last 20 steps"
+
+
+def test_a_reward_that_failed_at_first_is_forgiven(tmp_path, arguments):
+    breaker = Breaker(Rewards(r=(0, 0)), Checkpoints(tmp_path, keep=2, every=1))
+    steps(breaker, arguments, {"r": (10, 10)}, 3)
+    steps(breaker, arguments, {"r": (0, 10)}, 40)
+    assert breaker.tripped is None

@@ -1,0 +1,134 @@
+"""The catalog: one broken plugin is that plugin's trouble only."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from rlhf_core.errors import PluginError, UserError
+from rlhf_core.plugins import Catalog
+
+GOOD = """
+from rlhf_core import Reward, hookimpl
+def a(completions): return [1.0] * len(completions)
+def b(completions): return [2.0] * len(completions)
+@hookimpl
+def rlhf_rewards(): return [Reward(a), Reward(b)]
+"""
+
+
+def failing(body: str) -> str:
+    return f"from rlhf_core import Reward, hookimpl\nfrom functools import partial\n@hookimpl\n{body}"
+
+
+def test_two_entry_points_on_one_module_share_one_manager(distribution):
+    distribution("good", {"good_module": GOOD}, {"rlhf.rewards": {"a": "good_module", "b": "good_module"}})
+    catalog = Catalog()
+    (a, entry), (b, _) = catalog.load("rewards", "a"), catalog.load("rewards", "good/b")
+    assert (a.label, b.label) == ("a", "b")
+    assert (entry.distribution, entry.version, entry.summary) == ("good", "1.0", "made up")
+    assert len(catalog._managers) == 1
+
+
+# hook code -> what the error says
+BROKEN = {
+    "import error": ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+    "syntax error": ("def f(:", "SyntaxError"),
+    "exit at import": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "misspelt hook": (failing("def rlhf_reward(): return []"), "unknown hook 'rlhf_reward'"),
+    "hook raises": (failing("def rlhf_rewards(): raise RuntimeError('no')"), "RuntimeError: no"),
+    "generator raises late": (
+        failing("def rlhf_rewards():\n    yield Reward(print)\n    raise RuntimeError('late')"),
+        "RuntimeError: late",
+    ),
+    "returns nothing": (failing("def rlhf_rewards(): return []"), "returned nothing, and no object called 'x'"),
+    "no such name": (failing("def rlhf_rewards(): return [Reward(print)]"), "returned 'print'"),
+    "a bare function": (failing("def rlhf_rewards(): return [print]"), "wrap the function"),
+    "no hook at all": ("x = 1", "implements no hook rlhf_rewards"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_says_why_and_breaks_nothing_else(distribution, case):
+    code, message = BROKEN[case]
+    distribution("bad", {"bad_module": code}, {"rlhf.rewards": {"x": "bad_module"}})
+    distribution("good", {"good_module": GOOD}, {"rlhf.rewards": {"a": "good_module"}})
+    catalog = Catalog()
+    assert {e.name: e.problem for e in catalog.entries("rewards") if e.name in "xa"} == {"x": None, "a": None}
+    with pytest.raises(PluginError, match="reward 'x' of bad 1.0 could not be loaded") as caught:
+        catalog.load("rewards", "x")
+    assert message in str(caught.value)
+    assert catalog.load("rewards", "a")[0].label == "a"
+    states = {e.name: e.problem for e in Catalog().entries("rewards")}
+    assert "failed when last loaded" in states["x"]
+    assert states["a"] is None
+
+
+def test_a_plugin_that_was_mended_is_ok_again(distribution, tmp_path):
+    distribution("p", {"p_module": "import no_such_package"}, {"rlhf.rewards": {"a": "p_module"}})
+    with pytest.raises(PluginError):
+        Catalog().load("rewards", "a")
+    (tmp_path / "site" / "p_module.py").write_text(GOOD)
+    assert Catalog().load("rewards", "a")[0].label == "a"
+    assert next(e for e in Catalog().entries("rewards") if e.name == "a").problem is None
+
+
+def test_a_partial_alone_takes_the_entry_points_name(distribution):
+    code = failing("def rlhf_rewards(): return [Reward(partial(print, sep=''))]")
+    distribution("p", {"p_module": code}, {"rlhf.rewards": {"x": "p_module"}})
+    assert Catalog().load("rewards", "x")[1].name == "x"
+
+
+def test_a_name_offered_twice_is_settled_by_the_distribution(distribution):
+    distribution("one", {"one_module": GOOD}, {"rlhf.rewards": {"a": "one_module"}})
+    distribution("two", {"two_module": GOOD}, {"rlhf.rewards": {"a": "two_module"}})
+    with pytest.raises(UserError, match="write one/a or two/a"):
+        Catalog().load("rewards", "a")
+    assert Catalog().load("rewards", "two/a")[1].distribution == "two"
+    assert "also offered by two" in next(e for e in Catalog().entries("rewards") if e.distribution == "one").problem
+
+
+def test_a_disabled_distribution_is_listed_and_not_loaded(distribution, monkeypatch):
+    distribution("one", {"one_module": GOOD}, {"rlhf.rewards": {"a": "one_module"}})
+    distribution("two", {"two_module": GOOD}, {"rlhf.rewards": {"a": "two_module"}})
+    monkeypatch.setenv("RLHF_DISABLE_PLUGINS", "other, TWO")
+    assert Catalog().load("rewards", "a")[1].distribution == "one"
+    with pytest.raises(UserError, match="is disabled: two is in RLHF_DISABLE_PLUGINS"):
+        Catalog().load("rewards", "two/a")
+    assert [e.problem for e in Catalog().entries("rewards") if e.distribution == "two"] == ["disabled"]
+
+
+def test_listing_imports_no_plugin_and_sees_what_is_missing(distribution):
+    distribution("one", {"one_module": GOOD}, {"rlhf.rewards": {"a": "one_module", "b": "absent", "c": "email.absent"}})
+    distribution("old", {"old_module": GOOD}, {"rlhf.rewards": {"d": "old_module"}}, requires="rlhf_core>=99")
+    problems = {e.name: e.problem for e in Catalog().entries("rewards")}
+    assert "one_module" not in sys.modules
+    assert problems["a"] is None
+    assert problems["b"] == "module absent is missing"
+    assert problems["c"] == "module email.absent is missing"
+    assert problems["d"] == "needs rlhf-core>=99, this is 0.1.0"
+
+
+def test_an_unknown_name_comes_with_the_nearest(distribution):
+    with pytest.raises(UserError, match="there is no reward 'medical_fromat'. Did you mean 'medical_format'"):
+        Catalog().load("rewards", "medical_fromat")
+
+
+def test_callbacks_get_the_run(distribution):
+    code = "from rlhf_core import hookimpl\n@hookimpl\ndef rlhf_callbacks(run): return [('seen', run)]"
+    distribution("cb", {"cb_module": code}, {"rlhf.callbacks": {"alarm": "cb_module"}})
+    assert Catalog().load_callbacks("alarm", "the run") == [("seen", "the run")]
+
+
+def test_commands_are_loaded_when_typed(distribution):
+    code = """
+    import click
+    from rlhf_core import hookimpl
+    @click.command()
+    def hello(): "Say hello."
+    @hookimpl
+    def rlhf_commands(): return [hello]
+    """
+    distribution("cmd", {"cmd_module": code}, {"rlhf.commands": {"hello": "cmd_module"}})
+    assert Catalog().load("commands", "hello")[0].name == "hello"

@@ -1,0 +1,190 @@
+"""The command line: quick where it lists, clear where it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from rlhf_core.cli import rlhf
+from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
+
+HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate")
+
+
+def imported(*arguments: str) -> tuple[str, set[str]]:
+    """What `rlhf ARGUMENTS` prints, and the top-level modules that it imports."""
+    code = (
+        "import sys\nsys.argv = ['rlhf', *sys.argv[1:]]\nfrom rlhf_core.cli import main\n"
+        "try: main()\nexcept SystemExit as end: code = end.code\n"
+        "print('\\n@@', ' '.join({name.partition('.')[0] for name in sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    text, _, modules = result.stdout.partition("\n@@")
+    return text, set(modules.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["methods"], ["rewards"], ["formatters"], ["plugins"], ["--version"]]
+)
+def test_help_and_listings_import_nothing_heavy_and_no_plugin(arguments):
+    text, modules = imported(*arguments)
+    assert text.strip()
+    assert modules.isdisjoint({*HEAVY, "pydantic", "rich", "yaml"})
+    assert not [m for m in modules if m.startswith(("rlhf_method", "rlhf_reward", "rlhf_formatter"))]
+
+
+def test_a_commands_help_imports_no_torch():
+    text, modules = imported("run", "--method", "grpo", "--help")
+    assert "--num-generations" in text
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_every_shared_option_has_a_description_and_is_in_the_help():
+    text = " ".join(CliRunner().invoke(rlhf, ["run", "--help"]).output.split())
+    for name, field in TrainingOptions.model_fields.items():
+        assert field.description, name
+        assert "--" + name.replace("_", "-") in text
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(rlhf, ["run", *arguments])
+
+
+GRPO = ("--method", "grpo", "--reward", "medical_format")
+
+# arguments -> what the message says; all of them before torch is imported
+MISTAKES = {
+    "no method": ([], "which method?"),
+    "unknown method": (["--method", "gpro"], "there is no method 'gpro'. Did you mean 'grpo'"),
+    "no reward": (["--method", "grpo"], "needs a reward"),
+    "unknown reward": (["--method", "grpo", "--reward", "medical_formt"], "Did you mean 'medical_format'"),
+    "unknown parameter": (
+        ["--method", "grpo", "--reward", "medical_format:section=a"],
+        "has no parameter 'section'. Did you mean 'sections'",
+    ),
+    "not a number": ([*GRPO, "--learning-rate", "fast"], "--learning-rate fast"),
+    "no whole groups": ([*GRPO, "--num-generations", "7"], "can't be split into groups of num_generations = 7"),
+    "bad --set": ([*GRPO, "--set", "epsilon"], "write name=value"),
+    "no config file": ([*GRPO, "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+    "no run to resume": (["--resume", "nowhere"], "no run is there"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = MISTAKES[case]
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError), result.output
+    assert message in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_flag_is_clicks_to_tell():
+    result = run(*GRPO, "--max-stpes", "3")
+    assert result.exit_code == 2
+    assert "--max-steps" in result.output
+
+
+def test_exit_codes_of_the_process(tmp_path):
+    def code(*arguments):
+        command = [sys.executable, "-m", "rlhf_core", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    assert code("--help").returncode == 0
+    mistake = code("run", "--method", "gpro")
+    assert mistake.returncode == 2
+    assert mistake.stderr.startswith("Error: there is no method")
+    assert "Traceback" not in mistake.stderr
+    assert code("run", "--no-such-flag").returncode == 2
+
+
+def test_underscores_and_dashes_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("--method", "grpo", "--reward", "nothing_there", "--max_steps", "3", "--load_in_4bit", "--no_lora")
+    assert "quantized weights can't be trained" in str(result.exception)
+
+
+def test_plugins_check_reports_each_in_a_process_of_its_own(distribution):
+    distribution("bad", {"bad_module": "import no_such_package"}, {"rlhf.rewards": {"x": "bad_module"}})
+    listing = CliRunner().invoke(rlhf, ["plugins"])
+    assert listing.exit_code == 0
+    assert "bad_module" not in sys.modules
+
+
+def test_plugins_check(tmp_path):
+    result = CliRunner().invoke(rlhf, ["plugins", "check", "medical_format"])
+    assert result.output == "reward medical_format (rlhf-reward-medical-format): ok\n"
+    assert CliRunner().invoke(rlhf, ["plugins", "check", "nothing"]).exit_code == 2
+
+
+def test_a_plugins_command_is_listed_and_called(distribution):
+    code = """
+    import click
+    from rlhf_core import hookimpl
+    @click.command()
+    @click.option("--name", default="you")
+    def hello(name): click.echo(f"hello {name}")
+    @hookimpl
+    def rlhf_commands(): return [hello]
+    """
+    distribution("cmd", {"cmd_module": code}, {"rlhf.commands": {"hello": "cmd_module"}})
+    assert "hello" in CliRunner().invoke(rlhf, ["--help"]).output
+    assert "cmd_module" not in sys.modules
+    assert CliRunner().invoke(rlhf, ["hello", "--name", "me"]).output == "hello me\n"
+
+
+def test_dry_run_trains_nothing(tmp_path, monkeypatch, tiny_model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
+    result = run(*GRPO, "--model", str(tiny_model), "--data", "a.jsonl", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "layout question_answer" in result.output
+    assert "reward medical_format of the reference answer 'rest': 0.0" in result.output
+    assert "<|im_start|>user\nWhat helps against fever?" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+# mistakes that are found once the model's configuration is read, and before its weights are
+LATER = {
+    "no such data": (["--data", "nowhere.jsonl"], "no such file or folder"),
+    "malformed data": (["--data", "bad.jsonl"], "bad.jsonl line 2 is not JSON"),
+    "missing column": (["--data", "a.jsonl", "--reward", "r.py:needs_level"], "needs the column level, which a.jsonl"),
+    "no such model": (["--model", "./nowhere"], "there is no such folder"),
+    "too long": (["--data", "a.jsonl", "--max-prompt-length", "8"], "have more than --max-prompt-length 8 tokens"),
+    "unknown setting": (["--set", "epsilon_hihg=1"], "has no such field. Did you mean 'epsilon_high'"),
+    "setting of a wrong type": (["--set", "epsilon_high=much"], "--set epsilon_high=much"),
+    "settings that clash": (["--set", "generation_batch_size=9"], "don't fit together"),
+    "output is a file": (["--output-dir", "a.jsonl"], "is a file"),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_mistakes_found_before_the_weights_load(case, tmp_path, monkeypatch):
+    import transformers
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
+    (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"}')
+    (tmp_path / "r.py").write_text("def needs_level(completions, level): return [0.0] * len(completions)")
+    arguments, message = LATER[case]
+    result = run(*GRPO, *arguments)
+    assert isinstance(result.exception, UserError), result.exception
+    assert message in str(result.exception)
+
+
+def test_an_output_folder_that_holds_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text("method: grpo")
+    result = run(*GRPO, "--output-dir", "old")
+    assert "holds a run already. Go on with it: rlhf run --resume old" in str(result.exception)

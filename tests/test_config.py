@@ -1,0 +1,104 @@
+"""From a YAML file and flags to one validated object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_core.config import read_file, resolve
+from rlhf_core.errors import UserError
+from rlhf_core.plugins import Catalog
+
+BASE = {"method": "grpo", "reward": ["medical_format"]}
+
+
+def resolved(**values):
+    return resolve({**BASE, **values}, Catalog())[0]
+
+
+def test_the_embedded_model_brings_its_preset_and_flags_win():
+    config = resolved(max_steps=7)
+    assert (config.options.max_steps, config.options.num_generations) == (7, 8)
+    assert config.preset["num_generations"] == 8
+    assert "max_steps" not in config.preset
+
+
+def test_another_model_gets_the_guides_values():
+    options = resolved(model="Qwen/Qwen3-8B").options
+    assert (options.num_generations, options.max_prompt_length, options.max_completion_length) == (4, 2048, 512)
+    assert (options.lora_r, options.lora_alpha) == (16, 32)
+
+
+def test_the_guides_own_flags_are_understood():
+    config = resolved(
+        model_name_or_path="Qwen/Qwen3-8B",
+        dataset_name="a/b",
+        subset_name="grpo",
+        max_source_length=100,
+        max_target_length=50,
+        qlora=True,
+    )
+    assert (config.model, config.data, config.data_config) == ("Qwen/Qwen3-8B", "a/b", "grpo")
+    assert (config.options.max_prompt_length, config.options.max_completion_length) == (100, 50)
+    assert config.options.load_in_4bit
+
+
+def test_the_written_file_repeats_the_run(tmp_path):
+    config = resolved(
+        reward=["medical_format:weight=2", {"length": {"target": 3}}], max_steps=7, set={"epsilon_high": 0.3}
+    )
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    again, _ = resolve(read_file(tmp_path / "config.yaml"), Catalog())
+    assert again.to_yaml() == config.to_yaml()
+    assert again.options == config.options
+
+
+def test_keys_may_be_written_with_dashes(tmp_path):
+    (tmp_path / "c.yaml").write_text("method: grpo\nreward: [medical_format]\nmax-steps: 3\nlearning-rate: 1e-5\n")
+    options = resolve(read_file(tmp_path / "c.yaml"), Catalog())[0].options
+    assert (options.max_steps, options.learning_rate) == (3, 1e-5)
+
+
+# values -> what the error says
+MISTAKES = {
+    "no method": ({"method": None}, "which method\\?.*Installed: grpo"),
+    "unknown method": ({"method": "gpro"}, "there is no method 'gpro'. Did you mean 'grpo'"),
+    "unknown key": ({"lerning_rate": 1}, "knows no option 'lerning_rate'. Did you mean 'learning_rate'"),
+    "no reward": ({"reward": []}, "method grpo needs a reward"),
+    "not a number": ({"learning_rate": "fast"}, "--learning-rate fast: input should be a valid number"),
+    "out of range": ({"num_generations": 1}, "--num-generations 1: input should be greater than or equal to 2"),
+    "not a choice": ({"dtype": "int3"}, "--dtype int3: input should be 'auto', 'float32'"),
+    "no whole groups": (
+        {"num_generations": 7},
+        "= 64 answers, which can't be split into groups of num_generations = 7",
+    ),
+    "both quantizations": ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
+    "quantized in full": ({"load_in_4bit": True, "lora": False}, "quantized weights can't be trained"),
+    "zero steps": ({"max_steps": 0}, "max_steps is a positive number, or -1"),
+    "infinite": ({"learning_rate": float("inf")}, "--learning-rate inf"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(case):
+    values, message = MISTAKES[case]
+    with pytest.raises(UserError, match=message):
+        resolved(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [1", "is not YAML"), ("- a\n- b", "expected keys and values"), (None, "No such file")]
+)
+def test_bad_files(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_file(tmp_path / "c.yaml")
+
+
+def test_yaml_holds_plain_values_only():
+    values = yaml.safe_load(resolved().to_yaml())
+    assert values["method"] == "grpo"
+    assert not [v for v in values.values() if isinstance(v, Path)]

@@ -1,0 +1,126 @@
+"""What is known of a model before its weights load, and prompts that are too long for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from rlhf_core.config import RunConfig
+from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
+from rlhf_core.training import models
+
+
+def config(**values) -> RunConfig:
+    return RunConfig(method="grpo", **values)
+
+
+@pytest.fixture
+def tokenizer():
+    return models.inspect(config()).tokenizer
+
+
+def test_the_embedded_model():
+    info = models.inspect(config())
+    assert 1e6 < info.parameters < 4e6
+    assert info.tokenizer.padding_side == "left"
+    assert not models.uses_lora(TrainingOptions(), info)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, False), ({"lora": True}, True), ({"load_in_4bit": True}, True), ({"load_in_8bit": True}, True)],
+)
+def test_lora_when_asked_for_or_quantized(options, expected):
+    assert models.uses_lora(TrainingOptions(**options), models.inspect(config())) is expected
+
+
+def test_lora_is_the_default_from_a_billion_parameters():
+    big = models.ModelInfo("x", None, None, parameters=models.LORA_FROM)
+    assert models.uses_lora(TrainingOptions(), big)
+    assert not models.uses_lora(TrainingOptions(lora=False), big)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("./nowhere", "there is no such folder"), ("a/b/c", "there is no such folder"), ("nowhere", "no such folder")],
+)
+def test_a_model_that_is_not_there(model, message):
+    with pytest.raises(UserError, match=message):
+        models.inspect(config(model=model))
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="is not a model folder"):
+        models.inspect(config(model=str(tmp_path)))
+
+
+def test_no_chat_template_and_one_given(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "bare")
+    template = (folder / "chat_template.jinja").rename(tmp_path / "template.jinja")
+    with pytest.raises(UserError, match="has no chat template.*--chat-template FILE"):
+        models.inspect(config(model=str(folder)))
+    info = models.inspect(config(model=str(folder), chat_template=str(template)))
+    assert info.tokenizer.chat_template == template.read_text()
+    with pytest.raises(UserError, match="--chat-template nowhere: No such file"):
+        models.inspect(config(model=str(folder), chat_template="nowhere"))
+
+
+def test_a_missing_pad_token_is_the_end_token(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "nopad")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
+    tokenizer = models.inspect(config(model=str(folder))).tokenizer
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+def rows(*texts: str) -> list[dict]:
+    return [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+
+
+def rendered(row: dict, tokenizer) -> int:
+    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_lengths_are_exact_where_they_could_matter(tokenizer):
+    some = rows("short", "发热、咳嗽" * 20)
+    lengths = models.prompt_lengths(some, tokenizer, limit=60)
+    assert lengths[0] <= 60
+    assert lengths[1] == rendered(some[1], tokenizer)
+
+
+def test_overlong_prompts_are_an_error_that_says_what_to_do(tokenizer):
+    with pytest.raises(
+        UserError, match=r"1 of 2 prompts have more than --max-prompt-length 40 tokens, the longest \d+"
+    ):
+        models.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "error")
+
+
+def test_overlong_prompts_can_be_dropped(tokenizer):
+    assert models.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "drop") == rows("short")
+    with pytest.raises(UserError, match="every prompt has more"):
+        models.limit_prompts(rows("fever " * 80), tokenizer, 40, "drop")
+
+
+@pytest.mark.parametrize("text", ["fever " * 80, "发热、咳嗽、" * 60])
+def test_truncation_keeps_the_start_of_the_question(tokenizer, text):
+    row = models.limit_prompts(rows(text), tokenizer, 40, "truncate")[0]
+    assert 30 < rendered(row, tokenizer) <= 40
+    assert text.startswith(row["prompt"][0]["content"])
+
+
+def test_truncation_drops_old_turns_first_and_keeps_the_system_message(tokenizer):
+    turns = [{"role": r, "content": "fever and cough " * 3} for r in ("user", "assistant") * 3]
+    prompt = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "What now?"}]
+    short = models.limit_prompts([{"prompt": prompt}], tokenizer, 100, "truncate")[0]["prompt"]
+    assert short[0] == prompt[0]
+    assert short[-1] == prompt[-1]
+    assert 2 < len(short) < len(prompt)
+
+
+def test_a_limit_that_leaves_no_room(tokenizer):
+    with pytest.raises(UserError, match="leaves no room"):
+        models.limit_prompts(rows("fever " * 80), tokenizer, 5, "truncate")

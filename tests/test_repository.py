@@ -1,0 +1,92 @@
+"""Every plugin folder is whole, and the README speaks of what is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rlhf_core import hookspecs
+from rlhf_core.cli import rlhf
+from rlhf_core.plugins import HOOKS
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = sorted(path.parent for path in ROOT.glob("*/*/pyproject.toml"))
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_plugin_folder_is_a_distribution_of_its_own(folder):
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["name"].startswith("rlhf-")
+    assert project["description"]
+    assert any(need.startswith("rlhf-core") for need in project["dependencies"])
+    assert (folder / "README.md").read_text().startswith("# ")
+    assert list((folder / "tests").glob("test_*.py"))
+    assert f"-e {folder.relative_to(ROOT)}" in (ROOT / "requirements.txt").read_text().split("\n")
+    module = project["name"].replace("-", "_")
+    assert (folder / f"{module}.py").exists() or (folder / module / "__init__.py").exists()
+    for group, points in project["entry-points"].items():
+        assert group.removeprefix("rlhf.") in HOOKS
+        assert set(points.values()) == {module}
+
+
+def test_every_hook_has_a_kind_a_sentence_and_a_place_in_the_architecture():
+    named = {name for name in vars(hookspecs) if name.startswith("rlhf_")}
+    assert named == set(HOOKS.values())
+    architecture = (ROOT / "docs" / "architecture.md").read_text()
+    for name in named:
+        assert vars(hookspecs)[name].__doc__.strip()
+        assert f"`{name}`" in architecture
+
+
+def test_pins_are_exact_and_within_the_ranges_that_are_declared():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and line[0] not in "-#"]
+    versions = {pin.name: next(iter(pin.specifier)).version for pin in pins}
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [
+        *project["dependencies"],
+        *(need for extra in project["optional-dependencies"].values() for need in extra),
+    ]
+    for need in map(Requirement, declared):
+        assert need.specifier.contains(versions[need.name]), need
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_the_file_tree_of_the_readme_exists(readme):
+    tree = re.search(r"```text\n(rlhf_core/.*?)```", readme.read_text(), re.DOTALL)[1]
+    stack: list[str] = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 4
+        for name in re.match(r"\s*((?:[\w.-]+/?(?: (?=\S+/ ))?)+)", line)[1].split():
+            stack[depth:] = [name]
+            assert (ROOT / "/".join(stack)).exists(), line
+
+
+def commands(readme: Path) -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", readme.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith("rlhf ")]
+
+
+def test_both_readmes_give_the_same_commands():
+    assert commands(READMES[0]) == commands(READMES[1])
+
+
+@pytest.mark.parametrize("command", [c for c in commands(READMES[0]) if "Qwen" not in c and "--resume" not in c])
+def test_the_readmes_commands_run(command, tmp_path, monkeypatch):
+    """Training ones resolve and check everything; the demo itself is run by `make demo` and by benchmarks/demo.py."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_data.jsonl").write_text('{"question": "2+2?", "answer": "4"}\n' * 20)
+    (tmp_path / "my_rewards.py").write_text("def short(completions, **_): return [-float(len(c)) for c in completions]")
+    arguments = shlex.split(command)[1:]
+    result = CliRunner().invoke(rlhf, [*arguments, "--dry-run"] if arguments[0] == "run" else arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)

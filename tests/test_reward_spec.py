@@ -1,0 +1,241 @@
+"""The --reward grammar, and from a specification to arguments of a call."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rlhf_core.errors import UserError
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import RewardSpec, bind, bind_all
+
+# text -> (target, parameters, weight, name)
+GRAMMAR = {
+    "length": ("length", {}, 1.0, None),
+    "length:target=200": ("length", {"target": 200}, 1.0, None),
+    "length:target=200,weight=0.5": ("length", {"target": 200}, 0.5, None),
+    "length:name=short,target=50": ("length", {"target": 50}, 1.0, "short"),
+    "rlhf-reward-length/length:target=1": ("rlhf-reward-length/length", {"target": 1}, 1.0, None),
+    "trl.rewards:think_format_reward": ("trl.rewards:think_format_reward", {}, 1.0, None),
+    "trl.rewards:think_format_reward:weight=2": ("trl.rewards:think_format_reward", {}, 2.0, None),
+    "./rewards.py:score": ("./rewards.py:score", {}, 1.0, None),
+    "./rewards.py:Judge.make:model=a/b:c": ("./rewards.py:Judge.make", {"model": "a/b:c"}, 1.0, None),
+    "/data/my rewards.py:score:x=1": ("/data/my rewards.py:score", {"x": 1}, 1.0, None),
+    'f:words=["a,b","c=d"]': ("f", {"words": ["a,b", "c=d"]}, 1.0, None),
+    'f:table={"a": 1, "b": [2]},x=3': ("f", {"table": {"a": 1, "b": [2]}, "x": 3}, 1.0, None),
+    "f:sections=诊断/依据/建议": ("f", {"sections": "诊断/依据/建议"}, 1.0, None),
+    "f:words=a,b,c,x=1": ("f", {"words": "a,b,c", "x": 1}, 1.0, None),
+    "f:on=true,off=false,none=null": ("f", {"on": True, "off": False, "none": None}, 1.0, None),
+    "f:x=-1.5e-3": ("f", {"x": -0.0015}, 1.0, None),
+    'f:text="200"': ("f", {"text": "200"}, 1.0, None),
+    "f:empty=": ("f", {"empty": ""}, 1.0, None),
+    "f:x=[1": ("f", {"x": "[1"}, 1.0, None),
+}
+
+
+@pytest.mark.parametrize("text", GRAMMAR)
+def test_grammar(text):
+    spec = RewardSpec.parse(text)
+    assert (spec.target, dict(spec.parameters), spec.weight, spec.name) == GRAMMAR[text]
+
+
+@pytest.mark.parametrize("text", GRAMMAR)
+def test_what_is_written_back_reads_the_same(text):
+    spec = RewardSpec.parse(text)
+    assert RewardSpec.parse(str(spec)) == spec
+
+
+def test_a_string_that_looks_like_two_values_is_quoted_when_written():
+    spec = RewardSpec("f", {"text": "a,b=c"})
+    assert RewardSpec.parse(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "can't be read"),
+        ("length:", "can't be read"),
+        ("length:x=1,x=2", "x is given twice"),
+        ("length:weight=heavy", "weight is a number"),
+        ("length:weight=true", "weight is a number"),
+        ("./missing.py:f", "no file missing.py"),
+        ("no.such.module:f", "ModuleNotFoundError"),
+        ("math:sqroot", "Did you mean 'sqrt'"),
+        ("math:pi", "is float, not a function"),
+        ("no_such_reward", "there is no reward"),
+    ],
+)
+def test_bad_specifications(text, message):
+    with pytest.raises(UserError, match=message):
+        bind(RewardSpec.parse(text), Catalog())
+
+
+def test_yaml_entries():
+    assert RewardSpec.read("length:target=3") == RewardSpec("length", {"target": 3})
+    assert RewardSpec.read({"length": {"target": 3, "weight": 2}}) == RewardSpec("length", {"target": 3}, 2.0)
+    assert RewardSpec.read({"length": None}) == RewardSpec("length")
+    with pytest.raises(UserError, match="can't be read"):
+        RewardSpec.read({"a": {}, "b": {}})
+
+
+CODE = """
+import functools
+from rlhf_core import Reward
+
+def plain(completions, answer, *, target: int = 200, words: list[str] = (), label: str = "x", **kwargs):
+    return [target, sorted(kwargs)]
+
+def defaulted(completions, answer=None, level=3):
+    return [answer, level]
+
+def only_columns(completions, answer):
+    return answer
+
+def strict(answer, /, completions):
+    return answer
+
+class Judge:
+    def __init__(self, model: str, retries: int = 2):
+        if retries < 0: raise ValueError("retries is negative")
+        self.model = model
+    def __call__(self, completions, answer, **kwargs):
+        return [self.model, answer]
+
+class NotCallable:
+    def __init__(self, x=1): pass
+
+def make(limit: int):
+    def reward(completions, answer): return [limit]
+    return reward
+
+async def awaited(completions, **kwargs): return [1.0]
+
+class AsyncJudge:
+    async def __call__(self, completions, **kwargs): return [2.0]
+
+bound = functools.partial(plain, target=7)
+declared = Reward(plain, optional=("keywords",), range=(0, 1))
+optional = Reward(defaulted, optional=("answer",))
+def with_environments(completions, environments): ...
+isolated_callbacks = Reward(lambda completions, log_metric: None, isolation="process", name="x")
+"""
+
+COLUMNS = {"answer": ["A"], "level": [9], "target": [-1], "extra": ["e"]}
+TRL = {"prompts": ["p"], "completions": ["c"], "completion_ids": [[1]], "trainer_state": "S"}
+
+
+@pytest.fixture
+def reward(tmp_path):
+    """reward("plain:target=3") binds a reward of CODE by path."""
+    (tmp_path / "code.py").write_text(CODE)
+    return lambda text: bind(RewardSpec.parse(f"{tmp_path}/code.py:{text}"), Catalog())
+
+
+def test_set_parameters_win_over_a_column_of_their_name(reward):
+    assert reward("plain:target=3").call(COLUMNS, TRL)[0] == 3
+
+
+def test_by_path_a_column_wins_over_the_default(reward):
+    assert reward("plain").call(COLUMNS, TRL)[0] == [-1]
+    assert reward("defaulted").call(COLUMNS, TRL) == [["A"], [9]]
+    assert reward("defaulted:level=4").call(COLUMNS, TRL) == [["A"], 4]
+    assert reward("bound").call({"answer": ["A"]}, TRL)[0] == 7
+
+
+def test_declared_rewards_keep_their_defaults(reward):
+    assert reward("declared").call(COLUMNS, TRL)[0] == 200
+    assert reward("optional").call(COLUMNS, TRL) == [["A"], 3]
+    assert reward("optional").call({}, TRL) == [None, 3]
+
+
+def test_the_rest_of_the_row_is_passed_only_to_kwargs(reward):
+    _, rest = reward("declared").call(COLUMNS, TRL)
+    assert rest == ["completion_ids", "extra", "level", "prompts", "trainer_state"]
+    assert reward("only_columns").arguments(COLUMNS, TRL) == {"completions": ["c"], "answer": ["A"]}
+
+
+def test_positional_only_columns_are_passed_by_position(reward):
+    assert reward("strict").call(COLUMNS, TRL) == ["A"]
+
+
+def test_a_class_takes_parameters_in_init_and_is_called(reward):
+    assert reward("Judge:model=m").call(COLUMNS, TRL) == ["m", ["A"]]
+
+
+def test_a_factory_makes_the_reward(reward):
+    bound = reward("make:limit=5")
+    assert bound.call(COLUMNS, TRL) == [5]
+    assert bound.missing_columns(["prompt"]) == ["answer"]
+    assert bound.name == "make"
+
+
+@pytest.mark.parametrize(("name", "value"), [("awaited", 1.0), ("AsyncJudge", 2.0)])
+def test_async(reward, name, value):
+    bound = reward(name)
+    assert bound.is_async
+    assert asyncio.run(bound.call(COLUMNS, TRL)) == [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("plain:target=3", {"target": 3}),
+        ('plain:target="3"', {"target": 3}),
+        ('plain:words=["a"]', {"words": ["a"]}),
+        ("plain:label=123", {"label": "123"}),
+    ],
+)
+def test_values_become_what_the_annotation_says(reward, text, value):
+    assert reward(text).parameters == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("plain:targt=3", "has no parameter 'targt'. Did you mean 'target'"),
+        ("plain:target=many", r"valid integer.*\(target: int = 200\)"),
+        ("plain:words=a", "valid list"),
+        ("Judge", "needs model: str"),
+        ("Judge:model=m,retries=-1", "could not be set up: ValueError: retries is negative"),
+        ("NotCallable", "gave NotCallable, not a function"),
+        ("make", "needs limit: int"),
+        ("with_environments", "needs environments"),
+        ("isolated_callbacks", "runs in its own process"),
+        ("plan", "Did you mean 'plain'"),
+    ],
+)
+def test_bad_parameters(reward, text, message):
+    with pytest.raises(UserError, match=message):
+        reward(text)
+
+
+def test_a_file_without_a_function_name_lists_what_it_has(tmp_path):
+    (tmp_path / "code.py").write_text("def a(completions): ...\ndef b(completions): ...")
+    with pytest.raises(UserError, match="say which function.*It has a, b"):
+        bind(RewardSpec.parse(f"{tmp_path}/code.py"), Catalog())
+
+
+def test_a_file_that_fails_is_one_message(tmp_path):
+    (tmp_path / "broken.py").write_text("import no_such_package_at_all")
+    with pytest.raises(UserError, match="importing it failed: ModuleNotFoundError"):
+        bind(RewardSpec.parse(f"{tmp_path}/broken.py:f"), Catalog())
+
+
+def test_the_same_reward_twice_needs_a_name(tmp_path):
+    (tmp_path / "code.py").write_text(CODE)
+    path = f"{tmp_path}/code.py:plain"
+    with pytest.raises(UserError, match="given twice.*name=other"):
+        bind_all([RewardSpec.parse(path), RewardSpec.parse(path)], Catalog())
+    rewards = bind_all([RewardSpec.parse(path), RewardSpec.parse(f"{path}:name=b,target=1")], Catalog())
+    assert [r.name for r in rewards] == ["plain", "b"]
+
+
+def test_trls_rewards_need_no_wrapper():
+    think = bind(RewardSpec.parse("trl.rewards:think_format_reward"), Catalog())
+    said = [[{"role": "assistant", "content": "<think>\nx\n</think>\ny"}]]
+    assert think.call({}, {**TRL, "completions": said}) == [1.0]
+    overlong = bind(
+        RewardSpec.parse("trl.rewards:get_soft_overlong_punishment:max_completion_len=3,soft_punish_cache=1"), Catalog()
+    )
+    assert overlong.call({}, {**TRL, "completion_ids": [[1] * 9, [1]]}) == [-1, 0]

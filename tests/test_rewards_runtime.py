@@ -1,0 +1,274 @@
+"""Rewards at run time: an error is never a zero, never ends the run, and never reaches another reward."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+import torch
+
+from rlhf_core.errors import UserError
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import RewardSpec, bind, bind_all
+from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.training.worker import Worker
+
+SIZE = 4
+
+CODE = """
+import asyncio, os, sys, threading, time
+from rlhf_core import Reward
+
+def fine(completions, **_): return [float(len(c)) if isinstance(c, str) else 1.0 for c in completions]
+def ints(completions, **_): return (1, 2, 3, None)[: len(completions)]
+def array(completions, **_):
+    import numpy
+    return numpy.arange(len(completions), dtype="float32")
+def tensor(completions, **_):
+    import torch
+    return torch.arange(len(completions))
+def one_row(completions, row, **_):
+    if 2 in row: raise ValueError("row two")
+    return [1.0] * len(completions)
+def all_rows(completions, **_): raise RuntimeError("always")
+def leaves(completions, **_): sys.exit("leaving")
+def short(completions, **_): return [1.0]
+def none(completions, **_): return None
+def number(completions, **_): return 1.0
+def text(completions, **_): return "1111"
+def mapping(completions, **_): return {i: 1.0 for i in range(len(completions))}
+def nan(completions, **_): return [1.0, float("nan"), float("inf"), 1.0][: len(completions)]
+def strings(completions, **_): return [1.0, "1.0", {}, 1.0][: len(completions)]
+def mutates(prompts, completions, completion_ids, row, nested, **_):
+    prompts.clear(); completion_ids[0].clear(); row[0] = "changed"; nested[0]["a"].append(1)
+    if isinstance(completions[0], list): completions[0][0]["content"] = "changed"
+    completions.clear()
+    return [0.0] * len(row)
+async def slowly(completions, **_):
+    await asyncio.sleep(0.2)
+    return [1.0] * len(completions)
+async def async_row(completions, row, **_):
+    if 2 in row: raise ValueError("row two")
+    return [1.0] * len(completions)
+async def never(completions, **_): await asyncio.sleep(60)
+def exits(completions, row, **_):
+    if 2 in row: os._exit(7)
+    return [1.0] * len(completions)
+def crashes(completions, **_):
+    import ctypes
+    ctypes.string_at(0)
+def hangs(completions, **_): time.sleep(60)
+def main_thread(completions, **_):
+    return [float(threading.current_thread() is threading.main_thread() and os.getpid() != PARENT)] * len(completions)
+PARENT = int(os.environ["TEST_PARENT"])
+
+whole = Reward(one_row, name="whole", batchwise=True)
+timed = Reward(never, timeout=0.2, name="timed")
+p_fine = Reward(fine, isolation="process", name="p_fine")
+p_row = Reward(one_row, isolation="process", name="p_row")
+p_nan = Reward(nan, isolation="process", name="p_nan")
+p_text = Reward(strings, isolation="process", name="p_text")
+p_exits = Reward(exits, isolation="process", name="p_exits")
+p_crashes = Reward(crashes, isolation="process", name="p_crashes")
+p_hangs = Reward(hangs, isolation="process", timeout=0.5, name="p_hangs")
+p_main = Reward(main_thread, isolation="process", name="p_main")
+p_async = Reward(async_row, isolation="process", name="p_async")
+class Closure:
+    def __init__(self, bonus: float = 0.0):
+        self.unpicklable = lambda x: x + bonus
+    def __call__(self, completions, **_): return [self.unpicklable(1.0)] * len(completions)
+p_closure = Reward(Closure, isolation="process", name="p_closure")
+class Broken:
+    def __init__(self): raise OSError("no lexicon")
+    def __call__(self, completions, **_): ...
+p_broken = Reward(Broken, isolation="process", name="p_broken")
+"""
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    """runtime("a", "b:x=1") makes the runtime of these rewards of CODE."""
+    monkeypatch.setenv("TEST_PARENT", str(os.getpid()))
+    (tmp_path / f"code_{tmp_path.name}.py").write_text(CODE)
+    made = []
+
+    def make(*names: str) -> RewardRuntime:
+        specs = [RewardSpec.parse(f"{tmp_path}/code_{tmp_path.name}.py:{name}") for name in names]
+        made.append(RewardRuntime(bind_all(specs, Catalog()), lambda ids: "".join(map(chr, ids)), tmp_path))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def batch() -> Batch:
+    prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(SIZE)]
+    completions = [[{"role": "assistant", "content": "abc"}] for _ in range(SIZE)]
+    columns = {"row": list(range(SIZE)), "nested": [{"a": [i]} for i in range(SIZE)]}
+    return Batch(prompts, completions, [[97, 98, 99]] * SIZE, columns)
+
+
+ROW_TWO = "ValueError: row two"
+# reward -> (scores, what each row's error contains; None: no error)
+OUTCOMES = {
+    "fine": ([1.0] * 4, [None] * 4),
+    "ints": ([1.0, 2.0, 3.0, None], [None] * 4),
+    "array": ([0.0, 1.0, 2.0, 3.0], [None] * 4),
+    "tensor": ([0.0, 1.0, 2.0, 3.0], [None] * 4),
+    "one_row": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
+    "whole": ([None] * 4, [ROW_TWO] * 4),
+    "all_rows": ([None] * 4, ["RuntimeError: always"] * 4),
+    "leaves": ([None] * 4, ["SystemExit: leaving"] * 4),
+    "short": ([None] * 4, ["returned 1 scores for 4 completions"] * 4),
+    "none": ([None] * 4, ["returned NoneType"] * 4),
+    "number": ([None] * 4, ["returned float"] * 4),
+    "text": ([None] * 4, ["returned str"] * 4),
+    "mapping": ([None] * 4, ["returned dict"] * 4),
+    "nan": ([1.0, None, None, 1.0], [None, "nan is not a finite", "inf is not a finite", None]),
+    "strings": ([1.0, None, None, 1.0], [None, "'1.0' is text", "{} is dict", None]),
+    "slowly": ([1.0] * 4, [None] * 4),
+    "async_row": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
+    "timed": ([None] * 4, ["timeout"] * 4),
+    "p_row": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
+    "p_nan": ([1.0, None, None, 1.0], [None, "nan is not a finite", "inf is not a finite", None]),
+    "p_text": ([1.0, None, None, 1.0], [None, "'1.0' is text", "<dict>", None]),
+    "p_exits": ([None] * 4, ["ended with exit code 7"] * 4),
+    "p_crashes": ([None] * 4, ["ended with exit code -11"] * 4),
+    "p_hangs": ([None] * 4, ["timeout: no answer within 0.5 s"] * 4),
+    "p_main": ([1.0] * 4, [None] * 4),
+    "p_async": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
+    "p_closure:bonus=2": ([3.0] * 4, [None] * 4),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_outcome(runtime, name):
+    scores, errors = OUTCOMES[name]
+    column = next(iter(runtime(name).evaluate(batch()).values()))
+    assert column.scores == scores
+    for expected, found in zip(errors, column.errors, strict=True):
+        assert (found is None) if expected is None else expected in found
+    assert column.timed_out == (4 if "timeout" in (errors[0] or "") else 0)
+
+
+def test_text_view_decodes_ids_and_messages_view_keeps_messages(runtime, tmp_path):
+    (tmp_path / "views.py").write_text(
+        "from rlhf_core import Reward\n"
+        "def text(completions): return [float(c == 'abc') for c in completions]\n"
+        "def chat(completions): return [float(c[0]['content'] == 'abc') for c in completions]\n"
+        "as_text = Reward(text, name='as_text')"
+    )
+    rewards = [bind(RewardSpec.parse(f"{tmp_path}/views.py:{name}"), Catalog()) for name in ("as_text", "chat")]
+    columns = RewardRuntime(rewards, lambda ids: "".join(map(chr, ids))).evaluate(batch())
+    assert [column.scores for column in columns.values()] == [[1.0] * 4] * 2
+
+
+def test_a_reward_that_changes_its_inputs_changes_only_its_own(runtime):
+    asked = batch()
+    columns = runtime("mutates", "one_row").evaluate(asked)
+    assert columns["mutates"].errors == [None] * 4
+    assert columns["one_row"].scores == [1.0, 1.0, None, 1.0]
+    assert asked == batch()
+
+
+def test_async_rewards_run_together(runtime):
+    rewards = runtime("slowly", "slowly:name=again", "slowly:name=third")
+    started = time.perf_counter()
+    rewards.evaluate(batch())
+    assert time.perf_counter() - started < 0.5  # 0.2 s each
+
+
+def test_a_worker_that_died_is_started_again(runtime):
+    rewards = runtime("p_exits")
+    assert rewards.evaluate(batch())["p_exits"].failed == 4
+    healthy = batch()
+    healthy.columns["row"][2] = 0
+    assert rewards.evaluate(healthy)["p_exits"].scores == [1.0] * 4
+
+
+def test_a_reward_that_cannot_be_built_in_its_worker_is_the_users_to_know(runtime):
+    with pytest.raises(UserError, match="could not be set up: OSError: no lexicon"):
+        runtime("p_broken").start()
+
+
+def test_isolated_rewards_get_no_callbacks_of_the_trainer(runtime):
+    asked = batch()
+    asked.trl = {"log_metric": lambda name, value: None}  # could not be pickled
+    assert runtime("p_fine").evaluate(asked)["p_fine"].scores == [3.0] * 4
+
+
+def test_stop_ends_the_process(runtime):
+    rewards = runtime("p_fine")
+    rewards.start()
+    worker: Worker = rewards._workers["p_fine"]
+    process = worker.running.process
+    rewards.close()
+    assert not process.is_alive()
+
+
+def test_trl_sees_one_column_each_and_the_batch_is_scored_once(runtime, tmp_path):
+    rewards = runtime("fine", "one_row")
+    logged = {}
+    asked = batch()
+    state = type("State", (), {"global_step": 6})()
+    arguments = {"trainer_state": state, "log_metric": logged.__setitem__, **asked.columns}
+    functions = rewards.functions()
+    assert [f.__name__ for f in functions] == ["fine", "one_row"]
+    for function in functions:
+        scores = function(
+            prompts=asked.prompts, completions=asked.completions, completion_ids=asked.completion_ids, **arguments
+        )
+    assert scores == [1.0, 1.0, None, 1.0]
+    assert logged["rewards/one_row/error_rate"] == 0.25
+    assert logged["rewards/fine/error_rate"] == logged["rewards/one_row/timeout_rate"] == 0.0
+    assert logged["rewards/fine/latency"] >= 0
+    assert rewards.counts == {"fine": [0, 4], "one_row": [1, 4]}
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == SIZE
+    assert samples[2]["rewards"] == {"fine": 1.0, "one_row": None}
+    assert (samples[2]["step"], samples[2]["completion"], samples[2]["columns"]["row"]) == (7, "abc", 2)
+    errors = [json.loads(line) for line in (tmp_path / "reward_errors.jsonl").read_text().splitlines()]
+    assert [(e["reward"], e["error"], e["step"]) for e in errors] == [("one_row", ROW_TWO, 7)]
+
+
+def advantages(columns: list[list[float | None]], aggregation: str) -> torch.Tensor:
+    """TRL 1.16's two aggregations for one group of four, written from its documentation, scaled by the group."""
+    r = torch.tensor([[float("nan") if x is None else x for x in column] for column in columns]).T
+    nothing = r.isnan().all(1)
+
+    def normalize(x):
+        known = x[~x.isnan()]
+        return (x - known.mean()) / (known.std() + 1e-4)
+
+    if aggregation == "sum_then_normalize":
+        total = r.nansum(1)
+        total[nothing] = float("nan")
+        return normalize(total).nan_to_num(0.0)
+    total = torch.stack([normalize(column) for column in r.T]).nansum(0)
+    total[nothing] = float("nan")
+    return normalize(total).nan_to_num(0.0)
+
+
+def test_an_error_is_neutral_in_the_advantages(runtime):
+    good = [0.0, 0.0, 1.0, 1.0]
+    failed = [1.0, 0.0, None, 1.0]
+    summed_first = advantages([good, failed], "sum_then_normalize")
+    assert summed_first[2] < summed_first[3] - 0.5  # the trap: an error counts like a wrong answer
+    neutral = advantages([good, failed], "normalize_then_sum")
+    alone = advantages([good], "normalize_then_sum")
+    assert neutral[2] > 0
+    assert alone[2] > 0
+    rewards = runtime("one_row", "fine")
+    rewards.blank_errors = True  # as a run does that sums first
+    blanked = rewards.evaluate(batch())
+    columns = [column.scores for column in blanked.values()]
+    assert [column[2] for column in columns] == [None, None]
+    assert advantages(columns, "sum_then_normalize")[2] == 0
+
+
+def test_missing_columns_are_named(runtime):
+    with pytest.raises(UserError, match="reward 'one_row' needs the column row, which data.jsonl does not have"):
+        runtime("one_row").check_columns(["prompt", "answer"], "data.jsonl")

@@ -1,0 +1,254 @@
+"""A run from start to end on a two-layer model: its folder, its stops, and going on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from rlhf_core.config import resolve
+from rlhf_core.plugins import Catalog
+from rlhf_core.training.callbacks import list_checkpoints
+from rlhf_core.training.run import train
+
+REWARDS = """
+import os, signal
+STEPS = []
+def length(completions, **_): return [min(1.0, len(c[0]["content"]) / 50) for c in completions]
+def vowels(completions, **_): return [sum(x in "aeiou" for x in c[0]["content"]) / 20 for c in completions]
+def failing(completions, **_): raise RuntimeError("down")
+def sometimes(completions, trainer_state, **_):
+    if trainer_state.global_step == 1: raise RuntimeError("down")
+    return length(completions)
+def interrupts(completions, trainer_state, **_):
+    if trainer_state.global_step == 2: os.kill(os.getpid(), signal.SIGINT)
+    return length(completions)
+"""
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model, monkeypatch):
+    """run("name", reward=[...], max_steps=3) -> (exit code, the run's folder); config= or resume= to go on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    rows = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(12)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def go(name: str, resume: bool = False, **values):
+        shared = {
+            "method": "grpo",
+            "reward": ["./rewards.py:length"],
+            "model": str(tiny_model),
+            "data": "data.jsonl",
+            "output_dir": name,
+            "max_steps": 6,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "num_generations": 4,
+            "max_completion_length": 8,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "eval_prompts": 0,
+            "gradient_checkpointing": False,
+        }
+        config, method = resolve({**shared, **values}, Catalog())
+        return train(config, method, Catalog(), resume=resume), Path(name)
+
+    return go
+
+
+def read_lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_folder_of_a_run(run, tiny_model, capsys):
+    code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:vowels:weight=0.5"], eval_prompts=1)
+    assert code == 0
+    assert not same(weights(folder / "model"), weights(tiny_model))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["max_steps"], config["data"], config["reward"][1]) == (
+        6,
+        "data.jsonl",
+        "./rewards.py:vowels:weight=0.5",
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"torch", "transformers", "trl", "rlhf-core"} <= manifest["versions"].keys()
+    assert manifest["plugins"][0] == "method grpo: rlhf-method-grpo 0.1.0"
+    assert (manifest["data"]["rows"], manifest["seed"], len(manifest["data"]["sha256"])) == (11, 42, 64)
+    metrics = [m for m in read_lines(folder / "metrics.jsonl") if "reward" in m]
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
+    wanted = {
+        "loss",
+        "rewards/length/mean",
+        "rewards/vowels/mean",
+        "rewards/length/error_rate",
+        "rewards/vowels/latency",
+    }
+    assert wanted <= metrics[0].keys()
+    samples = read_lines(folder / "samples.jsonl")
+    assert len(samples) == 6 * 4
+    assert samples[0].keys() == {"step", "prompt", "completion", "rewards", "columns"}
+    assert samples[-1]["step"] == 6
+    assert read_lines(folder / "reward_errors.jsonl") == []
+    assert list((folder / "tensorboard").glob("events*"))
+    assert [c.name for c in list_checkpoints(folder / "checkpoints")] == ["checkpoint-4", "checkpoint-6"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["before"]["rewards"].keys() == evaluation["after"]["rewards"].keys() == {"length", "vowels"}
+    files = {path.name for path in (folder / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= files
+    shown = capsys.readouterr().out
+    for part in (
+        "layout question_answer",
+        "step 6/6",
+        "1 held-out prompts",
+        "tensorboard --logdir",
+        "--model out/model",
+    ):
+        assert part in shown
+
+
+def test_the_written_configuration_repeats_the_run(run, tmp_path):
+    _, one = run("one")
+    values = yaml.safe_load((one / "config.yaml").read_text())
+    config, method = resolve({**values, "output_dir": "two"}, Catalog())
+    assert train(config, method, Catalog()) == 0
+    assert same(weights(one / "model"), weights(tmp_path / "two" / "model"))
+
+
+# what is different from the run above: two epochs of data, several passes a batch, accumulation, LoRA
+RESUMED = {
+    "plain": {},
+    "in the second epoch": {"max_steps": 16, "stop": 14},
+    "two iterations": {"num_iterations": 2, "save_steps": 3, "stop": 3},
+    "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "lora with a reference": {"lora": True, "beta": 0.1},
+    "full with a reference": {"beta": 0.1},
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_resumed_run_is_the_run_that_never_stopped(run, case):
+    values = dict(RESUMED[case])
+    stop = values.pop("stop", 2)
+    code, whole = run("whole", **values)
+    assert code == 0
+    values["save_total_limit"] = 20
+    _, cut = run("cut", **values)
+    for checkpoint in list_checkpoints(cut / "checkpoints"):
+        if int(checkpoint.name.rpartition("-")[2]) > stop + 1:
+            shutil.rmtree(checkpoint)
+    left = int(list_checkpoints(cut / "checkpoints")[-1].name.rpartition("-")[2])
+    assert stop <= left <= stop + 1
+    code, cut = run("cut", resume=True, **values)
+    assert code == 0
+    name = "adapter_model.safetensors" if values.get("lora") else "model.safetensors"
+    assert same(load_file(cut / "model" / name), load_file(whole / "model" / name))
+
+    def logged(folder):
+        return [(m["step"], m["reward"], m["loss"]) for m in read_lines(folder / "metrics.jsonl") if "reward" in m]
+
+    assert logged(cut) == logged(whole)
+    assert read_lines(cut / "samples.jsonl") == read_lines(whole / "samples.jsonl")
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(run, capsys):
+    values = {"reward": ["./rewards.py:interrupts"], "save_steps": 100}
+    code, folder = run("out", **values)
+    assert code == 130
+    assert [c.name for c in list_checkpoints(folder / "checkpoints")] == ["checkpoint-3"]
+    assert "Stopped after step 3. Go on: rlhf run --resume out" in capsys.readouterr().out
+    assert not (folder / "model").exists()
+    code, folder = run("out", resume=True, **values)
+    assert code == 0
+    assert [m["step"] for m in read_lines(folder / "metrics.jsonl") if "reward" in m] == [1, 2, 3, 4, 5, 6]
+
+
+def test_errors_of_a_reward_are_left_out_and_told(run, capsys):
+    code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:sometimes"])
+    assert code == 0
+    assert len(read_lines(folder / "reward_errors.jsonl")) == 4
+    assert "Rewards failed on 4 rows" in capsys.readouterr().out
+    rates = [m["rewards/sometimes/error_rate"] for m in read_lines(folder / "metrics.jsonl") if "reward" in m]
+    assert rates == [0, 1, 0, 0, 0, 0]
+
+
+def test_a_short_run_with_a_dead_reward_finishes(run):
+    code, folder = run("out", reward=["./rewards.py:failing"], max_steps=3)
+    assert code == 0
+    assert len(read_lines(folder / "reward_errors.jsonl")) == 12
+
+
+def test_a_long_run_with_a_dead_reward_stops_at_the_breaker(run, capsys):
+    code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:failing"], max_steps=40, save_steps=100)
+    assert code == 1
+    assert [c.name for c in list_checkpoints(folder / "checkpoints")] == ["checkpoint-20"]
+    shown = capsys.readouterr().out
+    assert "reward 'failing' failed on 100% of its rows in the last 20 steps" in shown
+    assert "rlhf run --resume out" in shown
+
+
+def test_lora_trains_only_the_adapter_and_can_be_trained_on(run, tiny_model):
+    _, first = run("first", lora=True)
+    files = {path.name for path in (first / "model").iterdir()}
+    assert "adapter_model.safetensors" in files
+    assert "model.safetensors" not in files
+    code, second = run("second", model="first/model", lora=None, beta=0.1)
+    assert code == 0
+    adapters = [load_file(folder / "model" / "adapter_model.safetensors") for folder in (first, second)]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert not same(*adapters)
+
+
+def test_an_adapter_can_be_merged_into_full_fine_tuning(run):
+    run("first", lora=True)
+    code, second = run("second", model="first/model", lora=False)
+    assert code == 0
+    assert (second / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_quantized_weights(run, bits):
+    pytest.importorskip("bitsandbytes")
+    code, folder = run("out", **{bits: True}, max_steps=2)
+    assert code == 0
+    assert (folder / "model" / "adapter_model.safetensors").exists()
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path, tiny_model):
+    """kill -9 in the middle of a step, from another process, and what comes out equals the run that was not killed."""
+    values = {"max_steps": 12, "save_steps": 2}
+    _, whole = run("whole", **values)
+    config = yaml.safe_load((whole / "config.yaml").read_text())
+    (tmp_path / "killed.yaml").write_text(yaml.safe_dump({**config, "output_dir": "killed"}))
+    command = [sys.executable, "-m", "rlhf_core", "run", "--config", "killed.yaml"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(tmp_path / "killed" / "checkpoints"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    code, killed = run("killed", resume=True, **values)
+    assert code == 0
+    assert same(weights(killed / "model"), weights(whole / "model"))
+    assert read_lines(killed / "samples.jsonl") == read_lines(whole / "samples.jsonl")

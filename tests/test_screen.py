@@ -1,0 +1,93 @@
+"""What a person sees of a run, in a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from transformers import TrainerState
+
+from rlhf_core.training.evaluation import Evaluation
+from rlhf_core.training.screen import BARS, Screen, curve
+
+PROMPT = [{"role": "system", "content": "s"}, {"role": "user", "content": "发热三天，是什么病？"}]
+SAMPLE = {"step": 1, "prompt": PROMPT, "completion": "[bold]流感[/bold]", "rewards": {"r": 0.5}, "columns": {}}
+
+
+def screen(*, terminal: bool, width: int = 80) -> tuple[Screen, io.StringIO]:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=width, height=40, highlight=False, color_system=None)
+    return Screen(console=console), stream
+
+
+def train(shown: Screen, steps: int = 20, extra: dict | None = None) -> None:
+    progress = shown.progress(SimpleNamespace(last=[SAMPLE]))
+    state = TrainerState(max_steps=steps)
+    progress.on_train_begin(None, state, None)
+    for step in range(1, steps + 1):
+        state.global_step = step
+        progress.on_step_end(None, state, None)
+        logs = {"loss": 0.1, "reward": step / steps, "completions/mean_length": 40.0, "kl": 1e-5, **(extra or {})}
+        progress.on_log(None, state, None, logs=logs)
+    progress.on_log(None, state, None, logs={"train_runtime": 3.0})
+    progress.on_train_end(None, state, None)
+
+
+def test_a_pipe_gets_plain_lines():
+    shown, stream = screen(terminal=False)
+    train(shown)
+    lines = stream.getvalue().splitlines()
+    assert "step 10/20  reward 0.500  length 40.0  kl 1.0e-05  0:00 left" in lines
+    assert sum(line.startswith("step ") for line in lines) == 20
+    assert "  │ [bold]流感[/bold]" in lines
+    assert sum("sample of step" in line for line in lines) == 10
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_gets_progress_curves_and_a_sample(width):
+    shown, stream = screen(terminal=True, width=width)
+    train(shown)
+    text = stream.getvalue()
+    for part in ("20/20", "took 0:00", "reward", "▁", "█", "[bold]流感[/bold]", "发热三天", "step 19 · r 0.500"):
+        assert part in text
+
+
+def test_several_rewards_each_get_a_curve():
+    shown, stream = screen(terminal=False)
+    train(shown, extra={"rewards/a/mean": 0.25, "rewards/b/mean": None, "rewards/a/std": 1.0})
+    assert "a 0.250" in stream.getvalue()
+    assert "std" not in stream.getvalue()
+
+
+def evaluation(score: float, answer: str) -> Evaluation:
+    return Evaluation({"r": score, "n": None}, 12.0, 1.0, [PROMPT] * 3, [answer] * 3, [{"r": score, "n": None}] * 3)
+
+
+def test_before_and_after():
+    shown, stream = screen(terminal=False)
+    shown.results(evaluation(0.25, "vorher"), evaluation(0.75, ""))
+    text = stream.getvalue()
+    for part in ("3 held-out prompts", "0.250", "0.750", "12.0", "vorher", "(empty)", "Example 2", "–"):
+        assert part in text
+    assert "Example 3" not in text
+
+
+def test_no_before_when_there_is_none():
+    shown, stream = screen(terminal=False)
+    shown.results(None, evaluation(0.75, "x"))
+    assert "0.750" in stream.getvalue()
+
+
+def test_other_processes_are_quiet(capsys):
+    Screen(quiet=True).say("nothing")
+    assert capsys.readouterr().out == ""
+
+
+def test_curves():
+    assert curve([0, 1, 2, 3, 4, 5, 6, 7], 10) == BARS
+    assert curve([5.0], 10) == BARS[0]
+    assert curve([0.0] * 50 + [1.0] * 50, 10) == BARS[0] * 5 + BARS[-1] * 5
+    assert len(curve(list(range(97)), 40)) == 40
