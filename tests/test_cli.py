@@ -104,6 +104,17 @@ def test_exit_codes_of_the_process(tmp_path):
     assert code("run", "--no-such-flag").returncode == 2
 
 
+def test_a_mistake_in_the_data_is_told_before_torch_is_imported(tmp_path, monkeypatch):
+    code = (
+        "import sys\nfrom rlhf_core.errors import UserError\nfrom rlhf_core.cli import rlhf\n"
+        "try: rlhf.main(sys.argv[1:], standalone_mode=False)\n"
+        "except UserError as error: print(error, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "run", *GRPO, "--data", "nowhere.jsonl"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert said.stdout.endswith("--data nowhere.jsonl: there is no such file or folder. False\n")
+
+
 def test_underscores_and_dashes_are_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run("--method", "grpo", "--reward", "nothing_there", "--max_steps", "3", "--load_in_4bit", "--no_lora")

@@ -10,7 +10,8 @@ from rich.console import Console
 from transformers import TrainerState
 
 from rlhf_core.training.evaluation import Evaluation
-from rlhf_core.training.screen import BARS, Screen, curve
+from rlhf_core.training.progress import BARS, ProgressCallback, curve
+from rlhf_core.training.screen import Screen
 
 PROMPT = [{"role": "system", "content": "s"}, {"role": "user", "content": "发热三天，是什么病？"}]
 SAMPLE = {"step": 1, "prompt": PROMPT, "completion": "[bold]流感[/bold]", "rewards": {"r": 0.5}, "columns": {}}
@@ -23,7 +24,7 @@ def screen(*, terminal: bool, width: int = 80) -> tuple[Screen, io.StringIO]:
 
 
 def train(shown: Screen, steps: int = 20, extra: dict | None = None) -> None:
-    progress = shown.progress(SimpleNamespace(last=[SAMPLE]))
+    progress = ProgressCallback(shown.console, SimpleNamespace(last=[SAMPLE]))
     state = TrainerState(max_steps=steps)
     progress.on_train_begin(None, state, None)
     for step in range(1, steps + 1):

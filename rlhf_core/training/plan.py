@@ -1,10 +1,8 @@
-"""What a run will be, resolved and checked from everything that loads quickly: data, rewards, model configuration."""
+"""What a run will be: data, rewards and model configuration, resolved and checked in the order of what they cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
 
 from rlhf_core.config import RunConfig
 from rlhf_core.method import Method
@@ -64,7 +62,9 @@ def _system_prompt(config: RunConfig, rewards: list[BoundReward]) -> tuple[str |
 
 
 def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, str]]:
-    """The lines shown before anything heavy loads."""
+    """The lines shown before the weights load."""
+    import torch
+
     entry = catalog.find("methods", config.method)
     info, data = plan.info, plan.data
     lora = models.uses_lora(config.options, info)

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     from rlhf_core.training.callbacks import Checkpoints
     from rlhf_core.training.models import ModelInfo
+    from rlhf_core.training.plan import Plan
+    from rlhf_core.training.progress import ProgressCallback
     from rlhf_core.training.rewards import RewardRuntime
-    from rlhf_core.training.screen import ProgressCallback, Screen
+    from rlhf_core.training.screen import Screen
 
 
 @dataclass
@@ -97,50 +99,59 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     _quiet_environment()
     rewards = bind_all(config.reward_specs, catalog)
 
+    from rlhf_core.training import plan as planning
+    from rlhf_core.training.screen import Screen
+
+    screen = Screen(quiet=not _first_process())
+    with screen.working("Reading data and model configuration …"):
+        plan = planning.make_plan(config, method, catalog, rewards)
+    try:
+        return _train_planned(config, method, catalog, plan, screen, resume=resume, dry_run=dry_run)
+    finally:
+        plan.rewards.close()
+
+
+def _train_planned(
+    config: RunConfig, method: Method, catalog: Catalog, plan: Plan, screen: Screen, *, resume: bool, dry_run: bool
+) -> int:
     import datasets
     import transformers
 
     from rlhf_core.training import folder as run_folder
     from rlhf_core.training import plan as planning
-    from rlhf_core.training.screen import Screen
 
-    screen = Screen(quiet=not _first_process())
     folder = run_folder.choose(config, resume)
-    with screen.working("Reading data and model configuration …"):
-        plan = planning.make_plan(config, method, catalog, rewards)
-    try:
-        screen.resolved(planning.summary(config, catalog, plan))
-        if dry_run:
-            planning.dry_run(plan, screen)
-            return 0
-        with run_folder.log_file(folder):
-            run = Run(
-                config=config,
-                folder=folder,
-                info=plan.info,
-                train_dataset=datasets.Dataset.from_list(plan.data.train),
-                held_out=plan.data.held_out,
-                rewards=plan.rewards,
-                resume_from=run_folder.latest_checkpoint(folder) if resume else None,
-            )
-            with screen.working("Loading the model …"):
-                transformers.set_seed(config.options.seed)
-                trainer = method.trainer(run)
-            run_folder.prepare(run)
-            run_folder.write_manifest(run, planning.plugins_used(config, catalog, rewards))
-            plan.rewards.folder = folder if _first_process() else None
-            return _carry_out(run, trainer, catalog, screen)
-    finally:
-        plan.rewards.close()
+    screen.resolved(planning.summary(config, catalog, plan))
+    if dry_run:
+        planning.dry_run(plan, screen)
+        return 0
+    with run_folder.log_file(folder):
+        run = Run(
+            config=config,
+            folder=folder,
+            info=plan.info,
+            train_dataset=datasets.Dataset.from_list(plan.data.train),
+            held_out=plan.data.held_out,
+            rewards=plan.rewards,
+            resume_from=run_folder.latest_checkpoint(folder) if resume else None,
+        )
+        with screen.working("Loading the model …"):
+            transformers.set_seed(config.options.seed)
+            trainer = method.trainer(run)
+        run_folder.prepare(run)
+        run_folder.write_manifest(run, planning.plugins_used(config, catalog, plan.rewards.rewards))
+        plan.rewards.folder = folder if _first_process() else None
+        return _carry_out(run, trainer, catalog, screen)
 
 
 def _carry_out(run: Run, trainer: transformers.Trainer, catalog: Catalog, screen: Screen) -> int:
     """Look at the held-out prompts, train, look again, save."""
     from rlhf_core.training import callbacks, evaluation
     from rlhf_core.training import folder as run_folder
+    from rlhf_core.training.progress import ProgressCallback
 
     keeper = callbacks.Checkpoints(run.folder / "checkpoints", run.options.save_total_limit, run.steps_per_rollout)
-    progress = screen.progress(run.rewards)
+    progress = ProgressCallback(screen.console, run.rewards)
     ours = [callbacks.Breaker(run.rewards, keeper), keeper, callbacks.Metrics(run.folder / "metrics.jsonl"), progress]
     others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
     _observe(trainer, [*ours, *others], run)
@@ -269,8 +280,9 @@ def _first_process() -> bool:
 
 
 def _quiet_environment() -> None:
-    """No telemetry, no warnings about forked tokenizers, no progress bars but ours."""
+    """No telemetry, no progress bars but ours, and no advice from libraries about what they could do faster."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

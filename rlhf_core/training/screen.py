@@ -1,29 +1,21 @@
-"""What a person sees of a run: what was resolved, how it goes, what changed. Plain lines where there is no terminal."""
+"""What a person sees before and after training: what was resolved, what changed. Needs no torch."""
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback
 
-from rlhf_core.training.evaluation import Evaluation
-from rlhf_core.training.rewards import RewardRuntime
+if TYPE_CHECKING:
+    from rlhf_core.training.evaluation import Evaluation
 
-BARS = "▁▂▃▄▅▆▇█"
 PLAIN_WIDTH = 110
-SAMPLES = 10  # sample answers shown in the course of a run
 EXAMPLES = 2
 
 
@@ -72,100 +64,9 @@ class Screen:
         parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
         for title, evaluation in (("before", before), ("after", after)):
             if evaluation is not None:
-                parts += [Rule(f"{title} · {_scores(evaluation.scores[i])}", align="left", style="dim")]
+                parts += [Rule(f"{title} · {scores_text(evaluation.scores[i])}", align="left", style="dim")]
                 parts += [Text(evaluation.answers[i].strip() or "(empty)")]
         self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
-
-    def progress(self, rewards: RewardRuntime) -> ProgressCallback:
-        return ProgressCallback(self.console, rewards)
-
-
-class ProgressCallback(TrainerCallback):
-    """A live view of a run: progress and time left, the main metrics as small curves, a sample answer now and then."""
-
-    def __init__(self, console: Console, rewards: RewardRuntime) -> None:
-        self.console = console
-        self.rewards = rewards
-        self.history: dict[str, list[float]] = {}
-        self.sample: Mapping[str, Any] | None = None
-        self.live: Live | None = None
-        self._sample_due = 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.begun, self.first_step = time.monotonic(), state.global_step
-        self.step, self.total = state.global_step, state.max_steps
-        if self.console.is_terminal:
-            self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
-            self.live.start()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.step = state.global_step
-        if self.rewards.last and self.step >= self._sample_due:
-            self.sample = {**self.rewards.last[0], "step": self.step}
-            self._sample_due = self.step + max(1, self.total // SAMPLES)
-            if self.live is None:
-                self._print_sample(self.sample)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = _shown(logs or {})
-        for name, value in shown.items():
-            self.history.setdefault(name, []).append(value)
-        if self.live is None and shown and "train_runtime" not in (logs or {}):
-            numbers = "  ".join(f"{name} {_format(value)}" for name, value in shown.items())
-            self.console.print(
-                f"step {self.step}/{self.total}  {numbers}  {_clock(self._left())} left", soft_wrap=True, markup=False
-            )
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.close()
-
-    def close(self) -> None:
-        if self.live is not None:
-            self.live.refresh()
-            self.live.stop()
-            self.live = None
-
-    def _left(self) -> float:
-        done = self.step - self.first_step
-        return (time.monotonic() - self.begun) / done * (self.total - self.step) if done else float("nan")
-
-    def _render(self) -> Group:
-        bar = Progress(
-            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-            expand=True,
-        )
-        bar.add_task("", total=self.total, completed=self.step, left=self._status())
-        curves = Table.grid(padding=(0, 2))
-        for name, values in self.history.items():
-            width = max(10, min(60, self.console.width - 32))
-            curves.add_row(
-                Text(name, style="bold"), Text(_format(values[-1])), Text(curve(values, width), style="cyan")
-            )
-        parts: list[Any] = [bar, curves]
-        if self.sample is not None:
-            parts.append(self._sample_panel(self.sample))
-        return Group(*parts)
-
-    def _status(self) -> str:
-        if self.step >= self.total:
-            return f"took {_clock(time.monotonic() - self.begun)}"
-        return f"{_clock(self._left())} left" if self.step > self.first_step else "first step…"
-
-    def _sample_panel(self, sample: Mapping[str, Any]) -> Panel:
-        lines = max(6, self.console.height - len(self.history) - 8)
-        body = Text(question(sample["prompt"]).strip() + "\n", style="dim")
-        body.append(sample["completion"].strip() or "(empty)", style="not dim")
-        shown = body.wrap(self.console, max(20, self.console.width - 4))[:lines]
-        title = f"step {sample['step']} · {_scores(sample['rewards'])}"
-        return Panel(Text("\n").join(shown), title=escape(title), title_align="left", border_style="dim")
-
-    def _print_sample(self, sample: Mapping[str, Any]) -> None:
-        self.console.print(Text(f"  sample of step {sample['step']} ({_scores(sample['rewards'])})", style="bold"))
-        text = f"{question(sample['prompt'])}\n{sample['completion'].strip() or '(empty)'}"
-        for line in text.splitlines():
-            self.console.print(Text(f"  │ {line}"), soft_wrap=True)
 
 
 class _Nothing:
@@ -174,46 +75,14 @@ class _Nothing:
     def __exit__(self, *error: object) -> None: ...
 
 
-def curve(values: Sequence[float], width: int) -> str:
-    """`values` as a line of block characters, averaged down to at most `width` of them."""
-    if len(values) > width:
-        edges = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] for value in values)
-
-
 def question(prompt: Any) -> str:
     """The last user message of a prompt."""
     return next((turn["content"] for turn in reversed(prompt) if turn["role"] == "user"), "")
 
 
-def _shown(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics worth a curve, by the names a person knows them by."""
-    names = {
-        "reward": "reward",
-        "completions/mean_length": "length",
-        "kl": "kl",
-        "loss": "loss",
-        "eval_loss": "eval loss",
-    }
-    shown = {short: logs[name] for name, short in names.items() if isinstance(logs.get(name), int | float)}
-    parts = {
-        name.split("/")[1]: value
-        for name, value in logs.items()
-        if name.startswith("rewards/") and name.endswith("/mean")
-    }
-    if len(parts) > 1:
-        shown |= {name: value for name, value in parts.items() if isinstance(value, int | float)}
-    if "reward" in shown:
-        shown.pop("loss", None)  # a policy-gradient loss hovers around zero and says nothing
-    return shown
-
-
 def _result_rows(before: Evaluation | None, after: Evaluation) -> list[tuple[str, tuple[str, str]]]:
     def pair(get: Any) -> tuple[str, str]:
-        return (_format(get(before)) if before else "", _format(get(after)))
+        return (number(get(before)) if before else "", number(get(after)))
 
     rows = [(name, pair(lambda e, name=name: e.rewards.get(name))) for name in after.rewards]
     rows.append(("length in tokens", pair(lambda e: e.length)))
@@ -221,21 +90,15 @@ def _result_rows(before: Evaluation | None, after: Evaluation) -> list[tuple[str
     return rows
 
 
-def _scores(scores: Mapping[str, float | None]) -> str:
-    return ", ".join(f"{name} {_format(score)}" for name, score in scores.items())
+def scores_text(scores: Mapping[str, float | None]) -> str:
+    """The scores of one answer, each with its reward's name."""
+    return ", ".join(f"{name} {number(score)}" for name, score in scores.items())
 
 
-def _format(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A metric in a few characters."""
     if value is None:
         return "–"
     return (
         f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
     )
-
-
-def _clock(seconds: float) -> str:
-    if seconds != seconds:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
