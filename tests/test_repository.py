@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from rlhf_core import hookspecs
 from rlhf_core.cli import rlhf
-from rlhf_core.plugins import HOOKS
+from rlhf_core.plugins import HOOKS, Catalog
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/*/pyproject.toml"))
@@ -71,14 +71,19 @@ def test_the_file_tree_of_the_readme_exists(readme):
             assert (ROOT / "/".join(stack)).exists(), line
 
 
+def blocks(readme: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", readme.read_text(), re.DOTALL)
+
+
 def commands(readme: Path) -> list[str]:
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", readme.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks(readme, "bash")).replace("\\\n", " ").splitlines()
     return [line.partition("  #")[0].strip() for line in lines if line.startswith("rlhf ")]
 
 
-def test_both_readmes_give_the_same_commands():
+def test_both_readmes_give_the_same_commands_and_code():
     assert commands(READMES[0]) == commands(READMES[1])
+    for language in ("python", "toml"):
+        assert blocks(READMES[0], language) == blocks(READMES[1], language)
 
 
 @pytest.mark.parametrize("command", [c for c in commands(READMES[0]) if "Qwen" not in c and "--resume" not in c])
@@ -86,7 +91,14 @@ def test_the_readmes_commands_run(command, tmp_path, monkeypatch):
     """Training ones resolve and check everything; the demo itself is run by `make demo` and by benchmarks/demo.py."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_data.jsonl").write_text('{"question": "2+2?", "answer": "4"}\n' * 20)
-    (tmp_path / "my_rewards.py").write_text("def short(completions, **_): return [-float(len(c)) for c in completions]")
+    (tmp_path / "my_rewards.py").write_text(blocks(READMES[0], "python")[0])
     arguments = shlex.split(command)[1:]
     result = CliRunner().invoke(rlhf, [*arguments, "--dry-run"] if arguments[0] == "run" else arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
+
+
+def test_the_readmes_package_is_a_plugin(distribution):
+    module, project = blocks(READMES[0], "python")[1], tomllib.loads(blocks(READMES[0], "toml")[0])["project"]
+    distribution(project["name"], {"rlhf_reward_near": module}, project["entry-points"])
+    reward, _ = Catalog().load("rewards", "near")
+    assert reward.function(completions=["It is 4."], answer=["4"]) == [1.0]

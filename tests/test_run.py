@@ -252,3 +252,41 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path, tiny_model
     assert code == 0
     assert same(weights(killed / "model"), weights(whole / "model"))
     assert read_lines(killed / "samples.jsonl") == read_lines(whole / "samples.jsonl")
+
+
+def test_two_processes_stop_together_and_go_on_together(run, tmp_path, tiny_model):
+    """Only the second process's reward fails: without agreement the first would wait for it for ever."""
+    (tmp_path / "second.py").write_text(
+        "import os\nfrom pathlib import Path\n"
+        "def second(completions, **_):\n"
+        "    if os.environ['RANK'] == '1' and not Path('mended').exists(): raise RuntimeError('down')\n"
+        "    return [float(len(c[0]['content'])) for c in completions]\n"
+    )
+    options = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1", "--num-generations", "4"]
+    options += [
+        "--max-completion-length",
+        "4",
+        "--max-steps",
+        "24",
+        "--eval-prompts",
+        "1",
+        "--no-gradient-checkpointing",
+    ]
+    start = ["--method", "grpo", "--reward", "./second.py:second", "--model", str(tiny_model), "--data", "data.jsonl"]
+
+    def launch(*arguments: str) -> subprocess.CompletedProcess:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*launcher, "-m", "rlhf_core", "run", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+
+    stopped = launch(*start, *options, "--output-dir", "out")
+    assert "Stopped after step 20: reward 'second' failed on 50% of its rows" in stopped.stdout
+    assert stopped.returncode == 1
+    errors = read_lines(tmp_path / "out" / "reward_errors.jsonl")
+    assert len(errors) == 20 * 4
+    assert len(read_lines(tmp_path / "out" / "samples.jsonl")) == 20 * 8
+    (tmp_path / "mended").touch()
+    resumed = launch("--resume", "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on after checkpoint-20." in resumed.stdout
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()

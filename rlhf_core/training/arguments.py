@@ -20,6 +20,8 @@ SHARED = (
 
 def make_arguments(cls: type, config: RunConfig, folder: Path, fields: dict[str, Any]) -> Any:
     """Training arguments of class `cls`: the shared options, then `fields`, then what the user set."""
+    import torch
+
     from rlhf_core.training import callbacks, models
 
     options = config.options
@@ -30,6 +32,7 @@ def make_arguments(cls: type, config: RunConfig, folder: Path, fields: dict[str,
         "output_dir": str(folder / "checkpoints" / callbacks.WRITING),
         "save_strategy": "steps",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "use_cpu": not torch.accelerator.is_available(),  # said, so that several processes find each other
         "bf16": half,
         "fp16": options.dtype == "float16",
         "report_to": [],

@@ -299,6 +299,13 @@ def _describe(error: BaseException) -> str:
 
 
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with file.open("a", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    """Add lines by one write, since all processes of a run write to the same file."""
+    with file.open("ab", buffering=0) as stream:
+        stream.write(b"".join(_line(row) for row in rows))
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in the data
+        return json.dumps(row, default=str).encode() + b"\n"

@@ -138,9 +138,11 @@ def _train_planned(
         with screen.working("Loading the model …"):
             transformers.set_seed(config.options.seed)
             trainer = method.trainer(run)
-        run_folder.prepare(run)
-        run_folder.write_manifest(run, planning.plugins_used(config, catalog, plan.rewards.rewards))
-        plan.rewards.folder = folder if _first_process() else None
+        if trainer.is_world_process_zero():
+            run_folder.prepare(run)
+            run_folder.write_manifest(run, planning.plugins_used(config, catalog, plan.rewards.rewards))
+        trainer.accelerator.wait_for_everyone()
+        plan.rewards.folder = folder
         return _carry_out(run, trainer, catalog, screen)
 
 
