@@ -75,6 +75,7 @@ def main() -> None:
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
         code = 2
     except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
         code = 130
     except Exception:
         traceback.print_exc()

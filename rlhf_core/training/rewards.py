@@ -21,9 +21,7 @@ from typing import Any
 from rlhf_core.errors import UserError
 from rlhf_core.reward import CALLBACK_NAMES
 from rlhf_core.reward_spec import BoundReward
-from rlhf_core.training.worker import RewardFailed, Worker, WorkerDied
-
-ASYNC_SECONDS = 600.0  # for an async reward that declares no timeout
+from rlhf_core.training.worker import BATCH_SECONDS, RewardFailed, Worker, WorkerDied
 
 
 @dataclass
@@ -225,7 +223,7 @@ async def _score_async(reward: BoundReward, inputs: _Inputs, size: int) -> Colum
 
 async def _attempt_async(reward: BoundReward, inputs: _Inputs, size: int) -> Column:
     try:
-        result = await asyncio.wait_for(reward.call(*inputs), reward.reward.timeout or ASYNC_SECONDS)
+        result = await asyncio.wait_for(reward.call(*inputs), reward.reward.timeout or BATCH_SECONDS)
     except TimeoutError:
         return Column([None] * size, ["timeout"] * size, timed_out=size)
     except (Exception, SystemExit) as error:  # a reward may raise anything

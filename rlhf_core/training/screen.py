@@ -29,6 +29,10 @@ class Screen:
 
     def resolved(self, rows: Sequence[tuple[str, str]]) -> None:
         """What the run is made of, before anything heavy loads."""
+        if not self.console.is_terminal:
+            for label, text in rows:
+                self.say(f"{label:8}{text}")
+            return
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")

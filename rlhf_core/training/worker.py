@@ -18,6 +18,7 @@ from typing import Any
 from rlhf_core.errors import UserError
 from rlhf_core.reward_spec import BoundReward, RewardSpec, bind
 
+BATCH_SECONDS = 600.0  # that a batch may take where the reward declares no timeout
 START_SECONDS = 120.0  # a worker may import a lot before its first batch
 
 
@@ -36,7 +37,7 @@ class _Process:
     process: multiprocessing.process.BaseProcess
     pipe: Connection
 
-    def receive(self, timeout: float | None) -> dict[str, Any]:
+    def receive(self, timeout: float) -> dict[str, Any]:
         try:
             if not self.pipe.poll(timeout):
                 raise TimeoutError(f"no answer within {timeout:g} s")
@@ -83,7 +84,7 @@ class Worker:
         running = self.running or self.start()
         try:
             running.pipe.send((dict(columns), dict(trl)))
-            answer = running.receive(self.reward.reward.timeout)
+            answer = running.receive(self.reward.reward.timeout or BATCH_SECONDS)
         except (BrokenPipeError, ConnectionError) as error:
             self.stop()
             raise WorkerDied("the worker had ended before this batch") from error
