@@ -53,7 +53,7 @@ class GRPO(Method):
         "learning_rate": 2e-4,
         "beta": 0.2,
         "max_steps": 60,
-        "per_device_train_batch_size": 64,
+        "per_device_train_batch_size": 32,
         "gradient_accumulation_steps": 1,
         "num_generations": 8,
         "max_prompt_length": 256,
