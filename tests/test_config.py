@@ -72,7 +72,7 @@ MISTAKES = {
     "not a choice": ({"dtype": "int3"}, "--dtype int3: input should be 'auto', 'float32'"),
     "no whole groups": (
         {"num_generations": 7},
-        "= 64 answers, which can't be split into groups of num_generations = 7",
+        "= 32 answers, which can't be split into groups of num_generations = 7",
     ),
     "both quantizations": ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
     "quantized in full": ({"load_in_4bit": True, "lora": False}, "quantized weights can't be trained"),
