@@ -60,7 +60,7 @@ class GRPO(Method):
         "per_device_train_batch_size": 32,
         "gradient_accumulation_steps": 1,
         "num_generations": 8,
-        # Divided by it, the small differences within groups that all broke the layout would teach as much as the layout.
+        # Divided by their spread, groups that all broke the layout would teach as much as the layout itself.
         "scale_rewards": "none",
         "max_prompt_length": 256,
         "max_completion_length": 96,
