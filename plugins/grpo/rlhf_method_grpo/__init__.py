@@ -55,7 +55,7 @@ class GRPO(Method):
     Options = Options
     embedded_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 4e-4,
-        "beta": 0.2,
+        "beta": 0.1,
         "max_steps": 46,
         "per_device_train_batch_size": 32,
         "gradient_accumulation_steps": 1,
