@@ -6,7 +6,9 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file
 
+from rlhf_core import embedded
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
@@ -24,7 +26,8 @@ def tokenizer():
 
 def test_the_embedded_model():
     info = models.inspect(config())
-    assert 1e6 < info.parameters < 4e6
+    weights = load_file(embedded.MODEL / "model.safetensors")
+    assert info.parameters == sum(tensor.numel() for tensor in weights.values())
     assert info.tokenizer.padding_side == "left"
     assert not models.uses_lora(TrainingOptions(), info)
 

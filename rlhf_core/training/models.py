@@ -38,7 +38,6 @@ class ModelInfo:
 def inspect(config: RunConfig) -> ModelInfo:
     """Read configuration and tokenizer. Raises `UserError` for a model that is not there or has no chat template."""
     import torch
-    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     path, adapter = _locate(config.model)
@@ -58,7 +57,7 @@ def inspect(config: RunConfig) -> ModelInfo:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    with init_empty_weights(include_buffers=False), torch.device("meta"):
+    with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config)
     return ModelInfo(path, model_config, tokenizer, empty.num_parameters(), adapter)
 
