@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.record import record
 
-PAIRS = 30
+PAIRS = 20
 BASELINE = [sys.executable, "-c", "import click, pluggy"]
 COMMANDS = (["--help"], ["methods"], ["rewards"], ["formatters"], ["plugins"])
 
