@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
+from rlhf_core.data_spec import DataSpec, read_all
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.plugins import Catalog
 from rlhf_core.reward_spec import RewardSpec
 
 EMBEDDED = "embedded"
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
 
 
 class RunConfig(BaseModel):
@@ -30,15 +35,24 @@ class RunConfig(BaseModel):
     reward: list[str | dict[str, Any]] = Field(
         [], description="reward, NAME or NAME:key=value,…, by installed name or as ./file.py:function; repeatable"
     )
+    reward_model: str | None = Field(
+        None,
+        description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
+        validation_alias=AliasChoices("reward_model", "reward_model_path", "reward_model_name_or_path"),
+    )
     model: str = Field(
         EMBEDDED,
         description="model folder or Hub id",
         validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),
     )
-    data: str = Field(
-        EMBEDDED,
-        description="data file (.json, .jsonl), folder of them, or Hub id",
+    data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
+        [EMBEDDED],
+        description="data: a file (.json, .jsonl, .csv, .parquet, .gz), a folder, or a Hub id; repeatable, with shares "
+        "as in FILE:weight=2",
         validation_alias=AliasChoices("data", "dataset_name"),
+    )
+    eval_data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
+        [], description="data to look at before and after; unset: a share of --data is set apart; repeatable"
     )
     data_config: str | None = Field(
         None,
@@ -46,6 +60,7 @@ class RunConfig(BaseModel):
         validation_alias=AliasChoices("data_config", "dataset_config_name", "subset_name"),
     )
     formatter: str | None = Field(None, description="data layout; unset: found from the columns")
+    skip_bad_rows: bool = Field(False, description="leave out rows that can't be converted, and say how many")
     system_prompt: str | None = Field(
         None, description="system message where a row has none; '' for none at all; unset: the reward's instruction"
     )
@@ -57,8 +72,17 @@ class RunConfig(BaseModel):
     preset: dict[str, Any] = Field({}, exclude=True)
 
     @property
+    def data_specs(self) -> list[DataSpec]:
+        return read_all(self.data, self.data_config, self.formatter)
+
+    @property
+    def eval_specs(self) -> list[DataSpec]:
+        return read_all(self.eval_data, self.data_config, self.formatter)
+
+    @property
     def reward_specs(self) -> list[RewardSpec]:
-        return [RewardSpec.read(entry) for entry in self.reward]
+        specs = [RewardSpec.read(entry) for entry in self.reward]
+        return [*specs, RewardSpec("reward_model", {"path": self.reward_model})] if self.reward_model else specs
 
     def to_yaml(self) -> str:
         """Every key with its resolved value: `rlhf run --config` on it repeats the run."""
@@ -131,7 +155,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _check_rewards(config: RunConfig, method: Method) -> None:
-    if method.rewards == "required" and not config.reward:
+    if method.rewards == "required" and not config.reward_specs:
         raise UserError(f"method {method.name} needs a reward: write --reward NAME (rlhf rewards lists them)")
-    if method.rewards == "none" and config.reward:
+    if method.rewards == "none" and config.reward_specs:
         raise UserError(f"method {method.name} uses no reward: leave out --reward")

@@ -69,7 +69,9 @@ class TrainingOptions(BaseModel):
     overlong_prompts: Literal["error", "truncate", "drop"] = Field(
         "error", description="what to do with longer ones: truncate drops old turns, then the end of the question"
     )
-
+    overlong_completions: Literal["error", "truncate", "drop"] = Field(
+        "drop", description="what to do with answers to learn from that are too long: truncate cuts their end"
+    )
     max_completion_length: Positive = Field(
         512,
         description="tokens an answer may have",
@@ -101,6 +103,8 @@ class Method:
 
     `data`: what each row must have, `"prompts"`, `"preferences"` (chosen and rejected) or `"conversations"`.
     `rewards`: whether `--reward` is `"required"`, `"optional"` or `"none"`.
+    `generates`: whether the trained model answers prompts, so that answers before and after can be shown.
+    `task`: what is trained, a model that writes or one that scores.
     `config`: `"package:Class"` of the training arguments that `--set` may set.
     `embedded_preset`: values of `Options` that suit the embedded model, where the defaults suit an 8B one.
     """
@@ -108,6 +112,8 @@ class Method:
     name: ClassVar[str]
     data: ClassVar[Literal["prompts", "preferences", "conversations"]]
     rewards: ClassVar[Literal["required", "optional", "none"]] = "none"
+    generates: ClassVar[bool] = True
+    task: ClassVar[Literal["causal_lm", "sequence_classification"]] = "causal_lm"
     config: ClassVar[str] = "transformers:TrainingArguments"
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
     embedded_preset: ClassVar[dict[str, Any]] = {}

@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import importlib.machinery
 import inspect
-import json
 import re
 import sys
 import types
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_core import grammar
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.plugins import Catalog
 from rlhf_core.reward import (
@@ -36,7 +36,6 @@ from rlhf_core.reward import (
     read_signature,
 )
 
-_KEY = re.compile(r"([A-Za-z_]\w*)=")
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
 
@@ -53,11 +52,7 @@ class RewardSpec:
     @classmethod
     def parse(cls, text: str) -> RewardSpec:
         """Read `SPEC[:key=value,…]`. Raises `UserError` for text that can't be read."""
-        start = re.search(r":(?=[A-Za-z_]\w*=)", text)
-        target = text[: start.start()] if start else text
-        if not target or (start is None and text.endswith(":")):
-            raise UserError(f"--reward {text!r} can't be read: write NAME or NAME:key=value,key=value")
-        return cls.of(target, _parse_values(text, start.end()) if start else {})
+        return cls.of(*grammar.split(text, "--reward", "NAME"))
 
     @classmethod
     def of(cls, target: str, values: Mapping[str, Any]) -> RewardSpec:
@@ -84,7 +79,7 @@ class RewardSpec:
             values["weight"] = self.weight
         if self.name:
             values["name"] = self.name
-        return self.target + (":" if values else "") + ",".join(f"{k}={_write(v)}" for k, v in values.items())
+        return grammar.join(self.target, values)
 
 
 @dataclass(frozen=True)
@@ -268,40 +263,8 @@ def _coerce(name: str, parameter: Parameter, value: Any) -> Any:
     except pydantic.ValidationError as error:
         if not isinstance(value, str):  # `name=123` for a string parameter was read as JSON
             try:
-                return adapter.validate_python(_write(value))
+                return adapter.validate_python(grammar.write(value))
             except pydantic.ValidationError:
                 pass
         message = error.errors()[0]["msg"]
-        raise UserError(f"reward {name!r}: {parameter.name}={_write(value)}: {message} ({parameter})") from error
-
-
-def _parse_values(text: str, position: int) -> dict[str, Any]:
-    """`key=value,key=value` from `position` on. A value that is not JSON runs to the next `,key=` or the end."""
-    values: dict[str, Any] = {}
-    while position < len(text):
-        key = _KEY.match(text, position)
-        if key is None:
-            raise UserError(f"--reward {text!r}: {text[position:]!r} is not key=value")
-        if key[1] in values:
-            raise UserError(f"--reward {text!r}: {key[1]} is given twice")
-        values[key[1]], position = _parse_value(text, key.end())
-    return values
-
-
-def _parse_value(text: str, position: int) -> tuple[Any, int]:
-    try:
-        value, end = json.JSONDecoder().raw_decode(text, position)
-        if end == len(text) or (text[end] == "," and _KEY.match(text, end + 1)):
-            return value, end + 1
-    except json.JSONDecodeError:
-        pass
-    following = re.compile(r",(?=[A-Za-z_]\w*=)").search(text, position)
-    end = following.start() if following else len(text)
-    return text[position:end], end + 1
-
-
-def _write(value: Any) -> str:
-    """`value` as the grammar reads it back."""
-    if isinstance(value, str) and _parse_value(value, 0) == (value, len(value) + 1):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+        raise UserError(f"reward {name!r}: {parameter.name}={grammar.write(value)}: {message} ({parameter})") from error

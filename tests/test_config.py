@@ -40,7 +40,7 @@ def test_the_guides_own_flags_are_understood():
         max_target_length=50,
         qlora=True,
     )
-    assert (config.model, config.data, config.data_config) == ("Qwen/Qwen3-8B", "a/b", "grpo")
+    assert (config.model, config.data, config.data_config) == ("Qwen/Qwen3-8B", ["a/b"], "grpo")
     assert (config.options.max_prompt_length, config.options.max_completion_length) == (100, 50)
     assert config.options.load_in_4bit
 

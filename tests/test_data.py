@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
+import huggingface_hub
+import pyarrow.parquet
 import pytest
 
+from rlhf_core.data_spec import DataSpec, read_all
 from rlhf_core.errors import UserError
 from rlhf_core.plugins import Catalog
-from rlhf_core.training.data import add_system_prompt, choose_formatter, load, read
+from rlhf_core.training import sources
+from rlhf_core.training.data import add_system_prompt, choose_formatter, load
 
 QA = {"question": "2+2?", "answer": "4"}
 PAIR = {"question": "q", "response_chosen": "good", "response_rejected": "bad"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 
 
-def load_file(path: str, need: str, **options):
-    return load(path, None, need, Catalog(), **{"formatter": None, "held_out": 0, "seed": 0, **options})
+def load_file(path: str, need: str, formatter: str | None = None, **options):
+    return load([DataSpec(path, formatter=formatter)], need, Catalog(), **options)
+
+
+def read(path: str, config: str | None = None):
+    return sources.read(DataSpec(path, config=config))[0]
 
 
 def test_jsonl_json_and_folders(tmp_path, write_jsonl):
@@ -55,6 +64,22 @@ def test_bad_files(tmp_path, case):
         load_file(str(tmp_path / name), "prompts")
 
 
+def test_bad_rows_are_counted_and_left_out_if_asked(write_jsonl):
+    path = write_jsonl("a.jsonl", [QA, {**QA, "answer": ""}, QA, {"question": "x"}])
+    with pytest.raises(UserError, match="answer is empty. 2 of 4 rows can't be used. .*--skip-bad-rows"):
+        load_file(path, "prompts")
+    data = load_file(path, "prompts", skip_bad_rows=True)
+    assert (len(data.train), data.parts[0].total) == (2, 2)
+    assert data.notes == [
+        f"{path}: left out 2 of 4 rows; the first: a.jsonl line 2: formatter question_answer: answer is empty"
+    ]
+
+
+def test_a_file_of_bad_rows_only(write_jsonl):
+    with pytest.raises(UserError, match="line 1: .* answer is empty"):
+        load_file(write_jsonl("a.jsonl", [{**QA, "answer": ""}]), "prompts", skip_bad_rows=True)
+
+
 def test_not_utf8(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(UserError, match="not UTF-8 text"):
@@ -68,8 +93,147 @@ def test_a_path_that_is_not_there_comes_with_the_nearest(write_jsonl):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match=r"the folder has no \.json or \.jsonl file"):
+    with pytest.raises(UserError, match=r"the folder has no \.json, \.jsonl, \.csv or \.parquet file"):
         read(str(tmp_path))
+
+
+def test_csv(tmp_path):
+    (tmp_path / "a.csv").write_text('question,answer,note\n"2+2,\nor so?",4,\n3+3?,6,x\n', "utf-8-sig")
+    rows = read(str(tmp_path / "a.csv"))
+    assert [row.place for row in rows] == ["a.csv line 3", "a.csv line 4"]
+    assert rows[0].values == {"question": "2+2,\nor so?", "answer": "4", "note": None}
+
+
+def test_parquet(tmp_path):
+    rows = [{**CHAT, "level": 3}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row.values for row in read(str(tmp_path / "a.parquet"))] == rows
+    assert load_file(str(tmp_path / "a.parquet"), "conversations").train[0]["messages"] == CHAT["messages"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_gzipped(tmp_path, name):
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QA]), tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+    else:
+        content = b"question,answer\n2+2?,4\n" if name == "a.csv" else json.dumps(QA).encode()
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert [row.values for row in read(str(tmp_path))] == [QA]
+
+
+BAD_BYTES = {
+    "cut gzip": ("a.jsonl.gz", gzip.compress(json.dumps(QA).encode())[:20], "a.jsonl.gz: .*ended before"),
+    "no gzip": ("a.jsonl.gz", b"{}", "a.jsonl.gz: Not a gzipped file"),
+    "no parquet": ("a.parquet", b"PAR1 no", "a.parquet is not a Parquet file"),
+    "too many cells": ("a.csv", b"question,answer\n1,2\n1,2,3\n", "a.csv line 3: 3 cells under 2 columns"),
+    "open quote": ("a.csv", b'question,answer\n1,"2\n', "a.csv line 2: unexpected end of data"),
+    "one name twice": ("a.csv", b"question,question\n1,2\n", "two columns of the first line have one name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BYTES)
+def test_bad_bytes(tmp_path, case):
+    name, content, message = BAD_BYTES[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_file(str(tmp_path / name), "prompts")
+
+
+def test_of_a_folder_with_splits_the_training_files_are_read_and_it_is_said(tmp_path, write_jsonl):
+    write_jsonl("train-1.jsonl", [QA])
+    write_jsonl("train-2.jsonl", [QA])
+    write_jsonl("test.jsonl", [{**QA, "question": "secret"}])
+    data = load_file(str(tmp_path), "prompts")
+    assert [row["question"] for row in data.train] == ["2+2?", "2+2?"]
+    assert data.notes == [f"{tmp_path}: read train-1.jsonl, train-2.jsonl; left out, as not for training: test.jsonl"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, write_jsonl):
+    """A Hub with one repository, laid out as shibing624/medical is."""
+    files = ["README.md", "medical.py", "finetune/train_zh_0.json", "finetune/valid_zh_0.json", "reward/train.json"]
+    for name in files[2:]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        row = PAIR if "reward" in name else {"instruction": name, "input": "", "output": "o"}
+        (tmp_path / name).write_text(json.dumps(row))
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repository, repo_type: files)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, repo_type: str(tmp_path / name))
+
+
+# configuration -> file read
+CONFIGS = {"finetune": "finetune/train_zh_0.json", "grpo": "finetune/train_zh_0.json", "dpo": "reward/train.json"}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_repository_with_a_loading_script_is_read_without_running_it(hub, config):
+    rows, notes = sources.read(DataSpec("shibing624/medical", config=config))
+    assert [row.place for row in rows] == [f"{CONFIGS[config]} line 1"]
+    called = "" if config == "finetune" else f" (--data-config {config})"
+    assert notes == [f"shibing624/medical: its loading script is not run; read {CONFIGS[config]}{called}"]
+
+
+@pytest.mark.parametrize(("config", "message"), [(None, "has several configurations"), ("x", "no configuration 'x'")])
+def test_a_configuration_that_such_a_repository_does_not_have(hub, config, message):
+    with pytest.raises(UserError, match=f"{message}: write --data-config with one of finetune, reward"):
+        read("shibing624/medical", config)
+
+
+def numbered(write_jsonl, name: str, count: int) -> str:
+    return write_jsonl(f"{name}.jsonl", [{**QA, "question": f"{name}{i}", name: i} for i in range(count)])
+
+
+def test_sources_without_weights_are_all_read_and_mixed(write_jsonl):
+    specs = [DataSpec(numbered(write_jsonl, name, size)) for name, size in (("a", 30), ("b", 10))]
+    one, same, other = (load(specs, "prompts", Catalog(), seed=seed) for seed in (1, 1, 2))
+    assert one == same != other
+    assert sorted(row["question"] for row in one.train) == sorted(
+        [f"a{i}" for i in range(30)] + [f"b{i}" for i in range(10)]
+    )
+    assert one.columns == ["prompt", "question", "answer", "solution"]
+    assert {key: one.train[0][key] is None for key in ("a", "b")} in ({"a": False, "b": True}, {"a": True, "b": False})
+
+
+def test_weights_are_shares_of_the_largest_mixture_without_a_row_twice(write_jsonl):
+    specs = read_all(
+        [numbered(write_jsonl, "a", 30) + ":weight=1", numbered(write_jsonl, "b", 12) + ":weight=3"], None, None
+    )
+    data = load(specs, "prompts", Catalog(), seed=1)
+    names = [row["question"] for row in data.train]
+    assert (sum(n[0] == "a" for n in names), sum(n[0] == "b" for n in names), len(set(names))) == (4, 12, 16)
+    assert "4 of 30 rows" in str(data.parts[0])
+
+
+def test_held_out_data_of_its_own(write_jsonl):
+    specs = [DataSpec(numbered(write_jsonl, "a", 30))], [DataSpec(numbered(write_jsonl, "b", 12))]
+    data = load(specs[0], "prompts", Catalog(), eval_specs=specs[1], held_out=5)
+    assert (len(data.train), [row["question"] for row in data.held_out]) == (30, [f"b{i}" for i in range(5)])
+
+
+# entries -> sources as they are read, or what the error says
+SPECS = {
+    "a file": (["a.jsonl"], [DataSpec("a.jsonl")]),
+    "with settings": (["a/b:config=c,weight=0.5,formatter=alpaca"], [DataSpec("a/b", 0.5, "c", "alpaca")]),
+    "a mapping": ([{"a/b": {"weight": 2}}], [DataSpec("a/b", 2)]),
+    "one weight missing": (["a:weight=1", "b"], "every source has a weight or none; missing for b"),
+    "a negative weight": (["a:weight=-1"], "weight is a number above 0"),
+    "no number": (["a:weight=lots"], "weight is a number above 0"),
+    "unknown key": (["a:weigth=1"], "no setting 'weigth'. Did you mean .weight"),
+    "two sources in one mapping": ([{"a": {}, "b": {}}], "can't be read"),
+    "nothing": ([":weight=1"], "can't be read"),
+}
+
+
+@pytest.mark.parametrize("case", SPECS)
+def test_how_sources_are_written(case):
+    entries, expected = SPECS[case]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            read_all(entries, None, None)
+    else:
+        assert read_all(entries, None, None) == expected
+        assert read_all([str(spec) for spec in expected], None, None) == expected
 
 
 # row, need -> projected row
@@ -121,7 +285,7 @@ def test_held_out_rows_are_a_seeded_share_and_not_trained_on(write_jsonl):
 
 def test_the_embedded_data_has_its_own_held_out_part():
     data = load_file("embedded", "prompts", held_out=32)
-    assert (data.formatter, len(data.held_out)) == ("question_answer", 32)
+    assert (data.parts[0].formatter, len(data.held_out)) == ("question_answer", 32)
     assert {r["question"] for r in data.held_out}.isdisjoint(r["question"] for r in data.train)
 
 
@@ -141,14 +305,14 @@ def third_party(distribution, columns: str):
 def test_built_in_formatters_go_first_unless_one_is_forced(distribution, write_jsonl):
     third_party(distribution, '{"question", "answer", "level"}')
     path = write_jsonl("a.jsonl", [{**QA, "level": 1}])
-    assert load_file(path, "prompts").formatter == "question_answer"
+    assert load_file(path, "prompts").parts[0].formatter == "question_answer"
     assert load_file(path, "prompts", formatter="third").train[0]["answer"] == "third"
 
 
 def test_a_third_partys_formatter_is_found_by_its_columns(distribution, write_jsonl):
     third_party(distribution, '{"frage", "antwort"}')
     path = write_jsonl("a.jsonl", [{"frage": "x", "antwort": "y"}])
-    assert load_file(path, "prompts").formatter == "third"
+    assert load_file(path, "prompts").parts[0].formatter == "third"
 
 
 def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
@@ -159,7 +323,7 @@ def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
 
 def test_a_broken_formatter_matters_only_when_no_other_fits(distribution, write_jsonl):
     distribution("bad", {"bad_format": "import no_such"}, {"rlhf.formatters": {"bad": "bad_format"}})
-    assert load_file(write_jsonl("a.jsonl", [QA]), "prompts").formatter == "question_answer"
+    assert load_file(write_jsonl("a.jsonl", [QA]), "prompts").parts[0].formatter == "question_answer"
     with pytest.raises(UserError, match="formatter 'bad' of bad 1.0 could not be loaded"):
         load_file(write_jsonl("b.jsonl", [{"frage": "x"}]), "prompts")
 

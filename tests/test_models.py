@@ -12,7 +12,7 @@ from rlhf_core import embedded
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
-from rlhf_core.training import models
+from rlhf_core.training import lengths, models
 
 
 def config(**values) -> RunConfig:
@@ -90,27 +90,27 @@ def rendered(row: dict, tokenizer) -> int:
 
 def test_lengths_are_exact_where_they_could_matter(tokenizer):
     some = rows("short", "发热、咳嗽" * 20)
-    lengths = models.prompt_lengths(some, tokenizer, limit=60)
-    assert lengths[0] <= 60
-    assert lengths[1] == rendered(some[1], tokenizer)
+    found = lengths.prompt_lengths(some, tokenizer, limit=60)
+    assert found[0] <= 60
+    assert found[1] == rendered(some[1], tokenizer)
 
 
 def test_overlong_prompts_are_an_error_that_says_what_to_do(tokenizer):
     with pytest.raises(
         UserError, match=r"1 of 2 prompts have more than --max-prompt-length 40 tokens, the longest \d+"
     ):
-        models.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "error")
+        lengths.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "error")
 
 
 def test_overlong_prompts_can_be_dropped(tokenizer):
-    assert models.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "drop") == rows("short")
+    assert lengths.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "drop") == rows("short")
     with pytest.raises(UserError, match="every prompt has more"):
-        models.limit_prompts(rows("fever " * 80), tokenizer, 40, "drop")
+        lengths.limit_prompts(rows("fever " * 80), tokenizer, 40, "drop")
 
 
 @pytest.mark.parametrize("text", ["fever " * 80, "发热、咳嗽、" * 60])
 def test_truncation_keeps_the_start_of_the_question(tokenizer, text):
-    row = models.limit_prompts(rows(text), tokenizer, 40, "truncate")[0]
+    row = lengths.limit_prompts(rows(text), tokenizer, 40, "truncate")[0]
     assert 30 < rendered(row, tokenizer) <= 40
     assert text.startswith(row["prompt"][0]["content"])
 
@@ -118,7 +118,7 @@ def test_truncation_keeps_the_start_of_the_question(tokenizer, text):
 def test_truncation_drops_old_turns_first_and_keeps_the_system_message(tokenizer):
     turns = [{"role": r, "content": "fever and cough " * 3} for r in ("user", "assistant") * 3]
     prompt = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "What now?"}]
-    short = models.limit_prompts([{"prompt": prompt}], tokenizer, 100, "truncate")[0]["prompt"]
+    short = lengths.limit_prompts([{"prompt": prompt}], tokenizer, 100, "truncate")[0]["prompt"]
     assert short[0] == prompt[0]
     assert short[-1] == prompt[-1]
     assert 2 < len(short) < len(prompt)
@@ -126,4 +126,4 @@ def test_truncation_drops_old_turns_first_and_keeps_the_system_message(tokenizer
 
 def test_a_limit_that_leaves_no_room(tokenizer):
     with pytest.raises(UserError, match="leaves no room"):
-        models.limit_prompts(rows("fever " * 80), tokenizer, 5, "truncate")
+        lengths.limit_prompts(rows("fever " * 80), tokenizer, 5, "truncate")

@@ -1,4 +1,4 @@
-"""From files, folders or the Hub to the rows a method trains on.
+"""From sources to the rows a method trains on.
 
 Rows are read, a formatter is found by their columns, each row becomes an `Example`, and the example is projected onto
 what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's place.
@@ -6,18 +6,18 @@ what the method needs: `prompts`, `preferences` or `conversations`. Every error 
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlhf_core import embedded
 from rlhf_core.config import EMBEDDED
-from rlhf_core.errors import PluginError, UserError, did_you_mean
+from rlhf_core.data_spec import DataSpec
+from rlhf_core.errors import PluginError, UserError
 from rlhf_core.formatter import Example, Formatter, Messages
 from rlhf_core.plugins import Catalog
+from rlhf_core.training.sources import Row, read, read_file
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
 # Names that TRL gives a meaning of its own, so a row's own column of that name can't ride along.
@@ -27,126 +27,125 @@ HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row and where it stands, as in `data.jsonl line 3`."""
+class Part:
+    """One source's projected rows. `total` is how many it has, of which `weight` may have left some out."""
 
-    place: str
-    values: dict[str, Any]
+    spec: DataSpec
+    formatter: str
+    rows: list[dict[str, Any]]
+    total: int
+    notes: list[str]
+
+    def __str__(self) -> str:
+        count = (
+            f"{len(self.rows):,} rows" if len(self.rows) == self.total else f"{len(self.rows):,} of {self.total:,} rows"
+        )
+        return f"{self.spec.source}, layout {self.formatter}, {count}"
 
 
 @dataclass(frozen=True)
 class Data:
-    """Projected rows: `train` to learn from, `held_out` to look at before and after."""
+    """Projected rows: `train` to learn from, `held_out` to look at before and after. `parts` say where `train` is from.
+
+    Rows of several sources have the columns of all of them, None where a source has no such column; `columns` are those
+    that every source has.
+    """
 
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
-    source: str
-    formatter: str
+    parts: list[Part]
+    columns: list[str]
+    limit_notes: list[str] = field(default_factory=list)
 
     @property
-    def columns(self) -> list[str]:
-        return list(self.train[0])
+    def notes(self) -> list[str]:
+        """What was left out, and what else a user should know."""
+        return [note for part in self.parts for note in part.notes] + self.limit_notes
 
 
 def load(
-    source: str, config: str | None, need: Need, catalog: Catalog, *, formatter: str | None, held_out: int, seed: int
+    specs: Sequence[DataSpec],
+    need: Need,
+    catalog: Catalog,
+    *,
+    eval_specs: Sequence[DataSpec] = (),
+    held_out: int = 0,
+    seed: int = 0,
+    skip_bad_rows: bool = False,
 ) -> Data:
-    """Read `source` and convert it for a method that needs `need`. `held_out` rows are set apart, by `seed`."""
-    if source == EMBEDDED:
-        rows = _read_jsonl(embedded.data_file(need, "train"))
-        rest = _read_jsonl(embedded.data_file(need, "heldout"))
+    """Read the sources and convert them for a method that needs `need`.
+
+    The held-out rows are those of `eval_specs`, or of the embedded set if that is the only source, else `held_out` rows
+    set apart by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
+    which is as large as it can be without a row twice. A row that can't be converted is an error, or with
+    `skip_bad_rows` left out and counted in the notes.
+    """
+    parts = [_part(spec, need, catalog, skip_bad_rows) for spec in specs]
+    others = [row for spec in eval_specs for row in _part(spec, need, catalog, skip_bad_rows).rows]
+    if not others and [spec.source for spec in specs] == [EMBEDDED]:
+        rest = read_file(embedded.data_file(need, "heldout"))
+        others = _convert(rest, specs[0], need, catalog)[1]
+    mixed = _weigh(parts, random.Random(f"{seed} weights"))
+    rows = [row for part in mixed for row in part.rows]
+    if others:
+        if len(parts) > 1:
+            random.Random(seed).shuffle(rows)
+        train, others = rows, others[:held_out]
     else:
-        rows, rest = read(source, config), []
+        random.Random(seed).shuffle(rows)
+        count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
+        train, others = rows[count:], rows[:count]
+    columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
+    return Data(_same_columns(train), _same_columns(others), mixed, columns)
+
+
+def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool) -> Part:
+    if spec.source == EMBEDDED:
+        rows = read_file(embedded.data_file(need, "train"))
+        notes: list[str] = []
+    else:
+        rows, notes = read(spec)
     if not rows:
-        raise UserError(f"--data {source}: there is no row in it")
-    chosen = choose_formatter(rows[0], source, catalog, formatter)
-    train = [project(row, chosen, need) for row in rows]
-    if rest:
-        others = [project(row, chosen, need) for row in rest][:held_out]
-    else:
-        random.Random(seed).shuffle(train)
-        count = min(held_out, int(len(train) * HELD_OUT_SHARE))
-        train, others = train[count:], train[:count]
-    return Data(train, others, source, chosen.name)
+        raise UserError(f"--data {spec.source}: there is no row in it")
+    formatter, projected, bad = _convert(rows, spec, need, catalog)
+    if bad and not (skip_bad_rows and projected):
+        hint = "" if skip_bad_rows else " Leave such rows out: --skip-bad-rows"
+        raise UserError(f"{bad[0]}." + (f" {len(bad):,} of {len(rows):,} rows can't be used.{hint}" if hint else ""))
+    if bad:
+        notes.append(f"{spec.source}: left out {len(bad):,} of {len(rows):,} rows; the first: {bad[0]}")
+    return Part(spec, formatter, projected, len(projected), notes)
 
 
-def read(source: str, config: str | None = None) -> list[Row]:
-    """The rows of a .json or .jsonl file, of all such files in a folder, or of a Hub data set's `train` split."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".jsonl"))
-        if not files:
-            raise UserError(f"--data {source}: the folder has no .json or .jsonl file")
-        return [row for file in files for row in _read_file(file)]
-    if path.exists():
-        return _read_file(path)
-    if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        near = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UserError(f"--data {source}: there is no such file or folder.{did_you_mean(source, near)}")
-    return _read_hub(source, config)
-
-
-def _read_file(path: Path) -> list[Row]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if path.suffix not in (".json", ".jsonl"):
-        raise UserError(f"--data {path}: can't read {path.suffix or 'this kind of'} files. Known: .json, .jsonl.")
-    if not text.strip():
-        raise UserError(f"--data {path}: the file is empty")
-    return _rows_of_list(path, text) if text.lstrip().startswith("[") else list(_rows_of_lines(path, text))
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    return list(_rows_of_lines(path, path.read_text(encoding="utf-8")))
-
-
-def _rows_of_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path.name} line {number}"
+def _convert(
+    rows: list[Row], spec: DataSpec, need: Need, catalog: Catalog
+) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """(name of the formatter, projected rows, what is wrong with those that can't be)."""
+    chosen = choose_formatter(rows[0], spec.source, catalog, spec.formatter)
+    projected, bad = [], []
+    for row in rows:
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path} line {number} is not JSON: {error.msg}, at: {_excerpt(line, error.pos)}"
-            ) from error
-        yield Row(place, _object(values, place))
+            projected.append(project(row, chosen, need))
+        except UserError as error:
+            bad.append(str(error))
+    return chosen.name, projected, bad
 
 
-def _rows_of_list(path: Path, text: str) -> list[Row]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} line {error.lineno} is not JSON: {error.msg}, at: {_excerpt(text, error.pos)}"
-        ) from error
-    return [Row(f"{path.name} row {i}", _object(v, f"{path.name} row {i}")) for i, v in enumerate(values, start=1)]
+def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
+    """Draw from each part so that their sizes stand as their weights do."""
+    weights = [part.spec.weight for part in parts if part.spec.weight]
+    if len(weights) < 2:
+        return parts
+    size = min(part.total / weight for part, weight in zip(parts, weights, strict=True))
+    counts = [max(1, round(size * weight)) for weight in weights]
+    return [
+        replace(part, rows=rng.sample(part.rows, count)) if count < part.total else part
+        for part, count in zip(parts, counts, strict=True)
+    ]
 
 
-def _object(values: Any, place: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(f"{place}: expected an object with named columns, not {type(values).__name__}")
-    return values
-
-
-def _excerpt(text: str, position: int) -> str:
-    return repr(text[max(0, position - 10) : position + 30])
-
-
-def _read_hub(source: str, config: str | None) -> list[Row]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(source, config, split="train")
-    except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
-        raise UserError(
-            f"--data {source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return [Row(f"{source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)]
+def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = dict.fromkeys(key for row in rows for key in row)
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None) -> Formatter:

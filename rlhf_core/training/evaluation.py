@@ -3,46 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
 from rlhf_core.training.rewards import Batch
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 
+# What says whether a method learned; all else that a trainer measures is in metrics.jsonl.
+METRICS = ("loss", "accuracy", "margin", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "log_odds")
+
+
 @dataclass
 class Evaluation:
-    """Means over the held-out prompts. `length` is in tokens, `finished` the share that ended before the limit."""
+    """Means over the held-out rows. `metrics` are the trainer's, without `eval_`; of the answers `length` is in tokens
+    and `finished` the share that ended before the limit.
+    """
 
-    rewards: dict[str, float | None]
-    length: float | None
-    finished: float | None
-    prompts: list[Any]
-    answers: list[str]
-    scores: list[dict[str, float | None]]
+    metrics: dict[str, float] = field(default_factory=dict)
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    length: float | None = None
+    finished: float | None = None
+    prompts: list[Any] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    scores: list[dict[str, float | None]] = field(default_factory=list)
 
 
-def evaluate(model: Any, run: Run) -> Evaluation:
-    """Answer `run.held_out` once each, as in training, and score the answers."""
-    prompts = [row["prompt"] for row in run.held_out]
+def evaluate(trainer: Any, run: Run, *, generates: bool) -> Evaluation:
+    """What the trainer measures on its held-out rows, if it has any, and answers to their prompts if it `generates`.
+
+    Every process takes part in measuring; the first one answers.
+    """
+    result = Evaluation()
+    if trainer.eval_dataset is not None:
+        measured = trainer.evaluate()
+        names = {name.removeprefix("eval_"): name for name in measured}
+        result.metrics = {name: measured[names[name]] for name in METRICS if name in names}
+    if generates and trainer.is_world_process_zero():
+        _answer(result, trainer.accelerator.unwrap_model(trainer.model), run)
+    return result
+
+
+def _answer(result: Evaluation, model: Any, run: Run) -> None:
+    """Answer the held-out prompts once each, as in training, and score the answers."""
+    prompts = [prompt_of(row) for row in run.held_out]
     ids, finished = sample(model, run.tokenizer, prompts, run)
     texts = [run.rewards.decode(answer) for answer in ids]
-    keys = [key for key in run.held_out[0] if key != "prompt"]
+    keys = [key for key in run.held_out[0] if key not in ("prompt", "messages", "chosen", "rejected")]
     columns = {key: [row.get(key) for row in run.held_out] for key in keys}
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     scored = run.rewards.evaluate(Batch(prompts, messages, ids, columns))
-    return Evaluation(
-        rewards={name: mean([s for s in column.scores if s is not None]) for name, column in scored.items()},
-        length=mean([len(answer) for answer in ids]),
-        finished=mean(finished),
-        prompts=prompts,
-        answers=texts,
-        scores=[{name: column.scores[i] for name, column in scored.items()} for i in range(len(texts))],
-    )
+    result.rewards = {name: mean([s for s in column.scores if s is not None]) for name, column in scored.items()}
+    result.length, result.finished = mean([len(answer) for answer in ids]), mean(finished)
+    result.prompts, result.answers = prompts, texts
+    result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(texts))]
+
+
+def prompt_of(row: dict[str, Any]) -> Any:
+    """The messages to answer: the prompt, or a conversation up to its last question."""
+    if "prompt" in row:
+        return row["prompt"]
+    messages = row["messages"]
+    last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
+    return messages[: last + 1]
 
 
 @torch.no_grad()
@@ -52,49 +80,15 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[Any], run: Run) -> tupl
     The random state is put back afterwards, so that looking does not change the run.
     """
     options = run.options
-    ends = end_tokens(model, tokenizer)
+    sampling = Sampling(options.max_completion_length, end_tokens(model, tokenizer), options.temperature, options.top_p)
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    was_training = model.training
-    model.eval()
-    devices = [model.device] if model.device.type == "cuda" else []
-    answers: list[list[int]] = []
-    with torch.random.fork_rng(devices):
+    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+    rollouts: list[Rollout] = []
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
-        for start in range(0, len(prompts), size):
-            inputs = tokenizer.apply_chat_template(
-                list(prompts[start : start + size]),
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-            ).to(model.device)
-            output = model.generate(
-                **inputs,
-                do_sample=True,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                top_k=0,
-                max_new_tokens=options.max_completion_length,
-                eos_token_id=ends,
-                pad_token_id=tokenizer.pad_token_id,
-                use_cache=True,
-            )
-            answers += [_until_end(row, ends) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
-    model.train(was_training)
-    return answers, [bool(answer) and answer[-1] in ends for answer in answers]
-
-
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the model's own and the tokenizer's."""
-    declared = model.generation_config.eos_token_id
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    return list(dict.fromkeys([tokenizer.eos_token_id, *declared]))
-
-
-def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """`ids` up to and with the first end token."""
-    first = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return ids[: first + 1]
+        for start in range(0, len(ids), size):
+            rollouts += rollout(model, ids[start : start + size], 1, sampling)
+    return [one.completion for one in rollouts], [one.finished for one in rollouts]
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -86,10 +86,11 @@ def finish_model(run: Run) -> None:
     config = run.config
     run.tokenizer.save_pretrained(run.folder / "model")
     rewards = "".join(f"\n- reward: `{spec}`" for spec in config.reward_specs)
+    data = ", ".join(str(spec) for spec in config.data_specs)
     card = (
         f"---\nlibrary_name: transformers\ntags: [rlhf, {config.method}]\n---\n\n# {run.folder.name}\n\n"
         f"Trained with rlhf-core.\n\n- method: `{config.method}`\n- model: `{config.model}`\n"
-        f"- data: `{config.data}` ({len(run.train_dataset)} rows){rewards}\n"
+        f"- data: `{data}` ({len(run.train_dataset)} rows){rewards}\n"
     )
     (run.folder / "model" / "README.md").write_text(card, encoding="utf-8")
 
@@ -129,7 +130,11 @@ def write_manifest(run: Run, plugins: Sequence[str]) -> None:
         "platform": platform.platform(),
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "plugins": list(plugins),
-        "data": {"source": run.config.data, "rows": len(run.train_dataset), "sha256": fingerprint(run.train_dataset)},
+        "data": {
+            "source": [str(spec) for spec in run.config.data_specs],
+            "rows": len(run.train_dataset),
+            "sha256": fingerprint(run.train_dataset),
+        },
         "seed": run.options.seed,
         "git_commit": _git_commit(),
     }

@@ -6,10 +6,9 @@ from its configuration and tokenizer, which cost little.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_core import embedded
 from rlhf_core.config import EMBEDDED, RunConfig
@@ -22,20 +21,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LORA_FROM = 1_000_000_000  # parameters
+Task = Literal["causal_lm", "sequence_classification"]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model before its weights are loaded. `adapter` is the folder of a PEFT adapter that the run starts from."""
+    """A model before its weights are loaded. `adapter` is the folder of a PEFT adapter that the run starts from.
+
+    `task` is what the method trains: a `causal_lm`, or a `sequence_classification` model with one score.
+    """
 
     path: str
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     parameters: int
     adapter: str | None = None
+    task: Task = "causal_lm"
+
+    @property
+    def merges_adapter(self) -> bool:
+        """A reward model gets an adapter of its own, with a score; the one it starts from goes into the weights."""
+        return self.adapter is not None and self.task == "sequence_classification"
 
 
-def inspect(config: RunConfig) -> ModelInfo:
+def inspect(config: RunConfig, task: Task = "causal_lm") -> ModelInfo:
     """Read configuration and tokenizer. Raises `UserError` for a model that is not there or has no chat template."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -59,7 +68,12 @@ def inspect(config: RunConfig) -> ModelInfo:
         tokenizer.pad_token = tokenizer.eos_token
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config)
-    return ModelInfo(path, model_config, tokenizer, empty.num_parameters(), adapter)
+    info = ModelInfo(path, model_config, tokenizer, empty.num_parameters(), adapter, task)
+    if info.merges_adapter and (config.options.load_in_4bit or config.options.load_in_8bit):
+        raise UserError(
+            f"--model {config.model} is an adapter, which can't be merged into quantized weights: merge it first"
+        )
+    return info
 
 
 def _locate(model: str) -> tuple[str, str | None]:
@@ -101,12 +115,10 @@ def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
 
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     """Load the weights, and the adapter that the run starts from: trained further with LoRA, merged without."""
-    from transformers import AutoModelForCausalLM
-
     arguments: dict[str, Any] = {"dtype": weight_dtype(options, uses_lora(options, info))}
     if options.load_in_4bit or options.load_in_8bit:
         arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": _device()}}
-    model = AutoModelForCausalLM.from_pretrained(info.path, **arguments)
+    model = _from_pretrained(info.path, info.task, info.tokenizer, arguments)
     if options.load_in_4bit or options.load_in_8bit:
         from peft import prepare_model_for_kbit_training
 
@@ -115,23 +127,54 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, info.adapter, is_trainable=True)
-        if not uses_lora(options, info):
+        if info.merges_adapter or not uses_lora(options, info):
             model = model.merge_and_unload().requires_grad_(True)
     return model
 
 
+def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained reward model, whole or an adapter, on the fastest device there is, with its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    path, adapter = _locate(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "right"
+    dtype = torch.bfloat16 if gpu_has_bfloat16() else torch.float32
+    model = _from_pretrained(path, "sequence_classification", tokenizer, {"dtype": dtype})
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.eval().to(_device()), tokenizer
+
+
+def _from_pretrained(
+    path: str, task: Task, tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if task == "causal_lm":
+        return AutoModelForCausalLM.from_pretrained(path, **arguments)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
+    model.config.pad_token_id = tokenizer.pad_token_id  # the score is read at the last token that is not padding
+    return model
+
+
 def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
-    """The adapter to train, unless there is none or the run starts from one."""
-    if info.adapter or not uses_lora(options, info):
+    """The adapter to train, unless there is none or the run trains on the one it starts from."""
+    if (info.adapter and not info.merges_adapter) or not uses_lora(options, info):
         return None
     from peft import LoraConfig
 
+    scores = info.task == "sequence_classification"
     return LoraConfig(
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=options.lora_target_modules,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+        modules_to_save=["score"] if scores else None,
     )
 
 
@@ -168,59 +211,3 @@ def _quantization(options: TrainingOptions, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-
-
-def limit_prompts(
-    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int, rule: str
-) -> list[dict[str, Any]]:
-    """Apply `--overlong-prompts` to rows with a `prompt`. Raises `UserError` where the rule is `error`."""
-    lengths = prompt_lengths(rows, tokenizer, limit)
-    overlong = [i for i, length in enumerate(lengths) if length > limit]
-    if not overlong:
-        return rows
-    if rule == "error":
-        longest = max(lengths)
-        raise UserError(
-            f"{len(overlong)} of {len(rows)} prompts have more than --max-prompt-length {limit} tokens, the longest "
-            f"{longest}. Allow --max-prompt-length {longest}, or say --overlong-prompts truncate (or drop)."
-        )
-    if rule == "drop":
-        left = [row for i, row in enumerate(rows) if lengths[i] <= limit]
-        if not left:
-            raise UserError(f"every prompt has more than --max-prompt-length {limit} tokens")
-        return left
-    for i in overlong:
-        rows[i]["prompt"] = _truncate(rows[i]["prompt"], tokenizer, limit)
-    return rows
-
-
-def prompt_lengths(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
-    """Tokens of each rendered prompt. Where the bytes alone prove that it fits, their number stands in for it."""
-    lengths = []
-    for row in rows:
-        text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        size = len(text.encode("utf-8"))  # no token covers less than a byte
-        lengths.append(size if size <= limit else len(tokenizer(text, add_special_tokens=False)["input_ids"]))
-    return lengths
-
-
-def _truncate(prompt: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[dict[str, str]]:
-    """Drop the oldest turns after the system message, two at a time, then cut the end of the last message."""
-    system = prompt[:1] if prompt[0]["role"] == "system" else []
-    turns = prompt[len(system) :]
-
-    def length(messages: list[dict[str, str]]) -> int:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    while len(turns) > 2 and length([*system, *turns]) > limit:
-        turns = turns[2:]
-    last = turns[-1]
-    ids = tokenizer(last["content"], add_special_tokens=False)["input_ids"]
-    while length([*system, *turns]) > limit:
-        excess = length([*system, *turns]) - limit
-        ids = ids[: len(ids) - excess]
-        if not ids:
-            raise UserError(f"--max-prompt-length {limit} leaves no room beside the chat template and system message")
-        turns = [*turns[:-1], {**last, "content": tokenizer.decode(ids, skip_special_tokens=True).rstrip("�")}]
-    return [*system, *turns]

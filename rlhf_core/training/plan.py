@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.config import RunConfig
+from rlhf_core.errors import UserError
 from rlhf_core.method import Method
 from rlhf_core.plugins import Catalog
 from rlhf_core.reward_spec import BoundReward
 from rlhf_core.training import data as data_module
-from rlhf_core.training import models
+from rlhf_core.training import lengths, models
 from rlhf_core.training.arguments import check_settings
 from rlhf_core.training.rewards import Batch, RewardRuntime
 from rlhf_core.training.screen import Screen
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass
@@ -30,27 +35,47 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list
     options = config.options
     check_settings(method.config, config.set)
     data = data_module.load(
-        config.data,
-        config.data_config,
+        config.data_specs,
         method.data,
         catalog,
-        formatter=config.formatter,
+        eval_specs=config.eval_specs,
         held_out=options.eval_prompts,
         seed=options.seed,
+        skip_bad_rows=config.skip_bad_rows,
     )
-    info = models.inspect(config)
+    info = models.inspect(config, method.task)
     runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True))
-    runtime.check_columns(data.columns, config.data)
+    runtime.check_columns(data.columns, ", ".join(part.spec.source for part in data.parts))
     system_prompt, origin = _system_prompt(config, rewards)
     if system_prompt:
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
-    if method.data != "conversations":
-        limit, rule = options.max_prompt_length, options.overlong_prompts
-        data.train[:] = models.limit_prompts(data.train, info.tokenizer, limit, rule)
-        data.held_out[:] = models.limit_prompts(data.held_out, info.tokenizer, limit, rule)
+    data = _limited(data, method, options, info)
     runtime.start()
     return Plan(data, info, runtime, system_prompt, origin)
+
+
+def _limited(data: data_module.Data, method: Method, options: Any, info: models.ModelInfo) -> data_module.Data:
+    """The data without what can't be trained on, by the rules of the options; what was left out is in its notes."""
+    parts, notes = [], list(data.limit_notes)
+    for rows, said in ((data.train, notes), (data.held_out, [])):
+        if method.data != "conversations":
+            count, rule = len(rows), options.overlong_prompts
+            rows = lengths.limit_prompts(rows, info.tokenizer, options.max_prompt_length, rule)
+            if len(rows) < count:
+                said.append(f"left out {count - len(rows):,} of {count:,} rows, whose prompts are too long")
+        if method.data == "preferences" and rows:
+            rows, dropped = lengths.drop_pairs_without_difference(rows)
+            limit, rule = options.max_completion_length, options.overlong_completions
+            rows, cut = lengths.limit_answers(rows, info.tokenizer, limit, rule)
+            said += dropped + cut
+        if method.data == "conversations" and rows:
+            rows, cut = lengths.limit_conversations(
+                rows, info.tokenizer, options.max_length, options.overlong_completions
+            )
+            said += cut
+        parts.append(rows)
+    return replace(data, train=parts[0], held_out=parts[1], limit_notes=notes)
 
 
 def _system_prompt(config: RunConfig, rewards: list[BoundReward]) -> tuple[str | None, str]:
@@ -75,8 +100,12 @@ def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, 
     rows = [
         ("Method", f"{config.method}: {entry.summary}"),
         ("Model", f"{config.model}, {_count(info.parameters)} parameters, {trained}, {dtype}"),
-        ("Data", f"{config.data}, layout {data.formatter}, {len(data.train):,} rows, {len(data.held_out)} held out"),
     ]
+    for part in data.parts:
+        rows.append(("Data", str(part)))
+    rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
+    for note in data.notes:
+        rows.append(("Note", note))
     for reward in plan.rewards.rewards:
         origin = reward.distribution or "by path"
         rows.append(("Reward", f"{reward.spec} (weight {reward.weight:g}; {origin})"))
@@ -86,6 +115,23 @@ def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, 
         values = ", ".join(f"{name} {value}" for name, value in config.preset.items())
         rows.append(("Preset", f"for the embedded model: {values}"))
     return [*rows, ("Device", device), ("Output", str(config.output_dir))]
+
+
+def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
+    """`rows` as a data set. Raises `UserError` for a column whose values are of different types."""
+    import datasets
+    import pyarrow
+
+    try:
+        return datasets.Dataset.from_list(rows)
+    except pyarrow.ArrowException as error:
+        for name in rows[0]:
+            kinds = sorted({type(row[name]).__name__ for row in rows if row[name] is not None})
+            if len(kinds) > 1:
+                raise UserError(
+                    f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
+                ) from error
+        raise UserError(f"the data's columns don't fit a table: {str(error).splitlines()[0]}") from error
 
 
 def _count(number: int) -> str:

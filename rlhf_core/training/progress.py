@@ -33,10 +33,12 @@ class ProgressCallback(TrainerCallback):
         self.sample: Mapping[str, Any] | None = None
         self.live: Live | None = None
         self._sample_due = 0
+        self.training = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun, self.first_step = time.monotonic(), state.global_step
         self.step, self.total = state.global_step, state.max_steps
+        self.training = True
         if self.console.is_terminal:
             self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
             self.live.start()
@@ -50,6 +52,8 @@ class ProgressCallback(TrainerCallback):
                 self._print_sample(self.sample)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if not self.training:  # a look at the held-out rows before or after
+            return
         shown = _shown(logs or {})
         for name, value in shown.items():
             self.history.setdefault(name, []).append(value)
@@ -60,6 +64,7 @@ class ProgressCallback(TrainerCallback):
             )
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.training = False
         self.close()
 
     def close(self) -> None:

@@ -115,6 +115,23 @@ class RewardRuntime:
         column.__name__ = name
         return column
 
+    def score(self, batch: Batch) -> list[float | None]:
+        """Each row's weighted sum of scores, written down and counted as TRL's calls are.
+
+        A reward that does not apply to a row adds nothing. None where one failed, or where none applies.
+        """
+        columns = self.evaluate(batch)
+        self._after_batch(batch, columns)
+        for name, column in columns.items():
+            if given := [score for score in column.scores if score is not None]:
+                batch.trl["log_metric"](f"rewards/{name}/mean", sum(given) / len(given))
+        return [self._total(columns, i) for i in range(len(batch))]
+
+    def _total(self, columns: Mapping[str, Column], i: int) -> float | None:
+        scored = [(r.weight, score) for r in self.rewards if (score := columns[r.name].scores[i]) is not None]
+        failed = any(column.errors[i] is not None for column in columns.values())
+        return sum(weight * score for weight, score in scored) if scored and not failed else None
+
     def evaluate(self, batch: Batch) -> dict[str, Column]:
         """Score a batch with every reward. Async rewards run together with each other and with the rest."""
         texts = [self.decode(ids) for ids in batch.completion_ids] if self._wants_text() else []

@@ -42,14 +42,16 @@ class Run:
     """What a method builds its trainer from.
 
     `model` is loaded when it is first asked for, so a method makes its training arguments before. `held_out` are
-    projected rows that are not trained on. `steps_per_rollout` is set by a method that samples: the optimizer steps
-    from one new batch of answers to the next, where checkpoints may be taken.
+    projected rows that are not trained on; `eval_dataset` is the same for a trainer that measures on them.
+    `steps_per_rollout` is set by a method that samples: the optimizer steps from one new batch of answers to the next,
+    where checkpoints may be taken.
     """
 
     config: RunConfig
     folder: Path
     info: ModelInfo
     train_dataset: datasets.Dataset
+    eval_dataset: datasets.Dataset | None
     held_out: list[dict[str, Any]]
     rewards: RewardRuntime
     resume_from: Path | None = None
@@ -76,6 +78,11 @@ class Run:
         from rlhf_core.training import models
 
         return models.new_adapter(self.info, self.options)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of this run."""
+        return int(os.environ.get("WORLD_SIZE", 1))
 
     @property
     def epochs_done(self) -> int:
@@ -114,7 +121,6 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
 def _train_planned(
     config: RunConfig, method: Method, catalog: Catalog, plan: Plan, screen: Screen, *, resume: bool, dry_run: bool
 ) -> int:
-    import datasets
     import transformers
 
     from rlhf_core.training import folder as run_folder
@@ -130,7 +136,8 @@ def _train_planned(
             config=config,
             folder=folder,
             info=plan.info,
-            train_dataset=datasets.Dataset.from_list(plan.data.train),
+            train_dataset=planning.dataset(plan.data.train),
+            eval_dataset=planning.dataset(plan.data.held_out) if plan.data.held_out else None,
             held_out=plan.data.held_out,
             rewards=plan.rewards,
             resume_from=run_folder.latest_checkpoint(folder) if resume else None,
@@ -143,10 +150,10 @@ def _train_planned(
             run_folder.write_manifest(run, planning.plugins_used(config, catalog, plan.rewards.rewards))
         trainer.accelerator.wait_for_everyone()
         plan.rewards.folder = folder
-        return _carry_out(run, trainer, catalog, screen)
+        return _carry_out(run, method, trainer, catalog, screen)
 
 
-def _carry_out(run: Run, trainer: transformers.Trainer, catalog: Catalog, screen: Screen) -> int:
+def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog: Catalog, screen: Screen) -> int:
     """Look at the held-out prompts, train, look again, save."""
     from rlhf_core.training import callbacks, evaluation
     from rlhf_core.training import folder as run_folder
@@ -158,12 +165,13 @@ def _carry_out(run: Run, trainer: transformers.Trainer, catalog: Catalog, screen
     others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
     _observe(trainer, [*ours, *others], run)
 
-    looks = trainer.is_world_process_zero() and bool(run.held_out)
+    looks = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     before = run_folder.remembered(run.folder) if looks and run.resume_from else None
     if looks and before is None:
-        with screen.working("Answering held-out prompts …"):
-            before = evaluation.evaluate(_unwrapped(trainer), run)
-        run_folder.remember(run.folder, before, None)
+        with screen.working("Looking at the held-out rows …"):
+            before = evaluation.evaluate(trainer, run, generates=method.generates)
+        if trainer.is_world_process_zero():
+            run_folder.remember(run.folder, before, None)
     if run.resume_from:
         screen.say(f"Going on after {run.resume_from.name}.", "bold")
     stopped = _train(trainer, run, keeper, progress, screen)
@@ -173,11 +181,12 @@ def _carry_out(run: Run, trainer: transformers.Trainer, catalog: Catalog, screen
     if trainer.is_world_process_zero():
         run_folder.finish_model(run)
     if looks:
-        with screen.working("Answering the held-out prompts again …"):
-            after = evaluation.evaluate(_unwrapped(trainer), run)
-        run_folder.remember(run.folder, before, after)
+        with screen.working("Looking at the held-out rows again …"):
+            after = evaluation.evaluate(trainer, run, generates=method.generates)
+        if trainer.is_world_process_zero():
+            run_folder.remember(run.folder, before, after)
         screen.results(before, after)
-    _say_goodbye(run, screen)
+    _say_goodbye(run, method, screen)
     return 0
 
 
@@ -258,23 +267,21 @@ def _interruptible(keeper: Checkpoints, screen: Screen) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _say_goodbye(run: Run, screen: Screen) -> None:
+def _say_goodbye(run: Run, method: Method, screen: Screen) -> None:
     file = run.folder / "reward_errors.jsonl"
     if count := len(file.read_text(encoding="utf-8").splitlines()):
         screen.say(f"\nRewards failed on {count} rows, which were left out of the learning: {file}", "yellow")
     screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
-    screen.say(f"Go on    {_next_command(run)}", "bold")
+    screen.say(f"Go on    {_next_command(run, method)}", "bold")
 
 
-def _next_command(run: Run) -> str:
+def _next_command(run: Run, method: Method) -> str:
     config = run.config
-    data = "" if config.data == EMBEDDED else f" --data {config.data}"
+    if method.task == "sequence_classification":
+        return f"rlhf run --method ppo --reward-model {run.folder / 'model'} --model {config.model}"
+    data = "" if config.data == [EMBEDDED] else "".join(f" --data {spec}" for spec in config.data_specs)
     rewards = "".join(f" --reward '{spec}'" if spec.parameters else f" --reward {spec}" for spec in config.reward_specs)
     return f"rlhf run --method {config.method}{rewards} --model {run.folder / 'model'}{data}"
-
-
-def _unwrapped(trainer: Any) -> Any:
-    return trainer.accelerator.unwrap_model(trainer.model)
 
 
 def _first_process() -> bool:

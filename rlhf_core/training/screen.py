@@ -55,7 +55,9 @@ class Screen:
         """The table of before and after, and two answers."""
         self.console.print()
         table = Table(box=box.SIMPLE_HEAD)
-        table.add_column(f"{len(after.answers)} held-out prompts, one sampled answer each")
+        table.add_column(
+            f"{len(after.answers)} held-out prompts, one sampled answer each" if after.answers else "held out"
+        )
         for column in ("before", "after"):
             table.add_column(column, justify="right")
         for name, row in _result_rows(before, after):
@@ -68,7 +70,11 @@ class Screen:
         parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
         for title, evaluation in (("before", before), ("after", after)):
             if evaluation is not None:
-                parts += [Rule(f"{title} · {scores_text(evaluation.scores[i])}", align="left", style="dim")]
+                parts += [
+                    Rule(
+                        " · ".join(filter(None, (title, scores_text(evaluation.scores[i])))), align="left", style="dim"
+                    )
+                ]
                 parts += [Text(evaluation.answers[i].strip() or "(empty)")]
         self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
 
@@ -88,9 +94,11 @@ def _result_rows(before: Evaluation | None, after: Evaluation) -> list[tuple[str
     def pair(get: Any) -> tuple[str, str]:
         return (number(get(before)) if before else "", number(get(after)))
 
-    rows = [(name, pair(lambda e, name=name: e.rewards.get(name))) for name in after.rewards]
-    rows.append(("length in tokens", pair(lambda e: e.length)))
-    rows.append(("ended before the limit", pair(lambda e: e.finished)))
+    rows = [(name, pair(lambda e, name=name: e.metrics.get(name))) for name in after.metrics]
+    rows += [(name, pair(lambda e, name=name: e.rewards.get(name))) for name in after.rewards]
+    if after.answers:
+        rows.append(("length in tokens", pair(lambda e: e.length)))
+        rows.append(("ended before the limit", pair(lambda e: e.finished)))
     return rows
 
 

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
-from rlhf_formatter_common import messages, preference, question_answer
+from rlhf_formatter_common import (
+    alpaca,
+    full_hh,
+    hh,
+    implicit_preference,
+    messages,
+    multiple_choice,
+    oasst_pairwise,
+    preference,
+    prompt,
+    prompt_completion,
+    prompt_preference,
+    question_answer,
+    rlhf_formatters,
+    sharegpt,
+    sharegpt_preference,
+)
 
 from rlhf_core.plugins import Catalog
+from rlhf_core.training.data import choose_formatter, project
+from rlhf_core.training.sources import Row, read_file
+
+SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
+
+
+def system(text):
+    return {"role": "system", "content": text}
 
 
 def user(text):
@@ -14,6 +42,97 @@ def user(text):
 
 def assistant(text):
     return {"role": "assistant", "content": text}
+
+
+def human(text):
+    return {"from": "human", "value": text}
+
+
+def gpt(text):
+    return {"from": "gpt", "value": text}
+
+
+def layout_of(row):
+    return choose_formatter(Row("row 1", row), "rows", Catalog(), None)
+
+
+def converted(row):
+    return layout_of(row).convert(row)
+
+
+Q = {"question": "Fever?"}
+OPTIONS = {**Q, "options": ["cold", "flu"]}
+LETTERED = {**Q, "A": "cold", "B": "flu"}
+REPLIES = {"chosen": "good", "rejected": "bad"}
+PROMPT = {"prompt": "a", **REPLIES}
+CHAT = {"conversations": [human("a")], **REPLIES}
+OASST = "prompter: a\nsecond line\nassistant: b\nprompter: c"
+HH = "\n\nHuman: a\n\nsecond part\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+FULL = {"chosen": [user("a"), assistant("good")], "rejected": [user("a"), assistant("bad")]}
+
+# a row, the layout that is found, and the prompt
+LAYOUTS = {
+    "GSM8K": ({**Q, "answer": "So\n#### 4"}, "question_answer", [user("Fever?")]),
+    "no options after all": ({**OPTIONS, "options": None, "answer": "flu"}, "question_answer", [user("Fever?")]),
+    "no options in an array": ({**Q, "choices": np.array([]), "answer": "flu"}, "question_answer", [user("Fever?")]),
+    "options": ({**OPTIONS, "answer": "B"}, "multiple_choice", [user("Fever?\nA. cold\nB. flu")]),
+    "options and a system": ({"system": "s", **OPTIONS, "answer": "B"}, "multiple_choice", [system("s"), user("Fever?\nA. cold\nB. flu")]),
+    "MMLU": ({**Q, "subject": "x", "choices": ["cold", "flu"], "answer": 1}, "multiple_choice", [user("Fever?\nA. cold\nB. flu")]),
+    "C-Eval": ({**LETTERED, "answer": "B"}, "multiple_choice", [user("Fever?\nA. cold\nB. flu")]),
+    "alpaca": ({"instruction": "a", "input": "b", "output": "c"}, "alpaca", [user("a\nb")]),
+    "medical finetune": ({"instruction": "a", "input": "", "output": "c"}, "alpaca", [user("a")]),
+    "alpaca with history": ({"instruction": "a", "input": None, "output": "c", "system": "s", "history": [["d", "e"]]}, "alpaca", [system("s"), user("d"), assistant("e"), user("a")]),
+    "history from CSV": ({"instruction": "a", "output": "c", "system": "", "history": '[["d", "e"]]'}, "alpaca", [user("d"), assistant("e"), user("a")]),
+    "messages": ({"messages": [system("s"), user("a"), assistant("b")]}, "messages", [system("s"), user("a")]),
+    "messages from CSV": ({"messages": json.dumps([user("a"), assistant("b")])}, "messages", [user("a")]),
+    "messages beside their prompt": ({"prompt": "a", "messages": [user("a"), assistant("b")]}, "messages", [user("a")]),
+    "array of messages": ({"messages": np.array([user("a"), assistant("b")])}, "messages", [user("a")]),
+    "ShareGPT": ({"conversations": [{"from": "system", "value": "s"}, human("a"), gpt("b"), human("c"), gpt("d")]}, "sharegpt", [system("s"), user("a"), assistant("b"), user("c")]),
+    "ShareGPT, gpt first": ({"conversations": [{"from": "system", "value": ""}, gpt("hi"), human("a"), gpt("b")]}, "sharegpt", [user("a")]),
+    "ShareGPT with roles": ({"system": "s", "conversations": [user("a"), assistant("b")]}, "sharegpt", [system("s"), user("a")]),
+    "ShareGPT from CSV": ({"conversations": json.dumps([human("a"), gpt("b")])}, "sharegpt", [user("a")]),
+    "prompt": ({"prompt": "a", "system": "s"}, "prompt", [system("s"), user("a")]),
+    "prompt of messages": ({"prompt": [system("s"), user("a")], "answer": "b"}, "prompt", [system("s"), user("a")]),
+    "a prompt that is a list in text": ({"prompt": '[{"a": 1}]'}, "prompt", [user('[{"a": 1}]')]),
+    "prompt and completion": ({"prompt": "a", "completion": "b"}, "prompt_completion", [user("a")]),
+    "their messages": ({"prompt": [user("a")], "completion": [assistant("b")]}, "prompt_completion", [user("a")]),
+    "medical reward": ({**Q, "response_chosen": "good", "response_rejected": "bad"}, "preference", [user("Fever?")]),
+    "prompt preference": (PROMPT, "prompt_preference", [user("a")]),
+    "its messages": ({"prompt": [system("s"), user("a")], "chosen": [assistant("good")], "rejected": [assistant("bad")]}, "prompt_preference", [system("s"), user("a")]),
+    "UltraFeedback": ({"prompt": "a", "messages": FULL["chosen"], **FULL}, "prompt_preference", [user("a")]),
+    "whole conversations after a system prompt": ({"prompt": [system("s"), user("a")], **FULL}, "prompt_preference", [system("s"), user("a")]),
+    "implicit prompt": (FULL, "implicit_preference", [user("a")]),
+    "ShareGPT preference": ({"system": "s", **CHAT}, "sharegpt_preference", [system("s"), user("a")]),
+    "LLaMA-Factory": ({**CHAT, "chosen": gpt("good"), "rejected": gpt("bad")}, "sharegpt_preference", [user("a")]),
+    "alpaca preference": ({"instruction": "a", "input": "b", **REPLIES}, "alpaca_preference", [user("a\nb")]),
+    "Anthropic HH": ({"chosen": HH + " good", "rejected": HH + " bad"}, "hh", [user("a\n\nsecond part"), assistant("b"), user("c")]),
+    "full-hh-rlhf": ({"prompt": HH, "response": " good", "chosen": " good", "rejected": " bad"}, "full_hh", [user("a\n\nsecond part"), assistant("b"), user("c")]),
+    "a prompt that names a speaker": ({**PROMPT, "prompt": "assistant: a"}, "prompt_preference", [user("assistant: a")]),
+    "oasst1 pairwise": ({"lang": "en", "parent_id": "x", "prompt": OASST, **REPLIES}, "oasst_pairwise", [user("a\nsecond line"), assistant("b"), user("c")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_layout(case):
+    row, name, turns = LAYOUTS[case]
+    assert layout_of(row).name == name
+    example = converted(row)
+    assert example.prompt == turns
+    if example.chosen is not None:
+        assert (example.chosen, example.rejected) == ([assistant("good")], [assistant("bad")])
+
+
+def test_every_formatter_is_declared_tested_and_described():
+    names = {formatter.name for formatter in rlhf_formatters()}
+    assert names == {e.name for e in Catalog().entries("formatters") if e.distribution == "rlhf-formatter-common"}
+    assert names == {name for _, name, _ in LAYOUTS.values()}
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in names if f"`{name}`" not in readme]
+
+
+@pytest.mark.parametrize("name", [formatter.name for formatter in rlhf_formatters()])
+def test_found_by_its_name(name):
+    assert Catalog().load("formatters", name)[0].name == name
 
 
 def test_question_answer():
@@ -39,38 +158,153 @@ def test_preference_with_system_and_history():
     row = {"system": "Be brief.", "history": [["a", "b"], ("c", "d")], "question": "e"}
     example = preference({**row, "response_chosen": "good", "response_rejected": "bad"})
     turns = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
-    assert example.prompt == [{"role": "system", "content": "Be brief."}, *turns]
+    assert example.prompt == [system("Be brief."), *turns]
     assert (example.chosen, example.rejected) == ([assistant("good")], [assistant("bad")])
 
 
-@pytest.mark.parametrize("empty", [{}, {"system": "", "history": []}, {"system": None, "history": None}])
+@pytest.mark.parametrize(
+    "empty", [{}, {"system": "", "history": []}, {"system": None, "history": None}, {"system": " ", "history": "[]"}]
+)
 def test_preference_without_system_and_history(empty):
     row = {"question": "e", "response_chosen": "good", "response_rejected": "bad", **empty}
     assert preference(row).prompt == [user("e")]
 
 
 def test_messages():
-    turns = [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")]
+    turns = [system("s"), user("a"), assistant("b"), user("c"), assistant("d")]
     example = messages({"messages": turns})
     assert example.prompt == turns[:-1]
     assert example.completion == [assistant("d")]
     assert messages({"messages": turns[:-1]}).completion is None
 
 
+@pytest.mark.parametrize(
+    ("row", "completion"),
+    [
+        ({"conversations": [human("q"), gpt("full answer")]}, "full answer"),
+        ({"messages": [user("q"), assistant("full answer")]}, "full answer"),
+        ({"prompt": "q", "completion": "full answer"}, "full answer"),
+        ({"instruction": "q", "output": "full answer"}, "full answer"),
+    ],
+)
+def test_the_reference_is_the_rows_own_answer_or_else_the_completion(row, completion):
+    assert converted(row).completion == [assistant(completion)]
+    assert converted(row).answer == completion
+    assert converted({**row, "answer": 42}).answer == "42"
+    assert converted({**row, "answer": ["4", "2"]}).answer is None  # rides along as it is
+
+
+def test_a_pair_that_parts_early_keeps_all_its_turns():
+    turns = [user("a"), assistant("good"), user("c"), assistant("d")]
+    example = implicit_preference({"chosen": turns, "rejected": [user("a"), assistant("bad")]})
+    assert (example.prompt, example.chosen, example.rejected) == (turns[:1], turns[1:], [assistant("bad")])
+
+
+def test_an_identical_pair_is_left_as_it_is():
+    example = implicit_preference({"chosen": FULL["chosen"], "rejected": FULL["chosen"]})
+    assert (example.prompt, example.chosen, example.rejected) == ([user("a")], [assistant("good")], [assistant("good")])
+
+
+def test_a_dialogue_with_an_empty_turn_joins_its_neighbours():
+    text = "\n\nHuman: a\n\nAssistant: \n\nHuman: b\n\nAssistant: "
+    assert hh({"chosen": text + "c", "rejected": text + "d"}).prompt == [user("a\n\nb")]
+
+
+MEDMCQA = {"question": "Fever?", "opa": "cold", "opb": "flu", "opc": "burn", "opd": "gout", "exp": None}
+ARC = {"question": "Fever?", "choices": {"text": ["cold", "flu"], "label": ["1", "2"]}}
+NUMBERS = {"question": "1+1", "options": ["1", "2", "3"]}
+# a row of two or more options, and the right one's letter
+CHOICES = {
+    "letter": ({**OPTIONS, "answer": "B"}, "B"),
+    "small letter": ({**OPTIONS, "answer": " b "}, "B"),
+    "letter with a point": ({**OPTIONS, "answer": "B."}, "B"),
+    "letter in brackets": ({**OPTIONS, "answer": "(B)"}, "B"),
+    "full width": ({**OPTIONS, "answer": "Ｂ．"}, "B"),
+    "index": ({**OPTIONS, "answer": 0}, "A"),
+    "index of an array": ({**OPTIONS, "options": np.array(["cold", "flu"]), "answer": np.int64(1)}, "B"),
+    "index in a column with gaps": ({**OPTIONS, "label": 1.0}, "B"),
+    "index as text": ({**OPTIONS, "answer": "1"}, "B"),
+    "text": ({**OPTIONS, "answer": "flu "}, "B"),
+    "the letter before the text": ({**OPTIONS, "answer": "influenza", "answer_idx": "B"}, "B"),
+    "a label before a text": ({**Q, "options": ["B", "A"], "answer": "A"}, "A"),
+    "a text before an index": ({**NUMBERS, "answer": "2"}, "B"),
+    "a number is an index": ({**NUMBERS, "answer": 2}, "C"),
+    "a number among numbers": ({**NUMBERS, "options": [1, 2, 3], "answer": 2}, "B"),
+    "dict": ({**Q, "options": {"B": "flu", "A": "cold", "C": None}, "answer": "B"}, "B"),
+    "dict from CSV": ({**Q, "options": '{"A": "cold", "B": "flu"}', "answer": "B"}, "B"),
+    "list from CSV": ({**Q, "options": '["cold", "flu"]', "answer": "flu"}, "B"),
+    "texts and labels": ({**ARC, "answerKey": "2"}, "B"),
+    "columns": ({**LETTERED, "C": "", "answer": "B"}, "B"),
+    "MedMCQA": ({**MEDMCQA, "cop": 1}, "B"),
+    "options with letters": ({**Q, "options": ["A. cold", "B．flu"], "answer": "B．flu"}, "B"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_multiple_choice(case):
+    row, letter = CHOICES[case]
+    assert layout_of(row).name == "multiple_choice"
+    example = multiple_choice(row)
+    place = "ABCD".index(letter)
+    assert example.answer == letter
+    assert example.completion == [assistant(f"{letter}. {example.columns['options'][place]}")]
+
+
+def test_multiple_choice_gives_a_verifier_the_letter_and_the_options():
+    row = {"question": "发热咳嗽？", "options": ["感冒", "肺炎"], "answer": "肺炎"}
+    projected = project(Row("row 1", row), layout_of(row), "prompts")
+    assert projected == {
+        "prompt": [user("发热咳嗽？\nA. 感冒\nB. 肺炎")],
+        "question": "发热咳嗽？",
+        "options": ["感冒", "肺炎"],
+        "answer": "B",
+    }
+
+
+PAIRED = {"question": "q", "response_chosen": "a", "response_rejected": "b"}
+# the function, a row, what the error says
 REFUSED = {
     "empty question": (question_answer, {"question": " ", "answer": "b"}, "question is empty"),
     "no text": (question_answer, {"question": None, "answer": "b"}, "question is NoneType, not text"),
-    "a list": (preference, {"question": "q", "response_chosen": ["a"], "response_rejected": "b"}, "is list, not text"),
-    "history of strings": (
-        preference,
-        {"history": ["a"], "question": "q", "response_chosen": "a", "response_rejected": "b"},
-        "history holds",
-    ),
+    "a list": (preference, {**PAIRED, "response_chosen": ["a"]}, "is list, not text"),
+    "history of strings": (preference, {**PAIRED, "history": ["a"]}, "history holds"),
+    "history of single strings": (preference, {**PAIRED, "history": [["a"]]}, "history holds"),
+    "history in prose": (preference, {**PAIRED, "history": "none"}, "history is text that is no JSON"),
+    "system of another kind": (preference, {**PAIRED, "system": ["s"]}, "system is list, not text"),
+    "empty output": (alpaca, {"instruction": "a", "output": ""}, "output is empty"),
     "no roles": (messages, {"messages": [{"text": "a"}]}, "messages holds"),
     "unknown role": (messages, {"messages": [{"role": "human", "content": "a"}]}, "role 'human' is none of"),
     "no user": (messages, {"messages": [assistant("a")]}, "no turn with the role 'user'"),
-    "no messages": (messages, {"messages": []}, "no turn with the role 'user'"),
-}
+    "no messages": (messages, {"messages": []}, "messages is empty"),
+    "no list": (messages, {"messages": None}, "messages is not a list"),
+    "broken JSON": (messages, {"messages": "[{"}, "messages is text that is no JSON"),
+    "unknown speaker": (sharegpt, {"conversations": [{"from": "tool", "value": "a"}]}, "conversations: role 'tool'"),
+    "only gpt": (sharegpt, {"conversations": [gpt("a")]}, "conversations has no turn with the role 'user'"),
+    "empty turn": (sharegpt, {"conversations": [human("a"), gpt("")]}, "the text of gpt is empty"),
+    "empty prompt": (prompt, {"prompt": ""}, "prompt is empty"),
+    "empty completion": (prompt_completion, {"prompt": "a", "completion": " "}, "completion is empty"),
+    "no completion": (prompt_completion, {"prompt": "a", "completion": []}, "completion is empty"),
+    "user's completion": (prompt_completion, {"prompt": "a", "completion": [user("b")]}, "the reply in completion .* there is user"),
+    "empty chosen": (prompt_preference, {**PROMPT, "chosen": ""}, "chosen is empty"),
+    "empty rejected": (sharegpt_preference, {**CHAT, "rejected": gpt("")}, "rejected: the text of gpt is empty"),
+    "nothing shared": (implicit_preference, {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]}, "must begin with the same prompt"),
+    "one without a reply": (implicit_preference, {**FULL, "rejected": [user("a")]}, "the reply in rejected .* there is nothing"),
+    "no speakers": (hh, {"chosen": "a", "rejected": "b"}, "chosen does not begin with the name of a speaker"),
+    "empty dialogue answer": (hh, {"chosen": HH + " good", "rejected": HH}, "rejected ends with an empty turn"),
+    "empty reply": (full_hh, {"prompt": HH, "chosen": " ", "rejected": "b"}, "chosen is empty"),
+    "ranked questions": (oasst_pairwise, {"prompt": "prompter: a\nassistant: b", **REPLIES}, "prompt ends with the assistant's turn"),
+    "no answer": (multiple_choice, OPTIONS, "there is no answer"),
+    "no options": (multiple_choice, {**Q, "answer": "B"}, "there are no options"),
+    "one option": (multiple_choice, {**Q, "options": ["a"], "answer": "A"}, "from 2 to 26 options, not 1"),
+    "empty option": (multiple_choice, {**Q, "options": ["a", ""], "answer": "A"}, "an option is empty"),
+    "a gap between columns": (multiple_choice, {**LETTERED, "B": "", "C": "burn", "answer": "C"}, "an option is empty"),
+    "options in prose": (multiple_choice, {**Q, "options": "A. a B. b", "answer": "A"}, "options is text that is no JSON"),
+    "letter out of range": (multiple_choice, {**OPTIONS, "answer": "C"}, "answer 'C' is none of A, B"),
+    "index out of range": (multiple_choice, {**OPTIONS, "answer": 2}, "answer '2' is none of A, B"),
+    "hidden": (multiple_choice, {**MEDMCQA, "cop": -1}, "cop '-1' is none of A, B, C, D"),
+    "several": (multiple_choice, {**OPTIONS, "answer": "AB"}, "answer 'AB' is none of A, B"),
+    "no number": (multiple_choice, {**OPTIONS, "answer": True}, "answer is bool, not text"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -80,6 +314,22 @@ def test_refused(case):
         convert(row)
 
 
-@pytest.mark.parametrize("name", ["question_answer", "preference", "messages"])
-def test_found_by_its_name(name):
-    assert Catalog().load("formatters", name)[0].name == name
+# a file, its layout, and what it is for
+FILES = {
+    "medical_sft_sharegpt.jsonl": ("sharegpt", "conversations"),
+    "dpo_zh_conversations.jsonl": ("sharegpt_preference", "preferences"),
+    "preference_question_chosen_rejected.jsonl": ("preference", "preferences"),
+    "medical_grpo_question_answer.jsonl": ("question_answer", "prompts"),
+    "gsm8k.jsonl": ("question_answer", "prompts"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_row_of_a_real_file(name):
+    if not (SHARED_DATA / name).exists():
+        pytest.skip("the file is not part of the repository")
+    layout, need = FILES[name]
+    rows = read_file(SHARED_DATA / name)
+    formatter = layout_of(rows[0].values)
+    assert formatter.name == layout
+    assert len([project(row, formatter, need) for row in rows]) == len(rows) > 0

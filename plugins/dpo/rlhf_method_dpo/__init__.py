@@ -1,0 +1,78 @@
+"""Direct Preference Optimization (Rafailov et al., 2023): https://arxiv.org/abs/2305.18290
+
+    rlhf run --method dpo
+    rlhf run --method dpo --model MODEL --data pairs.jsonl --load-in-4bit
+
+The loss of a pair is -log sigmoid(beta * (how much more the policy prefers the better answer than the reference does)).
+The trainer is TRL's; it is given token ids, so that each answer's end token is learned once and nothing after it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field
+
+from rlhf_core import Method, TrainingOptions, hookimpl
+
+
+@hookimpl
+def rlhf_methods():
+    return [DPO]
+
+
+class Options(TrainingOptions):
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-6, description="peak learning rate")
+    num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the data")
+    max_prompt_length: Annotated[int, Field(gt=0)] = Field(
+        1024,
+        description="tokens a prompt may have",
+        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
+    )
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="how closely the policy is held to the reference")
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(
+        "sigmoid", description="loss of a pair, by TRL's name"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="share of pairs taken as mislabelled"
+    )
+
+
+class DPO(Method):
+    name, data, rewards, config = "dpo", "preferences", "optional", "trl:DPOConfig"
+    Options = Options
+    embedded_preset = {  # noqa: RUF012 - a class constant
+        "learning_rate": 2e-4,
+        "max_steps": 60,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "max_prompt_length": 256,
+        "max_completion_length": 96,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_steps": 20,
+        "eval_prompts": 96,
+    }
+
+    def trainer(self, run):
+        from trl import DPOConfig
+
+        from rlhf_core.training import encode
+        from rlhf_method_dpo.trainer import EncodedDPOTrainer
+
+        options = run.options
+        limit = options.max_completion_length
+        return EncodedDPOTrainer(
+            model=run.model,
+            args=run.arguments(
+                DPOConfig,
+                beta=options.beta,
+                loss_type=[options.loss_type],
+                label_smoothing=options.label_smoothing,
+                max_length=None,
+            ),
+            train_dataset=encode.pairs(run.train_dataset, run.tokenizer, limit),
+            eval_dataset=run.eval_dataset and encode.pairs(run.eval_dataset, run.tokenizer, limit),
+            processing_class=run.tokenizer,
+            peft_config=run.peft_config,
+        )

@@ -1,0 +1,180 @@
+"""Layouts that hold whole conversations, and the reading of turns that all layouts share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from rlhf_core import Example
+from rlhf_core.formatter import Messages
+
+ROLES = ("system", "user", "assistant")
+SHAREGPT_ROLES = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "model"), "assistant"),
+}
+
+
+def messages(row: Mapping[str, Any]) -> Example:
+    """All turns before the assistant's last one are the prompt."""
+    return _conversation(row, read_turns(row["messages"], "messages"), "messages")
+
+
+def sharegpt(row: Mapping[str, Any]) -> Example:
+    """As `messages`, without the assistant's turns before the user's first: nobody asked for them."""
+    return _conversation(row, sharegpt_turns(row), "conversations")
+
+
+def prompt(row: Mapping[str, Any]) -> Example:
+    """A prompt alone, for methods that generate; `answer` is the reference for rewards."""
+    return Example(prompt=read_prompt(row), answer=reference(row))
+
+
+def prompt_completion(row: Mapping[str, Any]) -> Example:
+    """A prompt and the assistant's turns that follow it."""
+    completion = read_reply(row["completion"], "completion")
+    return Example(prompt=read_prompt(row), completion=completion, answer=reference(row, completion[-1]["content"]))
+
+
+def _conversation(row: Mapping[str, Any], turns: Messages, column: str) -> Example:
+    turns = with_system(row, with_user(turns, column))
+    if turns[-1]["role"] != "assistant":
+        return Example(prompt=turns, answer=reference(row))
+    return Example(prompt=turns[:-1], completion=turns[-1:], answer=reference(row, turns[-1]["content"]))
+
+
+def sharegpt_turns(row: Mapping[str, Any]) -> Messages:
+    """The turns of `conversations`, without the assistant's before the user's first."""
+    turns = with_user(read_turns(row["conversations"], "conversations"), "conversations")
+    first = next(i for i, turn in enumerate(turns) if turn["role"] == "user")
+    return [turn for i, turn in enumerate(turns) if i > first or turn["role"] != "assistant"]
+
+
+def read_prompt(row: Mapping[str, Any]) -> Messages:
+    """`prompt` as messages, whether it is text or messages; text is one user message."""
+    value = row["prompt"]
+    turns = read_turns(value, "prompt") if is_conversation(value) else [user(read_text(value, "prompt"))]
+    return with_system(row, turns)
+
+
+def read_reply(value: Any, column: str) -> Messages:
+    """The assistant's turns: text, one turn, or a list of turns that begins with the assistant's."""
+    if not (is_conversation(value) or isinstance(value, Mapping)):
+        return [assistant(read_text(value, column))]
+    return as_reply(read_turns([value] if isinstance(value, Mapping) else value, column), column)
+
+
+def as_reply(turns: Messages, column: str) -> Messages:
+    """`turns`, which must begin and end with the assistant's."""
+    if not turns or turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
+        found = ", ".join(turn["role"] for turn in turns) or "nothing"
+        raise ValueError(f"the reply in {column} must begin and end with the assistant's turn; there is {found}")
+    return turns
+
+
+def with_user(turns: Messages, column: str) -> Messages:
+    """`turns`, which must have one of the user's."""
+    if not any(turn["role"] == "user" for turn in turns):
+        raise ValueError(f"{column} has no turn with the role 'user'")
+    return turns
+
+
+def read_turns(value: Any, column: str) -> Messages:
+    """Turns as `{role, content}` or `{from, value}`. An empty system turn is dropped."""
+    turns = [_turn(turn, column) for turn in read_list(value, column) if not _is_empty_system(turn)]
+    if not turns:
+        raise ValueError(f"{column} is empty")
+    return turns
+
+
+def _turn(turn: Any, column: str) -> dict[str, str]:
+    if isinstance(turn, Mapping) and {"from", "value"} <= turn.keys():
+        given, content, known = turn["from"], turn["value"], SHAREGPT_ROLES
+    elif isinstance(turn, Mapping) and {"role", "content"} <= turn.keys():
+        given, content, known = turn["role"], turn["content"], {role: role for role in ROLES}
+    else:
+        raise ValueError(f"{column} holds {{role, content}} or {{from, value}}, not {turn!r}")
+    if given not in known:
+        raise ValueError(f"{column}: role {given!r} is none of {', '.join(known)}")
+    return {"role": known[given], "content": read_text(content, f"{column}: the text of {given}")}
+
+
+def _is_empty_system(turn: Any) -> bool:
+    if not isinstance(turn, Mapping) or "system" not in (turn.get("role"), turn.get("from")):
+        return False
+    return is_blank(turn.get("content", turn.get("value")))
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether `value` is a list of turns, also as the JSON text that a CSV file holds, rather than plain text."""
+    if isinstance(value, str):
+        try:
+            turns: list[Any] = json.loads(value) if value.lstrip().startswith("[") else []
+        except json.JSONDecodeError:
+            return False
+        return bool(turns) and all(_looks_like_turn(turn) for turn in turns)
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        return False
+    return all(isinstance(turn, Mapping) for turn in value)
+
+
+def _looks_like_turn(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
+
+
+def read_list(value: Any, column: str) -> list[Any]:
+    """A list from a list, an array or the JSON text that a CSV file holds."""
+    if isinstance(value, str):
+        value = read_json(value, column)
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise ValueError(f"{column} is not a list")
+    return list(value)
+
+
+def read_json(text: str, column: str) -> Any:
+    """What a cell of a CSV file holds as JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{column} is text that is no JSON: {error.msg}, at: {text[:30]!r}") from error
+
+
+def read_text(value: Any, column: str) -> str:
+    """Text or a number as text, never empty."""
+    if isinstance(value, bool) or not isinstance(value, (str, Real)):
+        raise ValueError(f"{column} is {type(value).__name__}, not text")
+    if not str(value).strip():
+        raise ValueError(f"{column} is empty")
+    return str(value)
+
+
+def with_system(row: Mapping[str, Any], turns: Messages) -> Messages:
+    """`turns` after the row's `system` message, unless they begin with one of their own."""
+    system = row.get("system") or row.get("system_prompt")
+    if is_blank(system) or turns[0]["role"] == "system":
+        return turns
+    return [{"role": "system", "content": read_text(system, "system")}, *turns]
+
+
+def reference(row: Mapping[str, Any], text: str | None = None) -> str | None:
+    """The row's own `answer`, or else `text`. An `answer` that is no text rides along as it is."""
+    answer = row.get("answer")
+    if is_blank(answer):
+        return text
+    return str(answer) if isinstance(answer, (str, Real)) else None
+
+
+def is_blank(value: Any) -> bool:
+    """Whether an optional column has nothing in it for this row."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

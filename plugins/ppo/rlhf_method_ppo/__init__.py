@@ -1,0 +1,116 @@
+"""Proximal Policy Optimization (Schulman et al., 2017): https://arxiv.org/abs/1707.06347
+
+    rlhf run --method ppo --reward medical_format
+    rlhf run --method ppo --reward-model runs/reward_model/model --model MODEL --data prompts.jsonl
+
+Each prompt is answered once. A value head learns what an answer will earn, token by token; how much better a token did
+than that is its advantage. Every token pays for its distance from the model as the run found it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field
+
+from rlhf_core import Method, TrainingOptions, hookimpl
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+@hookimpl
+def rlhf_methods():
+    return [PPO]
+
+
+class Options(TrainingOptions):
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1.41e-5, description="peak learning rate")
+    per_device_train_batch_size: Positive = Field(1, description="answers in one forward pass on one device")
+    gradient_accumulation_steps: Positive = Field(16, description="forward passes before the optimizer steps")
+    max_prompt_length: Positive = Field(
+        1024,
+        description="tokens a prompt may have",
+        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
+    )
+    max_completion_length: Positive = Field(
+        256,
+        description="tokens an answer may have",
+        validation_alias=AliasChoices("max_completion_length", "max_target_length", "response_length"),
+    )
+    total_episodes: Positive = Field(100_000, description="answers to learn from in all, unless max_steps is given")
+    num_ppo_epochs: Positive = Field(4, description="passes over each batch of answers")
+    num_mini_batches: Positive = Field(1, description="optimizer steps in one such pass")
+    kl_coef: NotNegative = Field(0.05, description="price of a nat of KL from the reference")
+    kl_estimator: Literal["k1", "k3"] = Field("k1", description="KL of a token: its log-ratio, or a positive estimate")
+    target_kl: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="KL of an answer that an adaptive kl_coef aims at; unset: kl_coef stays"
+    )
+    kl_horizon: Positive = Field(10_000, description="answers over which an adaptive kl_coef changes")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="discount of a reward a token later")
+    lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="lambda of GAE")
+    cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
+    cliprange_value: Annotated[float, Field(gt=0)] = Field(0.2, description="how far a value may move from its old one")
+    vf_coef: NotNegative = Field(0.1, description="weight of the value loss")
+    value_model: Literal["shared", "separate"] = Field(
+        "shared", description="the value head reads the policy's hidden states, or those of a trained copy of it"
+    )
+    whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
+    missing_eos_penalty: NotNegative = Field(1.0, description="taken off the score of an answer cut at the limit")
+    mask_truncated_completions: bool = Field(False, description="leave answers cut at the limit out of the loss")
+
+
+class PPO(Method):
+    name, data, rewards = "ppo", "prompts", "required"
+    Options = Options
+    embedded_preset = {  # noqa: RUF012 - a class constant
+        "learning_rate": 2e-4,
+        "max_steps": 80,
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 1,
+        "num_ppo_epochs": 2,
+        "max_prompt_length": 256,
+        "max_completion_length": 96,
+        "gradient_checkpointing": False,
+        "logging_steps": 2,
+        "save_steps": 20,
+        "eval_prompts": 96,
+    }
+
+    def trainer(self, run):
+        from peft import get_peft_model
+        from transformers import TrainingArguments
+
+        from rlhf_core.training.reference import Reference
+        from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
+
+        options = run.options
+        run.steps_per_rollout = options.num_ppo_epochs * options.num_mini_batches
+        arguments = run.arguments(
+            TrainingArguments,
+            max_steps=_steps(options, run.world_size),
+            gradient_checkpointing=False,  # asked of the policy below, since the trainer sees it inside another module
+            remove_unused_columns=False,
+        )
+        policy = run.model if run.peft_config is None else get_peft_model(run.model, run.peft_config)
+        if options.gradient_checkpointing:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
+        reference = Reference(policy, fresh_adapter=run.peft_config is not None)
+        return PPOTrainer(
+            model=PolicyWithValue(policy, separate=options.value_model == "separate"),
+            args=arguments,
+            options=options,
+            reference=reference,
+            rewards=run.rewards,
+            train_dataset=run.train_dataset,
+            processing_class=run.tokenizer,
+        )
+
+
+def _steps(options: Options, processes: int) -> int:
+    """Optimizer steps in all: those asked for, or what `total_episodes` answers need."""
+    if options.max_steps > 0:
+        return options.max_steps
+    per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes
+    rollouts = -(-options.total_episodes // (per_step * options.num_mini_batches))
+    return rollouts * options.num_ppo_epochs * options.num_mini_batches

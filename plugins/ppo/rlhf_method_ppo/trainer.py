@@ -1,0 +1,333 @@
+"""PPO as a `transformers.Trainer`: rollouts, rewards and advantages, then several epochs over them in minibatches.
+
+The details follow "The N Implementation Details of RLHF with PPO" (Huang et al., 2023):
+https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo
+
+Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, end_tokens, rollout, stacked
+from rlhf_core.training.rewards import Batch
+from rlhf_method_ppo import losses
+
+VALUE_HEAD, VALUE_MODEL, CONTROLLER = "value_head.safetensors", "value_model.safetensors", "kl_coef.txt"
+
+
+class PolicyWithValue(nn.Module):
+    """The policy and its value head: a linear layer, zero at first, on the policy's last hidden states or on those of a
+    copy of the policy with weights of its own.
+    """
+
+    def __init__(self, policy, *, separate: bool) -> None:
+        super().__init__()
+        self.policy = policy
+        size = policy.config.get_text_config().hidden_size
+        self.value_head = nn.Linear(size, 1, dtype=torch.float32, device=policy.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.value_model = copy.deepcopy(policy) if separate else None
+
+    def forward(self, groups: list[Group], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(log-probabilities, entropies, values), each (completions, tokens); values of the state before."""
+        scored = completion_logps(self.policy, groups, temperature=temperature, hidden=self.value_model is None)
+        states = scored.hidden if self.value_model is None else completion_hidden(self.value_model, groups).states
+        return scored.logps, scored.entropies, self.value_head(states[:, :-1].float())[..., 0]
+
+    # What the look at held-out prompts asks of a model.
+    @property
+    def device(self):
+        return self.policy.device
+
+    @property
+    def generation_config(self):
+        return self.policy.generation_config
+
+    def generate(self, **inputs):
+        return self.policy.generate(**inputs)
+
+
+@dataclass
+class Experience:
+    """Rollouts and what was computed of them once. Tensors are (completions, tokens), `learns` (completions, 1)."""
+
+    groups: list[Group]
+    mask: Tensor
+    logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    tokens: Tensor | None = None  # that the whole minibatch learns from, in all processes
+
+    def rows(self, chosen: list[int]) -> Experience:
+        """Some completions, without columns that only longer ones use."""
+        width = max(len(self.groups[i].completions[0]) for i in chosen)
+        parts = (self.mask, self.logps, self.values, self.advantages, self.returns)
+        return Experience([self.groups[i] for i in chosen], *(part[chosen, :width] for part in parts))
+
+
+class PPOTrainer(Trainer):
+    """`options` are those of the method; `reference` and `rewards` those of the run.
+
+    One batch of rollouts serves `num_ppo_epochs` × `num_mini_batches` optimizer steps, each of
+    `gradient_accumulation_steps` forward passes of `per_device_train_batch_size` completions.
+    """
+
+    def __init__(self, *, options, reference, rewards, **arguments) -> None:
+        super().__init__(**arguments)
+        self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
+        self.options, self.reference, self.rewards = options, reference, rewards
+        self.kl_coef = options.kl_coef
+        self.passes = 0  # forward passes since this process began
+        self.minibatches: list[list[Experience]] = []
+        self.kept: dict[str, list[float]] = defaultdict(list)
+
+    # Data: every process reads its own prompts, a batch of rollouts at a time, repeated for every pass over them.
+
+    @property
+    def rollout_size(self) -> int:
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * self.options.num_mini_batches
+
+    @property
+    def passes_per_rollout(self) -> int:
+        return self.options.num_ppo_epochs * self.options.num_mini_batches * self.args.gradient_accumulation_steps
+
+    def get_train_dataloader(self) -> DataLoader:
+        batches = PromptBatches(
+            len(self.train_dataset),
+            self.rollout_size,
+            self.passes_per_rollout,
+            self.args.max_steps * self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+        )
+        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=list)
+
+    def _prepare_inputs(self, rows):
+        position = self.passes % self.passes_per_rollout
+        if position == 0:
+            experience = self._rollout(rows)
+            self.minibatches = self._divide(experience)
+        self.passes += 1
+        step, part = divmod(position, self.args.gradient_accumulation_steps)
+        return self.minibatches[step][part]
+
+    # Rollouts
+
+    def _rollout(self, rows: list[dict]) -> Experience:
+        """Answer the prompts, score the answers, and compute what stays fixed while the policy learns from them."""
+        options, model = self.options, self.accelerator.unwrap_model(self.model)
+        tokenizer, device = self.processing_class, self.args.device
+        prompts = [
+            tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows
+        ]
+        sampling = Sampling(
+            options.max_completion_length, end_tokens(model, tokenizer), options.temperature, options.top_p
+        )
+        rollouts = rollout(model, prompts, 1, sampling)
+        scores = self._score(rows, [one.completion for one in rollouts])
+        groups = [Group(one.prompt, [one.completion]) for one in rollouts]
+        mask = stacked([[1] * len(one.completion) for one in rollouts], device=device)
+        logps, entropies, values, ref_logps = self._measure(model, groups, mask)
+        kl = losses.kl_penalty(logps, ref_logps, options.kl_estimator) * mask
+        finished = torch.tensor([one.finished for one in rollouts], device=device)
+        there = torch.tensor([score is not None for score in scores], device=device)
+        given = torch.tensor([score or 0.0 for score in scores], device=device)
+        total = given - options.missing_eos_penalty * (~finished).float()
+        rewards = losses.token_rewards(total, kl, mask, self.kl_coef)
+        learns = there & finished if options.mask_truncated_completions else there
+        learning = mask * learns[:, None]
+        if options.whiten_rewards:
+            rewards = losses.whiten(rewards, learning, *self._moments(rewards, learning), shift_mean=False)
+        advantages, returns = losses.gae(rewards, values, mask, options.gamma, options.lam)
+        advantages = losses.whiten(advantages, learning, *self._moments(advantages, learning))
+
+        kl_of_completion = kl.sum(1)
+        self._keep("objective/kl", kl_of_completion)
+        self._keep("kl", kl.sum(1) / mask.sum(1))
+        self._keep("objective/entropy", entropies.sum(1))
+        self._keep("objective/non_score_reward", -self.kl_coef * kl_of_completion)
+        self._keep("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[there])
+        self._keep("objective/scores", given[there])
+        self._keep("reward", given[there])
+        self._keep("objective/kl_coef", torch.tensor([self.kl_coef]))
+        self._keep("val/num_eos_tokens", finished.float().sum()[None])
+        self._keep("val/explained_variance", _explained_variance(values, returns, learning)[None])
+        self._keep("completions/mean_length", mask.sum(1).float())
+        self._keep("completions/clipped_ratio", (~finished).float())
+        if options.target_kl is not None:
+            everywhere = self.accelerator.gather(kl_of_completion)
+            self.kl_coef = losses.adapted_kl_coef(
+                self.kl_coef, everywhere.mean().item(), options.target_kl, len(everywhere), options.kl_horizon
+            )
+        return Experience(groups, learning, logps, values, advantages, returns)
+
+    def _score(self, rows: list[dict], completions: list[list[int]]) -> list[float | None]:
+        """Each answer's weighted sum of rewards; None where a reward failed or none applies."""
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+        messages = [[{"role": "assistant", "content": self.rewards.decode(ids)}] for ids in completions]
+        trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.kept[name].append(value)}
+        batch = Batch([row["prompt"] for row in rows], messages, completions, columns, trl)
+        return self.rewards.score(batch)
+
+    @torch.no_grad()
+    def _measure(self, model: PolicyWithValue, groups: list[Group], mask: Tensor) -> tuple[Tensor, ...]:
+        """(log-probabilities, entropies, values, the reference's log-probabilities), in forward-sized parts."""
+        size, temperature = self.args.per_device_train_batch_size, self.options.temperature
+        results = [torch.zeros(mask.shape, device=mask.device) for _ in range(4)]
+        model.eval()
+        for start in range(0, len(groups), size):
+            part = groups[start : start + size]
+            with self.compute_loss_context_manager():
+                measured = list(model(part, temperature))
+                with self.reference() as reference:
+                    measured.append(completion_logps(reference, part, temperature=temperature).logps)
+            for result, values in zip(results, measured, strict=True):
+                result[start : start + len(part), : values.shape[1]] = values
+        model.train()
+        return tuple(result * mask for result in results)
+
+    def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, unbiased variance) over the learning tokens of all processes."""
+        sums = torch.stack([(values * mask).sum(), (values**2 * mask).sum(), mask.sum().float()])
+        total, squares, count = self.accelerator.reduce(sums, "sum")
+        mean = total / count.clamp(min=1)
+        return mean, (squares / count.clamp(min=1) - mean**2).clamp(min=0) * count / (count - 1).clamp(min=1)
+
+    def _divide(self, experience: Experience) -> list[list[Experience]]:
+        """Forward-sized parts of every minibatch of every epoch, each epoch in an order of its own."""
+        steps = []
+        rows = self.args.per_device_train_batch_size
+        per_step = rows * self.args.gradient_accumulation_steps
+        for _ in range(self.options.num_ppo_epochs):
+            order = torch.randperm(len(experience.groups)).tolist()
+            for start in range(0, len(order), per_step):
+                chosen = order[start : start + per_step]
+                parts = [experience.rows(chosen[i : i + rows]) for i in range(0, len(chosen), rows)]
+                count = sum(part.mask.sum() for part in parts).float()
+                tokens = self.accelerator.reduce(count, "sum")
+                for part in parts:
+                    part.tokens = tokens
+                steps.append(parts)
+        return steps
+
+    # Learning
+
+    def compute_loss(self, model, inputs: Experience, return_outputs=False, num_items_in_batch=None):
+        """Policy loss plus `vf_coef` times value loss, a mean over the tokens of the minibatch in all processes."""
+        options = self.options
+        logps, entropies, values = model(inputs.groups, options.temperature)
+        policy, policy_clipped = losses.policy_loss(logps, inputs.logps, inputs.advantages, options.cliprange)
+        value, value_clipped = losses.value_loss(values, inputs.values, inputs.returns, options.cliprange_value)
+        # The trainer divides by the accumulation steps, and averaging gradients over processes by their number.
+        scale = self.args.gradient_accumulation_steps * self.args.world_size / inputs.tokens.clamp(min=1)
+        loss = ((policy + options.vf_coef * value) * inputs.mask).sum() * scale
+
+        learning = inputs.mask.bool()
+        if learning.any():
+            log_ratio = (logps - inputs.logps).detach()[learning]
+            self._keep("loss/policy_avg", policy.detach()[learning])
+            self._keep("loss/value_avg", value.detach()[learning])
+            self._keep("policy/clipfrac_avg", policy_clipped[learning])
+            self._keep("val/clipfrac_avg", value_clipped[learning])
+            self._keep("policy/approxkl_avg", 0.5 * log_ratio**2)
+            self._keep("policy/entropy_avg", entropies[learning])
+            self._keep("val/ratio", log_ratio.exp())
+        return loss
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        self.kept[name] += values.float().mean()[None].tolist() if values.numel() else []
+
+    def log(self, logs, start_time=None) -> None:
+        """Adds the means of what was kept since the last time."""
+        means = {name: sum(values) / len(values) for name, values in self.kept.items() if values}
+        if "val/ratio" in means:
+            ratios = torch.tensor(self.kept["val/ratio"])
+            means["val/ratio_var"] = ratios.var(correction=0).item()
+        self.kept.clear()
+        episodes = self.state.global_step * self.rollout_size * self.args.world_size
+        means["episode"] = episodes // (self.options.num_ppo_epochs * self.options.num_mini_batches)
+        super().log({**logs, **means}, start_time)
+
+    # Checkpoints: the policy as any model, the value head and the KL coefficient beside it.
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        adapters = {"selected_adapters": ["default"]} if isinstance(model.policy, PeftModel) else {}
+        model.policy.save_pretrained(folder, **adapters)
+        self.processing_class.save_pretrained(folder)
+        save_file(model.value_head.state_dict(), folder / VALUE_HEAD)
+        if model.value_model is not None:
+            model.value_model.save_pretrained(folder / "value_model", **adapters)
+        (folder / CONTROLLER).write_text(repr(self.kl_coef), encoding="utf-8")
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        folder = Path(resume_from_checkpoint)
+        model = self.accelerator.unwrap_model(self.model)
+        _load(model.policy, folder)
+        model.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
+        if model.value_model is not None:
+            _load(model.value_model, folder / "value_model")
+        self.kl_coef = float((folder / CONTROLLER).read_text(encoding="utf-8"))
+
+
+class PromptBatches:
+    """Row numbers of one process: each batch of rollouts `repeats` times, prompts in a new order every epoch.
+
+    The order depends on `seed` alone; the processes take turns in it, so that together they read what one would.
+    """
+
+    def __init__(self, rows: int, size: int, repeats: int, passes: int, *, seed: int, rank: int, world: int) -> None:
+        self.rows, self.size, self.repeats, self.passes = rows, size, repeats, passes
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def __len__(self) -> int:
+        return self.passes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        stream = self._stream()
+        for _ in range(-(-self.passes // self.repeats)):
+            everyones = [next(stream) for _ in range(self.size * self.world)]
+            mine = everyones[self.rank * self.size : (self.rank + 1) * self.size]
+            for _ in range(self.repeats):
+                yield mine
+
+    def _stream(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            yield from torch.randperm(self.rows, generator=generator).tolist()
+
+
+def _load(model, folder: Path) -> None:
+    """Weights of a saved model or adapter into `model`, in place."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), "default", is_trainable=True)
+    else:
+        load_model(model, folder / "model.safetensors", strict=False)  # tied weights are saved once
+
+
+def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 where the values foretell the returns, 0 where they are no better than their mean."""
+    there = mask.bool()
+    if there.sum() < 2:
+        return torch.zeros(0)
+    return 1 - (returns - values)[there].var() / returns[there].var().clamp(min=1e-8)

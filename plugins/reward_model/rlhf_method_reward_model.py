@@ -1,0 +1,122 @@
+"""A reward model from pairs of answers (Bradley and Terry, 1952; Ouyang et al., 2022: https://arxiv.org/abs/2203.02155),
+and the reward that scores answers with it.
+
+    rlhf run --method reward_model --model MODEL --data pairs.jsonl
+    rlhf run --method ppo --reward-model runs/reward_model-20260101-120000/model --model MODEL --data prompts.jsonl
+
+The loss of a pair is -log sigmoid(score of the better answer - score of the worse one). The score is a linear layer on
+the last hidden state of the end token. The trainer is TRL's, given token ids.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from rlhf_core import Method, Reward, TrainingOptions, hookimpl
+
+
+@hookimpl
+def rlhf_methods():
+    return [RewardModel]
+
+
+@hookimpl
+def rlhf_rewards():
+    return [Reward(RewardModelScore, name="reward_model")]
+
+
+class Options(TrainingOptions):
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="peak learning rate")
+    num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the data")
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] = Field(2, description="pairs in one forward pass")
+    max_prompt_length: Annotated[int, Field(gt=0)] = Field(
+        1024,
+        description="tokens a prompt may have",
+        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
+    )
+    center_rewards_coefficient: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="weight of a penalty on the squared sum of a pair's scores, which keeps them around zero"
+    )
+
+
+class RewardModel(Method):
+    name, data, rewards, config = "reward_model", "preferences", "none", "trl:RewardConfig"
+    task, generates = "sequence_classification", False
+    Options = Options
+    embedded_preset = {  # noqa: RUF012 - a class constant
+        "learning_rate": 1e-3,
+        "max_steps": 100,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "max_prompt_length": 256,
+        "max_completion_length": 128,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_steps": 20,
+        "eval_prompts": 128,
+    }
+
+    def trainer(self, run):
+        from trl import RewardConfig, RewardTrainer
+
+        return RewardTrainer(
+            model=run.model,
+            args=run.arguments(
+                RewardConfig, center_rewards_coefficient=run.options.center_rewards_coefficient, max_length=None
+            ),
+            train_dataset=_joined(run.train_dataset, run),
+            eval_dataset=run.eval_dataset and _joined(run.eval_dataset, run),
+            processing_class=run.tokenizer,
+            peft_config=run.peft_config,
+        )
+
+
+def _joined(rows, run):
+    """`chosen_ids` and `rejected_ids` with their prompt before them."""
+    from rlhf_core.training import encode
+
+    encoded = encode.pairs(rows, run.tokenizer, run.options.max_completion_length)
+    return encoded.map(
+        lambda row: {key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")},
+        remove_columns=["prompt_ids"],
+    )
+
+
+class RewardModelScore:
+    """The score that a trained reward model gives to a prompt with its answer: any number, higher is better.
+
+    `path` is its folder: a model with a score head, or an adapter with one. It is loaded when first needed.
+    """
+
+    def __init__(self, *, path: str, batch_size: int = 8) -> None:
+        folder = Path(path).expanduser()
+        if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
+            raise ValueError(f"path={path}: no model is there (a folder with config.json or adapter_config.json)")
+        self.folder, self.batch_size = folder, batch_size
+        self.model = self.tokenizer = None
+
+    def __call__(self, prompts, completions: list[str], **_) -> list[float]:
+        import torch
+
+        from rlhf_core.training import encode
+
+        if self.model is None:
+            self._load()
+        rows = []
+        for prompt, text in zip(prompts, completions, strict=True):
+            before, answer = encode.answered(self.tokenizer, prompt, [{"role": "assistant", "content": text}])
+            rows.append(before + answer)
+        scores: list[float] = []
+        with torch.no_grad():
+            for start in range(0, len(rows), self.batch_size):
+                batch = self.tokenizer.pad({"input_ids": rows[start : start + self.batch_size]}, return_tensors="pt")
+                scores += self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
+        return scores
+
+    def _load(self) -> None:
+        from rlhf_core.training import models
+
+        self.model, self.tokenizer = models.load_scorer(str(self.folder))

@@ -1,0 +1,66 @@
+"""Supervised fine-tuning: cross-entropy on the assistant's turns, and on nothing else.
+
+    rlhf run --method sft
+    rlhf run --method sft --model MODEL --data conversations.jsonl
+
+The trainer is TRL's. It is given token ids and labels, so that which tokens are learned does not depend on whether TRL
+knows the model's chat template.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from rlhf_core import Method, TrainingOptions, hookimpl
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+@hookimpl
+def rlhf_methods():
+    return [SFT]
+
+
+class Options(TrainingOptions):
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="peak learning rate")
+    lr_scheduler_type: str = Field("cosine", description="schedule of the learning rate, by transformers' name")
+    warmup_steps: Annotated[float, Field(ge=0)] = Field(0.03, description="steps of warm-up; below 1, a share")
+    max_length: Positive = Field(
+        2048,
+        description="tokens a conversation may have",
+        validation_alias=AliasChoices("max_length", "max_seq_length"),
+    )
+
+
+class SFT(Method):
+    name, data, rewards, config = "sft", "conversations", "optional", "trl:SFTConfig"
+    Options = Options
+    embedded_preset = {  # noqa: RUF012 - a class constant
+        "learning_rate": 1e-3,
+        "max_steps": 60,
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 1,
+        "max_length": 512,
+        "max_completion_length": 96,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_steps": 20,
+        "eval_prompts": 96,
+    }
+
+    def trainer(self, run):
+        from trl import SFTConfig, SFTTrainer
+
+        from rlhf_core.training import encode
+
+        limit = run.options.max_length
+        return SFTTrainer(
+            model=run.model,
+            args=run.arguments(SFTConfig, max_length=limit),
+            train_dataset=encode.conversations(run.train_dataset, run.tokenizer, limit),
+            eval_dataset=run.eval_dataset and encode.conversations(run.eval_dataset, run.tokenizer, limit),
+            processing_class=run.tokenizer,
+            peft_config=run.peft_config,
+        )

@@ -1,0 +1,112 @@
+"""Find the final answer in a completion.
+
+It is the last `<answer>` block; failing that the last `\\boxed{}`, the last `####` line, what follows the last cue such
+as "the answer is" or `诊断：`, or the last sentence. What a model thinks to itself is never its answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LIMIT = 4000  # characters; nothing longer is an answer, and every pattern below meets at most this much
+
+# NFKC would turn x² into x2 and 5½ into 51/2.
+_SUPERSCRIPTS = {ord(c): f"^{d}" for d, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+_SIGNS = dict(zip(map(ord, "−–‒⁄∕’‘“”×·÷"), "---//''\"\"**/", strict=True))
+_FRACTION_SIGNS = [*range(0xBC, 0xBF), *range(0x2150, 0x215F)]
+_FRACTIONS = {code: f" {unicodedata.normalize('NFKC', chr(code))}" for code in _FRACTION_SIGNS}
+_TRANSLATION = _SUPERSCRIPTS | _SIGNS | _FRACTIONS
+
+_BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|__(?=\s|$)|(?<!\S)__")
+_SENTENCE_END = re.compile(r"[。!?;\n]|\.(?=\s|$)")
+_STATEMENT_END = re.compile(r"[。!\n]|\.(?=\s|$)")  # what follows `;` or `?` may be a second answer
+_RETRACTED = re.compile(r"\b(?:wait|actually|correction|no, it|let me re)|不对|更正|等等|重新", re.IGNORECASE)
+
+_IS = r"(?:(?:\s+(?:is|was|should\s+be|would\s+be|must\s+be))\b\s*:?|\s*[:=])"
+_SHI = r"\s*(?:应该?|就|只能)?(?:[是为选]\s*[:=]?|[:=])"
+CUES = {
+    "answer": rf"\b(?:answer|final\s+result|conclusion|correct\s+(?:option|choice)){_IS}|(?:答案|结论|选项){_SHI}"
+    r"|(?<![不别没])选择?(?=\s*[:(]?\s*[A-E](?![a-zA-Z]))",
+    "diagnosis": rf"\b(?<!differential )(?:diagnosis|disease|illness|impression){_IS}"
+    r"|(?<!鉴别)(?:诊断|疾病|病名)" + _SHI,
+    "department": rf"\b(?:department|specialty){_IS}|(?:科室|挂号){_SHI}",
+}
+_CUE = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in CUES.items()), re.IGNORECASE)
+
+
+def final_answer(completion: str) -> str:
+    """The answer as normalized text, with its cues; empty where none is given."""
+    spoken = _spoken(completion)
+    block = _after_last(spoken, "<answer>")
+    if block is not None:
+        block = block.partition("</answer>")[0]
+        return _marked(block) if len(block) <= LIMIT else ""
+    text = _marked(spoken, last_only=True)
+    found = stated(text)
+    return text if found and not _withdrawn(text) else _last_sentence(text)
+
+
+def stated(text: str) -> dict[str, str]:
+    """What follows the last cue of each family (answer, diagnosis, department), to the end of its sentence."""
+    found = {}
+    for cue in _CUE.finditer(text):
+        value = _STATEMENT_END.split(text[cue.end() :].lstrip(), maxsplit=1)[0].strip()
+        if value and cue.lastgroup:
+            found[cue.lastgroup] = value
+    return found
+
+
+def normalize(text: str) -> str:
+    """One form for full-width and half-width, quotes, dashes and raised digits; bold marks go."""
+    text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).replace("⁄", "/")
+    return _BOLD.sub("", text).strip()
+
+
+def _spoken(text: str) -> str:
+    """The text without its thinking; an `<answer>` inside thinking that never ends counts as spoken."""
+    *thought, rest = text.split("</think>")
+    said, opened, thinking = rest.partition("<think>")
+    block = thinking.rfind("<answer>")
+    if opened and block >= 0:
+        said += thinking[block:]
+    # Before `</think>` without `<think>` everything is thinking: the prompt had opened it.
+    return "".join(part.partition("<think>")[0] for part in thought if "<think>" in part) + said
+
+
+def _marked(text: str, last_only: bool = False) -> str:
+    """What stands in the last `\\boxed{}` or after the last `####`, else all of it (`last_only`: its end)."""
+    boxed = _after_last(text, "\\boxed{")
+    if boxed is not None:
+        return normalize(_until_closed(boxed[:LIMIT]))
+    line = _after_last(text, "####")
+    if line is not None:
+        line, _, more = line[:LIMIT].strip().partition("\n")
+        # A Markdown heading looks the same, but text follows it.
+        if not more.strip() or any(map(str.isdigit, line)):
+            return normalize(line)
+    return normalize(text[-LIMIT:] if last_only else text)
+
+
+def _until_closed(text: str) -> str:
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:place]
+    return text.partition("\n")[0]
+
+
+def _withdrawn(text: str) -> bool:
+    """Whether the last cue's sentence is followed by a change of mind."""
+    last = list(_CUE.finditer(text))[-1].end()
+    return bool(_RETRACTED.search(text, last))
+
+
+def _last_sentence(text: str) -> str:
+    return next((part.strip() for part in reversed(_SENTENCE_END.split(text)) if part.strip()), "")
+
+
+def _after_last(text: str, mark: str) -> str | None:
+    place = text.rfind(mark)
+    return None if place < 0 else text[place + len(mark) :]

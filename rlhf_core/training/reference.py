@@ -1,0 +1,56 @@
+"""The reference of a KL penalty: the model as this run found it. Under LoRA it is no second copy of the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+REFERENCE_ADAPTER = "ref"
+
+
+class Reference:
+    """Made before training begins. `with reference() as model:` gives the model to compute with, without gradients.
+
+    A fresh adapter is switched off. An adapter that the run started from is kept, frozen, as a second one. Without an
+    adapter the model is copied.
+    """
+
+    def __init__(self, model: Any, *, fresh_adapter: bool) -> None:
+        from peft import PeftModel
+
+        self.model = model
+        self.fresh_adapter = fresh_adapter
+        self.copy: Any = None
+        if not isinstance(model, PeftModel):
+            self.copy = copy.deepcopy(model).requires_grad_(False).eval()
+        elif not fresh_adapter:
+            model.add_adapter(REFERENCE_ADAPTER, model.peft_config["default"])
+            weights = model.state_dict()
+            trained = {name: value for name, value in weights.items() if ".default." in name}
+            with torch.no_grad():
+                for name, value in trained.items():
+                    weights[name.replace(".default.", f".{REFERENCE_ADAPTER}.")].copy_(value)
+            model.set_adapter("default")
+
+    @contextmanager
+    def __call__(self) -> Iterator[Any]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                if self.copy is not None:
+                    yield self.copy.to(self.model.device)
+                elif self.fresh_adapter:
+                    with self.model.disable_adapter():
+                        yield self.model
+                else:
+                    self.model.set_adapter(REFERENCE_ADAPTER)
+                    yield self.model
+        finally:
+            if self.copy is None and not self.fresh_adapter:
+                self.model.set_adapter("default")
+            self.model.train(training)

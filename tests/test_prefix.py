@@ -1,0 +1,86 @@
+"""Log-probabilities, hidden states and rollouts against the definition, one unpadded sequence at a time, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, rollout
+
+GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
+ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()
+
+
+def by_definition(model, prompt, completion, temperature):
+    """(log-probabilities, entropies, hidden states) of one completion."""
+    output = model(torch.tensor([[*prompt, *completion]]), output_hidden_states=True)
+    distribution = (output.logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+    entropies = -(distribution.exp() * distribution).sum(-1)
+    logps = distribution[range(len(completion)), completion]
+    return logps, entropies, output.hidden_states[-1][0, len(prompt) - 1 :]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_completion_logps(model, temperature):
+    result = completion_logps(model, GROUPS, temperature=temperature, hidden=True)
+    assert result.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    for i, (prompt, completion) in enumerate(ROWS):
+        logps, entropies, hidden = by_definition(model, prompt, completion, temperature)
+        size = len(completion)
+        torch.testing.assert_close(result.logps[i, :size].double(), logps, atol=1e-6, rtol=0)
+        torch.testing.assert_close(result.entropies[i, :size].double(), entropies, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.hidden[i, : size + 1], hidden, atol=1e-9, rtol=0)
+        assert not result.logps[i, size:].any()
+
+
+def test_gradients_of_completion_logps(model):
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    ours = gradients(completion_logps(model, GROUPS).logps.double().sum())
+    theirs = gradients(sum(by_definition(model, *row, 1.0)[0].sum() for row in ROWS))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_completion_hidden(model):
+    result = completion_hidden(model, GROUPS)
+    for i, (prompt, completion) in enumerate(ROWS):
+        hidden = by_definition(model, prompt, completion, 1.0)[2]
+        torch.testing.assert_close(result.states[i, : len(completion) + 1], hidden, atol=1e-9, rtol=0)
+
+
+def test_an_empty_prompt_or_completion_is_refused():
+    for prompt, completions in (([], [[1]]), ([1], [[]]), ([1], [[2], []])):
+        with pytest.raises(ValueError, match="no empty"):
+            Group(prompt, completions)
+
+
+def test_greedy_rollouts_are_generates(model):
+    prompts = [list(group.prompt) for group in GROUPS]
+    rollouts = rollout(model, prompts, 2, Sampling(6, [2], greedy=True))
+    assert [one.prompt for one in rollouts] == [prompts[0], prompts[0], prompts[1], prompts[1]]
+    for one in rollouts:
+        plain = model.generate(torch.tensor([one.prompt]), max_new_tokens=6, do_sample=False, eos_token_id=2)
+        assert one.completion == plain[0, len(one.prompt) :].tolist()
+
+
+def test_rollouts_end_with_the_first_end_token_and_know_what_they_were_sampled_at(model):
+    torch.manual_seed(0)
+    ends = list(range(0, 2048, 9))
+    rollouts = rollout(model, [list(group.prompt) for group in GROUPS], 8, Sampling(12, ends, 0.8, top_p=0.9))
+    assert {one.finished for one in rollouts} == {True, False}
+    for one in rollouts:
+        assert not set(one.completion[:-1]) & set(ends)
+        assert one.finished == (one.completion[-1] in ends)
+        assert one.finished or len(one.completion) == 12
+        logps = by_definition(model, one.prompt, one.completion, 0.8)[0]
+        torch.testing.assert_close(torch.tensor(one.logps).double(), logps, atol=1e-5, rtol=0)
