@@ -123,6 +123,8 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if _device().type == "cpu":
+            _keep_4bit_weights(model)
     if info.adapter:
         from peft import PeftModel
 
@@ -130,6 +132,15 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
         if info.merges_adapter or not uses_lora(options, info):
             model = model.merge_and_unload().requires_grad_(True)
     return model
+
+
+def _keep_4bit_weights(model: PreTrainedModel) -> None:
+    """On CPUs with bfloat16, bitsandbytes repacks 4-bit weights for inference and back, with some loss each time."""
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -46,7 +46,7 @@ class PolicyWithValue(nn.Module):
         """(log-probabilities, entropies, values), each (completions, tokens); values of the state before."""
         scored = completion_logps(self.policy, groups, temperature=temperature, hidden=self.value_model is None)
         states = scored.hidden if self.value_model is None else completion_hidden(self.value_model, groups).states
-        return scored.logps, scored.entropies, self.value_head(states[:, :-1].float())[..., 0]
+        return scored.logps, scored.entropies, self.value_head(states[:, :-1].to(self.value_head.weight.dtype))[..., 0]
 
     # What the look at held-out prompts asks of a model.
     @property
