@@ -6,12 +6,23 @@ file, the file over the method's preset for the embedded model, the preset over 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+)
 
 from rlhf_core.data_spec import DataSpec, read_all
 from rlhf_core.errors import UserError, did_you_mean
@@ -67,6 +78,13 @@ class RunConfig(BaseModel):
     chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
     output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
     callback: list[str] = Field([], description="further observer of the run, by plugin name; repeatable")
+    num_processes: PositiveInt = Field(1, description="processes on this machine, one for each GPU")
+    num_machines: PositiveInt = Field(1, description="machines, on each of which the same command is typed")
+    machine_rank: NonNegativeInt = Field(0, description="number of this machine, from 0")
+    main_address: str | None = Field(None, description="HOST:PORT of machine 0, where there are several")
+    distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
+        "ddp", description="what several processes share: gradients; parameters; optimizer state; or all by DeepSpeed"
+    )
     set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
     options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)
     preset: dict[str, Any] = Field({}, exclude=True)
@@ -118,7 +136,14 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
     except ValidationError as error:
         raise UserError(explain(error)) from error
     _check_rewards(config, method)
+    if config.num_machines > 1 and not config.main_address:
+        raise UserError("several machines need --main-address HOST:PORT, that of machine 0")
     return config, method
+
+
+def default_folder(method: str) -> str:
+    """Where a run goes that was not told: runs/METHOD-TIME."""
+    return str(Path("runs") / f"{method}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def read_file(path: Path) -> dict[str, Any]:

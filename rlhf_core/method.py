@@ -47,6 +47,10 @@ class TrainingOptions(BaseModel):
     )
     seed: int = Field(42, description="seed of sampling, shuffling and initialization")
 
+    attn_implementation: str | None = Field(
+        None, description="attention, by transformers' name (sdpa, flash_attention_2, …); unset: its own choice"
+    )
+
     lora: bool | None = Field(
         None, description="train a LoRA adapter; unset: for a billion parameters or more, and with 4-bit or 8-bit"
     )

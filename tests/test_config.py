@@ -63,7 +63,7 @@ def test_keys_may_be_written_with_dashes(tmp_path):
 
 # values -> what the error says
 MISTAKES = {
-    "no method": ({"method": None}, "which method\\?.*Installed: grpo"),
+    "no method": ({"method": None}, "which method\\?.*Installed: .*grpo"),
     "unknown method": ({"method": "gpro"}, "there is no method 'gpro'. Did you mean 'grpo'"),
     "unknown key": ({"lerning_rate": 1}, "knows no option 'lerning_rate'. Did you mean 'learning_rate'"),
     "no reward": ({"reward": []}, "method grpo needs a reward"),

@@ -87,7 +87,7 @@ def test_the_folder_of_a_run(run, tiny_model, capsys):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["max_steps"], config["data"], config["reward"][1]) == (
         6,
-        "data.jsonl",
+        ["data.jsonl"],
         "./rewards.py:vowels:weight=0.5",
     )
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -64,7 +64,7 @@ def test_several_rewards_each_get_a_curve():
 
 
 def evaluation(score: float, answer: str) -> Evaluation:
-    return Evaluation({"r": score, "n": None}, 12.0, 1.0, [PROMPT] * 3, [answer] * 3, [{"r": score, "n": None}] * 3)
+    return Evaluation({}, {"r": score, "n": None}, 12.0, 1.0, [PROMPT] * 3, [answer] * 3, [{"r": score, "n": None}] * 3)
 
 
 def test_before_and_after():

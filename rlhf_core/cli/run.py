@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 import typing
@@ -15,9 +16,9 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlhf_core.config import MAIN, read_file, resolve
+from rlhf_core.config import MAIN, RunConfig, default_folder, read_file, resolve
 from rlhf_core.errors import UserError
-from rlhf_core.method import TrainingOptions
+from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.plugins import Catalog
 
 LATEST = "latest"
@@ -79,9 +80,32 @@ def run(ctx: click.Context, **values: Any) -> None:
         merged["output_dir"] = str(folder)
     catalog = Catalog()
     config, method = resolve(merged, catalog)
+    sys.exit(_carry_out(config, method, catalog, resume=folder is not None, dry_run=dry_run))
+
+
+def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool, dry_run: bool) -> int:
+    from rlhf_core.training import launch
+
+    if launch.needed(config) and not dry_run:
+        if config.output_dir is None:  # the same for every process
+            config.output_dir = default_folder(config.method)
+        return launch.launch(config, _arguments(config, resume))
     from rlhf_core.training.run import train
 
-    sys.exit(train(config, method, catalog, resume=folder is not None, dry_run=dry_run))
+    code = train(config, method, catalog, resume=resume, dry_run=dry_run)
+    if code == launch.OUT_OF_MEMORY and "RANK" not in os.environ:
+        folder = Path(str(config.output_dir))
+        settings = launch.take_smaller(folder) or {}
+        again = launch.retry_arguments(folder, settings)
+        os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all that was held
+    return code
+
+
+def _arguments(config: RunConfig, resume: bool) -> list[str]:
+    """What the processes of a run are given: as typed, with the folder that was chosen for all of them."""
+    typed = sys.argv[sys.argv.index("run") + 1 :]
+    chosen = any(word.startswith(("--output-dir", "--output_dir")) for word in typed)
+    return typed if resume or chosen else [*typed, "--output-dir", str(config.output_dir)]
 
 
 def _file_values(config_file: str | None, folder: Path | None) -> dict[str, Any]:

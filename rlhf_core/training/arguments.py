@@ -22,7 +22,7 @@ def make_arguments(cls: type, config: RunConfig, folder: Path, fields: dict[str,
     """Training arguments of class `cls`: the shared options, then `fields`, then what the user set."""
     import torch
 
-    from rlhf_core.training import callbacks, models
+    from rlhf_core.training import callbacks, launch, models
 
     options = config.options
     half = models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16")
@@ -37,6 +37,7 @@ def make_arguments(cls: type, config: RunConfig, folder: Path, fields: dict[str,
         "fp16": options.dtype == "float16",
         "report_to": [],
         "disable_tqdm": True,
+        **launch.arguments_for(config.distributed),
         **fields,
         **config.set,
     }

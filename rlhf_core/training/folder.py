@@ -14,14 +14,13 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.config import RunConfig
+from rlhf_core.config import RunConfig, default_folder
 from rlhf_core.errors import UserError
 from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.evaluation import Evaluation
@@ -35,7 +34,7 @@ LIBRARIES = ("rlhf-core", "torch", "transformers", "trl", "peft", "datasets", "a
 def choose(config: RunConfig, resume: bool) -> Path:
     """The folder of the run. Raises `UserError` if another run is there."""
     if config.output_dir is None:
-        config.output_dir = str(Path("runs") / f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
+        config.output_dir = default_folder(config.method)
     folder = Path(config.output_dir)
     if not resume and (folder / "config.yaml").exists():
         raise UserError(f"--output-dir {folder} holds a run already. Go on with it: rlhf run --resume {folder}")

@@ -38,11 +38,6 @@ class ModelInfo:
     adapter: str | None = None
     task: Task = "causal_lm"
 
-    @property
-    def merges_adapter(self) -> bool:
-        """A reward model gets an adapter of its own, with a score; the one it starts from goes into the weights."""
-        return self.adapter is not None and self.task == "sequence_classification"
-
 
 def inspect(config: RunConfig, task: Task = "causal_lm") -> ModelInfo:
     """Read configuration and tokenizer. Raises `UserError` for a model that is not there or has no chat template."""
@@ -68,12 +63,7 @@ def inspect(config: RunConfig, task: Task = "causal_lm") -> ModelInfo:
         tokenizer.pad_token = tokenizer.eos_token
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config)
-    info = ModelInfo(path, model_config, tokenizer, empty.num_parameters(), adapter, task)
-    if info.merges_adapter and (config.options.load_in_4bit or config.options.load_in_8bit):
-        raise UserError(
-            f"--model {config.model} is an adapter, which can't be merged into quantized weights: merge it first"
-        )
-    return info
+    return ModelInfo(path, model_config, tokenizer, empty.num_parameters(), adapter, task)
 
 
 def _locate(model: str) -> tuple[str, str | None]:
@@ -116,6 +106,8 @@ def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     """Load the weights, and the adapter that the run starts from: trained further with LoRA, merged without."""
     arguments: dict[str, Any] = {"dtype": weight_dtype(options, uses_lora(options, info))}
+    if options.attn_implementation:
+        arguments["attn_implementation"] = options.attn_implementation
     if options.load_in_4bit or options.load_in_8bit:
         arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": _device()}}
     model = _from_pretrained(info.path, info.task, info.tokenizer, arguments)
@@ -126,10 +118,13 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
         if _device().type == "cpu":
             _keep_4bit_weights(model)
     if info.adapter:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
-        model = PeftModel.from_pretrained(model, info.adapter, is_trainable=True)
-        if info.merges_adapter or not uses_lora(options, info):
+        adapter = PeftConfig.from_pretrained(info.adapter)
+        if info.task == "sequence_classification":
+            adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]
+        model = PeftModel.from_pretrained(model, info.adapter, config=adapter, is_trainable=True)
+        if not uses_lora(options, info):
             model = model.merge_and_unload().requires_grad_(True)
     return model
 
@@ -174,7 +169,7 @@ def _from_pretrained(
 
 def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
     """The adapter to train, unless there is none or the run trains on the one it starts from."""
-    if (info.adapter and not info.merges_adapter) or not uses_lora(options, info):
+    if info.adapter or not uses_lora(options, info):
         return None
     from peft import LoraConfig
 

@@ -51,10 +51,10 @@ class Run:
     folder: Path
     info: ModelInfo
     train_dataset: datasets.Dataset
-    eval_dataset: datasets.Dataset | None
     held_out: list[dict[str, Any]]
     rewards: RewardRuntime
     resume_from: Path | None = None
+    eval_dataset: datasets.Dataset | None = None
     steps_per_rollout: int = field(default=1, init=False)
 
     @property
@@ -101,7 +101,8 @@ class Run:
 def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool = False, dry_run: bool = False) -> int:
     """Carry out a run. Raises `UserError` for mistakes; returns the exit code otherwise.
 
-    0: done. 1: it had to stop, and said how to go on. 130: it was interrupted.
+    0: done. 1: it had to stop, and said how to go on. 130: it was interrupted. `launch.OUT_OF_MEMORY`: it is to be
+    started again, with what it left in its folder.
     """
     _quiet_environment()
     rewards = bind_all(config.reward_specs, catalog)
@@ -124,6 +125,7 @@ def _train_planned(
     import transformers
 
     from rlhf_core.training import folder as run_folder
+    from rlhf_core.training import launch
     from rlhf_core.training import plan as planning
 
     folder = run_folder.choose(config, resume)
@@ -145,6 +147,7 @@ def _train_planned(
         with screen.working("Loading the model …"):
             transformers.set_seed(config.options.seed)
             trainer = method.trainer(run)
+        launch.check(config, trainer)
         if trainer.is_world_process_zero():
             run_folder.prepare(run)
             run_folder.write_manifest(run, planning.plugins_used(config, catalog, plan.rewards.rewards))
@@ -194,6 +197,8 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
     """Train to the end: None. Otherwise the exit code, after saying how to go on."""
     import torch
 
+    from rlhf_core.training import launch
+
     resume = f"rlhf run --resume {run.folder}"
     try:
         with _interruptible(keeper, screen):
@@ -205,10 +210,16 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
     except torch.OutOfMemoryError as error:
         progress.close()
         logging.getLogger(__name__).error("out of memory", exc_info=error)
+        if settings := launch.smaller(run.options):
+            launch.leave_smaller(run.folder, settings)
+            changed = ", ".join(f"{name} {value}" for name, value in settings.items())
+            print(
+                f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}.", flush=True
+            )
+            return launch.OUT_OF_MEMORY
         screen.say(
             f"\nThe device ran out of memory: {str(error).splitlines()[0]}\n"
-            "Try a smaller --per-device-train-batch-size (with more --gradient-accumulation-steps), a smaller "
-            f"--max-completion-length, or --load-in-4bit.\nGo on: {resume}",
+            f"Try a smaller --max-completion-length or --max-prompt-length, or --load-in-4bit.\nGo on: {resume}",
             "bold",
         )
         return 1

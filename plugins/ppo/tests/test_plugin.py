@@ -168,7 +168,7 @@ def trainer(settings):
         config, method = resolve({**settings, **values}, Catalog())
         plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
         rows = datasets.Dataset.from_list(plan.data.train)
-        return method.trainer(Run(config, Path("out"), plan.info, rows, None, [], plan.rewards))
+        return method.trainer(Run(config, Path("out"), plan.info, rows, [], plan.rewards))
 
     return make
 
