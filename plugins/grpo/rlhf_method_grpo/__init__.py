@@ -58,7 +58,7 @@ class GRPO(Method):
         "lora": True,
         "learning_rate": 3e-3,
         "beta": 0.15,
-        "max_steps": 46,
+        "max_steps": 40,
         "per_device_train_batch_size": 32,
         "gradient_accumulation_steps": 1,
         "num_generations": 8,
