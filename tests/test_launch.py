@@ -33,7 +33,7 @@ FLAGS = {
     "gradient_accumulation_steps": 1,
     "max_completion_length": 8,
     "logging_steps": 1,
-    "eval_prompts": 0,
+    "eval_prompts": 2,
     "gradient_checkpointing": False,
     "output_dir": "one",
 }
@@ -54,7 +54,7 @@ def settings(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # put back after what the reward does to it
     Path("rewards.py").write_text(REWARD)
-    rows = [(f"What helps against symptom {i}?", f"Rest {'and water ' * (i % 3)}.") for i in range(16)]
+    rows = [(f"What helps against symptom {i}?", f"Rest {'and water ' * (i % 3)}.") for i in range(20)]
     prompts = [{"question": q, "answer": a} for q, a in rows]
     pairs = [{"question": q, "response_chosen": a, "response_rejected": "No."} for q, a in rows]
     chats = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in rows]

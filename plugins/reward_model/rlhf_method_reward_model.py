@@ -5,7 +5,8 @@ and the reward that scores answers with it.
     rlhf run --method ppo --reward-model runs/reward_model-20260101-120000/model --model MODEL --data prompts.jsonl
 
 The loss of a pair is -log sigmoid(score of the better answer - score of the worse one). The score is a linear layer on
-the last hidden state of the end token. The trainer is TRL's, given token ids.
+the last hidden state of the end token; where the tokenizer pads with its end token, of the token before it. The trainer
+is TRL's, given token ids.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class RewardModel(Method):
     def trainer(self, run):
         from trl import RewardConfig, RewardTrainer
 
-        return RewardTrainer(
+        trainer = RewardTrainer(
             model=run.model,
             args=run.arguments(
                 RewardConfig, center_rewards_coefficient=run.options.center_rewards_coefficient, max_length=None
@@ -72,6 +73,11 @@ class RewardModel(Method):
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
         )
+        # With quantized weights TRL rounds what is trained to bfloat16, and a head in it takes no float32 states.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad and (run.options.load_in_4bit or run.options.load_in_8bit):
+                parameter.data = parameter.data.float()
+        return trainer
 
 
 def _joined(rows, run):
@@ -101,20 +107,25 @@ class RewardModelScore:
     def __call__(self, prompts, completions: list[str], **_) -> list[float]:
         import torch
 
-        from rlhf_core.training import encode
-
         if self.model is None:
             self._load()
-        rows = []
-        for prompt, text in zip(prompts, completions, strict=True):
-            before, answer = encode.answered(self.tokenizer, prompt, [{"role": "assistant", "content": text}])
-            rows.append(before + answer)
+        rows = self.encode(prompts, completions)
         scores: list[float] = []
         with torch.no_grad():
             for start in range(0, len(rows), self.batch_size):
                 batch = self.tokenizer.pad({"input_ids": rows[start : start + self.batch_size]}, return_tensors="pt")
                 scores += self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
         return scores
+
+    def encode(self, prompts, completions: list[str]) -> list[list[int]]:
+        """Token ids of each prompt with its answer and an end token, as in training."""
+        from rlhf_core.training import encode
+
+        rows = []
+        for prompt, text in zip(prompts, completions, strict=True):
+            before, answer = encode.answered(self.tokenizer, prompt, [{"role": "assistant", "content": text}])
+            rows.append(before + answer)
+        return rows
 
     def _load(self) -> None:
         from rlhf_core.training import models

@@ -13,6 +13,9 @@ from rlhf_core.errors import UserError
 # name -> (module, attribute, help line)
 COMMANDS = {
     "run": ("run", "run", "Train a model."),
+    "pipeline": ("pipeline", "pipeline", "Run several stages, each feeding the next."),
+    "merge": ("merge", "merge", "Put a trained adapter into its base model."),
+    "chat": ("chat", "chat", "Talk with a model in the terminal."),
     "methods": ("listings", "methods", "List the installed training methods."),
     "rewards": ("listings", "rewards", "List the installed rewards."),
     "formatters": ("listings", "formatters", "List the data layouts that are understood."),

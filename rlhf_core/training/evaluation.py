@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerCallback
 
 from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
 from rlhf_core.training.rewards import Batch
@@ -32,6 +33,18 @@ class Evaluation:
     prompts: list[Any] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     scores: list[dict[str, float | None]] = field(default_factory=list)
+
+
+class FirstLook(TrainerCallback):
+    """Calls `look` when training begins. Before that, measuring would keep the trainer from preparing its model for
+    several processes.
+    """
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self.look = look
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.look()
 
 
 def evaluate(trainer: Any, run: Run, *, generates: bool) -> Evaluation:

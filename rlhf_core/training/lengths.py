@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError
+from rlhf_core.training import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,58 +24,78 @@ def drop_pairs_without_difference(rows: Rows) -> tuple[Rows, list[str]]:
 
 
 def limit_answers(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> tuple[Rows, list[str]]:
-    """Apply `--overlong-completions` to pairs: (the rows to train on, notes)."""
+    """Apply `--overlong-completions` to pairs: (the rows to train on, notes).
 
-    def length(row: dict[str, Any]) -> int:
-        start = row["prompt"]
-        before = _tokens(tokenizer, start, add_generation_prompt=True)
-        return max(_tokens(tokenizer, [*start, *row[key]]) - before for key in ("chosen", "rejected"))
+    Cut pairs of the same answers are left out, as they differ in nothing that is learned.
+    """
+
+    def answers(row: dict[str, Any]) -> list[list[int]]:
+        return [encode.answered(tokenizer, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
 
     def size(row: dict[str, Any]) -> int:
-        return max(sum(len(turn["content"].encode()) + 64 for turn in row[key]) for key in ("chosen", "rejected"))
+        return max(_bytes(row[key]) for key in ("chosen", "rejected"))
 
-    return _limit(rows, length, size, limit, rule, "pairs have an answer of", "--max-completion-length")
+    ids = [answers(row) if size(row) > limit else [] for row in rows]
+    lengths = [max(map(len, both), default=0) for both in ids]
+    rows, notes = _limit(rows, lengths, limit, rule, "pairs have an answer of", "--max-completion-length")
+    if rule != "truncate" or not notes:
+        return rows, notes
+    same = {i for i, both in enumerate(ids) if both and both[0][:limit] == both[1][:limit]}
+    return _without(rows, same, notes, "pairs, whose two answers are the same once cut", "--max-completion-length")
 
 
 def limit_conversations(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str
 ) -> tuple[Rows, list[str]]:
-    """Apply `--overlong-completions` to conversations: (the rows to train on, notes)."""
+    """Apply `--overlong-completions` to conversations: (the rows to train on, notes).
 
-    def length(row: dict[str, Any]) -> int:
-        return _tokens(tokenizer, row["messages"])
+    Cut conversations whose first answer begins after the limit are left out: there is nothing to learn in them.
+    """
+    template = _tokens(tokenizer, [{"role": "user", "content": ""}])  # some have a long system message of their own
 
-    def size(row: dict[str, Any]) -> int:
-        return sum(len(turn["content"].encode()) + 64 for turn in row["messages"])
+    def parts(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+        fits = template + _bytes(row["messages"]) <= limit
+        return [] if fits else encode.conversation(tokenizer, row["messages"])
 
-    return _limit(rows, length, size, limit, rule, "conversations have", "--max-length")
+    encoded = [parts(row) for row in rows]
+    lengths = [max((len(ids) for ids, _ in one), default=0) for one in encoded]
+    rows, notes = _limit(rows, lengths, limit, rule, "conversations have", "--max-length")
+    if rule != "truncate" or not notes:
+        return rows, notes
+    learned = [any(label != encode.IGNORED for _, labels in one for label in labels[:limit]) for one in encoded]
+    nothing = {i for i, one in enumerate(encoded) if one and not learned[i]}
+    return _without(rows, nothing, notes, "conversations, whose first answer begins after that", "--max-length")
 
 
-def _limit(
-    rows: Rows,
-    length: Callable[[dict[str, Any]], int],
-    size: Callable[[dict[str, Any]], int],
-    limit: int,
-    rule: str,
-    what: str,
-    flag: str,
-) -> tuple[Rows, list[str]]:
-    """`size` bounds `length` from above and costs less: no token covers less than a byte, beside the template's own."""
-    lengths = [length(row) if size(row) > limit else 0 for row in rows]
-    overlong = [i for i, tokens in enumerate(lengths) if tokens > limit]
+def _limit(rows: Rows, lengths: Sequence[int], limit: int, rule: str, what: str, flag: str) -> tuple[Rows, list[str]]:
+    """`lengths` in tokens, 0 where it is known that they fit."""
+    overlong = {i for i, tokens in enumerate(lengths) if tokens > limit}
     if not overlong:
         return rows, []
     said = f"{len(overlong):,} of {len(rows):,} {what} more than {flag} {limit} tokens, the longest {max(lengths):,}"
-    if rule == "error" or len(overlong) == len(rows):
+    if rule == "error" or (rule == "drop" and len(overlong) == len(rows)):
         raise UserError(f"{said}. Allow more, or say --overlong-completions truncate (or drop).")
     if rule == "truncate":
         return rows, [f"{said}: cut at their end"]
-    left = set(overlong)
-    return [row for i, row in enumerate(rows) if i not in left], [f"{said}: left out"]
+    return [row for i, row in enumerate(rows) if i not in overlong], [f"{said}: left out"]
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], **options: Any) -> int:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+def _without(rows: Rows, places: set[int], notes: list[str], what: str, flag: str) -> tuple[Rows, list[str]]:
+    if not places:
+        return rows, notes
+    if len(places) == len(rows):
+        raise UserError(f"nothing to learn is left of {len(rows):,} {what}. Allow a larger {flag}.")
+    left = [row for i, row in enumerate(rows) if i not in places]
+    return left, [*notes, f"left out {len(places):,} of {len(rows):,} {what}"]
+
+
+def _bytes(messages: Sequence[dict[str, str]]) -> int:
+    """At least as many as tokens, of which none covers less than a byte: 64 for what the template adds to a turn."""
+    return sum(len(turn["content"].encode("utf-8", "surrogatepass")) + 64 for turn in messages)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> int:
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -118,12 +118,12 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
         if _device().type == "cpu":
             _keep_4bit_weights(model)
     if info.adapter:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftModel
 
-        adapter = PeftConfig.from_pretrained(info.adapter)
-        if info.task == "sequence_classification":
-            adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]
-        model = PeftModel.from_pretrained(model, info.adapter, config=adapter, is_trainable=True)
+        if info.task == "causal_lm":
+            model = PeftModel.from_pretrained(model, info.adapter, is_trainable=True)
+        else:
+            model = _adapter_with_score(model, info.adapter)
         if not uses_lora(options, info):
             model = model.merge_and_unload().requires_grad_(True)
     return model
@@ -136,6 +136,18 @@ def _keep_4bit_weights(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """`model` with the adapter in `folder`, and the adapter's score head, or the model's where it has none."""
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(folder)
+    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
+    weights = {"base_model.model.score.weight": model.score.weight.detach(), **load_peft_weights(folder)}
+    model = get_peft_model(model, config)
+    set_peft_model_state_dict(model, weights)
+    return model
 
 
 def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -162,19 +162,23 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     from rlhf_core.training import folder as run_folder
     from rlhf_core.training.progress import ProgressCallback
 
-    keeper = callbacks.Checkpoints(run.folder / "checkpoints", run.options.save_total_limit, run.steps_per_rollout)
-    progress = ProgressCallback(screen.console, run.rewards)
-    ours = [callbacks.Breaker(run.rewards, keeper), keeper, callbacks.Metrics(run.folder / "metrics.jsonl"), progress]
-    others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
-    _observe(trainer, [*ours, *others], run)
-
     looks = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     before = run_folder.remembered(run.folder) if looks and run.resume_from else None
-    if looks and before is None:
-        with screen.working("Looking at the held-out rows …"):
-            before = evaluation.evaluate(trainer, run, generates=method.generates)
-        if trainer.is_world_process_zero():
-            run_folder.remember(run.folder, before, None)
+
+    def look() -> None:
+        nonlocal before
+        if looks and before is None:
+            with screen.working("Looking at the held-out rows …"):
+                before = evaluation.evaluate(trainer, run, generates=method.generates)
+            if trainer.is_world_process_zero():
+                run_folder.remember(run.folder, before, None)
+
+    keeper = callbacks.Checkpoints(run.folder / "checkpoints", run.options.save_total_limit, run.steps_per_rollout)
+    progress = ProgressCallback(screen.console, run.rewards)
+    metrics = callbacks.Metrics(run.folder / "metrics.jsonl")
+    ours = [callbacks.Breaker(run.rewards, keeper), keeper, metrics, evaluation.FirstLook(look), progress]
+    others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
+    _observe(trainer, [*ours, *others], run)
     if run.resume_from:
         screen.say(f"Going on after {run.resume_from.name}.", "bold")
     stopped = _train(trainer, run, keeper, progress, screen)

@@ -9,6 +9,7 @@ The trainer is TRL's; it is given token ids, so that each answer's end token is 
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
@@ -57,13 +58,16 @@ class DPO(Method):
     def trainer(self, run):
         from trl import DPOConfig
 
-        from rlhf_core.training import encode
+        from rlhf_core.training import encode, models
         from rlhf_method_dpo.trainer import EncodedDPOTrainer
 
         options = run.options
         limit = options.max_completion_length
+        # TRL would load the reference by the model's name, without the adapter that went into the weights.
+        merged = run.info.adapter is not None and not models.uses_lora(options, run.info)
         return EncodedDPOTrainer(
             model=run.model,
+            ref_model=copy.deepcopy(run.model) if merged else None,
             args=run.arguments(
                 DPOConfig,
                 beta=options.beta,

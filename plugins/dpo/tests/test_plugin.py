@@ -1,0 +1,271 @@
+"""DPO: the loss is the paper's, the reference is the model it starts from, and TRL is where we lean on it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rlhf_method_dpo import DPO
+from rlhf_method_dpo.trainer import EncodedDPOTrainer
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
+
+from rlhf_core.config import resolve
+from rlhf_core.plugins import Catalog
+from rlhf_core.training.callbacks import list_checkpoints
+from rlhf_core.training.models import load
+from rlhf_core.training.plan import dataset, make_plan
+from rlhf_core.training.run import Run, train
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture
+def resolved(tmp_path, tiny_model, monkeypatch):
+    """resolved(option=…) -> (configuration, method) of a short run on the two-layer model, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": f"Run {i} miles."}
+        for i in range(24)
+    ]
+    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def make(**values):
+        shared = {
+            "method": "dpo",
+            "model": str(tiny_model),
+            "data": "data.jsonl",
+            "output_dir": "out",
+            "max_steps": 4,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 32,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "eval_prompts": 0,
+            "gradient_checkpointing": False,
+        }
+        return resolve({**shared, **values}, Catalog())
+
+    return make
+
+
+@pytest.fixture
+def run(resolved):
+    """run(option=…) -> a Run, ready for DPO().trainer(run)."""
+
+    def make(**values) -> Run:
+        config, method = resolved(**values)
+        plan = make_plan(config, method, Catalog(), [])
+        held_out = plan.data.held_out
+        return Run(
+            config=config,
+            folder=Path(config.output_dir),
+            info=plan.info,
+            train_dataset=dataset(plan.data.train),
+            eval_dataset=dataset(held_out) if held_out else None,
+            held_out=held_out,
+            rewards=plan.rewards,
+        )
+
+    return make
+
+
+@pytest.fixture
+def go(resolved):
+    """go(option=…) -> (exit code, the run's folder)."""
+
+    def start(resume: bool = False, **values) -> tuple[int, Path]:
+        config, method = resolved(**values)
+        return train(config, method, Catalog(), resume=resume), Path(config.output_dir)
+
+    return start
+
+
+def log_probability(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """log pi(answer | prompt): the sum over the answer's tokens, each given all before it."""
+    ids_T = torch.tensor(prompt + answer)
+    log_probs_TV = model(input_ids=ids_T[None]).logits[0].log_softmax(-1)
+    return sum(log_probs_TV[len(prompt) + i - 1, token] for i, token in enumerate(answer))
+
+
+def papers_loss(policy, reference, rows, beta: float) -> torch.Tensor:
+    """Equation 7 of the paper, the mean over the rows."""
+    losses = []
+    for row in rows:
+        with torch.no_grad():
+            better_ref, worse_ref = (log_probability(reference, row["prompt_ids"], row[k]) for k in ANSWERS)
+        better, worse = (log_probability(policy, row["prompt_ids"], row[k]) for k in ANSWERS)
+        losses.append(-logsigmoid(beta * (better - better_ref) - beta * (worse - worse_ref)))
+    return torch.stack(losses).mean()
+
+
+ANSWERS = ("chosen_ids", "rejected_ids")
+
+
+def disturb(model) -> None:
+    """Move the trained weights, so that policy and reference are not the same."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data = parameter.data.double() + 0.02 * noise
+
+
+def loss_and_gradients(trainer) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[dict]]:
+    """The trainer's on its first four rows as its collator puts them together.
+
+    Its model is in float64; only TRL's output layer, which is joined with the loss, sums in float32.
+    """
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    loss.backward()
+    gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients, rows
+
+
+def agree(trainer, policy, reference, beta: float) -> None:
+    loss, gradients, rows = loss_and_gradients(trainer)
+    trainer.model.zero_grad()
+    expected = papers_loss(policy, reference, rows, beta)
+    expected.backward()
+    assert abs(loss - torch.tensor(2.0).log()) > 1e-4  # the policy is not the reference any more
+    torch.testing.assert_close(loss.double(), expected.detach(), **CLOSE)
+    wanted = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    assert len(gradients) == len(wanted) > 0
+    for gradient, other in zip(gradients.values(), wanted.values(), strict=True):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradient, other, **CLOSE)
+
+
+def test_the_defaults():
+    options = DPO.Options()
+    assert (options.beta, options.learning_rate, options.loss_type) == (0.1, 5e-6, "sigmoid")
+    assert (options.max_prompt_length, options.max_completion_length) == (1024, 512)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_loss_and_gradients_are_the_papers(run, tiny_model, beta):
+    trainer = DPO().trainer(run(beta=beta))
+    disturb(trainer.model)
+    trainer.ref_model.double()
+    policy = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    policy.load_state_dict(trainer.model.state_dict())
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    agree(trainer, policy, reference, beta)
+
+
+def test_under_lora_the_reference_is_the_adapter_switched_off(run, tiny_model):
+    trainer = DPO().trainer(run(lora=True))
+    assert trainer.ref_model is None
+    trainer.model.double()
+    disturb(trainer.model)
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    agree(trainer, trainer.model, reference, 0.1)
+
+
+def trained_adapter(go) -> str:
+    """The folder of an adapter that is not the one of a model's first day."""
+    code, folder = go(lora=True, output_dir="adapter", max_steps=2, learning_rate=1e-2)
+    assert code == 0
+    return str(folder / "model")
+
+
+def test_of_an_adapter_the_reference_is_the_adapter_as_it_was(go, run):
+    start = trained_adapter(go)
+    prepared = run(model=start)
+    reference = load(prepared.info, prepared.options.model_copy(update={"lora": False})).double()
+    trainer = DPO().trainer(prepared)
+    assert trainer.ref_model is None
+    trainer.model.double()
+    disturb(trainer.model)
+    agree(trainer, trainer.model, reference, 0.1)
+
+
+def test_of_a_merged_adapter_the_reference_is_merged_too(go, run):
+    prepared = run(model=trained_adapter(go), lora=False)
+    policy, reference = (load(prepared.info, prepared.options).double() for _ in range(2))
+    trainer = DPO().trainer(prepared)
+    disturb(trainer.model)
+    trainer.ref_model.double()
+    policy.load_state_dict(trainer.model.state_dict())
+    agree(trainer, policy, reference, 0.1)
+
+
+def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / name)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_leaves_a_model_that_gives_the_same_logits(resolved, monkeypatch, lora):
+    trainers = []
+    config, method = resolved(lora=lora, max_steps=3)
+    build = method.trainer
+    monkeypatch.setattr(method, "trainer", lambda run: trainers.append(build(run)) or trainers[0])
+    assert train(config, method, Catalog()) == 0
+    loaded = AutoModelForCausalLM.from_pretrained("out/model", dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, trainers[0].model(input_ids=ids).logits, **CLOSE)
+
+
+def test_accumulated_steps_are_one_large_step(go):
+    folders = []
+    for size, steps in ((2, 2), (4, 1)):
+        values = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_grad_norm": 0}
+        code, folder = go(output_dir=f"of{size}", optim="sgd", learning_rate=0.1, max_steps=1, **values)
+        assert code == 0
+        folders.append(folder)
+    for one, other in zip(*(weights(folder).values() for folder in folders), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["full", "adapter"])
+def test_a_resumed_run_is_the_run_that_never_stopped(go, start):
+    values = {"model": trained_adapter(go)} if start == "adapter" else {}
+    code, whole = go(output_dir="whole", **values)
+    assert code == 0
+    _, cut = go(output_dir="cut", **values)
+    shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
+    shutil.rmtree(cut / "model")
+    code, cut = go(output_dir="cut", resume=True, **values)
+    assert code == 0
+    name = "model.safetensors" if start == "full" else "adapter_model.safetensors"
+    assert same(weights(cut, name), weights(whole, name))
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_quantized_weights(go, bits):
+    pytest.importorskip("bitsandbytes")
+    code, folder = go(**{bits: True}, max_steps=1)
+    assert code == 0
+    assert all(torch.isfinite(tensor).all() for tensor in weights(folder, "adapter_model.safetensors").values())
+
+
+def test_the_trainer_takes_our_tokens_as_they_are(run):
+    """It fails when TRL tokenizes elsewhere than in _prepare_dataset, or names its columns otherwise."""
+    assert list(inspect.signature(DPOTrainer._prepare_dataset).parameters)[:2] == ["self", "dataset"]
+    assert EncodedDPOTrainer.__mro__[1] is DPOTrainer
+    trainer = DPO().trainer(run(eval_prompts=2))
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == columns
+    trainer._set_signature_columns_if_needed()
+    assert set(columns) <= set(trainer._signature_columns)
+    end = trainer.processing_class.eos_token_id
+    batch = next(iter(trainer.get_train_dataloader()))
+    learned = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+    assert len(learned) == 8
+    for ids in learned:
+        assert ids[-1] == end
+        assert (ids == end).sum() == 1

@@ -1,0 +1,250 @@
+"""The reward model: its loss, its score head, and scores that are the same wherever and with whatever they are made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rlhf_method_reward_model import RewardModel, RewardModelScore
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
+
+from rlhf_core.config import resolve
+from rlhf_core.errors import UserError
+from rlhf_core.plugins import Catalog
+from rlhf_core.training import models
+from rlhf_core.training.callbacks import list_checkpoints
+from rlhf_core.training.plan import dataset, make_plan
+from rlhf_core.training.run import Run, train
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+PROMPTS = [[{"role": "user", "content": f"Symptom {i}?"}] for i in range(5)]
+TEXTS = ["Rest.", "Rest and drink. " * 9, "", "Run <|im_end|> far", "Wait."]
+
+
+@pytest.fixture
+def resolved(tmp_path, tiny_model, monkeypatch):
+    """resolved(option=…) -> (configuration, method) of a short run on the two-layer model, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": f"Run {i} miles."}
+        for i in range(24)
+    ]
+    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def make(**values):
+        shared = {
+            "method": "reward_model",
+            "model": str(tiny_model),
+            "data": "data.jsonl",
+            "output_dir": "out",
+            "max_steps": 4,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 64,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "eval_prompts": 0,
+            "gradient_checkpointing": False,
+        }
+        return resolve({**shared, **values}, Catalog())
+
+    return make
+
+
+@pytest.fixture
+def run(resolved):
+    """run(option=…) -> a Run, ready for RewardModel().trainer(run)."""
+
+    def make(**values) -> Run:
+        config, method = resolved(**values)
+        plan = make_plan(config, method, Catalog(), [])
+        return Run(
+            config=config,
+            folder=Path(config.output_dir),
+            info=plan.info,
+            train_dataset=dataset(plan.data.train),
+            held_out=[],
+            rewards=plan.rewards,
+        )
+
+    return make
+
+
+@pytest.fixture
+def go(resolved, monkeypatch):
+    """go(option=…) -> (exit code, the run's folder); the last run's trainer is in go.trainers."""
+
+    def start(resume: bool = False, **values) -> tuple[int, Path]:
+        config, method = resolved(**values)
+        build = method.trainer
+        method.trainer = lambda run: start.trainers.append(build(run)) or start.trainers[-1]
+        return train(config, method, Catalog(), resume=resume), Path(config.output_dir)
+
+    start.trainers = []
+    return start
+
+
+def score(model, ids: list[int]) -> torch.Tensor:
+    """The head on the hidden state of the last token, worked out without the model's own pooling."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden_TH = inner.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    return inner.score(hidden_TH[-1])[0]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("center", [None, 0.3])
+def test_loss_and_gradients_are_the_formulas(run, lora, center):
+    trainer = RewardModel().trainer(run(lora=lora, center_rewards_coefficient=center))
+    model = trainer.model.double()
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    loss = trainer.compute_loss(model, trainer.data_collator(rows))
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    pairs = [(score(model, row["chosen_ids"]), score(model, row["rejected_ids"])) for row in rows]
+    losses = [-logsigmoid(better - worse) + (center or 0) * (better + worse) ** 2 for better, worse in pairs]
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss.detach(), expected.detach(), **CLOSE)
+    wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == wanted.keys()
+    assert any("score" in name and gradient.abs().max() > 0.01 for name, gradient in gradients.items())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], **CLOSE)
+
+
+def test_a_pair_is_two_whole_texts_that_end_with_the_end_token_once_more_than_their_prompt(run):
+    trainer = RewardModel().trainer(run())
+    end = trainer.processing_class.eos_token_id
+    for row in trainer.train_dataset:
+        for ids in row.values():
+            assert ids[-1] == end
+            assert ids.count(end) == 2
+    assert trainer.train_dataset.column_names == ["chosen_ids", "rejected_ids"]
+
+
+def test_lora_trains_the_score_head(run):
+    trainer = RewardModel().trainer(run(lora=True))
+    assert trainer.model.peft_config["default"].task_type == "SEQ_CLS"
+    trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert [name for name in trained if "lora" not in name] == ["base_model.model.score.modules_to_save.default.weight"]
+
+
+def adapter_of_another_method(go) -> str:
+    code, folder = go(method="sft", max_length=64, lora=True, output_dir="sft", max_steps=2, learning_rate=1e-2)
+    assert code == 0
+    return str(folder / "model")
+
+
+@pytest.mark.parametrize("kind", ["whole", "lora", "from an adapter", "from a merged adapter"])
+def test_a_saved_model_gives_the_trained_scores_in_any_batch(go, kind):
+    values = {"whole": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
+    if "adapter" in kind:
+        values = {"model": adapter_of_another_method(go), "lora": False if "merged" in kind else None}
+    code, folder = go(**values, max_steps=3)
+    assert code == 0
+    trainer = go.trainers[-1]
+    model = trainer.model.eval()
+    if "adapter" in kind:  # what it started from is still in it
+        base = load_file(Path("sft/model/adapter_model.safetensors"))
+        assert kind == "from a merged adapter" or set(base) < set(load_file(folder / "model/adapter_model.safetensors"))
+    rewards = RewardModelScore(path=str(folder / "model"), batch_size=3)
+    together = rewards(PROMPTS, TEXTS)
+    alone = [rewards([prompt], [text])[0] for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), **CLOSE)
+    with torch.no_grad():
+        trained = [score(model, ids).item() for ids in rewards.encode(PROMPTS, TEXTS)]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(trained), **CLOSE)
+    assert max(together) - min(together) > 1e-3
+
+
+def test_it_learns_to_prefer_what_is_preferred(go):
+    code, folder = go(max_steps=20, learning_rate=1e-2)
+    assert code == 0
+    good, bad = RewardModelScore(path=str(folder / "model"))(PROMPTS[:2], ["Rest and drink. ", "Run 1 miles."])
+    assert good > bad
+
+
+def test_without_a_pad_token_scores_do_not_depend_on_the_batch(go, tiny_model, tmp_path):
+    """The end token pads then, and the score is read at the last token before it."""
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    file = bare / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
+    code, folder = go(model=str(bare), max_steps=2)
+    assert code == 0
+    rewards = RewardModelScore(path=str(folder / "model"))
+    alone = [rewards([prompt], [text])[0] for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
+    torch.testing.assert_close(torch.tensor(rewards(PROMPTS, TEXTS)), torch.tensor(alone), **CLOSE)
+
+
+def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / name)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_accumulated_steps_are_one_large_step(go):
+    folders = []
+    for size, steps in ((2, 2), (4, 1)):
+        values = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_grad_norm": 0}
+        code, folder = go(output_dir=f"of{size}", optim="sgd", learning_rate=0.1, max_steps=1, **values)
+        assert code == 0
+        folders.append(folder)
+    for one, other in zip(*(weights(folder).values() for folder in folders), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
+    code, whole = go(output_dir="whole", lora=lora, eval_prompts=2)
+    assert code == 0
+    _, cut = go(output_dir="cut", lora=lora, eval_prompts=2)
+    shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
+    shutil.rmtree(cut / "model")
+    code, cut = go(output_dir="cut", lora=lora, eval_prompts=2, resume=True)
+    assert code == 0
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    assert any("score" in key for key in weights(cut, name))
+    assert same(weights(cut, name), weights(whole, name))
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_quantized_weights(go, bits):
+    pytest.importorskip("bitsandbytes")
+    code, folder = go(**{bits: True}, max_steps=1)
+    assert code == 0
+    trained = weights(folder, "adapter_model.safetensors")
+    assert any("score" in key for key in trained)
+    assert all(torch.isfinite(tensor).all() for tensor in trained.values())
+    assert len(RewardModelScore(path=str(folder / "model"))(PROMPTS, TEXTS)) == len(TEXTS)
+
+
+def test_a_trained_reward_model_rewards_another_run(go):
+    code, folder = go(max_steps=2)
+    assert code == 0
+    values = {"num_generations": 4, "max_completion_length": 8, "max_steps": 1, "output_dir": "grpo"}
+    code, after = go(method="grpo", reward_model=str(folder / "model"), **values)
+    assert code == 0
+    logged = [json.loads(line) for line in (after / "metrics.jsonl").read_text().splitlines()]
+    assert any("rewards/reward_model/mean" in line for line in logged)
+    assert (after / "reward_errors.jsonl").read_text() == ""
+
+
+def test_a_path_without_a_model_is_refused_before_weights_load(resolved, tiny_model, monkeypatch):
+    config, method = resolved(method="grpo", reward_model="nowhere")
+
+    def refused(*_):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(models, "load", refused)
+    with pytest.raises(UserError, match="path=nowhere: no model is there"):
+        train(config, method, Catalog())
+    assert not Path("out").exists()

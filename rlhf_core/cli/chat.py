@@ -1,0 +1,129 @@
+"""`rlhf chat`: talk with a model. Lines come from a terminal or a pipe; `rlhf_core.training.chat` acts on them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rlhf_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_core.training.chat import Chat, Write
+
+
+@click.command()
+@click.argument("model", metavar="RUN_OR_MODEL")
+@click.option("--system", metavar="TEXT", help="System message; '' for none; unset: the run's, else the rewards'.")
+@click.option("--reward", multiple=True, metavar="SPEC", help="Reward for /reward; repeatable; unset: the run's.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=0.7,
+    metavar="X",
+    help="Divides the logits: lower is more alike.  [0.7]",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    metavar="X",
+    help="Sample from the likeliest tokens that make up this share.  [1.0]",
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=512, metavar="N", help="Longest answer, in tokens.  [512]"
+)
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Repeat a chat; unset: another each time.")
+@click.option("--chat-template", metavar="FILE", help="Chat template (Jinja), for a model without one.")
+def chat(**values: Any) -> None:
+    """Talk with a model in the terminal.
+
+    RUN_OR_MODEL is a run's folder, a model's or an adapter's, a Hub id, or `embedded`. In the chat, /help lists what
+    else can be done: try an answer again, take it back, save it, see what the rewards give it.
+
+    rlhf chat runs/grpo-20260101-120000
+    """
+    from rlhf_core.training.chat import Settings, open_chat
+
+    choice = {name: values.pop(name) for name in ("temperature", "top_p", "max_new_tokens", "greedy", "seed")}
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    with open_chat(**values, settings=Settings(**choice), write=_writer(terminal), terminal=terminal) as conversation:
+        if terminal:
+            _introduce(conversation, values["model"])
+        _converse(conversation, terminal)
+
+
+def _writer(terminal: bool) -> Write:
+    """Writes pieces as they come; in colour only to a terminal, and never what a model says to the terminal itself."""
+    if not terminal:
+        return lambda text, style="": click.echo(text, nl=False)
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    styles = {"": "", "thought": "dim", "line": "", "note": "yellow", "bold": "bold"}
+
+    def write(text: str, style: str = "") -> None:
+        visible = text.replace("\x1b", "␛").replace("\x9b", "␛")
+        console.print(Text(visible, style=styles[style]), end="", soft_wrap=style in ("", "thought"))
+
+    return write
+
+
+def _introduce(conversation: Chat, model: str) -> None:
+    try:
+        import readline  # noqa: F401  (gives `input` its editing and history)
+    except ImportError:  # not on every platform
+        pass
+    conversation.write(f"{model}\n", "bold")
+    conversation.write("/help lists the commands; /quit or Ctrl-D ends.\n", "line")
+    if conversation.system:
+        conversation.write(f"System: {conversation.system}\n", "line")
+
+
+def _converse(conversation: Chat, terminal: bool) -> None:
+    """Read and do, until /quit, the end of the input, or Ctrl-C and a yes."""
+    if not terminal:
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    while True:
+        if terminal:
+            conversation.write("\n")
+        try:
+            line = _read(terminal)
+        except EOFError:
+            if terminal:
+                conversation.write("\n")
+            return
+        except KeyboardInterrupt:
+            conversation.write("\n")
+            if not terminal or _wants_to_quit():
+                return
+            continue
+        try:
+            if not conversation.do(line):
+                return
+        except KeyboardInterrupt:
+            conversation.write("\nStopped.\n", "note")
+        except UserError as error:
+            conversation.write(f"{error}\n", "note")
+
+
+def _read(terminal: bool) -> str:
+    """One line, or several where each but the last ends with a backslash."""
+    line = input("> " if terminal else "")
+    while line.endswith("\\"):
+        try:
+            line = line[:-1] + "\n" + input("… " if terminal else "")
+        except EOFError:
+            return line[:-1]
+    return line.encode("utf-8", "replace").decode()  # a terminal can hand over half a character
+
+
+def _wants_to_quit() -> bool:
+    try:
+        return input("Leave the chat? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        click.echo()
+        return True

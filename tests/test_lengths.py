@@ -1,0 +1,113 @@
+"""Rows that are too long, or that have nothing to learn from: found and counted before training."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlhf_core import embedded
+from rlhf_core.errors import UserError
+from rlhf_core.training import encode, lengths
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(embedded.MODEL)
+
+
+def pair(chosen: str, rejected: str, prompt: str = "How?") -> dict:
+    turns = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    return {"prompt": [{"role": "user", "content": prompt}], "chosen": turns[0], "rejected": turns[1]}
+
+
+def conversation(*texts: str) -> dict:
+    roles = ("user", "assistant") * len(texts)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]}
+
+
+LONG = "word " * 100
+SHORT_PAIR = pair("Rest.", "Run.")
+SHORT = conversation("How?", "Rest.")
+
+
+def test_pairs_without_difference_are_left_out_and_counted():
+    assert lengths.drop_pairs_without_difference([SHORT_PAIR]) == ([SHORT_PAIR], [])
+    left, notes = lengths.drop_pairs_without_difference([pair("a", "a"), SHORT_PAIR, pair("b", "b")])
+    assert left == [SHORT_PAIR]
+    assert notes == ["left out 2 of 3 pairs, whose two answers are the same"]
+    with pytest.raises(UserError, match="in every pair"):
+        lengths.drop_pairs_without_difference([pair("a", "a")])
+
+
+@pytest.mark.parametrize("rule", ["error", "drop", "truncate"])
+def test_what_fits_stays_as_it_is(tokenizer, rule):
+    assert lengths.limit_answers([SHORT_PAIR], tokenizer, 20, rule) == ([SHORT_PAIR], [])
+    assert lengths.limit_conversations([SHORT], tokenizer, 40, rule) == ([SHORT], [])
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_overlong_answers(tokenizer, side):
+    long = pair(LONG, "Run.") if side == "chosen" else pair("Rest.", LONG)
+    rows = [SHORT_PAIR, long, SHORT_PAIR]
+    tokens = len(encode.answered(tokenizer, long["prompt"], long[side])[1])
+    said = f"1 of 3 pairs have an answer of more than --max-completion-length 50 tokens, the longest {tokens}"
+    with pytest.raises(UserError, match=f"{said}. Allow more, or say --overlong-completions"):
+        lengths.limit_answers(rows, tokenizer, 50, "error")
+    assert lengths.limit_answers(rows, tokenizer, 50, "drop") == ([SHORT_PAIR] * 2, [f"{said}: left out"])
+    assert lengths.limit_answers(rows, tokenizer, 50, "truncate") == (rows, [f"{said}: cut at their end"])
+
+
+def test_an_answer_and_its_end_token_may_fill_the_limit(tokenizer):
+    row = pair(LONG, "Run.")
+    tokens = len(encode.answered(tokenizer, row["prompt"], row["chosen"])[1])
+    assert lengths.limit_answers([row], tokenizer, tokens, "error") == ([row], [])
+    with pytest.raises(UserError, match=f"the longest {tokens}"):
+        lengths.limit_answers([row], tokenizer, tokens - 1, "error")
+
+
+def test_pairs_that_are_the_same_once_cut_are_left_out(tokenizer):
+    same = pair(LONG + "a", LONG + "b")
+    left, notes = lengths.limit_answers([SHORT_PAIR, same], tokenizer, 50, "truncate")
+    assert left == [SHORT_PAIR]
+    assert notes[0].startswith("1 of 2 pairs have an answer of more than")
+    assert notes[1] == "left out 1 of 2 pairs, whose two answers are the same once cut"
+    with pytest.raises(UserError, match="nothing to learn is left of 1 pairs"):
+        lengths.limit_answers([same], tokenizer, 50, "truncate")
+
+
+def test_nothing_left_is_an_error_that_says_what_to_do(tokenizer):
+    with pytest.raises(UserError, match="2 of 2 pairs.*say --overlong-completions truncate"):
+        lengths.limit_answers([pair(LONG, "x")] * 2, tokenizer, 50, "drop")
+    rows = [pair(LONG, "x")] * 2
+    assert lengths.limit_answers(rows, tokenizer, 50, "truncate")[0] == rows
+
+
+def test_overlong_conversations(tokenizer):
+    long = conversation("How?", LONG)
+    rows = [SHORT, long]
+    tokens = len(encode.conversation(tokenizer, long["messages"])[0][0])
+    said = f"1 of 2 conversations have more than --max-length 60 tokens, the longest {tokens}"
+    with pytest.raises(UserError, match=said):
+        lengths.limit_conversations(rows, tokenizer, 60, "error")
+    assert lengths.limit_conversations(rows, tokenizer, 60, "drop") == ([SHORT], [f"{said}: left out"])
+    assert lengths.limit_conversations(rows, tokenizer, 60, "truncate") == (rows, [f"{said}: cut at their end"])
+    assert lengths.limit_conversations(rows, tokenizer, tokens, "error") == (rows, [])
+
+
+def test_conversations_whose_answers_are_all_cut_off_are_left_out(tokenizer):
+    nothing, part = conversation(LONG, "Rest."), conversation("How?", "Rest.", LONG, "Fine.")
+    left, notes = lengths.limit_conversations([nothing, part, SHORT], tokenizer, 60, "truncate")
+    assert left == [part, SHORT]
+    assert notes[0].startswith("2 of 3 conversations have more than")
+    assert notes[1] == "left out 1 of 3 conversations, whose first answer begins after that"
+    with pytest.raises(UserError, match="nothing to learn is left of 2 conversations.*Allow a larger --max-length"):
+        lengths.limit_conversations([nothing, nothing], tokenizer, 60, "truncate")
+
+
+def test_a_system_message_of_the_template_counts(tokenizer):
+    import copy
+
+    wordy = copy.deepcopy(tokenizer)
+    wordy.chat_template = "{{ 'be kind ' * 300 }}" + tokenizer.chat_template
+    with pytest.raises(UserError, match="1 of 1 conversations have more than --max-length 500 tokens"):
+        lengths.limit_conversations([SHORT], wordy, 500, "error")
