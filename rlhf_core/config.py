@@ -43,7 +43,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
 
     method: str = Field(description="training method")
-    reward: list[str | dict[str, Any]] = Field(
+    reward: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
         [], description="reward, NAME or NAME:key=value,…, by installed name or as ./file.py:function; repeatable"
     )
     reward_model: str | None = Field(

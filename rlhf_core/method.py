@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     import transformers
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0)]
+
+
+def _names(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) and "," in value else value
 
 
 class TrainingOptions(BaseModel):
@@ -57,7 +61,9 @@ class TrainingOptions(BaseModel):
     lora_r: Positive = Field(16, description="rank of the adapter")
     lora_alpha: Positive = Field(32, description="scale of the adapter")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
-    lora_target_modules: str | list[str] = Field("all-linear", description="modules that get an adapter")
+    lora_target_modules: Annotated[str | list[str], BeforeValidator(_names)] = Field(
+        "all-linear", description="modules that get an adapter: all-linear, or names with commas between"
+    )
     load_in_4bit: bool = Field(
         False,
         description="4-bit NF4 weights (QLoRA)",

@@ -23,8 +23,8 @@ from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.method import TrainingOptions
 from rlhf_core.plugins import Catalog
 from rlhf_core.reward_spec import BoundReward, bind_all
-from rlhf_core.training.merge import Target, find, quiet_libraries
 from rlhf_core.training.rewards import Batch, Column, RewardRuntime
+from rlhf_core.training.target import Target, find, quiet_libraries
 
 COMMANDS = {
     "/retry": "another answer in place of the last",

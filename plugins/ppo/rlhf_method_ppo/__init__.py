@@ -64,8 +64,10 @@ class PPO(Method):
     name, data, rewards = "ppo", "prompts", "required"
     Options = Options
     embedded_preset = {  # noqa: RUF012 - a class constant
-        "learning_rate": 2e-4,
-        "max_steps": 80,
+        "lora": True,
+        "lora_target_modules": ["o_proj", "down_proj"],
+        "learning_rate": 3e-3,
+        "max_steps": 72,
         "per_device_train_batch_size": 32,
         "gradient_accumulation_steps": 1,
         "num_ppo_epochs": 2,

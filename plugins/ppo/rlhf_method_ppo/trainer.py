@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
@@ -255,12 +256,15 @@ class PPOTrainer(Trainer):
         self.kept[name] += values.float().mean()[None].tolist() if values.numel() else []
 
     def log(self, logs, start_time=None) -> None:
-        """Adds the means of what was kept since the last time."""
-        means = {name: sum(values) / len(values) for name, values in self.kept.items() if values}
-        if "val/ratio" in means:
-            ratios = torch.tensor(self.kept["val/ratio"])
-            means["val/ratio_var"] = ratios.var(correction=0).item()
+        """Adds the means of what was kept since the last time, in all processes."""
+        kept: dict[str, list[float]] = defaultdict(list)
+        for part in gather_object([dict(self.kept)]):
+            for name, values in part.items():
+                kept[name] += values
         self.kept.clear()
+        means = {name: sum(values) / len(values) for name, values in kept.items() if values}
+        if "val/ratio" in means:
+            means["val/ratio_var"] = torch.tensor(kept["val/ratio"]).var(correction=0).item()
         episodes = self.state.global_step * self.rollout_size * self.args.world_size
         means["episode"] = episodes // (self.options.num_ppo_epochs * self.options.num_mini_batches)
         super().log({**logs, **means}, start_time)

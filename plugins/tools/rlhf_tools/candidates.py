@@ -1,0 +1,179 @@
+"""What is compared, and on what: models, names and rows, from what the user wrote and from the runs' config.yaml."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.config import EMBEDDED, RunConfig, read_file, resolve
+from rlhf_core.data_spec import DataSpec, read_all
+from rlhf_core.errors import UserError
+from rlhf_core.method import Method
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import BoundReward, RewardSpec, bind_all
+from rlhf_core.training import data as data_module
+from rlhf_core.training.target import find
+
+CANONICAL = ("prompt", "messages", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model to compare. `config` and `method` are those of the run that it comes from, if it is given as a run."""
+
+    name: str
+    given: str
+    model: str
+    config: RunConfig | None = None
+    method: Method | None = None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The rows to ask, and where they are from."""
+
+    rows: list[dict[str, Any]]
+    source: str
+    notes: Sequence[str] = ()
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """What the rewards may read beside the prompt."""
+        return {key: [row.get(key) for row in self.rows] for key in self.rows[0] if key not in CANONICAL}
+
+
+def find_candidates(models: Sequence[str], catalog: Catalog) -> list[Candidate]:
+    """Raises `UserError` for fewer than two models, for what is no language model and for a name given twice."""
+    if len(models) < 2:
+        raise UserError("comparing takes at least two models: rlhf compare embedded runs/grpo-20260101-120000")
+    named = [_split(text) for text in models]
+    names = [name or _own_name(given) for name, given in named]
+    given_names = Counter(name for name, _ in named if name)
+    if twice := [name for name, count in given_names.items() if count > 1]:
+        raise UserError(f"the name {twice[0]!r} is given twice: give each model a name of its own, NAME=PATH")
+    return [_candidate(name, given, catalog) for name, (_, given) in zip(_unique(names), named, strict=True)]
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """(name or None, model) of `NAME=PATH`; a folder whose own name holds a `=` is one without a name."""
+    name, equals, given = text.partition("=")
+    if not equals or "/" in name or Path(text).expanduser().exists():
+        return None, text
+    if not name.strip() or not given.strip():
+        raise UserError(f"{text!r}: write NAME=PATH, or PATH alone")
+    return name.strip(), given.strip()
+
+
+def _own_name(given: str) -> str:
+    """The last part of the path that says something: `model` inside a run's folder does not."""
+    path = Path(given).expanduser()
+    path = path.resolve() if path.is_dir() else path
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    taken: list[str] = []
+    for name in names:
+        number, free = 1, name
+        while free in taken:
+            number += 1
+            free = f"{name} ({number})"
+        taken.append(free)
+    return taken
+
+
+def _candidate(name: str, given: str, catalog: Catalog) -> Candidate:
+    target = find(given)
+    if target.is_reward_model:
+        raise UserError(f"{given} is a reward model, which scores answers and writes none: --reward-model uses it")
+    if target.run is None or not (target.run / "config.yaml").is_file():
+        return Candidate(name, given, target.model)
+    config, method = resolve(read_file(target.run / "config.yaml"), catalog)
+    return Candidate(name, given, target.model, config, method)
+
+
+def choose_rewards(given: Sequence[str], candidates: Sequence[Candidate], catalog: Catalog) -> list[BoundReward]:
+    """Those that were given, else those of the first run that has any, else none."""
+    if given:
+        return bind_all([RewardSpec.parse(text) for text in given], catalog)
+    configs = [one.config for one in candidates if one.config and one.config.reward_specs]
+    return bind_all(configs[0].reward_specs, catalog) if configs else []
+
+
+def choose_system_prompt(
+    given: str | None, candidates: Sequence[Candidate], rewards: Sequence[BoundReward]
+) -> str | None:
+    """What was given, else the first run's that says something, else what the rewards expect; '' means none."""
+    said = [given, *(one.config.system_prompt for one in candidates if one.config)]
+    for text in said:
+        if text is not None:
+            return text or None
+    return "\n".join(dict.fromkeys(r.reward.instruction for r in rewards if r.reward.instruction)) or None
+
+
+def choose_max_completion_length(given: int | None, candidates: Sequence[Candidate]) -> int:
+    return given or next((one.config.options.max_completion_length for one in candidates if one.config), 256)
+
+
+def choose_questions(
+    data: Sequence[str], count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog
+) -> Questions:
+    """At most `count` rows: any of `data`, else those that the first run did not learn from, else embedded ones."""
+    run = next((one for one in candidates if one.config), None)
+    if data:
+        found = _any_rows(read_all(data, None, None), count, seed, catalog)
+    elif run is None:
+        found = _any_rows([DataSpec(EMBEDDED)], count, seed, catalog)
+    else:
+        found = _held_out(run, count, seed, candidates, catalog)
+    if len(found.rows) < count:
+        found = replace(found, notes=[*found.notes, f"{len(found.rows)} prompts instead of {count}: there are no more"])
+    return found
+
+
+def _any_rows(specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog) -> Questions:
+    source = ", ".join(spec.source for spec in specs)
+    if source == EMBEDDED:
+        rows = data_module.load(specs, "prompts", catalog, held_out=count).held_out
+        return Questions(rows, "embedded, its held-out part")
+    rows = data_module.load(specs, "prompts", catalog).train
+    random.Random(seed).shuffle(rows)
+    return Questions(rows[:count], source)
+
+
+def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog) -> Questions:
+    """What `run` held out. A share set apart depends on its data, what its method needs of them, and its seed."""
+    assert run.config is not None
+    assert run.method is not None
+    config, options = run.config, run.config.options
+    if config.eval_specs or [spec.source for spec in config.data_specs] == [EMBEDDED]:
+        found = _any_rows(config.eval_specs or config.data_specs, count, seed, catalog)
+        return replace(found, source=f"{found.source} (as in {run.name})")
+    rows = data_module.load(
+        config.data_specs,
+        run.method.data,
+        catalog,
+        held_out=options.eval_prompts,
+        seed=options.seed,
+        skip_bad_rows=config.skip_bad_rows,
+    ).held_out[:count]
+    source = ", ".join(spec.source for spec in config.data_specs)
+    if not rows:
+        raise UserError(f"{run.given} held out no row of {source}: give prompts that it has not learned from, --data")
+    notes = [
+        f"{other.name} set apart other rows of its data and may have learned from some of these prompts"
+        for other in candidates
+        if other.config and not other.config.eval_data and _apart(other) != _apart(run)
+    ]
+    return Questions(rows, f"{source}, what {run.name} held out", notes)
+
+
+def _apart(candidate: Candidate) -> tuple[Any, ...]:
+    """What decides which rows a run sets apart, beside its method."""
+    assert candidate.config is not None
+    options = candidate.config.options
+    return candidate.config.data, options.seed, options.eval_prompts

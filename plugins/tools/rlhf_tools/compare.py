@@ -1,0 +1,68 @@
+"""`rlhf compare`: the same prompts through several models, and what the rewards say of their answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("models", nargs=-1, required=True, metavar="A B [C …]")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="SPEC",
+    help="Prompts to ask: any of its rows may be taken, whether a model has learned from them or not; of `embedded` "
+    "its held-out part. Repeatable.  [what the first run given holds out; without a run: embedded]",
+)
+@click.option("--prompts", type=click.IntRange(min=1), default=64, metavar="N", help="How many prompts, at most.  [64]")
+@click.option(
+    "--reward",
+    multiple=True,
+    metavar="SPEC",
+    help="Reward, NAME or NAME:key=value,…, by installed name or as ./file.py:function. Repeatable.  [those of the "
+    "first run given that has any]",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=1, metavar="N", help="Sampled answers to each prompt.  [1]"
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    metavar="X",
+    help="Of the sampled answers.  [1.0]",
+)
+@click.option(
+    "--max-completion-length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Longest answer, in tokens.  [the run's, else 256]",
+)
+@click.option(
+    "--system-prompt",
+    metavar="TEXT",
+    help="System message where a row has none; '' for none at all.  [the run's, else the rewards' instruction]",
+)
+@click.option("--seed", type=int, default=42, metavar="N", help="Of the sampling and the intervals.  [42]")
+@click.option("--output", metavar="FOLDER", help="Folder for comparison.json and comparison.html.  [compare-TIME]")
+def compare(models: tuple[str, ...], **values: Any) -> None:
+    """Ask several models the same prompts and compare their answers.
+
+    Each of A, B, … is a run's folder, a model's or an adapter's folder, a Hub id or `embedded`; NAME=PATH gives it a
+    name. All others are compared with the first. Each answers greedily and sampled; the win rate is how often a
+    model's answer scores higher than the first one's, with ties as half.
+
+    rlhf compare embedded runs/grpo-20260101-120000
+    """
+    from rlhf_core.plugins import Catalog
+    from rlhf_core.training.target import quiet_libraries
+    from rlhf_tools.candidates import find_candidates
+
+    catalog = Catalog()
+    candidates = find_candidates(models, catalog)
+    with quiet_libraries():
+        from rlhf_tools.comparing import run
+
+        run(candidates, catalog, **values)

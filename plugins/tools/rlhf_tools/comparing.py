@@ -1,0 +1,273 @@
+"""Ask models the same prompts, one model in memory at a time, and write what came out.
+
+Greedy answers and sampled ones, with the same seed before each batch for every model, so that the same model twice
+gives the same answers. Weights load when everything else has been checked.
+
+    rlhf compare A B
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from rlhf_core.config import RunConfig
+from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
+from rlhf_core.plugins import Catalog
+from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
+from rlhf_core.training import models
+from rlhf_core.training.data import add_system_prompt
+from rlhf_core.training.evaluation import prompt_of
+from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.training.screen import Screen
+from rlhf_tools import candidates as finding
+from rlhf_tools import page, table
+from rlhf_tools.candidates import Candidate, Questions
+from rlhf_tools.results import MODES, Answer, Answers, summarize, total
+
+ROWS = 16  # answers that are written at once
+
+
+@dataclass
+class Comparison:
+    """Everything but the weights, checked. `infos` are the candidates' tokenizers and configurations."""
+
+    candidates: list[Candidate]
+    infos: list[models.ModelInfo]
+    questions: Questions
+    prompts: list[Any]
+    rewards: RewardRuntime
+    system_prompt: str | None
+    max_completion_length: int
+    samples: int
+    temperature: float
+    seed: int
+
+    @property
+    def reward_names(self) -> list[str]:
+        return [reward.name for reward in self.rewards.rewards]
+
+
+def run(candidates: list[Candidate], catalog: Catalog, *, output: str | None, **values: Any) -> None:
+    """Compare, show, and write comparison.json and comparison.html. Raises `UserError` before weights load."""
+    screen = Screen()
+    folder = _choose_folder(output)
+    with screen.working("Reading data and model configurations …"):
+        comparison = prepare(candidates, catalog, **values)
+    screen.resolved(_resolved(comparison, folder))
+    _make(folder)
+    try:
+        comparison.rewards.start()
+        answers = {}
+        for number, candidate in enumerate(candidates):
+            with screen.working(f"{candidate.name} answers ({number + 1} of {len(candidates)}) …"):
+                answers[candidate.name] = _answers(comparison, number)
+    finally:
+        comparison.rewards.close()
+    result = gather(comparison, answers)
+    _write(folder, result)
+    table.show(screen, result)
+    screen.say(f"\n{folder / 'comparison.html'}  {folder / 'comparison.json'}", "bold")
+
+
+def _choose_folder(output: str | None) -> Path:
+    folder = Path(output or f"compare-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file")
+    if (folder / "comparison.json").exists():
+        raise UserError(f"--output {folder} holds a comparison already. Give another folder, or remove it")
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} can't be made: {error.strerror}") from error
+
+
+def prepare(
+    candidates: list[Candidate],
+    catalog: Catalog,
+    *,
+    data: Sequence[str],
+    prompts: int,
+    reward: Sequence[str],
+    samples: int,
+    temperature: float,
+    max_completion_length: int | None,
+    system_prompt: str | None,
+    seed: int,
+) -> Comparison:
+    """Resolve and check in the order of what it costs."""
+    rewards = finding.choose_rewards(reward, candidates, catalog)
+    runtime = RewardRuntime(rewards, lambda ids: "")  # each model decodes its own answers
+    questions = finding.choose_questions(data, prompts, seed, candidates, catalog)
+    runtime.check_columns(list(questions.columns), questions.source)
+    system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
+    if system_prompt:
+        add_system_prompt(questions.rows, system_prompt)
+    asked = [prompt_of(row) for row in questions.rows]
+    limit = finding.choose_max_completion_length(max_completion_length, candidates)
+    infos = [_inspect(candidate, asked, limit) for candidate in candidates]
+    return Comparison(candidates, infos, questions, asked, runtime, system_prompt, limit, samples, temperature, seed)
+
+
+def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> models.ModelInfo:
+    """Configuration and tokenizer. Raises `UserError` if the prompts don't fit."""
+    template = candidate.config.chat_template if candidate.config else None
+    try:
+        info = models.inspect(RunConfig(method="compare", model=candidate.model, chat_template=template))
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--model ")) from error
+    room = getattr(info.config.get_text_config(), "max_position_embeddings", None)  # some models have no such limit
+    longest = max(len(ids) for ids in _encode(info, prompts))
+    if room is not None and longest + limit > room:
+        raise UserError(
+            f"{candidate.given} reads at most {room:,} tokens; the longest prompt has {longest:,}, and its answer may "
+            f"have {limit:,}: --max-completion-length {max(1, room - longest)}, or other --data"
+        )
+    return info
+
+
+def _encode(info: models.ModelInfo, prompts: Sequence[Any]) -> list[list[int]]:
+    return [info.tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+
+
+def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
+    """The lines shown before the weights load."""
+    rows = [
+        ("Model", f"{one.name}: {one.given}, {info.parameters:,} parameters{', adapter' if info.adapter else ''}")
+        for one, info in zip(comparison.candidates, comparison.infos, strict=True)
+    ]
+    rows.append(("Data", f"{comparison.questions.source}, {len(comparison.prompts)} prompts"))
+    rows += [("Reward", str(reward.spec)) for reward in comparison.rewards.rewards]
+    if comparison.system_prompt:
+        rows.append(("System", f"“{comparison.system_prompt}”"))
+    rows += [("Note", note) for note in comparison.questions.notes]
+    if not comparison.rewards.rewards:
+        rows.append(("Note", "no reward: lengths and answers only. Rewards decide the win rate: --reward NAME"))
+    return [*rows, ("Output", str(folder))]
+
+
+def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
+    """Both modes of one model, whose weights are given back."""
+    info = comparison.infos[number]
+    dtype = "bfloat16" if models.gpu_has_bfloat16() else "float32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
+        try:
+            model: Any = models.load(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
+        except OSError as error:
+            given = comparison.candidates[number].given
+            raise UserError(f"{given}: its weights can't be read: {str(error).splitlines()[0]}") from error
+    model = model.to(PartialState().device).eval()
+    try:
+        return {mode: _mode(comparison, info, model, mode) for mode in MODES}
+    finally:
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _mode(comparison: Comparison, info: models.ModelInfo, model: Any, mode: str) -> Answers:
+    each = comparison.samples if mode == "sampled" else 1
+    sampling = Sampling(
+        comparison.max_completion_length,
+        end_tokens(model, info.tokenizer),
+        comparison.temperature,
+        greedy=mode == "greedy",
+    )
+    rollouts = list(_rollouts(comparison, info, model, sampling, each))
+    answers = _score(comparison, info, rollouts, each)
+    return [answers[start : start + each] for start in range(0, len(answers), each)]
+
+
+def _rollouts(
+    comparison: Comparison, info: models.ModelInfo, model: Any, sampling: Sampling, each: int
+) -> Iterator[Rollout]:
+    ids = _encode(info, comparison.prompts)
+    size = max(1, ROWS // each)
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        for start in range(0, len(ids), size):
+            torch.manual_seed(comparison.seed + start)
+            yield from rollout(model, ids[start : start + size], each, sampling)
+
+
+def _score(comparison: Comparison, info: models.ModelInfo, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
+    def decode(ids: Sequence[int]) -> str:
+        return info.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def repeat(values: Sequence[Any]) -> list[Any]:
+        return [value for value in values for _ in range(each)]
+
+    answers = [Answer(decode(one.completion), len(one.completion), one.finished) for one in rollouts]
+    runtime = comparison.rewards
+    runtime.decode = decode
+    columns = {name: repeat(values) for name, values in comparison.questions.columns.items()}
+    messages = [[{"role": "assistant", "content": answer.text}] for answer in answers]
+    batch = Batch(repeat(comparison.prompts), messages, [one.completion for one in rollouts], columns)
+    scored = runtime.evaluate(batch)
+    weights = {reward.name: reward.weight for reward in runtime.rewards}
+    for i, answer in enumerate(answers):
+        answer.scores = {name: column.scores[i] for name, column in scored.items()}
+        answer.errors = {name: error for name, column in scored.items() if (error := column.errors[i]) is not None}
+        answer.total = total(answer.scores, answer.errors, weights)
+    return answers
+
+
+def gather(comparison: Comparison, answers: dict[str, dict[str, Answers]]) -> dict[str, Any]:
+    """What is written to comparison.json; table and page are made of it."""
+    columns = comparison.questions.columns
+    names = comparison.reward_names
+    return {
+        "models": [
+            {"name": one.name, "given": one.given, "model": info.path, "adapter": info.adapter}
+            | {"parameters": info.parameters}
+            for one, info in zip(comparison.candidates, comparison.infos, strict=True)
+        ],
+        "settings": {
+            "data": comparison.questions.source,
+            "prompts": len(comparison.prompts),
+            "samples": comparison.samples,
+            "temperature": comparison.temperature,
+            "max_completion_length": comparison.max_completion_length,
+            "system_prompt": comparison.system_prompt,
+            "rewards": [{"name": r.name, "spec": str(r.spec), "weight": r.weight} for r in comparison.rewards.rewards],
+            "seed": comparison.seed,
+        },
+        "notes": list(comparison.questions.notes),
+        "results": {
+            mode: summarize({name: both[mode] for name, both in answers.items()}, names, comparison.seed)
+            for mode in MODES
+        },
+        "prompts": [
+            {
+                "prompt": prompt,
+                "columns": {name: values[i] for name, values in columns.items()},
+                "answers": {
+                    name: {mode: [asdict(answer) for answer in both[mode][i]] for mode in MODES}
+                    for name, both in answers.items()
+                },
+            }
+            for i, prompt in enumerate(comparison.prompts)
+        ],
+    }
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    text = json.dumps(result, ensure_ascii=False, indent=1, default=str)
+    for name, content in (("comparison.json", text), ("comparison.html", page.render(result))):
+        # a lone surrogate in the data has no UTF-8
+        (folder / name).write_text(content, encoding="utf-8", errors="replace")

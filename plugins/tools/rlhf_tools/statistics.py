@@ -1,0 +1,170 @@
+"""What can be said of two models that answered the same prompts. Pure functions on numbers.
+
+All intervals are of 95% and over prompts: several answers to one prompt are not independent, so they are averaged
+first. They say what to expect of other prompts from where these came from, answered by the same two models.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Z = 1.959964  # of a normal distribution, 95% lie within
+RESAMPLES = 2000
+LIKE = 0.1  # two answers are of like length if the shorter lacks at most this share of the longer
+ENOUGH = 10  # prompts with answers of like length, to say something of them
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt: their scores and their lengths in characters."""
+
+    prompt: int
+    first_score: float
+    score: float
+    first_length: int
+    length: int
+
+    @property
+    def outcome(self) -> float:
+        """1.0 won, 0.5 tied, 0.0 lost, as the second answer sees it."""
+        if math.isclose(self.score, self.first_score, rel_tol=1e-9, abs_tol=1e-12):
+            return 0.5
+        return float(self.score > self.first_score)
+
+    @property
+    def is_like(self) -> bool:
+        """Whether the two answers are of like length."""
+        return abs(self.length - self.first_length) <= LIKE * max(self.length, self.first_length)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `prompts` prompts with its interval, which is None where one prompt can't give one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    prompts: int
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Wins and half of the ties as a share of all pairs, each prompt counting the same."""
+
+    rate: float
+    low: float
+    high: float
+    wins: int
+    ties: int
+    losses: int
+    prompts: int
+
+    @property
+    def decided(self) -> int:
+        """1: better than even, -1: worse, 0: the interval holds both."""
+        return int(self.low > 0.5) - int(self.high < 0.5)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def mean_difference(differences: Sequence[float], seed: int) -> Estimate | None:
+    """Mean of the differences, one a prompt, with the percentile interval of a bootstrap over prompts."""
+    average = mean(differences)
+    if average is None:
+        return None
+    count = len(differences)
+    if count == 1:
+        return Estimate(average, None, None, 1)
+    rng = random.Random(seed)
+    means = sorted(math.fsum(rng.choices(differences, k=count)) / count for _ in range(RESAMPLES))
+    cut = round(0.025 * RESAMPLES)
+    return Estimate(average, means[cut - 1], means[-cut], count)
+
+
+def win_rate(pairs: Sequence[Pair]) -> WinRate | None:
+    """The win rate with the adjusted Wald interval of Bonett and Price (2012) for paired proportions.
+
+    One win and one loss are added before mean and variance are taken, so that neither a clean sweep nor ties alone give
+    an interval without width. It uses the variance that is there, so ties narrow it, as they should.
+    """
+    outcomes: dict[int, list[float]] = {}
+    for pair in pairs:
+        outcomes.setdefault(pair.prompt, []).append(pair.outcome)
+    if not outcomes:
+        return None
+    each = [sum(values) / len(values) for values in outcomes.values()]
+    adjusted = [*each, 1.0, 0.0]
+    centre = sum(adjusted) / len(adjusted)
+    variance = sum((value - centre) ** 2 for value in adjusted) / len(adjusted)
+    half = Z * math.sqrt(variance / len(adjusted))
+    wins, ties, losses = (sum(pair.outcome == kind for pair in pairs) for kind in (1.0, 0.5, 0.0))
+    rate = sum(each) / len(each)
+    return WinRate(rate, max(0.0, centre - half), min(1.0, centre + half), wins, ties, losses, len(each))
+
+
+@dataclass(frozen=True)
+class Length:
+    """How length and score go together. `ratio` is of mean lengths, the second's to the first's; `like` is the win rate
+    among pairs of like length; `longer_wins` how often the longer of two answers of unlike length scores higher, ties
+    as half, None if there are none.
+    """
+
+    ratio: float | None
+    like: WinRate | None
+    longer_wins: float | None
+
+
+def length_effect(pairs: Sequence[Pair]) -> Length:
+    first = sum(pair.first_length for pair in pairs)
+    unlike = [pair for pair in pairs if not pair.is_like]
+    longer = [pair.outcome if pair.length > pair.first_length else 1 - pair.outcome for pair in unlike]
+    return Length(
+        sum(pair.length for pair in pairs) / first if first else None,
+        win_rate([pair for pair in pairs if pair.is_like]),
+        mean(longer),
+    )
+
+
+def length_note(name: str, wins: WinRate, length: Length) -> str | None:
+    """What a reader should know of length before believing the win rate; None where lengths are much the same."""
+    if length.ratio is None or 1 - LIKE <= length.ratio <= 1 / (1 - LIKE):
+        return None
+    said = f"{name}: its answers are {_times(length.ratio)} as long"
+    if length.longer_wins is not None:
+        said += f", and of two unlike lengths the longer scores higher in {percent(length.longer_wins)}"
+    like = length.like
+    if like is None or like.prompts < ENOUGH:
+        count = like.prompts if like else 0
+        return (
+            f"{said}. Only {count} of {wins.prompts} prompts have answers of like length (within {percent(LIKE)}): too "
+            "few to tell whether length explains the win rate."
+        )
+    return (
+        f"{said}. Among answers of like length (within {percent(LIKE)}; {like.prompts} prompts) it wins "
+        f"{percent(like.rate)} ({percent(like.low)} to {percent(like.high)}): {_verdict(wins, like)}."
+    )
+
+
+def _verdict(wins: WinRate, like: WinRate) -> str:
+    if wins.decided == 0:
+        return "a difference that the whole does not show" if like.decided else "no clear difference there either"
+    if like.decided == wins.decided:
+        return "length does not explain the difference"
+    if like.decided == -wins.decided:
+        return "length explains the difference, which is the opposite at like length"
+    if abs(like.rate - 0.5) < abs(wins.rate - 0.5) / 2:
+        return "length may explain the difference"
+    return "too few to tell whether length explains the difference"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio > 1 else percent(ratio)
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}"

@@ -1,0 +1,113 @@
+"""The result in the terminal, or as plain lines in a pipe. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_tools.statistics import percent
+
+if TYPE_CHECKING:
+    from rlhf_core.training.screen import Screen
+
+LABEL, FIRST, COLUMN = 22, 10, 24  # characters, for labels, the first model and each other one
+
+Cell = tuple[str, str]  # the value, and below it the difference to the first model
+
+
+def show(screen: Screen, result: Mapping[str, Any]) -> None:
+    """One table a mode, of as many models side by side as fit, and the notes."""
+    names = [model["name"] for model in result["models"]]
+    fit = max(1, (screen.console.width - LABEL - FIRST) // COLUMN)
+    for mode, summary in result["results"].items():
+        for start in range(1, len(names), fit):
+            screen.console.print()
+            screen.say(title(mode, result), "bold")
+            screen.console.print(_table([names[0], *names[start : start + fit]], summary))
+        for note in notes(summary):
+            screen.console.print()
+            screen.console.print(Text(note), soft_wrap=not screen.console.is_terminal)
+
+
+def title(mode: str, result: Mapping[str, Any]) -> str:
+    settings = result["settings"]
+    each = settings["samples"] if mode == "sampled" else 1
+    how = f"sampled at temperature {settings['temperature']:g}" if mode == "sampled" else "greedy"
+    return f"{settings['prompts']} prompts, {'one answer' if each == 1 else f'{each} answers'} each, {how}"
+
+
+def _table(names: Sequence[str], summary: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("", max_width=LABEL, overflow="fold")
+    for name in names:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for label, cells in rows(names, summary):
+        table.add_row(label, *(Text("\n".join(filter(None, cell))) for cell in cells))
+    return table
+
+
+def rows(names: Sequence[str], summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Cell]]]:
+    """(label, a cell for each of `names`), the first of them being the baseline."""
+    models, others = summary["models"], summary["against_baseline"]
+    rewards = list(models[names[0]]["rewards"])
+    for reward in rewards:
+        yield (
+            reward,
+            [
+                (number(models[name]["rewards"][reward]), difference(others[name]["rewards"][reward]) if i else "")
+                for i, name in enumerate(names)
+            ],
+        )
+    if len(rewards) > 1:
+        yield (
+            "weighted sum",
+            [
+                (number(models[name]["total"]), difference(others[name]["total"]) if i else "")
+                for i, name in enumerate(names)
+            ],
+        )
+    if any(models[name]["failed"] for name in names):
+        yield "rewards that failed", [(str(sum(models[name]["failed"].values())), "") for name in names]
+    yield "length in tokens", [(number(models[name]["tokens"]), "") for name in names]
+    yield "length in characters", [(number(models[name]["characters"]), "") for name in names]
+    yield "ended by themselves", [(percent(models[name]["finished"]), "") for name in names]
+    if rewards:
+        rates = [others[name]["win_rate"] if i else None for i, name in enumerate(names)]
+        yield f"wins against {names[0]}", [(wins(rate) if i else "", "") for i, rate in enumerate(rates)]
+        yield "won / tied / lost", [(counts(rate) if i else "", "") for i, rate in enumerate(rates)]
+
+
+def wins(win_rate: Mapping[str, Any] | None) -> str:
+    if win_rate is None:
+        return "–"
+    return f"{percent(win_rate['rate'])} [{100 * win_rate['low']:.0f}, {100 * win_rate['high']:.0f}]"
+
+
+def counts(win_rate: Mapping[str, Any] | None) -> str:
+    return "–" if win_rate is None else " / ".join(str(win_rate[key]) for key in ("wins", "ties", "losses"))
+
+
+def difference(estimate: Mapping[str, Any] | None) -> str:
+    """`+0.31 [0.12, 0.50]`, with as many decimals as the widest of the three needs."""
+    if estimate is None:
+        return ""
+    values = [estimate[key] for key in ("mean", "low", "high") if estimate[key] is not None]
+    largest = max(map(abs, values))
+    decimals = next((d for d, above in enumerate((100, 10, 0.1, 0.001)) if largest >= above), 2 if largest == 0 else 5)
+    rounded = [round(value, decimals) + 0.0 for value in values]  # no -0.00
+    mean, *interval = (f"{value:.{decimals}f}" for value in rounded)
+    return ("+" if rounded[0] > 0 else "") + mean + (f" [{', '.join(interval)}]" if interval else "")
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    return [other["note"] for other in summary["against_baseline"].values() if other["note"]]
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

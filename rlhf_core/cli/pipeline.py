@@ -1,0 +1,102 @@
+"""`rlhf pipeline`: stages one after the other, those of the guide or any that a file lists."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlhf_core import pipeline as pipelines
+from rlhf_core.config import read_file
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.plugins import Catalog
+
+
+@click.command()
+@click.argument("name", required=False, metavar=f"[{'|'.join(pipelines.GUIDE)}]")
+@click.option("--config", metavar="FILE", help="YAML file with the stages, instead of a name.")
+@click.option("--output-dir", metavar="FOLDER", help="Folder of the pipeline; one that exists: go on there.")
+@click.option("--model", metavar="MODEL", help="Model that the first stages start from.")
+@click.option("--data", multiple=True, metavar="SPEC", help="Data of every stage; repeatable.")
+@click.option("--reward", multiple=True, metavar="SPEC", help="Reward of the stages that need one; repeatable.")
+@click.option(
+    "--stage", multiple=True, metavar="NAME:key=value,…", help="Options of one stage, as of rlhf run; repeatable."
+)
+@click.option("--from-stage", metavar="NAME", help="Start with this stage.")
+@click.option("--to-stage", metavar="NAME", help="End with this stage.")
+@click.option("--only", metavar="NAME", help="Run this stage alone.")
+@click.option("--no-compare", is_flag=True, help="Leave out the comparison of before and after.")
+@click.option("--dry-run", is_flag=True, help="Show each stage with its command and check it; train nothing.")
+def pipeline(
+    name: str | None, config: str | None, output_dir: str | None, no_compare: bool, dry_run: bool, **flags: Any
+) -> None:
+    """Run several stages, each stage's model feeding the next.
+
+    rlhf pipeline ppo
+
+    A stage that is finished and unchanged is skipped, and one that was broken off goes on. To go on with a pipeline:
+    rlhf pipeline --output-dir FOLDER
+    """
+    folder = Path(output_dir) if output_dir else None
+    title, description = _description(name, config, folder)
+    folder = folder or Path("runs") / f"pipeline-{title}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir {folder} is a file")
+    catalog = Catalog()
+    overrides = pipelines.Overrides(
+        flags["model"], flags["data"], flags["reward"], pipelines.read_stage_flags(flags["stage"])
+    )
+    stages = pipelines.plan(description, folder, catalog, overrides)
+    selected = pipelines.select(stages, flags["from_stage"], flags["to_stage"], flags["only"])
+    again = [
+        word
+        for key in ("from_stage", "to_stage", "only")
+        if flags[key]
+        for word in ("--" + key.replace("_", "-"), flags[key])
+    ]
+    plan = pipelines.Pipeline(
+        folder, stages, selected, compare=not no_compare, flags=again + ["--no-compare"] * no_compare
+    )
+    click.echo(f"Stages  {' → '.join(stage.name for stage in selected)}\nFolder  {folder}\n")
+    carry_out = pipelines.dry_run if dry_run else pipelines.carry_out
+    sys.exit(carry_out(plan, catalog, pipelines.run_process, click.echo))
+
+
+def _description(name: str | None, config: str | None, folder: Path | None) -> tuple[str, dict[str, Any]]:
+    """(title, stages with what they share): by name, from a file, of the folder to go on in, or by the menu."""
+    if name and config:
+        raise UserError(f"either {name} or --config {config}, not both")
+    if config:
+        return Path(config).stem, read_file(Path(config))
+    if name is None and folder is not None:
+        if not (folder / pipelines.PLAN).is_file():
+            raise UserError(f"--output-dir {folder} holds no pipeline to go on with: name one of {_names()}")
+        return folder.name, read_file(folder / pipelines.PLAN)
+    name = name or _ask()
+    if name not in pipelines.GUIDE:
+        raise UserError(
+            f"there is no pipeline {name!r}.{did_you_mean(name, pipelines.GUIDE)} There are {_names()}, and "
+            "--config FILE for stages of your own."
+        )
+    return name, {"stages": pipelines.GUIDE[name][1]}
+
+
+def _ask() -> str:
+    if not _in_terminal():
+        raise UserError(f"which pipeline? Write rlhf pipeline NAME, one of {_names()}, or --config FILE")
+    for number, (name, (line, _)) in enumerate(pipelines.GUIDE.items(), start=1):
+        click.echo(f"{number}  {name:6}{line}")
+    numbers = {str(number): name for number, name in enumerate(pipelines.GUIDE, start=1)}
+    answer = click.prompt("Which", type=click.Choice([*numbers, *pipelines.GUIDE]), show_choices=False)
+    return numbers.get(answer, answer)
+
+
+def _in_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _names() -> str:
+    return ", ".join(pipelines.GUIDE)

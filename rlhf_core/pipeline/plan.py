@@ -1,0 +1,258 @@
+"""The stages of a pipeline, checked before anything runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_core import grammar
+from rlhf_core.config import EMBEDDED, MAIN, RunConfig, resolve, spellings
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.method import Method
+from rlhf_core.plugins import Catalog
+
+GUIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": (
+        "fine-tune, train a reward model on pairs, then optimize its score with PPO",
+        {"sft": {}, "reward_model": {"model": "sft"}, "ppo": {"model": "sft", "reward_model": "reward_model"}},
+    ),
+    "dpo": ("fine-tune, then learn from pairs directly", {"sft": {}, "dpo": {"model": "sft"}}),
+    "orpo": ("fine-tune, then learn from pairs without a reference model", {"sft": {}, "orpo": {"model": "sft"}}),
+    "grpo": (
+        "fine-tune, then optimize a reward over groups of answers",
+        {"sft": {}, "grpo": {"model": "sft", "reward": ["medical_format"]}},
+    ),
+}
+FEEDS = {"model": "causal_lm", "reward_model": "sequence_classification"}  # key -> what the stage it names must train
+NAME = re.compile(r"[A-Za-z_][\w-]*")
+PLAN, COMPARISON = "pipeline.yaml", "comparison"
+
+RunCommand = Callable[[Sequence[str]], int]  # arguments of `rlhf` -> exit code
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a pipeline.
+
+    `values` are its keys under the names of `RunConfig` and the method's options, earlier stages by their name; `feeds`
+    are those keys with their stages. `config` is what the run will be, `origin` the model its chain of stages starts
+    from, and `preset` what it keeps of its method's embedded preset although its model is a folder.
+    """
+
+    name: str
+    folder: Path
+    values: dict[str, Any]
+    feeds: dict[str, str]
+    config: RunConfig
+    method: Method
+    origin: str
+    preset: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The keys that make this stage again, whatever model it then starts from."""
+        return {"method": self.values["method"], **{k: v for k, v in self.values.items() if k not in self.preset}}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What flags say. `model` replaces what is not an earlier stage's; `stages` holds one stage's own keys each."""
+
+    model: str | None = None
+    data: Sequence[str] = ()
+    reward: Sequence[str] = ()
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Checked stages in their order, and the part of them that is to run."""
+
+    folder: Path
+    stages: dict[str, Stage]
+    selected: list[Stage]
+    compare: bool = True
+    flags: Sequence[str] = ()
+
+    @property
+    def resume_command(self) -> str:
+        return shlex.join(["rlhf", "pipeline", "--output-dir", str(self.folder), *self.flags])
+
+
+def read_stage_flags(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`--stage NAME:key=value,…` by stage; what is given later wins."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, values = grammar.split(text, "--stage", "NAME")
+        if not values:
+            raise UserError(f"--stage {text!r} sets nothing: write NAME:key=value, with keys such as max_steps")
+        found.setdefault(name, {}).update(values)
+    return found
+
+
+def plan(description: Mapping[str, Any], folder: Path, catalog: Catalog, overrides: Overrides) -> dict[str, Stage]:
+    """Check every stage of a description, before anything runs. Raises `UserError` that names stage and key."""
+    written = description.get("stages")
+    if not isinstance(written, Mapping) or not written:
+        raise UserError("a pipeline has `stages:`, a mapping of names to settings, such as `sft: {data: FILE}`")
+    if unknown := set(overrides.stages) - set(written):
+        name = sorted(unknown)[0]
+        raise UserError(f"--stage {name}: there is no such stage.{did_you_mean(name, written)} {_listed(written)}")
+    shared = {key: value for key, value in description.items() if key != "stages"}
+    for key in shared.keys() & {"method", "output_dir"}:
+        raise UserError(
+            f"{key} can't stand beside `stages`: methods are the stages', the folder is --output-dir FOLDER"
+        )
+    stages: dict[str, Stage] = {}
+    known: set[str] = set()
+    for name in written:
+        try:
+            stage, keys = _plan_stage(name, written, shared, stages, folder, catalog, overrides)
+        except UserError as error:
+            raise type(error)(f"stage {name}: {error}") from error
+        stages[name] = stage
+        known |= keys
+    for key in shared:
+        if key not in known:
+            hint = did_you_mean(key, {*known, "stages"})
+            raise UserError(f"no stage's method knows {key!r}, which stands beside `stages`.{hint}")
+    if overrides.reward and not any(stage.method.rewards == "required" for stage in stages.values()):
+        raise UserError(f"--reward {overrides.reward[0]}: no stage of this pipeline learns from a reward")
+    return stages
+
+
+def _plan_stage(
+    name: str,
+    written: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    earlier: Mapping[str, Stage],
+    folder: Path,
+    catalog: Catalog,
+    overrides: Overrides,
+) -> tuple[Stage, set[str]]:
+    """(the stage, the keys that its method knows)."""
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name == COMPARISON:
+        raise UserError(f"{name!r} can't name a stage: use letters, digits, _ and -, and not {COMPARISON!r}")
+    own = written[name] if written[name] is not None else {}
+    if not isinstance(own, Mapping):
+        raise UserError(f"expected keys and values, such as {{method: sft}}, not {own!r}")
+    own = {str(key).replace("-", "_"): value for key, value in own.items()}
+    flags = overrides.stages.get(name, {})
+    if "output_dir" in {**own, **flags}:
+        raise UserError(f"output_dir is the pipeline's to choose: {folder / name}")
+    method_name = str(flags.get("method") or own.get("method") or name)
+    method: Method = catalog.load("methods", method_name)[0]()
+    known = dict(spellings(MAIN)) | dict(spellings(method.Options.model_fields))
+    shared, own, flags = ({known.get(key, key): v for key, v in keys.items()} for keys in (shared, own, flags))
+    common = {key: value for key, value in shared.items() if key in known}
+    values = {"method": method_name, **_merged(method, common, own, flags, overrides, written)}
+    feeds = _feeds(values, written, earlier)
+    origin = earlier[feeds["model"]].origin if "model" in feeds else str(values["model"])
+    preset: dict[str, Any] = {}
+    if "model" in feeds and origin == EMBEDDED:
+        preset = {key: value for key, value in method.embedded_preset.items() if key not in values}
+    values |= preset
+    fed = {key: str(earlier[stage].model) for key, stage in feeds.items()}
+    config, method = resolve({**values, **fed, "output_dir": str(folder / name)}, catalog)
+    stage = Stage(name, folder / name, values, feeds, config, method, origin, preset)
+    _check_inputs(stage, catalog)
+    return stage, set(known)
+
+
+def _merged(
+    method: Method,
+    shared: dict[str, Any],
+    own: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    overrides: Overrides,
+    written: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A stage's keys: its own win over shared ones, flags over both, and flags for this stage over all."""
+    learns = method.rewards == "required"
+    if not learns:
+        shared = {key: value for key, value in shared.items() if key not in ("reward", "reward_model")}
+    values = {"model": EMBEDDED, **shared, **own}
+    if overrides.model is not None and str(values["model"]) not in written:
+        values["model"] = overrides.model
+    if overrides.data:
+        values["data"] = list(overrides.data)
+    if overrides.reward and learns:
+        values["reward"] = list(overrides.reward)
+    return {**values, **flags}
+
+
+def _feeds(values: Mapping[str, Any], written: Mapping[str, Any], earlier: Mapping[str, Stage]) -> dict[str, str]:
+    """The keys that name an earlier stage. Raises `UserError` for other stages and for what is nowhere."""
+    feeds: dict[str, str] = {}
+    for key, task in FEEDS.items():
+        value = values.get(key)
+        if not isinstance(value, str):
+            continue
+        if value in earlier:
+            if earlier[value].method.task != task:
+                what = "scores answers" if task == "causal_lm" else "writes answers"
+                raise UserError(f"{key}: stage {value!r} trains a model that {what}, which can't be used as {key}")
+            feeds[key] = value
+        elif value in written:
+            raise UserError(f"{key}: {value!r} is not an earlier stage: a stage uses those that stand before it")
+        elif not _may_exist(value, hub=key == "model"):
+            raise UserError(
+                f"{key}: {value!r} is neither a model nor an earlier stage.{did_you_mean(value, earlier)} "
+                f"{_listed(earlier)}"
+            )
+    return feeds
+
+
+def _may_exist(model: str, *, hub: bool) -> bool:
+    if model == EMBEDDED or Path(model).expanduser().is_dir():
+        return True
+    return hub and model.count("/") == 1 and not model.startswith((".", "/", "~"))
+
+
+def _listed(names: Any) -> str:
+    return f"Stages: {', '.join(map(str, names)) or 'none'}."
+
+
+def _check_inputs(stage: Stage, catalog: Catalog) -> None:
+    """What a later stage would trip over after hours: data and rewards that are not there."""
+    from rlhf_core.training.sources import KINDS
+
+    for spec in [*stage.config.data_specs, *stage.config.eval_specs]:
+        local = spec.source.endswith((*KINDS, ".gz", ".txt")) or spec.source.startswith((".", "/", "~"))
+        if local and not Path(spec.source).expanduser().exists():
+            raise UserError(f"--data {spec.source}: there is no such file or folder.")
+    for reward in stage.config.reward_specs:
+        if ":" not in reward.target and not reward.target.endswith(".py"):
+            catalog.find("rewards", reward.target)
+        elif (file := python_file(reward.target)) and not file.is_file():
+            raise UserError(f"--reward: there is no file {file}")
+
+
+def python_file(target: str) -> Path | None:
+    """The file of a reward given as ./file.py:function."""
+    start, found, _ = target.partition(".py:")
+    return Path(start + ".py").expanduser() if found else None
+
+
+def select(stages: Mapping[str, Stage], first: str | None, last: str | None, only: str | None) -> list[Stage]:
+    """The stages from `first` to `last`, or `only` one. Raises `UserError` for names that are none."""
+    if only and (first or last):
+        raise UserError("--only is one stage: leave out --from-stage and --to-stage")
+    names = list(stages)
+    places = []
+    for flag, name, default in (("--from-stage", first, names[0]), ("--to-stage", last, names[-1])):
+        flag, name = ("--only", only) if only else (flag, name or default)
+        if name not in stages:
+            raise UserError(f"{flag} {name}: there is no such stage.{did_you_mean(name, names)} {_listed(names)}")
+        places.append(names.index(name))
+    if places[0] > places[1]:
+        raise UserError(f"--from-stage {first} comes after --to-stage {last}. {_listed(names)}")
+    return [stages[name] for name in names[places[0] : places[1] + 1]]

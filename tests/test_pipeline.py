@@ -1,0 +1,436 @@
+"""Pipelines: stages feed each other by name, and only what is unfinished or changed is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from rlhf_core import pipeline as pipelines
+from rlhf_core.cli import rlhf
+from rlhf_core.errors import UserError
+from rlhf_core.pipeline import Overrides, Pipeline
+from rlhf_core.plugins import Catalog, Entry
+
+CATALOG = Catalog()
+PPO = {"stages": pipelines.GUIDE["ppo"][1]}
+FILE = """
+model: some/model
+load_in_4bit: true
+num_generations: 8
+stages:
+  sft: {data: conversations.jsonl}
+  second: {method: grpo, model: sft, reward: [medical_format], load-in-4bit: false}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("conversations.jsonl", "pairs.jsonl"):
+        Path(name).write_text("{}")
+
+
+def plan(description, **overrides):
+    return pipelines.plan(description, Path("out"), CATALOG, Overrides(**overrides))
+
+
+class FakeRuns:
+    """Does what `rlhf run` does to a folder. `codes` are exit codes of coming runs, 0 after them."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes, self.commands, self.said = list(codes), [], []
+
+    def __call__(self, arguments):
+        code = self.codes.pop(0) if self.codes else 0
+        self.commands.append(list(arguments))
+        if arguments[0] == "run" and "--dry-run" not in arguments and code != 2:
+            folder = Path(arguments[arguments.index("--resume" if "--resume" in arguments else "--output-dir") + 1])
+            (folder / "config.yaml").write_text("method: sft")
+            if code == 0:
+                (folder / "model").mkdir(exist_ok=True)
+        return code
+
+    @property
+    def names(self):
+        """Each run's stage, with -resume where it went on, and other commands by their name."""
+        return [
+            (Path(c[-1]).name if "--config" in c else Path(c[-1]).name + "-resume") if c[0] == "run" else c[0]
+            for c in self.commands
+        ]
+
+
+def carry_out(runs, description=PPO, *, first=None, last=None, only=None, compare=False, catalog=CATALOG, **overrides):
+    stages = plan(description, **overrides)
+    selected = pipelines.select(stages, first, last, only)
+    return pipelines.carry_out(Pipeline(Path("out"), stages, selected, compare), catalog, runs, runs.said.append)
+
+
+# Planning
+
+
+def test_the_name_of_an_earlier_stage_means_its_model():
+    stages = plan(PPO)
+    assert stages["ppo"].feeds == {"model": "sft", "reward_model": "reward_model"}
+    assert stages["ppo"].config.model == "out/sft/model"
+    assert stages["ppo"].config.reward_model == "out/reward_model/model"
+    assert stages["sft"].config.model == "embedded"
+    assert stages["sft"].config.output_dir == "out/sft"
+
+
+def test_models_made_from_the_embedded_one_keep_their_methods_preset():
+    stages = plan(PPO, stages={"ppo": {"max_steps": 3}})
+    preset = stages["ppo"].method.embedded_preset
+    assert stages["ppo"].preset == {key: value for key, value in preset.items() if key != "max_steps"}
+    assert stages["ppo"].config.options.max_steps == 3
+    assert stages["ppo"].config.options.learning_rate == preset["learning_rate"]
+    assert stages["ppo"].origin == "embedded"
+    assert not any(stage.preset for stage in plan(PPO, model="some/model").values())
+
+
+def test_shared_keys_hold_where_the_method_knows_them():
+    stages = plan(yaml.safe_load(FILE))
+    assert stages["sft"].config.model == "some/model"
+    assert stages["second"].config.model == "out/sft/model"
+    assert stages["sft"].config.options.load_in_4bit
+    assert not stages["second"].config.options.load_in_4bit
+    assert stages["second"].config.options.num_generations == 8
+    assert "num_generations" not in stages["sft"].values
+
+
+def test_flags_win_over_the_file_and_leave_the_feeding_as_it_is():
+    stages = plan(
+        yaml.safe_load(FILE), model="other/model", data=["pairs.jsonl"], reward=["length"], stages={"sft": {"seed": 7}}
+    )
+    assert stages["sft"].config.model == "other/model"
+    assert stages["second"].config.model == "out/sft/model"
+    assert [stage.config.data for stage in stages.values()] == [["pairs.jsonl"]] * 2
+    assert [stage.config.reward for stage in stages.values()] == [[], ["length"]]
+    assert stages["sft"].config.options.seed == 7
+
+
+def test_every_pipeline_of_the_guide_is_whole():
+    for name, (line, stages) in pipelines.GUIDE.items():
+        assert line
+        planned = plan({"stages": stages})
+        assert list(planned)[-1] == name
+        assert all(stage.origin == "embedded" for stage in planned.values())
+
+
+# stages -> what the message says
+MISTAKES = {
+    "no stages": ({}, "a pipeline has `stages:`"),
+    "a list": ({"stages": ["sft"]}, "a pipeline has `stages:`"),
+    "not a mapping": ({"stages": {"sft": "data"}}, "stage sft: expected keys and values"),
+    "bad name": ({"stages": {"a/b": {"method": "sft"}}}, "can't name a stage"),
+    "taken name": ({"stages": {"comparison": {"method": "sft"}}}, "can't name a stage"),
+    "unknown method": ({"stages": {"stf": {}}}, "stage stf: there is no method 'stf'. Did you mean 'sft'?"),
+    "unknown stage": (
+        {"stages": {"sft": {}, "dpo": {"model": "stf"}}},
+        "stage dpo: model: 'stf' is neither a model nor an earlier stage. Did you mean 'sft'? Stages: sft.",
+    ),
+    "no such folder": ({"stages": {"sft": {"model": "./nowhere"}}}, "is neither a model nor an earlier stage"),
+    "forward": ({"stages": {"dpo": {"model": "sft"}, "sft": {}}}, "'sft' is not an earlier stage"),
+    "itself": ({"stages": {"sft": {"model": "sft"}}}, "'sft' is not an earlier stage"),
+    "a scorer that writes": (
+        {"stages": {"reward_model": {}, "dpo": {"model": "reward_model"}}},
+        "trains a model that scores answers, which can't be used as model",
+    ),
+    "a writer that scores": (
+        {"stages": {"sft": {}, "ppo": {"reward_model": "sft"}}},
+        "trains a model that writes answers, which can't be used as reward_model",
+    ),
+    "model is a list": ({"stages": {"sft": {"model": ["a"]}}}, "stage sft: --model ['a']"),
+    "unknown key": ({"stages": {"sft": {"max_stps": 1}}}, "knows no option 'max_stps'. Did you mean 'max_steps'?"),
+    "unknown shared key": ({"max_stps": 1, "stages": {"sft": {}}}, "no stage's method knows 'max_stps'"),
+    "shared method": ({"method": "sft", "stages": {"sft": {}}}, "method can't stand beside `stages`"),
+    "output folder": ({"stages": {"sft": {"output-dir": "x"}}}, "output_dir is the pipeline's to choose"),
+    "bad value": ({"stages": {"sft": {"max_steps": "many"}}}, "stage sft: --max-steps many"),
+    "no reward": ({"stages": {"sft": {}, "grpo": {"model": "sft"}}}, "stage grpo: method grpo needs a reward"),
+    "unknown reward": ({"stages": {"grpo": {"reward": ["lenght"]}}}, "there is no reward 'lenght'. Did you mean"),
+    "no reward file": ({"stages": {"grpo": {"reward": ["./r.py:f"]}}}, "there is no file r.py"),
+    "no data": ({"stages": {"sft": {}, "dpo": {"data": "nowhere.jsonl"}}}, "stage dpo: --data nowhere.jsonl"),
+    "adapter": (
+        {**PPO, "model": "some/model", "load_in_4bit": True},
+        "stage reward_model: its model, stage 'sft''s, is an adapter",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_found_before_anything_runs(case):
+    description, message = MISTAKES[case]
+    with pytest.raises(UserError) as caught:
+        plan(description)
+    assert message in str(caught.value)
+
+
+# What is run
+
+
+def test_finished_and_unchanged_stages_are_skipped():
+    first, second = FakeRuns(), FakeRuns()
+    assert carry_out(first) == 0
+    assert first.names == ["sft", "reward_model", "ppo"]
+    assert yaml.safe_load(Path("out/ppo/stage.yaml").read_text())["reward_model"] == "out/reward_model/model"
+    assert carry_out(second) == 0
+    assert second.names == []
+    assert second.said[0] == "[1/3] sft: finished and unchanged, skipped"
+
+
+def test_the_folder_alone_is_the_same_pipeline():
+    carry_out(FakeRuns(), model="some/model", stages={"sft": {"max_steps": 3}})
+    runs = FakeRuns()
+    assert carry_out(runs, yaml.safe_load(Path("out/pipeline.yaml").read_text())) == 0
+    assert runs.names == []
+
+
+def test_going_on_with_another_model_drops_the_embedded_preset():
+    carry_out(FakeRuns())
+    written = yaml.safe_load(Path("out/pipeline.yaml").read_text())
+    assert written["stages"]["ppo"] == {"method": "ppo", "model": "sft", "reward_model": "reward_model"}
+    options = plan(written, model="some/model")["ppo"].config.options
+    assert options.learning_rate == type(options)().learning_rate
+
+
+@pytest.mark.parametrize(
+    ("changed", "runs_again"),
+    [("sft", ["sft", "reward_model", "ppo"]), ("reward_model", ["reward_model", "ppo"]), ("ppo", ["ppo"])],
+)
+def test_a_changed_stage_and_those_that_use_it_are_run_anew(changed, runs_again):
+    carry_out(FakeRuns())
+    runs = FakeRuns()
+    carry_out(runs, stages={changed: {"seed": 1}})
+    assert runs.names == runs_again
+    assert sorted(path.name for path in Path("out").glob("*.old-1")) == sorted(f"{name}.old-1" for name in runs_again)
+    carry_out(FakeRuns(), stages={changed: {"seed": 2}})
+    assert Path(f"out/{changed}.old-2/stage.json").is_file()
+
+
+def test_changed_data_change_a_stage():
+    description = {"stages": {"sft": {"data": "conversations.jsonl"}, "dpo": {"model": "sft", "data": "pairs.jsonl"}}}
+    carry_out(FakeRuns(), description)
+    os.utime("pairs.jsonl", (1, 1))
+    runs = FakeRuns()
+    carry_out(runs, description)
+    assert runs.names == []
+    Path("pairs.jsonl").write_text("{} ")
+    carry_out(runs, description)
+    assert runs.names == ["dpo"]
+
+
+@pytest.mark.parametrize("code", [1, 130])
+def test_a_broken_off_stage_goes_on(code):
+    runs = FakeRuns(0, code)
+    assert carry_out(runs) == code
+    assert runs.names == ["sft", "reward_model"]
+    assert runs.said[-1].endswith("Go on with the pipeline: rlhf pipeline --output-dir out")
+    runs = FakeRuns()
+    assert carry_out(runs) == 0
+    assert runs.names == ["reward_model-resume", "ppo"]
+
+
+def test_a_broken_off_stage_that_has_changed_begins_anew():
+    carry_out(FakeRuns(1))
+    runs = FakeRuns()
+    carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
+    assert runs.names == ["sft"]
+    assert Path("out/sft.old-1").is_dir()
+
+
+def test_a_stage_that_was_refused_has_trained_nothing_to_set_aside():
+    assert carry_out(FakeRuns(2)) == 2
+    runs = FakeRuns()
+    carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
+    assert runs.names == ["sft"]
+    assert not list(Path("out").glob("*.old-*"))
+
+
+def test_what_is_no_stage_is_left_alone():
+    Path("out/reward_model").mkdir(parents=True)
+    Path("out/reward_model/notes.txt").write_text("mine")
+    runs = FakeRuns()
+    with pytest.raises(UserError, match="is no stage of a pipeline"):
+        carry_out(runs)
+    assert runs.names == []
+
+
+def test_from_to_and_only():
+    stages = plan(PPO)
+
+    def names(*flags):
+        return [stage.name for stage in pipelines.select(stages, *flags)]
+
+    assert names(None, None, None) == ["sft", "reward_model", "ppo"]
+    assert names("reward_model", None, None) == ["reward_model", "ppo"]
+    assert names(None, "reward_model", None) == ["sft", "reward_model"]
+    assert names(None, None, "reward_model") == ["reward_model"]
+    for flags, message in [
+        (("sfft", None, None), "--from-stage sfft: there is no such stage. Did you mean 'sft'?"),
+        ((None, None, "x"), "--only x: there is no such stage. Stages: sft, reward_model, ppo."),
+        (("ppo", "sft", None), "--from-stage ppo comes after --to-stage sft"),
+        (("ppo", None, "sft"), "--only is one stage"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            pipelines.select(stages, *flags)
+        assert message in str(caught.value)
+
+
+def test_stages_that_are_left_out_must_be_finished_if_they_are_used():
+    with pytest.raises(UserError, match="stage ppo needs stage sft, which is not finished in out"):
+        carry_out(FakeRuns(), only="ppo")
+    carry_out(FakeRuns(), last="reward_model")
+    runs = FakeRuns()
+    carry_out(runs, only="ppo")
+    assert runs.names == ["ppo"]
+
+
+class Commands(Catalog):
+    """A catalog with these plugin commands."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self._entries["commands"] = [Entry("commands", name, "module", "rlhf-tools", "1", "") for name in names]
+
+
+def test_the_comparison_is_made_once_after_the_last_stage():
+    runs = FakeRuns()
+    catalog = Commands("compare")
+    carry_out(runs, last="reward_model", compare=True, catalog=catalog)
+    assert runs.names == ["sft", "reward_model"]
+    carry_out(runs, compare=True, catalog=catalog)
+    reward = ["--reward", "reward_model:path=out/reward_model/model"]
+    assert runs.commands[-1] == [
+        *["compare", "embedded", "out/ppo/model", "--prompts", "48", *reward, "--output", "out/comparison"]
+    ]
+    count = len(runs.commands)
+    carry_out(runs, compare=True, catalog=catalog)
+    assert len(runs.commands) == count
+    assert runs.said[-1] == "Compared before and after: out/comparison"
+
+
+def test_without_the_command_the_comparison_is_a_hint():
+    runs = FakeRuns()
+    carry_out(runs, {"stages": {"sft": {}}}, compare=True, catalog=Commands())
+    assert runs.names == ["sft"]
+    hint = "rlhf compare embedded out/sft/model --prompts 48 --reward medical_format --output out/comparison"
+    assert runs.said[-1] == f"To compare before and after: pip install rlhf-tools && {hint}"
+
+
+def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
+    configs = []
+
+    def checked(arguments):
+        configs.append(yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text()))
+        assert "--dry-run" in arguments
+        return 0
+
+    monkeypatch.setattr(pipelines, "run_process", checked)
+    result = CliRunner().invoke(rlhf, ["pipeline", "ppo", "--output-dir", "out", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "[2/3] reward_model: rlhf run --config out/reward_model/stage.yaml --output-dir out/reward_model" in (
+        result.output
+    )
+    assert "Checked with embedded, since the model of stage sft is not there yet:" in result.output
+    assert "Its data are not looked at yet: they need the model of stage reward_model." in result.output
+    assert [(c["method"], c["model"]) for c in configs] == [("sft", "embedded"), ("reward_model", "embedded")]
+    assert not Path("out").exists()
+    monkeypatch.setattr(pipelines, "run_process", lambda arguments: 2)
+    assert CliRunner().invoke(rlhf, ["pipeline", "dpo", "--dry-run"]).exit_code == 2
+
+
+# The command
+
+
+@pytest.mark.parametrize("answer", ["3", "orpo"])
+def test_typed_alone_in_a_terminal_it_asks(answer, monkeypatch):
+    runs = FakeRuns()
+    monkeypatch.setattr("rlhf_core.cli.pipeline._in_terminal", lambda: True)
+    monkeypatch.setattr(pipelines, "run_process", runs)
+    result = CliRunner().invoke(rlhf, ["pipeline", "--no-compare"], input=f"9\n{answer}\n")
+    assert result.exit_code == 0, result.output
+    for number, (name, (line, _)) in enumerate(pipelines.GUIDE.items(), start=1):
+        assert f"{number}  {name:6}{line}" in result.output
+    assert runs.names == ["sft", "orpo"]
+    assert "out" not in os.listdir()
+    assert len(list(Path("runs").glob("pipeline-orpo-*"))) == 1
+
+
+# arguments -> what the message says
+REFUSED = {
+    "no name": ([], "which pipeline? Write rlhf pipeline NAME, one of ppo, dpo, orpo, grpo, or --config FILE"),
+    "unknown": (["pp"], "there is no pipeline 'pp'. Did you mean 'ppo'?"),
+    "two": (["ppo", "--config", "p.yaml"], "either ppo or --config p.yaml"),
+    "no file": (["--config", "p.yaml"], "--config p.yaml: No such file"),
+    "no pipeline": (["--output-dir", "nowhere"], "--output-dir nowhere holds no pipeline to go on with"),
+    "a file": (["ppo", "--output-dir", "pairs.jsonl"], "is a file"),
+    "stage": (["ppo", "--stage", "sfft:seed=1"], "--stage sfft: there is no such stage. Did you mean 'sft'?"),
+    "stage without keys": (["ppo", "--stage", "sft"], "sets nothing: write NAME:key=value"),
+    "stage with dashes": (["ppo", "--stage", "sft:max-steps=1"], "with keys such as max_steps"),
+    "reward": (["dpo", "--reward", "length"], "no stage of this pipeline learns from a reward"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    arguments, message = REFUSED[case]
+    before = os.listdir()
+    result = CliRunner().invoke(rlhf, ["pipeline", *arguments])
+    assert isinstance(result.exception, UserError), result.output
+    assert message in str(result.exception)
+    assert os.listdir() == before
+
+
+def test_its_help_imports_no_torch():
+    code = (
+        "import sys\nfrom rlhf_core.cli import rlhf\nrlhf.main(['pipeline', '--help'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_mistake_ends_the_process_with_2():
+    result = subprocess.run([sys.executable, "-m", "rlhf_core", "pipeline", "pp"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.partition("'")[0]) == (2, "Error: there is no pipeline ")
+
+
+def test_a_killed_process_is_told_apart(monkeypatch, capsys):
+    class Killed:
+        def __init__(self, *_):
+            pass
+
+        def wait(self):
+            return -9
+
+    monkeypatch.setattr(subprocess, "Popen", Killed)
+    assert pipelines.run_process(["run"]) == 1
+    assert "SIGKILL" in capsys.readouterr().out
+
+
+def test_a_real_pipeline_and_the_same_again(tiny_model, write_jsonl):
+    turns = [{"role": "user", "content": "What helps against fever?"}, {"role": "assistant", "content": "Rest."}]
+    pair = {"question": "What helps against fever?", "response_chosen": "Rest.", "response_rejected": "Running."}
+    shared = {"max_steps": 1, "eval_prompts": 0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    stages = {
+        "sft": {"data": write_jsonl("conversations.jsonl", [{"messages": turns}] * 2)},
+        "dpo": {"model": "sft", "data": write_jsonl("pairs.jsonl", [pair] * 2)},
+    }
+    Path("p.yaml").write_text(yaml.safe_dump({"model": str(tiny_model), **shared, "stages": stages}, sort_keys=False))
+
+    def typed(*arguments):
+        words = [sys.executable, "-m", "rlhf_core", "pipeline", *arguments, "--output-dir", "out", "--no-compare"]
+        result = subprocess.run(words, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    assert "[2/2] dpo: done in" in typed("--config", "p.yaml")
+    assert json.loads(Path("out/dpo/stage.json").read_text())["finished"]
+    assert yaml.safe_load(Path("out/dpo/config.yaml").read_text())["model"] == "out/sft/model"
+    assert (Path("out/dpo/model") / "README.md").is_file()
+    assert typed().count("finished and unchanged, skipped") == 2
