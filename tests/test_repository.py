@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from click.testing import CliRunner
 
 from rlhf_core import hookspecs
 from rlhf_core.cli import rlhf
+from rlhf_core.config import resolve
+from rlhf_core.errors import UserError
 from rlhf_core.plugins import HOOKS, Catalog
+from rlhf_core.training.run import train
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/*/pyproject.toml"))
@@ -82,19 +86,36 @@ def commands(readme: Path) -> list[str]:
 
 def test_both_readmes_give_the_same_commands_and_code():
     assert commands(READMES[0]) == commands(READMES[1])
-    for language in ("python", "toml"):
+    for language in ("python", "toml", "yaml"):
         assert blocks(READMES[0], language) == blocks(READMES[1], language)
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory, tiny_model) -> Path:
+    """A run of one step, of the kind that the README's commands name."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    values = {"method": "grpo", "reward": ["medical_format"], "model": str(tiny_model), "lora": True, "max_steps": 1}
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_completion_length": 8}
+    config, method = resolve({**values, **sizes, "eval_prompts": 1, "output_dir": str(folder)}, Catalog())
+    assert train(config, method, Catalog()) == 0
+    return folder
+
+
 @pytest.mark.parametrize("command", [c for c in commands(READMES[0]) if "Qwen" not in c and "--resume" not in c])
-def test_the_readmes_commands_run(command, tmp_path, monkeypatch):
+def test_the_readmes_commands_run(command, tmp_path, monkeypatch, finished_run):
     """Training ones resolve and check everything; the demo itself is run by `make demo` and by benchmarks/demo.py."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, tmp_path / "runs" / "grpo-20260101-120000")
+    (tmp_path / "pipeline.yaml").write_text(blocks(READMES[0], "yaml")[0])
     (tmp_path / "my_data.jsonl").write_text('{"question": "2+2?", "answer": "4"}\n' * 20)
     (tmp_path / "my_rewards.py").write_text(blocks(READMES[0], "python")[0])
     arguments = shlex.split(command)[1:]
-    result = CliRunner().invoke(rlhf, [*arguments, "--dry-run"] if arguments[0] == "run" else arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
+    trains = arguments[0] in ("run", "pipeline") and "--dry-run" not in arguments
+    result = CliRunner().invoke(rlhf, [*arguments, "--dry-run"] if trains else arguments)
+    if command == "rlhf pipeline":  # asks which, and finds nobody at a terminal to answer
+        assert isinstance(result.exception, UserError)
+    else:
+        assert result.exit_code == 0, result.output + repr(result.exception)
 
 
 def test_the_readmes_package_is_a_plugin(distribution):
