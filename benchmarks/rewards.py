@@ -35,7 +35,10 @@ def completions() -> tuple[list[str], list[str]]:
 
 def main() -> None:
     texts, answers = completions()
-    inside = [text.replace("<think>\n", "").replace("\n</think>\n<answer>\n", "") for text in texts]  # nothing is thought
+    # All of it is the answer where terms are counted: what is thought is not judged.
+    inside = [
+        text.replace("<think>\n", "").replace("\n</think>\n<answer>\n", "").replace("\n</answer>", "") for text in texts
+    ]
     results = {}
     for name in ("medical_format", "length", "medical_keyword"):
         reward = bind(RewardSpec.parse(name), Catalog())

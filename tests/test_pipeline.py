@@ -156,10 +156,6 @@ MISTAKES = {
     "unknown reward": ({"stages": {"grpo": {"reward": ["lenght"]}}}, "there is no reward 'lenght'. Did you mean"),
     "no reward file": ({"stages": {"grpo": {"reward": ["./r.py:f"]}}}, "there is no file r.py"),
     "no data": ({"stages": {"sft": {}, "dpo": {"data": "nowhere.jsonl"}}}, "stage dpo: --data nowhere.jsonl"),
-    "adapter": (
-        {**PPO, "model": "some/model", "load_in_4bit": True},
-        "stage reward_model: its model, stage 'sft''s, is an adapter",
-    ),
 }
 
 
