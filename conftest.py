@@ -1,4 +1,4 @@
-"""Fixtures: a two-layer model that trains in milliseconds, and distributions made up on the spot."""
+"""Fixtures: a two-layer model that trains in milliseconds, short runs on it, distributions made up on the spot."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_core import testing
+from rlhf_core.config import resolve
+from rlhf_core.plugins import Catalog
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a model this small is faster so, also in the processes that tests start
 
@@ -18,6 +20,67 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a model this small is faster so, also in 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     return testing.tiny_model(tmp_path_factory.mktemp("model"))
+
+
+SHORT = {
+    "data": "data.jsonl",
+    "output_dir": "out",
+    "max_steps": 4,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "eval_prompts": 0,
+    "gradient_checkpointing": False,
+}
+
+
+@pytest.fixture
+def resolved(tmp_path, tiny_model, monkeypatch, request):
+    """resolved(option=…) -> (configuration, method) of a short run on the two-layer model, in an empty folder.
+
+    The test module's ROWS are its data, its VALUES go before those of SHORT.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("data.jsonl").write_text("\n".join(map(json.dumps, request.module.ROWS)))
+
+    def make(**values):
+        return resolve({**SHORT, "model": str(tiny_model), **request.module.VALUES, **values}, Catalog())
+
+    return make
+
+
+@pytest.fixture
+def made_run(resolved):
+    """made_run(option=…) -> a Run, ready for its method's trainer(run)."""
+    from rlhf_core.training.plan import dataset, make_plan
+    from rlhf_core.training.run import Run
+
+    def make(**values) -> Run:
+        config, method = resolved(**values)
+        plan = make_plan(config, method, Catalog(), [])
+        held_out = plan.data.held_out
+        rows, others = dataset(plan.data.train), dataset(held_out) if held_out else None
+        folder = Path(config.output_dir)
+        return Run(config, folder, plan.info, rows, held_out, plan.rewards, eval_dataset=others)
+
+    return make
+
+
+@pytest.fixture
+def go(resolved):
+    """go(option=…) -> (exit code, the run's folder); the trainers that were made are in go.trainers."""
+    from rlhf_core.training.run import train
+
+    def start(resume: bool = False, **values) -> tuple[int, Path]:
+        config, method = resolved(**values)
+        build = method.trainer
+        method.trainer = lambda run: start.trainers.append(build(run)) or start.trainers[-1]
+        return train(config, method, Catalog(), resume=resume), Path(config.output_dir)
+
+    start.trainers = []
+    return start
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
             )
     main = {main_keys[key]: value for key, value in values.items() if key in main_keys}
     given = {option_keys[key]: value for key, value in values.items() if key in option_keys}
-    preset = method.embedded_preset if main.get("model", EMBEDDED) == EMBEDDED else {}
+    preset = method.preset() if main.get("model", EMBEDDED) == EMBEDDED else {}
     preset = {name: value for name, value in preset.items() if name not in given}
     try:
         options = method.Options.model_validate({**preset, **given})

@@ -108,6 +108,18 @@ class TrainingOptions(BaseModel):
         return self
 
 
+# What suits the embedded model whatever the method, before the method's own `embedded_preset`.
+EMBEDDED_PRESET = {
+    "gradient_accumulation_steps": 1,
+    "max_prompt_length": 256,
+    "max_completion_length": 96,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_steps": 20,
+    "eval_prompts": 96,
+}
+
+
 class Method:
     """A training method. Subclasses set the class variables and return a `transformers.Trainer`.
 
@@ -116,7 +128,8 @@ class Method:
     `generates`: whether the trained model answers prompts, so that answers before and after can be shown.
     `task`: what is trained, a model that writes or one that scores.
     `config`: `"package:Class"` of the training arguments that `--set` may set.
-    `embedded_preset`: values of `Options` that suit the embedded model, where the defaults suit an 8B one.
+    `embedded_preset`: values of `Options` that suit the embedded model, where the defaults suit an 8B one; those that
+    all methods share, `EMBEDDED_PRESET`, are there already.
     """
 
     name: ClassVar[str]
@@ -127,6 +140,11 @@ class Method:
     config: ClassVar[str] = "transformers:TrainingArguments"
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
     embedded_preset: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def preset(cls) -> dict[str, Any]:
+        """All values of `Options` for the embedded model."""
+        return {**EMBEDDED_PRESET, **cls.embedded_preset}
 
     def trainer(self, run: Run) -> transformers.Trainer:
         """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""

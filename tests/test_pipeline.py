@@ -86,7 +86,7 @@ def test_the_name_of_an_earlier_stage_means_its_model():
 
 def test_models_made_from_the_embedded_one_keep_their_methods_preset():
     stages = plan(PPO, stages={"ppo": {"max_steps": 3}})
-    preset = stages["ppo"].method.embedded_preset
+    preset = stages["ppo"].method.preset()
     assert stages["ppo"].preset == {key: value for key, value in preset.items() if key != "max_steps"}
     assert stages["ppo"].config.options.max_steps == 3
     assert stages["ppo"].config.options.learning_rate == preset["learning_rate"]

@@ -51,12 +51,7 @@ class RewardModel(Method):
         "learning_rate": 1e-3,
         "max_steps": 100,
         "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": 1,
-        "max_prompt_length": 256,
         "max_completion_length": 128,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": 20,
         "eval_prompts": 128,
     }
 

@@ -41,13 +41,7 @@ class SFT(Method):
         "learning_rate": 1e-3,
         "max_steps": 60,
         "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 1,
         "max_length": 512,
-        "max_completion_length": 96,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": 20,
-        "eval_prompts": 96,
     }
 
     def trainer(self, run):

@@ -158,7 +158,7 @@ def _plan_stage(
     origin = earlier[feeds["model"]].origin if "model" in feeds else str(values["model"])
     preset: dict[str, Any] = {}
     if "model" in feeds and origin == EMBEDDED:
-        preset = {key: value for key, value in method.embedded_preset.items() if key not in values}
+        preset = {key: value for key, value in method.preset().items() if key not in values}
     values |= preset
     fed = {key: str(earlier[stage].model) for key, stage in feeds.items()}
     config, method = resolve({**values, **fed, "output_dir": str(folder / name)}, catalog)

@@ -46,13 +46,6 @@ class DPO(Method):
         "learning_rate": 2e-4,
         "max_steps": 60,
         "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": 1,
-        "max_prompt_length": 256,
-        "max_completion_length": 96,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": 20,
-        "eval_prompts": 96,
     }
 
     def trainer(self, run):

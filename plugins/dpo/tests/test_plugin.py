@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 from pathlib import Path
 
@@ -16,77 +15,19 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from rlhf_core.config import resolve
 from rlhf_core.plugins import Catalog
 from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.models import load
-from rlhf_core.training.plan import dataset, make_plan
-from rlhf_core.training.run import Run, train
+from rlhf_core.training.run import train
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture
-def resolved(tmp_path, tiny_model, monkeypatch):
-    """resolved(option=…) -> (configuration, method) of a short run on the two-layer model, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    rows = [
-        {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": f"Run {i} miles."}
-        for i in range(24)
-    ]
-    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    def make(**values):
-        shared = {
-            "method": "dpo",
-            "model": str(tiny_model),
-            "data": "data.jsonl",
-            "output_dir": "out",
-            "max_steps": 4,
-            "learning_rate": 1e-3,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "max_completion_length": 32,
-            "logging_steps": 1,
-            "save_steps": 2,
-            "eval_prompts": 0,
-            "gradient_checkpointing": False,
-        }
-        return resolve({**shared, **values}, Catalog())
-
-    return make
-
-
-@pytest.fixture
-def run(resolved):
-    """run(option=…) -> a Run, ready for DPO().trainer(run)."""
-
-    def make(**values) -> Run:
-        config, method = resolved(**values)
-        plan = make_plan(config, method, Catalog(), [])
-        held_out = plan.data.held_out
-        return Run(
-            config=config,
-            folder=Path(config.output_dir),
-            info=plan.info,
-            train_dataset=dataset(plan.data.train),
-            eval_dataset=dataset(held_out) if held_out else None,
-            held_out=held_out,
-            rewards=plan.rewards,
-        )
-
-    return make
-
-
-@pytest.fixture
-def go(resolved):
-    """go(option=…) -> (exit code, the run's folder)."""
-
-    def start(resume: bool = False, **values) -> tuple[int, Path]:
-        config, method = resolved(**values)
-        return train(config, method, Catalog(), resume=resume), Path(config.output_dir)
-
-    return start
+ROWS = [
+    {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": f"Run {i} miles."}
+    for i in range(24)
+]
+VALUES = {"method": "dpo", "max_completion_length": 32}
 
 
 def log_probability(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
@@ -152,8 +93,8 @@ def test_the_defaults():
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
-def test_loss_and_gradients_are_the_papers(run, tiny_model, beta):
-    trainer = DPO().trainer(run(beta=beta))
+def test_loss_and_gradients_are_the_papers(made_run, tiny_model, beta):
+    trainer = DPO().trainer(made_run(beta=beta))
     disturb(trainer.model)
     trainer.ref_model.double()
     policy = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
@@ -162,8 +103,8 @@ def test_loss_and_gradients_are_the_papers(run, tiny_model, beta):
     agree(trainer, policy, reference, beta)
 
 
-def test_under_lora_the_reference_is_the_adapter_switched_off(run, tiny_model):
-    trainer = DPO().trainer(run(lora=True))
+def test_under_lora_the_reference_is_the_adapter_switched_off(made_run, tiny_model):
+    trainer = DPO().trainer(made_run(lora=True))
     assert trainer.ref_model is None
     trainer.model.double()
     disturb(trainer.model)
@@ -178,9 +119,9 @@ def trained_adapter(go) -> str:
     return str(folder / "model")
 
 
-def test_of_an_adapter_the_reference_is_the_adapter_as_it_was(go, run):
+def test_of_an_adapter_the_reference_is_the_adapter_as_it_was(go, made_run):
     start = trained_adapter(go)
-    prepared = run(model=start)
+    prepared = made_run(model=start)
     reference = load(prepared.info, prepared.options.model_copy(update={"lora": False})).double()
     trainer = DPO().trainer(prepared)
     assert trainer.ref_model is None
@@ -189,8 +130,8 @@ def test_of_an_adapter_the_reference_is_the_adapter_as_it_was(go, run):
     agree(trainer, trainer.model, reference, 0.1)
 
 
-def test_of_a_merged_adapter_the_reference_is_merged_too(go, run):
-    prepared = run(model=trained_adapter(go), lora=False)
+def test_of_a_merged_adapter_the_reference_is_merged_too(go, made_run):
+    prepared = made_run(model=trained_adapter(go), lora=False)
     policy, reference = (load(prepared.info, prepared.options).double() for _ in range(2))
     trainer = DPO().trainer(prepared)
     disturb(trainer.model)
@@ -253,11 +194,11 @@ def test_quantized_weights(go, bits):
     assert all(torch.isfinite(tensor).all() for tensor in weights(folder, "adapter_model.safetensors").values())
 
 
-def test_the_trainer_takes_our_tokens_as_they_are(run):
+def test_the_trainer_takes_our_tokens_as_they_are(made_run):
     """It fails when TRL tokenizes elsewhere than in _prepare_dataset, or names its columns otherwise."""
     assert list(inspect.signature(DPOTrainer._prepare_dataset).parameters)[:2] == ["self", "dataset"]
     assert EncodedDPOTrainer.__mro__[1] is DPOTrainer
-    trainer = DPO().trainer(run(eval_prompts=2))
+    trainer = DPO().trainer(made_run(eval_prompts=2))
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == columns
     trainer._set_signature_columns_if_needed()

@@ -61,16 +61,9 @@ class GRPO(Method):
         "beta": 0.15,
         "max_steps": 36,
         "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 1,
         "num_generations": 8,
         # Divided by their spread, groups that all broke the layout would teach as much as the layout itself.
         "scale_rewards": "none",
-        "max_prompt_length": 256,
-        "max_completion_length": 96,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": 20,
-        "eval_prompts": 96,
     }
 
     def trainer(self, run):

@@ -69,14 +69,8 @@ class PPO(Method):
         "learning_rate": 3e-3,
         "max_steps": 72,
         "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 1,
         "num_ppo_epochs": 2,
-        "max_prompt_length": 256,
-        "max_completion_length": 96,
-        "gradient_checkpointing": False,
         "logging_steps": 2,
-        "save_steps": 20,
-        "eval_prompts": 96,
     }
 
     def trainer(self, run):

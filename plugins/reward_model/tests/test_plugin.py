@@ -12,81 +12,22 @@ from rlhf_method_reward_model import RewardModel, RewardModelScore
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
-from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
 from rlhf_core.plugins import Catalog
 from rlhf_core.training import models
 from rlhf_core.training.callbacks import list_checkpoints
-from rlhf_core.training.plan import dataset, make_plan
-from rlhf_core.training.run import Run, train
+from rlhf_core.training.run import train
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PROMPTS = [[{"role": "user", "content": f"Symptom {i}?"}] for i in range(5)]
 TEXTS = ["Rest.", "Rest and drink. " * 9, "", "Run <|im_end|> far", "Wait."]
 
 
-@pytest.fixture
-def resolved(tmp_path, tiny_model, monkeypatch):
-    """resolved(option=…) -> (configuration, method) of a short run on the two-layer model, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    rows = [
-        {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": f"Run {i} miles."}
-        for i in range(24)
-    ]
-    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    def make(**values):
-        shared = {
-            "method": "reward_model",
-            "model": str(tiny_model),
-            "data": "data.jsonl",
-            "output_dir": "out",
-            "max_steps": 4,
-            "learning_rate": 1e-3,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "max_completion_length": 64,
-            "logging_steps": 1,
-            "save_steps": 2,
-            "eval_prompts": 0,
-            "gradient_checkpointing": False,
-        }
-        return resolve({**shared, **values}, Catalog())
-
-    return make
-
-
-@pytest.fixture
-def run(resolved):
-    """run(option=…) -> a Run, ready for RewardModel().trainer(run)."""
-
-    def make(**values) -> Run:
-        config, method = resolved(**values)
-        plan = make_plan(config, method, Catalog(), [])
-        return Run(
-            config=config,
-            folder=Path(config.output_dir),
-            info=plan.info,
-            train_dataset=dataset(plan.data.train),
-            held_out=[],
-            rewards=plan.rewards,
-        )
-
-    return make
-
-
-@pytest.fixture
-def go(resolved, monkeypatch):
-    """go(option=…) -> (exit code, the run's folder); the last run's trainer is in go.trainers."""
-
-    def start(resume: bool = False, **values) -> tuple[int, Path]:
-        config, method = resolved(**values)
-        build = method.trainer
-        method.trainer = lambda run: start.trainers.append(build(run)) or start.trainers[-1]
-        return train(config, method, Catalog(), resume=resume), Path(config.output_dir)
-
-    start.trainers = []
-    return start
+ROWS = [
+    {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": f"Run {i} miles."}
+    for i in range(24)
+]
+VALUES = {"method": "reward_model", "max_completion_length": 64}
 
 
 def score(model, ids: list[int]) -> torch.Tensor:
@@ -98,8 +39,8 @@ def score(model, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("center", [None, 0.3])
-def test_loss_and_gradients_are_the_formulas(run, lora, center):
-    trainer = RewardModel().trainer(run(lora=lora, center_rewards_coefficient=center))
+def test_loss_and_gradients_are_the_formulas(made_run, lora, center):
+    trainer = RewardModel().trainer(made_run(lora=lora, center_rewards_coefficient=center))
     model = trainer.model.double()
     rows = [trainer.train_dataset[i] for i in range(4)]
     loss = trainer.compute_loss(model, trainer.data_collator(rows))
@@ -119,8 +60,8 @@ def test_loss_and_gradients_are_the_formulas(run, lora, center):
         torch.testing.assert_close(gradient, wanted[name], **CLOSE)
 
 
-def test_a_pair_is_two_whole_texts_that_end_with_the_end_token_once_more_than_their_prompt(run):
-    trainer = RewardModel().trainer(run())
+def test_a_pair_is_two_whole_texts_that_end_with_the_end_token_once_more_than_their_prompt(made_run):
+    trainer = RewardModel().trainer(made_run())
     end = trainer.processing_class.eos_token_id
     for row in trainer.train_dataset:
         for ids in row.values():
@@ -129,8 +70,8 @@ def test_a_pair_is_two_whole_texts_that_end_with_the_end_token_once_more_than_th
     assert trainer.train_dataset.column_names == ["chosen_ids", "rejected_ids"]
 
 
-def test_lora_trains_the_score_head(run):
-    trainer = RewardModel().trainer(run(lora=True))
+def test_lora_trains_the_score_head(made_run):
+    trainer = RewardModel().trainer(made_run(lora=True))
     assert trainer.model.peft_config["default"].task_type == "SEQ_CLS"
     trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
     assert [name for name in trained if "lora" not in name] == ["base_model.model.score.modules_to_save.default.weight"]

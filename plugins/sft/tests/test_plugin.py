@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,78 +11,27 @@ from rlhf_method_sft import SFT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlhf_core.config import resolve
 from rlhf_core.plugins import Catalog
 from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.encode import IGNORED
-from rlhf_core.training.plan import dataset, make_plan
-from rlhf_core.training.run import Run, train
+from rlhf_core.training.run import train
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture
-def resolved(tmp_path, tiny_model, monkeypatch):
-    """resolved(option=…) -> (configuration, method) of a short run on the two-layer model, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    rows = []
-    for i in range(24):
-        first = [("user", f"Symptom {i}?"), ("assistant", "Rest and drink. " * (i % 5 + 1))]
-        turns = first + [("user", "And then?"), ("assistant", f"Wait {i} days.")] * (i % 2)
-        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
-    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    def make(**values):
-        shared = {
-            "method": "sft",
-            "model": str(tiny_model),
-            "data": "data.jsonl",
-            "output_dir": "out",
-            "max_steps": 4,
-            "learning_rate": 1e-3,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "max_length": 128,
-            "logging_steps": 1,
-            "save_steps": 2,
-            "eval_prompts": 0,
-            "gradient_checkpointing": False,
-        }
-        return resolve({**shared, **values}, Catalog())
-
-    return make
-
-
-@pytest.fixture
-def run(resolved):
-    """run(option=…) -> a Run, ready for SFT().trainer(run)."""
-
-    def make(**values) -> Run:
-        config, method = resolved(**values)
-        plan = make_plan(config, method, Catalog(), [])
-        held_out = plan.data.held_out
-        return Run(
-            config=config,
-            folder=Path(config.output_dir),
-            info=plan.info,
-            train_dataset=dataset(plan.data.train),
-            eval_dataset=dataset(held_out) if held_out else None,
-            held_out=held_out,
-            rewards=plan.rewards,
-        )
-
-    return make
-
-
-@pytest.fixture
-def go(resolved):
-    """go(option=…) -> (exit code, the run's folder)."""
-
-    def start(resume: bool = False, **values) -> tuple[int, Path]:
-        config, method = resolved(**values)
-        return train(config, method, Catalog(), resume=resume), Path(config.output_dir)
-
-    return start
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Symptom {i}?"},
+            {"role": "assistant", "content": "Rest and drink. " * (i % 5 + 1)},
+            *[{"role": "user", "content": "And then?"}, {"role": "assistant", "content": f"Wait {i} days."}][
+                : 2 * (i % 2)
+            ],
+        ]
+    }
+    for i in range(24)
+]
+VALUES = {"method": "sft", "max_length": 128}
 
 
 def cross_entropy(model, rows) -> torch.Tensor:
@@ -102,9 +50,9 @@ def test_the_defaults():
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_loss_and_gradients_are_the_formulas(run, tiny_model, lora):
+def test_loss_and_gradients_are_the_formulas(made_run, tiny_model, lora):
     """In float64 but for TRL's output layer, which is joined with the loss and sums in float32."""
-    trainer = SFT().trainer(run(lora=lora))
+    trainer = SFT().trainer(made_run(lora=lora))
     model = trainer.model.double()
     rows = [trainer.train_dataset[i] for i in range(6)]
     loss = trainer.compute_loss(model, trainer.data_collator(rows))
@@ -124,8 +72,8 @@ def test_loss_and_gradients_are_the_formulas(run, tiny_model, lora):
         torch.testing.assert_close(gradient, wanted[name], **CLOSE)
 
 
-def test_batches_learn_the_assistants_tokens_and_nothing_else(run):
-    trainer = SFT().trainer(run(eval_prompts=2))
+def test_batches_learn_the_assistants_tokens_and_nothing_else(made_run):
+    trainer = SFT().trainer(made_run(eval_prompts=2))
     tokenizer = trainer.processing_class
     end = tokenizer.eos_token_id
     assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == ["input_ids", "labels"]
