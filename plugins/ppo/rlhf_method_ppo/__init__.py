@@ -66,7 +66,7 @@ class PPO(Method):
     embedded_preset = {  # noqa: RUF012 - a class constant
         "lora": True,
         "lora_target_modules": ["o_proj", "down_proj"],
-        "learning_rate": 3e-3,
+        "learning_rate": 8e-3,
         "max_steps": 72,
         "per_device_train_batch_size": 32,
         "num_ppo_epochs": 2,
