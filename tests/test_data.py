@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
+import datasets
 import huggingface_hub
 import pyarrow.parquet
 import pytest
@@ -158,6 +159,11 @@ def hub(monkeypatch, tmp_path, write_jsonl):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         row = PAIR if "reward" in name else {"instruction": name, "input": "", "output": "o"}
         (tmp_path / name).write_text(json.dumps(row))
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("Dataset scripts are no longer supported, but found medical.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repository, repo_type: files)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, repo_type: str(tmp_path / name))
 

@@ -108,7 +108,7 @@ def _from_pretrained(path: str, target: Target, tokenizer: PreTrainedTokenizerBa
     from rlhf_core.training import models
 
     task: models.Task = "sequence_classification" if target.is_reward_model else "causal_lm"
-    return models._from_pretrained(path, task, tokenizer, {"dtype": torch.float32}).eval()
+    return models.from_pretrained(path, task, tokenizer, {"dtype": torch.float32}).eval()
 
 
 def _first_line(error: Exception) -> str:

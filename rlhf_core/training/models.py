@@ -110,7 +110,7 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
         arguments["attn_implementation"] = options.attn_implementation
     if options.load_in_4bit or options.load_in_8bit:
         arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": _device()}}
-    model = _from_pretrained(info.path, info.task, info.tokenizer, arguments)
+    model = from_pretrained(info.path, info.task, info.tokenizer, arguments)
     if options.load_in_4bit or options.load_in_8bit:
         from peft import prepare_model_for_kbit_training
 
@@ -159,7 +159,7 @@ def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "right"
     dtype = torch.bfloat16 if gpu_has_bfloat16() else torch.float32
-    model = _from_pretrained(path, "sequence_classification", tokenizer, {"dtype": dtype})
+    model = from_pretrained(path, "sequence_classification", tokenizer, {"dtype": dtype})
     if adapter:
         from peft import PeftModel
 
@@ -167,7 +167,7 @@ def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.eval().to(_device()), tokenizer
 
 
-def _from_pretrained(
+def from_pretrained(
     path: str, task: Task, tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification

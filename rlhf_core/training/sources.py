@@ -160,9 +160,12 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
     import datasets
 
     try:
-        if scripts := _script_files(spec.source):
-            return _read_script_repository(spec, scripts)
-        loaded = datasets.load_dataset(spec.source, spec.config, split="train")
+        try:
+            loaded = datasets.load_dataset(spec.source, spec.config, split="train")
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            return _read_script_repository(spec)
     except UserError:
         raise
     except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
@@ -173,17 +176,11 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
     return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
 
 
-def _script_files(repository: str) -> list[str]:
-    """All files of a repository that is loaded by a script of its own, which datasets no longer runs; else none."""
+def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
+    """The files of a repository's configuration, whose own script datasets no longer runs."""
     import huggingface_hub
 
-    files = huggingface_hub.HfApi().list_repo_files(repository, repo_type="dataset")
-    return files if f"{repository.rpartition('/')[2]}.py" in files else []
-
-
-def _read_script_repository(spec: DataSpec, files: list[str]) -> tuple[list[Row], list[str]]:
-    import huggingface_hub
-
+    files = huggingface_hub.HfApi().list_repo_files(spec.source, repo_type="dataset")
     folders = sorted({name.partition("/")[0] for name in files if "/" in name and _kind(name)})
     config = spec.config if spec.config in folders else GUIDE_CONFIGS.get(spec.config or "", spec.config)
     if config not in folders:

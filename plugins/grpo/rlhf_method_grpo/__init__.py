@@ -101,6 +101,9 @@ class GRPO(Method):
             peft_config=run.peft_config,
         )
         trainer.epochs_done = run.epochs_done
+        if trainer.ref_model is not None and run.info.adapter:
+            # TRL loads the reference by the model's name, without the adapter that went into the weights.
+            trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(run.model.state_dict())
         return trainer
 
 

@@ -79,6 +79,20 @@ def test_one_reward_is_summed_first_and_several_are_normalized_first(run):
     assert chosen.rewards.blank_errors
 
 
+def test_the_reference_of_a_merged_adapter_is_the_merged_model(run, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(testing.tiny_model(tmp_path / "base"))
+    adapted = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    trainer = GRPO().trainer(run(model=str(tmp_path / "adapter"), lora=False, beta=0.1))
+    ours, reference = trainer.model.state_dict(), trainer.ref_model.state_dict()
+    assert all(torch.equal(ours[name], reference[name]) for name in ours)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
+    assert not all(torch.equal(plain[name], reference[name]) for name in plain)
+
+
 def test_set_reaches_the_training_arguments(run):
     assert GRPO().trainer(run(set={"epsilon_high": 0.28, "scale_rewards": "none"})).args.epsilon_high == 0.28
 
