@@ -90,6 +90,13 @@ def test_a_step_of_two_processes_is_that_of_one(settings, method):
     assert apart < 0.02 * moved
 
 
+def test_a_mistake_is_told_once_before_processes_are_started(settings):
+    Path("bad.jsonl").write_text('{"frage": "x"}')
+    done = command({**settings, "method": "sft", "data": "bad.jsonl", "num_processes": 2})
+    assert done.returncode == 2
+    assert (done.stderr.count("no formatter fits"), done.stderr.count("Traceback")) == (1, 0)
+
+
 def trainer(world: int, kind: str):
     return SimpleNamespace(
         args=SimpleNamespace(world_size=world), accelerator=SimpleNamespace(distributed_type=SimpleNamespace(name=kind))

@@ -16,7 +16,7 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlhf_core.config import MAIN, RunConfig, default_folder, read_file, resolve
+from rlhf_core.config import MAIN, RunConfig, read_file, resolve
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.plugins import Catalog
@@ -85,13 +85,11 @@ def run(ctx: click.Context, **values: Any) -> None:
 
 def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool, dry_run: bool) -> int:
     from rlhf_core.training import launch
+    from rlhf_core.training.run import check, train
 
     if launch.needed(config) and not dry_run:
-        if config.output_dir is None:  # the same for every process
-            config.output_dir = default_folder(config.method)
+        check(config, method, catalog, resume=resume)  # which chooses one folder for every process
         return launch.launch(config, _arguments(config, resume))
-    from rlhf_core.training.run import train
-
     code = train(config, method, catalog, resume=resume, dry_run=dry_run)
     if code == launch.OUT_OF_MEMORY and "RANK" not in os.environ:
         folder = Path(str(config.output_dir))

@@ -48,7 +48,9 @@ def _start(config: RunConfig, arguments: list[str]) -> int:
         host, _, port = str(config.main_address).partition(":")
         command += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
         command += ["--master-addr", host, "--master-port", port or "29500"]
-    process = subprocess.Popen([*command, "-m", "rlhf_core", "run", *arguments])
+    threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    process = subprocess.Popen([*command, "-m", "rlhf_core", "run", *arguments], env=environment)
     while True:
         try:
             return process.wait()

@@ -119,6 +119,18 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
         plan.rewards.close()
 
 
+def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:
+    """Raise `UserError` for what `train` would, before the processes that carry out the run are started."""
+    _quiet_environment()
+    rewards = bind_all(config.reward_specs, catalog)
+
+    from rlhf_core.training import folder as run_folder
+    from rlhf_core.training import plan as planning
+
+    run_folder.choose(config, resume)
+    planning.make_plan(config, method, catalog, rewards).rewards.close()
+
+
 def _train_planned(
     config: RunConfig, method: Method, catalog: Catalog, plan: Plan, screen: Screen, *, resume: bool, dry_run: bool
 ) -> int:
