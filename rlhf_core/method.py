@@ -52,7 +52,11 @@ class TrainingOptions(BaseModel):
     seed: int = Field(42, description="seed of sampling, shuffling and initialization")
 
     attn_implementation: str | None = Field(
-        None, description="attention, by transformers' name (sdpa, flash_attention_2, …); unset: its own choice"
+        None,
+        description="attention, by transformers' name (sdpa, flash_attention_2, …); unset: one that shares prompts",
+    )
+    shared_prefix: bool = Field(
+        True, description="compute each prompt once for all its completions, where the model and its attention allow it"
     )
 
     lora: bool | None = Field(

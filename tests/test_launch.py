@@ -9,22 +9,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
 from rlhf_core.plugins import Catalog
+from rlhf_core.prefix import decoding
 from rlhf_core.training import launch
 from rlhf_core.training.run import train
 
-# Answer i of a group takes the i-th likeliest token every time, so that all processes sample alike.
+# Answer i of a group is sampled with the same numbers every time, so that all processes sample alike.
 REWARD = """
 import torch
-def choose(probabilities, num_samples):
-    rows = torch.arange(len(probabilities))
-    return probabilities.topk(4).indices[rows, rows % 4][:, None]
-torch.multinomial = choose
+from rlhf_core.prefix import decoding
+def chances(rows, sampling):
+    return ((torch.arange(rows) % 4 + 0.5) / 4).double()[:, None].expand(rows, sampling.max_new_tokens)
+decoding.chances = chances
 def place(completions, **_): return [float(i % 4) for i in range(len(completions))]
 """
 FLAGS = {
@@ -52,7 +52,7 @@ METHODS = {
 @pytest.fixture
 def settings(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # put back after what the reward does to it
+    monkeypatch.setattr(decoding, "chances", decoding.chances)  # put back after what the reward does to it
     Path("rewards.py").write_text(REWARD)
     rows = [(f"What helps against symptom {i}?", f"Rest {'and water ' * (i % 3)}.") for i in range(20)]
     prompts = [{"question": q, "answer": a} for q, a in rows]

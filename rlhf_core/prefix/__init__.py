@@ -5,12 +5,13 @@
     states = completion_hidden(model, groups)                     # last hidden states, for value heads and scores
 
 Every trainer of this project that computes its own loss is written against these three and knows nothing else of how
-they do it. `padded.py` is the plain computation: each completion stands in a row of its own, with its prompt.
+they do it. `scoring.py` chooses: a model that was given to `share` computes each prompt once (`shared.py`), any other
+each completion in a row of its own, with its prompt (`padded.py`), with the same results.
 """
 
-from rlhf_core.prefix.groups import Group, stacked
-from rlhf_core.prefix.padded import CompletionHidden, CompletionLogps, completion_hidden, completion_logps
-from rlhf_core.prefix.rollouts import Rollout, Sampling, end_tokens, rollout
+from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
+from rlhf_core.prefix.rollouts import end_tokens, rollout
+from rlhf_core.prefix.scoring import completion_hidden, completion_logps, share, shares
 
 __all__ = [
     "CompletionHidden",
@@ -22,5 +23,7 @@ __all__ = [
     "completion_logps",
     "end_tokens",
     "rollout",
+    "share",
+    "shares",
     "stacked",
 ]

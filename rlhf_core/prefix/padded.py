@@ -7,37 +7,11 @@ those columns get logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rlhf_core.prefix.groups import Group, stacked
-
-
-@dataclass(frozen=True)
-class CompletionLogps:
-    """All (completions, longest completion), completions in the order of the groups; 0 where `mask` is 0.
-
-    `logps`: log-probability of each token under `softmax(logits / temperature)`, differentiable, in float32.
-    `entropies`: of the same distribution, in nats, without gradient. `mask`: 1 for the tokens of the completion.
-    `hidden`: where it was asked for, what `completion_hidden` gives.
-    """
-
-    logps: torch.Tensor
-    entropies: torch.Tensor
-    mask: torch.Tensor
-    hidden: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class CompletionHidden:
-    """`states`: (completions, 1 + longest completion, hidden size), the last hidden states of the prompt's last token
-    and of every token of the completion. `mask`: (completions, longest completion), 1 for the completion's tokens.
-    """
-
-    states: torch.Tensor
-    mask: torch.Tensor
+from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, stacked
 
 
 def completion_logps(

@@ -1,71 +1,37 @@
-"""Sample completions of prompts, with the log-probabilities they were sampled at. Here by plain `generate`."""
+"""Sample completions of prompts, with the log-probabilities they were sampled at.
+
+Engines: `shared` (`decoding.py`, each prompt once), `transformers` (plain `generate`, the reference) and `continuous`
+(transformers' continuous batching).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from rlhf_core.prefix import attention, decoding
+from rlhf_core.prefix.groups import Group, Rollout, Sampling
+from rlhf_core.prefix.scoring import completion_logps, shares
+from rlhf_core.prefix.shared import inner
+
+Engine = Literal["shared", "transformers", "continuous"]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample. `ends` are the token ids that end a completion; `max_new_tokens` counts the end token."""
+def rollout(
+    model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, engine: Engine = "shared"
+) -> list[Rollout]:
+    """`n` completions of each prompt (token ids), those of one prompt next to each other.
 
-    max_new_tokens: int
-    ends: Sequence[int]
-    temperature: float = 1.0
-    top_p: float = 1.0
-    greedy: bool = False
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One completion: its token ids, with the end token if it came to one, and the log-probability of each at the
-    sampling temperature, before top-p.
+    A model that can't share its prompts is sampled by `transformers` where `shared` is asked for.
     """
-
-    prompt: list[int]
-    completion: list[int]
-    logps: list[float]
-    finished: bool
-
-
-@torch.no_grad()
-def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[Rollout]:
-    """`n` completions of each prompt (token ids), those of one prompt next to each other."""
-    longest = max(map(len, prompts))
+    longest = [Group(max(prompts, key=len), [[0] * sampling.max_new_tokens])]
+    if engine == "shared" and shares(model, longest):
+        return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
-    there = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    recorder = _Recorder(longest, sampling.temperature)
-    choice = {"do_sample": False} if sampling.greedy else {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": 0,
-    }  # fmt: skip
-    was_training = model.training
-    model.eval()
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=there,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=list(sampling.ends),
-        pad_token_id=sampling.ends[0],
-        logits_processor=LogitsProcessorList([recorder]),
-        use_cache=True,
-        **choice,
-    )
-    model.train(was_training)
-    logps = recorder.finish(output).tolist()
-    rollouts = []
-    for row, tokens, values in zip(rows, output[:, longest:].tolist(), logps, strict=True):
-        size = next((i + 1 for i, token in enumerate(tokens) if token in sampling.ends), len(tokens))
-        rollouts.append(Rollout(row, tokens[:size], values[:size], tokens[size - 1] in sampling.ends))
-    return rollouts
+    return _continuous(model, rows, sampling) if engine == "continuous" else _generate(model, rows, sampling)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -75,14 +41,73 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *declared]))
 
 
+def _settings(sampling: Sampling) -> dict[str, Any]:
+    """The same in `generate`'s words."""
+    settings: dict[str, Any] = {
+        "max_new_tokens": sampling.max_new_tokens,
+        "eos_token_id": list(sampling.ends),
+        "pad_token_id": sampling.ends[0],
+        "do_sample": not sampling.greedy,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+    if not sampling.greedy:
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        settings |= {"min_p": sampling.min_p} if sampling.min_p else {}
+    return settings
+
+
+@torch.no_grad()
+def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
+    there = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    recorder = _Recorder(sampling.temperature)
+    was_training = model.training
+    model.eval()
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=there,
+        logits_processor=LogitsProcessorList([recorder]),
+        use_cache=True,
+        **_settings(sampling),
+    )
+    model.train(was_training)
+    logps = recorder.finish(output).tolist()
+    pairs = zip(rows, output[:, longest:].tolist(), logps, strict=True)
+    return [_ended(row, tokens, values, sampling.ends) for row, tokens, values in pairs]
+
+
+def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
+    """Log-probabilities are computed afterwards, since continuous batching does not give them at this temperature."""
+    was_training = model.training
+    model.eval()
+    with attention.set_aside(inner(model)):
+        settings = GenerationConfig(**_settings(sampling))
+        outputs = model.generate_batch(rows, generation_config=settings, progress_bar=False)
+    by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
+    completions = [output.generated_tokens for output in by_number]
+    groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
+    with torch.no_grad():
+        logps = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
+    model.train(was_training)
+    return [_ended(*each, sampling.ends) for each in zip(rows, completions, logps, strict=True)]
+
+
+def _ended(row: list[int], tokens: list[int], logps: list[float], ends: Sequence[int]) -> Rollout:
+    """Without what stands behind the first end token."""
+    size = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return Rollout(row, tokens[:size], logps[:size], tokens[size - 1] in ends)
+
+
 class _Recorder(LogitsProcessor):
     """Keeps the log-probability of each sampled token, which is known when the next one is asked for.
 
-    It stands before the processors for temperature and top-p, so it sees the model's own logits.
+    It stands before the processors for temperature and top-p, and behind that of the repetition penalty.
     """
 
-    def __init__(self, prompt_length: int, temperature: float) -> None:
-        self.prompt_length = prompt_length
+    def __init__(self, temperature: float) -> None:
         self.temperature = temperature
         self.last: torch.Tensor | None = None
         self.columns: list[torch.Tensor] = []

@@ -58,7 +58,7 @@ def evaluate(trainer: Any, run: Run, *, generates: bool) -> Evaluation:
         names = {name.removeprefix("eval_"): name for name in measured}
         result.metrics = {name: measured[names[name]] for name in METRICS if name in names}
     if generates and trainer.is_world_process_zero():
-        _answer(result, trainer.accelerator.unwrap_model(trainer.model), run)
+        _answer(result, run.policy or trainer.accelerator.unwrap_model(trainer.model), run)
     return result
 
 

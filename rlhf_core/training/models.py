@@ -126,6 +126,10 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
             model = _adapter_with_score(model, info.adapter)
         if not uses_lora(options, info):
             model = model.merge_and_unload().requires_grad_(True)
+    if options.shared_prefix and options.attn_implementation is None:
+        from rlhf_core.prefix import share
+
+        share(model)
     return model
 
 

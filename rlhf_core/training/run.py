@@ -44,7 +44,7 @@ class Run:
     `model` is loaded when it is first asked for, so a method makes its training arguments before. `held_out` are
     projected rows that are not trained on; `eval_dataset` is the same for a trainer that measures on them.
     `steps_per_rollout` is set by a method that samples: the optimizer steps from one new batch of answers to the next,
-    where checkpoints may be taken.
+    where checkpoints may be taken. `policy` is set by a method whose trainer has the model inside another module.
     """
 
     config: RunConfig
@@ -56,6 +56,7 @@ class Run:
     resume_from: Path | None = None
     eval_dataset: datasets.Dataset | None = None
     steps_per_rollout: int = field(default=1, init=False)
+    policy: Any = field(default=None, init=False)
 
     @property
     def options(self) -> TrainingOptions:

@@ -38,6 +38,9 @@ class Options(TrainingOptions):
         description="advantages are divided by the standard deviation of the group, of the batch, or not at all",
     )
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the length limit out of the loss")
+    rollouts: Literal["shared", "transformers", "continuous", "vllm"] = Field(
+        "shared", description="what samples answers; shared computes each prompt once for its group"
+    )
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Options:
@@ -69,7 +72,8 @@ class GRPO(Method):
     def trainer(self, run):
         from trl import GRPOConfig
 
-        from rlhf_method_grpo.trainer import ResumableGRPOTrainer
+        from rlhf_core.prefix import share
+        from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 
         options = run.options
         quantized = options.load_in_4bit or options.load_in_8bit
@@ -88,11 +92,14 @@ class GRPO(Method):
             mask_truncated_completions=options.mask_truncated_completions,
             reward_weights=run.rewards.weights,
             # With several rewards an error is None in its own column, which only this aggregation leaves neutral.
+            use_vllm=options.rollouts == "vllm",
+            vllm_mode="colocate",
+            use_transformers_continuous_batching=options.rollouts == "continuous",
             multi_objective_aggregation="normalize_then_sum" if len(run.rewards.weights) > 1 else "sum_then_normalize",
         )
         run.rewards.blank_errors = arguments.multi_objective_aggregation == "sum_then_normalize"
         run.steps_per_rollout = _steps_per_rollout(arguments)
-        trainer = ResumableGRPOTrainer(
+        trainer = SharedPrefixGRPOTrainer(
             model=run.model,
             args=arguments,
             reward_funcs=run.rewards.functions(),
@@ -101,9 +108,12 @@ class GRPO(Method):
             peft_config=run.peft_config,
         )
         trainer.epochs_done = run.epochs_done
+        trainer.shares_rollouts = options.rollouts == "shared"
         if trainer.ref_model is not None and run.info.adapter:
             # TRL loads the reference by the model's name, without the adapter that went into the weights.
             trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(run.model.state_dict())
+        if trainer.ref_model is not None and options.shared_prefix and options.attn_implementation is None:
+            share(trainer.accelerator.unwrap_model(trainer.ref_model))
         return trainer
 
 

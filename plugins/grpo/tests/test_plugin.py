@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 from rlhf_method_grpo import GRPO, _steps_per_rollout
-from rlhf_method_grpo.trainer import ResumableGRPOTrainer
+from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -125,7 +125,7 @@ def test_prompts_come_in_the_order_of_the_run_that_was_not_stopped(run):
 
 def test_what_is_private_in_trl_is_where_we_expect_it():
     assert list(inspect.signature(GRPOTrainer._get_train_sampler).parameters) == ["self", "dataset"]
-    assert ResumableGRPOTrainer.__mro__[1] is GRPOTrainer
+    assert SharedPrefixGRPOTrainer.__mro__[1] is GRPOTrainer
     sampler = RepeatSampler(range(5), mini_repeat_count=1, shuffle=True, seed=0)
     twin = torch.Generator().manual_seed(0)
     assert list(sampler) == torch.randperm(sampler.num_samples, generator=twin).tolist()

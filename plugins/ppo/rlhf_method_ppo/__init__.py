@@ -58,6 +58,9 @@ class Options(TrainingOptions):
     whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
     missing_eos_penalty: NotNegative = Field(1.0, description="taken off the score of an answer cut at the limit")
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the limit out of the loss")
+    rollouts: Literal["shared", "transformers", "continuous"] = Field(
+        "shared", description="what samples answers; shared computes each prompt once, however often it is answered"
+    )
 
 
 class PPO(Method):
@@ -91,6 +94,7 @@ class PPO(Method):
         policy = run.model if run.peft_config is None else get_peft_model(run.model, run.peft_config)
         if options.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
+        run.policy = policy
         reference = Reference(policy, fresh_adapter=run.peft_config is not None)
         return PPOTrainer(
             model=PolicyWithValue(policy, separate=options.value_model == "separate"),

@@ -49,18 +49,6 @@ class PolicyWithValue(nn.Module):
         states = scored.hidden if self.value_model is None else completion_hidden(self.value_model, groups).states
         return scored.logps, scored.entropies, self.value_head(states[:, :-1].to(self.value_head.weight.dtype))[..., 0]
 
-    # What the look at held-out prompts asks of a model.
-    @property
-    def device(self):
-        return self.policy.device
-
-    @property
-    def generation_config(self):
-        return self.policy.generation_config
-
-    def generate(self, **inputs):
-        return self.policy.generate(**inputs)
-
 
 @dataclass
 class Experience:
@@ -139,9 +127,9 @@ class PPOTrainer(Trainer):
             tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows
         ]
         sampling = Sampling(
-            options.max_completion_length, end_tokens(model, tokenizer), options.temperature, options.top_p
+            options.max_completion_length, end_tokens(model.policy, tokenizer), options.temperature, options.top_p
         )
-        rollouts = rollout(model, prompts, 1, sampling)
+        rollouts = rollout(model.policy, prompts, 1, sampling, options.rollouts)
         scores = self._score(rows, [one.completion for one in rollouts])
         groups = [Group(one.prompt, [one.completion]) for one in rollouts]
         mask = stacked([[1] * len(one.completion) for one in rollouts], device=device)

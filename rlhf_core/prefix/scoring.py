@@ -1,0 +1,169 @@
+"""Which way completions are computed: packed, in two phases, or padded where a model is outside what sharing supports.
+
+`share(model)` asks for sharing, once, after a model is loaded. The first groups that come are computed both ways, and
+if the results differ the model goes on padded. What is not supported is said once, with the reason, and computed padded
+with the same results.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlhf_core.prefix import attention, padded, shared
+from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
+from rlhf_core.prefix.packing import size
+
+log = logging.getLogger("rlhf")
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+# Settings of a model's configuration under which its logits are not its head's output.
+CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}  # nats, in the mean
+TOKENS_AT_ONCE = 8192  # of a packed row, where nothing has to be kept for a backward pass
+_agreed: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def share(model: Any) -> str | None:
+    """Let `model` compute each prompt once. Returns why it can't, or None; then everything goes on padded."""
+    reason = unsupported(model)
+    if reason is None:
+        attention.install(shared.inner(model))
+    else:
+        log.warning("each completion is computed with a prompt of its own: %s", reason)
+    return reason
+
+
+def completion_logps(
+    model: Any, groups: Sequence[Group], *, temperature: float = 1.0, hidden: bool = False
+) -> CompletionLogps:
+    """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
+    if not shares(model, groups):
+        return padded.completion_logps(model, groups, temperature=temperature, hidden=hidden)
+    if torch.is_grad_enabled() and not fits(model, groups):
+        return shared.two_phase_logps(model, groups, temperature, hidden)
+    return shared.completion_logps(model, groups, temperature, hidden, TOKENS_AT_ONCE)
+
+
+def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
+    """The last hidden states at the prompt's last token and at every completion token."""
+    if not shares(model, groups):
+        return padded.completion_hidden(model, groups)
+    return shared.completion_hidden(model, groups)
+
+
+def shares(model: Any, groups: Sequence[Group]) -> bool:
+    """Whether these groups are computed with shared prompts."""
+    plain = shared.inner(model)
+    if not attention.installed(plain) or _sharded(plain):
+        return False
+    longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
+    window = plain.config.get_text_config().to_dict().get("sliding_window")
+    if window is not None and longest > window and _windowed(plain):
+        return False
+    if plain not in _agreed:
+        _agreed[plain] = _agrees(model, groups[0])
+    return _agreed[plain]
+
+
+def unsupported(model: Any) -> str | None:
+    """Why prompts can't be shared in this model, or None."""
+    plain = shared.inner(model)
+    config = plain.config.get_text_config()
+    settings = config.to_dict()
+    if isinstance(model, PeftModel) and any(one.is_prompt_learning for one in model.peft_config.values()):
+        return "prompt tuning puts tokens of its own before every row"
+    if plain.config.is_encoder_decoder:
+        return "the model is an encoder with a decoder"
+    if config is not plain.config:
+        return "the model takes more than text"
+    if other := sorted(set(settings.get("layer_types") or []) - PLAIN_LAYERS):
+        return f"the model has layers that are not attention over all tokens ({', '.join(other)})"
+    if changes := [name for name in CHANGES_LOGITS if settings.get(name) not in (None, 1.0)]:
+        return f"the model changes its logits after its head ({', '.join(changes)})"
+    if settings.get("output_router_logits"):
+        return "the model's loss has a part for its router"
+    if settings.get("attention_dropout"):
+        return "the model drops attention at random"
+    return None
+
+
+def fits(model: Any, groups: Sequence[Group]) -> bool:
+    """Whether what a packed pass keeps for its backward pass fits into the memory that is free, by estimate."""
+    plain = shared.inner(model)
+    return activation_bytes(plain, sum(map(size, groups))) < 0.8 * _free_bytes(plain.device)
+
+
+def activation_bytes(model: Any, tokens: int) -> int:
+    """What a pass over `tokens` keeps for its backward pass, by estimate: with gradient checkpointing the states
+    between layers and one layer's inner tensors, without it all layers' inner tensors.
+    """
+    config = model.config.get_text_config()
+    width, heads = config.hidden_size, config.num_attention_heads + 2 * config.num_key_value_heads
+    size = config.to_dict().get("head_dim") or width // config.num_attention_heads
+    between = width * model.dtype.itemsize
+    within = (8 * width + 3 * config.intermediate_size + 3 * heads * size) * model.dtype.itemsize
+    layers = config.num_hidden_layers
+    checkpointing = any(m.gradient_checkpointing for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+    kept = between * layers + 2 * within if checkpointing else within * layers
+    return tokens * kept
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserved
+
+
+def _windowed(model: Any) -> bool:
+    """Whether any layer sees no further than its window."""
+    settings = model.config.get_text_config().to_dict()
+    return settings.get("use_sliding_window", True) and "sliding_attention" in (
+        settings.get("layer_types") or ["sliding_attention"]
+    )
+
+
+def _sharded(model: Any) -> bool:
+    first = next(model.parameters())
+    return isinstance(first, DTensor) or hasattr(first, "ds_id")  # DeepSpeed's mark on a parameter it holds in parts
+
+
+@torch.no_grad()
+def _agrees(model: Any, group: Group) -> bool:
+    """Whether a group of two completions gives the same both ways, without dropout."""
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    few = [Group(group.prompt, group.completions[:2])]
+    training = model.training
+    model.eval()
+    try:
+        if model.get_output_embeddings() is None:
+            ours, theirs = shared.completion_hidden(model, few).states, padded.completion_hidden(model, few).states
+        else:
+            ours, theirs = (way(model, few) for way in (_shared_logps, _padded_logps))
+        apart = (ours - theirs).float().abs().mean().item()
+        problem = None if apart < TOLERANCE.get(model.dtype, 0.2) else f"results differ by {apart:.2g} in the mean"
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    finally:
+        model.train(training)
+    if problem:
+        log.warning("prompts are not shared in this model, each completion is computed with its own: %s", problem)
+    return problem is None
+
+
+def _shared_logps(model: Any, groups: Sequence[Group]) -> Tensor:
+    return shared.completion_logps(model, groups, 1.0, False, TOKENS_AT_ONCE).logps
+
+
+def _padded_logps(model: Any, groups: Sequence[Group]) -> Tensor:
+    return padded.completion_logps(model, groups).logps
