@@ -53,6 +53,15 @@ def test_a_stop_saves_and_stops_at_the_boundary(tmp_path, arguments):
     assert (late.should_save, late.should_training_stop) == (True, True)
 
 
+def test_a_stop_file_asks_for_a_stop(tmp_path, arguments):
+    keeper = Checkpoints(tmp_path, keep=2, every=2, stop_file=tmp_path / "stop")
+    assert not after_step(keeper, arguments, 2).should_training_stop
+    (tmp_path / "stop").touch()
+    assert not after_step(keeper, arguments, 3).should_training_stop
+    assert after_step(keeper, arguments, 4).should_training_stop
+    assert keeper.stop_reason == Checkpoints.INTERRUPTED
+
+
 def save(keeper, arguments, tmp_path, step: int) -> None:
     folder = tmp_path / WRITING / f"checkpoint-{step}"
     folder.mkdir(parents=True)

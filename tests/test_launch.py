@@ -1,10 +1,17 @@
-"""Several processes: a step of two is the step of one; less than was asked for is refused; out of memory starts again."""
+"""Several processes: a step of two is the step of one; they stop together, end together, and start again together when
+memory was too small; less than was asked for is refused.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +23,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.plugins import Catalog
 from rlhf_core.prefix import decoding
 from rlhf_core.training import launch
+from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
 
 # Answer i of a group is sampled with the same numbers every time, so that all processes sample alike.
@@ -26,6 +34,12 @@ def chances(rows, sampling):
     return ((torch.arange(rows) % 4 + 0.5) / 4).double()[:, None].expand(rows, sampling.max_new_tokens)
 decoding.chances = chances
 def place(completions, **_): return [float(i % 4) for i in range(len(completions))]
+def hang(completions, **_):
+    import os, time
+    if "RANK" in os.environ:  # not in the command that starts the processes
+        open(f"hanging-{os.environ['RANK']}", "w").close()
+        time.sleep(600)
+    return place(completions)
 """
 FLAGS = {
     "max_steps": 2,
@@ -63,7 +77,7 @@ def settings(tmp_path, tiny_model, monkeypatch):
     return {**FLAGS, "model": str(tiny_model)}
 
 
-def command(values: dict, *more: str) -> subprocess.CompletedProcess:
+def typed(values: dict) -> list[str]:
     flags = []
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
@@ -71,8 +85,25 @@ def command(values: dict, *more: str) -> subprocess.CompletedProcess:
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             flags += [text for item in (value if isinstance(value, list) else [value]) for text in (flag, str(item))]
-    line = [sys.executable, "-m", "rlhf_core", "run", *flags, *more]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300)
+    return [sys.executable, "-m", "rlhf_core", "run", *flags]
+
+
+def command(values: dict) -> subprocess.CompletedProcess:
+    return subprocess.run(typed(values), capture_output=True, text=True, timeout=300)
+
+
+def start(values: dict) -> subprocess.Popen:
+    """As a shell starts it: in a process group of its own, which Ctrl-C reaches as a whole."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(typed(values), start_new_session=True, **streams)
+
+
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,6 +126,81 @@ def test_a_mistake_is_told_once_before_processes_are_started(settings):
     done = command({**settings, "method": "sft", "data": "bad.jsonl", "num_processes": 2})
     assert done.returncode == 2
     assert (done.stderr.count("no formatter fits"), done.stderr.count("Traceback")) == (1, 0)
+
+
+def test_ctrl_c_stops_all_processes_after_the_same_step(settings):
+    """One checkpoint, one message, exit code 130, and what comes of it is the run that was not interrupted."""
+    values = {**settings, **METHODS["sft"], "method": "sft", "max_steps": 60, "save_steps": 100, "num_processes": 2}
+    values |= {"per_device_train_batch_size": 2, "optim": "adamw_torch", "output_dir": "cut"}
+    process, metrics = start(values), Path("cut/metrics.jsonl")
+    wait_until(lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("Traceback")) == (130, 0), errors
+    (saved,) = list_checkpoints(Path("cut/checkpoints"))
+    step = int(saved.name.rpartition("-")[2])
+    assert 3 <= step < 60
+    assert [shown.count(text) for text in ("Stopping with a checkpoint", "rlhf run --resume cut")] == [1, 1]
+    assert f"Stopped after step {step}. Go on: rlhf run --resume cut" in shown
+    assert not Path("cut", launch.STOP).exists()
+    resumed = command({"resume": "cut"})
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Going on after checkpoint-{step}." in resumed.stdout
+    whole = command({**values, "output_dir": "whole"})
+    assert whole.returncode == 0, whole.stderr
+    one, other = (load_file(f"{name}/model/model.safetensors") for name in ("cut", "whole"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes whose command line names `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if str(folder).encode() in words:
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc; only Linux ends them with a parent")
+@pytest.mark.parametrize(
+    ("signals", "code"), [((signal.SIGTERM, signal.SIGTERM), 130), ((signal.SIGKILL,), -signal.SIGKILL)]
+)
+def test_no_process_is_left_when_the_command_ends(settings, tmp_path, signals, code):
+    """Stopped twice, or killed, while every process is inside a step that would take ten minutes."""
+    values = {**settings, **METHODS["grpo"], "method": "grpo", "reward": "./rewards.py:hang", "num_processes": 2}
+    folder = tmp_path / "out"
+    process = start({**values, "per_device_train_batch_size": 4, "eval_prompts": 0, "output_dir": folder})
+    wait_until(lambda: Path("hanging-0").exists() and Path("hanging-1").exists(), process)
+    assert len(processes_of(folder)) == 4  # the command, torch's launcher, two trainers
+    for position, number in enumerate(signals):
+        process.send_signal(number)
+        if position == 0 and len(signals) > 1:
+            wait_until((folder / launch.STOP).exists, process)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    wait_until(lambda: not processes_of(folder), seconds=10)
+    if code == 130:
+        assert shown.count(f"Stopped at once. Go on from the last checkpoint: rlhf run --resume {folder}") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"distributed": "fsdp"}, "add --num-processes N"),
+        ({"distributed": "zero2", "num_processes": 2}, "needs DeepSpeed: pip install deepspeed"),
+        ({"distributed": "fsdp", "num_processes": 2}, "fsdp needs GPUs"),
+    ],
+)
+def test_a_distribution_that_can_not_be_had_is_refused_before_anything_loads(settings, monkeypatch, flags, message):
+    config, made = resolve({**settings, **CHATS, "method": "sft", "model": "nowhere", **flags}, Catalog())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        train(config, made, Catalog())
 
 
 def trainer(world: int, kind: str):
@@ -137,6 +243,7 @@ def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller):
 
 
 RUNS_OUT = """
+import os
 import torch
 from rlhf_core import hookimpl
 from transformers import TrainerCallback
@@ -144,7 +251,8 @@ from transformers import TrainerCallback
 class RunsOut(TrainerCallback):
     def __init__(self, run): self.run = run
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 2 and args.per_device_train_batch_size == 4:
+        short = os.environ.get("RANK", "0") in os.environ["SHORT_OF_MEMORY"]
+        if short and state.global_step == 2 and args.per_device_train_batch_size == 4:
             raise torch.OutOfMemoryError("tried to allocate too much")
 
 @hookimpl
@@ -152,14 +260,18 @@ def rlhf_callbacks(run): return [RunsOut(run)]
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_out_of_memory_goes_on_with_a_smaller_micro_batch(settings, tmp_path, monkeypatch, processes):
+@pytest.mark.parametrize(("processes", "short"), [(1, "0"), (2, "01"), (2, "1")])
+def test_a_run_that_is_out_of_memory_goes_on_with_a_smaller_micro_batch(
+    settings, tmp_path, monkeypatch, processes, short
+):
+    """All processes start again, also when only one of them ran out."""
     site = tmp_path / "site"
     (site / "runs_out-1.0.dist-info").mkdir(parents=True)
     (site / "runs_out_plugin.py").write_text(RUNS_OUT)
     (site / "runs_out-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: runs-out\nVersion: 1.0\n")
     (site / "runs_out-1.0.dist-info" / "entry_points.txt").write_text("[rlhf.callbacks]\nruns_out = runs_out_plugin\n")
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("SHORT_OF_MEMORY", short)
     values = {
         **settings,
         **METHODS["grpo"],
@@ -170,8 +282,10 @@ def test_a_run_that_is_out_of_memory_goes_on_with_a_smaller_micro_batch(settings
     }
     done = command({**values, "per_device_train_batch_size": 4, "num_processes": processes})
     assert done.returncode == 0, done.stderr
-    assert "Starting again from the last checkpoint with per_device_train_batch_size 2, gradient_acc" in done.stdout
+    message = "Starting again from the last checkpoint with per_device_train_batch_size 2, gradient_acc"
+    assert (done.stdout.count(message), done.stderr.count("Traceback")) == (1, 0), done.stderr
     assert "Going on after checkpoint-2." in done.stdout
     state = sorted(Path("one/checkpoints").glob("checkpoint-*/trainer_state.json"))[-1]
     assert json.loads(state.read_text())["global_step"] == 3
-    assert torch.load(state.parent / "training_args.bin", weights_only=False).per_device_train_batch_size == 2
+    arguments = torch.load(state.parent / "training_args.bin", weights_only=False)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 2)

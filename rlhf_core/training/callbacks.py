@@ -21,21 +21,26 @@ BREAKER_STEPS = 20
 BREAKER_SHARE = 0.2
 
 
+class AlreadyTrained(Exception):
+    """The checkpoint that a run went on from is that of its last step."""
+
+
 class Checkpoints(TrainerCallback):
     """Checkpoints that are either whole or not there, at steps where a new batch of answers begins.
 
     The trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is renamed to
     `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. A stop that was asked for waits for the next
     step that is a multiple of `every`, because a checkpoint between two batches of answers is what a resumed run can
-    start from as if it had never stopped.
+    start from as if it had never stopped. `stop_file` asks for one, too, while it is there.
     """
 
     INTERRUPTED = "interrupted"
 
-    def __init__(self, folder: Path, keep: int, every: int) -> None:
+    def __init__(self, folder: Path, keep: int, every: int, stop_file: Path | None = None) -> None:
         self.folder = folder
         self.keep = keep
         self.every = every
+        self.stop_file = stop_file
         self.stop_reason: str | None = None
         self._due = False
 
@@ -43,7 +48,13 @@ class Checkpoints(TrainerCallback):
         """Save and stop at the next step that allows it."""
         self.stop_reason = self.stop_reason or reason
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:  # killed while its model was saved: the trainer would do one step more
+            raise AlreadyTrained
+
     def on_step_end(self, args, state, control, **kwargs):
+        if self.stop_file is not None and self.stop_file.exists():
+            self.request_stop(self.INTERRUPTED)
         stop = any_process(self.stop_reason is not None, args.device)
         self._due = self._due or control.should_save or stop
         if state.global_step >= state.max_steps:
@@ -66,7 +77,9 @@ class Checkpoints(TrainerCallback):
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(self.folder / WRITING / name, self.folder / name)
         for old in list_checkpoints(self.folder)[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            going = self.folder / WRITING / f"old-{old.name}"
+            os.replace(old, going)  # first, so that one that is half deleted when we are killed is not found
+            shutil.rmtree(going, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

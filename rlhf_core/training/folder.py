@@ -10,8 +10,10 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.config import RunConfig, default_folder
 from rlhf_core.errors import UserError
-from rlhf_core.training.callbacks import list_checkpoints
+from rlhf_core.training.callbacks import WRITING, list_checkpoints
 from rlhf_core.training.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -50,14 +52,25 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def prepare(run: Run) -> None:
-    """Write config.yaml, and drop from the logs what a stopped run wrote after its checkpoint: it will come again."""
+    """Write config.yaml, and drop what a stopped run wrote after its checkpoint: lines of its logs, which will come
+    again, and a checkpoint that is not whole.
+    """
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (run.folder / "config.yaml").write_text(run.config.to_yaml(), encoding="utf-8")
-    step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else 0
+    shutil.rmtree(run.folder / "checkpoints" / WRITING, ignore_errors=True)
+    write_whole(run.folder / "config.yaml", run.config.to_yaml())
+    step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else -1  # before the first look
     for name in ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl"):
         file = run.folder / name
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        file.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
+        # the last line of a killed run may end within a character
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        write_whole(file, "".join(line for line in text.splitlines(keepends=True) if _step(line) <= step))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is never seen half written, even if this process is killed."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def _step(line: str) -> float:
@@ -70,7 +83,7 @@ def _step(line: str) -> float:
 def remember(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
     """Write evaluation.json."""
     values = {"before": before and asdict(before), "after": after and asdict(after)}
-    (folder / "evaluation.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    write_whole(folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
 
 
 def remembered(folder: Path) -> Evaluation | None:
@@ -138,7 +151,7 @@ def write_manifest(run: Run, plugins: Sequence[str]) -> None:
         "git_commit": _git_commit(),
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (run.folder / "manifest.json").write_text(text, encoding="utf-8")
+    write_whole(run.folder / "manifest.json", text)
 
 
 def fingerprint(rows: Iterable[dict[str, Any]]) -> str:

@@ -3,16 +3,28 @@
     rlhf run --num-processes 2 …
     rlhf run --num-machines 2 --machine-rank 0 --main-address 10.0.0.1:29500 --num-processes 8 --distributed fsdp …
 
-A process that runs out of memory leaves a note in the run's folder; the launcher, or the process itself where it is the
-only one, then starts again from the last checkpoint with a smaller micro-batch and as much more accumulation.
+Ctrl-C and SIGTERM reach only the command that was typed. It leaves a note in the run's folder, and the processes, which
+look for it after every step, stop together with a checkpoint. When that command is killed, its processes end with it
+(on Linux, where the kernel sees to it).
+
+A process that runs out of memory leaves another note; the launcher, or the process itself where it is the only one,
+then starts again from the last checkpoint with a smaller micro-batch and as much more accumulation.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import json
+import logging
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +36,10 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = 75  # exit code of a run that wants to be started again with `smaller` settings
 SMALLER = "smaller.json"
+STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
+LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
+INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def needed(config: RunConfig) -> bool:
@@ -34,14 +50,18 @@ def needed(config: RunConfig) -> bool:
 def launch(config: RunConfig, arguments: list[str]) -> int:
     """Start the processes of this machine with the same command-line `arguments`; returns their exit code."""
     folder = Path(str(config.output_dir))
-    code = _start(config, arguments)
+    code = _start(config, folder, arguments)
     while code != 0 and (smaller := take_smaller(folder)):
-        code = _start(config, retry_arguments(folder, smaller))
+        print(restart_message(smaller), flush=True)
+        code = _start(config, folder, retry_arguments(folder, smaller))
     return code
 
 
-def _start(config: RunConfig, arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(config.num_processes)]
+def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
+    for note in (STOP, SMALLER):
+        (folder / note).unlink(missing_ok=True)
+    command = [sys.executable, "-m", __name__, str(os.getpid()), "--signals-to-handle", "SIGUSR1"]
+    command += ["--nproc-per-node", str(config.num_processes)]
     if config.num_machines == 1:
         command += ["--standalone"]
     else:
@@ -49,13 +69,109 @@ def _start(config: RunConfig, arguments: list[str]) -> int:
         command += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
         command += ["--master-addr", host, "--master-port", port or "29500"]
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    process = subprocess.Popen([*command, "-m", "rlhf_core", "run", *arguments], env=environment)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # the processes got it too: they save and end by themselves
+    environment = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10", **os.environ}
+    run = ["-m", "rlhf_core", "run", *arguments]
+    process = subprocess.Popen([*command, *run], env=environment, start_new_session=True)  # out of Ctrl-C's reach
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            process.send_signal(signal.SIGUSR1)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STOP).touch()
+        print("Stopping with a checkpoint after this step. Ctrl-C again stops at once.", flush=True)
+
+    with _asked_by_signals(ask):
+        code = process.wait()
+    (folder / STOP).unlink(missing_ok=True)
+    resume = shlex.join(["rlhf", "run", "--resume", str(folder)])
+    if len(asked) > 1:
+        print(f"\nStopped at once. Go on from the last checkpoint: {resume}", flush=True)
+        return INTERRUPTED
+    if name := _signal(code):
+        print(f"\nA process of the run was ended by {name}. Go on from the last checkpoint: {resume}", flush=True)
+        return 1
+    return code
+
+
+def _signal(code: int) -> str | None:
+    """The signal that ended a process with this exit code, its own or as `main` passes it on."""
+    number = -code if code < 0 else code - 128
+    names = {int(known): known.name for known in signal.Signals}
+    return None if code == INTERRUPTED else names.get(number)
+
+
+@contextmanager
+def _asked_by_signals(ask: Callable[[int, Any], None]) -> Iterator[None]:
+    """Call `ask` for Ctrl-C and SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def main() -> int:
+    """What `launch` starts: torch's launcher, which ends with `launch` and with the exit code of what it started.
+
+    Its arguments are the process that started it and those of `torchrun`.
+    """
+    end_with(int(sys.argv[1]))
+    os.environ[LAUNCHER] = str(os.getpid())
+    for number in (signal.SIGINT, signal.SIGTERM):  # a batch system may send them to every process of a job
+        signal.signal(number, lambda number, frame: None)
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    try:
+        run.run(run.parse_args(sys.argv[2:]))
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code >= 0 else 128 - code
+    except SignalException:
+        return INTERRUPTED
+    return 0
+
+
+def end_with_launcher() -> None:
+    """In a process that `launch` started: end when its launcher does."""
+    if LAUNCHER in os.environ:
+        end_with(int(os.environ[LAUNCHER]))
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel kill this process when its `parent` dies, so that no trainer goes on alone. Only Linux can."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
+
+
+def check_distributed(config: RunConfig) -> None:
+    """Raise `UserError` for a kind of distribution that can't be had here, before anything is loaded or started."""
+    kind = config.distributed
+    if kind == "ddp":
+        return
+    if config.num_processes * config.num_machines == 1 and "RANK" not in os.environ:
+        raise UserError(f"--distributed {kind} shares a model between processes: add --num-processes N, one a GPU")
+    if kind in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(f"--distributed {kind} needs DeepSpeed: pip install deepspeed. Or use --distributed fsdp")
+    import torch
+
+    if not torch.accelerator.is_available():
+        raise UserError(
+            f"--distributed {kind} needs GPUs, and there is none here: accelerate would train copies of the whole "
+            "model instead. On CPUs leave it out (ddp)"
+        )
 
 
 def check(config: RunConfig, trainer: Any) -> None:
@@ -65,7 +181,7 @@ def check(config: RunConfig, trainer: Any) -> None:
         raise UserError(f"the run asked for {wanted} processes and got {got}: not going on with less")
     kind = trainer.accelerator.distributed_type.name
     expected = {"ddp": ("MULTI",), "fsdp": ("FSDP",), "zero2": ("DEEPSPEED",), "zero3": ("DEEPSPEED",)}
-    if wanted > 1 and not kind.startswith(expected[config.distributed]):
+    if max(wanted, got) > 1 and not kind.startswith(expected[config.distributed]):
         raise UserError(f"the run asked for {config.distributed} and got {kind}: not going on with something else")
 
 
@@ -90,7 +206,9 @@ def smaller(options: TrainingOptions) -> dict[str, int] | None:
 
 
 def leave_smaller(folder: Path, settings: dict[str, int]) -> None:
-    (folder / SMALLER).write_text(json.dumps(settings), encoding="utf-8")
+    from rlhf_core.training.folder import write_whole
+
+    write_whole(folder / SMALLER, json.dumps(settings))
 
 
 def take_smaller(folder: Path) -> dict[str, int] | None:
@@ -107,3 +225,12 @@ def retry_arguments(folder: Path, settings: dict[str, int]) -> list[str]:
     """The command line of `rlhf run` that goes on with `settings`."""
     flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     return ["--resume", str(folder), *flags]
+
+
+def restart_message(settings: dict[str, int]) -> str:
+    changed = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

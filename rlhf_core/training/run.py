@@ -23,6 +23,7 @@ from rlhf_core.config import EMBEDDED, RunConfig
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.plugins import Catalog
 from rlhf_core.reward_spec import bind_all
+from rlhf_core.training import launch
 
 if TYPE_CHECKING:
     import datasets
@@ -106,6 +107,8 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     started again, with what it left in its folder.
     """
     _quiet_environment()
+    launch.end_with_launcher()
+    launch.check_distributed(config)
     rewards = bind_all(config.reward_specs, catalog)
 
     from rlhf_core.training import plan as planning
@@ -123,6 +126,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
 def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:
     """Raise `UserError` for what `train` would, before the processes that carry out the run are started."""
     _quiet_environment()
+    launch.check_distributed(config)
     rewards = bind_all(config.reward_specs, catalog)
 
     from rlhf_core.training import folder as run_folder
@@ -138,7 +142,6 @@ def _train_planned(
     import transformers
 
     from rlhf_core.training import folder as run_folder
-    from rlhf_core.training import launch
     from rlhf_core.training import plan as planning
 
     folder = run_folder.choose(config, resume)
@@ -186,7 +189,9 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
             if trainer.is_world_process_zero():
                 run_folder.remember(run.folder, before, None)
 
-    keeper = callbacks.Checkpoints(run.folder / "checkpoints", run.options.save_total_limit, run.steps_per_rollout)
+    keeper = callbacks.Checkpoints(
+        run.folder / "checkpoints", run.options.save_total_limit, run.steps_per_rollout, run.folder / launch.STOP
+    )
     progress = ProgressCallback(screen.console, run.rewards)
     metrics = callbacks.Metrics(run.folder / "metrics.jsonl")
     ours = [callbacks.Breaker(run.rewards, keeper), keeper, metrics, evaluation.FirstLook(look), progress]
@@ -214,12 +219,14 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
     """Train to the end: None. Otherwise the exit code, after saying how to go on."""
     import torch
 
-    from rlhf_core.training import launch
+    from rlhf_core.training import callbacks
 
     resume = f"rlhf run --resume {run.folder}"
     try:
         with _interruptible(keeper, screen):
             trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
+    except callbacks.AlreadyTrained:
+        progress.close()
     except KeyboardInterrupt:
         progress.close()
         screen.say(f"\nStopped at once. Go on from the last checkpoint: {resume}", "bold")
@@ -229,10 +236,8 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
         logging.getLogger(__name__).error("out of memory", exc_info=error)
         if settings := launch.smaller(run.options):
             launch.leave_smaller(run.folder, settings)
-            changed = ", ".join(f"{name} {value}" for name, value in settings.items())
-            print(
-                f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}.", flush=True
-            )
+            if launch.LAUNCHER not in os.environ:  # otherwise that process says so, once for all
+                print(launch.restart_message(settings), flush=True)
             return launch.OUT_OF_MEMORY
         screen.say(
             f"\nThe device ran out of memory: {str(error).splitlines()[0]}\n"
@@ -243,20 +248,24 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
     except Exception:
         progress.close()
         logging.getLogger(__name__).exception("the run failed")
+        if (run.folder / launch.SMALLER).exists():  # another process ran out of memory and is gone
+            return launch.OUT_OF_MEMORY
         traceback.print_exc()
         screen.say(f"\nA bug, or a fault of the machine. The log: {run.folder / 'run.log'}\nGo on: {resume}", "bold")
         return 1
     if keeper.stop_reason is None or trainer.state.global_step >= trainer.state.max_steps:
         return None
-    if keeper.stop_reason == keeper.INTERRUPTED:
+    interrupted = keeper.stop_reason == keeper.INTERRUPTED
+    if interrupted:
         screen.say(f"\nStopped after step {trainer.state.global_step}. Go on: {resume}", "bold")
-        return 130
-    screen.say(
-        f"\nStopped after step {trainer.state.global_step}: {keeper.stop_reason}.\n"
-        f"What failed: {run.folder / 'reward_errors.jsonl'}\nGo on when it is mended: {resume}",
-        "bold",
-    )
-    return 1
+    else:
+        screen.say(
+            f"\nStopped after step {trainer.state.global_step}: {keeper.stop_reason}.\n"
+            f"What failed: {run.folder / 'reward_errors.jsonl'}\nGo on when it is mended: {resume}",
+            "bold",
+        )
+    trainer.accelerator.wait_for_everyone()  # the first process to end with an error code has the others killed
+    return launch.INTERRUPTED if interrupted else 1
 
 
 def _observe(trainer: Any, callbacks: list[Any], run: Run) -> None:
@@ -285,7 +294,8 @@ def _interruptible(keeper: Checkpoints, screen: Screen) -> Iterator[None]:
         if keeper.stop_reason is not None:
             raise KeyboardInterrupt
         keeper.request_stop(keeper.INTERRUPTED)
-        screen.say("Stopping with a checkpoint after this step. Ctrl-C again stops at once.", "bold")
+        if launch.LAUNCHER not in os.environ:  # that process says it
+            screen.say("Stopping with a checkpoint after this step. Ctrl-C again stops at once.", "bold")
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
