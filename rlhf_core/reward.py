@@ -35,10 +35,13 @@ class Reward:
     `"messages"` as TRL passes chat data, `[{"role": "assistant", "content": …}]` each.
     `isolation`: `"process"` runs the function in a worker process of its own, killed after `timeout` seconds a batch.
     `timeout`: seconds a batch may take; needs a worker process or an async function.
+    `memory_gb`: gigabytes that the worker may take beyond what it has when the reward is built (Linux only). What goes
+    beyond fails with a `MemoryError`, and the worker is started anew.
     `instruction`: the system prompt the reward expects, used where the data and the user give none.
     `optional`: columns that may be missing from the data although the function declares them with a default.
     `deterministic`: the same input gives the same scores.
-    `batchwise`: scores depend on the whole batch, so a failed batch is not retried row by row.
+    `batchwise`: scores depend on the whole batch, so its rows are never scored apart: not row by row when the batch
+    failed, and not on threads when the reward is slow.
     `name`: needed where it differs from the function's own, or where there is none (partials, instances).
     """
 
@@ -47,6 +50,7 @@ class Reward:
     view: Literal["text", "messages"] = "text"
     isolation: Literal["inline", "process"] = "inline"
     timeout: float | None = None
+    memory_gb: float | None = None
     instruction: str | None = None
     optional: tuple[str, ...] = ()
     deterministic: bool = True
@@ -62,6 +66,11 @@ class Reward:
             raise ValueError(f"isolation is 'inline' or 'process', not {self.isolation!r}")
         if self.timeout is not None and self.isolation == "inline" and not is_async(self.function):
             raise ValueError("timeout needs isolation='process' or an async function: a thread can't be stopped")
+        if self.memory_gb is not None and self.isolation == "inline":
+            raise ValueError("memory_gb needs isolation='process': the trainer's own memory can't be limited")
+        for limit, value in (("timeout", self.timeout), ("memory_gb", self.memory_gb)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{limit} is a number above 0, not {value!r}")
 
     @property
     def label(self) -> str | None:

@@ -132,6 +132,10 @@ def test_reward_refuses_what_it_cannot_keep():
         Reward(plain, view="tokens")
     with pytest.raises(ValueError, match="timeout needs"):
         Reward(plain, timeout=3)
+    with pytest.raises(ValueError, match="memory_gb needs"):
+        Reward(plain, memory_gb=1)
+    with pytest.raises(ValueError, match="timeout is a number above 0"):
+        Reward(awaited, timeout=0)
     assert Reward(awaited, timeout=3).timeout == 3
     assert Reward(plain, isolation="process", timeout=3).timeout == 3
 

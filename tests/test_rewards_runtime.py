@@ -62,6 +62,17 @@ def crashes(completions, **_):
 def hangs(completions, **_): time.sleep(60)
 def main_thread(completions, **_):
     return [float(threading.current_thread() is threading.main_thread() and os.getpid() != PARENT)] * len(completions)
+async def async_lazy(completions, **_): return (1 / 0 for _ in completions)
+def clears(completions, row, **_):
+    completions.clear(); row.clear()
+    raise ValueError("cleared")
+def judge_is_late(completions, row, **_):
+    if 2 in row: raise TimeoutError("judge")
+    return [1.0] * len(completions)
+def bad_row_then_hang(completions, row, **_):
+    if len(row) > 1: raise ValueError("rows")
+    if 1 in row: time.sleep(60)
+    return [1.0]
 PARENT = int(os.environ["TEST_PARENT"])
 
 whole = Reward(one_row, name="whole", batchwise=True)
@@ -79,6 +90,10 @@ class Closure:
     def __init__(self, bonus: float = 0.0):
         self.unpicklable = lambda x: x + bonus
     def __call__(self, completions, **_): return [self.unpicklable(1.0)] * len(completions)
+p_rows = Reward(bad_row_then_hang, isolation="process", timeout=1.0, name="p_rows")
+p_length = Reward(short, isolation="process", name="p_length")
+p_leaves = Reward(leaves, isolation="process", name="p_leaves")
+p_number = Reward(number, isolation="process", name="p_number")
 p_closure = Reward(Closure, isolation="process", name="p_closure")
 class Broken:
     def __init__(self): raise OSError("no lexicon")
@@ -140,8 +155,18 @@ OUTCOMES = {
     "p_hangs": ([None] * 4, ["timeout: no answer within 0.5 s"] * 4),
     "p_main": ([1.0] * 4, [None] * 4),
     "p_async": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
+    "async_lazy": ([None] * 4, ["ZeroDivisionError"] * 4),
+    "judge_is_late": ([1.0, 1.0, None, 1.0], [None, None, "TimeoutError: judge", None]),
+    "clears": ([None] * 4, ["ValueError: cleared"] * 4),
+    "p_rows": ([1.0, None, None, None], [None, "no answer within", *["the rows before it used up the time"] * 2]),
+    "p_length": ([None] * 4, ["returned 1 scores for 4 completions"] * 4),
+    "p_leaves": ([None] * 4, ["SystemExit: leaving"] * 4),
+    "p_number": ([None] * 4, ["returned float, not a list"] * 4),
     "p_closure:bonus=2": ([3.0] * 4, [None] * 4),
 }
+
+
+TIMED_OUT = {"timed": 4, "p_hangs": 4, "p_rows": 3, "judge_is_late": 1}
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
@@ -151,7 +176,7 @@ def test_outcome(runtime, name):
     assert column.scores == scores
     for expected, found in zip(errors, column.errors, strict=True):
         assert (found is None) if expected is None else expected in found
-    assert column.timed_out == (4 if "timeout" in (errors[0] or "") else 0)
+    assert column.timed_out == TIMED_OUT.get(name, 0)
 
 
 def test_text_view_decodes_ids_and_messages_view_keeps_messages(runtime, tmp_path):

@@ -186,7 +186,7 @@ def test_errors_of_a_reward_are_left_out_and_told(run, capsys):
     code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:sometimes"])
     assert code == 0
     assert len(read_lines(folder / "reward_errors.jsonl")) == 4
-    assert "Rewards failed on 4 rows" in capsys.readouterr().out
+    assert "Reward 'sometimes' failed on 4 of 24 rows, most often: RuntimeError: down" in capsys.readouterr().out
     rates = [m["rewards/sometimes/error_rate"] for m in read_lines(folder / "metrics.jsonl") if "reward" in m]
     assert rates == [0, 1, 0, 0, 0, 0]
 

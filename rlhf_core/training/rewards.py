@@ -2,18 +2,18 @@
 
 Each row's outcome is a score, `None` (does not apply) or an error. An error never ends the run and never counts as
 zero. A batch whose function raised is retried row by row; a wrong length fails the whole batch; a wrong type, NaN and
-infinity fail their row. Needs no torch.
+infinity fail their row. Async rewards, workers and what proved to wait run beside each other; the rest runs on the main
+thread, where nothing can stop it: a reward that may hang or end its process asks for `isolation="process"`. Needs no
+torch.
 """
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import json
-import math
-import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,11 @@ from typing import Any
 from rlhf_core.errors import UserError
 from rlhf_core.reward import CALLBACK_NAMES
 from rlhf_core.reward_spec import BoundReward
-from rlhf_core.training.worker import BATCH_SECONDS, RewardFailed, Worker, WorkerDied
+from rlhf_core.training.concurrency import AT_ONCE, AsyncRunner, RowThreads
+from rlhf_core.training.outcomes import Column, Inputs, attempt, blank, join, only_row
+from rlhf_core.training.worker import Worker
 
-
-@dataclass
-class Column:
-    """What one reward said of a batch. `scores[i]` is a number or None; `errors[i]` says why it failed, or is None."""
-
-    scores: list[float | None]
-    errors: list[str | None]
-    timed_out: int = 0
-    seconds: float = 0.0
-    raised: bool = False
-
-    @property
-    def failed(self) -> int:
-        return sum(error is not None for error in self.errors)
+__all__ = ["Batch", "Column", "RewardRuntime"]
 
 
 @dataclass
@@ -48,6 +37,7 @@ class Batch:
     completion_ids: Sequence[Sequence[int]]
     columns: Mapping[str, Sequence[Any]]
     trl: Mapping[str, Any] = field(default_factory=dict)
+    texts: Sequence[str] = field(default=(), compare=False)  # the completions, decoded when they are first needed
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -68,8 +58,14 @@ class RewardRuntime:
         self.blank_errors = False
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
         self.last: list[dict[str, Any]] = []
+        self._pool = ThreadPoolExecutor(AT_ONCE, "rlhf-rewards")
         self._workers = {r.name: Worker(r) for r in rewards if r.reward.isolation == "process"}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._async = {r.name: AsyncRunner(r) for r in rewards if r.is_async}
+        self._here = {
+            r.name: RowThreads(r, self._pool)
+            for r in rewards
+            if r.name not in self._workers and r.name not in self._async
+        }
         self._scored: tuple[Any, dict[str, Column]] = (None, {})
 
     @property
@@ -94,9 +90,9 @@ class RewardRuntime:
     def close(self) -> None:
         for worker in self._workers.values():
             worker.stop()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop = None
+        for runner in self._async.values():
+            runner.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def functions(self) -> list[Callable[..., list[float | None]]]:
         """One column function per reward, as TRL calls them; the first to be called for a batch evaluates them all."""
@@ -133,24 +129,31 @@ class RewardRuntime:
         return sum(weight * score for weight, score in scored) if scored and not failed else None
 
     def evaluate(self, batch: Batch) -> dict[str, Column]:
-        """Score a batch with every reward. Async rewards run together with each other and with the rest."""
-        texts = [self.decode(ids) for ids in batch.completion_ids] if self._wants_text() else []
-        inputs = {reward.name: self._inputs(reward, batch, texts) for reward in self.rewards}
-        waiting = {r.name: self._submit(r, inputs[r.name], len(batch)) for r in self.rewards if r.is_async}
-        columns = {
-            r.name: waiting[r.name]() if r.name in waiting else self._score(r, inputs[r.name], len(batch))
-            for r in sorted(self.rewards, key=lambda r: r.is_async)
+        """Score a batch with every reward. What does not need the main thread runs meanwhile."""
+        if not batch.texts and self._wants_text():
+            batch.texts = self._decoded(batch)
+        size = len(batch)
+        fresh = {r.name: functools.partial(self._inputs, r, batch) for r in self.rewards}
+        begun: dict[str, Callable[[], Column]] = {
+            name: self._pool.submit(self._in_worker, name, fresh[name], size).result for name in self._workers
         }
+        begun |= {name: runner.submit(fresh[name], size) for name, runner in self._async.items()}
+        begun |= {name: rows.submit(fresh[name], size) for name, rows in self._here.items() if rows.proved}
+        columns = {name: rows.score(fresh[name], size) for name, rows in self._here.items() if name not in begun}
+        columns |= {name: wait() for name, wait in begun.items()}
         if self.blank_errors:
-            _blank(list(columns.values()))
+            blank(list(columns.values()))
         return {reward.name: columns[reward.name] for reward in self.rewards}
+
+    def _decoded(self, batch: Batch) -> list[str]:
+        return [self.decode(ids) for ids in batch.completion_ids]
 
     def _wants_text(self) -> bool:
         return any(reward.reward.view == "text" for reward in self.rewards)
 
-    def _inputs(self, reward: BoundReward, batch: Batch, texts: list[str]) -> _Inputs:
+    def _inputs(self, reward: BoundReward, batch: Batch) -> Inputs:
         """(columns, TRL's names) for one reward: lists of its own, so that no reward can change what another sees."""
-        completions = texts if reward.reward.view == "text" else [_copy(c) for c in batch.completions]
+        completions = batch.texts if reward.reward.view == "text" else [_copy(c) for c in batch.completions]
         trl = {
             "prompts": [_copy(prompt) for prompt in batch.prompts],
             "completions": list(completions),
@@ -160,23 +163,20 @@ class RewardRuntime:
             trl |= batch.trl
         return {key: [_copy(value) for value in values] for key, values in batch.columns.items()}, trl
 
-    def _score(self, reward: BoundReward, inputs: _Inputs, size: int) -> Column:
-        """A reward that is not async: the batch, and row by row if the batch raised."""
-        worker = self._workers.get(reward.name)
-        call = worker.score if worker else reward.call
+    def _in_worker(self, name: str, fresh: Callable[[], Inputs], size: int) -> Column:
+        """The batch in the reward's process, and row by row if it raised; all rows have the same time again."""
+        worker = self._workers[name]
         started = time.perf_counter()
-        column = _attempt(call, inputs, size)
-        if column.raised and size > 1 and not reward.reward.batchwise:
-            column = _join([_attempt(call, _row(inputs, i), 1) for i in range(size)])
+        column = attempt(worker.score, fresh(), size)
+        if column.raised and size > 1 and not worker.reward.reward.batchwise:
+            inputs, deadline = fresh(), time.monotonic() + worker.timeout
+            rows = []
+            for i in range(size):
+                left = deadline - time.monotonic()
+                rows.append(attempt(functools.partial(worker.score, seconds=left), only_row(inputs, i), 1))
+            column = join(rows)
         column.seconds = time.perf_counter() - started
         return column
-
-    def _submit(self, reward: BoundReward, inputs: _Inputs, size: int) -> Callable[[], Column]:
-        """Start an async reward on the event loop's thread; the function returned waits for its column."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="rlhf-async-rewards", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(_score_async(reward, inputs, size), self._loop).result
 
     def _after_batch(self, batch: Batch, columns: Mapping[str, Column]) -> None:
         """Count, log and write down what came out."""
@@ -187,9 +187,10 @@ class RewardRuntime:
             log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
             log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
             log_metric(f"rewards/{name}/latency", column.seconds)
+        texts = batch.texts or self._decoded(batch)
         state = batch.trl.get("trainer_state")
         step = state.global_step + 1 if state else 0
-        self.last = [self._sample(batch, columns, i, step) for i in range(len(batch))]
+        self.last = [_sample(batch, texts[i], columns, i, step) for i in range(len(batch))]
         if self.folder is not None:
             failed = [
                 {
@@ -206,98 +207,11 @@ class RewardRuntime:
             _append(self.folder / "samples.jsonl", self.last)
             _append(self.folder / "reward_errors.jsonl", failed)
 
-    def _sample(self, batch: Batch, columns: Mapping[str, Column], i: int, step: int | None) -> dict[str, Any]:
-        row = {name: values[i] for name, values in batch.columns.items()}
-        scores = {name: column.scores[i] for name, column in columns.items()}
-        text = self.decode(batch.completion_ids[i])
-        return {"step": step, "prompt": batch.prompts[i], "completion": text, "rewards": scores, "columns": row}
 
-
-_Inputs = tuple[dict[str, list[Any]], dict[str, Any]]
-
-
-def _attempt(call: Callable[..., Any], inputs: _Inputs, size: int) -> Column:
-    """One call. Whatever goes wrong in it becomes the rows' errors."""
-    try:
-        return _check(call(*inputs), size)
-    except TimeoutError as error:
-        return Column([None] * size, [f"timeout: {error}"] * size, timed_out=size)
-    except (WorkerDied, UserError) as error:
-        return Column([None] * size, [str(error)] * size)
-    except (Exception, SystemExit) as error:  # a reward may raise anything
-        return Column([None] * size, [_describe(error)] * size, raised=True)
-
-
-async def _score_async(reward: BoundReward, inputs: _Inputs, size: int) -> Column:
-    started = time.perf_counter()
-    column = await _attempt_async(reward, inputs, size)
-    if column.raised and size > 1 and not reward.reward.batchwise:
-        rows = [_attempt_async(reward, _row(inputs, i), 1) for i in range(size)]
-        column = _join(await asyncio.gather(*rows))
-    column.seconds = time.perf_counter() - started
-    return column
-
-
-async def _attempt_async(reward: BoundReward, inputs: _Inputs, size: int) -> Column:
-    try:
-        result = await asyncio.wait_for(reward.call(*inputs), reward.reward.timeout or BATCH_SECONDS)
-    except TimeoutError:
-        return Column([None] * size, ["timeout"] * size, timed_out=size)
-    except (Exception, SystemExit) as error:  # a reward may raise anything
-        return Column([None] * size, [_describe(error)] * size, raised=True)
-    return _check(result, size)
-
-
-def _check(result: Any, size: int) -> Column:
-    """Sort a function's result into scores, rows it does not apply to, and errors."""
-    if isinstance(result, str | bytes | Mapping):
-        return _all_failed(f"returned {type(result).__name__}, not a list of {size} scores", size)
-    try:
-        values = list(result)
-    except TypeError:
-        return _all_failed(f"returned {type(result).__name__}, not a list of {size} scores", size)
-    if len(values) != size:
-        return _all_failed(f"returned {len(values)} scores for {size} completions", size)
-    column = Column([None] * size, [None] * size)
-    for i, value in enumerate(values):
-        if value is not None:
-            column.scores[i], column.errors[i] = _number(value)
-    return column
-
-
-def _number(value: Any) -> tuple[float | None, str | None]:
-    """(score, None) or (None, what is wrong with it)."""
-    if isinstance(value, str | bytes):
-        return None, f"{value!r:.80} is text, not a number"
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        return None, f"{value!r:.80} is {type(value).__name__}, not a number"
-    return (score, None) if math.isfinite(score) else (None, f"{score} is not a finite number")
-
-
-def _all_failed(reason: str, size: int) -> Column:
-    return Column([None] * size, [reason] * size)
-
-
-def _join(rows: Sequence[Column]) -> Column:
-    return Column(
-        [row.scores[0] for row in rows], [row.errors[0] for row in rows], timed_out=sum(row.timed_out for row in rows)
-    )
-
-
-def _blank(columns: Sequence[Column]) -> None:
-    """Leave a row with an error out of every column: summed before it is normalized, one None would act as a zero."""
-    for i in range(len(columns[0].scores) if columns else 0):
-        if any(column.errors[i] is not None for column in columns):
-            for column in columns:
-                column.scores[i] = None
-
-
-def _row(inputs: _Inputs, i: int) -> _Inputs:
-    columns, trl = inputs
-    alone = {key: [trl[key][i]] for key in ("prompts", "completions", "completion_ids")}
-    return {key: [values[i]] for key, values in columns.items()}, {**trl, **alone}
+def _sample(batch: Batch, text: str, columns: Mapping[str, Column], i: int, step: int) -> dict[str, Any]:
+    row = {name: values[i] for name, values in batch.columns.items()}
+    scores = {name: column.scores[i] for name, column in columns.items()}
+    return {"step": step, "prompt": batch.prompts[i], "completion": text, "rewards": scores, "columns": row}
 
 
 def _copy(value: Any) -> Any:
@@ -307,10 +221,6 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return value
-
-
-def _describe(error: BaseException) -> str:
-    return str(error) if isinstance(error, RewardFailed) else "".join(traceback.format_exception_only(error)).strip()
 
 
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

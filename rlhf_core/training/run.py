@@ -259,11 +259,9 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
     if interrupted:
         screen.say(f"\nStopped after step {trainer.state.global_step}. Go on: {resume}", "bold")
     else:
-        screen.say(
-            f"\nStopped after step {trainer.state.global_step}: {keeper.stop_reason}.\n"
-            f"What failed: {run.folder / 'reward_errors.jsonl'}\nGo on when it is mended: {resume}",
-            "bold",
-        )
+        screen.say(f"\nStopped after step {trainer.state.global_step}: {keeper.stop_reason}.", "bold")
+        _say_failures(run, screen)
+        screen.say(f"Go on when it is mended: {resume}", "bold")
     trainer.accelerator.wait_for_everyone()  # the first process to end with an error code has the others killed
     return launch.INTERRUPTED if interrupted else 1
 
@@ -306,11 +304,19 @@ def _interruptible(keeper: Checkpoints, screen: Screen) -> Iterator[None]:
 
 
 def _say_goodbye(run: Run, method: Method, screen: Screen) -> None:
-    file = run.folder / "reward_errors.jsonl"
-    if count := len(file.read_text(encoding="utf-8").splitlines()):
-        screen.say(f"\nRewards failed on {count} rows, which were left out of the learning: {file}", "yellow")
+    _say_failures(run, screen)
     screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
     screen.say(f"Go on    {_next_command(run, method)}", "bold")
+
+
+def _say_failures(run: Run, screen: Screen) -> None:
+    """A line for each reward that failed, and where its rows are."""
+    from rlhf_core.training.outcomes import failures
+
+    file = run.folder / "reward_errors.jsonl"
+    if lines := failures(file, run.folder / "samples.jsonl"):
+        screen.say("\n" + "\n".join(lines), "yellow")
+        screen.say(f"A failed row counts neither for nor against its answer. The rows: {file}", "yellow")
 
 
 def _next_command(run: Run, method: Method) -> str:

@@ -1,0 +1,132 @@
+"""What calling rewards costs beside the rewards themselves, and what a reward that waits costs.
+
+    python -m benchmarks.reward_runtime
+
+`share_of_step` is the time that a GRPO step of the demo (32 answers) spends in the reward runtime beside the reward
+functions: copying, checking, logging, writing samples.jsonl. `share_of_serial` is the time that a reward which sleeps
+50 ms a row takes for 64 rows, once it proved that its rows may be scored side by side, as a share of calling it alone.
+Both sides of a ratio are measured in one run. About a minute on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import record
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import BoundReward, RewardSpec, bind, bind_all
+from rlhf_core.training.rewards import Batch, RewardRuntime
+
+STEPS, ROWS, BATCHES = 8, 64, 5
+
+
+def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """`function`, which adds the time of each call to `seconds`."""
+
+    def call(*values: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*values, **named)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    call.__name__ = getattr(function, "__name__", "call")
+    return call
+
+
+def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
+    """Medians of the demo's steps with these rewards, without the first step, in milliseconds."""
+    from transformers import TrainerCallback
+
+    from rlhf_core.config import resolve
+    from rlhf_core.training.plan import dataset, make_plan
+    from rlhf_core.training.run import Run
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(time.perf_counter() - self.started)
+
+    steps: list[float] = []
+    in_rewards: dict[str, list[float]] = {name: [] for name in names}
+    in_runtime: dict[str, list[float]] = {name: [] for name in names}
+    values = {"method": "grpo", "reward": names, "max_steps": STEPS, "eval_prompts": 0, "save_steps": 1000}
+    config, method = resolve({**values, "output_dir": str(folder)}, Catalog())
+    rewards = [
+        dataclasses.replace(reward, function=timed(reward.function, in_rewards[reward.name]))
+        for reward in bind_all(config.reward_specs, Catalog())
+        if reward.function is not None
+    ]
+    plan = make_plan(config, method, Catalog(), rewards)
+    run = Run(config, folder, plan.info, dataset(plan.data.train), [], plan.rewards)
+    trainer = method.trainer(run)
+    folder.mkdir(exist_ok=True)
+    plan.rewards.folder = folder
+    trainer.reward_funcs = [
+        timed(function, in_runtime[name]) for name, function in zip(names, trainer.reward_funcs, strict=True)
+    ]
+    trainer.add_callback(Clock())
+    trainer.train()
+    plan.rewards.close()
+    both = (zip(*part.values(), strict=True) for part in (in_runtime, in_rewards))
+    runtime, functions = ([sum(calls) for calls in part] for part in both)
+    ours = [total - inside for total, inside in zip(runtime, functions, strict=True)]
+    shares = [own / step for own, step in zip(ours, steps, strict=True)]
+    return {
+        "share_of_step": round(statistics.median(shares[1:]), 5),
+        "runtime_ms": round(statistics.median(ours[1:]) * 1000, 2),
+        "reward_functions_ms": round(statistics.median(functions[1:]) * 1000, 2),
+        "step_ms": round(statistics.median(steps[1:]) * 1000, 1),
+    }
+
+
+def sleeps(completions: list[Any], row: list[int], **_: Any) -> list[float]:
+    time.sleep(0.05 * len(completions))
+    return [float(number) for number in row]
+
+
+def sleeping() -> dict[str, float]:
+    """Seconds of one batch of a reward that sleeps: called alone, at first in the runtime, and there from then on."""
+    reward: BoundReward = bind(RewardSpec.parse("benchmarks.reward_runtime:sleeps"), Catalog())
+    messages = [[{"role": "assistant", "content": "answer"}]] * ROWS
+    batch = Batch(messages, messages, [[1]] * ROWS, {"row": list(range(ROWS))})
+    runtime = RewardRuntime([reward], lambda ids: "answer")
+    alone: list[float] = []
+    calls: list[float] = []
+    call, evaluate = timed(reward.call, alone), timed(runtime.evaluate, calls)
+    call(batch.columns, {"completions": messages})
+    for _ in range(1 + BATCHES):
+        scores = evaluate(batch)["sleeps"].scores
+        if scores != list(range(ROWS)):
+            raise RuntimeError(f"wrong scores: {scores}")
+    runtime.close()
+    later = statistics.median(calls[1:])
+    return {
+        "share_of_serial": round(later / alone[0], 4),
+        "serial_s": round(alone[0], 3),
+        "first_batch_s": round(calls[0], 3),
+        "later_batches_s": round(later, 3),
+    }
+
+
+def main() -> None:
+    figures: dict[str, dict[str, float]] = {"sleeping": sleeping()}
+    print("sleeping", figures["sleeping"], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for names in (["medical_format"], ["medical_format", "length", "medical_keyword"]):
+            title = " + ".join(names)
+            figures[title] = demo_steps(names, Path(folder) / str(len(names)))
+            print(title, figures[title], flush=True)
+    record("reward_runtime", figures)
+
+
+if __name__ == "__main__":
+    main()
