@@ -13,6 +13,7 @@ from rlhf_core.errors import UserError
 # name -> (module, attribute, help line)
 COMMANDS = {
     "run": ("run", "run", "Train a model."),
+    "score": ("score", "score", "Try rewards on completions, before any training."),
     "pipeline": ("pipeline", "pipeline", "Run several stages, each feeding the next."),
     "merge": ("merge", "merge", "Put a trained adapter into its base model."),
     "chat": ("chat", "chat", "Talk with a model in the terminal."),

@@ -178,15 +178,23 @@ def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None
 
 def project(row: Row, formatter: Formatter, need: Need) -> dict[str, Any]:
     """What a method that needs `need` gets of a row: TRL's columns, the reference answer, the row's other columns."""
+    example = convert(row, formatter)
+    return {**_PROJECTIONS[need](example, row), **row_columns(row, example)}
+
+
+def convert(row: Row, formatter: Formatter) -> Example:
+    """The row as an example. Raises `UserError` that names its place."""
     try:
-        example = formatter.convert(row.values)
+        return formatter.convert(row.values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{row.place}: formatter {formatter.name}: {message}") from error
-    canonical = _PROJECTIONS[need](example, row)
+
+
+def row_columns(row: Row, example: Example) -> dict[str, Any]:
+    """What rewards may ask for: the row's own columns, those that the formatter added, the reference answer."""
     answer = {} if example.answer is None else {"answer": example.answer}
-    extra = {k: v for k, v in {**row.values, **example.columns, **answer}.items() if k not in CANONICAL}
-    return {**canonical, **extra}
+    return {k: v for k, v in {**row.values, **example.columns, **answer}.items() if k not in CANONICAL}
 
 
 def _prompts(example: Example, row: Row) -> dict[str, Any]:
@@ -213,6 +221,15 @@ def _ends_with_user(prompt: Messages, row: Row) -> Messages:
     if not prompt or prompt[-1]["role"] != "user":
         raise UserError(f"{row.place}: the prompt does not end with a user's message")
     return prompt
+
+
+def prompt_of(row: dict[str, Any]) -> Any:
+    """The messages to answer: the prompt, or a conversation up to its last question."""
+    if "prompt" in row:
+        return row["prompt"]
+    messages = row["messages"]
+    last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
+    return messages[: last + 1]
 
 
 def add_system_prompt(rows: Sequence[dict[str, Any]], system_prompt: str) -> int:

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
+from rlhf_core.training.data import prompt_of
 from rlhf_core.training.rewards import Batch
 
 if TYPE_CHECKING:
@@ -75,15 +76,6 @@ def _answer(result: Evaluation, model: Any, run: Run) -> None:
     result.length, result.finished = mean([len(answer) for answer in ids]), mean(finished)
     result.prompts, result.answers = prompts, texts
     result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(texts))]
-
-
-def prompt_of(row: dict[str, Any]) -> Any:
-    """The messages to answer: the prompt, or a conversation up to its last question."""
-    if "prompt" in row:
-        return row["prompt"]
-    messages = row["messages"]
-    last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
-    return messages[: last + 1]
 
 
 @torch.no_grad()

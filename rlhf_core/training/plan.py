@@ -11,9 +11,9 @@ from rlhf_core.method import Method
 from rlhf_core.plugins import Catalog
 from rlhf_core.reward_spec import BoundReward
 from rlhf_core.training import data as data_module
-from rlhf_core.training import lengths, models
+from rlhf_core.training import lengths, models, tryout
 from rlhf_core.training.arguments import check_settings
-from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.training.rewards import RewardRuntime
 from rlhf_core.training.screen import Screen
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Plan:
     rewards: RewardRuntime
     system_prompt: str | None
     system_prompt_from: str
+    tried: tryout.Tried | None = None
 
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list[BoundReward]) -> Plan:
@@ -109,6 +110,7 @@ def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, 
     for reward in plan.rewards.rewards:
         origin = reward.distribution or "by path"
         rows.append(("Reward", f"{reward.spec} (weight {reward.weight:g}; {origin})"))
+    rows += plan.tried.lines() if plan.tried else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
     if config.preset:
@@ -148,19 +150,23 @@ def plugins_used(config: RunConfig, catalog: Catalog, rewards: list[BoundReward]
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in rewards]
 
 
-def dry_run(plan: Plan, screen: Screen) -> None:
-    """The rewards on two rows and one rendered prompt."""
-    rows = plan.data.train[:2]
+def try_rewards(plan: Plan) -> tryout.Tried | None:
+    """What the rewards say of the first rows' own answers."""
     tokenizer = plan.info.tokenizer
-    answers = [str(row.get("answer", "")) for row in rows]
-    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
-    prompts = [row.get("prompt") or row["messages"] for row in rows]
-    batch = Batch(prompts, [[{"role": "assistant", "content": answer}] for answer in answers], ids, columns)
-    for name, column in plan.rewards.evaluate(batch).items():
-        for i in range(len(rows)):
-            said = column.errors[i] or column.scores[i]
-            screen.say(f"reward {name} of the reference answer {answers[i][:60]!r}: {said}")
+    return tryout.try_rewards(
+        plan.data.train, plan.rewards, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
+
+
+def dry_run(plan: Plan, screen: Screen) -> None:
+    """The rewards on the first rows and one rendered prompt."""
+    if tried := plan.tried:
+        kind = "a made-up" if tried.made_up else "the reference"
+        for name, column in tried.columns.items():
+            for answer, score, error in zip(tried.answers, column.scores, column.errors, strict=True):
+                screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")
+    first = plan.data.train[0]
     screen.say("\nThe first prompt, as the model gets it:\n")
-    screen.say(tokenizer.apply_chat_template(prompts[0], tokenize=False, add_generation_prompt=True))
+    prompt = first.get("prompt") or first["messages"]
+    screen.say(plan.info.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
     screen.say("Everything resolves. Nothing was trained (--dry-run).", "bold")

@@ -117,6 +117,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     screen = Screen(quiet=not _first_process())
     with screen.working("Reading data and model configuration …"):
         plan = planning.make_plan(config, method, catalog, rewards)
+        plan.tried = planning.try_rewards(plan) if _first_process() else None
     try:
         return _train_planned(config, method, catalog, plan, screen, resume=resume, dry_run=dry_run)
     finally:

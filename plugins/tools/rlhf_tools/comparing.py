@@ -26,8 +26,7 @@ from rlhf_core.method import TrainingOptions
 from rlhf_core.plugins import Catalog
 from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
 from rlhf_core.training import models
-from rlhf_core.training.data import add_system_prompt
-from rlhf_core.training.evaluation import prompt_of
+from rlhf_core.training.data import add_system_prompt, prompt_of
 from rlhf_core.training.rewards import Batch, RewardRuntime
 from rlhf_core.training.screen import Screen
 from rlhf_tools import candidates as finding

@@ -6,23 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from rlhf_core.page import document
 from rlhf_core.training.screen import question
 from rlhf_tools import table
 from rlhf_tools.results import MODES
 
 STYLE = """
-:root { color-scheme: light dark; --text: #1d1f23; --soft: #5d6470; --line: #d9dde3; --card: #f5f6f8; --back: #fff;
-  --good: #1a7f4b; --bad: #b3362c; --even: #6b7280 }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa3af; --line: #353a42; --card: #1d2127;
-  --back: #131519; --good: #4cc38a; --bad: #f0776c; --even: #9aa3af } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; background: var(--back); color: var(--text);
-  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC",
-  sans-serif }
-h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-p, dl { max-width: 60rem } .soft { color: var(--soft); font-size: .875rem }
-dl { display: grid; grid-template-columns: fit-content(38%) 1fr; gap: .15rem 1rem; font-size: .875rem }
-dt { color: var(--soft); overflow-wrap: anywhere } dd { margin: 0; overflow-wrap: anywhere }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .4rem .9rem .4rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line) }
@@ -31,12 +20,9 @@ td small { display: block; color: var(--soft); white-space: nowrap }
 .chart { max-width: 46rem } .chart > div { display: grid; grid-template-columns: 12rem 1fr 7.5rem; gap: .8rem;
   align-items: center; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; margin: .4rem 0 }
 .chart svg { width: 100%; height: 1.4rem; display: block; overflow: visible }
-.note { border-left: 3px solid var(--line); padding-left: .8rem }
-details { border-top: 1px solid var(--line); padding: .6rem 0 } summary { cursor: pointer; overflow-wrap: anywhere }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .8rem;
   margin-top: .6rem }
 .answers > div { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; min-width: 0 }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 .8rem }
 @media (max-width: 34rem) { .chart > div { grid-template-columns: 1fr auto; gap: 0 .8rem }
   .chart svg { grid-column: 1 / -1; order: 1 } }
 """
@@ -45,20 +31,14 @@ details { border-top: 1px solid var(--line); padding: .6rem 0 } summary { cursor
 def render(result: Mapping[str, Any]) -> str:
     """The whole page."""
     names = [model["name"] for model in result["models"]]
-    heading = escape(" and ".join([", ".join(names[:-1]), names[-1]]))
     parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{heading} compared</title><style>{STYLE}</style></head><body>",
-        f"<h1>{heading} compared</h1>",
         _settings(result),
         *(f'<p class="note">{escape(note)}</p>' for note in result["notes"]),
         *(part for mode in MODES for part in _mode(mode, names, result)),
         "<h2>Answers</h2>",
         *(_prompt(number, row) for number, row in enumerate(result["prompts"], start=1)),
-        "</body></html>\n",
     ]
-    return "\n".join(parts)
+    return document(" and ".join([", ".join(names[:-1]), names[-1]]) + " compared", parts, STYLE)
 
 
 def _settings(result: Mapping[str, Any]) -> str:

@@ -1,0 +1,100 @@
+"""`rlhf score`: try rewards on completions that are there already. No model, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rlhf_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_core.reward_spec import RewardSpec
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("source", required=False, metavar="[FILE]")
+@click.option(
+    "--reward", multiple=True, metavar="SPEC", help="Reward, as for rlhf run; repeatable; unset: those of the run."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@click.option("--html", metavar="FILE", help="The result as one page to open in a browser, too.")
+def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_json: bool, html: str | None) -> None:
+    """Try rewards on completions, before any training.
+
+    FILE has a prompt and a completion (or completions, a list) a row, and the columns that the rewards need; several
+    completions of one prompt are a group. Or it is a run's folder, whose samples are scored, or any data that
+    `rlhf run --data` takes, whose own answers are. Without FILE: the embedded data.
+
+    rlhf score my_data.jsonl --reward verifier --reward length:max=300
+    """
+    from rlhf_core.config import EMBEDDED
+    from rlhf_core.plugins import Catalog
+    from rlhf_core.reward_spec import bind_all
+    from rlhf_core.scoring import answers, measuring
+    from rlhf_core.training.screen import Screen
+
+    if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):
+        raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder is not there"))
+    catalog, screen = Catalog(), Screen(quiet=as_json)
+    with _kept_clean() if as_json else nullcontext():
+        rewards = bind_all(_specs(source, reward), catalog)
+        if source in (None, EMBEDDED):
+            found = answers.read_embedded(
+                catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards)
+            )
+        else:
+            found = answers.read_answers(source, catalog, limit)
+        with screen.working(f"Scoring {len(found.rows):,} completions …"):
+            result = measuring.score(rewards, found)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        from rlhf_core.scoring import report
+
+        report.show(screen, result)
+    if html is not None:
+        from rlhf_core.scoring import page
+
+        try:
+            Path(html).write_bytes(page.render(result).encode("utf-8", "replace"))
+        except OSError as error:
+            raise UserError(f"--html {html}: {error.strerror}") from error
+        screen.say(f"\nPage     {html}", "bold")
+
+
+@contextmanager
+def _kept_clean() -> Iterator[None]:
+    """What rewards print, also in their own processes, goes to stderr: stdout is for the result alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:
+    """The rewards given, else those of the run that is scored."""
+    from rlhf_core.config import read_file
+    from rlhf_core.reward_spec import RewardSpec
+
+    entries: list = list(given)
+    if not entries and source is not None:
+        folder = Path(source).parent if Path(source).name == "samples.jsonl" else Path(source)
+        if (folder / "config.yaml").is_file():
+            written = read_file(folder / "config.yaml").get("reward") or []
+            entries = written if isinstance(written, list) else [written]
+    if not entries:
+        raise UserError("which reward? Write --reward NAME (rlhf rewards lists them)")
+    return [RewardSpec.read(entry) for entry in entries]

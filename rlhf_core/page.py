@@ -1,0 +1,42 @@
+"""The frame of every HTML page we write: one file that needs no network and no script, light or dark as the reader has
+it. Whoever fills it escapes what comes from data or models.
+
+    document("a and b compared", parts, STYLE_OF_ITS_OWN)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1d1f23; --soft: #5d6470; --line: #d9dde3; --card: #f5f6f8; --back: #fff;
+  --good: #1a7f4b; --bad: #b3362c; --even: #6b7280 }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa3af; --line: #353a42; --card: #1d2127;
+  --back: #131519; --good: #4cc38a; --bad: #f0776c; --even: #9aa3af } }
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC",
+  sans-serif }
+h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+p, dl { max-width: 60rem } .soft { color: var(--soft); font-size: .875rem }
+dl { display: grid; grid-template-columns: fit-content(38%) 1fr; gap: .15rem 1rem; font-size: .875rem }
+dt { color: var(--soft); overflow-wrap: anywhere } dd { margin: 0; overflow-wrap: anywhere }
+.note { border-left: 3px solid var(--line); padding-left: .8rem }
+details { border-top: 1px solid var(--line); padding: .6rem 0 } summary { cursor: pointer; overflow-wrap: anywhere }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 .8rem }
+"""
+
+
+def document(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A whole page under `title`, which is text; `parts` are HTML."""
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>",
+            f"<h1>{escape(title)}</h1>",
+            *parts,
+            "</body></html>\n",
+        ]
+    )

@@ -1,0 +1,418 @@
+"""`rlhf score`: rewards tried on completions that are there, without a model and without torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from click.testing import CliRunner
+from rich.cells import cell_len
+from rich.console import Console
+
+from rlhf_core.cli import rlhf
+from rlhf_core.errors import UserError
+from rlhf_core.plugins import Catalog
+from rlhf_core.reward_spec import RewardSpec, bind_all
+from rlhf_core.scoring import measuring, page, report, statistics
+from rlhf_core.scoring.advice import warnings
+from rlhf_core.scoring.answers import Answer, Answers, read_answers
+from rlhf_core.training.rewards import RewardRuntime
+from rlhf_core.training.screen import Screen
+from rlhf_core.training.tryout import try_rewards
+
+REWARDS = """
+import os, time
+def level(completions, level, **_): return level
+def answer_in(completions, answer, **_): return [float(a in c[0]["content"]) for c, a in zip(completions, answer)]
+def size(completions, **_): return [float(len(c[0]["content"])) for c in completions]
+def one(completions, **_): return [1.0] * len(completions)
+def odd(completions, level, **_):
+    for value in level:
+        if value % 2: raise ValueError(f"level {value} of '{value}' is odd")
+    return [float(value) for value in level]
+def broken(completions, **_): raise RuntimeError("no key")
+def loud(completions, **_):
+    print("printed")
+    os.write(1, b"written")
+    return [1.0] * len(completions)
+def asks(completions, trainer_state, log_metric, log_extra, completion_ids, **_):
+    log_metric("m", 1.0); log_extra("e", ["x"])
+    return [float(trainer_state.global_step + len(ids)) for ids in completion_ids]
+def rank(completions, level, **_):  # depends on the whole group
+    return [float(value == max(level)) for value in level]
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"r{tmp_path.name}.py").write_text(REWARDS)
+    return tmp_path
+
+
+@pytest.fixture
+def score(here, write_jsonl):
+    """score(rows, "level", …) -> the result of `rlhf score FILE --reward ./r.py:level … --json`."""
+
+    def run(rows: list, *rewards: str, arguments: tuple[str, ...] = ()) -> dict:
+        specs = [word for name in rewards for word in ("--reward", f"./r{here.name}.py:{name}")]
+        command = ["score", write_jsonl("d.jsonl", rows), *specs, "--json", *arguments]
+        result = CliRunner().invoke(rlhf, command, catch_exceptions=False, standalone_mode=False)
+        return json.loads(result.stdout)
+
+    return run
+
+
+def rows(*levels: float | None, prompt: str = "q") -> list[dict]:
+    return [{"prompt": prompt, "completion": f"answer {i}", "level": level} for i, level in enumerate(levels)]
+
+
+def test_what_is_said_of_a_reward_is_what_its_scores_are(score):
+    found = score([*rows(0.0, 1.0), *rows(0.5, 0.5, prompt="p"), *rows(None, prompt="n")], "level")
+    level = found["rewards"]["level"]
+    assert (found["completions"], found["groups"]) == (5, 3)
+    assert (level["scored"], level["not_applicable"], level["errors"]) == (4, 1, 0)
+    assert (level["mean"], level["min"], level["max"]) == (0.5, 0.0, 1.0)
+    assert level["std"] == pytest.approx(math.sqrt(0.125))
+    assert level["histogram"] == {"low": 0.0, "high": 1.0, "counts": [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]}
+    assert level["groups"] == {"compared": 2, "with_signal": 1}
+    assert [example["place"] for example in level["best"]][:1] == ["d.jsonl line 2"]
+    assert [example["score"] for example in level["worst"]][:1] == [0.0]
+
+
+def test_a_list_of_completions_is_a_group_with_the_columns_of_its_row(score):
+    row = {"prompt": [{"role": "user", "content": "q"}], "completions": ["flu", {"role": "assistant", "content": "x"}]}
+    found = score([{**row, "answer": "flu"}], "answer_in")["rewards"]["answer_in"]
+    assert found["groups"] == {"compared": 1, "with_signal": 1}
+    assert found["best"][0]["completion"] == "flu"
+
+
+def test_an_empty_completion_is_scored(score):
+    assert score([{"prompt": "q", "completion": ""}], "size")["rewards"]["size"]["mean"] == 0.0
+
+
+def test_of_pairs_both_answers_are_scored_and_compared(score):
+    pair = {"question": "q", "response_chosen": "long answer", "response_rejected": "no"}
+    other = {"question": "q", "response_chosen": "no", "response_rejected": "as"}
+    found = score([pair, other], "size")
+    assert found["layout"] == "layout preference"
+    assert found["rewards"]["size"]["pairs"] == {"chosen_higher": 1, "tied": 1, "rejected_higher": 0}
+    assert found["rewards"]["size"]["best"][0]["side"] == "chosen"
+
+
+def test_a_data_sets_own_answer_is_scored_with_the_columns_of_its_formatter(score):
+    found = score([{"question": "2+2?", "answer": "Two and two. #### 4"}], "answer_in")
+    assert found["rewards"]["answer_in"]["best"][0]["completion"] == "Two and two. #### 4"
+    assert found["rewards"]["answer_in"]["mean"] == 1.0  # of the result 4, which the formatter takes out
+
+
+def sample(step: int, completion: str, level: float) -> dict:
+    prompt = [{"role": "user", "content": "q"}]
+    columns = {"level": level, "step": "a column of the data"}
+    return {"step": step, "prompt": prompt, "completion": completion, "rewards": {"old": 9.0}, "columns": columns}
+
+
+def run_folder(here, samples: list[dict], reward: str):
+    (here / "run").mkdir()
+    (here / "run" / "config.yaml").write_text(json.dumps({"method": "grpo", "reward": [reward]}))
+    (here / "run" / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
+
+
+def test_a_runs_samples_are_groups_of_a_prompt_and_a_step_and_its_rewards_are_the_default(here):
+    samples = [sample(1, "a", 0.0), sample(1, "b", 1.0), sample(2, "c", 1.0), sample(2, "d", 1.0)]
+    run_folder(here, samples, f"./r{here.name}.py:level")
+    for source in ("run", "run/samples.jsonl"):
+        result = CliRunner().invoke(rlhf, ["score", source, "--json"], catch_exceptions=False)
+        found = json.loads(result.stdout)
+        assert found["rewards"]["level"]["groups"] == {"compared": 2, "with_signal": 1}, source
+
+
+def test_without_a_file_the_embedded_set_that_has_the_columns_is_scored():
+    for reward, expected in (("medical_format", "embedded preferences"), ("verifier", "embedded prompts")):
+        command = ["score", "--reward", reward, "--limit", "5", "--json"]
+        found = json.loads(CliRunner().invoke(rlhf, command, catch_exceptions=False).stdout)
+        assert found["source"] == expected
+        assert found["rewards"][reward]["scored"] > 0
+
+
+def test_limit_takes_the_first_rows(score):
+    assert score(rows(1.0, 2.0, 3.0), "level", arguments=("--limit", "2"))["rewards"]["level"]["max"] == 2.0
+
+
+def test_failures_are_counted_by_kind_with_the_first_message(score):
+    found = score(rows(1, 2, 3, 5, 6), "odd")["rewards"]["odd"]
+    assert (found["scored"], found["errors"]) == (2, 3)
+    assert found["failures"] == [
+        {"message": "ValueError: level 1 of '1' is odd", "place": "d.jsonl line 1", "count": 3}
+    ]
+
+
+def test_what_a_trainer_would_give_a_reward_has_a_stand_in(score):
+    found = score(rows(1, 2), "asks")
+    assert found["rewards"]["asks"]["mean"] == len("answer 0")
+    assert "asks takes completion_ids" in found["notes"][0]
+
+
+def test_a_group_is_in_one_batch_however_its_rows_are_spread(score, monkeypatch):
+    monkeypatch.setattr(measuring, "BATCH", 2)
+    spread = [{"prompt": f"p{i % 3}", "completion": f"c{i}", "level": i} for i in range(9)]
+    assert score(spread, "rank")["rewards"]["rank"]["mean"] == pytest.approx(3 / 9)
+
+
+def test_correlations_are_between_all_rewards_and_with_the_length(score):
+    levels = [{"prompt": "q", "completion": "x" * i, "level": -i} for i in range(25)]
+    found = score(levels, "level", "size", "one")
+    assert found["correlations"] == [
+        {"rewards": ["level", "size"], "spearman": pytest.approx(-1.0)},
+        {"rewards": ["level", "one"], "spearman": None},
+        {"rewards": ["size", "one"], "spearman": None},
+    ]
+    assert found["rewards"]["size"]["length_correlation"] == pytest.approx(1.0)
+    assert [text.partition(":")[0] for text in found["warnings"]] == [
+        "level follows the length (-1.00)",
+        "size follows the length (+1.00)",
+        "one gives every completion 1",
+    ]
+
+
+FINE = {
+    "scored": 100,
+    "not_applicable": 0,
+    "errors": 0,
+    "mean": 0.5,
+    "min": 0.0,
+    "max": 1.0,
+    "range": (0.0, 1.0),
+    "groups": {"compared": 10, "with_signal": 5},
+    "length_correlation": 0.8,
+    "seconds_per_batch": 5.0,
+}
+# what is different -> the warning; None: no warning
+ADVICE = [
+    ({}, None),
+    ({"errors": 25}, None),
+    ({"errors": 26}, "fails on 21%"),
+    ({"scored": 0, "not_applicable": 5, "min": None, "max": None}, "no score at all"),
+    ({"min": 0.5, "max": 0.5}, "gives every completion 0.5"),
+    ({"groups": {"compared": 10, "with_signal": 0}}, "alike, in each of 10 groups"),
+    ({"groups": {"compared": 0, "with_signal": 0}}, None),
+    ({"length_correlation": -0.81}, "shorter answers"),
+    ({"length_correlation": 0.81, "scored": 19}, None),
+    ({"length_correlation": None}, None),
+    ({"max": 1.5}, "declares scores from 0 to 1, and gave 0 to 1.5"),
+    ({"seconds_per_batch": 18.0}, "about 18 s a training step of 64 completions, 5.0 hours in 1,000 steps"),
+]
+
+
+@pytest.mark.parametrize(("different", "warning"), ADVICE)
+def test_advice(different, warning):
+    said = list(warnings("r", {**FINE, **different}, own=False))
+    assert len(said) == (warning is not None), said
+    assert warning is None or warning in said[0]
+
+
+def test_a_constant_score_of_the_datas_own_answers_is_no_reproach():
+    said = list(warnings("r", {**FINE, "min": 0.5, "max": 0.5}, own=True))
+    assert len(said) == 1
+    assert "each of the data's own answers 0.5" in said[0]
+
+
+def test_spearman_by_hand():
+    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: covariance 4.5, sums of squares 4.5 and 5
+    assert statistics.spearman([1, 2, 2, 9], [10, 30, 20, 1000]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert statistics.spearman([1, None, 2, 3], [3, 9, 2, 1]) == pytest.approx(-1.0)
+    assert statistics.spearman([1, 2], [1, 2]) is None
+    assert statistics.spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_histogram_edges():
+    tenths = [i / 10 for i in range(11)]
+    assert statistics.histogram(tenths, (0.0, 1.0)).counts == [1] * 9 + [2]
+    assert statistics.histogram([-0.8], (-1.0, 1.0)).counts == [0, 1] + [0] * 8  # although it is 0.9999999999999998
+    assert statistics.histogram([0.2, 3.0], (0.0, 1.0)).high == 3.0  # outside of what was declared
+    assert statistics.histogram([2.0, 2.0]).counts == [2] + [0] * 9
+    assert statistics.histogram([]) is None
+
+
+MISTAKES = {
+    "missing file": ("nowhere.jsonl", None, "nowhere.jsonl: there is no such file or folder"),
+    "empty file": ("a.jsonl", "", "a.jsonl: the file is empty"),
+    "no rows": ("a.json", "[]", "a.json: there is no row in it"),
+    "not JSON": ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{oops', "a.jsonl line 2 is not JSON"),
+    "no completion": (
+        "a.jsonl",
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}',
+        "a.jsonl line 2 has no completion; its columns: prompt",
+    ),
+    "no prompt": ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"completion": "b"}', "line 2 has no prompt"),
+    "a prompt alone": ("a.jsonl", '{"prompt": "a"}', "a.jsonl line 1 has no completion to score"),
+    "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion is text or a list of {role, content}"),
+    "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt is text or a list"),
+    "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions is a list of one or more, not 'b'"),
+    "no layout": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(case, here):
+    name, content, message = MISTAKES[case]
+    if content is not None:
+        (here / name).write_text(content)
+    with pytest.raises(UserError) as raised:
+        read_answers(str(here / name) if content is not None else name, Catalog())
+    assert message in str(raised.value)
+    assert "--data" not in str(raised.value)
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(rlhf, ["score", *arguments])
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+def test_mistakes_in_what_is_asked_for(here, write_jsonl):
+    file = write_jsonl("a.jsonl", [{"prompt": "q", "completion": "c", "age": 3, "sex": "f"}])
+    assert "which reward?" in refused(file)
+    assert "there is no reward 'lenght'. Did you mean 'length'" in refused(file, "--reward", "lenght")
+    missing = refused(file, "--reward", f"./r{here.name}.py:level")
+    assert "needs the column level" in missing
+    assert "Its columns: age, sex" in missing
+    all_failed = refused(file, "--reward", f"./r{here.name}.py:broken")
+    assert "every reward failed on all of its 1 completions:\n  broken: RuntimeError: no key" in all_failed
+    assert "its folder is not there" in refused(file, "--reward", "length", "--html", "no/where.html")
+    (here / "run").mkdir()
+    (here / "run" / "config.yaml").write_text("method: dpo\nreward: []")
+    assert "the run has no samples" in refused("run", "--reward", "length")
+
+
+def test_a_reward_that_fails_beside_one_that_does_not_is_reported(score):
+    found = score(rows(1.0, 2.0), "level", "broken")
+    assert found["rewards"]["broken"]["failures"][0]["count"] == 2
+    assert "broken fails on 100% of the completions" in found["warnings"][0]
+
+
+def process(*arguments: str, code: str = "") -> subprocess.CompletedProcess:
+    program = f"import sys\nfrom rlhf_core.cli import rlhf\nrlhf.main(sys.argv[1:], standalone_mode=False)\n{code}"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", program, "score", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=buffered)
+
+
+def test_json_is_alone_on_stdout_whatever_rewards_print(here, write_jsonl):
+    file = write_jsonl("a.jsonl", rows(1.0))
+    done = process(file, "--reward", f"./r{here.name}.py:loud", "--json")
+    assert json.loads(done.stdout)["completions"] == 1
+    assert "printed" in done.stderr
+    assert "written" in done.stderr
+
+
+def test_nothing_heavy_is_imported(here):
+    heavy = "{'torch', 'transformers', 'datasets', 'trl', 'peft', 'accelerate', 'numpy'}"
+    seen = f"print('@@', sorted({heavy} & set(sys.modules)), 'rlhf_core.training.rewards' in sys.modules)"
+    done = process("--reward", "medical_format", "--limit", "9", "--html", "p.html", code=seen)
+    assert done.stdout.splitlines()[-1] == "@@ [] True", done.stderr
+    assert "\x1b" not in done.stdout
+
+
+HOSTILE = "<script>x</script>\x1b[31m\u202e\ud800 [bold]中文"
+
+
+def scored(here, *names: str) -> dict:
+    specs = [RewardSpec.parse(f"{here}/r{here.name}.py:{name}") for name in names]
+    prompt, completion = ([{"role": role, "content": HOSTILE}] for role in ("user", "assistant"))
+    made = [Answer(f"line {i}", prompt, completion, {"level": i}, "g") for i in range(4)]
+    return measuring.score(bind_all(specs, Catalog()), Answers("source", "completions", made))
+
+
+def test_the_screen_shows_control_characters_and_keeps_to_its_width(here):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, width=40, highlight=False)
+    report.show(Screen(console=console), scored(here, "level", "odd"))
+    text = stream.getvalue()
+    shown = [line for line in text.splitlines() if "<script>" in line and line.startswith(" " * 10)]
+    assert shown[0] == "          <script>x</script>␛[31m\\u202e…"
+    assert cell_len(shown[0]) == 40
+    assert not {"\x1b", "\u202e", "\ud800"} & set(text)
+    assert "2 × ValueError: level 1 of '1' is odd (first: line 1)" in text
+
+
+def test_a_histogram_fits_and_shows_what_is_rare():
+    assert report.bars([1000, 0, 0, 0, 0, 0, 0, 0, 0, 1]) == "██················▁▁"
+    assert len(report.bars([5] * 10)) == 20
+
+
+class Checker(HTMLParser):
+    """Collects tags, and whether each that was opened is closed in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "!doctype"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_needs_no_network_and_escapes_all_text(here):
+    html = page.render(scored(here, "level", "odd", "size"))
+    checker = Checker()
+    checker.feed(html)
+    assert checker.open == []
+    assert "script" not in {tag for tag, _ in checker.seen}
+    assert not [attrs for _, attrs in checker.seen if {"src", "href"} & attrs.keys()]
+    assert "&lt;script&gt;" in html
+    assert "prefers-color-scheme: dark" in html
+    assert "2 × " not in html
+    assert "<td>2</td><td>ValueError: level 1 of &#x27;1&#x27; is odd</td>" in html
+
+
+def test_the_page_is_written_even_of_text_that_is_no_unicode(here, write_jsonl):
+    (here / "a.jsonl").write_text(json.dumps({"prompt": "q", "completion": HOSTILE}))
+    done = CliRunner().invoke(rlhf, ["score", "a.jsonl", "--reward", "length", "--html", "p.html"])
+    assert done.exit_code == 0, done.exception
+    assert "Rewards on a.jsonl" in (here / "p.html").read_text()
+
+
+def tried(here, data: list[dict], name: str) -> list[tuple[str, str]]:
+    rewards = bind_all([RewardSpec.parse(f"{here}/r{here.name}.py:{name}")], Catalog())
+    found = try_rewards(data, RewardRuntime(rewards, lambda ids: ""), lambda text: list(map(ord, text)))
+    return [(label, text.rpartition(", ")[0] if label == "Tried" else text) for label, text in found.lines()]
+
+
+def test_before_training_rewards_are_tried_on_the_first_rows_answers(here):
+    data = [{"prompt": [{"role": "user", "content": "q"}], "answer": "x" * i, "level": i} for i in range(1, 9)]
+    assert tried(here, data, "size") == [("Tried", "size on 4 reference answers: 1.000 to 4.000")]
+    assert tried(here, data[:1], "size") == [("Tried", "size on 1 reference answer: 1.000")]
+    partly = "odd on 4 reference answers: 2.000 to 4.000, failed on 2: ValueError: level 1 of '1' is odd"
+    assert tried(here, data, "odd") == [("Tried", partly)]
+    broken = ("Warning", "reward broken failed on each of 4 reference answers: RuntimeError: no key")
+    assert tried(here, data, "broken") == [broken]
+    assert tried(here, data, "asks")[0][0] == "Tried"
+    without = [{key: row[key] for key in ("prompt", "level")} for row in data]
+    assert tried(here, without, "size") == [("Tried", "size on 4 made-up answers: 4.000")]
+
+
+def test_a_conversation_is_tried_with_its_last_answer(here):
+    turns = [("user", "q"), ("assistant", "long answer"), ("user", "q"), ("assistant", "abc")]
+    data = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
+    assert tried(here, data, "size") == [("Tried", "size on 1 reference answer: 3.000")]
+
+
+def test_a_run_tells_of_a_reward_that_always_fails_and_goes_on(here, tiny_model, write_jsonl):
+    file = write_jsonl("a.jsonl", [{"question": "q", "answer": "a"}] * 4)
+    command = ["run", "--method", "grpo", "--reward", f"./r{here.name}.py:broken", "--data", file]
+    result = CliRunner().invoke(rlhf, [*command, "--model", str(tiny_model), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "Warning reward broken failed on each of 4 reference answers: RuntimeError: no key" in result.output
+    assert "reward broken of the reference answer 'a': RuntimeError: no key" in result.output
