@@ -6,16 +6,21 @@ asked for it. `RLHF_DISABLE_PLUGINS=a,b` leaves distributions out.
 
 from __future__ import annotations
 
+import email.message
+import email.parser
+import functools
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
@@ -29,10 +34,24 @@ HOOKS = {
     "commands": "rlhf_commands",
 }
 
+STATES = ("ok", "disabled", "core version unmet", "module missing", "failed", "duplicate name")
+
+
+class Point(NamedTuple):
+    """One of our entry points, with the metadata of its distribution."""
+
+    kind: str
+    name: str
+    module: str
+    fields: email.message.Message
+
 
 @dataclass(frozen=True)
 class Entry:
-    """What the metadata tells of one plugin. `problem` is None, or why it can't be used as it stands."""
+    """What the metadata tells of one plugin. `problem` is None, or why it can't be used as it stands.
+
+    `state` is the problem in a word or two: one of `STATES`.
+    """
 
     kind: str
     name: str
@@ -41,6 +60,12 @@ class Entry:
     version: str
     summary: str
     problem: str | None = None
+    state: str = "ok"
+
+    @property
+    def detail(self) -> str:
+        """One line for a listing: the problem, unless the state says it all, else the summary."""
+        return self.summary if self.problem in (None, "disabled") else " ".join(self.problem.split())
 
 
 class Catalog:
@@ -49,11 +74,14 @@ class Catalog:
     def __init__(self) -> None:
         self._managers: dict[str, pluggy.PluginManager] = {}
         self._entries: dict[str, list[Entry]] = {}
+        self._points: list[Point] | None = None
 
     def entries(self, kind: str) -> list[Entry]:
         """All plugins of a kind, sorted by name, importing none."""
         if kind not in self._entries:
-            found = sorted(_read_entries(kind), key=lambda e: (e.name, e.distribution))
+            if self._points is None:
+                self._points = list(_read_points())
+            found = sorted(_read_entries(kind, self._points), key=lambda e: (e.name, e.distribution))
             self._entries[kind] = [_with_duplicates(entry, found) for entry in found]
         return self._entries[kind]
 
@@ -61,8 +89,12 @@ class Catalog:
         """The plugin called `name` or `distribution/name`. Raises `UserError` that says what there is."""
         distribution, _, short = name.rpartition("/")
         entries = self.entries(kind)
-        same = [e for e in entries if e.name == short and (not distribution or _same(e.distribution, distribution))]
-        usable = [e for e in same if e.problem != "disabled"]
+        same = [
+            e
+            for e in entries
+            if e.name == short and (not distribution or normalize(e.distribution) == normalize(distribution))
+        ]
+        usable = [e for e in same if e.state != "disabled"]
         if not same:
             known = ", ".join(dict.fromkeys(e.name for e in entries)) or "none"
             raise UserError(
@@ -90,7 +122,10 @@ class Catalog:
 
     def load_callbacks(self, name: str, run: Any) -> list[Any]:
         """The trainer callbacks that the plugin `name` makes for `run`."""
-        return self._collect(self.find("callbacks", name), run=run)
+        entry = self.find("callbacks", name)
+        callbacks = self._collect(entry, run=run)
+        _record(entry, None)
+        return callbacks
 
     def _collect(self, entry: Entry, **arguments: Any) -> list[Any]:
         """Everything that the hook of this entry's module returns, as one list."""
@@ -127,45 +162,82 @@ class Catalog:
         )
 
 
-def _read_entries(kind: str) -> Iterator[Entry]:
-    disabled = {name.strip() for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",") if name.strip()}
-    failures = _read_failures()
-    for point in importlib.metadata.entry_points(group=f"rlhf.{kind}"):
-        distribution = point.dist
-        if distribution is None:  # an entry point without one can't be named, nor can it be installed
+def _read_points() -> Iterator[Point]:
+    """Every entry point of ours, in one pass over the environment that parses the metadata of plugins only."""
+    seen = set()
+    for distribution in importlib.metadata.distributions():
+        points = distribution.read_text("entry_points.txt") or ""
+        if "[rlhf." not in points:
             continue
-        data = distribution.metadata
-        entry = Entry(kind, point.name, point.module, data["Name"], data["Version"], data["Summary"] or "")
-        problem: str | None
-        if any(_same(entry.distribution, name) for name in disabled):
-            problem = "disabled"
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        fields = email.parser.HeaderParser().parsestr(text.partition("\n\n")[0])  # what follows is the README
+        name = fields["Name"]
+        if not name or normalize(name) in seen:  # what has no name can't be named, and of two the first is imported
+            continue
+        seen.add(normalize(name))
+        for kind, point, module in _points_of(points):
+            yield Point(kind, point, module, fields)
+
+
+def _points_of(text: str) -> Iterator[tuple[str, str, str]]:
+    """(kind, name, module) of each of our lines in an entry_points.txt; the module of a line that is none is empty."""
+    kind = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            group = line.strip("[] ")
+            kind = group.removeprefix("rlhf.") if group.startswith("rlhf.") else ""
+        elif kind and line and line[0] not in "#;":
+            name, _, value = line.partition("=")
+            yield kind, name.strip(), re.split(r"[:\[]", value)[0].strip()
+
+
+def _read_entries(kind: str, points: list[Point]) -> Iterator[Entry]:
+    disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
+    failures = _read_failures()
+    for point in points:
+        fields = point.fields
+        if point.kind != kind:
+            continue
+        version, summary = fields["Version"] or "", " ".join((fields["Summary"] or "").split())
+        entry = Entry(kind, point.name, point.module, fields["Name"], version, summary)
+        if normalize(entry.distribution) in disabled:
+            yield replace(entry, problem="disabled", state="disabled")
+        elif unmet := _core_unmet(tuple(fields.get_all("Requires-Dist", []))):
+            yield replace(entry, problem=unmet, state="core version unmet")
+        elif missing := _module_missing(entry.module):
+            yield replace(entry, problem=missing, state="module missing")
+        elif failure := failures.get(_failure_key(entry)):
+            yield replace(entry, problem=failure, state="failed")
         else:
-            problem = (
-                _core_unmet(distribution.requires or [])
-                or _module_missing(entry.module)
-                or failures.get(_failure_key(entry))
-            )
-        yield Entry(**{**entry.__dict__, "problem": problem})
+            yield entry
 
 
 def _with_duplicates(entry: Entry, entries: list[Entry]) -> Entry:
-    others = [e.distribution for e in entries if e.name == entry.name and e is not entry and e.problem != "disabled"]
+    others = [e.distribution for e in entries if e.name == entry.name and e is not entry and e.state != "disabled"]
     if not others or entry.problem:
         return entry
-    return Entry(**{**entry.__dict__, "problem": f"also offered by {', '.join(others)}: write {entry.distribution}/…"})
+    problem = f"also offered by {', '.join(others)}: write {entry.distribution}/{entry.name}"
+    return replace(entry, problem=problem, state="duplicate name")
 
 
-def _core_unmet(requirements: list[str]) -> str | None:
+@functools.cache
+def _core_unmet(requirements: tuple[str, ...]) -> str | None:
     """What a distribution asks of rlhf-core and does not get."""
     for text in requirements:
-        if not text.lower().replace("_", "-").startswith("rlhf-core"):
+        if not normalize(text).startswith("rlhf-core"):
             continue
-        from packaging.requirements import Requirement
+        from packaging.requirements import InvalidRequirement, Requirement
 
         from rlhf_core import __version__
 
-        requirement = Requirement(text)
-        if not requirement.specifier.contains(__version__, prereleases=True):
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            return f"needs {text!r}, which is no requirement"
+        if normalize(requirement.name) != "rlhf-core":
+            continue
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and not requirement.specifier.contains(__version__, prereleases=True):
             return f"needs rlhf-core{requirement.specifier}, this is {__version__}"
     return None
 
@@ -193,9 +265,9 @@ def _name_of(kind: str, found: Any) -> str | None:
     return found.name
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two spellings name the same distribution (PEP 503)."""
-    return one.lower().replace("_", "-").replace(".", "-") == other.lower().replace("_", "-").replace(".", "-")
+def normalize(name: str) -> str:
+    """The one spelling of a distribution's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _describe(error: BaseException) -> str:

@@ -17,10 +17,10 @@ COMMANDS = {
     "pipeline": ("pipeline", "pipeline", "Run several stages, each feeding the next."),
     "merge": ("merge", "merge", "Put a trained adapter into its base model."),
     "chat": ("chat", "chat", "Talk with a model in the terminal."),
-    "methods": ("listings", "methods", "List the installed training methods."),
-    "rewards": ("listings", "rewards", "List the installed rewards."),
-    "formatters": ("listings", "formatters", "List the data layouts that are understood."),
-    "plugins": ("listings", "plugins", "List all plugins and their state, or check them."),
+    "methods": ("listings", "methods", "List the installed training methods, or show one."),
+    "rewards": ("listings", "rewards", "List the installed rewards, or show one."),
+    "formatters": ("listings", "formatters", "List the data layouts that are understood, or show one."),
+    "plugins": ("plugins", "plugins", "List, check, write, install and remove plugins."),
 }
 
 

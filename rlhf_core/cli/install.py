@@ -1,0 +1,172 @@
+"""`rlhf plugins install` and `uninstall`: pip, with the training libraries held at the versions that are installed.
+
+    rlhf plugins install rlhf-reward-brevity
+    rlhf plugins install -e ./rlhf-reward-brevity
+    rlhf plugins uninstall brevity
+
+No plugin is imported, so a broken one can be removed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlhf_core.cli.table import table
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.plugins import HOOKS, Catalog, Entry, normalize
+
+# What a plugin may not move under a trained model or a run that is to be resumed.
+PINNED = ("rlhf-core", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+
+
+# -h is left to pip's short options: -rhere.txt is no call for help
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="SPEC… [PIP OPTIONS]")
+def install(arguments: tuple[str, ...]) -> None:
+    """Install plugins with pip, and leave the training libraries as they are.
+
+    rlhf plugins install rlhf-reward-brevity
+
+    SPEC and options are pip's: names, folders, git+https://…, --upgrade, --editable FOLDER, --dry-run. Versions of the
+    core, torch and the libraries around it stay what they are; a plugin that needs others is refused.
+    """
+    before = {_key(entry) for entry in listed()}
+    pins = pinned()
+    with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
+        code, said = run_pip("install", "--constraint", str(constraints), *arguments)
+    if code:
+        raise UserError(explain(said, pins))
+    if "--dry-run" in arguments:
+        return
+    found = [entry for entry in listed() if _key(entry) not in before]
+    if not found:
+        click.echo("\nNo plugin is new or has another version: rlhf plugins lists all.")
+        return
+    click.echo("\nNew plugins:")
+    rows = [(e["kind"][:-1], e["name"], e["distribution"], e["version"], e["state"], _detail(e)) for e in found]
+    whole = [number for number, entry in enumerate(found) if entry["problem"]]
+    table(("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"), rows, whole)
+
+
+def pinned() -> dict[str, str]:
+    """The installed versions of what a plugin may not move, with local labels such as +cpu."""
+    versions = {}
+    for name in PINNED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def run_pip(*arguments: str) -> tuple[int, str]:
+    """(exit code, all that pip said). It is shown as it comes, but for the lines about what is installed already.
+
+    Raises `UserError` where there is no pip.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(
+            f"this environment has no pip. Add it with {sys.executable} -m ensurepip, or use your own installer, as in "
+            "uv pip install NAME"
+        )
+    command = [sys.executable, "-m", "pip", arguments[0], "--disable-pip-version-check", *arguments[1:]]
+    said = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            if not line.startswith("Requirement already satisfied"):
+                click.echo(line, nl=False)
+            said.append(line)
+    return pip.returncode, "".join(said)
+
+
+def explain(said: str, pins: dict[str, str]) -> str:
+    """Why pip failed: which plugin wanted a pinned package at another version, or that pip said why."""
+    wanted = []
+    for who, need in re.findall(r"^\s*(\S.*?) depends on (\S.*)$", said, re.MULTILINE):
+        name = normalize(re.split(r"[\s\[<>=!~;@(]", need, maxsplit=1)[0])
+        if name in pins:
+            wanted.append(f"{who} needs {need.strip()}, and {name} {pins[name]} is installed")
+    asked = re.findall(r"\(constraint\) ([\w.-]+)==", said)
+    if not wanted:
+        wanted = [f"another {name} than the installed {pins[name]} is needed" for name in asked if name in pins]
+    if not wanted:
+        return "pip did not install it: see above"
+    return (
+        f"{'; '.join(dict.fromkeys(wanted))}. It is pinned, so that a plugin can't change the libraries that runs are "
+        "trained with. Take a version of the plugin that fits, or change it knowingly, with pip itself: pip install …"
+    )
+
+
+def listed() -> list[dict[str, Any]]:
+    """The plugins that a new process finds: this one would miss an editable one that was just installed."""
+    command = [sys.executable, "-P", "-m", "rlhf_core", "plugins", "list", "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, ...]:
+    return entry["kind"], entry["name"], entry["distribution"], entry["version"]
+
+
+def _detail(entry: dict[str, Any]) -> str:
+    return Entry(**entry).detail
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--yes", "-y", is_flag=True, help="Don't ask.")
+def uninstall(names: tuple[str, ...], yes: bool) -> None:
+    """Remove the distributions of plugins, given by their own name or the name of a plugin.
+
+    rlhf plugins uninstall brevity
+    """
+    entries = [entry for kind in HOOKS for entry in Catalog().entries(kind)]
+    chosen = list(dict.fromkeys(find_distribution(name, entries) for name in names))
+    for distribution in chosen:
+        holds = ", ".join(f"{e.kind[:-1]} {e.name}" for e in entries if e.distribution == distribution)
+        click.echo(f"{distribution} holds: {holds}")
+    if not yes:
+        if not _in_terminal():
+            raise UserError(f"to remove {', '.join(chosen)} without being asked, add --yes")
+        click.confirm(f"Remove {', '.join(chosen)}?", abort=True)
+    code, _ = run_pip("uninstall", "--yes", *chosen)
+    if code:
+        raise UserError("pip did not remove it: see above")
+
+
+def find_distribution(name: str, entries: Sequence[Entry]) -> str:
+    """The distribution that `name` means: its own name, a plugin's, or `distribution/plugin`."""
+    if normalize(name) == "rlhf-core":
+        raise UserError("rlhf-core is the trainer itself, no plugin. To remove it: pip uninstall rlhf-core")
+    distribution, _, short = name.rpartition("/")
+    for entry in entries:
+        if normalize(entry.distribution) == normalize(distribution or name) and (
+            not distribution or entry.name == short
+        ):
+            return entry.distribution
+    found = list(dict.fromkeys(e.distribution for e in entries if not distribution and e.name == name))
+    if len(found) > 1:
+        raise UserError(f"{name!r} is offered by {' and '.join(found)}: give the name of one of them")
+    if not found:
+        known = {e.name for e in entries} | {e.distribution for e in entries}
+        raise UserError(f"no plugin is called {name!r}.{did_you_mean(name, known)} rlhf plugins lists all.")
+    return found[0]
+
+
+def _in_terminal() -> bool:
+    return sys.stdin.isatty()

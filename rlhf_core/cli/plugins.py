@@ -1,0 +1,72 @@
+"""`rlhf plugins`: every plugin with its state, and the commands that check, write, install and remove plugins.
+
+Nothing here imports a plugin, so a broken one can always be listed and removed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict
+
+import click
+
+from rlhf_core.cli.table import print_json, table
+from rlhf_core.plugins import HOOKS, Catalog
+
+# name -> (module, attribute, help line)
+COMMANDS = {
+    "list": ("plugins", "list_plugins", "List every plugin with its state."),
+    "check": ("check", "check", "Import plugins and report those that fail."),
+    "new": ("new", "new", "Write the package of a new plugin."),
+    "install": ("install", "install", "Install plugins, and leave the training libraries as they are."),
+    "uninstall": ("install", "uninstall", "Remove plugins."),
+    "freeze": ("freeze", "freeze", "Print the installed plugins as requirements."),
+}
+
+
+class PluginCommands(click.Group):
+    """Finds commands in the table above, and imports only the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        return getattr(importlib.import_module(f"rlhf_core.cli.{module}"), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=PluginCommands, invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool) -> None:
+    """List all plugins and their state, or check, write, install and remove them."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_plugins, as_json=as_json)
+    elif as_json:
+        raise click.UsageError(f"--json goes after the command: rlhf plugins {ctx.invoked_subcommand} --json")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_plugins(as_json: bool) -> None:
+    """List every plugin with its state, importing none.
+
+    A plugin that is not ok has the reason in place of its summary.
+    """
+    catalog = Catalog()
+    entries = [entry for kind in HOOKS for entry in catalog.entries(kind)]
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+        return
+    if not entries:
+        click.echo("No plugins are installed.")
+        return
+    rows = [(e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail) for e in entries]
+    whole = [number for number, entry in enumerate(entries) if entry.problem]
+    table(("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"), rows, whole)
