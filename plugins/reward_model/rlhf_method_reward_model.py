@@ -86,6 +86,11 @@ def _joined(rows, run):
     )
 
 
+def _writable(text: str) -> str:
+    """Tokenizers take no lone surrogates, which data may have."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class RewardModelScore:
     """The score that a trained reward model gives to a prompt with its answer: any number, higher is better.
 
@@ -113,13 +118,15 @@ class RewardModelScore:
         return scores
 
     def encode(self, prompts, completions: list[str]) -> list[list[int]]:
-        """Token ids of each prompt with its answer and an end token, as in training."""
+        """Token ids of each prompt with its answer and an end token, as in training; the last, where not all fit."""
         from rlhf_core.training import encode
 
         rows = []
         for prompt, text in zip(prompts, completions, strict=True):
-            before, answer = encode.answered(self.tokenizer, prompt, [{"role": "assistant", "content": text}])
-            rows.append(before + answer)
+            turns = [{**message, "content": _writable(message["content"])} for message in prompt]
+            reply = [{"role": "assistant", "content": _writable(text)}]
+            before, answer = encode.answered(self.tokenizer, turns, reply)
+            rows.append((before + answer)[-self.tokenizer.model_max_length :])
         return rows
 
     def _load(self) -> None:

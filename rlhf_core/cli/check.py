@@ -1,38 +1,131 @@
-"""`rlhf plugins check`: import plugins, each in a process of its own."""
+"""`rlhf plugins check`: the conformance kit from the shell, each plugin in a process of its own."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.plugins import HOOKS, Catalog, Entry
+
+if TYPE_CHECKING:
+    from rlhf_core.testing.report import Report
+
+SECONDS = 600  # that one plugin may take
+Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry where it is installed
 
 
 @click.command()
 @click.argument("names", nargs=-1)
-def check(names: tuple[str, ...]) -> None:
-    """Import plugins, each in a process of its own, and report those that fail. Without NAMES, all of them."""
-    catalog = Catalog()
-    entries = [
-        e for kind in HOOKS if kind != "callbacks" for e in catalog.entries(kind) if not names or e.name in names
-    ]
-    if unknown := set(names) - {e.name for e in entries}:
-        raise click.UsageError(f"not installed: {', '.join(sorted(unknown))}")
-    failed = [entry for entry in entries if entry.problem != "disabled" and not _check(entry)]
-    if failed:
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+def check(names: tuple[str, ...], as_json: bool) -> None:
+    """Check plugins against the rules of their kind, and say what to mend.
+
+    NAMES are installed plugins, as NAME or DISTRIBUTION/NAME, or rewards as --reward takes them: length:min=100 or
+    ./my_rewards.py:brief. With names, every rule is shown; without, all plugins are checked, a line each.
+    """
+    subjects = list(_named(names) if names else _all())
+    found: list[tuple[Subject, Report]] = []
+    for subject in subjects:
+        report = _examine(subject)
+        found.append((subject, report))
+        if not as_json:
+            click.echo(_text(subject, report) if names else _line(subject, report))
+    broken = sum(bool(report.failed) for _, report in found)
+    if as_json:
+        click.echo(json.dumps([_values(*each) for each in found], indent=1, ensure_ascii=False))
+    elif not names:
+        click.echo(f"{len(found)} plugins, {broken} of them with broken rules")
+        if broken:
+            click.echo("What to mend: rlhf plugins check NAME")
+    # A plugin asked for by name that could not be checked is no success either.
+    if broken or (names and not all(report.ok for _, report in found)):
         raise SystemExit(1)
 
 
-def _check(entry: Entry) -> bool:
-    code = (
-        "import sys; from rlhf_core.plugins import Catalog; from rlhf_core.errors import UserError\n"
-        "try: Catalog().load(*sys.argv[1:])\n"
-        "except UserError as error: sys.exit(str(error))"
+def _all() -> Iterator[Subject]:
+    catalog = Catalog()
+    for kind in HOOKS:
+        for entry in catalog.entries(kind):
+            if entry.problem != "disabled":
+                yield kind, f"{entry.distribution}/{entry.name}", entry
+
+
+def _named(names: tuple[str, ...]) -> Iterator[Subject]:
+    """The plugins of these names, whatever their kind. Raises `UserError` for one that is not there."""
+    catalog = Catalog()
+    for name in names:
+        if ":" in name or name.endswith(".py"):
+            yield "rewards", name, None
+            continue
+        short = name.rpartition("/")[2]
+        kinds = [kind for kind in HOOKS if any(entry.name == short for entry in catalog.entries(kind))]
+        if not kinds:
+            known = {entry.name for kind in HOOKS for entry in catalog.entries(kind)}
+            raise UserError(f"there is no plugin {name!r}.{did_you_mean(short, known)} rlhf plugins lists them.")
+        for kind in kinds:
+            yield kind, name, catalog.find(kind, name)
+
+
+def _examine(subject: Subject) -> Report:
+    """The report from a process of its own: a plugin that ends it, or never ends, is that plugin's fault."""
+    from rlhf_core.testing.report import Report
+
+    kind, target, _ = subject
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "rlhf_core.testing", kind, target, str(file)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return _ended(subject, f"it took over {SECONDS} s")
+        if not file.is_file():
+            last = done.stdout.decode(errors="replace").strip().splitlines()[-3:]
+            return _ended(subject, "\n".join([f"its process ended with exit code {done.returncode}", *last]))
+        return Report.of(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _ended(subject: Subject, reason: str) -> Report:
+    from rlhf_core.testing.report import Report
+
+    report = Report(subject[0][:-1], subject[1])
+    report.rule("can be checked to the end").fault(reason)
+    return report
+
+
+def _title(subject: Subject) -> str:
+    kind, target, entry = subject
+    return f"{kind[:-1]} {entry.name} ({entry.distribution} {entry.version})" if entry else f"{kind[:-1]} {target}"
+
+
+def _text(subject: Subject, report: Report) -> str:
+    lines = [line for result in report.results for line in result.lines()]
+    return "\n".join([click.style(_title(subject), bold=True), *lines, f"{_mark(report)} {report.verdict}\n"])
+
+
+def _line(subject: Subject, report: Report) -> str:
+    first = (
+        f"; the first: {report.failed[0].rule}: {report.failed[0].faults[0].splitlines()[0]}" if report.failed else ""
     )
-    command = [sys.executable, "-c", code, entry.kind, f"{entry.distribution}/{entry.name}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    state = "ok" if result.returncode == 0 else (result.stderr.strip() or f"ended with code {result.returncode}")
-    click.echo(f"{entry.kind[:-1]} {entry.name} ({entry.distribution}): {state}")
-    return result.returncode == 0
+    return f"{_mark(report)} {_title(subject)}: {report.verdict}{first}"
+
+
+def _mark(report: Report) -> str:
+    return "–" if report.unmet else "✗" if report.failed else "✓"
+
+
+def _values(subject: Subject, report: Report) -> dict[str, Any]:
+    _, target, entry = subject
+    origin = {"distribution": entry.distribution, "version": entry.version} if entry else {}
+    return {**report.as_dict(), "name": entry.name if entry else target, **origin}

@@ -1,11 +1,55 @@
-"""Help for testing plugins without a GPU or a network."""
+"""The conformance kit: what every plugin must keep to, checked from pytest or from the shell, without GPU or network.
+
+    from rlhf_core.testing import check_formatter, check_method, check_reward
+
+    def test_my_reward():
+        check_reward("my_reward")
+
+    rlhf plugins check my_reward
+
+Each function raises `AssertionError` that lists every rule that is broken, each with what to do, and returns its
+`Report` otherwise. The rules are those of this version of the core. `tiny_model` makes a model that trains a step in
+milliseconds, for a plugin's own tests.
+"""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+from typing import Any
 
-from rlhf_core import embedded
+from rlhf_core import __version__
+from rlhf_core.testing.report import Report
+
+__all__ = ["VERSION", "Report", "check_formatter", "check_method", "check_reward", "tiny_model"]
+
+VERSION = __version__
+
+
+def check_reward(target: str, **parameters: Any) -> Report:
+    """Check a reward, given as `--reward` takes it: an installed name, `package.module:attribute` or `./file.py:name`.
+
+    Its examples are the golden cases in `MODULE_golden.jsonl` beside its module, or `golden.jsonl` inside its package.
+    """
+    from rlhf_core.testing import rewards
+
+    return rewards.examine(target, parameters).verified()
+
+
+def check_method(name: str) -> Report:
+    """Check an installed method by real runs of a few steps on a tiny model; needs the training stack."""
+    from rlhf_core.testing import methods
+
+    return methods.examine(name).verified()
+
+
+def check_formatter(name: str) -> Report:
+    """Check an installed formatter.
+
+    Its examples are in `MODULE_examples.jsonl` beside its module, or `examples/NAME.jsonl` inside its package.
+    """
+    from rlhf_core.testing import formatters
+
+    return formatters.examine(name).verified()
 
 
 def tiny_model(folder: Path) -> Path:
@@ -13,23 +57,6 @@ def tiny_model(folder: Path) -> Path:
 
     It has everything a real model folder has and trains a step in milliseconds.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from rlhf_core.testing.tiny import write
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in embedded.MODEL.iterdir():
-        if file.suffix != ".safetensors":
-            shutil.copy(file, folder)
-    config = AutoConfig.from_pretrained(
-        embedded.MODEL,
-        num_hidden_layers=2,
-        layer_types=["full_attention"] * 2,
-        hidden_size=32,
-        intermediate_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
+    return write(folder)

@@ -1,0 +1,202 @@
+"""The rules that every formatter keeps: `rlhf_core.testing.check_formatter`, `rlhf plugins check NAME`.
+
+Rows are read, converted and refused by the code that does so in a run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.data_spec import DataSpec
+from rlhf_core.errors import UserError
+from rlhf_core.formatter import Example, Formatter
+from rlhf_core.plugins import Catalog, Entry
+from rlhf_core.testing import imports
+from rlhf_core.testing.report import Report, Result
+from rlhf_core.training.data import Need, choose_formatter, load, project
+from rlhf_core.training.sources import Row, read_file
+
+NEEDS: tuple[Need, ...] = ("preferences", "conversations", "prompts")
+ROLES = ("system", "user", "assistant", "tool")
+WRONG = {"missing": None, "None": None, "a truth value instead of text": True}
+
+
+def examine(name: str) -> Report:
+    """All rules for the installed formatter `name`."""
+    report = Report("formatter", name)
+    catalog = Catalog()
+    rule = report.rule("is found, and declares its columns")
+    try:
+        formatter, entry = catalog.load("formatters", name)
+        rows = examples(entry)
+    except UserError as error:
+        rule.fault(str(error))
+        return report
+    if not isinstance(formatter, Formatter):
+        rule.fault(f"rlhf_formatters returned {type(formatter).__name__}: return Formatter(name, columns, convert)")
+        return report
+    if not formatter.columns or isinstance(formatter.columns, str):
+        rule.fault("columns is empty or text: give the set of the columns that a row of this layout has")
+    imports.examine(report, entry.module)
+    rule = report.rule("has example rows")
+    if not rows:
+        rule.fault(f"{_files(entry)[0]} is missing or empty: write rows of this layout there, one JSON object a line")
+        return report
+    rule.note(f"{len(rows)} in {rows[0].place.rpartition(' line ')[0]}")
+    _converts(report.rule("converts them to valid examples"), formatter, rows)
+    if report.failed:
+        return report
+    _found(report.rule("is found by their columns"), entry, rows, catalog)
+    _refuses(report.rule("leaves other formatters' rows to them"), entry, catalog)
+    _names_bad_rows(report.rule("names the row that it can't convert"), entry, formatter, rows, catalog)
+    return report
+
+
+def examples(entry: Entry) -> list[Row]:
+    """The example rows of an installed formatter. Raises `UserError` for a file that can't be read."""
+    for file in _files(entry):
+        if file.is_file() and file.stat().st_size:
+            return list(_own(read_file(file), entry.name))
+    return []
+
+
+def _own(rows: list[Row], name: str) -> Iterator[Row]:
+    """In a file that serves several, `{"formatter": NAME, "row": {…}}`; else the rows themselves."""
+    for row in rows:
+        if row.values.keys() != {"formatter", "row"}:
+            yield row
+        elif row.values["formatter"] == name:
+            yield Row(row.place, row.values["row"])
+
+
+def _files(entry: Entry) -> list[Path]:
+    """Where the examples may be, the first being where they belong."""
+    found = importlib.util.find_spec(entry.module)
+    if found is None or found.origin is None:
+        raise UserError(f"there is no module {entry.module}")
+    module = Path(found.origin)
+    if module.name != "__init__.py":
+        return [module.with_name(f"{module.stem}_examples.jsonl")]
+    return [module.parent / "examples" / f"{entry.name}.jsonl", module.parent / "examples.jsonl"]
+
+
+def _converts(rule: Result, formatter: Formatter, rows: list[Row]) -> None:
+    serves: dict[str, None] = {}
+    for row in rows:
+        before = json.dumps(row.values, sort_keys=True)
+        try:
+            example = formatter.convert(row.values)
+        except Exception as error:
+            rule.fault(f"{row.place}: {type(error).__name__}: {error}")
+            continue
+        if json.dumps(row.values, sort_keys=True) != before:
+            rule.fault(f"{row.place}: convert changed the row: work on a copy")
+        if problem := _problem(example):
+            rule.fault(f"{row.place}: {problem}")
+        else:
+            serves |= dict.fromkeys(need for need in NEEDS if _serves(row, formatter, need))
+    if serves:
+        rule.note(f"serves {', '.join(serves)}")
+    elif not rule.faults:
+        rule.fault("no method can use an example: its prompt must end with the user's message")
+
+
+def _problem(example: Any) -> str | None:
+    """What is wrong with an example."""
+    if not isinstance(example, Example):
+        return f"convert returned {type(example).__name__}: return Example(prompt=…, …)"
+    parts = {name: getattr(example, name) for name in ("prompt", "completion", "chosen", "rejected")}
+    for name, messages in parts.items():
+        if messages is None and name != "prompt":
+            continue
+        if not isinstance(messages, list) or not messages:
+            return f"{name} is {messages!r:.80}: give a list of {{role, content}}"
+        for message in messages:
+            if not _is_message(message):
+                return f"{name} holds {message!r:.80}: give {{role, content}} with text that is not empty"
+        if name != "prompt" and messages[-1]["role"] != "assistant":
+            return f"{name} ends with {messages[-1]['role']}'s message: it is the assistant's reply"
+    if (example.chosen is None) != (example.rejected is None):
+        return "only one of chosen and rejected is there: give both"
+    if example.answer is not None and not isinstance(example.answer, str):
+        return f"answer is {type(example.answer).__name__}: give text"
+    return None
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        return False
+    content = message["content"]
+    return message["role"] in ROLES and isinstance(content, str) and bool(content.strip())
+
+
+def _serves(row: Row, formatter: Formatter, need: Need) -> bool:
+    try:
+        project(row, formatter, need)
+    except UserError:
+        return False
+    return True
+
+
+def _found(rule: Result, entry: Entry, rows: list[Row], catalog: Catalog) -> None:
+    for row in rows:
+        try:
+            chosen = choose_formatter(row, row.place, catalog, None).name
+        except UserError as error:
+            rule.fault(f"{row.place}: {str(error).splitlines()[0]}: name only columns that each row has")
+            continue
+        taker = next((e for e in catalog.entries("formatters") if e.name == chosen), entry)
+        if chosen == entry.name:
+            continue
+        if taker.distribution == entry.distribution:
+            rule.fault(f"{row.place}: it is taken for {chosen}: tell them apart by more columns, or by matches=")
+        else:
+            rule.note(
+                f"{row.place}: it is taken for {chosen} of {taker.distribution}: users write --formatter {entry.name}"
+            )
+
+
+def _refuses(rule: Result, entry: Entry, catalog: Catalog) -> None:
+    seen = 0
+    for other in catalog.entries("formatters"):
+        if other.problem is not None or (other.name, other.distribution) == (entry.name, entry.distribution):
+            continue
+        try:
+            for row in examples(other):
+                seen += 1
+                if choose_formatter(row, row.place, catalog, None).name == entry.name:
+                    rule.fault(f"{row.place}, a row of {other.name}, is taken for {entry.name}: name more columns")
+        except UserError as error:
+            rule.note(f"the examples of {other.name} could not be tried: {str(error).splitlines()[0]}")
+    rule.note(f"{seen} rows of others")
+
+
+def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list[Row], catalog: Catalog) -> None:
+    """A good row, then the same with one column spoilt, read from a file as a user's data is."""
+    good = rows[0].values
+    needs = [need for need in NEEDS if _serves(rows[0], formatter, need)]
+    if not needs:
+        return
+    name = f"{entry.distribution}/{entry.name}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.jsonl"
+        for column in sorted(formatter.columns):
+            for spoilt, value in WRONG.items():
+                bad = {key: item for key, item in good.items() if key != column or spoilt != "missing"}
+                bad |= {} if spoilt == "missing" else {column: value}
+                file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n", encoding="utf-8")
+                what = f"a row whose {column} is {spoilt}"
+                try:
+                    load([DataSpec(str(file), formatter=name)], needs[0], catalog)
+                except UserError as error:
+                    if "line 2" not in str(error):
+                        rule.fault(f"{what}: the message does not name the row: {error}")
+                except Exception as error:
+                    rule.fault(f"{what} raises {type(error).__name__}: {error}: raise ValueError, saying what is wrong")
+                else:
+                    rule.fault(f"{what} is taken: raise ValueError, saying what is wrong")

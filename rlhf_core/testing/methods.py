@@ -1,0 +1,352 @@
+"""The rules that every method keeps: `rlhf_core.testing.check_method`, `rlhf plugins check NAME`.
+
+Real runs of a few steps on a two-layer model, started as users start them (`rlhf_core.training.run.train`), on rows of
+the embedded data, without network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from pydantic import ValidationError
+
+from rlhf_core import embedded
+from rlhf_core.config import resolve
+from rlhf_core.errors import UserError
+from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.plugins import Catalog
+from rlhf_core.testing import imports, tiny
+from rlhf_core.testing.report import Report, Result
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlhf_core.training.run import Run
+
+ROWS = 24
+SHORT: dict[str, Any] = {
+    "data": "data.jsonl",
+    "model": "model",
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_total_limit": 10,
+    "eval_prompts": 0,
+}
+LOCAL = ("127.0.0.1", "::1", "localhost")
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@dataclass
+class Trial:
+    """One run. `before` are the model's weights when its trainer had been built, with whether they are trained."""
+
+    code: int
+    folder: Path
+    run: Run
+    before: dict[str, tuple[torch.Tensor, bool]]
+    said: str
+
+
+@dataclass
+class Lab:
+    """Starts runs of one method in a folder of its own. `calls` are attempts to reach the network."""
+
+    name: str
+    folder: Path
+    calls: set[str] = field(default_factory=set)
+
+    def resolve(self, **values: Any) -> tuple[Any, Method]:
+        method = Catalog().load("methods", self.name)[0]
+        length = 16 if method.data == "prompts" else 256
+        reward = {} if method.rewards == "none" else {"reward": ["rlhf_core.testing.sample_reward:variety"]}
+        paths = {key: str(self.folder / SHORT[key]) for key in ("data", "model")}
+        given = {**SHORT, **paths, **reward, "method": self.name, "max_completion_length": length, **values}
+        return resolve(given, Catalog())
+
+    def train(self, output: str, *, resume: bool = False, **values: Any) -> Trial:
+        """Run to the end. Raises `UserError` as `rlhf run` would."""
+        from rlhf_core.training.run import train
+
+        config, method = self.resolve(output_dir=str(self.folder / output), **values)
+        built: list[tuple[Run, dict[str, tuple[torch.Tensor, bool]]]] = []
+        build = method.trainer
+
+        def trainer(run: Run) -> Any:
+            made = build(run)
+            weights = {name: (p.detach().clone(), p.requires_grad) for name, p in run.model.named_parameters()}
+            built.append((run, weights))
+            return made
+
+        with mock.patch.object(method, "trainer", trainer), no_network(self.calls), silence() as said:
+            code = train(config, method, Catalog(), resume=resume)
+        return Trial(code, Path(config.output_dir), *built[0], said.getvalue())
+
+
+def examine(name: str) -> Report:
+    """All rules for the installed method `name`."""
+    report = Report("method", name)
+    rule = report.rule("is found, and declares what it needs")
+    try:
+        method, entry = Catalog().load("methods", name)
+    except UserError as error:
+        rule.fault(str(error))
+        return report
+    _declares(rule, method)
+    imports.examine(report, entry.module)
+    if rule.faults:
+        return report
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(name, Path(folder))
+        with silence():
+            tiny.write(lab.folder / "model")
+        lines = embedded.data_file(method.data, "train").read_text(encoding="utf-8").splitlines(keepends=True)
+        (lab.folder / "data.jsonl").write_text("".join(lines[:ROWS]), encoding="utf-8")
+        _options(report.rule("checks its options"), lab, method)
+        if report.failed:
+            return report
+        _trains(report, lab, method)
+    return report
+
+
+def _declares(rule: Result, method: type[Method]) -> None:
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        rule.fault(f"rlhf_methods returned {method!r}: return a subclass of Method")
+        return
+    allowed = {
+        "data": ("prompts", "preferences", "conversations"),
+        "rewards": ("required", "optional", "none"),
+        "task": ("causal_lm", "sequence_classification"),
+    }
+    for name, values in allowed.items():
+        if (value := getattr(method, name, None)) not in values:
+            rule.fault(f"{name} is {value!r}: declare one of {', '.join(values)}")
+    if not (isinstance(method.Options, type) and issubclass(method.Options, TrainingOptions)):
+        rule.fault("Options is no subclass of TrainingOptions, whose options the core reads")
+
+
+def _options(rule: Result, lab: Lab, method: type[Method]) -> None:
+    for values, what in (({}, "the defaults"), (method.preset(), "embedded_preset")):
+        try:
+            method.Options.model_validate(values)
+        except ValidationError as error:
+            rule.fault(f"{what} are refused by Options itself: {error}")
+    for name, option in method.Options.model_fields.items():
+        if not option.description:
+            rule.fault(f"option {name} has no description, which --help would show: Field(…, description=…)")
+    for bad in ({"learning_rate": "fast"}, {"learning_rate": -1.0}, {"max_steps": 0}, {"no_such_option": 1}):
+        try:
+            lab.resolve(**bad)
+        except UserError:
+            continue
+        except Exception as error:
+            rule.fault(f"{bad} raises {type(error).__name__}, not a message: raise ValueError in a validator")
+        else:
+            rule.fault(f"{bad} is accepted: keep the field as TrainingOptions declares it, and extra='forbid'")
+
+
+def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
+    """In full for at least four steps, from its middle again, and with LoRA for three."""
+    rule = report.rule("trains on a tiny model")
+    try:
+        every = _steps_between_checkpoints(lab)
+        values: dict[str, Any] = {"lora": False, "max_steps": 2 * every, "save_steps": every}
+        whole = lab.train("run", **values)
+        adapted = lab.train("lora", lora=True, max_steps=max(3, every), save_steps=1000)
+    except UserError as error:
+        rule.fault(f"rlhf run --method {lab.name} says: {error}")
+        return
+    except Exception as error:
+        rule.fault(f"building the trainer raised {type(error).__name__}: {error}")
+        return
+    for trial in (whole, adapted):
+        if trial.code != 0:
+            rule.fault(f"the run in {trial.folder.name}/ ended with exit code {trial.code}:\n{trial.said[-1500:]}")
+    if rule.faults:
+        return
+    rule.note(f"{2 * every} steps in full, {max(3, every)} with LoRA")
+    _finite(report.rule("its loss is finite"), [whole, adapted])
+    _changed(report.rule("changes the weights that it trains, and nothing else"), whole, adapted, lab)
+    _reloads(report.rule("leaves a model that gives the same logits"), [whole, adapted], lab, method)
+    _resumes(report.rule("resumes to the weights of the run that was never stopped"), whole, lab, values)
+    offline = report.rule("runs without network")
+    for call in sorted(lab.calls):
+        offline.fault(f"it asked for {call}: a run on local files must not")
+
+
+def _steps_between_checkpoints(lab: Lab) -> int:
+    """At least two, and as many as there are from one batch of answers to the next."""
+    config, method = lab.resolve(output_dir=str(lab.folder / "first"), lora=False, max_steps=4)
+    with no_network(lab.calls), silence():
+        return max(2, _prepared(config, method).steps_per_rollout)
+
+
+def _prepared(config: Any, method: Method) -> Run:
+    """A run whose trainer has been built."""
+    from rlhf_core.reward_spec import bind_all
+    from rlhf_core.training.plan import dataset, make_plan
+    from rlhf_core.training.run import Run
+
+    plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
+    run = Run(config, Path(config.output_dir), plan.info, dataset(plan.data.train), [], plan.rewards)
+    method.trainer(run)
+    return run
+
+
+def _finite(rule: Result, trials: list[Trial]) -> None:
+    for trial in trials:
+        rows = [json.loads(line) for line in (trial.folder / "metrics.jsonl").read_text().splitlines()]
+        losses = [row["loss"] for row in rows if "loss" in row]
+        if not losses:
+            rule.fault(f"{trial.folder.name}: no step logged a loss: log it, so that a user sees the run")
+        if bad := [loss for loss in losses if not math.isfinite(loss)]:
+            rule.fault(f"{trial.folder.name}: the loss was {bad[0]}")
+
+
+def _changed(rule: Result, whole: Trial, adapted: Trial, lab: Lab) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    for trial in (whole, adapted):
+        now = dict(trial.run.model.named_parameters())
+        same = {name for name, (weight, _) in trial.before.items() if torch.equal(weight, now[name])}
+        trained = {name for name, (_, trains) in trial.before.items() if trains}
+        where = "with LoRA" if trial is adapted else "in full fine-tuning"
+        if not trained:
+            rule.fault(f"{where}: no weight of run.model is trained: build the trainer on run.model")
+        if still := sorted(trained & same):
+            rule.fault(f"{where}: the steps did not change {_some(still)}: is there a gradient?")
+        if moved := sorted(trial.before.keys() - trained - same):
+            rule.fault(f"{where}: weights that are not trained have changed: {_some(moved)}")
+    base = load_file(lab.folder / "model" / "model.safetensors")
+    for name, weight in adapted.run.model.named_parameters():
+        plain = name.replace(".base_layer", "")
+        if plain in base and not torch.equal(weight.detach().cpu(), base[plain]):
+            rule.fault(f"with LoRA: the base model's {plain} has changed: add run.peft_config to the model")
+
+
+def _reloads(rule: Result, trials: list[Trial], lab: Lab, method: type[Method]) -> None:
+    import torch
+
+    from rlhf_core.training import models
+
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    for trial in trials:
+        config, _ = lab.resolve(model=str(trial.folder / "model"), lora=trial is not trials[0])
+        try:
+            loaded = models.load(models.inspect(config, method.task), config.options).eval()
+        except (UserError, OSError, ValueError) as error:
+            rule.fault(f"{trial.folder.name}: the saved model can't be loaded: {error}")
+            continue
+        trained = trial.run.model.eval()
+        with torch.no_grad():
+            given, wanted = (model(input_ids=ids).logits.float().cpu() for model in (loaded, trained.cpu()))
+        if not torch.allclose(given, wanted, **CLOSE):
+            largest = (given - wanted).abs().max()
+            rule.fault(
+                f"{trial.folder.name}: the saved model's logits differ by up to {largest:.2g}: save what was trained"
+            )
+
+
+def _resumes(rule: Result, whole: Trial, lab: Lab, values: dict[str, Any]) -> None:
+    """The same folder again, as if the run had been killed after its first checkpoint."""
+    import torch
+
+    from rlhf_core.training.callbacks import list_checkpoints
+
+    wanted = _saved(whole.folder / "model")
+    checkpoints = list_checkpoints(whole.folder / "checkpoints")
+    if len(checkpoints) < 2:
+        names = ", ".join(path.name for path in checkpoints) or "none"
+        rule.fault(
+            f"the run left the checkpoints {names}, where two were asked for: the trainer must save at save_steps"
+        )
+        return
+    for path in checkpoints[1:]:
+        shutil.rmtree(path)
+    shutil.rmtree(whole.folder / "model")
+    try:
+        again = lab.train(whole.folder.name, resume=True, **values)
+    except UserError as error:
+        rule.fault(f"--resume says: {error}")
+        return
+    if again.code != 0:
+        rule.fault(f"the resumed run ended with exit code {again.code}:\n{again.said[-1500:]}")
+        return
+    found = _saved(whole.folder / "model")
+    differ = [name for name in wanted if name not in found or not torch.allclose(found[name], wanted[name], **CLOSE)]
+    if differ or found.keys() != wanted.keys():
+        rule.fault(
+            f"after a resume from {checkpoints[0].name} these differ: {_some(differ or sorted(found))}: the order of "
+            "the data, random numbers and whatever the trainer keeps must come from the checkpoint"
+        )
+    elif all(torch.equal(found[name], wanted[name]) for name in wanted):
+        rule.note("bitwise")
+
+
+def _saved(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {f"{file.name}:{name}": w for file in folder.glob("*.safetensors") for name, w in load_file(file).items()}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[io.StringIO]:
+    """What is printed meanwhile."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        yield said
+
+
+@contextlib.contextmanager
+def no_network(calls: set[str]) -> Iterator[None]:
+    """Refuse every connection that leaves this machine, and put down where it was to go.
+
+    What threads that were there before ask for is refused and not put down: it is not this run's.
+    """
+    from huggingface_hub import constants
+
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+    others = set(threading.enumerate()) - {threading.current_thread()}
+
+    def put_down(call: str) -> None:
+        if threading.current_thread() not in others:
+            calls.add(call)
+
+    def refused_connect(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] not in LOCAL:
+            put_down(f"{address[0]}:{address[1]}")
+            raise OSError(f"no network in this check: {address}")
+        connect(self, address)
+
+    def refused_look_up(host: Any, *rest: Any, **named: Any) -> Any:
+        if host is not None and host not in (*LOCAL, socket.gethostname()):
+            put_down(str(host))
+            raise socket.gaierror(f"no network in this check: {host}")
+        return look_up(host, *rest, **named)
+
+    with (
+        mock.patch.object(socket.socket, "connect", refused_connect),
+        mock.patch.object(socket, "getaddrinfo", refused_look_up),
+        # `rlhf run` says so before the Hub's client is imported; here it may have been imported before.
+        mock.patch.object(constants, "HF_HUB_DISABLE_TELEMETRY", True),
+    ):
+        yield
