@@ -16,7 +16,7 @@ from rlhf_core.plugins import HOOKS, Catalog
 # name -> (module, attribute, help line)
 COMMANDS = {
     "list": ("plugins", "list_plugins", "List every plugin with its state."),
-    "check": ("check", "check", "Import plugins and report those that fail."),
+    "check": ("check", "check", "Test plugins by the rules of the conformance kit."),
     "new": ("new", "new", "Write the package of a new plugin."),
     "install": ("install", "install", "Install plugins, and leave the training libraries as they are."),
     "uninstall": ("install", "uninstall", "Remove plugins."),
