@@ -12,6 +12,7 @@ each completion in a row of its own, with its prompt (`padded.py`), with the sam
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.rollouts import end_tokens, rollout
 from rlhf_core.prefix.scoring import completion_hidden, completion_logps, share, shares
+from rlhf_core.prefix.shared import inner, one_row
 
 __all__ = [
     "CompletionHidden",
@@ -22,6 +23,8 @@ __all__ = [
     "completion_hidden",
     "completion_logps",
     "end_tokens",
+    "inner",
+    "one_row",
     "rollout",
     "share",
     "shares",

@@ -147,7 +147,9 @@ def _agrees(model: Any, group: Group) -> bool:
     model.eval()
     try:
         if model.get_output_embeddings() is None:
-            ours, theirs = shared.completion_hidden(model, few).states, padded.completion_hidden(model, few).states
+            ours, theirs = (way.completion_hidden(model, few).states[:, 1:] for way in (shared, padded))
+            mask = padded.completion_hidden(model, few).mask.bool()
+            ours, theirs = ours[mask], theirs[mask]
         else:
             ours, theirs = (way(model, few) for way in (_shared_logps, _padded_logps))
         apart = (ours - theirs).float().abs().mean().item()

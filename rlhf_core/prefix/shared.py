@@ -41,6 +41,18 @@ def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
     return CompletionHidden(packed.states(_states(model, packed)), packed.mask())
 
 
+def one_row(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A model's inputs that hold all `rows` of token ids in one, without padding; each sees nothing but itself."""
+    packed = pack([Group(row, []) for row in rows])
+    everyone = torch.ones(1, 1, 1, packed.input_ids.shape[1], dtype=torch.long)  # read by nobody but token counters
+    return {
+        "input_ids": packed.input_ids,
+        "position_ids": packed.position_ids,
+        "attention_mask": everyone,
+        "shared_prefix": PackedPath(packed.layout),
+    }
+
+
 def _scored(model: Any, packed: Packed, states: Tensor, temperature: float, hidden: bool) -> CompletionLogps:
     head = inner(model).get_output_embeddings()
     logps, entropies = token_logps(head, states[packed.before], packed.tokens, temperature)

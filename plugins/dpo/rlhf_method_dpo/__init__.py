@@ -51,14 +51,15 @@ class DPO(Method):
     def trainer(self, run):
         from trl import DPOConfig
 
+        from rlhf_core.prefix import share
         from rlhf_core.training import encode, models
-        from rlhf_method_dpo.trainer import EncodedDPOTrainer
+        from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
 
         options = run.options
         limit = options.max_completion_length
         # TRL would load the reference by the model's name, without the adapter that went into the weights.
         merged = run.info.adapter is not None and not models.uses_lora(options, run.info)
-        return EncodedDPOTrainer(
+        trainer = SharedPrefixDPOTrainer(
             model=run.model,
             ref_model=copy.deepcopy(run.model) if merged else None,
             args=run.arguments(
@@ -73,3 +74,6 @@ class DPO(Method):
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
         )
+        if trainer.ref_model is not None and options.shared_prefix and options.attn_implementation is None:
+            share(trainer.accelerator.unwrap_model(trainer.ref_model))
+        return trainer

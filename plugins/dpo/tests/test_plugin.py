@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from rlhf_method_dpo import DPO
-from rlhf_method_dpo.trainer import EncodedDPOTrainer
+from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
@@ -197,7 +197,7 @@ def test_quantized_weights(go, bits):
 def test_the_trainer_takes_our_tokens_as_they_are(made_run):
     """It fails when TRL tokenizes elsewhere than in _prepare_dataset, or names its columns otherwise."""
     assert list(inspect.signature(DPOTrainer._prepare_dataset).parameters)[:2] == ["self", "dataset"]
-    assert EncodedDPOTrainer.__mro__[1] is DPOTrainer
+    assert SharedPrefixDPOTrainer.__mro__[1] is DPOTrainer
     trainer = DPO().trainer(made_run(eval_prompts=2))
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == columns

@@ -56,9 +56,11 @@ class RewardModel(Method):
     }
 
     def trainer(self, run):
-        from trl import RewardConfig, RewardTrainer
+        from trl import RewardConfig
 
-        trainer = RewardTrainer(
+        from rlhf_method_reward_model.trainer import SharedPrefixRewardTrainer
+
+        trainer = SharedPrefixRewardTrainer(
             model=run.model,
             args=run.arguments(
                 RewardConfig, center_rewards_coefficient=run.options.center_rewards_coefficient, max_length=None
