@@ -12,7 +12,7 @@ from rlhf_core.prefix import Group, completion_hidden, inner, shares
 
 
 class SharedPrefixRewardTrainer(RewardTrainer):
-    """TRL's trainer, with both rows of a pair computed behind what they have in common, where the model can share it."""
+    """TRL's trainer; both rows of a pair are computed behind what they have in common, where the model can share it."""
 
     def __init__(self, **arguments) -> None:
         super().__init__(**arguments)
@@ -45,7 +45,7 @@ def share_pairs(model) -> None:
 
 
 def pairs_of(input_ids, attention_mask) -> list[Group]:
-    """Each pair of rows as a group: what both begin with, up to two tokens before the shorter's end, and how they go on.
+    """Each pair of rows as a group: what both begin with, up to two tokens before the end, and how they go on.
 
     No groups at all if the rows of a pair begin differently.
     """
