@@ -35,9 +35,9 @@ def chances(rows, sampling):
     return ((torch.arange(rows) % 4 + 0.5) / 4).double()[:, None].expand(rows, sampling.max_new_tokens)
 decoding.chances = chances
 def place(completions, **_): return [float(i % 4) for i in range(len(completions))]
-def hang(completions, **_):
+def hang(completions, trainer_state, **_):
     import os, time
-    if "RANK" in os.environ:  # not in the command that starts the processes
+    if trainer_state.max_steps == 2:  # not when it is tried before training
         open(f"hanging-{os.environ['RANK']}", "w").close()
         time.sleep(600)
     return place(completions)
