@@ -200,7 +200,11 @@ class _DecodingPath:
         self.contiguous = self.places == list(range(len(self.names) * self.width))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        self.own = {layer: tuple(tensor[rows] for tensor in pair) for layer, pair in self.own.items()}
+        """Rows that have just entered stand last, and have nothing here yet."""
+        self.own = {
+            layer: tuple(tensor[[row for row in rows if row < len(tensor)]] for tensor in pair)
+            for layer, pair in self.own.items()
+        }
 
     def begin(self, lengths: Sequence[int], device: torch.device) -> None:
         """A token comes to each row, behind `lengths` others of its own."""

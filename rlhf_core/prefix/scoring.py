@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -90,6 +91,8 @@ def unsupported(model: Any) -> str | None:
         return f"the model has layers that are not attention over all tokens ({', '.join(other)})"
     if changes := [name for name in CHANGES_LOGITS if settings.get(name) not in (None, 1.0)]:
         return f"the model changes its logits after its head ({', '.join(changes)})"
+    if settings.get("attn_logit_softcapping"):
+        return "the model caps the scores of its attention (attn_logit_softcapping)"
     if settings.get("output_router_logits"):
         return "the model's loss has a part for its router"
     if settings.get("attention_dropout"):
@@ -147,9 +150,9 @@ def _agrees(model: Any, group: Group) -> bool:
     model.eval()
     try:
         if model.get_output_embeddings() is None:
-            ours, theirs = (way.completion_hidden(model, few).states[:, 1:] for way in (shared, padded))
-            mask = padded.completion_hidden(model, few).mask.bool()
-            ours, theirs = ours[mask], theirs[mask]
+            results = [way.completion_hidden(model, few) for way in (shared, padded)]
+            there = pad(results[0].mask, (1, 0), value=1)[..., None]  # what stands after a completion's end is open
+            ours, theirs = (result.states * there for result in results)
         else:
             ours, theirs = (way(model, few) for way in (_shared_logps, _padded_logps))
         apart = (ours - theirs).float().abs().mean().item()

@@ -118,9 +118,9 @@ def two_phase_logps(
 ) -> CompletionLogps:
     """As `completion_logps`, with the memory of a prompt and of `rows_at_once` completions."""
     packed = pack(groups, inner(model).device)
-    if isinstance(model, DistributedDataParallel):  # gets ready for the gradients that come from elsewhere
-        with torch.no_grad():
-            model(input_ids=packed.input_ids[:, :1], logits_to_keep=1)
+    if isinstance(model, DistributedDataParallel):
+        # It gathers gradients only after a forward of its own with gradient; what this one gives is not used.
+        model(input_ids=packed.input_ids[:, :1], logits_to_keep=1)
     job = _Job(inner(model), list(groups), temperature, rows_at_once)
     learning = [p for p in job.model.parameters() if p.requires_grad]
     logps, entropies, before, last = _TwoPhase.apply(job, *learning)

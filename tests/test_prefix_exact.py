@@ -1,0 +1,272 @@
+"""A shared prompt changes nothing: values and gradients of the packed and the two-phase way, in every supported kind of
+model, against the definition, which is one unpadded sequence at a time through transformers' own attention.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from rlhf_core.prefix import Group, completion_hidden, completion_logps, scoring, share, shared, shares
+
+WORDS = 67  # a prime, so that no size is confused with another
+# A prompt of one token, a completion of one token, a group of one, a group of four.
+GROUPS = [
+    Group([5], [[8, 9], [10]]),
+    Group([11, 12, 13, 14, 15, 16, 17], [[18, 19, 20, 21, 22]]),
+    Group([23, 24, 25, 26], [[27, 28, 29], [30], [31, 32, 33, 34, 35, 36], [27, 28, 40]]),
+]
+ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
+SIZES = {"vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+FAMILIES = {
+    "Qwen3": Qwen3Config(**SIZES, num_attention_heads=4, num_key_value_heads=2),
+    "Llama": LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=4),
+    "Qwen2.5, with biases": Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=4),
+    "SmolLM2, with tied embeddings": LlamaConfig(
+        **SIZES, num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=True
+    ),
+    "Mistral, whose window is longer": MistralConfig(
+        **SIZES, num_attention_heads=4, num_key_value_heads=1, sliding_window=64
+    ),
+    "Mistral, whose window is the longest sequence": MistralConfig(
+        **SIZES, num_attention_heads=4, num_key_value_heads=2, sliding_window=12
+    ),
+}
+WAYS = ["packed", "two phases"]
+
+
+def random_model(config, dtype=torch.float64, kind=AutoModelForCausalLM):
+    """Weights wide enough that attention and the distributions of tokens are far from even."""
+    torch.manual_seed(0)
+    model = kind.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape) * 0.3 + (weight.dim() == 1))
+    return model
+
+
+def twins(config, **values):
+    """(a model, the same model with shared prompts)."""
+    plain = random_model(config, **values)
+    sharing = copy.deepcopy(plain)
+    assert share(sharing) is None
+    return plain, sharing
+
+
+@pytest.fixture
+def way(request, monkeypatch):
+    """The way that `completion_logps` goes, when a gradient is asked for."""
+    calls = []
+    for name in ("completion_logps", "two_phase_logps"):
+        real = getattr(shared, name)
+        monkeypatch.setattr(shared, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
+    monkeypatch.setattr(scoring, "fits", lambda model, groups: request.param == "packed")
+    yield request.param
+    assert calls[-1] == ("completion_logps" if request.param == "packed" else "two_phase_logps")
+
+
+def every_way(function):
+    return pytest.mark.parametrize("way", WAYS, indirect=True)(function)
+
+
+def by_definition(model, prompt, completion, temperature=1.0):
+    """(log-probabilities, entropies, last hidden states) of one completion."""
+    ids = torch.tensor([[*prompt, *completion]])
+    output = model(ids, output_hidden_states=True, use_cache=False)
+    hidden = output.hidden_states[-1][0, len(prompt) - 1 :]
+    distribution = (output.logits[0, len(prompt) - 1 : -1].double() / temperature).log_softmax(-1)
+    entropies = -(distribution.exp() * distribution).sum(-1)
+    return distribution[range(len(completion)), completion], entropies, hidden
+
+
+def slope(*shape):
+    """What a loss could ask for. The numbers are exact in float32 and float64 alike."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+def slopes_by_definition(model, temperature, hidden):
+    loss = 0
+    for i, row in enumerate(ROWS):
+        logps, _, states = by_definition(model, *row, temperature)
+        loss = loss + (logps * slope(len(ROWS), 6)[i, : len(logps)]).sum()
+        if hidden:
+            loss = loss + (states * slope(len(ROWS), 7, 32)[i, : len(states)]).sum()
+    return gradients(model, loss)
+
+
+def slopes_by_sharing(model, temperature=1.0, hidden=False):
+    scored = completion_logps(model, GROUPS, temperature=temperature, hidden=hidden)
+    loss = (scored.logps * slope(len(ROWS), 6)).sum()
+    if hidden:
+        loss = loss + (scored.hidden * slope(len(ROWS), 7, 32)).sum()
+    return gradients(model, loss)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def assert_same(ours, theirs, tolerance):
+    """Every gradient is there, none is zero throughout, and each is as near as `tolerance` of its norm."""
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 3
+    for name, one in ours.items():
+        assert theirs[name].norm() > 0, name
+        assert (one - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
+
+
+@every_way
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_and_gradients_of_logps_entropies_and_states(way, family, temperature):
+    plain, sharing = twins(FAMILIES[family])
+    scored = completion_logps(sharing, GROUPS, temperature=temperature, hidden=True)
+    assert scored.mask.sum(1).tolist() == [len(completion) for _, completion in ROWS]
+    assert not scored.entropies.requires_grad
+    for i, row in enumerate(ROWS):
+        logps, entropies, states = by_definition(plain, *row, temperature)
+        size = len(logps)
+        torch.testing.assert_close(scored.logps[i, :size].double(), logps, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(scored.entropies[i, :size].double(), entropies, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(scored.hidden[i, : size + 1], states, atol=1e-5, rtol=1e-6)
+        assert not scored.logps[i, size:].any()
+        assert not scored.entropies[i, size:].any()
+        assert not scored.hidden[i, size + 1 :].any()
+    ours = slopes_by_sharing(sharing, temperature, hidden=True)
+    assert_same(ours, slopes_by_definition(plain, temperature, hidden=True), 1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_without_gradient_in_rows_of_few_groups(monkeypatch, family):
+    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 13)
+    plain, sharing = twins(FAMILIES[family])
+    with torch.no_grad():
+        scored = completion_logps(sharing, GROUPS, temperature=0.6)
+        for i, row in enumerate(ROWS):
+            expected = by_definition(plain, *row, 0.6)[0]
+            torch.testing.assert_close(scored.logps[i, : len(expected)].double(), expected, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AutoModelForCausalLM, AutoModel])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_and_gradients_of_states(family, kind):
+    """Also of a model without a head, as reward models have."""
+    plain, sharing = twins(FAMILIES[family], kind=kind)
+    result = completion_hidden(sharing, GROUPS)
+    weights = slope(len(ROWS), 7, 32)
+    ours = gradients(sharing, (result.states * weights).sum())
+    loss = 0
+    for i, (prompt, completion) in enumerate(ROWS):
+        output = plain(torch.tensor([[*prompt, *completion]]), output_hidden_states=True, use_cache=False)
+        states = output.hidden_states[-1][0, len(prompt) - 1 :]
+        torch.testing.assert_close(result.states[i, : len(states)], states, atol=1e-5, rtol=1e-6)
+        assert not result.states[i, len(states) :].any()
+        loss = loss + (states * weights[i, : len(states)]).sum()
+    assert_same(ours, gradients(plain, loss), 1e-6)
+
+
+@every_way
+def test_each_prompt_goes_through_the_model_once(way):
+    """Tokens that the embedding sees: all prompts and completions once in each pass, forward and replay."""
+    _, sharing = twins(FAMILIES["Qwen3"])
+    seen = []
+    sharing.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    assert shares(sharing, GROUPS)
+    seen.clear()
+    slopes_by_sharing(sharing)
+    tokens = sum(len(group.prompt) + sum(map(len, group.completions)) for group in GROUPS)
+    assert sum(seen) == tokens * (1 if way == "packed" else 2)
+    assert max(seen) == (tokens if way == "packed" else 7)
+
+
+def test_two_phases_are_the_same_however_many_completions_go_together():
+    plain, sharing = twins(FAMILIES["Qwen3"])
+    expected = slopes_by_definition(plain, 1.0, hidden=True)
+    for rows in (1, 2, 3, 99):
+        scored = shared.two_phase_logps(sharing, GROUPS, 1.0, True, rows_at_once=rows)
+        loss = (scored.logps * slope(len(ROWS), 6)).sum() + (scored.hidden * slope(len(ROWS), 7, 32)).sum()
+        assert_same(gradients(sharing, loss), expected, 1e-6)
+
+
+@every_way
+def test_slopes_that_are_zero_leave_no_trace(way):
+    """A loss that asks only for one completion's tokens, as a clipped one does."""
+    plain, sharing = twins(FAMILIES["Qwen3"])
+    ours = gradients(sharing, completion_logps(sharing, GROUPS).logps[3].sum())
+    assert_same(ours, gradients(plain, by_definition(plain, *ROWS[3])[0].sum()), 1e-6)
+
+
+@every_way
+def test_single_precision(way):
+    plain, sharing = twins(FAMILIES["Qwen3"], dtype=torch.float32)
+    exact = plain.double()
+    scored = completion_logps(sharing, GROUPS)
+    for i, row in enumerate(ROWS):
+        expected = by_definition(exact, *row)[0]
+        torch.testing.assert_close(scored.logps[i, : len(expected)].double(), expected, atol=5e-5, rtol=1e-5)
+    assert_same(slopes_by_sharing(sharing), slopes_by_definition(exact, 1.0, hidden=False), 1e-4)
+
+
+@every_way
+def test_half_precision_is_as_near_as_the_padded_way(way):
+    """Against the definition in float64, bfloat16 costs both ways alike."""
+    plain, sharing = twins(FAMILIES["Llama"], dtype=torch.bfloat16)
+    padded, exact = copy.deepcopy(plain), plain.double()
+    expected = slopes_by_definition(exact, 1.0, hidden=False)
+
+    def error(model):
+        found = slopes_by_sharing(model)
+        return {name: ((found[name] - expected[name]).norm() / expected[name].norm()).item() for name in expected}
+
+    theirs = error(padded)
+    ours = error(sharing)
+    assert max(ours.values()) < 0.2
+    assert sum(ours.values()) < 1.5 * sum(theirs.values())
+
+
+@every_way
+def test_gradient_checkpointing(way):
+    plain, sharing = twins(FAMILIES["Qwen3"])
+    sharing.activation_checkpointing_enable({"use_reentrant": False})
+    sharing.train()
+    layers = []
+    sharing.base_model.layers[0].input_layernorm.register_forward_hook(
+        lambda *_: layers.append(torch.is_grad_enabled())
+    )
+    assert shares(sharing, GROUPS)
+    layers.clear()
+    ours = slopes_by_sharing(sharing, hidden=True)
+    assert layers.count(True) > (1 if way == "packed" else len(ROWS) + len(GROUPS))  # some were computed again
+    assert_same(ours, slopes_by_definition(plain, 1.0, hidden=True), 1e-6)
+
+
+def with_biased_head(model):
+    torch.manual_seed(3)
+    head = nn.Linear(32, WORDS, dtype=torch.float64)
+    nn.init.normal_(head.bias)
+    model.set_output_embeddings(head)
+    return model
+
+
+@every_way
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_head_with_a_bias(way, learns):
+    plain, sharing = (with_biased_head(model) for model in twins(FAMILIES["Qwen3"]))
+    for model in (plain, sharing):
+        model.get_output_embeddings().requires_grad_(learns)
+    theirs = slopes_by_definition(plain, 0.6, hidden=False)
+    assert ("lm_head.bias" in theirs) == learns
+    assert_same(slopes_by_sharing(sharing, 0.6), theirs, 1e-6)

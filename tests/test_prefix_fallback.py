@@ -1,0 +1,324 @@
+"""What sharing does not support is noticed, said once with its reason, and computed padded with the same results; what a
+kernel gets wrong is computed by plain arithmetic; and nothing of it all is saved with a model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rlhf_core.prefix import Group, attention, completion_hidden, completion_logps, scoring, share, shared, shares
+from rlhf_core.prefix.attention import DENSE, KERNELS, Kernel
+
+GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
+ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
+SIZES = {
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def random_model(config, dtype=torch.float64):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape) * 0.3 + (weight.dim() == 1))
+    return model
+
+
+@pytest.fixture
+def model():
+    return random_model(Qwen3Config(**SIZES))
+
+
+@pytest.fixture
+def said(caplog):
+    """said() -> the warnings so far."""
+    caplog.set_level(logging.WARNING, logger="rlhf")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "rlhf"]
+
+
+@pytest.fixture
+def unseen(monkeypatch):
+    """As if no head had been seen yet, so that kernels are tried out."""
+    monkeypatch.setattr(attention, "_checked", {})
+
+
+def by_definition(model, prompt, completion):
+    output = model(torch.tensor([[*prompt, *completion]]), use_cache=False)
+    return output.logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)[range(len(completion)), completion]
+
+
+def assert_exact(model, plain):
+    """Values and gradients of `model` are those of `plain` by the definition."""
+    near = {torch.float64: 1e-5, torch.float32: 1e-4}[model.dtype]
+    scored = completion_logps(model, GROUPS)
+    expected = [by_definition(plain, *row) for row in ROWS]
+    for ours, theirs in zip(scored.logps, expected, strict=True):
+        torch.testing.assert_close(ours[: len(theirs)].double(), theirs, atol=near, rtol=near)
+    for one, loss in ((model, scored.logps.sum()), (plain, torch.cat(expected).sum())):
+        one.zero_grad()
+        loss.backward()
+    pairs = [(a.grad, b.grad) for a, b in zip(model.parameters(), plain.parameters(), strict=True) if b.requires_grad]
+    for ours, theirs in pairs:
+        assert (ours - theirs).norm() <= near * theirs.norm()
+
+
+LAYERS = ["linear_attention", "full_attention"]
+UNSUPPORTED = {
+    "logits that are capped": (Gemma2Config(**SIZES, final_logit_softcapping=2.0), "final_logit_softcapping"),
+    "attention that is capped": (
+        Gemma2Config(**SIZES, final_logit_softcapping=None, attn_logit_softcapping=2.0, attention_dropout=0.0),
+        "attn_logit_softcapping",
+    ),
+    "layers that are not attention": (
+        Qwen3NextConfig(**SIZES, layer_types=LAYERS, linear_num_value_heads=2, linear_num_key_heads=2, num_experts=0),
+        "linear_attention",
+    ),
+    "dropout in attention": (LlamaConfig(**SIZES, attention_dropout=0.1), "drops attention at random"),
+}
+
+
+@pytest.mark.parametrize("which", UNSUPPORTED)
+def test_a_model_that_is_not_supported_is_computed_padded(said, which):
+    config, reason = UNSUPPORTED[which]
+    model = random_model(config, torch.float32)
+    plain = copy.deepcopy(model)
+    assert reason in share(model)
+    completion_logps(model, GROUPS)
+    assert not shares(model, GROUPS)
+    assert_exact(model, plain)
+    (message,) = said()
+    assert message.startswith("each completion is computed with a prompt of its own: ")
+    assert reason in message
+
+
+def test_an_encoder_with_a_decoder_is_refused(said):
+    config = T5Config(vocab_size=67, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    assert share(T5ForConditionalGeneration(config)) == "the model is an encoder with a decoder"
+    assert len(said()) == 1
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_prompts_that_are_learned_are_computed_padded(said, model, kind):
+    learned = get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert "prompt tuning" in share(learned)
+    assert not shares(learned, GROUPS)
+    assert len(said()) == 1
+
+
+def test_sequences_beyond_a_models_window_are_computed_padded(said):
+    """Those within it are still shared."""
+    model = random_model(MistralConfig(**SIZES, sliding_window=6))
+    plain = copy.deepcopy(model)
+    assert share(model) is None
+    assert shares(model, GROUPS[1:])
+    assert not shares(model, GROUPS)
+    assert_exact(model, plain)
+    hidden = completion_hidden(model, GROUPS).states
+    for i, (prompt, completion) in enumerate(ROWS):
+        states = plain(torch.tensor([[*prompt, *completion]]), output_hidden_states=True).hidden_states[-1][0]
+        ours = hidden[i, : len(completion) + 1]
+        torch.testing.assert_close(ours, states[len(prompt) - 1 :], atol=1e-5, rtol=1e-6)
+    assert said() == []
+
+
+def without_our_keyword(module, query, key, value, attention_mask, shared_prefix=None, **rest):
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+
+
+def fails(*args, **rest):
+    raise TypeError("got an unexpected keyword argument 'shared_prefix'")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(without_our_keyword, "differ by"), (fails, "TypeError: got an unexpected keyword")]
+)
+def test_a_model_that_ignores_or_refuses_our_keyword_is_noticed_at_the_first_groups(
+    said, model, monkeypatch, broken, reason
+):
+    plain = copy.deepcopy(model)
+    assert share(model) is None
+    registered = AttentionInterface._global_mapping
+    monkeypatch.setitem(
+        registered,
+        attention.NAME,
+        lambda *a, shared_prefix=None, **k: (broken if shared_prefix else sdpa_attention_forward)(*a, **k),
+    )
+    assert_exact(model, plain)
+    completion_logps(model, GROUPS)
+    assert not shares(model, GROUPS)
+    (message,) = said()
+    assert message.startswith("prompts are not shared in this model")
+    assert reason in message
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_trying_a_model_out_leaves_its_mode_and_its_random_numbers(model, training):
+    share(model)
+    learned = get_peft_model(model, LoraConfig(target_modules="all-linear", lora_dropout=0.5)).train(training)
+    before = torch.get_rng_state()
+    assert shares(learned, GROUPS)
+    assert learned.training == training
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_without_a_head_is_tried_out_by_its_states(said):
+    """Completions of unequal length: what the two ways leave behind their ends is no difference."""
+    model = random_model(Qwen3Config(**SIZES)).model
+    share(model)
+    assert shares(model, GROUPS)
+    assert said() == []
+
+
+def test_what_was_never_given_to_share_is_not_shared(model):
+    assert not shares(model, GROUPS)
+
+
+def wrong(query, key, value, pairs, causal, scale):
+    output, lse = DENSE.forward(query, key, value, pairs, causal, scale)
+    return output, lse + 0.01
+
+
+def refused(*args):
+    raise RuntimeError("no kernel for these heads")
+
+
+def wrong_slopes(given, key, value, pairs, causal, scale, slopes):
+    DENSE.backward(given, key, value, pairs, causal, scale, slopes)
+    slopes[1].mul_(1.01)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (Kernel(wrong, DENSE.backward), "its kernel is"),
+        (Kernel(refused, DENSE.backward), "no kernel for these heads"),
+        (Kernel(DENSE.forward, refused), "no kernel for these heads"),
+        (Kernel(DENSE.forward, wrong_slopes), "its kernel is"),
+    ],
+)
+def test_a_kernel_that_is_wrong_gives_way_to_plain_arithmetic(said, model, monkeypatch, unseen, kernel, reason):
+    monkeypatch.setitem(KERNELS, "cpu", kernel)
+    plain = copy.deepcopy(model)
+    share(model)
+    assert_exact(model, plain)
+    completion_logps(model, GROUPS)
+    assert shares(model, GROUPS)
+    (message,) = said()
+    assert message.startswith("attention on cpu is computed by plain arithmetic, slowly: ")
+    assert reason in message
+
+
+def test_a_device_without_a_kernel_uses_plain_arithmetic(said, model, monkeypatch, unseen):
+    monkeypatch.delitem(KERNELS, "cpu")
+    plain = copy.deepcopy(model)
+    share(model)
+    assert_exact(model, plain)
+    assert said() == []
+
+
+# The log-sum-exp that merges two parts is float32 in torch's kernel for float32, float64 for float64.
+@pytest.mark.parametrize("kernel", [DENSE, KERNELS["cpu"]], ids=["plain arithmetic", "cpu"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_kernels_against_autograd_of_plain_attention(kernel, heads, scale):
+    """Spans of unequal length, causal and not; one of a single token."""
+    torch.manual_seed(0)
+    query, slope = (torch.randn(1, heads[0], 11, 8, dtype=torch.float64) for _ in range(2))
+    key, value = (torch.randn(1, heads[1], 11, 8, dtype=torch.float64) for _ in range(2))
+    for causal, pairs in ((True, [((0, 6), (0, 6)), ((6, 7), (6, 7))]), (False, [((7, 11), (0, 6)), ((2, 3), (1, 9))])):
+        output, lse = kernel.forward(query, key, value, pairs, causal, scale)
+        slopes = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
+        kernel.backward((slope, query, output, lse), key, value, pairs, causal, scale, slopes)
+        leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        loss = 0
+        for (a, b), (c, d) in pairs:
+            q, k, v = leaves[0][:, :, a:b], leaves[1][:, :, c:d], leaves[2][:, :, c:d]
+            plain = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+            torch.testing.assert_close(output[:, :, a:b], plain, atol=1e-12, rtol=1e-10)
+            each = k.repeat_interleave(heads[0] // heads[1], dim=1)
+            scores = q @ each.transpose(-1, -2) * (8**-0.5 if scale is None else scale)
+            if causal:
+                scores = scores.masked_fill(torch.ones(b - a, d - c).triu(1).bool(), -torch.inf)
+            torch.testing.assert_close(lse[..., a:b], scores.logsumexp(-1), atol=1e-12, rtol=1e-10)
+            loss = loss + (plain * slope[:, :, a:b]).sum()
+        for one, other in zip(slopes, torch.autograd.grad(loss, leaves), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+def test_merged_parts_are_one_attention_with_a_mask():
+    """Values and slopes of a prompt with two completions against attention under the mask that says who sees whom."""
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    see = torch.ones(9, 9).tril().bool()
+    see[7:, 4:7] = False  # the second completion does not see the first
+    layout = [shared.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).layout[0]]
+    ours = attention.PackedPath(layout).attend(0, *leaves, None)
+    plain = scaled_dot_product_attention(*leaves, attn_mask=see, enable_gqa=True)
+    torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
+    slope = torch.randn_like(plain)
+    for one, other in zip(*(torch.autograd.grad(result, leaves, slope) for result in (ours, plain)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+def test_a_saved_model_has_no_trace_of_sharing(tmp_path, model):
+    plain = copy.deepcopy(model)
+    share(model)
+    completion_logps(model, GROUPS)
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert attention.NAME not in json.dumps(settings)
+    assert not [name for name in settings if "attn" in name]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert not attention.installed(loaded)
+    torch.testing.assert_close(loaded(torch.tensor([[5, 6]])).logits, plain(torch.tensor([[5, 6]])).logits)
+
+
+def test_a_call_without_groups_is_transformers_own(model):
+    """Also padded, and with gradient checkpointing off or on: evaluation, other losses, `generate`."""
+    plain = copy.deepcopy(model)
+    share(model)
+    ids = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
+    there = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    ours, theirs = (one(ids, attention_mask=there).logits for one in (model, plain))
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(ours[0, 2:], theirs[0, 2:])
+
+
+@pytest.mark.parametrize("free", [10**12, 10**3])
+def test_two_phases_are_taken_where_memory_is_short_and_a_gradient_is_asked_for(model, monkeypatch, free):
+    calls = []
+    share(model)
+    assert shares(model, GROUPS)
+    monkeypatch.setattr(scoring, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(shared, "two_phase_logps", lambda *args: calls.append(args))
+    with torch.no_grad():
+        completion_logps(model, GROUPS)
+    assert not calls
+    completion_logps(model, GROUPS)
+    assert bool(calls) == (free < 10**6)

@@ -1,0 +1,283 @@
+"""Rollouts with shared prompts: greedy ones are `generate`'s, sampled ones have the exact distribution, and neither
+depends on what is sampled beside them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
+WORDS = 11  # small enough that two tokens in a row can be counted
+
+
+def random_model(words, wide=0.3):
+    config = Qwen3Config(
+        vocab_size=words,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape) * wide + (weight.dim() == 1))
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return random_model(67)
+
+
+@pytest.fixture(scope="module")
+def model(plain):
+    sharing = copy.deepcopy(plain)
+    assert share(sharing) is None
+    return sharing
+
+
+@pytest.fixture(scope="module")
+def few_words():
+    model = random_model(WORDS, wide=0.2)
+    assert share(model) is None
+    return model
+
+
+@pytest.fixture
+def prefills(monkeypatch):
+    """The prompts of each prefill."""
+    calls = []
+    real = decoding._DecodingPath.add_prompts
+    monkeypatch.setattr(
+        decoding._DecodingPath,
+        "add_prompts",
+        lambda path, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(path, groups, *rest),
+    )
+    return calls
+
+
+ENDS = {"one": [3], "several": [3, 20, 21, 22, 23, 24, 25, 40, 41, 42], "never": [66]}
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.4])
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("rows", [2, 3, 256])
+def test_greedy_is_generates(plain, model, monkeypatch, ends, penalty, rows):
+    """Token for token, however many rows run beside each other."""
+    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(decoding, "GROWTH", 3)
+    found = rollout(model, PROMPTS, 2, Sampling(17, ENDS[ends], repetition_penalty=penalty, greedy=True))
+    assert [one.prompt for one in found] == [prompt for prompt in PROMPTS for _ in range(2)]
+    for one in found:
+        expected = plain.generate(
+            torch.tensor([one.prompt]),
+            max_new_tokens=17,
+            do_sample=False,
+            eos_token_id=ENDS[ends],
+            repetition_penalty=penalty,
+        )
+        assert one.completion == expected[0, len(one.prompt) :].tolist()
+        assert one.finished == (one.completion[-1] in ENDS[ends])
+    assert len({len(one.completion) for one in found}) > 1 or ends != "several"
+
+
+# top_k and top_p leave words out that the temperature alone would sample.
+SAMPLINGS = {
+    "plain": {},
+    "temperature": {"temperature": 0.6},
+    "top_k": {"top_k": 4},
+    "top_p": {"top_p": 0.7},
+    "min_p": {"min_p": 0.3},
+    "all": {"temperature": 1.5, "top_k": 7, "top_p": 0.9, "min_p": 0.25},
+}
+SAMPLES = 4000
+
+
+def chances_by_definition(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """What each word's chance is, in the order of `generate`: the best k, then the fewest that have p of what is left,
+    then those not too far behind the best.
+    """
+    chances = dict(enumerate((logits.double() / temperature).softmax(-1).tolist()))
+    best = sorted(chances, key=chances.get, reverse=True)[: top_k or None]
+    total, kept = 0.0, []
+    for word in best:
+        if total < top_p:
+            kept.append(word)
+            total += chances[word] / sum(chances[each] for each in best)
+    kept = [word for word in kept if chances[word] >= min_p * chances[kept[0]]]
+    return {word: chances[word] / sum(chances[each] for each in kept) for word in kept}
+
+
+def pairs_by_definition(model, prompt, **settings):
+    """The chance of each pair of first two words, of which 0 ends a completion."""
+
+    def after(*words):
+        with torch.no_grad():
+            return chances_by_definition(model(torch.tensor([[*prompt, *words]])).logits[0, -1], **settings)
+
+    pairs = {}
+    for first, chance in after().items():
+        if first == 0:
+            pairs[(0,)] = chance
+        else:
+            pairs |= {(first, second): chance * each for second, each in after(first).items()}
+    return pairs
+
+
+def apart(counts, chances):
+    """Pearson's statistic in standard deviations above its mean, pairs expected less than 5 times taken together."""
+    rare = [pair for pair, chance in chances.items() if chance * SAMPLES < 5]
+    cells = [(counts[pair], chance * SAMPLES) for pair, chance in chances.items() if pair not in rare]
+    cells += [(sum(counts[pair] for pair in rare), sum(chances[pair] for pair in rare) * SAMPLES)] if rare else []
+    freedom = len(cells) - 1
+    statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("which", SAMPLINGS)
+def test_first_and_second_words_have_their_exact_chances(few_words, monkeypatch, which):
+    """A right sampler is beyond 5 standard deviations once in a hundred thousand seeds; a wrong one is far beyond."""
+    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", 1500)
+    settings = SAMPLINGS[which]
+    found = rollout(few_words, [[1, 2, 3], [4]], SAMPLES, Sampling(2, [0], seed=11, **settings))
+    for prompt, part in (([1, 2, 3], found[:SAMPLES]), ([4], found[SAMPLES:])):
+        counts = Counter(tuple(one.completion) for one in part)
+        exact = pairs_by_definition(few_words, prompt, **settings)
+        assert len(exact) > 5
+        assert not set(counts) - set(exact)
+        assert abs(apart(counts, exact)) < 5
+        for other in SAMPLINGS:
+            if other != which:
+                wrong = pairs_by_definition(few_words, prompt, **SAMPLINGS[other])
+                assert set(counts) - set(wrong) or apart(counts, wrong) > 20, other
+
+
+def test_nothing_is_left_out_by_default(few_words):
+    """Words of a chance below one in a thousand come out too."""
+    found = rollout(few_words, [[1, 2, 3]], SAMPLES, Sampling(1, [0], temperature=3.0, seed=1))
+    assert {one.completion[0] for one in found} == set(range(WORDS))
+    choice = decoding._processors(Sampling(1, [0]))
+    assert choice[0] is None
+    assert not list(choice[1])
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.8, "top_k": 20}])
+@pytest.mark.parametrize("engine", ["shared", "transformers"])
+def test_what_is_recorded_are_the_logps_of_what_came_out(model, engine, settings):
+    found = rollout(model, PROMPTS, 4, Sampling(14, [3, 20, 21], seed=5, **settings), engine)
+    groups = [Group(one.prompt, [one.completion]) for one in found]
+    with torch.no_grad():
+        scored = completion_logps(model, groups, temperature=settings.get("temperature", 1.0))
+    for one, logps in zip(found, scored.logps, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logps), logps[: len(one.logps)], atol=1e-5, rtol=0)
+
+
+SEEDED = Sampling(12, [3, 20, 21, 22, 23, 24, 25], seed=42)
+
+
+def test_a_row_depends_on_its_seed_its_prompt_and_its_number_alone(model, monkeypatch):
+    found = rollout(model, PROMPTS, 3, SEEDED)
+    assert rollout(model, PROMPTS, 3, SEEDED) == found
+    assert rollout(model, PROMPTS, 3, Sampling(12, SEEDED.ends, seed=43)) != found
+    others = [PROMPTS[0], [30, 31], PROMPTS[2], [32] * 20]  # other prompts beside those that stay
+    changed = rollout(model, others, 3, SEEDED)
+    for first in (0, 6):
+        assert tokens(changed[first : first + 3]) == tokens(found[first : first + 3])
+    assert len({tuple(one.completion) for one in found}) == len(found)
+    for rows in (1, 2, 3, 5):
+        monkeypatch.setattr(decoding, "ROWS_AT_ONCE", rows)
+        assert tokens(rollout(model, PROMPTS, 3, SEEDED)) == tokens(found)
+
+
+def test_without_a_seed_torchs_generator_decides(model):
+    sampling = Sampling(12, SEEDED.ends)
+    torch.manual_seed(1)
+    found = rollout(model, PROMPTS, 2, sampling)
+    torch.manual_seed(1)
+    assert rollout(model, PROMPTS, 2, sampling) == found
+    assert rollout(model, PROMPTS, 2, sampling) != found
+
+
+def tokens(found: list[Rollout]):
+    return [one.completion for one in found]
+
+
+def test_rows_that_end_leave_and_those_that_wait_take_their_places(model, monkeypatch):
+    """Every pass has as many rows as are under way: their sum is that of the tokens but the last of each row."""
+    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", 4)
+    real, passes = decoding._DecodingPath.begin, []
+    monkeypatch.setattr(
+        decoding._DecodingPath,
+        "begin",
+        lambda path, lengths, device: passes.append(len(lengths)) or real(path, lengths, device),
+    )
+    found = rollout(model, PROMPTS, 5, SEEDED)
+    assert sum(passes) == sum(len(one.completion) - 1 for one in found)
+    assert max(passes) == 4
+    assert len({len(one.completion) for one in found}) > 3
+    alone = max(len(one.completion) for one in found)
+    assert len(passes) > alone  # more than one batch's worth: rows came in later
+
+
+def test_each_prompt_is_prefilled_once(model, prefills):
+    rollout(model, [*PROMPTS, PROMPTS[0], PROMPTS[1]], 4, SEEDED)
+    assert prefills == [PROMPTS]
+
+
+def test_long_prompts_are_prefilled_a_few_at_a_time(model, prefills, monkeypatch):
+    expected = rollout(model, PROMPTS, 2, SEEDED)
+    prefills.clear()
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 4)
+    assert tokens(rollout(model, PROMPTS, 2, SEEDED)) == tokens(expected)
+    assert prefills == [PROMPTS[:2], PROMPTS[2:3], PROMPTS[3:]]
+
+
+def test_one_token_at_most(model):
+    found = rollout(model, PROMPTS, 2, Sampling(1, [3], seed=0))
+    assert {len(one.completion) for one in found} == {1}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("engine", ["shared", "transformers"])
+def test_a_models_mode_stays(model, training, engine):
+    model.train(training)
+    rollout(model, PROMPTS, 1, SEEDED, engine)
+    assert model.training == training
+    model.eval()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "continuous"])
+def test_other_engines_give_valid_rollouts(model, monkeypatch, engine):
+    """Greedy ones are the same; sampled ones end where they should and know what they were sampled at."""
+    # Continuous batching takes most of the memory of the machine for its cache: here of a small one.
+    small = SimpleNamespace(total=psutil.Process().memory_info().rss + 2**31, available=2**31)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    double, prompts = model, PROMPTS[:2]
+    if engine == "continuous":
+        double = copy.deepcopy(model).float()  # its cache has no float64
+    greedy = Sampling(6, [3, 20, 21], greedy=True)
+    assert tokens(rollout(double, prompts, 1, greedy, engine)) == tokens(rollout(model, prompts, 1, greedy))
+    found = rollout(double, prompts, 2, Sampling(8, SEEDED.ends, 0.8), engine)
+    assert [one.prompt for one in found] == [prompt for prompt in prompts for _ in range(2)]
+    for one in found:
+        assert 1 <= len(one.completion) <= 8
+        assert not set(one.completion[:-1]) & set(SEEDED.ends)
+        assert one.finished == (one.completion[-1] in SEEDED.ends)
+        logps = completion_logps(model, [Group(one.prompt, [one.completion])], temperature=0.8).logps[0]
+        torch.testing.assert_close(torch.tensor(one.logps), logps, atol=1e-3, rtol=0)
+    assert shares(double, [Group([1], [[1]])])  # still set up as before
