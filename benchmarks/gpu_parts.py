@@ -1,0 +1,259 @@
+"""What `benchmarks/gpu.py` measures, each part in a process of its own. Prints a line of JSON for every finding.
+
+    python -m benchmarks.gpu_parts equality [--rehearse]
+
+Models have random weights: speed and memory do not depend on them, and no file is needed. No answer ends early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import Qwen3Config
+
+from benchmarks.gpu_kit import (
+    GB,
+    REAL,
+    REHEARSAL,
+    Scale,
+    attempt,
+    built,
+    peak_of,
+    qwen3,
+    rates,
+    say,
+    seconds,
+    token_ids,
+    wait,
+)
+from benchmarks.gpu_qlora import qlora
+from rlhf_core.prefix import Group, Sampling, attention, completion_logps, padded, rollout, share, shared
+
+# Equality
+
+
+def equality(scale: Scale) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        with attempt(f"{name}: log-probabilities and gradients"):
+            same_results(scale, dtype, name)
+        with attempt(f"{name}: greedy rollouts"):
+            same_rollouts(scale, dtype, name)
+    for heads, kv_heads, size in ((16, 8, 128), (32, 8, 128), (14, 2, 64)):
+        with attempt(f"kernel {heads}/{kv_heads}x{size}"):
+            same_kernel(scale, heads, kv_heads, size)
+
+
+def equality_model(scale: Scale, dtype: torch.dtype) -> Any:
+    shape = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512, "num_attention_heads": 4}
+    config = Qwen3Config(**shape, vocab_size=2048, num_key_value_heads=2, head_dim=64)
+    return built(config, dtype, scale.device)
+
+
+def same_results(scale: Scale, dtype: torch.dtype, name: str) -> None:
+    """Packed and in two phases no further from float64 than twice what the padded computation in the same type is."""
+    generator = torch.Generator().manual_seed(0)
+    answers = [[token_ids(size, generator) for size in sizes] for sizes in ((20, 65, 111), (1, 90, 40, 7))]
+    groups = [Group(token_ids(300, generator), answers[0]), Group(token_ids(171, generator), answers[1])]
+    plain, own = equality_model(scale, dtype), equality_model(scale, dtype)
+    exact = equality_model(scale, torch.float64)
+    exact.load_state_dict(plain.state_dict())
+    if reason := share(own):
+        raise RuntimeError(reason)
+    ways = {
+        "exact": lambda: padded.completion_logps(exact, groups),
+        "padded": lambda: padded.completion_logps(plain, groups),
+        "packed": lambda: shared.completion_logps(own, groups, 1.0, False, 8192),
+        "two phases": lambda: shared.two_phase_logps(own, groups, 1.0, False, rows_at_once=2),
+    }
+    found = {}
+    for way, call in ways.items():
+        model = {"exact": exact, "padded": plain}.get(way, own)
+        model.zero_grad()
+        scored = call()
+        weights = torch.sin(torch.arange(scored.logps.numel(), device=scale.device)).view_as(scored.logps)
+        (scored.logps * weights * scored.mask).sum().backward()
+        slopes = torch.cat([p.grad.flatten().double() for p in model.parameters()])
+        found[way] = (scored.logps * scored.mask).double().detach(), slopes
+    logps, slopes = found.pop("exact")
+    floor = {torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
+    apart = {
+        way: ((one - logps).abs().max().item(), ((slope - slopes).norm() / slopes.norm()).item())
+        for way, (one, slope) in found.items()
+    }
+    for way in ("packed", "two phases"):
+        ok = all(ours <= 2 * theirs + floor for ours, theirs in zip(apart[way], apart["padded"], strict=True))
+        values = {"logps_apart": apart[way][0], "gradients_apart": apart[way][1]}
+        values |= {"padded_logps_apart": apart["padded"][0], "padded_gradients_apart": apart["padded"][1]}
+        say(f"{name}: {way} beside padded", ok=ok, **values)
+
+
+def same_rollouts(scale: Scale, dtype: torch.dtype, name: str) -> None:
+    """Greedy: the tokens of `generate`. In bfloat16 near ties fall either way, so only log-probabilities must agree."""
+    generator = torch.Generator().manual_seed(1)
+    plain, own = equality_model(scale, dtype), equality_model(scale, dtype)
+    share(own)
+    prompts = [token_ids(size, generator) for size in (40, 40, 23)]
+    sampling = Sampling(32, [2048], greedy=True)
+    ours, theirs = rollout(own, prompts, 2, sampling), rollout(plain, prompts, 2, sampling, "transformers")
+    equal = sum(a.completion == b.completion for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    groups = [Group(one.prompt, [one.completion]) for one in ours]
+    with torch.no_grad():
+        again = padded.completion_logps(plain, groups).logps
+    apart = (torch.tensor([one.logps for one in ours]) - again.cpu()).abs().mean().item()
+    exact = dtype == torch.float32
+    ok = (equal == 1.0 and apart < 1e-3) if exact else apart < 0.1
+    say(f"{name}: greedy rollouts beside generate", ok=ok, equal_answers=equal, logps_apart_mean=apart)
+
+
+def same_kernel(scale: Scale, heads: int, kv_heads: int, size: int) -> None:
+    """The device's kernel beside plain arithmetic, on the spans of a long group, forward and backward."""
+    torch.manual_seed(0)
+    prompt, answer = scale.prompt, scale.answer
+    tokens = prompt + 4 * answer
+    spans = [(0, prompt), *((prompt + i * answer, prompt + (i + 1) * answer) for i in range(4))]
+    calls = [([(span, span) for span in spans], True), ([((prompt, tokens), (0, prompt))], False)]
+    make = lambda count: torch.randn(1, count, tokens, size, device=scale.device, dtype=scale.dtype)  # noqa: E731
+    query, slope, key, value = make(heads), make(heads), make(kv_heads), make(kv_heads)
+    found = {}
+    for name, kernel in (("device", attention.KERNELS[scale.device]), ("plain", attention.DENSE)):
+
+        def run(kernel=kernel):
+            results = []
+            for pairs, causal in calls:
+                output, lse = kernel.forward(query, key, value, pairs, causal, None)
+                slopes = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+                kernel.backward((slope, query, output, lse), key, value, pairs, causal, None, slopes)
+                results += [output[:, :, pairs[0][0][0] :], *slopes]
+            return results
+
+        found[name] = run(), seconds(run, 2)
+    apart = max(((a - b).norm() / b.norm()).item() for a, b in zip(found["device"][0], found["plain"][0], strict=True))
+    limit = 0.02 if scale.dtype == torch.bfloat16 else 1e-4
+    times = {"ms": 1000 * found["device"][1], "plain_ms": 1000 * found["plain"][1]}
+    say(f"kernel {heads}/{kv_heads} heads of {size}", ok=apart < limit, apart=apart, **times)
+
+
+# Steps and decoding of a model of 0.6 billion parameters
+
+
+def decoding(scale: Scale) -> None:
+    """Tokens a second of each engine; a step can't be faster than reading the weights once."""
+    flops, bandwidth = rates(scale)
+    say("machine", matmul_tflops=flops, memory_gb_per_s=bandwidth)
+    config = qwen3(scale.small, scale, tied=True)
+    model = built(config, scale.dtype, scale.device).eval()
+    share(model)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / GB
+    generator = torch.Generator().manual_seed(3)
+    prompts = [token_ids(scale.prompt, generator) for _ in range(scale.prompts)]
+    sampling = Sampling(scale.answer // 2, [config.vocab_size], seed=0)
+
+    def decode(engine):
+        rollout(model, prompts, 2, Sampling(4, [config.vocab_size], seed=0), engine)
+        wait()
+        started = time.perf_counter()
+        rollouts = rollout(model, prompts, 8, sampling, engine)
+        wait()
+        took = time.perf_counter() - started
+        tokens = sum(len(one.completion) for one in rollouts)
+        floor = weights / bandwidth * sampling.max_new_tokens
+        say(f"decoding, {engine}", tokens_per_s=tokens / took, seconds=took, floor_s=floor, of_floor=floor / took)
+
+    for engine in ("shared", "transformers"):
+        with attempt(f"decoding, {engine}"):
+            decode(engine)
+    with attempt("learning"):
+        model.train()
+        group = Group(prompts[0], [token_ids(scale.answer, generator) for _ in range(8)])
+
+        def learn():
+            completion_logps(model, [group]).logps.sum().backward()
+
+        took = seconds(learn)
+        tokens, answers = scale.prompt + 8 * scale.answer, 8 * scale.answer
+        head = config.vocab_size * config.hidden_size
+        body = sum(p.numel() for p in model.parameters()) - head
+        pairs = tokens * tokens / 16 + answers * scale.prompt  # rough: half of each answer's square, and the prompt
+        seen = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * pairs
+        used = (6 * body * tokens + 6 * head * answers + 3 * seen) / took / 1e12
+        say("learning, packed", tflops=used, of_matmul=used / flops, seconds=took)
+    if scale is REAL:  # on a CPU continuous batching takes minutes to get ready
+        with attempt("decoding, continuous"):
+            model.eval()
+            decode("continuous")
+
+
+def grpo_steps(scale: Scale) -> None:
+    """A whole GRPO step of TRL's trainer, with plain generation and continuous batching, and of ours."""
+    import statistics
+
+    from datasets import Dataset
+    from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from rlhf_core import embedded
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL, padding_side="left")
+    generator = torch.Generator().manual_seed(4)
+    texts = [tokenizer.decode(token_ids(scale.prompt // 2, generator)) for _ in range(8 * scale.prompts)]
+
+    def even(completion_ids, **_):
+        return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+    for name in ("ours", "TRL", *(["TRL, continuous batching"] if scale is REAL else [])):
+        ends: list[float] = []
+
+        class Clock(TrainerCallback):
+            def on_step_end(self, args, state, control, ends=ends, **kwargs):
+                wait()
+                ends.append(time.perf_counter())
+
+        with attempt(f"GRPO step, {name}"), tempfile.TemporaryDirectory() as folder:
+            model = built(qwen3(scale.small, scale, tied=True), scale.dtype, scale.device)
+            if name == "ours":
+                share(model)
+            real = scale is REAL
+            arguments = GRPOConfig(
+                folder,
+                per_device_train_batch_size=8 * scale.prompts,
+                **{"num_generations": 8, "max_completion_length": scale.answer // 2, "max_steps": scale.steps + 1},
+                use_transformers_continuous_batching=name.endswith("batching"),
+                **{"bf16": real, "use_cpu": not real, "report_to": [], "save_strategy": "no", "disable_tqdm": True},
+                **{"logging_steps": 1000, "gradient_checkpointing": real, "learning_rate": 1e-6},
+            )
+            trainer = (SharedPrefixGRPOTrainer if name == "ours" else GRPOTrainer)(
+                model=model,
+                args=arguments,
+                reward_funcs=even,
+                train_dataset=Dataset.from_dict({"prompt": texts}),
+                processing_class=tokenizer,
+                callbacks=[Clock()],
+            )
+            _, peak = peak_of(trainer.train)
+            took = statistics.median(b - a for a, b in pairwise(ends))
+            say(f"GRPO step, {name}", seconds=took, peak_gb=peak)
+            del trainer, model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+PARTS = {"equality": equality, "qlora": qlora, "decoding": decoding, "steps": grpo_steps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes on a CPU")
+    given = parser.parse_args()
+    PARTS[given.part](REHEARSAL if given.rehearse else REAL)
+
+
+if __name__ == "__main__":
+    main()
