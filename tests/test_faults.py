@@ -207,7 +207,7 @@ def test_ppo_learns_nothing_from_a_row_with_an_error(made_run, faults):
 def test_what_a_reward_that_hangs_has_started_is_killed_with_it(go, faults):
     assert go(reward=faults("hang"), max_steps=1)[0] == 0
     children = [int(pid) for pid in Path("children.txt").read_text().split()]
-    assert len(children) == 2
+    assert len(children) >= 2
     wait_until(lambda: not any(map(alive, children)))
 
 
