@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.scoring import completion_logps, shares
 from rlhf_core.prefix.shared import inner
 
+BLOCK = 32  # tokens
 Engine = Literal["shared", "transformers", "continuous"]
 
 
@@ -84,8 +85,12 @@ def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[R
     was_training = model.training
     model.eval()
     with attention.set_aside(inner(model)):
-        settings = GenerationConfig(**_settings(sampling))
-        outputs = model.generate_batch(rows, generation_config=settings, progress_bar=False)
+        outputs = model.generate_batch(
+            rows,
+            generation_config=GenerationConfig(**_settings(sampling)),
+            continuous_batching_config=_room(rows, sampling),
+            progress_bar=False,
+        )
     by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
     completions = [output.generated_tokens for output in by_number]
     groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
@@ -93,6 +98,12 @@ def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[R
         logps = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
     model.train(was_training)
     return [_ended(*each, sampling.ends) for each in zip(rows, completions, logps, strict=True)]
+
+
+def _room(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingConfig:
+    """A cache for as many tokens as there will be; by itself it would take most of the memory that the machine has."""
+    blocks = sum(-(-(len(row) + sampling.max_new_tokens) // BLOCK) + 1 for row in rows)
+    return ContinuousBatchingConfig(block_size=BLOCK, num_blocks=blocks, max_batch_tokens=max(2048, len(rows)))
 
 
 def _ended(row: list[int], tokens: list[int], logps: list[float], ends: Sequence[int]) -> Rollout:

@@ -173,6 +173,8 @@ class _TwoPhase(torch.autograd.Function):
     def forward(ctx, job: _Job, *learning: nn.Parameter):
         ctx.job, ctx.learning = job, learning
         ctx.random = _random_state(job.model.device)
+        kind = job.model.device.type
+        ctx.precision = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         parts = []
         with torch.no_grad():
             for group in job.groups:
@@ -187,7 +189,7 @@ class _TwoPhase(torch.autograd.Function):
         job = ctx.job
         totals = [torch.zeros_like(weight) for weight in ctx.learning]
         token = row = 0
-        with torch.enable_grad(), _replayed(ctx.random, job.model.device):
+        with torch.enable_grad(), torch.autocast(*ctx.precision), _replayed(ctx.random, job.model.device):
             for group in job.groups:
                 kept, state = job.prompt(group)
                 roots = [tensor for pair in kept.values() for tensor in pair] + [state]
