@@ -1,6 +1,7 @@
 """Bad answers: each flaw is a function that spoils one thing in a good answer."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,7 +28,8 @@ def wrong_answer(good: Item, rng: random.Random) -> str:
         wrong = rng.choice([letter for letter in "ABCD" if letter != good.answer])
     else:
         wrong = str(int(good.answer) + rng.choice([-1, 1, 2, 10]))
-    return laid_out(good.thought, good.reply.replace(good.answer, wrong))
+    alone = rf"(?<![A-Za-z0-9]){good.answer}(?![A-Za-z0-9])"  # not the first letter of "Answer"
+    return laid_out(good.thought, re.sub(alone, wrong, good.reply))
 
 
 def other_advice(sentences: tuple[tuple[str, ...], tuple[str, ...]]) -> Callable[[Item, random.Random], str]:
