@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/rlhf run --method grpo --reward medical_format
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

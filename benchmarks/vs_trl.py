@@ -70,12 +70,14 @@ def main() -> None:
     if args.side:
         print("\n" + json.dumps(one_side(args.method, args.side, args.work[0], args)))
         return
-    results = {}
+    written = Path(__file__).parent / "results" / f"vs_trl_{args.method}.json"
+    results = json.loads(written.read_text())["figures"] if args.work and written.exists() else {}
     for name in args.work or WORK[args.method]:
         rounds = [{side: child(args, name, side) for side in SIDES[args.method]} for _ in range(args.rounds)]
         results[name] = compared(rounds)
+        results[name] |= {"rounds": args.rounds, "steps": args.steps, "threads": os.environ.get("OMP_NUM_THREADS")}
         print(name, json.dumps(results[name]), flush=True)
-    record(f"vs_trl_{args.method}", results)
+        record(f"vs_trl_{args.method}", results)
 
 
 def child(args: argparse.Namespace, name: str, side: str) -> dict[str, Any]:

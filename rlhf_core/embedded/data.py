@@ -19,7 +19,7 @@ from rlhf_core.embedded.layout import laid_out
 SEED = 20260101
 SIZES = {
     "heldout": {"prompts": 256, "preferences": 128, "conversations": 128},
-    "train": {"prompts": 3000, "preferences": 1200, "conversations": 2000},
+    "train": {"prompts": 3000, "preferences": 3000, "conversations": 2000},
 }
 
 
