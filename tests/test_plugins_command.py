@@ -78,7 +78,8 @@ def test_the_listing_fits_the_terminal_and_cuts_no_reason(one_of_each_state, mon
     assert "no_such_package_of_a_long_name'" in said
 
 
-def test_a_pipe_gets_whole_lines(one_of_each_state):
+def test_a_pipe_gets_whole_lines(one_of_each_state, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     lines = [line.split() for line in invoke("plugins").output.splitlines()]
     assert ["reward", "a", "fine", "1.0", "ok", "made", "up"] in lines
     assert ["reward", "off", "off", "1.0", "disabled", "made", "up"] in lines

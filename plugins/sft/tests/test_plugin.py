@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_the_formulas(made_run, tiny_model, lora):
 
 
 def test_batches_learn_the_assistants_tokens_and_nothing_else(made_run):
-    trainer = SFT().trainer(made_run(eval_prompts=2))
+    trainer = SFT().trainer(made_run(eval_prompts=2, shared_prefix=False))  # a row each, padded
     tokenizer = trainer.processing_class
     end = tokenizer.eos_token_id
     assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == ["input_ids", "labels"]
