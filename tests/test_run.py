@@ -93,6 +93,7 @@ def test_the_folder_of_a_run(run, tiny_model, capsys):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {"torch", "transformers", "trl", "rlhf-core"} <= manifest["versions"].keys()
     assert manifest["plugins"][0] == "method grpo: rlhf-method-grpo 0.1.0"
+    assert manifest["plugins"][1] == "formatter question_answer: rlhf-formatter-common 0.1.0"
     assert (manifest["data"]["rows"], manifest["seed"], len(manifest["data"]["sha256"])) == (11, 42, 64)
     metrics = [m for m in read_lines(folder / "metrics.jsonl") if "reward" in m]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]

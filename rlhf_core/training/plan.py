@@ -143,10 +143,13 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def plugins_used(config: RunConfig, catalog: Catalog, rewards: list[BoundReward]) -> list[str]:
-    """Method and rewards with their distributions, for the manifest."""
-    entry = catalog.find("methods", config.method)
-    found = [f"method {entry.name}: {entry.distribution} {entry.version}"]
+def plugins_used(config: RunConfig, catalog: Catalog, plan: Plan) -> list[str]:
+    """Method, rewards, formatters and callbacks with their distributions, for the manifest."""
+    entries = [catalog.find("methods", config.method), *(catalog.find("callbacks", name) for name in config.callback)]
+    layouts = {part.formatter for part in plan.data.parts}
+    entries += [e for e in catalog.entries("formatters") if e.name in layouts and e.problem != "disabled"]
+    found = [f"{entry.kind[:-1]} {entry.name}: {entry.distribution} {entry.version}" for entry in entries]
+    rewards = plan.rewards.rewards
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in rewards]
 
 

@@ -167,7 +167,7 @@ def _train_planned(
         launch.check(config, trainer)
         if trainer.is_world_process_zero():
             run_folder.prepare(run)
-            run_folder.write_manifest(run, planning.plugins_used(config, catalog, plan.rewards.rewards))
+            run_folder.write_manifest(run, planning.plugins_used(config, catalog, plan))
         trainer.accelerator.wait_for_everyone()
         plan.rewards.folder = folder
         return _carry_out(run, method, trainer, catalog, screen)

@@ -8,11 +8,12 @@ no value model is needed. The trainer is TRL's; prompts, rewards, checkpoints an
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_core import Method, TrainingOptions, hookimpl
+from rlhf_core import Method, TrainingOptions, UserError, hookimpl
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
 
@@ -76,6 +77,8 @@ class GRPO(Method):
         from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 
         options = run.options
+        if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
         quantized = options.load_in_4bit or options.load_in_8bit
         arguments = run.arguments(
             GRPOConfig,
@@ -94,7 +97,6 @@ class GRPO(Method):
             # With several rewards an error is None in its own column, which only this aggregation leaves neutral.
             use_vllm=options.rollouts == "vllm",
             vllm_mode="colocate",
-            use_transformers_continuous_batching=options.rollouts == "continuous",
             multi_objective_aggregation="normalize_then_sum" if len(run.rewards.weights) > 1 else "sum_then_normalize",
         )
         run.rewards.blank_errors = arguments.multi_objective_aggregation == "sum_then_normalize"
@@ -108,7 +110,7 @@ class GRPO(Method):
             peft_config=run.peft_config,
         )
         trainer.epochs_done = run.epochs_done
-        trainer.shares_rollouts = options.rollouts == "shared"
+        trainer.rollouts = options.rollouts
         if trainer.ref_model is not None and run.info.adapter:
             # TRL loads the reference by the model's name, without the adapter that went into the weights.
             trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(run.model.state_dict())

@@ -19,7 +19,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     """
 
     epochs_done = 0
-    shares_rollouts = True
+    rollouts = "shared"
     sampled_logps: list[list[float]] | None = None  # of the rollouts, until they have served as old log-probabilities
 
     def _get_train_sampler(self, dataset=None):
@@ -30,7 +30,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return sampler
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        if not self.shares_rollouts or images is not None or self.args.generation_kwargs:
+        if self.rollouts not in ("shared", "continuous") or images is not None or self.args.generation_kwargs:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -43,7 +43,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             self.min_p or 0.0,
             self.repetition_penalty,
         )
-        rollouts = rollout(self.accelerator.unwrap_model(self.model), prompt_ids, 1, sampling)
+        rollouts = rollout(self.accelerator.unwrap_model(self.model), prompt_ids, 1, sampling, self.rollouts)
         if self.model.training and self._old_logps_are_needed() and self._sampling_is_exact():
             self.sampled_logps = [one.logps for one in rollouts]
         return [one.completion for one in rollouts], None

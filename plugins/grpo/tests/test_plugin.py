@@ -11,7 +11,7 @@ from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from rlhf_core import testing
+from rlhf_core import UserError, testing
 from rlhf_core.config import resolve
 from rlhf_core.plugins import Catalog
 from rlhf_core.training.plan import make_plan
@@ -130,3 +130,16 @@ def test_what_is_private_in_trl_is_where_we_expect_it():
     twin = torch.Generator().manual_seed(0)
     assert list(sampler) == torch.randperm(sampler.num_samples, generator=twin).tolist()
     assert sampler.generator.get_state().equal(twin.get_state())
+
+
+def test_vllm_is_asked_for_before_anything_loads(run):
+    with pytest.raises(UserError, match=r"needs vLLM: pip install 'rlhf-core\[vllm\]'"):
+        GRPO().trainer(run(rollouts="vllm"))
+
+
+@pytest.mark.parametrize("rollouts", ["shared", "transformers", "continuous"])
+def test_every_engine_answers_each_prompt(run, rollouts):
+    trainer = GRPO().trainer(run(rollouts=rollouts, max_completion_length=4, num_generations=2))
+    completions, logps = trainer._generate_single_turn([[5, 6, 7], [5, 6, 7], [8], [8]], None, {}, 2)
+    assert logps is None
+    assert [1 <= len(ids) <= 4 for ids in completions] == [True] * 4
