@@ -48,8 +48,8 @@ class RewardModel(Method):
     task, generates = "sequence_classification", False
     Options = Options
     embedded_preset = {  # noqa: RUF012 - a class constant
-        "learning_rate": 1e-3,
-        "max_steps": 100,
+        "learning_rate": 2e-3,
+        "max_steps": 250,
         "per_device_train_batch_size": 16,
         "max_completion_length": 128,
         "eval_prompts": 128,
