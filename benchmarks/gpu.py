@@ -5,7 +5,7 @@
 
 `gpu_parts.py` says what each part measures. A part has a process of its own and a time budget; what it found until it
 failed or was stopped is kept. Findings come as they are made, then as a table, and go to FOLDER/gpu.json (by default
-to $OUT where that is set, else to benchmarks/results). The exit code is 1 if any check or part failed.
+in benchmarks/results). The exit code is 1 if any check or part failed.
 
 Not yet run on a GPU.
 """
@@ -16,7 +16,6 @@ import argparse
 import datetime
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -79,7 +78,7 @@ def main() -> None:
     name = gpu()
     if name is None and not given.rehearse:
         parser.error("there is no NVIDIA GPU here; --rehearse tries the script on a CPU")
-    folder = given.output or Path(os.environ.get("OUT") or Path(__file__).parent / "results")
+    folder = given.output or Path(__file__).parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ("gpu_rehearsal.json" if given.rehearse else "gpu.json")
     there = {one.metadata["Name"] for one in importlib.metadata.distributions()}

@@ -101,6 +101,11 @@ class TrainingOptions(BaseModel):
         16, description="held-out prompts answered before and after training; 0: none"
     )
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether prompts are to be shared: it needs an attention of its own."""
+        return self.shared_prefix and self.attn_implementation is None
+
     @model_validator(mode="after")
     def _check(self) -> TrainingOptions:
         if self.max_steps == 0 or self.max_steps < -1:

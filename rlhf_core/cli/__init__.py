@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import traceback
 
 import click
 
+from rlhf_core.cli.lazy import LazyGroup
 from rlhf_core.errors import UserError
 
 # name -> (module, attribute, help line)
@@ -24,27 +24,19 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
-    """Finds commands in the table above, then among installed plugins, and imports only the one that is called."""
+class Commands(LazyGroup):
+    """The commands in the table above, then those of installed plugins."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *(entry.name for entry in _plugin_commands() if entry.name not in COMMANDS)]
+    def help_rows(self) -> list[tuple[str, str]]:
+        rows = super().help_rows()
+        return rows + [(e.name, e.summary) for e in _plugin_commands() if e.name not in self.table]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in COMMANDS:
-            module, attribute, _ = COMMANDS[name]
-            return getattr(importlib.import_module(f"rlhf_core.cli.{module}"), attribute)
-        if any(entry.name == name for entry in _plugin_commands()):
+        if name not in self.table and any(entry.name == name for entry in _plugin_commands()):
             from rlhf_core.plugins import Catalog
 
             return Catalog().load("commands", name)[0]
-        return None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, line) for name, (_, _, line) in COMMANDS.items()]
-        rows += [(e.name, e.summary) for e in _plugin_commands() if e.name not in COMMANDS]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        return super().get_command(ctx, name)
 
 
 def _plugin_commands() -> list:
@@ -55,6 +47,7 @@ def _plugin_commands() -> list:
 
 @click.command(
     cls=Commands,
+    table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda t: t.replace("_", "-")},
     epilog="Start with: rlhf run --method grpo --reward medical_format",
 )

@@ -45,7 +45,8 @@ def chat(**values: Any) -> None:
 
     rlhf chat runs/grpo-20260101-120000
     """
-    from rlhf_core.training.chat import Settings, open_chat
+    from rlhf_core.training.chat import Settings
+    from rlhf_core.training.open_chat import open_chat
 
     choice = {name: values.pop(name) for name in ("temperature", "top_p", "max_new_tokens", "greedy", "seed")}
     terminal = sys.stdin.isatty() and sys.stdout.isatty()

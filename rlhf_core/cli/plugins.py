@@ -5,11 +5,11 @@ Nothing here imports a plugin, so a broken one can always be listed and removed.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import asdict
 
 import click
 
+from rlhf_core.cli.lazy import LazyGroup
 from rlhf_core.cli.table import print_json, table
 from rlhf_core.plugins import HOOKS, Catalog
 
@@ -24,24 +24,7 @@ COMMANDS = {
 }
 
 
-class PluginCommands(click.Group):
-    """Finds commands in the table above, and imports only the one that is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[name]
-        return getattr(importlib.import_module(f"rlhf_core.cli.{module}"), attribute)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
-
-
-@click.group(cls=PluginCommands, invoke_without_command=True)
+@click.group(cls=LazyGroup, table=COMMANDS, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:

@@ -52,15 +52,14 @@ class Packed:
         spread = values.new_zeros(*there.shape, *values.shape[1:])
         return spread.masked_scatter(there.view(*there.shape, *[1] * (values.dim() - 1)), values)
 
-    def states(self, hidden: Tensor) -> Tensor:
-        """`hidden` (tokens, size) as (completions, 1 + longest, size): the prompt's last token, then each token."""
-        firsts = torch.tensor(self.lengths).cumsum(0) - torch.tensor(self.lengths)
-        first = self.rows(hidden[self.before])
-        after = hidden.new_zeros(first.shape[0], 1, first.shape[2])
-        spread = torch.cat([first, after], dim=1)
-        ends = torch.tensor(self.lengths, device=hidden.device)
-        rows = torch.arange(len(firsts), device=hidden.device)
-        return spread.index_put((rows, ends), hidden[self.last])
+    def states(self, before: Tensor, last: Tensor) -> Tensor:
+        """(completions, 1 + longest, size): the state of the prompt's last token, then that of each token.
+
+        `before`: (N, size), the states that predict the tokens; `last`: (completions, size), those of the last tokens.
+        """
+        spread = torch.cat([self.rows(before), before.new_zeros(len(last), 1, before.shape[1])], dim=1)
+        rows = torch.arange(len(last), device=last.device)
+        return spread.index_put((rows, torch.tensor(self.lengths, device=last.device)), last)
 
 
 def pack(groups: Sequence[Group], device: torch.device | None = None) -> Packed:

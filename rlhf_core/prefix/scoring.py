@@ -1,12 +1,13 @@
 """Which way completions are computed: packed, in two phases, or padded where a model is outside what sharing supports.
 
-`share(model)` asks for sharing, once, after a model is loaded. The first groups that come are computed both ways, and
-if the results differ the model goes on padded. What is not supported is said once, with the reason, and computed padded
-with the same results.
+`share(model)` asks for sharing, once, after a model is loaded. A small group made of the first prompt that comes is
+computed both ways, and if the results differ the model goes on padded. What is not supported is said once, with the
+reason, and computed padded with the same results.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import weakref
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from typing import Any
 import psutil
 import torch
 from peft import PeftModel
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +30,7 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 # Settings of a model's configuration under which its logits are not its head's output.
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}  # nats, in the mean
+CHECKED_TOKENS = 64
 TOKENS_AT_ONCE = 8192  # of a packed row, where nothing has to be kept for a backward pass
 _agreed: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
@@ -68,11 +69,11 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     if not attention.installed(plain) or _sharded(plain):
         return False
     longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
-    window = plain.config.get_text_config().to_dict().get("sliding_window")
-    if window is not None and longest > window and _windowed(plain):
+    window = _window(plain)
+    if window is not None and longest > window:
         return False
     if plain not in _agreed:
-        _agreed[plain] = _agrees(model, groups[0])
+        _agreed[plain] = _agrees(model, groups[0].prompt, min(CHECKED_TOKENS, window or CHECKED_TOKENS))
     return _agreed[plain]
 
 
@@ -128,12 +129,12 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + reserved
 
 
-def _windowed(model: Any) -> bool:
-    """Whether any layer sees no further than its window."""
+def _window(model: Any) -> int | None:
+    """How far the layers see that do not see all tokens before them, where there are such."""
     settings = model.config.get_text_config().to_dict()
-    return settings.get("use_sliding_window", True) and "sliding_attention" in (
-        settings.get("layer_types") or ["sliding_attention"]
-    )
+    layers = settings.get("layer_types") or ["sliding_attention"]
+    applies = settings.get("use_sliding_window", True) and "sliding_attention" in layers
+    return settings.get("sliding_window") if applies else None
 
 
 def _sharded(model: Any) -> bool:
@@ -142,10 +143,11 @@ def _sharded(model: Any) -> bool:
 
 
 @torch.no_grad()
-def _agrees(model: Any, group: Group) -> bool:
-    """Whether a group of two completions gives the same both ways, without dropout."""
+def _agrees(model: Any, prompt: Sequence[int], tokens: int) -> bool:
+    """Whether a group of two unequal completions, `tokens` of the prompt's in all, gives the same both ways."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    few = [Group(group.prompt, group.completions[:2])]
+    ids = list(itertools.islice(itertools.cycle(prompt), tokens))
+    few = [Group(ids[: tokens // 2], [ids[tokens // 2 :], ids[-2:]])]
     training = model.training
     model.eval()
     try:
@@ -154,7 +156,8 @@ def _agrees(model: Any, group: Group) -> bool:
             there = pad(results[0].mask, (1, 0), value=1)[..., None]  # what stands after a completion's end is open
             ours, theirs = (result.states * there for result in results)
         else:
-            ours, theirs = (way(model, few) for way in (_shared_logps, _padded_logps))
+            ours = shared.completion_logps(model, few, 1.0, False, TOKENS_AT_ONCE).logps
+            theirs = padded.completion_logps(model, few).logps
         apart = (ours - theirs).float().abs().mean().item()
         problem = None if apart < TOLERANCE.get(model.dtype, 0.2) else f"results differ by {apart:.2g} in the mean"
     except (RuntimeError, TypeError, KeyError, AttributeError) as error:
@@ -164,11 +167,3 @@ def _agrees(model: Any, group: Group) -> bool:
     if problem:
         log.warning("prompts are not shared in this model, each completion is computed with its own: %s", problem)
     return problem is None
-
-
-def _shared_logps(model: Any, groups: Sequence[Group]) -> Tensor:
-    return shared.completion_logps(model, groups, 1.0, False, TOKENS_AT_ONCE).logps
-
-
-def _padded_logps(model: Any, groups: Sequence[Group]) -> Tensor:
-    return padded.completion_logps(model, groups).logps

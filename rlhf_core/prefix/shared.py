@@ -22,6 +22,17 @@ from rlhf_core.prefix.head import token_logps
 from rlhf_core.prefix.packing import Packed, batches, pack
 
 
+class Values(NamedTuple):
+    """Of some completions' tokens, one after another: log-probabilities, entropies, and states (those before each
+    token, then those of each one's last token).
+    """
+
+    logps: Tensor
+    entropies: Tensor
+    before: Tensor
+    last: Tensor
+
+
 def completion_logps(
     model: Any, groups: Sequence[Group], temperature: float, hidden: bool, tokens_at_once: int
 ) -> CompletionLogps:
@@ -38,7 +49,8 @@ def completion_logps(
 
 def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
     packed = pack(groups, inner(model).device)
-    return CompletionHidden(packed.states(_states(model, packed)), packed.mask())
+    states = _states(model, packed)
+    return CompletionHidden(packed.states(states[packed.before], states[packed.last]), packed.mask())
 
 
 def one_row(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -54,10 +66,14 @@ def one_row(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
 
 
 def _scored(model: Any, packed: Packed, states: Tensor, temperature: float, hidden: bool) -> CompletionLogps:
-    head = inner(model).get_output_embeddings()
-    logps, entropies = token_logps(head, states[packed.before], packed.tokens, temperature)
-    rows = packed.rows(logps.float()), packed.rows(entropies.float())
-    return CompletionLogps(*rows, packed.mask(), packed.states(states) if hidden else None)
+    before = states[packed.before]
+    logps, entropies = token_logps(inner(model).get_output_embeddings(), before, packed.tokens, temperature)
+    return _in_rows(packed, Values(logps, entropies, before, states[packed.last]), hidden)
+
+
+def _in_rows(packed: Packed, values: Values, hidden: bool) -> CompletionLogps:
+    rows = packed.rows(values.logps.float()), packed.rows(values.entropies.float())
+    return CompletionLogps(*rows, packed.mask(), packed.states(values.before, values.last) if hidden else None)
 
 
 def _states(model: Any, packed: Packed) -> Tensor:
@@ -94,25 +110,6 @@ def inner(model: Any) -> Any:
 # Two phases
 
 
-class Chunk(NamedTuple):
-    """One group, and which of its completions go through the model together."""
-
-    group: Group
-    first: int
-    size: int
-
-
-class Values(NamedTuple):
-    """Of some completions' tokens, one after another: log-probabilities, entropies, and states (those before each
-    token, then those of each one's last token).
-    """
-
-    logps: Tensor
-    entropies: Tensor
-    before: Tensor
-    last: Tensor
-
-
 def two_phase_logps(
     model: Any, groups: Sequence[Group], temperature: float, hidden: bool, rows_at_once: int = 1
 ) -> CompletionLogps:
@@ -123,13 +120,7 @@ def two_phase_logps(
         model(input_ids=packed.input_ids[:, :1], logits_to_keep=1)
     job = _Job(inner(model), list(groups), temperature, rows_at_once)
     learning = [p for p in job.model.parameters() if p.requires_grad]
-    logps, entropies, before, last = _TwoPhase.apply(job, *learning)
-    states = None
-    if hidden:
-        states = torch.cat([packed.rows(before), before.new_zeros(len(last), 1, before.shape[1])], dim=1)
-        rows = torch.arange(len(last), device=last.device)
-        states = states.index_put((rows, torch.tensor(packed.lengths, device=last.device)), last)
-    return CompletionLogps(packed.rows(logps.float()), packed.rows(entropies.float()), packed.mask(), states)
+    return _in_rows(packed, Values(*_TwoPhase.apply(job, *learning)), hidden)
 
 
 class _Job(NamedTuple):
@@ -138,9 +129,10 @@ class _Job(NamedTuple):
     temperature: float
     rows_at_once: int
 
-    def chunks(self, group: Group) -> Iterator[Chunk]:
+    def chunks(self, group: Group) -> Iterator[Group]:
+        """The group's prompt with those completions that go through the model together."""
         for first in range(0, len(group.completions), self.rows_at_once):
-            yield Chunk(group, first, min(self.rows_at_once, len(group.completions) - first))
+            yield Group(group.prompt, group.completions[first : first + self.rows_at_once])
 
     def prompt(self, group: Group) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
         """(keys and values of each layer, the last token's state (1, size))."""
@@ -149,13 +141,13 @@ class _Job(NamedTuple):
         states = last_states(self.model, packed.input_ids, packed.position_ids, path)
         return path.kept, states[0, -1:]
 
-    def completions(self, chunk: Chunk, kept: dict[int, tuple[Tensor, Tensor]], state: Tensor) -> Values:
+    def completions(self, chunk: Group, kept: dict[int, tuple[Tensor, Tensor]], state: Tensor) -> Values:
         device = self.model.device
-        rows = chunk.group.completions[chunk.first : chunk.first + chunk.size]
+        rows = chunk.completions
         ends = torch.tensor([len(row) for row in rows]).cumsum(0).tolist()
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
         tokens = torch.tensor([token for row in rows for token in row], device=device)
-        start = len(chunk.group.prompt)
+        start = len(chunk.prompt)
         positions = torch.cat([torch.arange(start, start + len(row)) for row in rows]).to(device)
         states = last_states(self.model, tokens[None], positions[None], ContinuedPath(kept, spans))[0]
         before = torch.cat([part for a, b in spans for part in (state, states[a : b - 1])])
@@ -199,12 +191,11 @@ class _TwoPhase(torch.autograd.Function):
                 given = dict(zip(kept, pairs, strict=True))
                 for chunk in job.chunks(group):
                     values = job.completions(chunk, given, leaves[-1])
-                    size = len(values.logps)
-                    above = (by_logps[token : token + size], by_before[token : token + size])
-                    above += (by_last[row : row + chunk.size],)
+                    size, rows = len(values.logps), len(values.last)
+                    above = (by_logps[token : token + size], by_before[token : token + size], by_last[row : row + rows])
                     outputs = (values.logps, values.before, values.last)
                     _add([*totals, *slopes], outputs, [*ctx.learning, *leaves], above)
-                    token, row = token + size, row + chunk.size
+                    token, row = token + size, row + rows
                 _add(totals, roots, ctx.learning, slopes)
         return None, *totals
 

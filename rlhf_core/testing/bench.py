@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 from rlhf_core.reward import CALLBACK_NAMES
 from rlhf_core.reward_spec import BoundReward
 from rlhf_core.testing.golden import Row
 from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.training.tryout import STAND_INS
 
 SECONDS = 60.0  # that a batch may take in the worker, where the reward declares no timeout; the first may load a model
 
@@ -89,14 +88,5 @@ def batch_of(rows: Sequence[Row]) -> Batch:
         [[{"role": "assistant", "content": row.completion}] for row in rows],
         [[ord(character) for character in row.completion] for row in rows],
         {name: [row.columns.get(name) for row in rows] for name in names},
-        callbacks(),
+        STAND_INS,
     )
-
-
-def callbacks() -> dict[str, Any]:
-    """What only the trainer's process has."""
-    return {
-        "trainer_state": SimpleNamespace(global_step=0, max_steps=100, epoch=0.0),
-        "log_extra": lambda column, values: None,
-        "log_metric": lambda name, value: None,
-    }

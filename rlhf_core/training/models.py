@@ -124,7 +124,7 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
             model = _adapter_with_score(model, info.adapter)
         if not uses_lora(options, info):
             model = model.merge_and_unload().requires_grad_(True)
-    if options.shared_prefix and options.attn_implementation is None:
+    if options.shares_prompts:
         from rlhf_core.prefix import share
 
         share(model)

@@ -231,7 +231,7 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
     except KeyboardInterrupt:
         progress.close()
         screen.say(f"\nStopped at once. Go on from the last checkpoint: {resume}", "bold")
-        return 130
+        return launch.INTERRUPTED
     except torch.OutOfMemoryError as error:
         progress.close()
         logging.getLogger(__name__).error("out of memory", exc_info=error)

@@ -74,6 +74,6 @@ class DPO(Method):
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
         )
-        if trainer.ref_model is not None and options.shared_prefix and options.attn_implementation is None:
+        if trainer.ref_model is not None and options.shares_prompts:
             share(trainer.accelerator.unwrap_model(trainer.ref_model))
         return trainer

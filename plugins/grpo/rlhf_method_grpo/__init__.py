@@ -114,7 +114,7 @@ class GRPO(Method):
         if trainer.ref_model is not None and run.info.adapter:
             # TRL loads the reference by the model's name, without the adapter that went into the weights.
             trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(run.model.state_dict())
-        if trainer.ref_model is not None and options.shared_prefix and options.attn_implementation is None:
+        if trainer.ref_model is not None and options.shares_prompts:
             share(trainer.accelerator.unwrap_model(trainer.ref_model))
         return trainer
 
