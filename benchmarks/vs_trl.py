@@ -28,7 +28,6 @@ from typing import Any
 
 from benchmarks.record import record
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ENDS = 64  # of the 8,192 tokens end an answer, so that answers differ in length
 
 # P prompt tokens, C tokens an answer may have, G answers a prompt
@@ -108,6 +107,8 @@ def one_side(method: str, side: str, name: str, args: argparse.Namespace) -> dic
     import torch
     import transformers
 
+    from rlhf_core.training import memory
+
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     if side == "trlc":
@@ -118,6 +119,8 @@ def one_side(method: str, side: str, name: str, args: argparse.Namespace) -> dic
     with tempfile.TemporaryDirectory() as folder:
         build = grpo if method == "grpo" else on_data
         trainer, done = build(method, side, work, args, folder)
+        if side == "ours":
+            memory.settle(trainer.model)  # as `rlhf run` does
         clock = Clock()
         trainer.add_callback(clock.callback())
         with Peak() as peak, contextlib.redirect_stdout(sys.stderr):

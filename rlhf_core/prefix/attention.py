@@ -149,6 +149,22 @@ def _cpu_forward(query, key, value, pairs: Pairs, causal: bool, scale):
     return output, lse
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """(output, log-sum-exp (rows, heads, queries)) without gradient. As many heads on both sides; `mask`: (rows, 1, 1,
+    keys), added to the scores.
+    """
+    if query.device.type == "cpu" and kernel_for(query, key).forward is _cpu_forward:
+        mask = None if mask is None else mask.to(query.dtype)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=mask, scale=scale
+        )
+    scores = (query @ key.transpose(-1, -2)).float() * scale
+    if mask is not None:
+        scores = scores + mask
+    lse = scores.logsumexp(-1)
+    return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse
+
+
 def _cpu_backward(given, key, value, pairs: Pairs, causal: bool, scale, slopes) -> None:
     dq, dk, dv = slopes
     slope, query, output, lse = given

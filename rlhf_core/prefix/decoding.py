@@ -23,10 +23,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rlhf_core.prefix.attention import PackedPath
+from rlhf_core.prefix.attention import PackedPath, attend
+from rlhf_core.prefix.few_rows import on_few_rows
 from rlhf_core.prefix.groups import Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.packing import Span, batches, pack
-from rlhf_core.prefix.shared import inner, last_states
+from rlhf_core.prefix.shared import call, inner
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
 ROWS_AT_ONCE = 256  # completions that are sampled beside each other
@@ -43,10 +44,11 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     was_training = model.training
     model.eval()
     batch = _Batch(model, sampling)
-    while waiting or batch.rows:
-        if waiting and len(batch.rows) <= ROWS_AT_ONCE // 2:
-            batch.enter([waiting.popleft() for _ in range(min(len(waiting), ROWS_AT_ONCE - len(batch.rows)))])
-        done += batch.step()
+    with on_few_rows(inner(model)):
+        while waiting or batch.rows:
+            if waiting and len(batch.rows) <= ROWS_AT_ONCE // 2:
+                batch.enter([waiting.popleft() for _ in range(min(len(waiting), ROWS_AT_ONCE - len(batch.rows)))])
+            done += batch.step()
     model.train(was_training)
     return [row.finished(sampling.ends) for row in sorted(done, key=lambda row: row.number)]
 
@@ -74,36 +76,35 @@ class _Row:
 
 
 class _Batch:
-    """Rows that are sampled together. `states`: (rows, hidden size), by which their next tokens are chosen."""
+    """Rows that are sampled together. `logits`: (rows, vocabulary), by which their next tokens are chosen."""
 
     def __init__(self, model: Any, sampling: Sampling) -> None:
         self.model, self.sampling = model, sampling
         self.device = inner(model).device
         self.rows: list[_Row] = []
-        self.states = torch.empty(0)
+        self.logits = torch.empty(0)
         self.path = _DecodingPath()
         self.penalty, self.choice = _processors(sampling)
 
     def enter(self, rows: list[_Row]) -> None:
         """Prefill the prompts that are new, and add the rows."""
-        states: dict[tuple[int, ...], Tensor] = {}
+        last: dict[tuple[int, ...], Tensor] = {}
         new = [Group(prompt, []) for prompt in dict.fromkeys(row.prompt for row in rows)]
         for part in batches(new, PREFILL_TOKENS):
             packed = pack(part, self.device)
             path = PackedPath(packed.layout, keep=True)
-            last = last_states(self.model, packed.input_ids, packed.position_ids, path)[0]
-            for group, shared in zip(part, packed.layout, strict=True):
-                states[tuple(group.prompt)] = last[shared.prompt[1] - 1]
+            ends = torch.tensor([shared.prompt[1] - 1 for shared in packed.layout], device=self.device)
+            found = call(self.model, packed.input_ids, packed.position_ids, path, ends).logits[0]
+            last |= {tuple(group.prompt): row for group, row in zip(part, found, strict=True)}
             self.path.add_prompts(part, [shared.prompt for shared in packed.layout], path.kept)
-        entering = torch.stack([states[row.prompt] for row in rows])
-        self.states = torch.cat([self.states, entering]) if self.rows else entering
+        entering = torch.stack([last[row.prompt] for row in rows])
+        self.logits = torch.cat([self.logits, entering]) if self.rows else entering
         self.rows += rows
         self.path.arrange([row.prompt for row in self.rows])
 
     def step(self) -> list[_Row]:
         """Choose every row's next token, and run the model on it where the row goes on. Returns the rows that end."""
-        head = inner(self.model).get_output_embeddings()
-        tokens, logps = self._choose(head(self.states).float())
+        tokens, logps = self._choose(self.logits.float())
         for row, token, logp in zip(self.rows, tokens.tolist(), logps.tolist(), strict=True):
             row.tokens.append(token)
             row.logps.append(logp)
@@ -117,7 +118,7 @@ class _Batch:
         if self.rows:
             self.path.begin([len(row.tokens) - 1 for row in self.rows], self.device)
             positions = torch.tensor([[len(row.prompt) + len(row.tokens) - 1] for row in self.rows], device=self.device)
-            self.states = last_states(self.model, tokens[:, None], positions, self.path)[:, 0]
+            self.logits = call(self.model, tokens[:, None], positions, self.path).logits[:, 0]
         return ended
 
     def _ended(self, row: _Row) -> bool:
@@ -220,23 +221,23 @@ class _DecodingPath:
         rows, heads, _, size = query.shape
         groups = key.shape[1]
         scale = size**-0.5 if scale is None else scale
-        query = query.reshape(rows, groups, heads // groups, size) * scale
+        query = query.reshape(rows, groups, heads // groups, size)
         keys, values = self._room(layer, key)
         keys[self.rows, :, self.lengths] = key[:, :, 0]
         values[self.rows, :, self.lengths] = value[:, :, 0]
-        own, own_lse = _attend(query, keys[:, :, : self.most], values[:, :, : self.most], self.own_mask)
-        shared, shared_lse = self._attend_prompts(query, *self.prompts[layer])
+        own, own_lse = attend(query, keys[:, :, : self.most], values[:, :, : self.most], self.own_mask, scale)
+        shared, shared_lse = self._attend_prompts(query, *self.prompts[layer], scale)
         merged = torch.lerp(own, shared, torch.sigmoid(shared_lse - own_lse)[..., None].to(own.dtype))
         return merged.reshape(rows, heads, 1, size)
 
-    def _attend_prompts(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend_prompts(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """The rows of each prompt stand beside each other, so that its keys are read once for all of them."""
         _, groups, each, size = query.shape
         spread = query
         if not self.contiguous:
             spread = query.new_zeros(len(self.names) * self.width, groups, each, size).index_copy(0, self.place, query)
         spread = spread.view(len(self.names), self.width, groups, each, size).transpose(1, 2).flatten(2, 3)
-        output, lse = _attend(spread, keys, values, self.prompt_mask)
+        output, lse = attend(spread, keys, values, self.prompt_mask, scale)
         output = output.unflatten(2, (self.width, each)).transpose(1, 2).flatten(0, 1)
         lse = lse.unflatten(2, (self.width, each)).transpose(1, 2).flatten(0, 1)
         return (output, lse) if self.contiguous else (output[self.place], lse[self.place])
@@ -250,15 +251,6 @@ class _DecodingPath:
             there = tuple(pad(t, (0, 0, 0, GROWTH if more > 0 else 0, 0, 0, 0, more_rows)) for t in there)
             self.own[layer] = there
         return there
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(output, log-sum-exp). `query`: (rows, heads, queries, size), scaled; `mask`: (rows, 1, 1, keys), added."""
-    scores = (query @ keys.transpose(-1, -2)).float()
-    if mask is not None:
-        scores = scores + mask
-    lse = scores.logsumexp(-1)
-    return (scores - lse[..., None]).exp().to(values.dtype) @ values, lse
 
 
 def _mask(sizes: Sequence[int], device: torch.device) -> Tensor:

@@ -81,24 +81,29 @@ def _states(model: Any, packed: Packed) -> Tensor:
 
 
 def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, path: Path) -> Tensor:
-    """(rows, tokens, hidden size). The call goes through the outermost module, so that wrappers around it do their
-    part; of the logits only the last token's are computed, and thrown away.
-    """
+    """(rows, tokens, hidden size)."""
     kept: list[Tensor] = []
     decoder = inner(model).base_model
     handle = decoder.register_forward_hook(lambda module, inputs, output: kept.append(output.last_hidden_state))
     try:
-        model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=NO_MASK,
-            shared_prefix=path,
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        call(model, input_ids, position_ids, path)
     finally:
         handle.remove()
     return kept[0]
+
+
+def call(model: Any, input_ids: Tensor, position_ids: Tensor, path: Path, places: int | Tensor = 1) -> Any:
+    """The model's output, with logits of the last so many tokens, or of those with these numbers. It goes through the
+    outermost module, so that wrappers around it do their part.
+    """
+    return model(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=NO_MASK,
+        shared_prefix=path,
+        use_cache=False,
+        logits_to_keep=places,
+    )
 
 
 def inner(model: Any) -> Any:

@@ -1,0 +1,30 @@
+"""Gradients in one place that stays."""
+
+import torch
+from torch import nn
+
+from rlhf_core.training import memory
+
+
+def test_gradients_are_the_same_and_stay_where_they_are():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    settled = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    settled.load_state_dict(plain.state_dict())
+    settled[0].bias.requires_grad_(False)
+    memory.settle(settled)
+    places = [weight.grad.data_ptr() for weight in settled.parameters() if weight.requires_grad]
+    for _ in range(2):
+        rows = torch.randn(5, 3)
+        for model in (plain, settled):
+            model.zero_grad()
+            model(rows).square().sum().backward()
+        for name, weight in settled.named_parameters():
+            if weight.requires_grad:
+                assert torch.equal(weight.grad, plain.get_parameter(name).grad)
+    assert settled[0].bias.grad is None
+    assert [weight.grad.data_ptr() for weight in settled.parameters() if weight.requires_grad] == places
+    assert (
+        len({weight.grad.untyped_storage().data_ptr() for weight in settled.parameters() if weight.grad is not None})
+        == 1
+    )
