@@ -3,12 +3,12 @@
     python -m benchmarks.vs_trl grpo [--work NAME …] [--rounds 3] [--steps 3]
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
 
-Each side runs in a process of its own, turn by turn; a figure is the median over the rounds of TRL's value divided by
-ours in the same round. `trl` is stock; `trlc` is TRL made to score completion positions only on the CPU, as it does on
-CUDA. The model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless
-`lora`. GRPO's answers are sampled by the same random numbers on both sides, and the work counts only if the tokens are
-the same. Memory is the process's peak from the beginning of training over what it held then, gradients and optimizer
-included.
+Each side runs in a process of its own, turn by turn, on a machine that does nothing else; a figure is the median over
+the rounds of TRL's value divided by ours in the same round. On our side memory is settled as `rlhf run` does it. `trl`
+is stock; `trlc` is TRL made to score completion positions only on the CPU, as it does on CUDA. The model is a Qwen3 of
+8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless `lora`. GRPO's answers are
+sampled by the same random numbers on both sides, and the work counts only if the tokens are the same. Memory is the
+process's peak from the beginning of training over what it held then, gradients and optimizer included.
 """
 
 from __future__ import annotations
@@ -67,20 +67,22 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        print("\n" + json.dumps(one_side(args.method, args.side, args.work[0], args)))
+        print("\n" + json.dumps(one_side(args.method, args.side, json.loads(args.work[0]), args)))
         return
     written = Path(__file__).parent / "results" / f"vs_trl_{args.method}.json"
     results = json.loads(written.read_text())["figures"] if args.work and written.exists() else {}
     for name in args.work or WORK[args.method]:
-        rounds = [{side: child(args, name, side) for side in SIDES[args.method]} for _ in range(args.rounds)]
+        work = WORK[args.method][name]
+        rounds = [{side: child(args, work, side) for side in SIDES[args.method]} for _ in range(args.rounds)]
         results[name] = compared(rounds)
         results[name] |= {"rounds": args.rounds, "steps": args.steps, "threads": os.environ.get("OMP_NUM_THREADS")}
         print(name, json.dumps(results[name]), flush=True)
         record(f"vs_trl_{args.method}", results)
 
 
-def child(args: argparse.Namespace, name: str, side: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.vs_trl", args.method, "--work", name, "--side", side]
+def child(args: argparse.Namespace, work: dict[str, Any], side: str) -> dict[str, Any]:
+    """`one_side` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.vs_trl", args.method, "--work", json.dumps(work), "--side", side]
     command += ["--steps", str(args.steps), "--data", str(args.data)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -103,7 +105,8 @@ def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     return result
 
 
-def one_side(method: str, side: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
+def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a step and megabytes over the start, and what shows that the work was the same."""
     import torch
     import transformers
 
@@ -115,12 +118,11 @@ def one_side(method: str, side: str, name: str, args: argparse.Namespace) -> dic
         import trl.trainer.utils
 
         trl.trainer.utils._use_triton = lambda device: True  # asked there only for which positions to score
-    work = WORK[method][name]
     with tempfile.TemporaryDirectory() as folder:
         build = grpo if method == "grpo" else on_data
         trainer, done = build(method, side, work, args, folder)
         if side == "ours":
-            memory.settle(trainer.model)  # as `rlhf run` does
+            memory.settle(trainer.model)
         clock = Clock()
         trainer.add_callback(clock.callback())
         with Peak() as peak, contextlib.redirect_stdout(sys.stderr):
@@ -225,8 +227,8 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
         model=model,
         args=GRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=8,
-            num_generations=8,
+            per_device_train_batch_size=work.get("generations", 8),
+            num_generations=work.get("generations", 8),
             max_completion_length=work["completion"],
             max_steps=args.steps * settings.get("num_iterations", 1) + settings.get("num_iterations", 1),
             learning_rate=1e-5,

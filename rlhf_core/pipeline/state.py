@@ -54,9 +54,10 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def record(folder: Path, mark: str, *, finished: bool) -> None:
+    from rlhf_core.training.folder import write_whole  # which imports transformers
+
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"fingerprint": mark, "finished": finished})
-    (folder / "stage.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))
 
 
 def is_finished(stage: Stage) -> bool:
