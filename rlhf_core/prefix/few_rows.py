@@ -1,7 +1,7 @@
 """Decoding on a CPU: a token's few rows go through wide matrices, which linear algebra libraries do slowly.
 
-Multiplied by blocks of the matrix's rows, as a batch of small products, the same work takes a third to three quarters of
-the time (docs/lab-notes.md). Nothing is copied: the blocks are a view of the weights.
+Multiplied by blocks of the matrix's rows, as a batch of small products, the same work takes a third to three
+quarters of the time (docs/lab-notes.md). Nothing is copied: the blocks are a view of the weights.
 """
 
 from __future__ import annotations
