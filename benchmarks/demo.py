@@ -5,14 +5,13 @@
 For each seed the demo's command runs as a user runs it. Then the model before and after answers all 256 held-out
 prompts four times each, sampled at temperature 1, and is judged by `embedded/measure.py`: `layout` is what
 `medical_format` rewards with 1, `correct` names the reference answer, `diagnosis` is that for the items whose answer is
-a condition. About eleven minutes on two CPU cores.
+a condition. About six minutes on two CPU cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,6 @@ import time
 from pathlib import Path
 
 from benchmarks.record import record
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the demo does
 
 
 def measured(model: Path) -> dict[str, float]:
