@@ -5,7 +5,7 @@
 For each seed the demo's command runs as a user runs it. Then the model before and after answers all 256 held-out
 prompts four times each, sampled at temperature 1, and is judged by `embedded/measure.py`: `layout` is what
 `medical_format` rewards with 1, `correct` names the reference answer, `diagnosis` is that for the items whose answer is
-a condition. About six minutes on two CPU cores.
+a condition. Several minutes on two CPU cores.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Stops:
     def __init__(self, model, count: int) -> None:
         self.model, self.count = model, count
         self.config, self.generation_config, self.device = model.config, model.generation_config, model.device
-        self.modules = model.modules
+        self.modules, self.base_model = model.modules, model.base_model
 
     def generate(self, streamer, input_ids, **_):
         streamer.put(input_ids)

@@ -25,8 +25,8 @@ def on_few_rows(model: Any) -> Iterator[None]:
     """Within, the linear layers of `model` (without wrappers) are fast on few rows; without gradient."""
     chosen = [module for module in model.modules() if _takes_blocks(module)]
     threads = torch.get_num_threads()
-    config = model.config.get_text_config()
-    if model.device.type == "cpu" and config.hidden_size * config.intermediate_size <= SMALL:
+    sizes = [module.weight.numel() for module in model.base_model.modules() if isinstance(module, nn.Linear)]
+    if model.device.type == "cpu" and sizes and max(sizes) <= SMALL:
         torch.set_num_threads(1)  # by the size alone, so that a run goes on with the same numbers
     for module in chosen:
         module.forward = partial(_in_blocks, module)
