@@ -1,8 +1,12 @@
 """Linear layers on few rows give what they always give, and are left as they were."""
 
+import psutil
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from rlhf_core.prefix import attention
 from rlhf_core.prefix.few_rows import ROWS, on_few_rows
@@ -78,3 +82,51 @@ def test_attention_of_new_tokens_is_the_same_with_and_without_the_kernel(sizes, 
     monkeypatch.setattr(attention, "kernel_for", lambda *tensors: attention.DENSE)
     for one, other in zip(fast, attention.attend(query, key, value, mask, 0.25), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.fixture
+def adapted(tiny_model):
+    """A model with an adapter that does something, on every linear layer and on the head."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    targets = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
+
+
+def linears(model):
+    return [module for module in model.modules() if type(module) is LoraLinear]
+
+
+@torch.no_grad()
+def test_an_adapter_is_part_of_its_weights_within_and_apart_again_after(adapted):
+    ids = torch.arange(300, 312)[None]
+    before = {name: (weight, weight.data_ptr(), weight.clone()) for name, weight in adapted.named_parameters()}
+    expected = adapted(ids).logits
+    with on_few_rows(adapted.get_base_model()):
+        merged = [layer.merged for layer in linears(adapted)]
+        found = adapted(ids).logits
+    assert merged.count(False) == 1
+    assert not adapted.get_output_embeddings().merged  # whose weights are the embedding's
+    assert not any(layer.merged for layer in linears(adapted))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, weight in adapted.named_parameters():
+        there, place, values = before[name]
+        assert weight is there
+        assert weight.data_ptr() == place
+        assert torch.equal(weight, values)
+    assert torch.equal(adapted(ids).logits, expected)
+
+
+@pytest.mark.parametrize("why", ["switched off", "no room", "half precision"])
+@torch.no_grad()
+def test_adapters_that_stay_apart(adapted, why, monkeypatch):
+    if why == "switched off":
+        adapted.base_model.disable_adapter_layers()
+    if why == "half precision":
+        adapted.to(torch.bfloat16)
+    if why == "no room":
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    expected = adapted(torch.arange(300, 312)[None]).logits
+    with on_few_rows(adapted.get_base_model()):
+        assert not any(layer.merged for layer in linears(adapted))
+        torch.testing.assert_close(adapted(torch.arange(300, 312)[None]).logits, expected)

@@ -1,7 +1,8 @@
 """Decoding on a CPU: a token's few rows go through wide matrices, which linear algebra libraries do slowly.
 
 Multiplied by blocks of the matrix's rows, as a batch of small products, the same work takes a third to three
-quarters of the time (docs/lab-notes.md). Nothing is copied: the blocks are a view of the weights.
+quarters of the time (docs/lab-notes.md). Nothing is copied: the blocks are a view of the weights. Only where an adapter
+is beside them, and there is room, it is added to a copy of them, since on few rows its products are mostly overhead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -31,11 +34,44 @@ def on_few_rows(model: Any) -> Iterator[None]:
     for module in chosen:
         module.forward = partial(_in_blocks, module)
     try:
-        yield
+        with _merged(model):
+            yield
     finally:
         for module in chosen:
             del module.forward
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _merged(model: Any) -> Iterator[None]:
+    """Within, adapters in float32 on a CPU are part of the weights beside them, if a copy of those takes no more than
+    a quarter of the free memory. After, every weight is the very tensor that it was.
+    """
+    layers = [module for module in model.base_model.modules() if _can_be_merged(module)]  # the head may be tied
+    weights = [weight for layer in layers for weight in layer.base_layer.parameters()]
+    if sum(weight.nbytes for weight in weights) > psutil.virtual_memory().available / 4:
+        layers, weights = [], []
+    kept = [weight.data for weight in weights]
+    try:
+        for weight in weights:
+            weight.data = weight.data.clone()
+        for layer in layers:
+            layer.merge()
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
+        for weight, data in zip(weights, kept, strict=True):
+            weight.data = data
+
+
+def _can_be_merged(module: nn.Module) -> bool:
+    """Whether it has a plain adapter that is in use."""
+    return (
+        type(module) is LoraLinear
+        and not (module.lora_variant or module.merged or module.disable_adapters)
+        and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in module.parameters())
+    )
 
 
 def _takes_blocks(module: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-"""A CPU's memory in training, where the allocator by itself holds a third more than there is.
+"""A CPU's memory in training, where the allocator by itself holds a third more than there is, and twice as much with an
+adapter.
 
 Gradients that are allocated during a backward pass, among activations that go, leave holes that are too small for the
 next ones; and glibc, once it has freed a large tensor, takes the next from its heap, where it can't be given back.
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
-LARGE = 8 << 20  # bytes of a tensor that goes back to the system when it is freed
+LARGE = 2 << 20  # bytes of a tensor that goes back to the system when it is freed
 
 
 def settle(model: nn.Module) -> None:

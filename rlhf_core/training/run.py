@@ -23,7 +23,7 @@ from rlhf_core.config import EMBEDDED, RunConfig
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.plugins import Catalog
 from rlhf_core.reward_spec import bind_all
-from rlhf_core.training import launch
+from rlhf_core.training import environment, launch
 
 if TYPE_CHECKING:
     import datasets
@@ -106,7 +106,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     0: done. 1: it had to stop, and said how to go on. 130: it was interrupted. `launch.OUT_OF_MEMORY`: it is to be
     started again, with what it left in its folder.
     """
-    _quiet_environment()
+    environment.prepare()
     launch.end_with_launcher()
     launch.check_distributed(config)
     rewards = bind_all(config.reward_specs, catalog)
@@ -126,7 +126,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
 
 def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:
     """Raise `UserError` for what `train` would, before the processes that carry out the run are started."""
-    _quiet_environment()
+    environment.prepare()
     launch.check_distributed(config)
     rewards = bind_all(config.reward_specs, catalog)
 
@@ -333,25 +333,3 @@ def _next_command(run: Run, method: Method) -> str:
 
 def _first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
-
-
-def _quiet_environment() -> None:
-    """Before torch is imported: no telemetry, no progress bars but ours, no advice from libraries.
-
-    Threads that wait for each other spin, unless other programs use the cores: alone that gains a third of a small
-    model's step, beside another program it made one ten times slower.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if "OMP_WAIT_POLICY" not in os.environ and _cores_in_use() > 0.25:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def _cores_in_use() -> float:
-    """How many cores other programs keep busy just now."""
-    import psutil
-
-    return psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rlhf_core.config import EMBEDDED
 from rlhf_core.errors import UserError
+from rlhf_core.training import environment
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ def _check_base(given: str, base: str | None) -> None:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Import transformers without its advice and its progress bars."""
-    from rlhf_core.training.run import _quiet_environment
-
-    _quiet_environment()
+    environment.prepare()
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +21,10 @@ from trl.trainer import grpo_trainer
 
 from rlhf_core.prefix import Group, scoring, share, shared
 
-ROWS = [{"prompt": [{"role": "user", "content": letter * length}]} for length, letter in enumerate("abcdefghijkl", 1)]
+ROWS = [
+    {"prompt": [{"role": "user", "content": letter * length}]}
+    for length, letter in enumerate("abcdefghijklmnopqrst", 1)
+]
 LONGEST = 12
 
 
@@ -24,59 +32,57 @@ def reward(completions, **_):
     return [len(completion[0]["content"]) % 7 / 7 for completion in completions]
 
 
-@pytest.fixture
-def unshuffled(monkeypatch):
+def unshuffled(n, _randperm=torch.randperm, **rest):
     """Answers stay in the order they were sampled in: TRL shuffles single ones, we shuffle whole groups."""
-    real = torch.randperm
-    monkeypatch.setattr(torch, "randperm", lambda n, **rest: real(n, **rest) if rest else torch.arange(n))
+    return _randperm(n, **rest) if rest else torch.arange(n)
+
+
+def make_trainer(kind, lora, *, tiny_model, folder, **arguments):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    if kind is SharedPrefixGRPOTrainer:
+        assert share(model) is None
+    settings = {
+        "output_dir": str(folder),
+        "report_to": [],
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": LONGEST,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        **arguments,
+    }
+    adapter = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    torch.manual_seed(0)
+    made = kind(
+        model=model,
+        args=GRPOConfig(**settings),
+        reward_funcs=[reward],
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        peft_config=adapter,
+    )
+    if kind is SharedPrefixGRPOTrainer and made.ref_model is not None:
+        share(made.accelerator.unwrap_model(made.ref_model))
+    return made
 
 
 @pytest.fixture
 def trainer(tmp_path, tiny_model):
     """trainer(class, lora, **training arguments)"""
-
-    def make(kind, lora, **arguments):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-        if kind is SharedPrefixGRPOTrainer:
-            assert share(model) is None
-        settings = {
-            "output_dir": str(tmp_path),
-            "report_to": [],
-            "per_device_train_batch_size": 8,
-            "num_generations": 4,
-            "max_completion_length": LONGEST,
-            "max_steps": 4,
-            "logging_steps": 1,
-            "learning_rate": 0.1,
-            "lr_scheduler_type": "constant",
-            "optim": "sgd",
-            "save_strategy": "no",
-            "use_cpu": True,
-            "bf16": False,
-            "disable_tqdm": True,
-            "gradient_checkpointing": False,
-            **arguments,
-        }
-        adapter = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
-        torch.manual_seed(0)
-        made = kind(
-            model=model,
-            args=GRPOConfig(**settings),
-            reward_funcs=[reward],
-            train_dataset=Dataset.from_list(ROWS),
-            processing_class=AutoTokenizer.from_pretrained(tiny_model),
-            peft_config=adapter,
-        )
-        if kind is SharedPrefixGRPOTrainer and made.ref_model is not None:
-            share(made.accelerator.unwrap_model(made.ref_model))
-        return made
-
-    return make
+    return partial(make_trainer, tiny_model=tiny_model, folder=tmp_path)
 
 
-def given_answers(made):
+def given_answers(made, seed=5):
     """Answers of 1 to LONGEST tokens from a generator, whatever the model; some end, some are cut."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
 
     def answers(prompt_ids, *args, **rest):
         sizes = torch.randint(1, LONGEST + 1, (len(prompt_ids),), generator=generator).tolist()
@@ -92,6 +98,22 @@ def trained(made):
     return steps, {
         name: weight.detach().clone() for name, weight in made.model.named_parameters() if weight.requires_grad
     }
+
+
+def assert_same(start, theirs, ours, kl):
+    """Of (logged steps, weights) of TRL and ours."""
+    (their_steps, their_weights), (our_steps, our_weights) = theirs, ours
+    assert len(our_steps) == 4
+    for step, other in zip(our_steps, their_steps, strict=True):
+        assert step["loss"] == pytest.approx(other["loss"], abs=1e-6)
+        assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+        assert step["entropy"] == pytest.approx(other["entropy"], abs=1e-5)
+        if kl:
+            assert step["kl"] == pytest.approx(other["kl"], abs=1e-6)
+    moved = max((weight - start[name]).abs().max().item() for name, weight in their_weights.items())
+    apart = max((weight - our_weights[name]).abs().max().item() for name, weight in their_weights.items())
+    assert any(step["grad_norm"] > 1e-3 for step in their_steps)
+    assert apart < 1e-4 * moved
 
 
 CASES = {
@@ -114,7 +136,8 @@ CASES = {
 @pytest.mark.parametrize(
     ("case", "way"), [*((case, "packed") for case in CASES), ("full", "two phases"), ("all of it", "two phases")]
 )
-def test_training_is_trls(trainer, unshuffled, monkeypatch, case, way):
+def test_training_is_trls(trainer, monkeypatch, case, way):
+    monkeypatch.setattr(torch, "randperm", unshuffled)
     monkeypatch.setattr(scoring, "fits", lambda model, groups: way == "packed")
     passes, name = [], "completion_logps" if way == "packed" else "two_phase_logps"
     real = getattr(shared, name)
@@ -128,17 +151,48 @@ def test_training_is_trls(trainer, unshuffled, monkeypatch, case, way):
         assert not passes
         results.append(trained(made))
     assert sum(passes) == 4 * arguments.get("gradient_accumulation_steps", 1)  # every loss went this way
-    (theirs, their_weights), (ours, our_weights) = results
-    for step, other in zip(ours, theirs, strict=True):
-        assert step["loss"] == pytest.approx(other["loss"], abs=1e-6)
-        assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
-        assert step["entropy"] == pytest.approx(other["entropy"], abs=1e-5)
-        if "beta" in arguments:
-            assert step["kl"] == pytest.approx(other["kl"], abs=1e-6)
-    moved = max((their_weights[name] - start[name]).abs().max().item() for name in their_weights)
-    apart = max((their_weights[name] - our_weights[name]).abs().max().item() for name in their_weights)
-    assert any(step["grad_norm"] > 1e-3 for step in theirs)
-    assert apart < 1e-4 * moved
+    assert_same(start, *results, kl="beta" in arguments)
+
+
+TWO = ["full, with a reference", "all of it"]
+
+
+def one_of_two_processes(tiny_model, folder):
+    """Both trainers, one after the other, in each of two processes; the first keeps what came of it."""
+    torch.randperm = unshuffled
+    for case in TWO:
+        lora, arguments = CASES[case]
+        found = []
+        for kind in (GRPOTrainer, SharedPrefixGRPOTrainer):
+            made = make_trainer(kind, lora, tiny_model=tiny_model, folder=folder, **arguments)
+            assert made.accelerator.num_processes == 2
+            start = {name: weight.detach().clone() for name, weight in made.model.named_parameters()}
+            given_answers(made, seed=5 + made.accelerator.process_index)
+            found.append(trained(made))
+        if made.accelerator.is_main_process:
+            torch.save((start, *found), Path(folder, case))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, tiny_model):
+    """The folder with what two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    command = [*launcher, __file__, str(tiny_model), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", TWO)
+def test_training_in_two_processes_is_trls(two_processes, case):
+    start, theirs, ours = torch.load(two_processes / case)
+    start, their_weights, our_weights = (
+        {name.removeprefix("module."): weight for name, weight in weights.items()}
+        for weights in (start, theirs[1], ours[1])
+    )
+    assert_same(start, (theirs[0], their_weights), (ours[0], our_weights), kl=True)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -253,3 +307,7 @@ def test_attributes_of_trl_that_we_read_are_there(trainer):
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert "self.args.gradient_accumulation_steps % generate_every != 0" in source  # see _old_logps_are_needed
     assert "shuffle_sequence_dict(generation_batch)" in inspect.getsource(grpo_trainer.GRPOTrainer._prepare_inputs)
+
+
+if __name__ == "__main__":
+    one_of_two_processes(*sys.argv[1:])

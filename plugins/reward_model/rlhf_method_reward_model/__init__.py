@@ -49,7 +49,7 @@ class RewardModel(Method):
     Options = Options
     embedded_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-3,
-        "max_steps": 380,
+        "max_steps": 430,
         "per_device_train_batch_size": 16,
         "max_completion_length": 128,
         "eval_prompts": 128,
