@@ -6,7 +6,8 @@ from torch import nn
 from rlhf_core.training import memory
 
 
-def test_gradients_are_the_same_and_stay_where_they_are():
+def test_gradients_are_the_same_and_stay_where_they_are(monkeypatch):
+    monkeypatch.setattr(memory, "SMALL", 0)
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     settled = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -25,3 +26,9 @@ def test_gradients_are_the_same_and_stay_where_they_are():
     assert settled[0].bias.grad is None
     assert [weight.grad.data_ptr() for weight in settled.parameters() if weight.requires_grad] == places
     assert len({weight.untyped_storage().data_ptr() for weight in (settled[0].weight.grad, settled[1].bias.grad)}) == 1
+
+
+def test_a_small_model_is_left_alone():
+    model = nn.Linear(3, 4)
+    memory.settle(model)
+    assert model.weight.grad is None

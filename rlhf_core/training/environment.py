@@ -1,4 +1,4 @@
-"""What is settled before torch is imported: quiet libraries, threads, and memory pages."""
+"""What is settled before torch is imported: quiet libraries, and how threads wait."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ def prepare() -> None:
     """No telemetry, no progress bars but ours, no advice from libraries. A variable that is set stays as it is.
 
     Threads that wait for each other spin, unless other programs use the cores: alone that gains a third of a small
-    model's step, beside another program it made one ten times slower. Large tensors lie in large pages where the system
-    has them, which a step on a CPU passes through in less time.
+    model's step, beside another program it made one ten times slower.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "OMP_WAIT_POLICY" not in os.environ and _cores_in_use() > 0.25:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

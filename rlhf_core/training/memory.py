@@ -16,10 +16,13 @@ from torch import nn
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE = 2 << 20  # bytes of a tensor that goes back to the system when it is freed
+SMALL = 10_000_000  # weights of a model that needs little memory, and no time for clearing the pages of new tensors
 
 
 def settle(model: nn.Module) -> None:
     """Give all gradients one place, which they keep, and large tensors a place of their own. For one CPU process."""
+    if sum(weight.numel() for weight in model.parameters()) < SMALL:
+        return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for dtype in {weight.dtype for weight in weights}:
         chosen = [weight for weight in weights if weight.dtype == dtype]
