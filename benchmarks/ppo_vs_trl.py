@@ -52,6 +52,9 @@ def make_fixture(python: str) -> None:
 
 def ours(work: dict[str, Any]) -> dict[str, Any]:
     """As `ppo_in_trl.timed`, with our trainer; `work["value_model"]` is `shared` or `separate`."""
+    from rlhf_core.training import environment
+
+    environment.prepare()
     import torch
     from rlhf_method_ppo import PPO
     from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
@@ -59,6 +62,7 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
 
     from benchmarks import ppo_in_trl as same
     from rlhf_core.prefix import share
+    from rlhf_core.training import memory
     from rlhf_core.training.reference import Reference
 
     ends: list[tuple[float, float]] = []
@@ -110,6 +114,7 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
             callbacks=[Clock()],
         )
         before = same.resident_mb()
+        memory.settle(trainer.model)
         trainer.train()
     return {
         **same.medians(ends),

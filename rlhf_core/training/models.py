@@ -109,11 +109,11 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     if options.attn_implementation:
         arguments["attn_implementation"] = options.attn_implementation
     if options.load_in_4bit or options.load_in_8bit:
-        arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": _device()}}
+        arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": device()}}
     model = from_pretrained(info.path, info.task, info.tokenizer, arguments)
     if options.load_in_4bit or options.load_in_8bit:
         model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger
-        if _device().type == "cpu":
+        if device().type == "cpu":
             _keep_4bit_weights(model)
     if info.adapter:
         from peft import PeftModel
@@ -166,7 +166,7 @@ def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
-    return model.eval().to(_device()), tokenizer
+    return model.eval().to(device()), tokenizer
 
 
 def from_pretrained(
@@ -213,7 +213,8 @@ def gpu_has_bfloat16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def _device() -> Any:
+def device() -> torch.device:
+    """Where this process computes."""
     from accelerate import PartialState
 
     return PartialState().device

@@ -50,9 +50,9 @@ def open_chat(
                 runtimes.update({r.name: RewardRuntime([r], decode) for r in rewards})
                 for runtime in runtimes.values():
                     runtime.start()
-            from rlhf_core.training.plan import _system_prompt
+            from rlhf_core.training.plan import system_prompt_for
 
-            yield Chat(loaded, tokenizer, write, settings, _system_prompt(config, rewards)[0], runtimes)
+            yield Chat(loaded, tokenizer, write, settings, system_prompt_for(config, rewards)[0], runtimes)
         finally:
             for runtime in runtimes.values():
                 runtime.close()
@@ -103,7 +103,7 @@ def _load(config: RunConfig, target: Target, given: str, settings: Settings) -> 
         torch.seed()
     else:
         transformers.set_seed(settings.seed)
-    return model.eval().requires_grad_(False).to(models._device()), info.tokenizer
+    return model.eval().requires_grad_(False).to(models.device()), info.tokenizer
 
 
 def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:

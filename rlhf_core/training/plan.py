@@ -47,7 +47,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list
     info = models.inspect(config, method.task)
     runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True))
     runtime.check_columns(data.columns, ", ".join(part.spec.source for part in data.parts))
-    system_prompt, origin = _system_prompt(config, rewards)
+    system_prompt, origin = system_prompt_for(config, rewards)
     if system_prompt:
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
@@ -79,7 +79,7 @@ def _limited(data: data_module.Data, method: Method, options: Any, info: models.
     return replace(data, train=parts[0], held_out=parts[1], limit_notes=notes)
 
 
-def _system_prompt(config: RunConfig, rewards: list[BoundReward]) -> tuple[str | None, str]:
+def system_prompt_for(config: RunConfig, rewards: list[BoundReward]) -> tuple[str | None, str]:
     """(system prompt, where it is from): the user's, or else what the rewards expect, one after the other."""
     if config.system_prompt is not None:
         return config.system_prompt or None, "--system-prompt"
