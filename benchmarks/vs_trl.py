@@ -4,12 +4,12 @@
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
 
 Each side runs in a process of its own, turn by turn, on a machine that does nothing else; a figure is the median over
-the rounds of TRL's value divided by ours in the same round. Our side prepares environment and memory as `rlhf run`
-does; TRL has what torch does by itself. `trl` is stock; `trlc` is TRL made to score completion positions only on the
-CPU, as it does on CUDA. The model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full
-fine-tuning unless `lora`. GRPO's answers are sampled by the same random numbers on both sides, and the work counts only
-if the tokens are the same. Memory is the process's peak from the beginning of training over what it held then,
-gradients and optimizer included.
+the rounds of TRL's value divided by ours in the same round. Threads are as torch has them, on our side memory is
+settled as `rlhf run` does it. `trl` is stock; `trlc` is TRL made to score completion positions only on the CPU, as it
+does on CUDA. The model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning
+unless `lora`. GRPO's answers are sampled by the same random numbers on both sides, and the work counts only if the
+tokens are the same. Memory is the process's peak from the beginning of training over what it held then, gradients and
+optimizer included.
 """
 
 from __future__ import annotations
@@ -108,10 +108,6 @@ def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds a step (SFT: of all steps), megabytes over the start, and what shows that the work was the same."""
-    from rlhf_core.training import environment
-
-    if side == "ours":
-        environment.prepare()
     import torch
     import transformers
 

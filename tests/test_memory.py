@@ -32,3 +32,17 @@ def test_a_small_model_is_left_alone():
     model = nn.Linear(3, 4)
     memory.settle(model)
     assert model.weight.grad is None
+
+
+def test_where_most_weights_are_frozen_smaller_tensors_go_back_to_the_system(monkeypatch):
+    """The threshold is glibc's own matter; here only which one is chosen."""
+    monkeypatch.setattr(memory, "SMALL", 0)
+    asked = []
+    libc = type("Libc", (), {"mallopt": lambda self, *values: asked.append(values)})
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: libc())
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    memory.settle(model)
+    model[0].requires_grad_(False)
+    memory.settle(model)
+    assert asked == [(-3, memory.LARGE), (-3, memory.LARGE_BESIDE_AN_ADAPTER)]

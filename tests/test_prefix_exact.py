@@ -43,7 +43,7 @@ FAMILIES = {
         **SIZES, num_attention_heads=4, num_key_value_heads=2, sliding_window=12
     ),
 }
-WAYS = ["packed", "two phases"]
+WAYS = ["packed", "packed in several rows", "two phases"]
 
 
 def random_model(config, dtype=torch.float64, kind=AutoModelForCausalLM):
@@ -71,9 +71,11 @@ def way(request, monkeypatch):
     for name in ("completion_logps", "two_phase_logps"):
         real = getattr(shared, name)
         monkeypatch.setattr(shared, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
-    monkeypatch.setattr(scoring, "fits", lambda model, groups: request.param == "packed")
+    monkeypatch.setattr(scoring, "fits", lambda model, groups: request.param != "two phases")
+    if request.param == "packed in several rows":
+        monkeypatch.setitem(scoring.TOKENS_AT_ONCE, "cpu", 13)
     yield request.param
-    assert calls[-1] == ("completion_logps" if request.param == "packed" else "two_phase_logps")
+    assert calls[-1] == ("two_phase_logps" if request.param == "two phases" else "completion_logps")
 
 
 def every_way(function):
@@ -151,7 +153,7 @@ def test_values_and_gradients_of_logps_entropies_and_states(way, family, tempera
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_without_gradient_in_rows_of_few_groups(monkeypatch, family):
-    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 13)
+    monkeypatch.setitem(scoring.TOKENS_AT_ONCE, "cpu", 13)
     plain, sharing = twins(FAMILIES[family])
     with torch.no_grad():
         scored = completion_logps(sharing, GROUPS, temperature=0.6)
@@ -188,8 +190,9 @@ def test_each_prompt_goes_through_the_model_once(way):
     seen.clear()
     slopes_by_sharing(sharing)
     tokens = sum(len(group.prompt) + sum(map(len, group.completions)) for group in GROUPS)
-    assert sum(seen) == tokens * (1 if way == "packed" else 2)
-    assert max(seen) == (tokens if way == "packed" else 7)
+    assert sum(seen) == tokens * (2 if way == "two phases" else 1)
+    largest = max(len(group.prompt) + sum(map(len, group.completions)) for group in GROUPS)
+    assert max(seen) == {"packed": tokens, "packed in several rows": largest, "two phases": 7}[way]
 
 
 def test_two_phases_are_the_same_however_many_completions_go_together():
@@ -249,7 +252,8 @@ def test_gradient_checkpointing(way):
     assert shares(sharing, GROUPS)
     layers.clear()
     ours = slopes_by_sharing(sharing, hidden=True)
-    assert layers.count(True) > (1 if way == "packed" else len(ROWS) + len(GROUPS))  # some were computed again
+    once = {"packed": 1, "packed in several rows": len(GROUPS), "two phases": len(ROWS) + len(GROUPS)}[way]
+    assert layers.count(True) > once  # some were computed again
     assert_same(ours, slopes_by_definition(plain, 1.0, hidden=True), 1e-6)
 
 

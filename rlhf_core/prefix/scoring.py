@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,7 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}  # nats, in the mean
 CHECKED_TOKENS = 64
-TOKENS_AT_ONCE = 8192  # of a packed row, where nothing has to be kept for a backward pass
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}  # of a packed row; a CPU's caches hold no more
 _agreed: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
@@ -53,14 +54,14 @@ def completion_logps(
         return padded.completion_logps(model, groups, temperature=temperature, hidden=hidden)
     if torch.is_grad_enabled() and not fits(model, groups):
         return shared.two_phase_logps(model, groups, temperature, hidden)
-    return shared.completion_logps(model, groups, temperature, hidden, TOKENS_AT_ONCE)
+    return shared.completion_logps(model, groups, temperature, hidden, tokens_at_once(model))
 
 
 def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
     """The last hidden states at the prompt's last token and at every completion token."""
     if not shares(model, groups):
         return padded.completion_hidden(model, groups)
-    return shared.completion_hidden(model, groups)
+    return shared.completion_hidden(model, groups, tokens_at_once(model))
 
 
 def shares(model: Any, groups: Sequence[Group]) -> bool:
@@ -99,6 +100,15 @@ def unsupported(model: Any) -> str | None:
     if settings.get("attention_dropout"):
         return "the model drops attention at random"
     return None
+
+
+def tokens_at_once(model: Any) -> int:
+    """Of one packed row. A GPU is the faster the more it gets, so there a row is limited only where nothing is kept for
+    a backward pass; nor is one of a model that gathers its gradients after a single forward pass.
+    """
+    device = shared.inner(model).device.type
+    alone = device == "cpu" and not isinstance(model, DistributedDataParallel)
+    return TOKENS_AT_ONCE.get(device, 8192) if alone or not torch.is_grad_enabled() else sys.maxsize
 
 
 def fits(model: Any, groups: Sequence[Group]) -> bool:
@@ -152,11 +162,11 @@ def _agrees(model: Any, prompt: Sequence[int], tokens: int) -> bool:
     model.eval()
     try:
         if model.get_output_embeddings() is None:
-            results = [way.completion_hidden(model, few) for way in (shared, padded)]
+            results = [shared.completion_hidden(model, few, tokens), padded.completion_hidden(model, few)]
             there = pad(results[0].mask, (1, 0), value=1)[..., None]  # what stands after a completion's end is open
             ours, theirs = (result.states * there for result in results)
         else:
-            ours = shared.completion_logps(model, few, 1.0, False, TOKENS_AT_ONCE).logps
+            ours = shared.completion_logps(model, few, 1.0, False, tokens).logps
             theirs = padded.completion_logps(model, few).logps
         apart = (ours - theirs).float().abs().mean().item()
         problem = None if apart < TOLERANCE.get(model.dtype, 0.2) else f"results differ by {apart:.2g} in the mean"

@@ -36,20 +36,14 @@ class Values(NamedTuple):
 def completion_logps(
     model: Any, groups: Sequence[Group], temperature: float, hidden: bool, tokens_at_once: int
 ) -> CompletionLogps:
-    """As `rlhf_core.prefix.completion_logps`. Without gradient, as many groups in a row as `tokens_at_once` allow."""
+    """As `rlhf_core.prefix.completion_logps`, with as many groups in a row as `tokens_at_once` allow."""
     packed = pack(groups, inner(model).device)
-    if torch.is_grad_enabled():
-        states = _states(model, packed)
-    else:
-        states = torch.cat(
-            [_states(model, pack(part, packed.tokens.device)) for part in batches(groups, tokens_at_once)]
-        )
-    return _scored(model, packed, states, temperature, hidden)
+    return _scored(model, packed, _states(model, groups, tokens_at_once), temperature, hidden)
 
 
-def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
+def completion_hidden(model: Any, groups: Sequence[Group], tokens_at_once: int) -> CompletionHidden:
     packed = pack(groups, inner(model).device)
-    states = _states(model, packed)
+    states = _states(model, groups, tokens_at_once)
     return CompletionHidden(packed.states(states[packed.before], states[packed.last]), packed.mask())
 
 
@@ -76,8 +70,10 @@ def _in_rows(packed: Packed, values: Values, hidden: bool) -> CompletionLogps:
     return CompletionLogps(*rows, packed.mask(), packed.states(values.before, values.last) if hidden else None)
 
 
-def _states(model: Any, packed: Packed) -> Tensor:
-    return last_states(model, packed.input_ids, packed.position_ids, PackedPath(packed.layout))[0]
+def _states(model: Any, groups: Sequence[Group], tokens_at_once: int) -> Tensor:
+    """(tokens of all groups as they are packed, hidden size)."""
+    rows = [pack(part, inner(model).device) for part in batches(groups, tokens_at_once)]
+    return torch.cat([last_states(model, row.input_ids, row.position_ids, PackedPath(row.layout))[0] for row in rows])
 
 
 def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, path: Path) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
-LARGE = 2 << 20  # bytes of a tensor that goes back to the system when it is freed
+LARGE = 8 << 20  # bytes of a tensor that goes back to the system when it is freed
+LARGE_BESIDE_AN_ADAPTER = 2 << 20  # where most weights are frozen, and such tensors are most of what there is
 SMALL = 10_000_000  # weights of a model that needs little memory, and no time for clearing the pages of new tensors
 
 
@@ -32,4 +33,6 @@ def settle(model: nn.Module) -> None:
             weight.grad = part.view_as(weight)
     model.zero_grad = partial(model.zero_grad, set_to_none=False)  # type: ignore[method-assign]
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+        most = frozen > sum(weight.numel() for weight in weights)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BESIDE_AN_ADAPTER if most else LARGE)
