@@ -1,4 +1,4 @@
-"""Our trainers beside TRL's, on equal work: seconds a step (SFT: of all steps) and peak memory.
+"""Our trainers beside TRL's, on equal work: seconds (GRPO: of a step; else: of all steps) and peak memory.
 
     python -m benchmarks.vs_trl grpo [--work NAME …] [--rounds 3] [--steps 3]
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record
-
-ENDS = 64  # of the 8,192 tokens end an answer, so that answers differ in length
 
 # P prompt tokens, C tokens an answer may have, G answers a prompt
 GRPO: dict[str, dict[str, Any]] = {
@@ -107,10 +105,11 @@ def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step (SFT: of all steps), megabytes over the start, and what shows that the work was the same."""
+    """Seconds, megabytes over the start, and what shows that the work was the same."""
     import torch
     import transformers
 
+    from benchmarks import vs_trl_sides
     from rlhf_core.training import memory
 
     transformers.logging.set_verbosity_error()
@@ -120,7 +119,7 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
 
         trl.trainer.utils._use_triton = lambda device: True  # asked there only for which positions to score
     with tempfile.TemporaryDirectory() as folder:
-        build = grpo if method == "grpo" else on_data
+        build = vs_trl_sides.grpo if method == "grpo" else vs_trl_sides.on_data
         trainer, done = build(method, side, work, args, folder)
         if side == "ours":
             memory.settle(trainer.model)
@@ -128,7 +127,7 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
         trainer.add_callback(clock.callback())
         with Peak() as peak, contextlib.redirect_stdout(sys.stderr):
             trainer.train()
-    if method == "sft":  # packed, a step holds another number of conversations: the whole little epoch
+    if method != "grpo":  # grouped by length or packed, steps are unlike each other: the whole little epoch
         return {"seconds": sum(clock.times), "mb": peak.megabytes, **done(args.steps)}
     repeats = work.get("num_iterations", 1)
     times = [sum(clock.times[i : i + repeats]) for i in range(0, len(clock.times), repeats)]
@@ -178,224 +177,6 @@ class Peak:
         self.stop.set()
         self.thread.join()
         self.megabytes = self.most - self.start
-
-
-def model_of(task: str = "causal_lm") -> Any:
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
-
-    config = Qwen3Config(
-        vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        tie_word_embeddings=False,
-        eos_token_id=list(range(ENDS)),
-        pad_token_id=0,
-        num_labels=1,
-    )
-    torch.manual_seed(0)
-    model = (Qwen3ForCausalLM if task == "causal_lm" else Qwen3ForSequenceClassification)(config)
-    model.config._name_or_path = model.name_or_path = "random"
-    return model
-
-
-def adapter(work: dict[str, Any]) -> Any:
-    from peft import LoraConfig
-
-    if "lora" not in work:
-        return None
-    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace, folder: str) -> tuple[Any, Any]:
-    import torch
-    from datasets import Dataset
-    from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
-    from transformers import AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
-
-    from rlhf_core import embedded
-    from rlhf_core.prefix import decoding, share
-
-    settings = {key: work[key] for key in ("gradient_accumulation_steps", "num_iterations", "beta") if key in work}
-    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
-    model = model_of()
-    if side == "ours":
-        share(model)
-    trainer = (SharedPrefixGRPOTrainer if side == "ours" else GRPOTrainer)(
-        model=model,
-        args=GRPOConfig(
-            output_dir=folder,
-            per_device_train_batch_size=work.get("generations", 8),
-            num_generations=work.get("generations", 8),
-            max_completion_length=work["completion"],
-            max_steps=args.steps * settings.get("num_iterations", 1) + settings.get("num_iterations", 1),
-            learning_rate=1e-5,
-            use_cpu=True,
-            bf16=False,
-            **(quiet() | {"gradient_accumulation_steps": 1} | settings),
-        ),
-        reward_funcs=[lambda completion_ids, **_: [float(sum(ids) % 97) for ids in completion_ids]],
-        train_dataset=Dataset.from_list([{"prompt": str(i)} for i in range(400)]),
-        processing_class=tokenizer,
-        peft_config=adapter(work),
-    )
-    generator = torch.Generator().manual_seed(1)
-    prompts = torch.randint(100, 8000, (400, work["prompt"]), generator=generator).tolist()
-    trainer._tokenize_prompts = lambda texts: ([prompts[int(text)] for text in texts], None, {})
-    table = Numbers(work["completion"])
-    decoding.chances = table.chances
-    torch.multinomial = table.multinomial
-    generate, lengths, seconds = trainer._generate_single_turn, [], []
-
-    def timed(ids: Any, *more: Any, **options: Any) -> Any:
-        table.begin(len(ids))
-        began = time.perf_counter()
-        result = generate(ids, *more, **options)
-        seconds.append(time.perf_counter() - began)
-        lengths.append([len(completion) for completion in result[0]])
-        return result
-
-    trainer._generate_single_turn = timed
-    return trainer, lambda steps: {"generation": statistics.median(seconds[1:]), "work": lengths[0]}
-
-
-class Numbers:
-    """The same uniform numbers for each answer's tokens on both sides."""
-
-    def __init__(self, tokens: int) -> None:
-        import torch
-
-        self.tokens, self.generator = tokens, torch.Generator().manual_seed(2)
-
-    def begin(self, rows: int) -> None:
-        import torch
-
-        self.table = torch.rand(rows, self.tokens, dtype=torch.float64, generator=self.generator)
-        self.at = 0
-
-    def chances(self, rows: int, sampling: Any) -> Any:
-        return self.table
-
-    def multinomial(self, probabilities: Any, num_samples: int) -> Any:
-        import torch
-
-        bounds = probabilities.double().cumsum(-1)
-        points = self.table[:, self.at, None] * bounds[:, -1:]
-        self.at += 1
-        return torch.searchsorted(bounds, points, right=True)
-
-
-def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespace, folder: str) -> tuple[Any, Any]:
-    """The methods that learn from a file, built by our plugins on our side and from TRL's classes on the other."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
-    from rlhf_core import embedded
-    from rlhf_core.prefix import share
-    from rlhf_core.training import encode
-
-    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
-    lines = (args.data / work["data"]).read_text(encoding="utf-8").splitlines()
-    rows = encoded(method, list(map(json.loads, lines)), tokenizer, encode)
-    count = (args.steps + 1) * work["batch"]
-    data = Dataset.from_list(rows[:count])
-    model = model_of("sequence_classification" if method == "reward_model" else "causal_lm")
-    if side == "ours":
-        share(model)
-    common = quiet() | {
-        "output_dir": folder,
-        "per_device_train_batch_size": work["batch"],
-        "num_train_epochs": 1,
-        "learning_rate": 1e-5,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_accumulation_steps": 1,
-    }
-    trainer = BUILDERS[method](side, model, data, tokenizer, common)
-    return trainer, lambda steps: {"work": count}
-
-
-def encoded(method: str, rows: list[dict[str, Any]], tokenizer: Any, encode: Any) -> list[dict[str, Any]]:
-    """Token ids of the file's rows, cut to 1,024 tokens of prompt and 512 of answer, or 1,024 of conversation."""
-    from rlhf_core.plugins import Catalog
-
-    result = []
-    convert = Catalog().load("formatters", "sharegpt" if method == "sft" else "preference")[0].convert
-    for row in rows:
-        example = convert(row)
-        if method == "sft":
-            for ids, labels in encode.conversation(tokenizer, [*(example.prompt or []), *(example.completion or [])]):
-                result.append({"input_ids": ids[:1024], "labels": labels[:1024]})
-            continue
-        prompt, chosen = encode.answered(tokenizer, example.prompt, example.chosen)
-        _, rejected = encode.answered(tokenizer, example.prompt, example.rejected)
-        pair = {"prompt_ids": prompt[-1024:], "chosen_ids": chosen[:512], "rejected_ids": rejected[:512]}
-        if method == "reward_model":
-            before = pair.pop("prompt_ids")
-            pair = {key: before + ids for key, ids in pair.items()}
-        result.append(pair)
-    return [{k: [i % 8192 for i in v] if k != "labels" else v for k, v in row.items()} for row in result]
-
-
-def build_dpo(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
-    import copy
-
-    from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
-    from trl import DPOConfig, DPOTrainer
-
-    plain = type("Plain", (DPOTrainer,), {"_prepare_dataset": lambda self, data, *rest, **more: data})
-    cls = SharedPrefixDPOTrainer if side == "ours" else plain
-    args = DPOConfig(max_length=None, **common)
-    reference = copy.deepcopy(model)
-    return cls(model=model, ref_model=reference, args=args, train_dataset=data, processing_class=tokenizer)
-
-
-def build_reward_model(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
-    from rlhf_method_reward_model.trainer import SharedPrefixRewardTrainer
-    from trl import RewardConfig, RewardTrainer
-
-    cls = SharedPrefixRewardTrainer if side == "ours" else RewardTrainer
-    args = RewardConfig(max_length=None, **common)
-    return cls(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-
-
-def build_orpo(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
-    if side == "ours":
-        from rlhf_method_orpo.trainer import ORPOTrainer
-        from transformers import TrainingArguments
-
-        args = TrainingArguments(remove_unused_columns=False, gradient_checkpointing=True, **common)
-        return ORPOTrainer(lambda_orpo=0.1, model=model, args=args, train_dataset=data, processing_class=tokenizer)
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-    text = data.map(lambda row: {k.removesuffix("_ids"): tokenizer.decode(v) for k, v in row.items()})
-    text = text.remove_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-    args = ORPOConfig(max_length=1536, gradient_checkpointing=True, **common)
-    return ORPOTrainer(model=model, args=args, train_dataset=text, processing_class=tokenizer)
-
-
-def build_sft(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
-    from rlhf_method_sft import one_after_another
-    from trl import SFTConfig, SFTTrainer
-
-    packing = {"packing": True, "max_length": 1024} if side == "packing" else {"max_length": 1024}
-    if side == "packing":
-        common = common | {"per_device_train_batch_size": 4}
-    args = SFTConfig(**packing, **common)
-    collator = one_after_another if side == "ours" else None
-    return SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator)
-
-
-BUILDERS = {"dpo": build_dpo, "orpo": build_orpo, "reward_model": build_reward_model, "sft": build_sft}
-
-
-def quiet() -> dict[str, Any]:
-    return {"report_to": [], "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def way(request, monkeypatch):
         monkeypatch.setattr(shared, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
     monkeypatch.setattr(scoring, "fits", lambda model, groups: request.param != "two phases")
     if request.param == "packed in several rows":
-        monkeypatch.setitem(scoring.TOKENS_AT_ONCE, "cpu", 13)
+        monkeypatch.setattr(scoring, "TOKENS_AT_ONCE_ON_CPU", 13)
     yield request.param
     assert calls[-1] == ("two_phase_logps" if request.param == "two phases" else "completion_logps")
 
@@ -153,7 +153,7 @@ def test_values_and_gradients_of_logps_entropies_and_states(way, family, tempera
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_without_gradient_in_rows_of_few_groups(monkeypatch, family):
-    monkeypatch.setitem(scoring.TOKENS_AT_ONCE, "cpu", 13)
+    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE_ON_CPU", 13)
     plain, sharing = twins(FAMILIES[family])
     with torch.no_grad():
         scored = completion_logps(sharing, GROUPS, temperature=0.6)

@@ -26,6 +26,7 @@ from transformers import (
 from rlhf_core.prefix.attention import PackedPath, attend
 from rlhf_core.prefix.few_rows import on_few_rows
 from rlhf_core.prefix.groups import Group, Rollout, Sampling, stacked
+from rlhf_core.prefix.lean import Step
 from rlhf_core.prefix.packing import Span, batches, pack
 from rlhf_core.prefix.shared import call, inner
 
@@ -43,8 +44,8 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     done: list[_Row] = []
     was_training = model.training
     model.eval()
-    batch = _Batch(model, sampling)
-    with on_few_rows(inner(model)):
+    with on_few_rows(inner(model)) as fast:
+        batch = _Batch(model, sampling, Step(model, fast))
         while waiting or batch.rows:
             if waiting and len(batch.rows) <= ROWS_AT_ONCE // 2:
                 batch.enter([waiting.popleft() for _ in range(min(len(waiting), ROWS_AT_ONCE - len(batch.rows)))])
@@ -78,8 +79,8 @@ class _Row:
 class _Batch:
     """Rows that are sampled together. `logits`: (rows, vocabulary), by which their next tokens are chosen."""
 
-    def __init__(self, model: Any, sampling: Sampling) -> None:
-        self.model, self.sampling = model, sampling
+    def __init__(self, model: Any, sampling: Sampling, decode: Step) -> None:
+        self.model, self.sampling, self.decode = model, sampling, decode
         self.device = inner(model).device
         self.rows: list[_Row] = []
         self.logits = torch.empty(0)
@@ -118,7 +119,7 @@ class _Batch:
         if self.rows:
             self.path.begin([len(row.tokens) - 1 for row in self.rows], self.device)
             positions = torch.tensor([[len(row.prompt) + len(row.tokens) - 1] for row in self.rows], device=self.device)
-            self.logits = call(self.model, tokens[:, None], positions, self.path).logits[:, 0]
+            self.logits = self.decode(tokens, positions, self.path)
         return ended
 
     def _ended(self, row: _Row) -> bool:
@@ -209,9 +210,13 @@ class _DecodingPath:
 
     def begin(self, lengths: Sequence[int], device: torch.device) -> None:
         """A token comes to each row, behind `lengths` others of its own."""
-        self.lengths = torch.tensor(lengths, device=device)
         self.most = max(lengths) + 1
-        self.rows = torch.arange(len(lengths), device=device)
+        everywhere = slice(None)
+        if min(lengths) == max(lengths):
+            self.at: tuple[Any, ...] = everywhere, everywhere, lengths[0]
+        else:
+            rows = torch.arange(len(lengths), device=device)
+            self.at = rows, everywhere, torch.tensor(lengths, device=device)
         self.place = torch.tensor(self.places, device=device)
         self.own_mask = None if min(lengths) == max(lengths) else _mask([n + 1 for n in lengths], device)
         sizes = [len(name) for name in self.names]
@@ -223,8 +228,7 @@ class _DecodingPath:
         scale = size**-0.5 if scale is None else scale
         query = query.reshape(rows, groups, heads // groups, size)
         keys, values = self._room(layer, key)
-        keys[self.rows, :, self.lengths] = key[:, :, 0]
-        values[self.rows, :, self.lengths] = value[:, :, 0]
+        keys[self.at], values[self.at] = key[:, :, 0], value[:, :, 0]
         own, own_lse = attend(query, keys[:, :, : self.most], values[:, :, : self.most], self.own_mask, scale)
         shared, shared_lse = self._attend_prompts(query, *self.prompts[layer], scale)
         merged = torch.lerp(own, shared, torch.sigmoid(shared_lse - own_lse)[..., None].to(own.dtype))
@@ -236,10 +240,10 @@ class _DecodingPath:
         spread = query
         if not self.contiguous:
             spread = query.new_zeros(len(self.names) * self.width, groups, each, size).index_copy(0, self.place, query)
-        spread = spread.view(len(self.names), self.width, groups, each, size).transpose(1, 2).flatten(2, 3)
+        spread = spread.unflatten(0, (len(self.names), self.width)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         output, lse = attend(spread, keys, values, self.prompt_mask, scale)
-        output = output.unflatten(2, (self.width, each)).transpose(1, 2).flatten(0, 1)
-        lse = lse.unflatten(2, (self.width, each)).transpose(1, 2).flatten(0, 1)
+        output = output.unflatten(2, (each, self.width)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+        lse = lse.unflatten(2, (each, self.width)).permute(0, 3, 1, 2).flatten(0, 1)
         return (output, lse) if self.contiguous else (output[self.place], lse[self.place])
 
     def _room(self, layer: int, key: Tensor) -> tuple[Tensor, Tensor]:

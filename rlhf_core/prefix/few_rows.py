@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -24,9 +24,11 @@ SMALL = 1 << 18  # entries of a matrix that one thread multiplies sooner than se
 
 
 @contextmanager
-def on_few_rows(model: Any) -> Iterator[None]:
-    """Within, the linear layers of `model` (without wrappers) are fast on few rows; without gradient."""
-    chosen = [module for module in model.modules() if _takes_blocks(module)]
+def on_few_rows(model: Any) -> Iterator[set[nn.Module]]:
+    """Within, the linear layers of `model` (without wrappers) are fast on few rows; without gradient. Gives those that
+    are.
+    """
+    chosen = {module for module in model.modules() if _takes_blocks(module)}
     threads = torch.get_num_threads()
     sizes = [module.weight.numel() for module in model.base_model.modules() if isinstance(module, nn.Linear)]
     if model.device.type == "cpu" and sizes and max(sizes) <= SMALL:
@@ -35,7 +37,7 @@ def on_few_rows(model: Any) -> Iterator[None]:
         module.forward = partial(_in_blocks, module)
     try:
         with _merged(model):
-            yield
+            yield chosen
     finally:
         for module in chosen:
             del module.forward
@@ -89,6 +91,23 @@ def _in_blocks(module: nn.Linear, states: Tensor) -> Tensor:
     rows = states.reshape(-1, module.in_features)
     if len(rows) > ROWS or states.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return linear(states, module.weight, module.bias)
-    blocks = module.weight.view(-1, BLOCK, module.in_features).transpose(1, 2)
-    output = torch.matmul(rows, blocks).transpose(0, 1).reshape(*states.shape[:-1], module.out_features)
-    return output if module.bias is None else output + module.bias
+    return Blocks.of(module).times(rows).transpose(0, 1).reshape(*states.shape[:-1], module.out_features)
+
+
+class Blocks(NamedTuple):
+    """A linear layer's weights as a view of `blocks`, (blocks, inputs, outputs of a block), and its bias likewise."""
+
+    blocks: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, module: nn.Linear, size: int = BLOCK) -> Blocks:
+        blocks = module.weight.view(-1, size, module.in_features).transpose(1, 2)
+        return cls(blocks, None if module.bias is None else module.bias.view(-1, 1, size))
+
+    def times(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """(blocks, rows, outputs of a block) of (rows, inputs)."""
+        rows = rows.expand(len(self.blocks), *rows.shape)
+        if self.bias is None:
+            return torch.bmm(rows, self.blocks, out=out)
+        return torch.baddbmm(self.bias, rows, self.blocks, out=out)

@@ -32,7 +32,7 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}  # nats, in the mean
 CHECKED_TOKENS = 64
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}  # of a packed row; a CPU's caches hold no more
+TOKENS_AT_ONCE, TOKENS_AT_ONCE_ON_CPU = 8192, 2048  # of a packed row; a CPU's caches hold no more
 _agreed: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
@@ -103,23 +103,25 @@ def unsupported(model: Any) -> str | None:
 
 
 def tokens_at_once(model: Any) -> int:
-    """Of one packed row. A GPU is the faster the more it gets, so there a row is limited only where nothing is kept for
-    a backward pass; nor is one of a model that gathers its gradients after a single forward pass.
+    """How many tokens a packed row may have. With gradient a GPU gets all in one row, and so does a model that gathers
+    its gradients after a single forward pass.
     """
-    device = shared.inner(model).device.type
-    alone = device == "cpu" and not isinstance(model, DistributedDataParallel)
-    return TOKENS_AT_ONCE.get(device, 8192) if alone or not torch.is_grad_enabled() else sys.maxsize
+    on_cpu = shared.inner(model).device.type == "cpu"
+    if torch.is_grad_enabled() and (not on_cpu or isinstance(model, DistributedDataParallel)):
+        return sys.maxsize
+    return TOKENS_AT_ONCE_ON_CPU if on_cpu else TOKENS_AT_ONCE
 
 
 def fits(model: Any, groups: Sequence[Group]) -> bool:
     """Whether what a packed pass keeps for its backward pass fits into the memory that is free, by estimate."""
-    plain = shared.inner(model)
-    return activation_bytes(plain, sum(map(size, groups))) < 0.8 * _free_bytes(plain.device)
+    plain, sizes = shared.inner(model), [size(group) for group in groups]
+    in_a_row = min(sum(sizes), max(tokens_at_once(model), *sizes))
+    return activation_bytes(plain, sum(sizes), in_a_row) < 0.8 * _free_bytes(plain.device)
 
 
-def activation_bytes(model: Any, tokens: int) -> int:
+def activation_bytes(model: Any, tokens: int, in_a_row: int) -> int:
     """What a pass over `tokens` keeps for its backward pass, by estimate: with gradient checkpointing the states
-    between layers and one layer's inner tensors, without it all layers' inner tensors.
+    between layers and the inner tensors of one layer for one row, without it all inner tensors of all layers.
     """
     config = model.config.get_text_config()
     width, heads = config.hidden_size, config.num_attention_heads + 2 * config.num_key_value_heads
@@ -128,8 +130,7 @@ def activation_bytes(model: Any, tokens: int) -> int:
     within = (8 * width + 3 * config.intermediate_size + 3 * heads * size) * model.dtype.itemsize
     layers = config.num_hidden_layers
     checkpointing = any(m.gradient_checkpointing for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
-    kept = between * layers + 2 * within if checkpointing else within * layers
-    return tokens * kept
+    return tokens * between * layers + in_a_row * 2 * within if checkpointing else tokens * within * layers
 
 
 def _free_bytes(device: torch.device) -> int:

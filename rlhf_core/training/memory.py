@@ -22,7 +22,8 @@ SMALL = 10_000_000  # weights of a model that needs little memory, and no time f
 
 def settle(model: nn.Module) -> None:
     """Give all gradients one place, which they keep, and large tensors a place of their own. For one CPU process."""
-    if sum(weight.numel() for weight in model.parameters()) < SMALL:
+    total = sum(weight.numel() for weight in model.parameters())
+    if total < SMALL:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for dtype in {weight.dtype for weight in weights}:
@@ -33,6 +34,5 @@ def settle(model: nn.Module) -> None:
             weight.grad = part.view_as(weight)
     model.zero_grad = partial(model.zero_grad, set_to_none=False)  # type: ignore[method-assign]
     if platform.libc_ver()[0] == "glibc":
-        frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
-        most = frozen > sum(weight.numel() for weight in weights)
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BESIDE_AN_ADAPTER if most else LARGE)
+        mostly_frozen = 2 * sum(weight.numel() for weight in weights) < total
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BESIDE_AN_ADAPTER if mostly_frozen else LARGE)

@@ -160,15 +160,19 @@ TWO = ["full, with a reference", "all of it"]
 def one_of_two_processes(tiny_model, folder):
     """Both trainers, one after the other, in each of two processes; the first keeps what came of it."""
     torch.randperm = unshuffled
+    real, passes = shared.completion_logps, []
+    shared.completion_logps = lambda *args: passes.append(torch.is_grad_enabled()) or real(*args)
     for case in TWO:
         lora, arguments = CASES[case]
         found = []
+        passes.clear()
         for kind in (GRPOTrainer, SharedPrefixGRPOTrainer):
             made = make_trainer(kind, lora, tiny_model=tiny_model, folder=folder, **arguments)
             assert made.accelerator.num_processes == 2
             start = {name: weight.detach().clone() for name, weight in made.model.named_parameters()}
             given_answers(made, seed=5 + made.accelerator.process_index)
             found.append(trained(made))
+        assert sum(passes) == 4 * arguments.get("gradient_accumulation_steps", 1)  # as every loss of ours went
         if made.accelerator.is_main_process:
             torch.save((start, *found), Path(folder, case))
 
