@@ -3,8 +3,8 @@
     pip install matplotlib
     python -m benchmarks.growth [--most-tokens 40000]
 
-The model and the way of measuring are those of `benchmarks.vs_trl`: one side after the other, one step to warm up and
-one that counts. A point whose rows TRL would fill with more than `--most-tokens` is left out on its side. Points that
+The model and the way of measuring are those of `benchmarks.vs_trl`: the sides in turn, one step to warm up and one
+that counts. A point whose rows TRL would fill with more than `--most-tokens` is left out on its side. Points that
 the results already have are not measured again.
 """
 
@@ -34,16 +34,17 @@ def main() -> None:
     parser.add_argument("--most-tokens", type=int, default=40_000)
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"] if RESULTS.exists() else {}
-    settings = argparse.Namespace(method="grpo", steps=1, data=Path())
     for name, work in WORK.items():
-        for side in SIDES:
-            tokens = (work["prompt"] + ANSWER) * work.get("generations", 8)
-            if side in results.get(name, {}) or (side == "trl" and tokens > args.most_tokens):
-                continue
-            found = vs_trl.child(settings, work, side)
-            results.setdefault(name, {})[side] = {key: round(found[key], 2) for key in ("seconds", "mb")}
-            print(name, side, results[name][side], flush=True)
-            record("growth", results)
+        tokens = (work["prompt"] + ANSWER) * work.get("generations", 8)
+        sides = [
+            side
+            for side in SIDES
+            if side not in results.get(name, {}) and (side == "ours" or tokens <= args.most_tokens)
+        ]
+        for side, found in vs_trl.in_turn("grpo", work, sides, 1, Path()).items():
+            results.setdefault(name, {})[side] = {"seconds": round(found["times"][1], 2), "mb": round(found["mb"], 2)}
+        print(name, results[name], flush=True)
+        record("growth", results)
     draw(results, RESULTS.with_suffix(".svg"))
 
 

@@ -1,15 +1,15 @@
 """Our trainers beside TRL's, on equal work: seconds (GRPO: of a step; else: of all steps) and peak memory.
 
-    python -m benchmarks.vs_trl grpo [--work NAME …] [--rounds 3] [--steps 3]
+    python -m benchmarks.vs_trl grpo [--work NAME …] [--steps 3]
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
 
-Each side runs in a process of its own, turn by turn, on a machine that does nothing else; a figure is the median over
-the rounds of TRL's value divided by ours in the same round. Threads are as torch has them, on our side memory is
-settled as `rlhf run` does it. `trl` is stock; `trlc` is TRL made to score completion positions only on the CPU, as it
-does on CUDA. The model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning
-unless `lora`. GRPO's answers are sampled by the same random numbers on both sides, and the work counts only if the
-tokens are the same. Memory is the process's peak from the beginning of training over what it held then, gradients and
-optimizer included.
+Each side runs in a process of its own, a step each in turn while the others wait, on a machine that does nothing else.
+A figure is the median over the steps, but the first, of TRL's value divided by ours. Threads are as torch has them; on
+our side memory is settled as `rlhf run` does it. `trl` is stock; `trlc` is TRL made to score completion positions only
+on the CPU, as it does on CUDA. The model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32,
+full fine-tuning unless `lora`. GRPO's answers are sampled by the same random numbers on both sides, and the work counts
+only if the tokens are the same. Memory is the process's peak from the beginning of training over what it held then,
+gradients and optimizer included.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.record import record
 
+READY = "ready for a step"
 # P prompt tokens, C tokens an answer may have, G answers a prompt
 GRPO: dict[str, dict[str, Any]] = {
     "P 512, C 128, G 8": {"prompt": 512, "completion": 128},
@@ -60,52 +62,79 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("method", choices=list(WORK))
     parser.add_argument("--work", nargs="*")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        print("\n" + json.dumps(one_side(args.method, args.side, json.loads(args.work[0]), args)))
+        print(json.dumps(one_side(args.method, args.side, json.loads(args.work[0]), args)), file=sys.__stdout__)
         return
     written = Path(__file__).parent / "results" / f"vs_trl_{args.method}.json"
     results = json.loads(written.read_text())["figures"] if args.work and written.exists() else {}
     for name in args.work or WORK[args.method]:
-        work = WORK[args.method][name]
-        rounds = [{side: child(args, work, side) for side in SIDES[args.method]} for _ in range(args.rounds)]
-        results[name] = compared(rounds)
-        results[name] |= {"rounds": args.rounds, "steps": args.steps, "threads": os.environ.get("OMP_NUM_THREADS")}
+        found = in_turn(args.method, WORK[args.method][name], SIDES[args.method], args.steps, args.data)
+        results[name] = compared(args.method, found) | {"steps": args.steps}
         print(name, json.dumps(results[name]), flush=True)
         record(f"vs_trl_{args.method}", results)
 
 
-def child(args: argparse.Namespace, work: dict[str, Any], side: str) -> dict[str, Any]:
-    """`one_side` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.vs_trl", args.method, "--work", json.dumps(work), "--side", side]
-    command += ["--steps", str(args.steps), "--data", str(args.data)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+def in_turn(
+    method: str, work: dict[str, Any], sides: Sequence[str], steps: int, data: Path
+) -> dict[str, dict[str, Any]]:
+    """`one_side` of each, in processes of their own, of which one at a time does anything: a step each in turn."""
+    command = [sys.executable, "-m", "benchmarks.vs_trl", method, "--work", json.dumps(work), "--steps", str(steps)]
+    command += ["--data", str(data), "--side"]
+    with contextlib.ExitStack() as stack:
+        errors = {side: stack.enter_context(tempfile.TemporaryFile("w+")) for side in sides}
+        running, found = {}, {}
+        for side in sides:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors[side]}
+            running[side] = stack.enter_context(subprocess.Popen([*command, side], text=True, **pipes))
+            stack.callback(running[side].kill)
+            next_word(running[side], errors[side])
+        while running:
+            for side, process in list(running.items()):
+                process.stdin.write("\n")
+                process.stdin.flush()
+                word = next_word(process, errors[side])
+                if word != READY:
+                    found[side] = json.loads(word)
+                    del running[side]
+    return found
 
 
-def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    work = {json.dumps(side["work"]) for one in rounds for name, side in one.items() if name != "packing"}
+def next_word(process: subprocess.Popen[str], errors: IO[str]) -> str:
+    """What the process says next: that it is ready for a step, or what it has found."""
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith((READY, "{")):
+            return line.strip()
+    errors.seek(0)
+    sys.exit(errors.read()[-3000:])
+
+
+def compared(method: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Seconds of a step in GRPO, of all together elsewhere, since grouped by length or packed they are unlike."""
+    work = {json.dumps(side["work"]) for name, side in found.items() if name != "packing"}
     result: dict[str, Any] = {"equal_work": len(work) == 1}
-    for measure in ("seconds", "mb"):
-        for side in rounds[0]:
-            result[f"{side}_{measure}"] = round(statistics.median(one[side][measure] for one in rounds), 2)
-            if side != "ours":
-                ratios = [one[side][measure] / one["ours"][measure] for one in rounds]
-                result[f"{side}_over_ours_{measure}"] = round(statistics.median(ratios), 2)
-    if "generation" in rounds[0]["ours"]:
-        ratios = [one["trl"]["generation"] / one["ours"]["generation"] for one in rounds]
-        result["generation_over_ours"] = round(statistics.median(ratios), 2)
+    times = {name: side["times"][1:] if method == "grpo" else [sum(side["times"])] for name, side in found.items()}
+    for side in found:
+        result[f"{side}_seconds"] = round(statistics.median(times[side]), 2)
+        result[f"{side}_mb"] = round(found[side]["mb"], 1)
+        if side != "ours":
+            result[f"{side}_over_ours_seconds"] = median_ratio(times[side], times["ours"])
+            result[f"{side}_over_ours_mb"] = round(found[side]["mb"] / found["ours"]["mb"], 2)
+    if method == "grpo":
+        result["generation_over_ours"] = median_ratio(*(found[side]["generation"][1:] for side in ("trl", "ours")))
     return result
 
 
+def median_ratio(theirs: list[float], ours: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(theirs, ours, strict=True)), 2)
+
+
 def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, megabytes over the start, and what shows that the work was the same."""
+    """Seconds of each step, megabytes over the start, and what shows that the work was the same."""
     import torch
     import transformers
 
@@ -118,41 +147,34 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
         import trl.trainer.utils
 
         trl.trainer.utils._use_triton = lambda device: True  # asked there only for which positions to score
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         build = vs_trl_sides.grpo if method == "grpo" else vs_trl_sides.on_data
         trainer, done = build(method, side, work, args, folder)
         if side == "ours":
             memory.settle(trainer.model)
-        clock = Clock()
-        trainer.add_callback(clock.callback())
-        with Peak() as peak, contextlib.redirect_stdout(sys.stderr):
+        times: list[float] = []
+        trainer.add_callback(steps_in_turn(times))
+        with Peak() as peak:
             trainer.train()
-    if method != "grpo":  # grouped by length or packed, steps are unlike each other: the whole little epoch
-        return {"seconds": sum(clock.times), "mb": peak.megabytes, **done(args.steps)}
     repeats = work.get("num_iterations", 1)
-    times = [sum(clock.times[i : i + repeats]) for i in range(0, len(clock.times), repeats)]
-    return {"seconds": statistics.median(times[1:]) / repeats, "mb": peak.megabytes, **done(args.steps)}
+    times = [sum(times[i : i + repeats]) / repeats for i in range(0, len(times), repeats)]
+    return {"times": times, "mb": peak.megabytes, **done()}
 
 
-class Clock:
-    """Seconds of each optimizer step."""
+def steps_in_turn(times: list[float]) -> Any:
+    """A callback that waits for a line before each optimizer step, and adds the step's seconds to `times`."""
+    from transformers import TrainerCallback
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            print(READY, file=sys.__stdout__, flush=True)
+            sys.stdin.readline()
+            self.begun = time.perf_counter()
 
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
+        def on_step_end(self, args, state, control, **_):
+            times.append(time.perf_counter() - self.begun)
 
-        clock = self
-
-        class Steps(TrainerCallback):
-            def on_step_begin(self, args, state, control, **_):
-                clock.begun = time.perf_counter()
-
-            def on_step_end(self, args, state, control, **_):
-                clock.times.append(time.perf_counter() - clock.begun)
-
-        return Steps()
+    return Steps()
 
 
 class Peak:

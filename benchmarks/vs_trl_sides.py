@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from typing import Any
 
@@ -92,7 +91,7 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
         return result
 
     trainer._generate_single_turn = timed
-    return trainer, lambda steps: {"generation": statistics.median(seconds[1:]), "work": lengths[0]}
+    return trainer, lambda: {"generation": seconds, "work": lengths[0]}
 
 
 class Numbers:
@@ -148,7 +147,7 @@ def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespa
         "gradient_accumulation_steps": 1,
     }
     trainer = BUILDERS[method](side, model, data, tokenizer, common)
-    return trainer, lambda steps: {"work": count}
+    return trainer, lambda: {"work": count}
 
 
 def encoded(method: str, rows: list[dict[str, Any]], tokenizer: Any, encode: Any) -> list[dict[str, Any]]:
