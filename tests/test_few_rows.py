@@ -8,29 +8,38 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rlhf_core.prefix import attention
-from rlhf_core.prefix.few_rows import ROWS, on_few_rows
+from rlhf_core.prefix import attention, few_rows
+from rlhf_core.prefix.few_rows import on_few_rows
 
 
 class Model(nn.Sequential):
     device = torch.device("cpu")
 
-    def __init__(self, hidden=128):
-        super().__init__(nn.Linear(hidden, 192), nn.Linear(192, 64, bias=False), nn.Linear(64, 65))
+    def __init__(self, hidden=1024):
+        super().__init__(nn.Linear(hidden, 576), nn.Linear(576, 64, bias=False), nn.Linear(64, 65))
 
     @property
     def base_model(self):
         return self
 
 
-@pytest.mark.parametrize("rows", [(1,), (3,), (8, 1), (ROWS, 1), (ROWS + 1, 1), (2, 3)])
+def test_torch_has_the_operations():
+    """Where it has oneDNN; if torch moves them, this says so."""
+    if torch.backends.mkldnn.is_available():
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(512, 513), 8)
+        result = torch.ops.mkldnn._linear_pointwise(torch.ones(2, 513), weight, None, "none", [], "")
+        assert torch.equal(result, torch.full((2, 512), 513.0))
+
+
+@pytest.mark.parametrize("rows", [(1,), (3,), (8, 1), (65, 1), (2, 3)])
 @torch.no_grad()
 def test_the_same_values(rows):
     torch.manual_seed(0)
-    model, states = Model(), torch.randn(*rows, 128)
+    model, states = Model(), torch.randn(*rows, 1024)
     expected = model(states)
-    with on_few_rows(model):
+    with on_few_rows(model) as computed:
         found = model(states)
+    assert list(computed) == list(model)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert found.shape == expected.shape
 
@@ -47,19 +56,30 @@ def test_only_what_gains_is_changed_and_only_within():
 
     with pytest.raises(RuntimeError):
         breaks()
-    assert within == [True, False, False]
+    assert within == [True, False, True]
     assert not any("forward" in vars(layer) for layer in model)
+
+
+@torch.no_grad()
+def test_another_precision_than_the_weights_goes_the_usual_way():
+    model, states = Model(), torch.randn(3, 1024)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(states)
+        with on_few_rows(model):
+            assert torch.equal(model(states), expected)
+    assert expected.dtype == torch.bfloat16
 
 
 def test_a_forward_of_another_library_stays():
     model = Model()
     model[0].forward = theirs = lambda states: states
-    with on_few_rows(model):
+    with on_few_rows(model) as computed:
+        assert model[0] not in computed
         assert model[0].forward is theirs
     assert model[0].forward is theirs
 
 
-@pytest.mark.parametrize(("hidden", "threads"), [(128, 1), (2048, 2)])
+@pytest.mark.parametrize(("hidden", "threads"), [(128, 1), (1024, 2)])
 def test_matrices_too_small_to_share_out_take_one_thread(hidden, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -69,6 +89,17 @@ def test_matrices_too_small_to_share_out_take_one_thread(hidden, threads):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("free", "copied"), [(4 * 1024 * 576 * 4, True), (4 * 1024 * 576 * 4 - 1, False)])
+@torch.no_grad()
+def test_weights_are_copied_into_a_quarter_of_the_free_memory(free, copied, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+    monkeypatch.setattr(few_rows, "_reordered_linear", lambda weight, bias, states: "from the copy")
+    model, states = Model(), torch.randn(3, 1024)
+    with on_few_rows(model):
+        found = model[0](states)
+    assert found == "from the copy" if copied else torch.equal(found, model[0](states))
 
 
 @pytest.mark.parametrize("sizes", [None, [5, 1, 9]])
@@ -98,23 +129,27 @@ def linears(model):
 
 
 @torch.no_grad()
-def test_an_adapter_is_part_of_its_weights_within_and_apart_again_after(adapted):
+def test_an_adapter_is_part_of_the_copy(adapted):
     ids = torch.arange(300, 312)[None]
-    before = {name: (weight, weight.data_ptr(), weight.clone()) for name, weight in adapted.named_parameters()}
+    before = {name: (weight, weight.clone()) for name, weight in adapted.named_parameters()}
     expected = adapted(ids).logits
-    with on_few_rows(adapted.get_base_model()):
-        merged = [layer.merged for layer in linears(adapted)]
+    with on_few_rows(adapted.get_base_model()) as computed:
+        assert set(linears(adapted)) == set(computed)
         found = adapted(ids).logits
-    assert merged.count(False) == 1
-    assert not adapted.get_output_embeddings().merged  # whose weights are the embedding's
-    assert not any(layer.merged for layer in linears(adapted))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for name, weight in adapted.named_parameters():
-        there, place, values = before[name]
+        there, values = before[name]
         assert weight is there
-        assert weight.data_ptr() == place
         assert torch.equal(weight, values)
     assert torch.equal(adapted(ids).logits, expected)
+
+
+@torch.no_grad()
+def test_what_is_not_an_adapters_alone_goes_the_usual_way(adapted):
+    layer, states = linears(adapted)[0], torch.randn(3, linears(adapted)[0].in_features)
+    expected = layer(states, adapter_names=["__base__"] * 3)
+    with on_few_rows(adapted.get_base_model()):
+        assert torch.equal(layer(states, adapter_names=["__base__"] * 3), expected)
 
 
 @pytest.mark.parametrize("why", ["switched off", "no room", "half precision"])
@@ -125,8 +160,10 @@ def test_adapters_that_stay_apart(adapted, why, monkeypatch):
     if why == "half precision":
         adapted.to(torch.bfloat16)
     if why == "no room":
+        monkeypatch.setattr(few_rows, "SMALL", 0)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     expected = adapted(torch.arange(300, 312)[None]).logits
-    with on_few_rows(adapted.get_base_model()):
-        assert not any(layer.merged for layer in linears(adapted))
-        torch.testing.assert_close(adapted(torch.arange(300, 312)[None]).logits, expected)
+    with on_few_rows(adapted.get_base_model()) as computed:
+        assert not set(linears(adapted)) & set(computed)
+        found = adapted(torch.arange(300, 312)[None]).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -9,7 +9,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from rlhf_core.prefix import Sampling, decoding, lean, rollout, share
-from rlhf_core.prefix.few_rows import ROWS
 
 SIZES = {
     "vocab_size": 192,
@@ -117,12 +116,6 @@ def test_what_is_left_to_the_modules(change, written_out, monkeypatch):
     found = rollout(model, PROMPTS, 3, SAMPLING)
     assert found == by_its_modules(model, monkeypatch)
     assert not written_out
-
-
-def test_more_rows_than_blocks_are_good_for(written_out):
-    rollout(model_of(FAMILIES["Qwen3"]), [[5, 6]], ROWS + 1, SAMPLING)
-    assert written_out
-    assert max(written_out) <= ROWS
 
 
 @pytest.mark.parametrize("wrong", ["values", "names"])

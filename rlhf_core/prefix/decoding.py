@@ -44,8 +44,8 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     done: list[_Row] = []
     was_training = model.training
     model.eval()
-    with on_few_rows(inner(model)) as fast:
-        batch = _Batch(model, sampling, Step(model, fast))
+    with on_few_rows(inner(model)) as computed:
+        batch = _Batch(model, sampling, Step(model, computed))
         while waiting or batch.rows:
             if waiting and len(batch.rows) <= ROWS_AT_ONCE // 2:
                 batch.enter([waiting.popleft() for _ in range(min(len(waiting), ROWS_AT_ONCE - len(batch.rows)))])
