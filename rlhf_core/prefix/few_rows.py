@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 ROWS = 8  # for which the order is chosen; it is as good for more
-SMALL = 1 << 18  # entries of a matrix that one thread multiplies, as it is, sooner than several can begin
+SMALL = 1 << 18  # entries of the largest matrix in a model that one thread computes sooner than several can begin
 Product = Callable[[Tensor], Tensor]
 
 
@@ -33,12 +33,13 @@ def on_few_rows(model: Any) -> Iterator[dict[nn.Module, Product]]:
     adapted = [module for module in model.modules() if _is_adapted(module)]
     within = {inner for module in adapted for inner in module.modules() if inner is not module}
     plain = [module for module in model.modules() if _is_plain(module) and module not in within]
-    large = [weight for weight in map(_weight, [*plain, *adapted]) if weight.numel() > SMALL]
-    room = sum(weight.nbytes for weight in large) <= psutil.virtual_memory().available / 4
-    computed = {module: _product(module, copied=room) for module in [*plain, *(adapted if room else [])]}
+    inside = [_weight(module).numel() for module in model.base_model.modules() if module in {*plain, *adapted}]
+    small = max(inside, default=0) <= SMALL
+    room = sum(_weight(module).nbytes for module in [*plain, *adapted]) <= psutil.virtual_memory().available / 4
+    reorder = room and not small and torch.backends.mkldnn.is_available()
+    computed = {module: _product(module, reorder) for module in [*plain, *(adapted if room else [])]}
     threads = torch.get_num_threads()
-    inside = [_weight(module).numel() for module in model.base_model.modules() if module in computed]
-    if inside and max(inside) <= SMALL:  # by the size alone, so that a run goes on with the same numbers
+    if small and computed:  # by the size alone, so that a run goes on with the same numbers
         torch.set_num_threads(1)
     for module, product in computed.items():
         module.forward = partial(_forward, module, product)
@@ -73,12 +74,12 @@ def _weight(module: Any) -> Tensor:
     return module.base_layer.weight if isinstance(module, LoraLinear) else module.weight
 
 
-def _product(module: Any, copied: bool) -> Product:
+def _product(module: Any, reorder: bool) -> Product:
     weight, bias = _weight(module).detach(), getattr(module, "base_layer", module).bias
     if isinstance(module, LoraLinear):
         names = [name for name in module.active_adapters if name in module.lora_A]
         weight = sum((module.get_delta_weight(name) for name in names), weight)
-    if not copied or weight.numel() <= SMALL or not torch.backends.mkldnn.is_available():
+    if not reorder:
         return partial(linear, weight=weight, bias=bias)
     return partial(_reordered_linear, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS), bias)
 
