@@ -41,17 +41,22 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     wanted = [tuple(prompt) for prompt in prompts for _ in range(n)]
     given = chances(len(wanted), sampling)
     waiting = deque(_Row(i, prompt, given[i]) for i, prompt in enumerate(wanted))
-    done: list[_Row] = []
     was_training = model.training
     model.eval()
     with on_few_rows(inner(model)) as computed:
-        batch = _Batch(model, sampling, Step(model, computed))
-        while waiting or batch.rows:
-            if waiting and len(batch.rows) <= ROWS_AT_ONCE // 2:
-                batch.enter([waiting.popleft() for _ in range(min(len(waiting), ROWS_AT_ONCE - len(batch.rows)))])
-            done += batch.step()
+        done = _sampled(_Batch(model, sampling, Step(model, computed)), waiting)
     model.train(was_training)
     return [row.finished(sampling.ends) for row in sorted(done, key=lambda row: row.number)]
+
+
+def _sampled(batch: _Batch, waiting: deque[_Row]) -> list[_Row]:
+    """All rows, in the order in which they end."""
+    done: list[_Row] = []
+    while waiting or batch.rows:
+        if waiting and len(batch.rows) <= ROWS_AT_ONCE // 2:
+            batch.enter([waiting.popleft() for _ in range(min(len(waiting), ROWS_AT_ONCE - len(batch.rows)))])
+        done += batch.step()
+    return done
 
 
 def chances(rows: int, sampling: Sampling) -> Tensor:

@@ -9,6 +9,8 @@ The only place that touches torch's operations for such copies, which its own co
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -49,6 +51,9 @@ def on_few_rows(model: Any) -> Iterator[dict[nn.Module, Product]]:
         for module in computed:
             del module.forward
         torch.set_num_threads(threads)
+        computed.clear()
+        if reorder and sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # glibc keeps what is freed, and a third of it would still be there in training
 
 
 def _is_plain(module: nn.Module) -> bool:
