@@ -26,6 +26,7 @@ WORK = {
     **{f"P 512, G {g}": {"prompt": 512, "completion": ANSWER, "generations": g} for g in GENERATIONS},
     **{f"P {p}, G 8": {"prompt": p, "completion": ANSWER} for p in PROMPTS},
 }
+MEASURES = [("seconds", "seconds a step", [2, 5, 10, 20, 50]), ("mb", "MB over the start", [500, 1000, 2000])]
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 
 
@@ -56,16 +57,17 @@ def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
     panels += [("tokens of a prompt with 8 answers", "P {}, G 8", PROMPTS)]
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for column, (label, name, values) in enumerate(panels):
-        for row, (measure, unit) in enumerate((("seconds", "seconds a step"), ("mb", "MB over the start"))):
+        for row, (measure, unit, ticks) in enumerate(MEASURES):
             axis = axes[row][column]
             for side, legend in SIDES.items():
                 points = [(v, results.get(name.format(v), {}).get(side)) for v in values]
                 there = [(v, found[measure]) for v, found in points if found]
                 axis.plot(*zip(*there, strict=True), marker="o", label=legend)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit, xticks=values, xticklabels=values)
+            axis.set(yticks=ticks, yticklabels=ticks)
             axis.minorticks_off()
             axis.grid(alpha=0.3)
-            axis.legend()
+            axis.legend(loc="upper left")
     figure.savefig(file)
 
 
