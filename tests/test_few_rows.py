@@ -131,8 +131,10 @@ def linears(model):
     return [module for module in model.modules() if type(module) is LoraLinear]
 
 
+@pytest.mark.parametrize("small", [few_rows.SMALL, 0])
 @torch.no_grad()
-def test_an_adapter_is_part_of_the_copy(adapted):
+def test_an_adapter_is_part_of_the_copy(adapted, small, monkeypatch):
+    monkeypatch.setattr(few_rows, "SMALL", small)
     ids = torch.arange(300, 312)[None]
     before = {name: (weight, weight.clone()) for name, weight in adapted.named_parameters()}
     expected = adapted(ids).logits

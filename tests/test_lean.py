@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from rlhf_core.prefix import Sampling, decoding, lean, rollout, share
+from rlhf_core.prefix import Sampling, decoding, few_rows, lean, rollout, share
 
 SIZES = {
     "vocab_size": 192,
@@ -64,9 +64,10 @@ def by_its_modules(model, monkeypatch, **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("at_once", [3, 256])
-def test_the_same_completions(family, at_once, written_out, monkeypatch):
-    """Rows leave and enter, with prompts and completions of unequal lengths."""
+@pytest.mark.parametrize(("at_once", "small"), [(3, few_rows.SMALL), (256, 0)])
+def test_the_same_completions(family, at_once, small, written_out, monkeypatch):
+    """Rows leave and enter, with prompts and completions of unequal lengths; by the weights and by their copy."""
+    monkeypatch.setattr(few_rows, "SMALL", small)
     monkeypatch.setattr(decoding, "ROWS_AT_ONCE", at_once)
     monkeypatch.setattr(decoding, "GROWTH", 3)
     model = model_of(FAMILIES[family])

@@ -216,14 +216,15 @@ class _DecodingPath:
     def begin(self, lengths: Sequence[int], device: torch.device) -> None:
         """A token comes to each row, behind `lengths` others of its own."""
         self.most = max(lengths) + 1
+        self.place = torch.tensor(self.places, device=device)
         everywhere = slice(None)
         if min(lengths) == max(lengths):
             self.at: tuple[Any, ...] = everywhere, everywhere, lengths[0]
+            self.own_mask = None
         else:
             rows = torch.arange(len(lengths), device=device)
             self.at = rows, everywhere, torch.tensor(lengths, device=device)
-        self.place = torch.tensor(self.places, device=device)
-        self.own_mask = None if min(lengths) == max(lengths) else _mask([n + 1 for n in lengths], device)
+            self.own_mask = _mask([n + 1 for n in lengths], device)
         sizes = [len(name) for name in self.names]
         self.prompt_mask = None if min(sizes) == max(sizes) else _mask(sizes, device)
 
