@@ -1,40 +1,67 @@
-"""Gradients in one place that stays."""
+"""Gradients in one place, and what glibc is told."""
 
+import copy
+import sys
+
+import psutil
+import pytest
 import torch
 from torch import nn
 
 from rlhf_core.training import memory
 
 
-def test_gradients_are_the_same_and_stay_where_they_are(monkeypatch):
+def test_gradients_are_the_same_and_in_one_place(monkeypatch):
     monkeypatch.setattr(memory, "SMALL", 0)
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    settled = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    settled.load_state_dict(plain.state_dict())
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2, dtype=torch.bfloat16))
+    settled = copy.deepcopy(plain)
     settled[0].bias.requires_grad_(False)
-    memory.settle(settled)
-    places = [weight.grad.data_ptr() for weight in settled.parameters() if weight.requires_grad]
+    memory.settle(settled, samples=False)
     for _ in range(2):
         rows = torch.randn(5, 3)
         for model in (plain, settled):
             model.zero_grad()
-            model(rows).square().sum().backward()
+            model[2](model[:2](rows).bfloat16()).square().sum().backward()
         for name, weight in settled.named_parameters():
             if weight.requires_grad:
                 assert torch.equal(weight.grad, plain.get_parameter(name).grad)
-    assert settled[0].bias.grad is None
-    assert [weight.grad.data_ptr() for weight in settled.parameters() if weight.requires_grad] == places
-    assert len({weight.untyped_storage().data_ptr() for weight in (settled[0].weight.grad, settled[1].bias.grad)}) == 1
+                assert weight.grad.any()
+        assert settled[0].bias.grad is None
+        assert one_place(settled[0].weight, settled[1].weight, settled[1].bias)
+        assert one_place(settled[2].weight, settled[2].bias)
+        assert settled[0].weight.grad.data_ptr() % memory.ALIGNED == 0
+
+
+def one_place(*weights):
+    return len({weight.grad.untyped_storage().data_ptr() for weight in weights}) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the process holds as Linux tells it")
+def test_gradients_that_are_zero_take_no_memory(monkeypatch):
+    monkeypatch.setattr(memory, "SMALL", 0)
+    model = nn.Linear(4096, 8192, bias=False)  # 134 MB
+    memory.settle(model, samples=False)
+    before = psutil.Process().memory_info().rss
+    model.weight.grad += 1
+    held = psutil.Process().memory_info().rss
+    model.zero_grad()
+    assert held - before > 120e6
+    assert held - psutil.Process().memory_info().rss > 120e6
+    assert not model.weight.grad.any()
 
 
 def test_a_small_model_is_left_alone():
     model = nn.Linear(3, 4)
-    memory.settle(model)
+    memory.settle(model, samples=False)
     assert model.weight.grad is None
 
 
-def test_where_most_weights_are_frozen_smaller_tensors_go_back_to_the_system(monkeypatch):
+@pytest.mark.parametrize(
+    ("samples", "frozen", "threshold"),
+    [(False, False, memory.LARGE), (True, False, memory.SMALLER), (False, True, memory.SMALLER)],
+)
+def test_which_tensors_go_back_to_the_system(samples, frozen, threshold, monkeypatch):
     """The threshold is glibc's own matter; here only which one is chosen."""
     monkeypatch.setattr(memory, "SMALL", 0)
     asked = []
@@ -42,7 +69,6 @@ def test_where_most_weights_are_frozen_smaller_tensors_go_back_to_the_system(mon
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: libc())
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    memory.settle(model)
-    model[0].requires_grad_(False)
-    memory.settle(model)
-    assert asked == [(-3, memory.LARGE), (-3, memory.LARGE_BESIDE_AN_ADAPTER)]
+    model[0].requires_grad_(not frozen)
+    memory.settle(model, samples=samples)
+    assert asked == [(-3, threshold)]

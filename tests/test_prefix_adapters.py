@@ -167,13 +167,17 @@ def test_quantized_weights(way, tiny_model, bits, values, slopes):
     assert_shared_is_padded(get_peft_model(model, settings).eval(), values, slopes)
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("learns", [True, False])
-def test_chunks_of_the_head_are_one_chunk(base, monkeypatch, learns):
-    """16 rows of logits at a time and all at once; with a head that learns and one that does not."""
+def test_chunks_of_the_head_are_one_chunk(base, monkeypatch, learns, known):
+    """16 rows of logits at a time and all at once; with a head that learns and one that does not, and where sampling
+    has computed the values.
+    """
     torch.manual_seed(0)
     layer = torch.nn.Linear(32, 300, dtype=torch.float64).requires_grad_(learns)
     states, tokens = torch.randn(50, 32, dtype=torch.float64), torch.randint(300, (50,))
     slopes = torch.randn(50, dtype=torch.float64)
+    values = head.token_logps(layer, states, tokens, 0.7) if known else None
     calls = []
     real = head.linear
     monkeypatch.setattr(head, "linear", lambda *args: calls.append(len(args[0])) or real(*args))
@@ -183,7 +187,7 @@ def test_chunks_of_the_head_are_one_chunk(base, monkeypatch, learns):
         calls.clear()
         layer.zero_grad()
         leaf = states.clone().requires_grad_()
-        logps, entropies = head.token_logps(layer, leaf, tokens, 0.7)
+        logps, entropies = head.token_logps(layer, leaf, tokens, 0.7, values)
         (logps * slopes).sum().backward()
         return [logps.detach(), entropies, leaf.grad] + [weight.grad for weight in layer.parameters() if learns]
 
@@ -191,7 +195,8 @@ def test_chunks_of_the_head_are_one_chunk(base, monkeypatch, learns):
     assert max(calls) == 50
     many = found(1)
     assert max(calls) == 16
-    assert len(calls) == (8 if learns else 4)  # without a head that learns no logits are computed again
+    # Without a head that learns no logits are computed again, and with one none at first if the values are known.
+    assert len(calls) == (8 if learns and not known else 4)
     leaf = states.clone().requires_grad_()
     layer.zero_grad()
     distribution = (layer(leaf) / 0.7).log_softmax(-1)

@@ -11,6 +11,7 @@ each completion in a row of its own, with its prompt (`padded.py`), with the sam
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.rollouts import end_tokens, rollout
+from rlhf_core.prefix.sampled import SampledStates
 from rlhf_core.prefix.scoring import completion_hidden, completion_logps, share, shares
 from rlhf_core.prefix.shared import inner, one_row
 
@@ -19,6 +20,7 @@ __all__ = [
     "CompletionLogps",
     "Group",
     "Rollout",
+    "SampledStates",
     "Sampling",
     "completion_hidden",
     "completion_logps",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +25,12 @@ from transformers import (
 )
 
 from rlhf_core.prefix.attention import PackedPath, attend
+from rlhf_core.prefix.checkpointing import applies
 from rlhf_core.prefix.few_rows import on_few_rows
 from rlhf_core.prefix.groups import Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.lean import Step
 from rlhf_core.prefix.packing import Span, batches, pack
+from rlhf_core.prefix.sampled import Sampled, SampledStates, outputs_of_layers
 from rlhf_core.prefix.shared import call, inner
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
@@ -36,15 +39,22 @@ GROWTH = 64  # tokens by which the room for completions grows
 
 
 @torch.no_grad()
-def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[Rollout]:
+def rollout(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    sampling: Sampling,
+    sampled: SampledStates | None = None,
+) -> list[Rollout]:
     """As `rlhf_core.prefix.rollout`, by a model that shares prompts."""
     wanted = [tuple(prompt) for prompt in prompts for _ in range(n)]
     given = chances(len(wanted), sampling)
     waiting = deque(_Row(i, prompt, given[i]) for i, prompt in enumerate(wanted))
+    sampled = sampled if applies(inner(model)) else None
     was_training = model.training
     model.eval()
     with on_few_rows(inner(model)) as computed:
-        done = _sampled(_Batch(model, sampling, Step(model, computed)), waiting)
+        done = _sampled(_Batch(model, sampling, Step(model, computed), sampled), waiting)
     model.train(was_training)
     return [row.finished(sampling.ends) for row in sorted(done, key=lambda row: row.number)]
 
@@ -76,6 +86,8 @@ class _Row:
     chances: Tensor
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)  # where they are kept, as the states
+    states: list[Tensor] = field(default_factory=list)  # after each layer (layers, width), of every token but the last
 
     def finished(self, ends: Sequence[int]) -> Rollout:
         return Rollout(list(self.prompt), self.tokens, self.logps, self.tokens[-1] in ends)
@@ -84,13 +96,15 @@ class _Row:
 class _Batch:
     """Rows that are sampled together. `logits`: (rows, vocabulary), by which their next tokens are chosen."""
 
-    def __init__(self, model: Any, sampling: Sampling, decode: Step) -> None:
-        self.model, self.sampling, self.decode = model, sampling, decode
+    def __init__(self, model: Any, sampling: Sampling, decode: Step, sampled: SampledStates | None) -> None:
+        self.model, self.sampling, self.decode, self.sampled = model, sampling, decode, sampled
         self.device = inner(model).device
         self.rows: list[_Row] = []
         self.logits = torch.empty(0)
         self.path = _DecodingPath()
         self.penalty, self.choice = _processors(sampling)
+        if sampled:
+            sampled.temperature = None if self.penalty else sampling.temperature
 
     def enter(self, rows: list[_Row]) -> None:
         """Prefill the prompts that are new, and add the rows."""
@@ -100,7 +114,12 @@ class _Batch:
             packed = pack(part, self.device)
             path = PackedPath(packed.layout, keep=True)
             ends = torch.tensor([shared.prompt[1] - 1 for shared in packed.layout], device=self.device)
-            found = call(self.model, packed.input_ids, packed.position_ids, path, ends).logits[0]
+            watched = outputs_of_layers(self.model) if self.sampled else nullcontext(list[Tensor]())
+            with watched as outputs:
+                found = call(self.model, packed.input_ids, packed.position_ids, path, ends).logits[0]
+            if self.sampled:
+                for group, shared in zip(part, packed.layout, strict=True):
+                    self.sampled.prompts[tuple(group.prompt)] = [output[0, slice(*shared.prompt)] for output in outputs]
             last |= {tuple(group.prompt): row for group, row in zip(part, found, strict=True)}
             self.path.add_prompts(part, [shared.prompt for shared in packed.layout], path.kept)
         entering = torch.stack([last[row.prompt] for row in rows])
@@ -110,13 +129,15 @@ class _Batch:
 
     def step(self) -> list[_Row]:
         """Choose every row's next token, and run the model on it where the row goes on. Returns the rows that end."""
-        tokens, logps = self._choose(self.logits.float())
-        for row, token, logp in zip(self.rows, tokens.tolist(), logps.tolist(), strict=True):
+        tokens, logps, entropies = self._choose(self.logits.float())
+        for row, token, logp, entropy in zip(self.rows, tokens.tolist(), logps.tolist(), entropies, strict=True):
             row.tokens.append(token)
             row.logps.append(logp)
+            row.entropies.append(entropy)
         stay = [i for i, row in enumerate(self.rows) if not self._ended(row)]
         ended = [row for row in self.rows if self._ended(row)]
         if ended:
+            self._keep(ended)
             self.rows = [self.rows[i] for i in stay]
             self.path.keep_rows(stay)
             self.path.arrange([row.prompt for row in self.rows])
@@ -125,13 +146,21 @@ class _Batch:
             self.path.begin([len(row.tokens) - 1 for row in self.rows], self.device)
             positions = torch.tensor([[len(row.prompt) + len(row.tokens) - 1] for row in self.rows], device=self.device)
             self.logits = self.decode(tokens, positions, self.path)
+            if self.sampled and self.decode.outputs:
+                for row, states in zip(self.rows, torch.stack(self.decode.outputs, dim=1), strict=True):
+                    row.states.append(states)
         return ended
+
+    def _keep(self, ended: list[_Row]) -> None:
+        for row in ended:
+            if self.sampled and len(row.states) == len(row.tokens) - 1:
+                self.sampled.add(row.prompt, tuple(row.tokens), Sampled(row.states, row.logps, row.entropies))
 
     def _ended(self, row: _Row) -> bool:
         return row.tokens[-1] in self.sampling.ends or len(row.tokens) == self.sampling.max_new_tokens
 
-    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(token, its log-probability at the sampling temperature), (rows,) each."""
+    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+        """(token, its log-probability at the sampling temperature, entropy in nats where it is kept), (rows,) each."""
         if self.penalty is not None:
             seen = [[*row.prompt, *row.tokens] for row in self.rows]
             longest = max(map(len, seen))
@@ -146,7 +175,8 @@ class _Batch:
             points = torch.stack([row.chances[len(row.tokens)] for row in self.rows]).to(self.device) * total
             points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))
             tokens = torch.searchsorted(bounds, points[:, None], right=True)[:, 0]
-        return tokens, logps.gather(-1, tokens[:, None])[:, 0]
+        entropies = -(logps.exp() * logps).sum(-1) if self.sampled else torch.zeros(len(logps))
+        return tokens, logps.gather(-1, tokens[:, None])[:, 0], entropies.tolist()
 
 
 def _processors(sampling: Sampling) -> tuple[Any, LogitsProcessorList]:

@@ -52,8 +52,14 @@ def on_few_rows(model: Any) -> Iterator[dict[nn.Module, Product]]:
             del module.forward
         torch.set_num_threads(threads)
         computed.clear()
-        if reorder and sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)  # glibc keeps what is freed, and a third of it would still be there in training
+        if reorder:
+            give_back()
+
+
+def give_back() -> None:
+    """To the system what has been freed, which glibc would keep."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _is_plain(module: nn.Module) -> bool:

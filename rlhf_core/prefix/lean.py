@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from rlhf_core.prefix.attention import Path
+from rlhf_core.prefix.checkpointing import is_like_llama
 from rlhf_core.prefix.few_rows import Product
 from rlhf_core.prefix.shared import call, inner
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TOLERANCE = 1e-3  # of logits, in the mean
 log = logging.getLogger("rlhf")
 _agreed: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -35,6 +35,11 @@ class Step:
         self.model = model
         plain = inner(model)
         self.layers = _Layers(plain, computed) if _can_be_written_out(plain, computed) else None
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """After each layer (rows, width), in the last step; none if it went through the model's modules."""
+        return self.layers.outputs if self.layers and _agreed.get(inner(self.model)) else []
 
     def __call__(self, tokens: Tensor, positions: Tensor, path: Path) -> Tensor:
         plain = inner(self.model)
@@ -55,14 +60,14 @@ def _can_be_written_out(model: Any, computed: Mapping[nn.Module, Product]) -> bo
     """Whether it is of a known family, in transformers' own code, what all its matrices compute is known, and nothing
     else listens or computes in the modules that are passed over.
     """
-    if model.config.model_type not in FAMILIES or not type(model).__module__.startswith("transformers.models."):
+    if not is_like_llama(model):
         return False
     matrices = [matrix for layer in model.base_model.layers for matrix in _matrices(layer)]
     passed = [module for module in model.modules() if module not in computed and not isinstance(module, nn.Embedding)]
     return (
         all(matrix in computed for matrix in [*matrices, model.get_output_embeddings()])
         and not any(module._forward_hooks or module._forward_pre_hooks for module in [*passed, *computed])
-        and not any("forward" in vars(module) for module in passed)
+        and not any("forward" in vars(module) for module in passed if module is not model)  # whose logits are compared
     )
 
 
@@ -89,14 +94,17 @@ class _Layers:
         self.embed, self.rotary, self.norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm
         self.layers = [_Layer(layer, computed) for layer in decoder.layers]
         self.head = computed[model.get_output_embeddings()]
+        self.outputs: list[Tensor] = []
 
     def logits(self, tokens: Tensor, positions: Tensor, path: Path) -> Tensor:
         states = self.embed(tokens)
         cos, sin = self.rotary(states, positions)  # (rows, 1, size of a head)
         first, second = sin.chunk(2, dim=-1)
         rotation = cos, torch.cat([-first, second], dim=-1)
+        self.outputs = []
         for number, layer in enumerate(self.layers):
             states = layer.after(states, rotation, number, path)
+            self.outputs.append(states)
         return self.head(_normal(self.norm, states))
 
 

@@ -14,6 +14,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
+from rlhf_core.prefix.sampled import SampledStates
 from rlhf_core.prefix.scoring import completion_logps, shares
 from rlhf_core.prefix.shared import inner
 
@@ -22,15 +23,23 @@ Engine = Literal["shared", "transformers", "continuous"]
 
 
 def rollout(
-    model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, engine: Engine = "shared"
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    sampling: Sampling,
+    engine: Engine = "shared",
+    *,
+    sampled: SampledStates | None = None,
 ) -> list[Rollout]:
     """`n` completions of each prompt (token ids), those of one prompt next to each other.
+
+    `sampled` gets what the first training pass over them need not compute again, where there is such.
 
     A model that can't share its prompts is sampled by `transformers` where `shared` is asked for.
     """
     longest = [Group(max(prompts, key=len), [[0] * sampling.max_new_tokens])]
     if engine == "shared" and shares(model, longest):
-        return decoding.rollout(model, prompts, n, sampling)
+        return decoding.rollout(model, prompts, n, sampling, sampled)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
     return _continuous(model, rows, sampling) if engine == "continuous" else _generate(model, rows, sampling)
 

@@ -20,11 +20,12 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_core.prefix import attention, padded, shared
+from rlhf_core.prefix.checkpointing import layers_of
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.packing import size
+from rlhf_core.prefix.sampled import SampledStates
 
 log = logging.getLogger("rlhf")
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -47,14 +48,23 @@ def share(model: Any) -> str | None:
 
 
 def completion_logps(
-    model: Any, groups: Sequence[Group], *, temperature: float = 1.0, hidden: bool = False
+    model: Any,
+    groups: Sequence[Group],
+    *,
+    temperature: float = 1.0,
+    hidden: bool = False,
+    sampled: SampledStates | None = None,
 ) -> CompletionLogps:
-    """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
+    """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well.
+
+    `sampled`: what `rollout` computed of these groups, with the weights that `model` still has.
+    """
     if not shares(model, groups):
         return padded.completion_logps(model, groups, temperature=temperature, hidden=hidden)
     if torch.is_grad_enabled() and not fits(model, groups):
         return shared.two_phase_logps(model, groups, temperature, hidden)
-    return shared.completion_logps(model, groups, temperature, hidden, tokens_at_once(model))
+    sampled = None if hidden else sampled  # which has no state at a completion's last token
+    return shared.completion_logps(model, groups, temperature, hidden, tokens_at_once(model), sampled)
 
 
 def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
@@ -129,7 +139,7 @@ def activation_bytes(model: Any, tokens: int, in_a_row: int) -> int:
     between = width * model.dtype.itemsize
     within = (8 * width + 3 * config.intermediate_size + 3 * heads * size) * model.dtype.itemsize
     layers = config.num_hidden_layers
-    checkpointing = any(m.gradient_checkpointing for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+    checkpointing = any(layer.gradient_checkpointing for layer in layers_of(model))
     return tokens * between * layers + in_a_row * 2 * within if checkpointing else tokens * within * layers
 
 

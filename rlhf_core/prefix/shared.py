@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rlhf_core.prefix.attention import NO_MASK, ContinuedPath, PackedPath, Path
+from rlhf_core.prefix.checkpointing import applies, checkpointed
+from rlhf_core.prefix.few_rows import give_back
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.head import token_logps
 from rlhf_core.prefix.packing import Packed, batches, pack
+from rlhf_core.prefix.sampled import Known, SampledStates, are_right
 
 
 class Values(NamedTuple):
@@ -34,16 +37,25 @@ class Values(NamedTuple):
 
 
 def completion_logps(
-    model: Any, groups: Sequence[Group], temperature: float, hidden: bool, tokens_at_once: int
+    model: Any,
+    groups: Sequence[Group],
+    temperature: float,
+    hidden: bool,
+    tokens_at_once: int,
+    sampled: SampledStates | None = None,
 ) -> CompletionLogps:
     """As `rlhf_core.prefix.completion_logps`, with as many groups in a row as `tokens_at_once` allow."""
     packed = pack(groups, inner(model).device)
-    return _scored(model, packed, _states(model, groups, tokens_at_once), temperature, hidden)
+    states, known = _states(model, groups, tokens_at_once, sampled)
+    before, head = states[packed.before], inner(model).get_output_embeddings()
+    known = known if sampled and sampled.temperature == temperature else None
+    logps, entropies = token_logps(head, before, packed.tokens, temperature, known)
+    return _in_rows(packed, Values(logps, entropies, before, states[packed.last]), hidden)
 
 
 def completion_hidden(model: Any, groups: Sequence[Group], tokens_at_once: int) -> CompletionHidden:
     packed = pack(groups, inner(model).device)
-    states = _states(model, groups, tokens_at_once)
+    states, _ = _states(model, groups, tokens_at_once)
     return CompletionHidden(packed.states(states[packed.before], states[packed.last]), packed.mask())
 
 
@@ -59,21 +71,38 @@ def one_row(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     }
 
 
-def _scored(model: Any, packed: Packed, states: Tensor, temperature: float, hidden: bool) -> CompletionLogps:
-    before = states[packed.before]
-    logps, entropies = token_logps(inner(model).get_output_embeddings(), before, packed.tokens, temperature)
-    return _in_rows(packed, Values(logps, entropies, before, states[packed.last]), hidden)
-
-
 def _in_rows(packed: Packed, values: Values, hidden: bool) -> CompletionLogps:
     rows = packed.rows(values.logps.float()), packed.rows(values.entropies.float())
     return CompletionLogps(*rows, packed.mask(), packed.states(values.before, values.last) if hidden else None)
 
 
-def _states(model: Any, groups: Sequence[Group], tokens_at_once: int) -> Tensor:
-    """(tokens of all groups as they are packed, hidden size)."""
-    rows = [pack(part, inner(model).device) for part in batches(groups, tokens_at_once)]
-    return torch.cat([last_states(model, row.input_ids, row.position_ids, PackedPath(row.layout))[0] for row in rows])
+def _states(
+    model: Any, groups: Sequence[Group], tokens_at_once: int, sampled: SampledStates | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """((tokens of all groups as they are packed, hidden size), log-probabilities and entropies if all are known)."""
+    parts = [_states_of_row(model, part, sampled) for part in batches(groups, tokens_at_once)]
+    states, found = torch.cat([states for states, _ in parts]), [known for _, known in parts if known]
+    if len(found) < len(parts):
+        return states, None
+    return states, (torch.cat([known.logps for known in found]), torch.cat([known.entropies for known in found]))
+
+
+def _states_of_row(model: Any, groups: Sequence[Group], sampled: SampledStates | None) -> tuple[Tensor, Known | None]:
+    plain = inner(model)
+    row = pack(groups, plain.device)
+
+    def compute() -> Tensor:
+        return last_states(model, row.input_ids, row.position_ids, PackedPath(row.layout))[0]
+
+    if not (torch.is_grad_enabled() and applies(plain)):
+        return compute(), None
+    known = sampled.take(groups) if sampled else None
+    if known and not are_right(plain, known.outputs, compute, row.last):
+        known = None
+    with checkpointed(plain, known.outputs if known else None):
+        states = compute()
+    give_back()
+    return states, known
 
 
 def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, path: Path) -> Tensor:

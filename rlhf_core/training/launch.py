@@ -232,5 +232,15 @@ def restart_message(settings: dict[str, int]) -> str:
     return f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}."
 
 
+def leave_group() -> None:
+    """Part from the other processes in order. Threads of gloo's that are still there when a process ends abort it, now
+    and then, and its launcher takes that for a failure.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,30 +9,42 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Sequence
 from functools import partial
 
+import numpy
 import torch
 from torch import nn
 
+ALIGNED = 64  # bytes, as torch's own tensors
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE = 8 << 20  # bytes of a tensor that goes back to the system when it is freed
-LARGE_BESIDE_AN_ADAPTER = 2 << 20  # where most weights are frozen, and such tensors are most of what there is
+SMALLER = 2 << 20  # where most of what there is comes and goes: beside an adapter, and where answers are sampled
 SMALL = 10_000_000  # weights of a model that needs little memory, and no time for clearing the pages of new tensors
 
 
-def settle(model: nn.Module) -> None:
-    """Give all gradients one place, which they keep, and large tensors a place of their own. For one CPU process."""
+def settle(model: nn.Module, *, samples: bool) -> None:
+    """Give all gradients one place, and large tensors a place of their own. For one CPU process. `samples`: whether
+    answers are sampled between training passes.
+    """
     total = sum(weight.numel() for weight in model.parameters())
     if total < SMALL:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    _new_gradients(weights)
+    model.zero_grad = partial(_new_gradients, weights)  # type: ignore[method-assign]
+    if platform.libc_ver()[0] == "glibc":
+        mostly_frozen = 2 * sum(weight.numel() for weight in weights) < total
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SMALLER if samples or mostly_frozen else LARGE)
+
+
+def _new_gradients(weights: Sequence[nn.Parameter], set_to_none: bool = True) -> None:
+    """Zero for all `weights`, in pages that the system gives when they are first written to."""
     for dtype in {weight.dtype for weight in weights}:
         chosen = [weight for weight in weights if weight.dtype == dtype]
         sizes = [weight.numel() for weight in chosen]
-        block = torch.zeros(sum(sizes), dtype=dtype)
+        room = numpy.zeros(sum(sizes) * dtype.itemsize + ALIGNED, numpy.uint8)
+        start = -room.ctypes.data % ALIGNED
+        block = torch.from_numpy(room[start : start + sum(sizes) * dtype.itemsize]).view(dtype)
         for weight, part in zip(chosen, block.split(sizes), strict=True):
             weight.grad = part.view_as(weight)
-    model.zero_grad = partial(model.zero_grad, set_to_none=False)  # type: ignore[method-assign]
-    if platform.libc_ver()[0] == "glibc":
-        mostly_frozen = 2 * sum(weight.numel() for weight in weights) < total
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BESIDE_AN_ADAPTER if mostly_frozen else LARGE)

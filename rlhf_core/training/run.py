@@ -119,9 +119,12 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
         plan = planning.make_plan(config, method, catalog, rewards)
         plan.tried = planning.try_rewards(plan) if _first_process() else None
     try:
-        return _train_planned(config, method, catalog, plan, screen, resume=resume, dry_run=dry_run)
+        code = _train_planned(config, method, catalog, plan, screen, resume=resume, dry_run=dry_run)
     finally:
         plan.rewards.close()
+    if code in (0, launch.INTERRUPTED):  # as in all other processes
+        launch.leave_group()
+    return code
 
 
 def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:
@@ -200,7 +203,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     _observe(trainer, [*ours, *others], run)
     if run.resume_from:
         screen.say(f"Going on after {run.resume_from.name}.", "bold")
-    stopped = _train(trainer, run, keeper, progress, screen)
+    stopped = _train(trainer, run, method, keeper, progress, screen)
     if stopped is not None:
         return stopped
     trainer.save_model(str(run.folder / "model"))
@@ -216,7 +219,9 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     return 0
 
 
-def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallback, screen: Screen) -> int | None:
+def _train(
+    trainer: Any, run: Run, method: Method, keeper: Checkpoints, progress: ProgressCallback, screen: Screen
+) -> int | None:
     """Train to the end: None. Otherwise the exit code, after saying how to go on."""
     import torch
 
@@ -224,7 +229,7 @@ def _train(trainer: Any, run: Run, keeper: Checkpoints, progress: ProgressCallba
 
     resume = f"rlhf run --resume {run.folder}"
     if trainer.accelerator.num_processes == 1 and trainer.args.device.type == "cpu":
-        memory.settle(trainer.model)
+        memory.settle(trainer.model, samples=method.data == "prompts")
     try:
         with _interruptible(keeper, screen):
             trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from rlhf_core.prefix import Group, scoring, share, shared
+from rlhf_core.prefix import Group, SampledStates, scoring, share, shared
 
 ROWS = [
     {"prompt": [{"role": "user", "content": letter * length}]}
@@ -175,6 +175,7 @@ def one_of_two_processes(tiny_model, folder):
         assert sum(passes) == 4 * arguments.get("gradient_accumulation_steps", 1)  # as every loss of ours went
         if made.accelerator.is_main_process:
             torch.save((start, *found), Path(folder, case))
+    torch.distributed.destroy_process_group()  # else its threads abort a process that ends, now and then
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +198,39 @@ def test_training_in_two_processes_is_trls(two_processes, case):
         for weights in (start, theirs[1], ours[1])
     )
     assert_same(start, (theirs[0], their_weights), (ours[0], our_weights), kl=True)
+
+
+ON_SAMPLED = [
+    "full",
+    "LoRA, with a reference",
+    "two passes over each batch",
+    "accumulation",
+    "steps apart from batches",
+]
+
+
+@pytest.mark.parametrize(("case", "checkpointing"), [*((case, True) for case in ON_SAMPLED), ("full", False)])
+def test_training_on_what_was_sampled_is_trls(trainer, monkeypatch, case, checkpointing):
+    """The first pass over answers takes what sampling has computed; TRL is given the same answers."""
+    monkeypatch.setattr(torch, "randperm", unshuffled)
+    lora, arguments = CASES[case]
+    arguments = {**arguments, "gradient_checkpointing": checkpointing, "learning_rate": 0.01}
+    ours = trainer(SharedPrefixGRPOTrainer, lora, **arguments)
+    start = {name: weight.detach().clone() for name, weight in ours.model.named_parameters()}
+    answers, taken, generate, take = [], [], ours._generate_single_turn, SampledStates.take
+    monkeypatch.setattr(
+        ours, "_generate_single_turn", lambda *args: answers.append(generate(*args)[0]) or (answers[-1], None)
+    )
+    monkeypatch.setattr(SampledStates, "take", lambda *args: taken.append((found := take(*args)) is not None) or found)
+    found = trained(ours)
+    theirs = trainer(GRPOTrainer, lora, **arguments)
+    given = iter(answers)
+    monkeypatch.setattr(theirs, "_generate_single_turn", lambda *args: (next(given), None))
+    assert_same(start, trained(theirs), found, kl="beta" in arguments)
+    accumulation, every = arguments.get("gradient_accumulation_steps", 1), arguments.get("num_iterations", 1)
+    if "steps_per_generation" in arguments:  # two optimizer steps, and the second has other weights
+        every = 2
+    assert taken == [True] * (4 * accumulation // every) * checkpointing
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
