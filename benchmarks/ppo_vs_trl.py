@@ -52,6 +52,10 @@ def make_fixture(python: str) -> None:
 
 def ours(work: dict[str, Any]) -> dict[str, Any]:
     """As `ppo_in_trl.timed`, with our trainer; `work["value_model"]` is `shared` or `separate`."""
+    from rlhf_core.training import environment
+
+    os.environ.update(environment.VARIABLES)
+
     import torch
     from rlhf_method_ppo import PPO
     from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
@@ -111,7 +115,7 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
             callbacks=[Clock()],
         )
         before = same.resident_mb()
-        memory.settle(trainer.model)
+        memory.settle(trainer.model, samples=True)
         trainer.train()
     return {
         **same.medians(ends),

@@ -4,12 +4,12 @@
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
 
 Each side runs in a process of its own, a step each in turn while the others wait, on a machine that does nothing else.
-A figure is the median over the steps, but the first, of TRL's value divided by ours. Threads are as torch has them; on
-our side memory is settled as `rlhf run` does it. `trl` is stock; `trlc` is TRL made to score completion positions only
-on the CPU, as it does on CUDA. The model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32,
-full fine-tuning unless `lora`. GRPO's answers are sampled by the same random numbers on both sides, and the work counts
-only if the tokens are the same. Memory is the process's peak from the beginning of training over what it held then,
-gradients and optimizer included.
+A figure is the median over the steps, but the first, of TRL's value divided by ours. On our side libraries and memory
+are settled as `rlhf run` does it; threads are as torch has them, on a quiet machine there as well. `trl` is stock;
+`trlc` is TRL made to score completion positions only on the CPU, as it does on CUDA. The model is a Qwen3 of 8 layers,
+width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless `lora`. GRPO's answers are sampled by the
+same random numbers on both sides, and the work counts only if the tokens are the same. Memory is the process's peak
+from the beginning of training over what it held then, gradients and optimizer included.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -133,6 +134,11 @@ def median_ratio(theirs: list[float], ours: list[float]) -> float:
 
 def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each step, megabytes over the start, and what shows that the work was the same."""
+    from rlhf_core.training import environment
+
+    if side == "ours":
+        os.environ.update(environment.VARIABLES)
+
     import torch
     import transformers
 
@@ -148,11 +154,11 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         build = vs_trl_sides.grpo if method == "grpo" else vs_trl_sides.on_data
         trainer, done = build(method, side, work, args, folder)
-        if side == "ours":
-            memory.settle(trainer.model)
         times: list[float] = []
         trainer.add_callback(steps_in_turn(times))
         with Peak() as peak:
+            if side == "ours":
+                memory.settle(trainer.model, samples=method == "grpo")
             trainer.train()
     repeats = work.get("num_iterations", 1)
     times = [sum(times[i : i + repeats]) / repeats for i in range(0, len(times), repeats)]
