@@ -236,6 +236,32 @@ def test_several_machines_need_an_address():
         resolve({"method": "sft", "num_machines": 2}, Catalog())
 
 
+ENDING = """
+import atexit, sys
+from torch import distributed
+from rlhf_core.training import launch
+launch.end_process(1)  # alone: nothing
+atexit.register(print, "its last words", end="")
+if len(sys.argv) > 1:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+class Lasting:
+    def __del__(self): print(", and Python's end", end="")
+lasting = Lasting()
+print("said, ", end="")
+launch.end_process(3)
+sys.exit(4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "code", "said"), [(["group"], 3, ""), ([], 4, ", and Python's end")], ids=["in a group", "alone"]
+)
+def test_a_process_of_several_ends_without_pythons_own_end(group, code, said):
+    """There a thread of gloo's may abort it. What was said is written, and what `atexit` has is done."""
+    done = subprocess.run([sys.executable, "-c", ENDING, *group], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, f"said, its last words{said}")
+
+
 @pytest.mark.parametrize(("size", "smaller"), [((8, 1), (4, 2)), ((2, 16), (1, 32)), ((3, 2), (1, 6)), ((1, 4), None)])
 def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller):
     options = SimpleNamespace(per_device_train_batch_size=size[0], gradient_accumulation_steps=size[1])

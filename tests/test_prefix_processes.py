@@ -20,6 +20,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 from rlhf_core.prefix import Group, completion_logps, scoring, share, shared, shares
+from rlhf_core.training import launch
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
@@ -51,7 +52,7 @@ for what in ("model", "adapter"):
         results.append([rank, what, way, max(apart), len(apart)])
 Path(f"{sys.argv[2]}-{rank}").write_text(json.dumps(results))
 distributed.barrier()
-distributed.destroy_process_group()
+launch.end_process(0)
 """
 
 

@@ -96,6 +96,7 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: b
         settings = launch.take_smaller(folder) or {}
         again = launch.retry_arguments(folder, settings)
         os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all that was held
+    launch.end_process(code)
     return code
 
 

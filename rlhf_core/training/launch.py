@@ -13,6 +13,7 @@ then starts again from the last checkpoint with a smaller micro-batch and as muc
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib.util
 import json
@@ -232,14 +233,22 @@ def restart_message(settings: dict[str, int]) -> str:
     return f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}."
 
 
-def leave_group() -> None:
-    """Part from the other processes in order. Threads of gloo's that are still there when a process ends abort it, now
-    and then, and its launcher takes that for a failure.
+def end_process(code: int) -> None:
+    """In one of several processes: end here, after what `atexit` has, and not as Python ends. Otherwise nothing.
+
+    A thread of gloo's that gives up its last tensor while Python ends aborts the process, now and then, and the
+    launcher takes that for a failure (pytorch/pytorch#179291). Leaving the group is not enough: DDP keeps it.
     """
     from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if code in (0, INTERRUPTED):  # as in all other processes
         distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -119,12 +119,9 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
         plan = planning.make_plan(config, method, catalog, rewards)
         plan.tried = planning.try_rewards(plan) if _first_process() else None
     try:
-        code = _train_planned(config, method, catalog, plan, screen, resume=resume, dry_run=dry_run)
+        return _train_planned(config, method, catalog, plan, screen, resume=resume, dry_run=dry_run)
     finally:
         plan.rewards.close()
-    if code in (0, launch.INTERRUPTED):  # as in all other processes
-        launch.leave_group()
-    return code
 
 
 def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:

@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from rlhf_core.prefix import Group, SampledStates, scoring, share, shared
+from rlhf_core.training import launch
 
 ROWS = [
     {"prompt": [{"role": "user", "content": letter * length}]}
@@ -175,7 +176,7 @@ def one_of_two_processes(tiny_model, folder):
         assert sum(passes) == 4 * arguments.get("gradient_accumulation_steps", 1)  # as every loss of ours went
         if made.accelerator.is_main_process:
             torch.save((start, *found), Path(folder, case))
-    torch.distributed.destroy_process_group()  # else its threads abort a process that ends, now and then
+    launch.end_process(0)
 
 
 @pytest.fixture(scope="module")
