@@ -91,6 +91,42 @@ def test_matrices_too_small_to_share_out_take_one_thread(hidden, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no order but the usual one")
+@torch.no_grad()
+def test_weights_stand_in_one_order_at_a_time():
+    model, states = Model(), torch.randn(3, 1024)
+    before = [layer.weight.clone() for layer in model]
+    memory = [layer.weight.untyped_storage() for layer in model]
+    expected = model(states)
+
+    def breaks():
+        with on_few_rows(model):
+            assert [storage.nbytes() for storage in memory] == [0, 0, 0]
+            torch.testing.assert_close(model(states), expected, rtol=1e-5, atol=1e-6)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        breaks()
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(model, before, strict=True))
+    assert torch.equal(model(states), expected)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no order but the usual one")
+@torch.no_grad()
+def test_weights_that_something_else_uses_stay_where_they_are():
+    model, states = Model(), torch.randn(3, 1024)
+    model.append(nn.Embedding(576, 1024))  # whose table is the first layer's weight
+    model[3].weight = model[0].weight
+    model[1].weight.data = torch.randn(2, 64, 576)[1]  # half of what its storage holds
+    expected = [model[i](states[:, : model[i].in_features]) for i in range(3)]
+    with on_few_rows(model):
+        assert torch.equal(model[3](torch.tensor([5]))[0], model[0].weight[5])
+        assert [model[i].weight.untyped_storage().nbytes() > 0 for i in range(3)] == [True, True, False]
+        found = [model[i](states[:, : model[i].in_features]) for i in range(3)]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 BYTES = 4 * (1024 * 576 + 576 * 64 + 64 * 65)
 
 
@@ -98,7 +134,8 @@ BYTES = 4 * (1024 * 576 + 576 * 64 + 64 * 65)
 @torch.no_grad()
 def test_weights_are_copied_into_a_quarter_of_the_free_memory(free, copied, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
-    monkeypatch.setattr(few_rows, "_reordered_linear", lambda weight, bias, states: "from the copy")
+    monkeypatch.setattr(few_rows, "_packed_linear", lambda weight, bias, states: "from the copy")
+    monkeypatch.setattr(few_rows, "_is_whole", lambda weight: False)
     model, states = Model(), torch.randn(3, 1024)
     with on_few_rows(model):
         found = model[0](states)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhf_core.prefix.few_rows import give_back
+from rlhf_core.prefix.pages import give_back
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-TOKENS = 512  # that go through an MLP at a time
+TOKENS = 256  # that go through an MLP at a time
 silu, silu_backward = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
 Compute = Callable[[Tensor], Tensor]
 
@@ -167,13 +167,14 @@ class _MLP(torch.autograd.Function):
     def backward(ctx, slope):
         states, *weights = ctx.saved_tensors
         gate, up, down = weights
-        by_states = torch.zeros_like(states)
+        some = slope.flatten(0, -2).any(-1).nonzero()[:, 0]
+        every = len(some) == slope.shape[:-1].numel()
+        by_states = torch.empty_like(states) if every else torch.zeros_like(states)
         learn = ctx.needs_input_grad[1:]
         totals = [torch.empty_like(weight) if needed else None for weight, needed in zip(weights, learn, strict=True)]
         by_gate, by_up, by_down = totals
         rows = [tensor.flatten(0, -2) for tensor in (states, slope, by_states)]
-        some = rows[1].any(-1).nonzero()[:, 0]
-        chosen = rows if len(some) == len(rows[0]) else [tensor[some] for tensor in rows]
+        chosen = rows if every else [tensor[some] for tensor in rows]
         room = states.new_empty(4, min(TOKENS, len(some)), len(gate))
         for part, (given, above, below) in enumerate(zip(*(tensor.split(TOKENS) for tensor in chosen), strict=True)):
             before = float(part > 0)  # how often what is there counts
@@ -191,6 +192,6 @@ class _MLP(torch.autograd.Function):
                 by_gate.addmm_(by_gated.t(), given, beta=before)
             if by_up is not None:
                 by_up.addmm_(by_raised.t(), given, beta=before)
-        if chosen is not rows:
+        if not every:
             rows[2][some] = chosen[2]
         return by_states, *totals

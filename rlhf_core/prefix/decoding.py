@@ -30,7 +30,7 @@ from rlhf_core.prefix.few_rows import on_few_rows
 from rlhf_core.prefix.groups import Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.lean import Step
 from rlhf_core.prefix.packing import Span, batches, pack
-from rlhf_core.prefix.sampled import Sampled, SampledStates, outputs_of_layers
+from rlhf_core.prefix.sampled import Sampled, SampledStates, States, outputs_of_layers
 from rlhf_core.prefix.shared import call, inner
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
@@ -86,8 +86,8 @@ class _Row:
     chances: Tensor
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)  # where they are kept, as the states
-    states: list[Tensor] = field(default_factory=list)  # after each layer (layers, width), of every token but the last
+    entropies: list[float] = field(default_factory=list)  # where they are kept
+    states: States = field(default_factory=States)  # of every token but the last, where they are kept
 
     def finished(self, ends: Sequence[int]) -> Rollout:
         return Rollout(list(self.prompt), self.tokens, self.logps, self.tokens[-1] in ends)
@@ -119,7 +119,8 @@ class _Batch:
                 found = call(self.model, packed.input_ids, packed.position_ids, path, ends).logits[0]
             if self.sampled:
                 for group, shared in zip(part, packed.layout, strict=True):
-                    self.sampled.prompts[tuple(group.prompt)] = [output[0, slice(*shared.prompt)] for output in outputs]
+                    own = slice(*shared.prompt)
+                    self.sampled.add_prompt(tuple(group.prompt), [output[0, own] for output in outputs])
             last |= {tuple(group.prompt): row for group, row in zip(part, found, strict=True)}
             self.path.add_prompts(part, [shared.prompt for shared in packed.layout], path.kept)
         entering = torch.stack([last[row.prompt] for row in rows])
@@ -134,10 +135,10 @@ class _Batch:
             row.tokens.append(token)
             row.logps.append(logp)
             row.entropies.append(entropy)
-        stay = [i for i, row in enumerate(self.rows) if not self._ended(row)]
         ended = [row for row in self.rows if self._ended(row)]
         if ended:
             self._keep(ended)
+            stay = _closed_up([not self._ended(row) for row in self.rows])
             self.rows = [self.rows[i] for i in stay]
             self.path.keep_rows(stay)
             self.path.arrange([row.prompt for row in self.rows])
@@ -177,6 +178,13 @@ class _Batch:
             tokens = torch.searchsorted(bounds, points[:, None], right=True)[:, 0]
         entropies = -(logps.exp() * logps).sum(-1) if self.sampled else torch.zeros(len(logps))
         return tokens, logps.gather(-1, tokens[:, None])[:, 0], entropies.tolist()
+
+
+def _closed_up(stays: Sequence[bool]) -> list[int]:
+    """The places of those that stay, where the last ones have filled the gaps."""
+    count = sum(stays)
+    last = [place for place in range(count, len(stays)) if stays[place]]
+    return [place if stays[place] else last.pop() for place in range(count)]
 
 
 def _processors(sampling: Sampling) -> tuple[Any, LogitsProcessorList]:
@@ -237,11 +245,15 @@ class _DecodingPath:
         self.contiguous = self.places == list(range(len(self.names) * self.width))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Rows that have just entered stand last, and have nothing here yet."""
-        self.own = {
-            layer: tuple(tensor[[row for row in rows if row < len(tensor)]] for tensor in pair)
-            for layer, pair in self.own.items()
-        }
+        """`rows`: the places of those that stay, as from `_closed_up`. Rows that have just entered stand last, and have
+        nothing here yet.
+        """
+        for layer, pair in self.own.items():
+            for tensor in pair:
+                for place, before in enumerate(rows):
+                    if place < before < len(tensor):
+                        tensor[place] = tensor[before]
+            self.own[layer] = pair[0][: len(rows)], pair[1][: len(rows)]
 
     def begin(self, lengths: Sequence[int], device: torch.device) -> None:
         """A token comes to each row, behind `lengths` others of its own."""

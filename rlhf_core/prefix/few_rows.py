@@ -1,18 +1,18 @@
 """Sampling on a CPU: a token's few rows go through wide matrices, which linear algebra libraries do slowly.
 
-oneDNN multiplies them about twice as fast by weights in an order of its own (docs/lab-notes.md), so there is a copy of
-the weights in that order while answers are sampled, adapters added to it, if the copy takes no more than a quarter of
-the free memory.
+oneDNN multiplies them about twice as fast by weights in an order of its own (docs/lab-notes.md). While answers are
+sampled a linear layer's weights therefore stand in that order, and nowhere else, which takes no memory. Weights that
+something else needs meanwhile, such as the table of the embeddings, and those with adapters, which are added to them,
+stay as they are and have a copy in that order, if the copies take no more than a quarter of the free memory.
 
-The only place that touches torch's operations for such copies, which its own compiler uses.
+The only place that touches torch's operations for such an order, which its own compiler uses.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from rlhf_core.prefix.pages import give_back
 
 ROWS = 8  # for which the order is chosen; it is as good for more
 SMALL = 1 << 18  # entries of the largest matrix in a model that one thread computes sooner than several can begin
@@ -37,29 +39,32 @@ def on_few_rows(model: Any) -> Iterator[dict[nn.Module, Product]]:
     plain = [module for module in model.modules() if _is_plain(module) and module not in within]
     inside = [_weight(module).numel() for module in model.base_model.modules() if module in {*plain, *adapted}]
     small = max(inside, default=0) <= SMALL
-    room = sum(_weight(module).nbytes for module in [*plain, *adapted]) <= psutil.virtual_memory().available / 4
+    alone = _alone(model, plain)
+    copied = [module for module in [*plain, *adapted] if module not in alone]
+    room = sum(_weight(module).nbytes for module in copied) <= psutil.virtual_memory().available / 4
     reorder = room and not small and torch.backends.mkldnn.is_available()
-    computed = {module: _product(module, reorder) for module in [*plain, *(adapted if room else [])]}
-    threads = torch.get_num_threads()
-    if small and computed:  # by the size alone, so that a run goes on with the same numbers
-        torch.set_num_threads(1)
-    for module, product in computed.items():
-        module.forward = partial(_forward, module, product)
-    try:
-        yield computed
-    finally:
-        for module in computed:
-            del module.forward
-        torch.set_num_threads(threads)
-        computed.clear()
+    with ExitStack() as stack:
         if reorder:
-            give_back()
-
-
-def give_back() -> None:
-    """To the system what has been freed, which glibc would keep."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+            stack.callback(give_back)
+        computed = {}
+        for module in [*plain, *(adapted if room else [])]:
+            weight, bias, put_back = _summed(module), getattr(module, "base_layer", module).bias, _nothing
+            product: Product = partial(linear, weight=weight, bias=bias)
+            if reorder:
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+                product = partial(_packed_linear, packed, bias)
+                if module in alone:
+                    put_back = partial(_put_back, weight, packed)
+                    stack.callback(put_back)
+                    weight.untyped_storage().resize_(0)
+            computed[module] = product
+            module.forward = partial(_forward, module, product, put_back)
+            stack.callback(delattr, module, "forward")
+        stack.callback(computed.clear)
+        if small and computed:  # by the size alone, so that a run goes on with the same numbers
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        yield computed
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -85,21 +90,48 @@ def _weight(module: Any) -> Tensor:
     return module.base_layer.weight if isinstance(module, LoraLinear) else module.weight
 
 
-def _product(module: Any, reorder: bool) -> Product:
-    weight, bias = _weight(module).detach(), getattr(module, "base_layer", module).bias
-    if isinstance(module, LoraLinear):
-        names = [name for name in module.active_adapters if name in module.lora_A]
-        weight = sum((module.get_delta_weight(name) for name in names), weight)
-    if not reorder:
-        return partial(linear, weight=weight, bias=bias)
-    return partial(_reordered_linear, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS), bias)
+def _alone(model: Any, modules: Sequence[nn.Module]) -> set[nn.Module]:
+    """Those whose weights nothing else in `model` uses, and that can leave their place."""
+    users = Counter(weight.data_ptr() for module in model.modules() for weight in module.parameters(recurse=False))
+    weights = {module: _weight(module) for module in modules}
+    return {module for module, weight in weights.items() if users[weight.data_ptr()] == 1 and _is_whole(weight)}
 
 
-def _reordered_linear(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+def _is_whole(weight: Tensor) -> bool:
+    """Whether it is all that its storage holds, and torch can free that."""
+    storage = weight.untyped_storage()
+    return storage.resizable() and storage.nbytes() == weight.nbytes and weight.is_contiguous()
+
+
+def _summed(module: Any) -> Tensor:
+    """The weight, with the adapters that are in use."""
+    weight = _weight(module).detach()
+    if not isinstance(module, LoraLinear):
+        return weight
+    names = [name for name in module.active_adapters if name in module.lora_A]
+    return sum((module.get_delta_weight(name) for name in names), weight)
+
+
+def _put_back(weight: Tensor, packed: Tensor) -> None:
+    """The same numbers in the usual order, where they were."""
+    storage = weight.untyped_storage()
+    if storage.nbytes() == 0:
+        storage.resize_(weight.nbytes)
+        weight.copy_(packed.to_dense())
+
+
+def _nothing() -> None:
+    pass
+
+
+def _packed_linear(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
-def _forward(module: nn.Module, product: Product, states: Tensor, *more: Any, **options: Any) -> Tensor:
+def _forward(
+    module: nn.Module, product: Product, put_back: Callable[[], None], states: Tensor, *more: Any, **options: Any
+) -> Tensor:
     if more or options or states.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        put_back()
         return type(module).forward(module, states, *more, **options)
     return product(states)

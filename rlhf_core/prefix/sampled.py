@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ from torch import Tensor
 from rlhf_core.prefix.checkpointing import layers_of
 from rlhf_core.prefix.groups import Group
 from rlhf_core.prefix.packing import size
+from rlhf_core.prefix.pages import fresh
 
 TOLERANCE = 1e-3  # of a layer's outputs, in the mean, over their size
+BLOCK = 128  # tokens of a completion whose states have one place
 Tokens = tuple[int, ...]
 log = logging.getLogger("rlhf")
 _agreed: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -35,10 +37,32 @@ class Known(NamedTuple):
     entropies: Tensor
 
 
-class Sampled(NamedTuple):
-    """Of a completion. `states`: (layers, width) for every token but the last. `logps`, `entropies`: of each token."""
+class States:
+    """Of a completion's tokens after each layer, (layers, width) each; all of them gone with the completion."""
 
-    states: list[Tensor]
+    def __init__(self) -> None:
+        self.blocks: list[Tensor] = []
+        self.count = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def append(self, states: Tensor) -> None:
+        place = self.count % BLOCK
+        if place == 0:
+            self.blocks.append(fresh((BLOCK, *states.shape), states.dtype))
+        self.blocks[-1][place] = states
+        self.count += 1
+
+    def by_layers(self) -> Sequence[Tensor]:
+        """(tokens, width) for each layer."""
+        return torch.cat(self.blocks)[: self.count].unbind(1)
+
+
+class Sampled(NamedTuple):
+    """Of a completion. `states`: of every token but the last. `logps`, `entropies`: of each token."""
+
+    states: States
     logps: list[float]
     entropies: list[float]
 
@@ -50,8 +74,14 @@ class SampledStates:
 
     def __init__(self) -> None:
         self.temperature: float | None = None  # of the log-probabilities; None where they are not the model's own
-        self.prompts: dict[Tokens, list[Tensor]] = {}  # after each layer, (tokens, width)
+        self.prompts: dict[Tokens, Tensor] = {}  # (layers, tokens, width)
         self.completions: dict[Tokens, dict[Tokens, Sampled]] = {}
+
+    def add_prompt(self, prompt: Tokens, outputs: Sequence[Tensor]) -> None:
+        """`outputs`: after each layer, (tokens, width)."""
+        self.prompts[prompt] = fresh((len(outputs), *outputs[0].shape), outputs[0].dtype)
+        for place, output in zip(self.prompts[prompt], outputs, strict=True):
+            place.copy_(output)
 
     def add(self, prompt: Tokens, completion: Tokens, sampled: Sampled) -> None:
         self.completions.setdefault(prompt, {})[completion] = sampled
@@ -73,7 +103,7 @@ class SampledStates:
             for tokens in completions:
                 one = there[prompt][tokens]
                 if len(tokens) > 1:
-                    _fill(rows, place, torch.stack(one.states, dim=1))
+                    _fill(rows, place, one.states.by_layers())
                 logps += one.logps
                 entropies += one.entropies
                 place += len(tokens)
@@ -87,7 +117,7 @@ class SampledStates:
         return Known(rows, torch.tensor(logps, device=rows[0].device), torch.tensor(entropies, device=rows[0].device))
 
 
-def _fill(rows: Sequence[Tensor], place: int, states: Sequence[Tensor]) -> None:
+def _fill(rows: Sequence[Tensor], place: int, states: Iterable[Tensor]) -> None:
     for row, part in zip(rows, states, strict=True):
         row[0, place : place + len(part)] = part
 

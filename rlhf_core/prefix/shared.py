@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlhf_core.prefix.attention import NO_MASK, ContinuedPath, PackedPath, Path
 from rlhf_core.prefix.checkpointing import applies, checkpointed
-from rlhf_core.prefix.few_rows import give_back
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.head import token_logps
 from rlhf_core.prefix.packing import Packed, batches, pack
+from rlhf_core.prefix.pages import give_back
 from rlhf_core.prefix.sampled import Known, SampledStates, are_right
 
 

@@ -12,11 +12,10 @@ import platform
 from collections.abc import Sequence
 from functools import partial
 
-import numpy
-import torch
 from torch import nn
 
-ALIGNED = 64  # bytes, as torch's own tensors
+from rlhf_core.prefix.pages import fresh
+
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE = 8 << 20  # bytes of a tensor that goes back to the system when it is freed
 SMALLER = 2 << 20  # where most of what there is comes and goes: beside an adapter, and where answers are sampled
@@ -24,13 +23,16 @@ SMALL = 10_000_000  # weights of a model that needs little memory, and no time f
 
 
 def settle(model: nn.Module, *, samples: bool) -> None:
-    """Give all gradients one place, and large tensors a place of their own. For one CPU process. `samples`: whether
-    answers are sampled between training passes.
+    """Give all gradients one place, weights a place that can be freed for a while (`few_rows.py`), and large tensors a
+    place of their own. For one CPU process. `samples`: whether answers are sampled between training passes.
     """
     total = sum(weight.numel() for weight in model.parameters())
     if total < SMALL:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        if not weight.untyped_storage().resizable():  # a file's pages, which learning would make its own one by one
+            weight.data = weight.data.clone()
     _new_gradients(weights)
     model.zero_grad = partial(_new_gradients, weights)  # type: ignore[method-assign]
     if platform.libc_ver()[0] == "glibc":
@@ -39,12 +41,9 @@ def settle(model: nn.Module, *, samples: bool) -> None:
 
 
 def _new_gradients(weights: Sequence[nn.Parameter], set_to_none: bool = True) -> None:
-    """Zero for all `weights`, in pages that the system gives when they are first written to."""
+    """Zero for all `weights`, in one place for each precision."""
     for dtype in {weight.dtype for weight in weights}:
         chosen = [weight for weight in weights if weight.dtype == dtype]
         sizes = [weight.numel() for weight in chosen]
-        room = numpy.zeros(sum(sizes) * dtype.itemsize + ALIGNED, numpy.uint8)
-        start = -room.ctypes.data % ALIGNED
-        block = torch.from_numpy(room[start : start + sum(sizes) * dtype.itemsize]).view(dtype)
-        for weight, part in zip(chosen, block.split(sizes), strict=True):
+        for weight, part in zip(chosen, fresh([sum(sizes)], dtype).split(sizes), strict=True):
             weight.grad = part.view_as(weight)
