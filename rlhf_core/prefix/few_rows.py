@@ -53,7 +53,7 @@ def on_few_rows(model: Any) -> Iterator[dict[nn.Module, Product]]:
             if reorder:
                 packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
                 product = partial(_packed_linear, packed, bias)
-                if module in alone:
+                if module in alone and _comes_back(weight, packed):
                     put_back = partial(_put_back, weight, packed)
                     stack.callback(put_back)
                     weight.untyped_storage().resize_(0)
@@ -103,6 +103,16 @@ def _is_whole(weight: Tensor) -> bool:
     return storage.resizable() and storage.nbytes() == weight.nbytes and weight.is_contiguous()
 
 
+_seen: dict[torch.Size, bool] = {}
+
+
+def _comes_back(weight: Tensor, packed: Tensor) -> bool:
+    """Whether every bit of it does; seen once for each shape."""
+    if weight.shape not in _seen:
+        _seen[weight.shape] = torch.equal(packed.to_dense(), weight)
+    return _seen[weight.shape]
+
+
 def _summed(module: Any) -> Tensor:
     """The weight, with the adapters that are in use."""
     weight = _weight(module).detach()
@@ -117,7 +127,7 @@ def _put_back(weight: Tensor, packed: Tensor) -> None:
     storage = weight.untyped_storage()
     if storage.nbytes() == 0:
         storage.resize_(weight.nbytes)
-        weight.copy_(packed.to_dense())
+        weight.data.copy_(packed.to_dense())  # unseen by autograd: the numbers are what they were
 
 
 def _nothing() -> None:

@@ -18,7 +18,7 @@ from rlhf_core.prefix.pages import fresh
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE = 8 << 20  # bytes of a tensor that goes back to the system when it is freed
-SMALLER = 2 << 20  # where most of what there is comes and goes: beside an adapter, and where answers are sampled
+SMALLER = 4 << 20  # where most of what there is comes and goes: beside an adapter, and where answers are sampled
 SMALL = 10_000_000  # weights of a model that needs little memory, and no time for clearing the pages of new tensors
 
 
