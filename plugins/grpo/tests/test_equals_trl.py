@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from rlhf_core.prefix import Group, SampledStates, scoring, share, shared
+from rlhf_core.prefix import Group, SampledStates, few_rows, scoring, share, shared
 from rlhf_core.training import launch
 
 ROWS = [
@@ -210,14 +210,22 @@ ON_SAMPLED = [
 ]
 
 
+@pytest.mark.parametrize("wide", [False, True])  # wide matrices stand in another order while answers are sampled
 @pytest.mark.parametrize(("case", "checkpointing"), [*((case, True) for case in ON_SAMPLED), ("full", False)])
-def test_training_on_what_was_sampled_is_trls(trainer, monkeypatch, case, checkpointing):
+def test_training_on_what_was_sampled_is_trls(trainer, monkeypatch, case, checkpointing, wide):
     """The first pass over answers takes what sampling has computed; TRL is given the same answers."""
+    if wide:
+        monkeypatch.setattr(few_rows, "SMALL", 0)
     monkeypatch.setattr(torch, "randperm", unshuffled)
     lora, arguments = CASES[case]
     arguments = {**arguments, "gradient_checkpointing": checkpointing, "learning_rate": 0.01}
     ours = trainer(SharedPrefixGRPOTrainer, lora, **arguments)
+    for weight in ours.model.parameters():
+        weight.data = weight.data.clone()  # out of the file's pages, as `memory.settle` does it
     start = {name: weight.detach().clone() for name, weight in ours.model.named_parameters()}
+    back = []
+    put_back = few_rows._put_back
+    monkeypatch.setattr(few_rows, "_put_back", lambda *args: back.append(put_back(*args)))
     answers, taken, generate, take = [], [], ours._generate_single_turn, SampledStates.take
     monkeypatch.setattr(
         ours, "_generate_single_turn", lambda *args: answers.append(generate(*args)[0]) or (answers[-1], None)
@@ -232,6 +240,7 @@ def test_training_on_what_was_sampled_is_trls(trainer, monkeypatch, case, checkp
     if "steps_per_generation" in arguments:  # two optimizer steps, and the second has other weights
         every = 2
     assert taken == [True] * (4 * accumulation // every) * checkpointing
+    assert bool(back) == (wide and not lora and torch.backends.mkldnn.is_available())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
