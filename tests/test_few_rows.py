@@ -11,6 +11,10 @@ from transformers import AutoModelForCausalLM
 from rlhf_core.prefix import attention, few_rows
 from rlhf_core.prefix.few_rows import on_few_rows
 
+another_order = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN, whose order this is about"
+)
+
 
 class Model(nn.Sequential):
     device = torch.device("cpu")
@@ -91,7 +95,7 @@ def test_matrices_too_small_to_share_out_take_one_thread(hidden, threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no order but the usual one")
+@another_order
 @torch.no_grad()
 def test_weights_stand_in_one_order_at_a_time():
     model, states = Model(), torch.randn(3, 1024)
@@ -111,7 +115,7 @@ def test_weights_stand_in_one_order_at_a_time():
     assert torch.equal(model(states), expected)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no order but the usual one")
+@another_order
 @torch.no_grad()
 def test_weights_that_something_else_uses_stay_where_they_are():
     model, states = Model(), torch.randn(3, 1024)
@@ -127,7 +131,7 @@ def test_weights_that_something_else_uses_stay_where_they_are():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no order but the usual one")
+@another_order
 @torch.no_grad()
 def test_weights_that_would_not_come_back_whole_stay(monkeypatch):
     monkeypatch.setattr(few_rows, "_seen", {})
