@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_core import testing
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.plugins import Catalog
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a model this small is faster so, also in the processes that tests start
 
@@ -31,7 +31,7 @@ SHORT = {
     "gradient_accumulation_steps": 1,
     "logging_steps": 1,
     "save_steps": 2,
-    "eval_prompts": 0,
+    "num_eval_prompts": 0,
     "gradient_checkpointing": False,
 }
 

@@ -3,7 +3,7 @@
     python -m benchmarks.demo [--seeds 42 43 44] [options of rlhf run …]
 
 For each seed the demo's command runs as a user runs it. Then the model before and after answers all 256 held-out
-prompts four times each, sampled at temperature 1, and is judged by `embedded/measure.py`: `layout` is what
+prompts four times each, sampled at temperature 1, and is judged by `scripts/make_builtin/measure.py`: `layout` is what
 `medical_format` rewards with 1, `correct` names the reference answer, `diagnosis` is that for the items whose answer is
 a condition. Several minutes on two CPU cores.
 """
@@ -25,12 +25,12 @@ def measured(model: Path) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rlhf_core import embedded
-    from rlhf_core.embedded import measure
-    from rlhf_core.embedded.phrases import SYSTEM
+    from rlhf_core import builtin
+    from scripts.make_builtin import measure
+    from scripts.make_builtin.phrases import SYSTEM
 
     torch.manual_seed(0)
-    lines = embedded.data_file("prompts", "heldout").read_text(encoding="utf-8").splitlines()
+    lines = builtin.data_file("prompts", "heldout").read_text(encoding="utf-8").splitlines()
     rows = sorted(map(json.loads, lines), key=lambda row: len(row["question"])) * measure.SAMPLES
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     scores = measure.measure(loaded, AutoTokenizer.from_pretrained(model), rows, SYSTEM)
@@ -50,9 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     arguments, options = parser.parse_known_args()
-    from rlhf_core import embedded
+    from rlhf_core import builtin
 
-    before = measured(embedded.MODEL)
+    before = measured(builtin.MODEL)
     print("before", before, flush=True)
     after = []
     for seed in arguments.seeds:

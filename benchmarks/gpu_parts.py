@@ -198,9 +198,9 @@ def grpo_steps(scale: Scale) -> None:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlhf_core import embedded
+    from rlhf_core import builtin
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(builtin.MODEL, padding_side="left")
     generator = torch.Generator().manual_seed(4)
     texts = [tokenizer.decode(token_ids(scale.prompt // 2, generator)) for _ in range(8 * scale.prompts)]
 

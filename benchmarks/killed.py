@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 
 from benchmarks.record import record
 from rlhf_core import testing
-from rlhf_core.plugins import Catalog
+from rlhf_core.catalog import Catalog
 from rlhf_core.training.callbacks import list_checkpoints
 
 KILLS = 3
-FLAGS = "--max-steps 40 --save-steps 3 --logging-steps 1 --eval-prompts 4 --per-device-train-batch-size 4 "
+FLAGS = "--max-steps 40 --save-steps 3 --logging-steps 1 --num-eval-prompts 4 --per-device-train-batch-size 4 "
 FLAGS += "--gradient-accumulation-steps 1 --learning-rate 1e-3 --lr-scheduler-type constant --no-gradient-checkpointing"
 SAMPLED = "--reward length --max-completion-length 8"
 

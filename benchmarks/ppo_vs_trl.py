@@ -62,9 +62,9 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
     from transformers import Qwen3ForCausalLM, TrainerCallback, TrainingArguments
 
     from benchmarks import ppo_in_trl as same
+    from rlhf_core.models.reference import Reference
     from rlhf_core.prefix import share
     from rlhf_core.training import memory
-    from rlhf_core.training.reference import Reference
 
     ends: list[tuple[float, float]] = []
     steps_each = work["epochs"] * work["minibatches"]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import BoundReward, RewardSpec, bind, bind_all
-from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.catalog import Catalog
+from rlhf_core.rewards.runtime import Batch, RewardRuntime
+from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind, bind_all
 
 STEPS, ROWS, BATCHES = 8, 64, 5
 
@@ -58,7 +58,7 @@ def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
     steps: list[float] = []
     in_rewards: dict[str, list[float]] = {name: [] for name in names}
     in_runtime: dict[str, list[float]] = {name: [] for name in names}
-    values = {"method": "grpo", "reward": names, "max_steps": STEPS, "eval_prompts": 0, "save_steps": 1000}
+    values = {"method": "grpo", "reward": names, "max_steps": STEPS, "num_eval_prompts": 0, "save_steps": 1000}
     config, method = resolve({**values, "output_dir": str(folder)}, Catalog())
     rewards = [
         dataclasses.replace(reward, function=timed(reward.function, in_rewards[reward.name]))

@@ -12,15 +12,15 @@ import json
 import time
 
 from benchmarks.record import record
-from rlhf_core import embedded
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind
+from rlhf_core import builtin
+from rlhf_core.catalog import Catalog
+from rlhf_core.rewards.spec import RewardSpec, bind
 
 COUNT, LENGTH = 10_000, 500
 
 
 def completions() -> tuple[list[str], list[str]]:
-    lines = embedded.data_file("conversations", "train").read_text(encoding="utf-8").splitlines()
+    lines = builtin.data_file("conversations", "train").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line)["messages"][-1]["content"] for line in lines]
     contents = [text.partition("<answer>\n")[2].partition("\n</answer>")[0] for text in answers]
     texts = []

@@ -21,11 +21,11 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks.record import record
-from rlhf_core import embedded
+from rlhf_core import builtin
 
 METHODS = ["sft", "reward_model", "dpo", "orpo"]  # GRPO and PPO sample, and each process would sample other answers
 ROWS = 8  # of a step
-FLAGS = "--no-lora --max-steps 2 --learning-rate 1e-3 --optim sgd --lr-scheduler-type constant --eval-prompts 0 "
+FLAGS = "--no-lora --max-steps 2 --learning-rate 1e-3 --optim sgd --lr-scheduler-type constant --num-eval-prompts 0 "
 FLAGS += "--gradient-accumulation-steps 1 --no-gradient-checkpointing --set bf16=false"
 
 
@@ -47,7 +47,7 @@ def train(method: str, folder: Path, processes: int, kind: str) -> dict[str, Any
 def compared(one: dict[str, Any], several: dict[str, Any]) -> dict[str, Any]:
     if failed := [side["failed"] for side in (one, several) if "failed" in side]:
         return {"failed": failed[0]}
-    start, weights, others = load_file(embedded.MODEL / "model.safetensors"), one["weights"], several["weights"]
+    start, weights, others = load_file(builtin.MODEL / "model.safetensors"), one["weights"], several["weights"]
     moved = max((weights[key] - start[key]).abs().max().item() for key in start if key in weights)
     apart = max((weights[key] - others[key]).abs().max().item() for key in weights)
     return {"apart": apart / moved, "seconds": several["seconds"], "seconds of one": one["seconds"]}

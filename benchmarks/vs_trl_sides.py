@@ -48,11 +48,11 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlhf_core import embedded
+    from rlhf_core import builtin
     from rlhf_core.prefix import decoding, share
 
     settings = {key: work[key] for key in ("gradient_accumulation_steps", "num_iterations", "beta") if key in work}
-    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(builtin.MODEL)
     model = model_of()
     if side == "ours":
         share(model)
@@ -125,13 +125,13 @@ def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespa
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from rlhf_core import embedded
+    from rlhf_core import builtin
+    from rlhf_core.data import encoding
     from rlhf_core.prefix import share
-    from rlhf_core.training import encode
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(builtin.MODEL)
     lines = (args.data / work["data"]).read_text(encoding="utf-8").splitlines()
-    rows = encoded(method, list(map(json.loads, lines)), tokenizer, encode)
+    rows = encoded(method, list(map(json.loads, lines)), tokenizer, encoding)
     count = (args.steps + 1) * work["batch"]
     data = Dataset.from_list(rows[:count])
     model = model_of("sequence_classification" if method == "reward_model" else "causal_lm")
@@ -150,20 +150,20 @@ def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespa
     return trainer, lambda: {"work": count}
 
 
-def encoded(method: str, rows: list[dict[str, Any]], tokenizer: Any, encode: Any) -> list[dict[str, Any]]:
+def encoded(method: str, rows: list[dict[str, Any]], tokenizer: Any, encoding: Any) -> list[dict[str, Any]]:
     """Token ids of the file's rows, cut to 1,024 tokens of prompt and 512 of answer, or 1,024 of conversation."""
-    from rlhf_core.plugins import Catalog
+    from rlhf_core.catalog import Catalog
 
     result = []
     convert = Catalog().load("formatters", "sharegpt" if method == "sft" else "preference")[0].convert
     for row in rows:
         example = convert(row)
         if method == "sft":
-            for ids, labels in encode.conversation(tokenizer, [*(example.prompt or []), *(example.completion or [])]):
+            for ids, labels in encoding.conversation(tokenizer, [*(example.prompt or []), *(example.completion or [])]):
                 result.append({"input_ids": ids[:1024], "labels": labels[:1024]})
             continue
-        prompt, chosen = encode.answered(tokenizer, example.prompt, example.chosen)
-        _, rejected = encode.answered(tokenizer, example.prompt, example.rejected)
+        prompt, chosen = encoding.answered(tokenizer, example.prompt, example.chosen)
+        _, rejected = encoding.answered(tokenizer, example.prompt, example.rejected)
         pair = {"prompt_ids": prompt[-1024:], "chosen_ids": chosen[:512], "rejected_ids": rejected[:512]}
         if method == "reward_model":
             before = pair.pop("prompt_ids")

@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig
     from rlhf_core.errors import PluginError, UserError
     from rlhf_core.formatter import Example, Formatter
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
-    from rlhf_core.plugins import Catalog
     from rlhf_core.reward import Reward
     from rlhf_core.training.run import Run, train
 

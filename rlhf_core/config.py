@@ -1,7 +1,7 @@
 """One validated description of a run, from a YAML file and flags.
 
 Both hold the same keys: the fields of `RunConfig` and those of the method's `Options`, side by side. Flags win over the
-file, the file over the method's preset for the embedded model, the preset over the defaults.
+file, the file over the method's preset for the built-in model, the preset over the defaults.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -24,13 +25,18 @@ from pydantic import (
     ValidationError,
 )
 
-from rlhf_core.data_spec import DataSpec, read_all
+from rlhf_core.catalog import Catalog
+from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec
+from rlhf_core.rewards.spec import RewardSpec
 
-EMBEDDED = "embedded"
+BUILTIN = "builtin"
+ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
+
+
+def _current_name(model: str) -> str:
+    return BUILTIN if model == ALSO_BUILTIN else model
 
 
 def _listed(value: Any) -> Any:
@@ -38,7 +44,7 @@ def _listed(value: Any) -> Any:
 
 
 class RunConfig(BaseModel):
-    """What a run is made of. `options` are the method's, `preset` the part of them that its embedded preset set."""
+    """What a run is made of. `options` are the method's, `preset` the part of them that its built-in preset set."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
 
@@ -51,13 +57,13 @@ class RunConfig(BaseModel):
         description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
         validation_alias=AliasChoices("reward_model", "reward_model_path", "reward_model_name_or_path"),
     )
-    model: str = Field(
-        EMBEDDED,
+    model: Annotated[str, AfterValidator(_current_name)] = Field(
+        BUILTIN,
         description="model folder or Hub id",
         validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),
     )
     data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
-        [EMBEDDED],
+        [BUILTIN],
         description="data: a file (.json, .jsonl, .csv, .parquet, .gz), a folder, or a Hub id; repeatable, with shares "
         "as in FILE:weight=2",
         validation_alias=AliasChoices("data", "dataset_name"),
@@ -81,7 +87,11 @@ class RunConfig(BaseModel):
     num_processes: PositiveInt = Field(1, description="processes on this machine, one for each GPU")
     num_machines: PositiveInt = Field(1, description="machines, on each of which the same command is typed")
     machine_rank: NonNegativeInt = Field(0, description="number of this machine, from 0")
-    main_address: str | None = Field(None, description="HOST:PORT of machine 0, where there are several")
+    master_addr: str | None = Field(
+        None,
+        description="HOST:PORT of machine 0, where there are several",
+        validation_alias=AliasChoices("master_addr", "main_address"),
+    )
     distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
         "ddp", description="what several processes share: gradients; parameters; optimizer state; or all by DeepSpeed"
     )
@@ -128,7 +138,7 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
             )
     main = {main_keys[key]: value for key, value in values.items() if key in main_keys}
     given = {option_keys[key]: value for key, value in values.items() if key in option_keys}
-    preset = method.preset() if main.get("model", EMBEDDED) == EMBEDDED else {}
+    preset = method.preset() if main.get("model", BUILTIN) in (BUILTIN, ALSO_BUILTIN) else {}
     preset = {name: value for name, value in preset.items() if name not in given}
     try:
         options = method.Options.model_validate({**preset, **given})
@@ -136,8 +146,8 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
     except ValidationError as error:
         raise UserError(explain(error)) from error
     _check_rewards(config, method)
-    if config.num_machines > 1 and not config.main_address:
-        raise UserError("several machines need --main-address HOST:PORT, that of machine 0")
+    if config.num_machines > 1 and not config.master_addr:
+        raise UserError("several machines need --master-addr HOST:PORT, that of machine 0")
     return config, method
 
 

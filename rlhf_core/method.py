@@ -97,8 +97,10 @@ class TrainingOptions(BaseModel):
     logging_steps: Positive = Field(10, description="steps between two lines of metrics")
     save_steps: Positive = Field(100, description="steps between two checkpoints")
     save_total_limit: Positive = Field(2, description="checkpoints to keep")
-    eval_prompts: Annotated[int, Field(ge=0)] = Field(
-        16, description="held-out prompts answered before and after training; 0: none"
+    num_eval_prompts: Annotated[int, Field(ge=0)] = Field(
+        16,
+        description="held-out prompts answered before and after training; 0: none",
+        validation_alias=AliasChoices("num_eval_prompts", "eval_prompts"),
     )
 
     @property
@@ -117,15 +119,15 @@ class TrainingOptions(BaseModel):
         return self
 
 
-# What suits the embedded model whatever the method, before the method's own `embedded_preset`.
-EMBEDDED_PRESET = {
+# What suits the built-in model whatever the method, before the method's own `builtin_preset`.
+BUILTIN_PRESET = {
     "gradient_accumulation_steps": 1,
     "max_prompt_length": 256,
     "max_completion_length": 96,
     "gradient_checkpointing": False,
     "logging_steps": 1,
     "save_steps": 20,
-    "eval_prompts": 96,
+    "num_eval_prompts": 96,
 }
 
 
@@ -137,8 +139,8 @@ class Method:
     `generates`: whether the trained model answers prompts, so that answers before and after can be shown.
     `task`: what is trained, a model that writes or one that scores.
     `config`: `"package:Class"` of the training arguments that `--set` may set.
-    `embedded_preset`: values of `Options` that suit the embedded model, where the defaults suit an 8B one; those that
-    all methods share, `EMBEDDED_PRESET`, are there already.
+    `builtin_preset`: values of `Options` that suit the built-in model, where the defaults suit an 8B one; those that
+    all methods share, `BUILTIN_PRESET`, are there already.
     """
 
     name: ClassVar[str]
@@ -148,12 +150,12 @@ class Method:
     task: ClassVar[Literal["causal_lm", "sequence_classification"]] = "causal_lm"
     config: ClassVar[str] = "transformers:TrainingArguments"
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
-    embedded_preset: ClassVar[dict[str, Any]] = {}
+    builtin_preset: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def preset(cls) -> dict[str, Any]:
-        """All values of `Options` for the embedded model."""
-        return {**EMBEDDED_PRESET, **cls.embedded_preset}
+        """All values of `Options` for the built-in model."""
+        return {**BUILTIN_PRESET, **cls.builtin_preset}
 
     def trainer(self, run: Run) -> transformers.Trainer:
         """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""

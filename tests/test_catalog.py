@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import PluginError, UserError
-from rlhf_core.plugins import Catalog
 
 GOOD = """
 from rlhf_core import Reward, hookimpl

@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_core.catalog import Catalog
+from rlhf_core.chat.conversation import Chat, Pieces, Settings, read_columns
 from rlhf_core.cli import rlhf
-from rlhf_core.data_spec import DataSpec
+from rlhf_core.data import loading as data
+from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind_all
-from rlhf_core.training import data
-from rlhf_core.training.chat import Chat, Pieces, Settings, read_columns
-from rlhf_core.training.rewards import RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.rewards.spec import RewardSpec, bind_all
 
 SHORT = ("--max-new-tokens", "8", "--seed", "1")
 

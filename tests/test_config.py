@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import read_file, resolve
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
 
 BASE = {"method": "grpo", "reward": ["medical_format"]}
 
@@ -18,7 +18,7 @@ def resolved(**values):
     return resolve({**BASE, **values}, Catalog())[0]
 
 
-def test_the_embedded_model_brings_its_preset_and_flags_win():
+def test_the_builtin_model_brings_its_preset_and_flags_win():
     config = resolved(max_steps=7)
     assert (config.options.max_steps, config.options.num_generations) == (7, 8)
     assert config.preset["num_generations"] == 8

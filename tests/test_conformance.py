@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from rlhf_core import testing
+from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
-from rlhf_core.plugins import Catalog
 from rlhf_core.testing import check_formatter, check_method, check_reward, formatters, golden, probes
 
 ROOT = Path(__file__).parent.parent

@@ -10,11 +10,11 @@ import huggingface_hub
 import pyarrow.parquet
 import pytest
 
-from rlhf_core.data_spec import DataSpec, read_all
+from rlhf_core.catalog import Catalog
+from rlhf_core.data import sources
+from rlhf_core.data.loading import add_system_prompt, choose_formatter, load
+from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.training import sources
-from rlhf_core.training.data import add_system_prompt, choose_formatter, load
 
 QA = {"question": "2+2?", "answer": "4"}
 PAIR = {"question": "q", "response_chosen": "good", "response_rejected": "bad"}
@@ -289,8 +289,8 @@ def test_held_out_rows_are_a_seeded_share_and_not_trained_on(write_jsonl):
     assert {r["question"] for r in one.held_out}.isdisjoint(r["question"] for r in one.train)
 
 
-def test_the_embedded_data_has_its_own_held_out_part():
-    data = load_file("embedded", "prompts", held_out=32)
+def test_the_builtin_data_has_its_own_held_out_part():
+    data = load_file("builtin", "prompts", held_out=32)
     assert (data.parts[0].formatter, len(data.held_out)) == ("question_answer", 32)
     assert {r["question"] for r in data.held_out}.isdisjoint(r["question"] for r in data.train)
 

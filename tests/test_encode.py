@@ -8,8 +8,8 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf_core import embedded
-from rlhf_core.training import encode
+from rlhf_core import builtin
+from rlhf_core.data import encoding
 
 CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
@@ -32,7 +32,7 @@ NO_END = """{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% end
 {%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
 
 TEMPLATES = {
-    "embedded": None,
+    "builtin": None,
     "chatml": CHATML,
     "llama": LLAMA,
     "drops thoughts": DROPS_THOUGHTS,
@@ -43,7 +43,7 @@ TEMPLATES = {
 
 @pytest.fixture(scope="module")
 def original():
-    return AutoTokenizer.from_pretrained(embedded.MODEL)
+    return AutoTokenizer.from_pretrained(builtin.MODEL)
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -52,7 +52,7 @@ def tokenizer(request, original):
 
 
 def with_template(original, name: str):
-    """A copy of the embedded tokenizer with another chat template, and Llama's special tokens where it is Llama's."""
+    """A copy of the built-in tokenizer with another chat template, and Llama's special tokens where it is Llama's."""
     tokenizer = copy.deepcopy(original)
     if TEMPLATES[name] is not None:
         tokenizer.chat_template = TEMPLATES[name]
@@ -84,7 +84,7 @@ def asked(tokenizer, prompt: list[dict[str, str]]) -> list[int]:
 
 
 def learned(labels: list[int]) -> list[int]:
-    return [label for label in labels if label != encode.IGNORED]
+    return [label for label in labels if label != encoding.IGNORED]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
@@ -93,7 +93,7 @@ def learned(labels: list[int]) -> list[int]:
     ["Rest and water.", "多喝水，休息。", "<b>Rest</b>", "assistant", "im_end", "Two\n\nlines", "x", "Hello!"],
 )
 def test_an_answer_is_its_content_and_one_end_token(tokenizer, prompt, content):
-    prompt_ids, answer_ids = encode.answered(tokenizer, prompt, [assistant(content)])
+    prompt_ids, answer_ids = encoding.answered(tokenizer, prompt, [assistant(content)])
     assert prompt_ids == asked(tokenizer, prompt)
     assert tokenizer.decode(answer_ids) == content + tokenizer.eos_token
     assert answer_ids.count(tokenizer.eos_token_id) == 1
@@ -102,30 +102,30 @@ def test_an_answer_is_its_content_and_one_end_token(tokenizer, prompt, content):
 
 def test_a_conversation_of_one_answer_is_its_prompt_and_answer(tokenizer):
     prompt, answer = [SYSTEM, user("What helps?")], assistant("Rest.")
-    (ids, labels), *others = encode.conversation(tokenizer, [*prompt, answer])
-    prompt_ids, answer_ids = encode.answered(tokenizer, prompt, [answer])
+    (ids, labels), *others = encoding.conversation(tokenizer, [*prompt, answer])
+    prompt_ids, answer_ids = encoding.answered(tokenizer, prompt, [answer])
     assert not others
     assert ids == prompt_ids + answer_ids
-    assert labels == [encode.IGNORED] * len(prompt_ids) + answer_ids
+    assert labels == [encoding.IGNORED] * len(prompt_ids) + answer_ids
 
 
 def test_every_answer_of_a_conversation_is_learned_once(tokenizer):
     turns = [user("One?"), assistant("First."), user("Two?"), assistant("<think>Hm.</think>Second."), user("Three?")]
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    parts = encode.conversation(tokenizer, turns)
+    parts = encoding.conversation(tokenizer, turns)
     end = tokenizer.eos_token
     assert "".join(tokenizer.decode(learned(labels)) for _, labels in parts) == "".join(a + end for a in answers)
     for ids, labels in parts:
         assert len(ids) == len(labels)
-        assert all(label in (encode.IGNORED, token) for token, label in zip(ids, labels, strict=True))
+        assert all(label in (encoding.IGNORED, token) for token, label in zip(ids, labels, strict=True))
     assert parts[0][0][: len(asked(tokenizer, turns[:1]))] == asked(tokenizer, turns[:1])
 
 
-@pytest.mark.parametrize("name", ["embedded", "chatml", "llama"])
+@pytest.mark.parametrize("name", ["builtin", "chatml", "llama"])
 def test_turns_that_are_shown_as_they_were_asked_are_one_row(original, name):
     tokenizer = with_template(original, name)
     turns = [SYSTEM, user("One?"), assistant("First."), user("Two?"), assistant("Second.")]
-    ((ids, labels),) = encode.conversation(tokenizer, turns)
+    ((ids, labels),) = encoding.conversation(tokenizer, turns)
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     assert tokenizer.decode(ids) == whole.rstrip("\n")
     assert learned(labels).count(tokenizer.eos_token_id) == 2
@@ -136,19 +136,19 @@ def test_turns_that_are_shown_as_they_were_asked_are_one_row(original, name):
 def test_turns_that_are_shown_otherwise_later_are_a_row_each(original, name):
     tokenizer = with_template(original, name)
     turns = [user("One?"), assistant("<think>Hm.</think>First."), user("Two?"), assistant("<think>So.</think>Second.")]
-    parts = encode.conversation(tokenizer, turns)
+    parts = encoding.conversation(tokenizer, turns)
     assert len(parts) == 2
     for (ids, labels), i in zip(parts, (1, 3), strict=True):
         prompt_ids = asked(tokenizer, turns[:i])
         assert ids[: len(prompt_ids)] == prompt_ids
-        assert labels[: len(prompt_ids)] == [encode.IGNORED] * len(prompt_ids)
+        assert labels[: len(prompt_ids)] == [encoding.IGNORED] * len(prompt_ids)
         assert tokenizer.decode(learned(labels)) == turns[i]["content"] + tokenizer.eos_token
 
 
 def test_old_thoughts_are_not_in_the_prompt_of_later_answers(original):
     tokenizer = with_template(original, "drops thoughts")
     turns = [user("One?"), assistant("<think>Hm.</think>First."), user("Two?"), assistant("Second.")]
-    assert "Hm." not in tokenizer.decode(encode.conversation(tokenizer, turns)[1][0])
+    assert "Hm." not in tokenizer.decode(encoding.conversation(tokenizer, turns)[1][0])
 
 
 @pytest.mark.parametrize(
@@ -164,34 +164,34 @@ def test_the_end_tokens_text_in_an_answer_ends_nothing(tokenizer, content, shown
     """Inside an answer it is text, spelt in other tokens; at its end it is the end token, once."""
     end = tokenizer.eos_token
     content, shown = content.format(end=end), shown.format(end=end)
-    _, answer_ids = encode.answered(tokenizer, [user("How?")], [assistant(content)])
+    _, answer_ids = encoding.answered(tokenizer, [user("How?")], [assistant(content)])
     assert tokenizer.decode(answer_ids) == shown + end
     assert answer_ids.count(tokenizer.eos_token_id) == 1
-    parts = encode.conversation(tokenizer, [user("How?"), assistant(content), user("And?"), assistant("Fine.")])
+    parts = encoding.conversation(tokenizer, [user("How?"), assistant(content), user("And?"), assistant("Fine.")])
     assert sum(learned(labels).count(tokenizer.eos_token_id) for _, labels in parts) == 2
     assert "".join(tokenizer.decode(learned(labels)) for _, labels in parts) == f"{shown}{end}Fine.{end}"
 
 
-@pytest.mark.parametrize("name", ["embedded", "chatml", "drops thoughts"])
+@pytest.mark.parametrize("name", ["builtin", "chatml", "drops thoughts"])
 def test_a_newline_at_the_start_of_an_answer_is_the_answers(original, name):
     """Tokenized together with the prompt it would merge with the prompt's last newline."""
     tokenizer = with_template(original, name)
-    prompt_ids, answer_ids = encode.answered(tokenizer, [user("How?")], [assistant("\nSo.\n")])
+    prompt_ids, answer_ids = encoding.answered(tokenizer, [user("How?")], [assistant("\nSo.\n")])
     assert prompt_ids == asked(tokenizer, [user("How?")])
     assert tokenizer.decode(answer_ids) == "\nSo.\n" + tokenizer.eos_token
 
 
 def test_an_empty_answer_is_the_end_token(tokenizer):
-    _, answer_ids = encode.answered(tokenizer, [user("How?")], [assistant("")])
+    _, answer_ids = encoding.answered(tokenizer, [user("How?")], [assistant("")])
     assert answer_ids == [tokenizer.eos_token_id]
 
 
-@pytest.mark.parametrize("name", ["embedded", "chatml", "llama", "drops thoughts"])
+@pytest.mark.parametrize("name", ["builtin", "chatml", "llama", "drops thoughts"])
 def test_a_reply_of_several_turns_is_shown_whole(original, name):
     """A pair may part before its last question: what comes between is shown, with its own end tokens."""
     tokenizer = with_template(original, name)
     reply = [assistant("Yes."), user("Why?"), assistant("Yes.")]
-    prompt_ids, answer_ids = encode.answered(tokenizer, [user("Is it?")], reply)
+    prompt_ids, answer_ids = encoding.answered(tokenizer, [user("Is it?")], reply)
     whole = tokenizer.apply_chat_template([user("Is it?"), *reply], tokenize=False)
     assert prompt_ids == asked(tokenizer, [user("Is it?")])
     assert tokenizer.decode(prompt_ids + answer_ids) == whole.rstrip("\n")
@@ -201,25 +201,25 @@ def test_a_reply_of_several_turns_is_shown_whole(original, name):
 def test_both_answers_of_a_pair_follow_the_same_prompt(tokenizer):
     prompt = [user("How?")]
     row = {"prompt": prompt, "chosen": [assistant("<think>a</think>b")], "rejected": [assistant("c" * 99)], "x": 1}
-    (pair,) = encode.pairs(datasets.Dataset.from_list([row]), tokenizer, max_completion_length=20)
+    (pair,) = encoding.pairs(datasets.Dataset.from_list([row]), tokenizer, max_completion_length=20)
     assert pair.keys() == {"prompt_ids", "chosen_ids", "rejected_ids"}
     assert pair["prompt_ids"] == asked(tokenizer, prompt)
-    assert pair["chosen_ids"] == encode.answered(tokenizer, prompt, row["chosen"])[1]
-    assert pair["rejected_ids"] == encode.answered(tokenizer, prompt, row["rejected"])[1][:20]
+    assert pair["chosen_ids"] == encoding.answered(tokenizer, prompt, row["chosen"])[1]
+    assert pair["rejected_ids"] == encoding.answered(tokenizer, prompt, row["rejected"])[1][:20]
     assert tokenizer.eos_token_id not in pair["rejected_ids"]
 
 
 def test_a_cut_conversation_gets_no_end_token(tokenizer):
     messages = [user("How?"), assistant("word " * 50)]
-    ((whole_ids, whole_labels),) = encode.conversation(tokenizer, messages)
+    ((whole_ids, whole_labels),) = encoding.conversation(tokenizer, messages)
     rows = datasets.Dataset.from_list([{"messages": messages}])
-    (row,) = encode.conversations(rows, tokenizer, max_length=len(whole_ids) - 10)
+    (row,) = encoding.conversations(rows, tokenizer, max_length=len(whole_ids) - 10)
     assert row == {"input_ids": whole_ids[:-10], "labels": whole_labels[:-10]}
     assert tokenizer.eos_token_id not in learned(row["labels"])
 
 
 def test_rows_left_with_nothing_to_learn_are_not_rows(original):
     rows = [{"messages": [user("w " * n), assistant("Fine.")]} for n in (1, 90)]
-    encoded = encode.conversations(datasets.Dataset.from_list(rows), original, max_length=40)
+    encoded = encoding.conversations(datasets.Dataset.from_list(rows), original, max_length=40)
     assert len(encoded) == 1
     assert original.decode(learned(encoded[0]["labels"])) == "Fine.<|im_end|>"

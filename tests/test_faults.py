@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rlhf_method_ppo import PPO
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind_all
-from rlhf_core.training import concurrency
+from rlhf_core.rewards import concurrency
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.rewards.spec import RewardSpec, bind_all
 from rlhf_core.training.callbacks import list_checkpoints
-from rlhf_core.training.rewards import RewardRuntime
 
 ROWS = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(8)]
 VALUES = {"method": "grpo", "max_steps": 2, "max_completion_length": 4}
@@ -215,9 +215,9 @@ def test_a_worker_that_hangs_ends_with_a_trainer_that_was_killed(faults, tmp_pat
     monkeypatch.chdir(tmp_path)
     faults()
     script = (
-        "from rlhf_core.plugins import Catalog\n"
-        "from rlhf_core.reward_spec import RewardSpec, bind\n"
-        "from rlhf_core.training.worker import Worker\n"
+        "from rlhf_core.catalog import Catalog\n"
+        "from rlhf_core.rewards.spec import RewardSpec, bind\n"
+        "from rlhf_core.rewards.worker import Worker\n"
         "if __name__ == '__main__':\n"
         "    worker = Worker(bind(RewardSpec.parse('./faults.py:hang'), Catalog()))\n"
         "    print(worker.start().process.pid, flush=True)\n"

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind
-from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.catalog import Catalog
+from rlhf_core.rewards.runtime import Batch, RewardRuntime
+from rlhf_core.rewards.spec import RewardSpec, bind
 
 # As people write them for open-r1 and for TRL's documentation.
 CODE = '''

@@ -14,8 +14,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
-from rlhf_core.plugins import Catalog
 from rlhf_core.training.callbacks import WRITING, list_checkpoints
 
 # Kills its process when it is about to do a thing to a file for the n-th time: KILL_AT="open metrics.jsonl 5".
@@ -45,7 +45,7 @@ OPTIONS = {
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
     "logging_steps": 1,
-    "eval_prompts": 2,
+    "num_eval_prompts": 2,
 }
 
 

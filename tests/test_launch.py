@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
 from rlhf_core.prefix import decoding
 from rlhf_core.training import launch
 from rlhf_core.training.callbacks import list_checkpoints
@@ -48,7 +48,7 @@ FLAGS = {
     "gradient_accumulation_steps": 1,
     "max_completion_length": 8,
     "logging_steps": 1,
-    "eval_prompts": 2,
+    "num_eval_prompts": 2,
     "gradient_checkpointing": False,
     "output_dir": "one",
 }
@@ -174,7 +174,7 @@ def test_no_process_is_left_when_the_command_ends(settings, tmp_path, signals, c
     """Stopped twice, or killed, while every process is inside a step that would take ten minutes."""
     values = {**settings, **METHODS["grpo"], "method": "grpo", "reward": "./rewards.py:hang", "num_processes": 2}
     folder = tmp_path / "out"
-    process = start({**values, "per_device_train_batch_size": 4, "eval_prompts": 0, "output_dir": folder})
+    process = start({**values, "per_device_train_batch_size": 4, "num_eval_prompts": 0, "output_dir": folder})
     wait_until(lambda: Path("hanging-0").exists() and Path("hanging-1").exists(), process)
     assert len(processes_of(folder)) == 4  # the command, torch's launcher, two trainers
     for position, number in enumerate(signals):
@@ -214,7 +214,7 @@ def trainer(world: int, kind: str):
     ("asked", "got", "message"),
     [
         ({"num_processes": 2}, (1, "NO"), "asked for 2 processes and got 1"),
-        ({"num_processes": 2, "num_machines": 2, "main_address": "a:1"}, (2, "MULTI_CPU"), "asked for 4 processes and got 2"),
+        ({"num_processes": 2, "num_machines": 2, "master_addr": "a:1"}, (2, "MULTI_CPU"), "asked for 4 processes and got 2"),
         ({"num_processes": 2, "distributed": "fsdp"}, (2, "MULTI_CPU"), "asked for fsdp and got MULTI_CPU"),
         ({"num_processes": 2, "distributed": "zero3"}, (2, "MULTI_GPU"), "asked for zero3 and got MULTI_GPU"),
         ({"num_processes": 2}, (2, "MULTI_CPU"), None),
@@ -232,7 +232,7 @@ def test_less_than_was_asked_for_is_refused(asked, got, message):
 
 
 def test_several_machines_need_an_address():
-    with pytest.raises(UserError, match="--main-address"):
+    with pytest.raises(UserError, match="--master-addr"):
         resolve({"method": "sft", "num_machines": 2}, Catalog())
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
-from rlhf_core.training import merge as merging
+from rlhf_core.models import merge as merging
 
 TASKS = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClassification}
 
@@ -141,7 +141,7 @@ def test_refused_before_anything_loads(adapter, tiny_model, tmp_path):
         return str(result.exception)
 
     assert "nothing to merge, it is a whole model already" in says(tiny_model)
-    assert "nothing to merge" in says("embedded")
+    assert "nothing to merge" in says("builtin")
     assert "there is no such folder" in says(tmp_path / "nowhere")
     assert "there is no such folder here" in says("someone/adapter")
     assert "is a file" in says(adapter / "adapter_config.json")
@@ -163,14 +163,14 @@ def test_refused_before_anything_loads(adapter, tiny_model, tmp_path):
 
 
 def test_an_adapter_of_another_model_or_without_weights(adapter, tmp_path):
-    change(adapter, base_model_name_or_path="embedded")
+    change(adapter, base_model_name_or_path="builtin")
     assert "there is no such folder" in str(merge(adapter).exception)
-    from rlhf_core import embedded
+    from rlhf_core import builtin
 
-    change(adapter, base_model_name_or_path=str(embedded.MODEL))
+    change(adapter, base_model_name_or_path=str(builtin.MODEL))
     error = merge(adapter).exception
     assert isinstance(error, UserError)
-    assert f"does not fit {embedded.MODEL}" in str(error)
+    assert f"does not fit {builtin.MODEL}" in str(error)
     (adapter / "adapter_model.safetensors").write_bytes(b"broken")
     assert isinstance(merge(adapter).exception, UserError)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]

@@ -8,11 +8,12 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from rlhf_core import embedded
+from rlhf_core import builtin
 from rlhf_core.config import RunConfig
+from rlhf_core.data import lengths
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
-from rlhf_core.training import lengths, models
+from rlhf_core.models import loading as models
 
 
 def config(**values) -> RunConfig:
@@ -24,9 +25,9 @@ def tokenizer():
     return models.inspect(config()).tokenizer
 
 
-def test_the_embedded_model():
+def test_the_builtin_model():
     info = models.inspect(config())
-    weights = load_file(embedded.MODEL / "model.safetensors")
+    weights = load_file(builtin.MODEL / "model.safetensors")
     assert info.parameters == sum(tensor.numel() for tensor in weights.values())
     assert info.tokenizer.padding_side == "left"
     assert not models.uses_lora(TrainingOptions(), info)

@@ -13,10 +13,10 @@ import yaml
 from click.testing import CliRunner
 
 from rlhf_core import pipeline as pipelines
+from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline import Overrides, Pipeline
-from rlhf_core.plugins import Catalog, Entry
 
 CATALOG = Catalog()
 PPO = {"stages": pipelines.GUIDE["ppo"][1]}
@@ -80,17 +80,17 @@ def test_the_name_of_an_earlier_stage_means_its_model():
     assert stages["ppo"].feeds == {"model": "sft", "reward_model": "reward_model"}
     assert stages["ppo"].config.model == "out/sft/model"
     assert stages["ppo"].config.reward_model == "out/reward_model/model"
-    assert stages["sft"].config.model == "embedded"
+    assert stages["sft"].config.model == "builtin"
     assert stages["sft"].config.output_dir == "out/sft"
 
 
-def test_models_made_from_the_embedded_one_keep_their_methods_preset():
+def test_models_made_from_the_builtin_one_keep_their_methods_preset():
     stages = plan(PPO, stages={"ppo": {"max_steps": 3}})
     preset = stages["ppo"].method.preset()
     assert stages["ppo"].preset == {key: value for key, value in preset.items() if key != "max_steps"}
     assert stages["ppo"].config.options.max_steps == 3
     assert stages["ppo"].config.options.learning_rate == preset["learning_rate"]
-    assert stages["ppo"].origin == "embedded"
+    assert stages["ppo"].origin == "builtin"
     assert not any(stage.preset for stage in plan(PPO, model="some/model").values())
 
 
@@ -120,7 +120,7 @@ def test_every_pipeline_of_the_guide_is_whole():
         assert line
         planned = plan({"stages": stages})
         assert list(planned)[-1] == name
-        assert all(stage.origin == "embedded" for stage in planned.values())
+        assert all(stage.origin == "builtin" for stage in planned.values())
 
 
 # stages -> what the message says
@@ -187,7 +187,7 @@ def test_the_folder_alone_is_the_same_pipeline():
     assert runs.names == []
 
 
-def test_going_on_with_another_model_drops_the_embedded_preset():
+def test_going_on_with_another_model_drops_the_builtin_preset():
     carry_out(FakeRuns())
     written = yaml.safe_load(Path("out/pipeline.yaml").read_text())
     assert written["stages"]["ppo"] == {"method": "ppo", "model": "sft", "reward_model": "reward_model"}
@@ -303,7 +303,7 @@ def test_the_comparison_is_made_once_after_the_last_stage():
     carry_out(runs, compare=True, catalog=catalog)
     reward = ["--reward", "reward_model:path=out/reward_model/model"]
     assert runs.commands[-1] == [
-        *["compare", "embedded", "out/ppo/model", "--prompts", "48", *reward, "--output", "out/comparison"]
+        *["compare", "builtin", "out/ppo/model", "--prompts", "48", *reward, "--output", "out/comparison"]
     ]
     count = len(runs.commands)
     carry_out(runs, compare=True, catalog=catalog)
@@ -315,7 +315,7 @@ def test_without_the_command_the_comparison_is_a_hint():
     runs = FakeRuns()
     carry_out(runs, {"stages": {"sft": {}}}, compare=True, catalog=Commands())
     assert runs.names == ["sft"]
-    hint = "rlhf compare embedded out/sft/model --prompts 48 --reward medical_format --output out/comparison"
+    hint = "rlhf compare builtin out/sft/model --prompts 48 --reward medical_format --output out/comparison"
     assert runs.said[-1] == f"To compare before and after: pip install rlhf-tools && {hint}"
 
 
@@ -333,9 +333,9 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
     assert "[2/3] reward_model: rlhf run --config out/reward_model/stage.yaml --output-dir out/reward_model" in (
         result.output
     )
-    assert "Checked with embedded, since the model of stage sft is not there yet:" in result.output
+    assert "Checked with builtin, since the model of stage sft is not there yet:" in result.output
     assert "Its data are not looked at yet: they need the model of stage reward_model." in result.output
-    assert [(c["method"], c["model"]) for c in configs] == [("sft", "embedded"), ("reward_model", "embedded")]
+    assert [(c["method"], c["model"]) for c in configs] == [("sft", "builtin"), ("reward_model", "builtin")]
     assert not Path("out").exists()
     monkeypatch.setattr(pipelines, "run_process", lambda arguments: 2)
     assert CliRunner().invoke(rlhf, ["pipeline", "dpo", "--dry-run"]).exit_code == 2
@@ -412,7 +412,7 @@ def test_a_killed_process_is_told_apart(monkeypatch, capsys):
 def test_a_real_pipeline_and_the_same_again(tiny_model, write_jsonl):
     turns = [{"role": "user", "content": "What helps against fever?"}, {"role": "assistant", "content": "Rest."}]
     pair = {"question": "What helps against fever?", "response_chosen": "Rest.", "response_rejected": "Running."}
-    shared = {"max_steps": 1, "eval_prompts": 0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    shared = {"max_steps": 1, "num_eval_prompts": 0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
     stages = {
         "sft": {"data": write_jsonl("conversations.jsonl", [{"messages": turns}] * 2)},
         "dpo": {"model": "sft", "data": write_jsonl("pairs.jsonl", [pair] * 2)},

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from rlhf_core.catalog import STATES, Catalog
 from rlhf_core.cli import freeze, install, rlhf
 from rlhf_core.cli.new import CASES, KINDS, check_name, write
-from rlhf_core.cli.table import cut, width
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import STATES, Catalog
-from rlhf_core.reward_spec import RewardSpec, bind
+from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.ui.table import cut, width
 
 REWARD = """
 from rlhf_core import Reward, hookimpl

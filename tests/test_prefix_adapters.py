@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from rlhf_core.prefix import Group, completion_logps, head, padded, scoring, share, shared, shares
+from rlhf_core.prefix import Group, completion_logps, head, padded, share, shared, shares
+from rlhf_core.prefix import sharing as scoring
 
 GROUPS = [
     Group([5], [[8, 9], [10]]),

@@ -18,7 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_core.prefix import Group, completion_hidden, completion_logps, scoring, share, shared, shares
+from rlhf_core.prefix import Group, completion_hidden, completion_logps, share, shared, shares
+from rlhf_core.prefix import sharing as scoring
 
 WORDS = 67  # a prime, so that no size is confused with another
 # A prompt of one token, a completion of one token, a group of one, a group of four.

@@ -25,7 +25,8 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhf_core.prefix import Group, attention, completion_hidden, completion_logps, scoring, share, shared, shares
+from rlhf_core.prefix import Group, attention, completion_hidden, completion_logps, share, shared, shares
+from rlhf_core.prefix import sharing as scoring
 from rlhf_core.prefix.attention import DENSE, KERNELS, Kernel
 
 GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]

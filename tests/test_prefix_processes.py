@@ -19,7 +19,8 @@ from peft import LoraConfig, get_peft_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
-from rlhf_core.prefix import Group, completion_logps, scoring, share, shared, shares
+from rlhf_core.prefix import Group, completion_logps, share, shared, shares
+from rlhf_core.prefix import sharing as scoring
 from rlhf_core.training import launch
 
 distributed.init_process_group("gloo")

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from rlhf_core import hookspecs
+from rlhf_core.catalog import HOOKS, Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import HOOKS, Catalog
 from rlhf_core.training.run import train
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ def finished_run(tmp_path_factory, tiny_model) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     values = {"method": "grpo", "reward": ["medical_format"], "model": str(tiny_model), "lora": True, "max_steps": 1}
     sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_completion_length": 8}
-    config, method = resolve({**values, **sizes, "eval_prompts": 1, "output_dir": str(folder)}, Catalog())
+    config, method = resolve({**values, **sizes, "num_eval_prompts": 1, "output_dir": str(folder)}, Catalog())
     assert train(config, method, Catalog()) == 0
     return folder
 

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind, bind_all
+from rlhf_core.rewards.spec import RewardSpec, bind, bind_all
 
 # text -> (target, parameters, weight, name)
 GRAMMAR = {

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind_all
-from rlhf_core.training.rewards import Batch, RewardRuntime
+from rlhf_core.catalog import Catalog
+from rlhf_core.rewards.runtime import Batch, RewardRuntime
+from rlhf_core.rewards.spec import RewardSpec, bind_all
 
 CODE = """
 import asyncio, sqlite3, threading, time

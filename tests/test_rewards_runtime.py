@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind, bind_all
-from rlhf_core.training.rewards import Batch, RewardRuntime
-from rlhf_core.training.worker import Worker
+from rlhf_core.rewards.runtime import Batch, RewardRuntime
+from rlhf_core.rewards.spec import RewardSpec, bind, bind_all
+from rlhf_core.rewards.worker import Worker
 
 SIZE = 4
 

@@ -16,8 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.plugins import Catalog
 from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
 
@@ -59,7 +59,7 @@ def run(tmp_path, tiny_model, monkeypatch):
             "max_completion_length": 8,
             "logging_steps": 1,
             "save_steps": 2,
-            "eval_prompts": 0,
+            "num_eval_prompts": 0,
             "gradient_checkpointing": False,
         }
         config, method = resolve({**shared, **values}, Catalog())
@@ -81,7 +81,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_the_folder_of_a_run(run, tiny_model, capsys):
-    code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:vowels:weight=0.5"], eval_prompts=1)
+    code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:vowels:weight=0.5"], num_eval_prompts=1)
     assert code == 0
     assert not same(weights(folder / "model"), weights(tiny_model))
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -269,7 +269,7 @@ def test_two_processes_stop_together_and_go_on_together(run, tmp_path, tiny_mode
         "4",
         "--max-steps",
         "24",
-        "--eval-prompts",
+        "--num-eval-prompts",
         "1",
         "--no-gradient-checkpointing",
     ]

@@ -15,16 +15,16 @@ from click.testing import CliRunner
 from rich.cells import cell_len
 from rich.console import Console
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind_all
-from rlhf_core.scoring import measuring, page, report, statistics
-from rlhf_core.scoring.advice import warnings
-from rlhf_core.scoring.answers import Answer, Answers, read_answers
-from rlhf_core.training.rewards import RewardRuntime
-from rlhf_core.training.screen import Screen
-from rlhf_core.training.tryout import try_rewards
+from rlhf_core.reward_report import measuring, page, report, statistics
+from rlhf_core.reward_report.advice import warnings
+from rlhf_core.reward_report.answers import Answer, Answers, read_answers
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.rewards.smoke_test import try_rewards
+from rlhf_core.rewards.spec import RewardSpec, bind_all
+from rlhf_core.ui.screen import Screen
 
 REWARDS = """
 import os, time
@@ -133,8 +133,8 @@ def test_a_runs_samples_are_groups_of_a_prompt_and_a_step_and_its_rewards_are_th
         assert found["rewards"]["level"]["groups"] == {"compared": 2, "with_signal": 1}, source
 
 
-def test_without_a_file_the_embedded_set_that_has_the_columns_is_scored():
-    for reward, expected in (("medical_format", "embedded preferences"), ("verifier", "embedded prompts")):
+def test_without_a_file_the_builtin_set_that_has_the_columns_is_scored():
+    for reward, expected in (("medical_format", "builtin preferences"), ("verifier", "builtin prompts")):
         command = ["score", "--reward", reward, "--limit", "5", "--json"]
         found = json.loads(CliRunner().invoke(rlhf, command, catch_exceptions=False).stdout)
         assert found["source"] == expected
@@ -314,7 +314,7 @@ def test_json_is_alone_on_stdout_whatever_rewards_print(here, write_jsonl):
 
 def test_nothing_heavy_is_imported(here):
     heavy = "{'torch', 'transformers', 'datasets', 'trl', 'peft', 'accelerate', 'numpy'}"
-    seen = f"print('@@', sorted({heavy} & set(sys.modules)), 'rlhf_core.training.rewards' in sys.modules)"
+    seen = f"print('@@', sorted({heavy} & set(sys.modules)), 'rlhf_core.rewards.runtime' in sys.modules)"
     done = process("--reward", "medical_format", "--limit", "9", "--html", "p.html", code=seen)
     assert done.stdout.splitlines()[-1] == "@@ [] True", done.stderr
     assert "\x1b" not in done.stdout

@@ -11,7 +11,7 @@ from transformers import TrainerState
 
 from rlhf_core.training.evaluation import Evaluation
 from rlhf_core.training.progress import BARS, ProgressCallback, curve
-from rlhf_core.training.screen import Screen
+from rlhf_core.ui.screen import Screen
 
 PROMPT = [{"role": "system", "content": "s"}, {"role": "user", "content": "发热三天，是什么病？"}]
 SAMPLE = {"step": 1, "prompt": PROMPT, "completion": "[bold]流感[/bold]", "rewards": {"r": 0.5}, "columns": {}}

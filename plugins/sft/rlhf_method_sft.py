@@ -37,7 +37,7 @@ class Options(TrainingOptions):
 class SFT(Method):
     name, data, rewards, config = "sft", "conversations", "optional", "trl:SFTConfig"
     Options = Options
-    embedded_preset = {  # noqa: RUF012 - a class constant
+    builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 1e-3,
         "max_steps": 60,
         "per_device_train_batch_size": 32,
@@ -47,18 +47,18 @@ class SFT(Method):
     def trainer(self, run):
         from trl import SFTConfig, SFTTrainer
 
+        from rlhf_core.data import encoding
         from rlhf_core.prefix import Group, shares
-        from rlhf_core.training import encode
 
         limit = run.options.max_length
-        rows = encode.conversations(run.train_dataset, run.tokenizer, limit)
+        rows = encoding.conversations(run.train_dataset, run.tokenizer, limit)
         longest = max(rows["input_ids"], key=len)
         unpadded = shares(run.model, [Group(longest[:1], [longest[1:]])])
         return SFTTrainer(
             model=run.model,
             args=run.arguments(SFTConfig, max_length=limit),
             train_dataset=rows,
-            eval_dataset=run.eval_dataset and encode.conversations(run.eval_dataset, run.tokenizer, limit),
+            eval_dataset=run.eval_dataset and encoding.conversations(run.eval_dataset, run.tokenizer, limit),
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
             data_collator=one_after_another if unpadded else None,
@@ -69,8 +69,8 @@ def one_after_another(rows):
     """A batch of conversations as one row without padding; the first token of each is foretold by nothing."""
     import torch
 
+    from rlhf_core.data.encoding import IGNORED
     from rlhf_core.prefix import one_row
-    from rlhf_core.training.encode import IGNORED
 
     labels = [label for row in rows for label in (IGNORED, *row["labels"][1:])]
     return {**one_row([row["input_ids"] for row in rows]), "labels": torch.tensor([labels])}

@@ -33,14 +33,14 @@ class Commands(LazyGroup):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.table and any(entry.name == name for entry in _plugin_commands()):
-            from rlhf_core.plugins import Catalog
+            from rlhf_core.catalog import Catalog
 
             return Catalog().load("commands", name)[0]
         return super().get_command(ctx, name)
 
 
 def _plugin_commands() -> list:
-    from rlhf_core.plugins import Catalog
+    from rlhf_core.catalog import Catalog
 
     return Catalog().entries("commands")
 

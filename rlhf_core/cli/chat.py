@@ -1,4 +1,4 @@
-"""`rlhf chat`: talk with a model. Lines come from a terminal or a pipe; `rlhf_core.training.chat` acts on them."""
+"""`rlhf chat`: talk with a model. Lines come from a terminal or a pipe; `rlhf_core.chat.conversation` acts on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_core.training.chat import Chat, Write
+    from rlhf_core.chat.conversation import Chat, Write
 
 
 @click.command()
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 def chat(**values: Any) -> None:
     """Talk with a model in the terminal.
 
-    RUN_OR_MODEL is a run's folder, a model's or an adapter's, a Hub id, or `embedded`. In the chat, /help lists what
+    RUN_OR_MODEL is a run's folder, a model's or an adapter's, a Hub id, or `builtin`. In the chat, /help lists what
     else can be done: try an answer again, take it back, save it, see what the rewards give it.
 
     rlhf chat runs/grpo-20260101-120000
     """
-    from rlhf_core.training.chat import Settings
-    from rlhf_core.training.open_chat import open_chat
+    from rlhf_core.chat.conversation import Settings
+    from rlhf_core.chat.opening import open_chat
 
     choice = {name: values.pop(name) for name in ("temperature", "top_p", "max_new_tokens", "greedy", "seed")}
     terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlhf_core.catalog import HOOKS, Catalog, Entry
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.plugins import HOOKS, Catalog, Entry
 
 if TYPE_CHECKING:
     from rlhf_core.testing.report import Report

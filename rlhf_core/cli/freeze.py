@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
+from rlhf_core.catalog import HOOKS, Catalog, normalize
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import HOOKS, Catalog, normalize
 
 
 @dataclass(frozen=True)

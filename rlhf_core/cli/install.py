@@ -22,9 +22,9 @@ from typing import Any
 
 import click
 
-from rlhf_core.cli.table import table
+from rlhf_core.catalog import HOOKS, Catalog, Entry, normalize
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.plugins import HOOKS, Catalog, Entry, normalize
+from rlhf_core.ui.table import table
 
 # What a plugin may not move under a trained model or a run that is to be resumed.
 PINNED = ("rlhf-core", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")

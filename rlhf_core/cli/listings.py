@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from rlhf_core.cli.table import print_json, table
-from rlhf_core.plugins import Catalog
+from rlhf_core.catalog import Catalog
+from rlhf_core.ui.table import print_json, table
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

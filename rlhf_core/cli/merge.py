@@ -25,6 +25,6 @@ def merge(**values: Any) -> None:
 
     rlhf merge runs/grpo-20260101-120000
     """
-    from rlhf_core.training.merge import merge_adapter
+    from rlhf_core.models.merge import merge_adapter
 
     merge_adapter(**values)

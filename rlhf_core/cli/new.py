@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 
 from rlhf_core import __version__
+from rlhf_core.catalog import Catalog, normalize
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog, normalize
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # kind -> (one line about what is written, the function to edit, what the package needs, how to use it)

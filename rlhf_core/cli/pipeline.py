@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from rlhf_core import pipeline as pipelines
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import read_file
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.plugins import Catalog
 
 
 @click.command()

@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 import click
 
+from rlhf_core.catalog import HOOKS, Catalog
 from rlhf_core.cli.lazy import LazyGroup
-from rlhf_core.cli.table import print_json, table
-from rlhf_core.plugins import HOOKS, Catalog
+from rlhf_core.ui.table import print_json, table
 
 # name -> (module, attribute, help line)
 COMMANDS = {

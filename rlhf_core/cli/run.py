@@ -16,10 +16,10 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import MAIN, RunConfig, read_file, resolve
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.plugins import Catalog
 
 LATEST = "latest"
 

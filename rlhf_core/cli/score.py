@@ -15,7 +15,7 @@ import click
 from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_core.reward_spec import RewardSpec
+    from rlhf_core.rewards.spec import RewardSpec
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,25 +31,23 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
 
     FILE has a prompt and a completion (or completions, a list) a row, and the columns that the rewards need; several
     completions of one prompt are a group. Or it is a run's folder, whose samples are scored, or any data that
-    `rlhf run --data` takes, whose own answers are. Without FILE: the embedded data.
+    `rlhf run --data` takes, whose own answers are. Without FILE: the built-in data.
 
     rlhf score my_data.jsonl --reward verifier --reward length:max=300
     """
-    from rlhf_core.config import EMBEDDED
-    from rlhf_core.plugins import Catalog
-    from rlhf_core.reward_spec import bind_all
-    from rlhf_core.scoring import answers, measuring
-    from rlhf_core.training.screen import Screen
+    from rlhf_core.catalog import Catalog
+    from rlhf_core.config import BUILTIN
+    from rlhf_core.reward_report import answers, measuring
+    from rlhf_core.rewards.spec import bind_all
+    from rlhf_core.ui.screen import Screen
 
     if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):
         raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder is not there"))
     catalog, screen = Catalog(), Screen(quiet=as_json)
     with _kept_clean() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)
-        if source in (None, EMBEDDED):
-            found = answers.read_embedded(
-                catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards)
-            )
+        if source in (None, BUILTIN):
+            found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
         else:
             found = answers.read_answers(source, catalog, limit)
         with screen.working(f"Scoring {len(found.rows):,} completions …"):
@@ -57,11 +55,11 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     if as_json:
         click.echo(json.dumps(result))
     else:
-        from rlhf_core.scoring import report
+        from rlhf_core.reward_report import report
 
         report.show(screen, result)
     if html is not None:
-        from rlhf_core.scoring import page
+        from rlhf_core.reward_report import page
 
         try:
             Path(html).write_bytes(page.render(result).encode("utf-8", "replace"))
@@ -87,7 +85,7 @@ def _kept_clean() -> Iterator[None]:
 def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:
     """The rewards given, else those of the run that is scored."""
     from rlhf_core.config import read_file
-    from rlhf_core.reward_spec import RewardSpec
+    from rlhf_core.rewards.spec import RewardSpec
 
     entries: list = list(given)
     if not entries and source is not None:

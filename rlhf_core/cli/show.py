@@ -15,11 +15,11 @@ from typing import Any
 
 import click
 
-from rlhf_core.cli.table import facts, print_json
+from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.formatter import Formatter
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.plugins import Catalog, Entry
 from rlhf_core.reward import Parameter, Reward, Signature, is_factory, maker_parameters, read_signature
+from rlhf_core.ui.table import facts, print_json
 
 
 def show(kind: str, name: str, as_json: bool) -> None:
@@ -93,7 +93,7 @@ def describe_method(method: type[Method]) -> dict[str, Any]:
         "generates": method.generates,
         "config": method.config,
         "options": [_option(name, method, name in own) for name in sorted(fields, key=lambda name: name not in own)],
-        "embedded_preset": method.preset(),
+        "builtin_preset": method.preset(),
         **_source(method),
     }
 
@@ -198,7 +198,7 @@ def _method_rows(d: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Trains", {"causal_lm": "a model that writes", "sequence_classification": "a model that scores"}[d["task"]]),
         ("Config", f"{d['config']} (its fields: --set name=value)"),
         ("Options", "\n".join(lines)),
-        ("Embedded", "  ".join(f"{name}={value}" for name, value in d["embedded_preset"].items())),
+        ("Built-in", "  ".join(f"{name}={value}" for name, value in d["builtin_preset"].items())),
     ]
 
 

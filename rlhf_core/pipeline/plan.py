@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core import grammar
-from rlhf_core.config import EMBEDDED, MAIN, RunConfig, resolve, spellings
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import BUILTIN, MAIN, RunConfig, resolve, spellings
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.method import Method
-from rlhf_core.plugins import Catalog
 
 GUIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": (
@@ -40,7 +40,7 @@ class Stage:
 
     `values` are its keys under the names of `RunConfig` and the method's options, earlier stages by their name; `feeds`
     are those keys with their stages. `config` is what the run will be, `origin` the model its chain of stages starts
-    from, and `preset` what it keeps of its method's embedded preset although its model is a folder.
+    from, and `preset` what it keeps of its method's built-in preset although its model is a folder.
     """
 
     name: str
@@ -157,7 +157,7 @@ def _plan_stage(
     feeds = _feeds(values, written, earlier)
     origin = earlier[feeds["model"]].origin if "model" in feeds else str(values["model"])
     preset: dict[str, Any] = {}
-    if "model" in feeds and origin == EMBEDDED:
+    if "model" in feeds and origin == BUILTIN:
         preset = {key: value for key, value in method.preset().items() if key not in values}
     values |= preset
     fed = {key: str(earlier[stage].model) for key, stage in feeds.items()}
@@ -179,7 +179,7 @@ def _merged(
     learns = method.rewards == "required"
     if not learns:
         shared = {key: value for key, value in shared.items() if key not in ("reward", "reward_model")}
-    values = {"model": EMBEDDED, **shared, **own}
+    values = {"model": BUILTIN, **shared, **own}
     if overrides.model is not None and str(values["model"]) not in written:
         values["model"] = overrides.model
     if overrides.data:
@@ -212,7 +212,7 @@ def _feeds(values: Mapping[str, Any], written: Mapping[str, Any], earlier: Mappi
 
 
 def _may_exist(model: str, *, hub: bool) -> bool:
-    if model == EMBEDDED or Path(model).expanduser().is_dir():
+    if model == BUILTIN or Path(model).expanduser().is_dir():
         return True
     return hub and model.count("/") == 1 and not model.startswith((".", "/", "~"))
 
@@ -223,7 +223,7 @@ def _listed(names: Any) -> str:
 
 def _check_inputs(stage: Stage, catalog: Catalog) -> None:
     """What a later stage would trip over after hours: data and rewards that are not there."""
-    from rlhf_core.training.sources import KINDS
+    from rlhf_core.data.sources import KINDS
 
     for spec in [*stage.config.data_specs, *stage.config.eval_specs]:
         local = spec.source.endswith((*KINDS, ".gz", ".txt")) or spec.source.startswith((".", "/", "~"))

@@ -16,14 +16,14 @@ from typing import Any
 
 import yaml
 
-from rlhf_core.config import EMBEDDED
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import BUILTIN
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline.plan import COMPARISON, PLAN, Pipeline, RunCommand, Stage
 from rlhf_core.pipeline.state import fingerprint, is_finished, record, recorded, set_aside, state
-from rlhf_core.plugins import Catalog
 
 COMPARED_PROMPTS = 48
-LAYOUT = "medical_format"  # the reward for the layout that answers in the embedded data have
+LAYOUT = "medical_format"  # the reward for the layout that answers in the built-in data have
 
 
 def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callable[[str], None]) -> int:
@@ -124,7 +124,7 @@ def _numbered(stages: Sequence[Stage]) -> Iterator[tuple[str, Stage]]:
 
 def _announcement(title: str, stage: Stage, command: Sequence[str]) -> str:
     values = ", ".join(f"{name} {value}" for name, value in stage.preset.items())
-    preset = f"\nPreset  for models made from the embedded one: {values}" if values else ""
+    preset = f"\nPreset  for models made from the built-in one: {values}" if values else ""
     return f"{title}: {shlex.join(['rlhf', *command])}{preset}"
 
 
@@ -169,7 +169,7 @@ def _compare(
 
 def _compare_command(pipeline: Pipeline, last: Stage, catalog: Catalog) -> list[str]:
     specs = [str(spec) for spec in last.config.reward_specs]
-    if not specs and last.config.data == [EMBEDDED] and any(e.name == LAYOUT for e in catalog.entries("rewards")):
+    if not specs and last.config.data == [BUILTIN] and any(e.name == LAYOUT for e in catalog.entries("rewards")):
         specs = [LAYOUT]
     rewards = [word for spec in specs for word in ("--reward", spec)]
     output = ["--output", str(pipeline.folder / COMPARISON)]

@@ -54,7 +54,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def record(folder: Path, mark: str, *, finished: bool) -> None:
-    from rlhf_core.training.folder import write_whole  # which imports transformers
+    from rlhf_core.training.run_folder import write_whole  # which imports transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))

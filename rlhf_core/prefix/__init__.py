@@ -12,8 +12,8 @@ each completion in a row of its own, with its prompt (`padded.py`), with the sam
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.rollouts import end_tokens, rollout
 from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.scoring import completion_hidden, completion_logps, share, shares
 from rlhf_core.prefix.shared import inner, one_row
+from rlhf_core.prefix.sharing import completion_hidden, completion_logps, share, shares
 
 __all__ = [
     "CompletionHidden",

@@ -15,8 +15,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.scoring import completion_logps, shares
 from rlhf_core.prefix.shared import inner
+from rlhf_core.prefix.sharing import completion_logps, shares
 
 BLOCK = 32  # tokens
 Engine = Literal["shared", "transformers", "continuous"]

@@ -53,7 +53,7 @@ def check_formatter(name: str) -> Report:
 
 
 def tiny_model(folder: Path) -> Path:
-    """Write a two-layer Qwen3 of random weights, with the embedded model's tokenizer, to `folder` and return it.
+    """Write a two-layer Qwen3 of random weights, with the built-in model's tokenizer, to `folder` and return it.
 
     It has everything a real model folder has and trains a step in milliseconds.
     """

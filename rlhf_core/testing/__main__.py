@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
 from rlhf_core.testing.report import Report
 
 

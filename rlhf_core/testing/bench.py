@@ -10,10 +10,10 @@ import threading
 from collections.abc import Sequence
 
 from rlhf_core.reward import CALLBACK_NAMES
-from rlhf_core.reward_spec import BoundReward
+from rlhf_core.rewards.runtime import Batch, RewardRuntime
+from rlhf_core.rewards.smoke_test import STAND_INS
+from rlhf_core.rewards.spec import BoundReward
 from rlhf_core.testing.golden import Row
-from rlhf_core.training.rewards import Batch, RewardRuntime
-from rlhf_core.training.tryout import STAND_INS
 
 SECONDS = 60.0  # that a batch may take in the worker, where the reward declares no timeout; the first may load a model
 

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data_spec import DataSpec
+from rlhf_core.catalog import Catalog, Entry
+from rlhf_core.data.loading import Need, choose_formatter, load, project
+from rlhf_core.data.sources import Row, read_file
+from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Example, Formatter
-from rlhf_core.plugins import Catalog, Entry
 from rlhf_core.testing import imports
 from rlhf_core.testing.report import Report, Result
-from rlhf_core.training.data import Need, choose_formatter, load, project
-from rlhf_core.training.sources import Row, read_file
 
 NEEDS: tuple[Need, ...] = ("preferences", "conversations", "prompts")
 ROLES = ("system", "user", "assistant", "tool")

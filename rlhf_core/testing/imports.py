@@ -16,7 +16,7 @@ TRIES = 5  # another program on the same cores makes one try slow
 
 _CODE = """
 import importlib, importlib.machinery, json, os, sys, time
-import pluggy, rlhf_core.formatter, rlhf_core.hookspecs, rlhf_core.method, rlhf_core.plugins, rlhf_core.reward
+import pluggy, rlhf_core.formatter, rlhf_core.hookspecs, rlhf_core.method, rlhf_core.catalog, rlhf_core.reward
 class NoTorch:  # importing torch takes seconds, and is what is asked about
     @staticmethod
     def find_spec(name, path=None, target=None):

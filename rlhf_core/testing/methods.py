@@ -1,7 +1,7 @@
 """The rules that every method keeps: `rlhf_core.testing.check_method`, `rlhf plugins check NAME`.
 
 Real runs of a few steps on a two-layer model, started as users start them (`rlhf_core.training.run.train`), on rows of
-the embedded data, without network.
+the built-in data, without network.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from unittest import mock
 
 from pydantic import ValidationError
 
-from rlhf_core import embedded
+from rlhf_core import builtin
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.plugins import Catalog
 from rlhf_core.testing import imports, tiny
 from rlhf_core.testing.report import Report, Result
 
@@ -45,7 +45,7 @@ SHORT: dict[str, Any] = {
     "gradient_checkpointing": False,
     "logging_steps": 1,
     "save_total_limit": 10,
-    "eval_prompts": 0,
+    "num_eval_prompts": 0,
 }
 LOCAL = ("127.0.0.1", "::1", "localhost")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -114,7 +114,7 @@ def examine(name: str) -> Report:
         lab = Lab(name, Path(folder))
         with silence():
             tiny.write(lab.folder / "model")
-        lines = embedded.data_file(method.data, "train").read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = builtin.data_file(method.data, "train").read_text(encoding="utf-8").splitlines(keepends=True)
         (lab.folder / "data.jsonl").write_text("".join(lines[:ROWS]), encoding="utf-8")
         _options(report.rule("checks its options"), lab, method)
         if report.failed:
@@ -140,7 +140,7 @@ def _declares(rule: Result, method: type[Method]) -> None:
 
 
 def _options(rule: Result, lab: Lab, method: type[Method]) -> None:
-    for values, what in (({}, "the defaults"), (method.preset(), "embedded_preset")):
+    for values, what in (({}, "the defaults"), (method.preset(), "builtin_preset")):
         try:
             method.Options.model_validate(values)
         except ValidationError as error:
@@ -197,7 +197,7 @@ def _steps_between_checkpoints(lab: Lab) -> int:
 
 def _prepared(config: Any, method: Method) -> Run:
     """A run whose trainer has been built."""
-    from rlhf_core.reward_spec import bind_all
+    from rlhf_core.rewards.spec import bind_all
     from rlhf_core.training.plan import dataset, make_plan
     from rlhf_core.training.run import Run
 
@@ -242,7 +242,7 @@ def _changed(rule: Result, whole: Trial, adapted: Trial, lab: Lab) -> None:
 def _reloads(rule: Result, trials: list[Trial], lab: Lab, method: type[Method]) -> None:
     import torch
 
-    from rlhf_core.training import models
+    from rlhf_core.models import loading as models
 
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     for trial in trials:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core import embedded
+from rlhf_core import builtin
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
 from rlhf_core.reward import is_factory, maker_parameters, read_signature
-from rlhf_core.reward_spec import RewardSpec, bind
+from rlhf_core.rewards.spec import RewardSpec, bind
 from rlhf_core.testing import golden, hacking, hostile, imports, probes
 from rlhf_core.testing.bench import Bench, Outcome, batch_of
 from rlhf_core.testing.golden import Case, Row, shown
@@ -56,10 +56,10 @@ class Subject:
         return self.bench(full[0].parameters if full else {})
 
     def rows(self) -> list[Row]:
-        """The rows that the main bench scores: those of its cases, or some of the embedded data."""
+        """The rows that the main bench scores: those of its cases, or some of the built-in data."""
         given = {**self.spec.parameters}
         wanted = dict(self.main.bound.spec.parameters)
-        return [case.row for case in self.cases if {**given, **case.parameters} == wanted] or _embedded_rows()
+        return [case.row for case in self.cases if {**given, **case.parameters} == wanted] or _builtin_rows()
 
 
 def examine(target: str, parameters: Mapping[str, Any]) -> Report:
@@ -316,12 +316,12 @@ def _in_range(rule: Result, subject: Subject) -> None:
         rule.fault(f"{place}: {shown(score)} is outside {low:g} to {high:g}: declare what it can give, or clip it")
 
 
-def _embedded_rows() -> list[Row]:
-    """For a reward without golden cases: questions of the embedded data, with right answers."""
-    lines = embedded.data_file("prompts", "heldout").read_text(encoding="utf-8").splitlines()[:6]
+def _builtin_rows() -> list[Row]:
+    """For a reward without golden cases: questions of the built-in data, with right answers."""
+    lines = builtin.data_file("prompts", "heldout").read_text(encoding="utf-8").splitlines()[:6]
     return [
         Row(
-            f"embedded row {number}",
+            f"builtin row {number}",
             [{"role": "user", "content": values.pop("question")}],
             f"<think>\nI know it.\n</think>\n<answer>\n{values['answer']}\n</answer>",
             values,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rlhf_core import embedded
+from rlhf_core import builtin
 
 
 def write(folder: Path) -> Path:
@@ -13,11 +13,11 @@ def write(folder: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    for file in embedded.MODEL.iterdir():
+    for file in builtin.MODEL.iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, folder)
     config = AutoConfig.from_pretrained(
-        embedded.MODEL,
+        builtin.MODEL,
         num_hidden_layers=2,
         layer_types=["full_attention"] * 2,
         hidden_size=32,

@@ -22,7 +22,8 @@ def make_arguments(cls: type, config: RunConfig, folder: Path, fields: dict[str,
     """Training arguments of class `cls`: the shared options, then `fields`, then what the user set."""
     import torch
 
-    from rlhf_core.training import callbacks, launch, models
+    from rlhf_core.models import loading as models
+    from rlhf_core.training import callbacks, launch
 
     options = config.options
     half = models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16")

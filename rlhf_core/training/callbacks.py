@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from rlhf_core.training.rewards import RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
 
 WRITING = ".writing"
 BREAKER_STEPS = 20

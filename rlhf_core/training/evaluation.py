@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from rlhf_core.data.loading import prompt_of
 from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
-from rlhf_core.training.data import prompt_of
-from rlhf_core.training.rewards import Batch
+from rlhf_core.rewards.runtime import Batch
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run

@@ -1,7 +1,7 @@
 """Several processes for one run: torch's own launcher starts them, and each checks that it got what was asked for.
 
     rlhf run --num-processes 2 …
-    rlhf run --num-machines 2 --machine-rank 0 --main-address 10.0.0.1:29500 --num-processes 8 --distributed fsdp …
+    rlhf run --num-machines 2 --machine-rank 0 --master-addr 10.0.0.1:29500 --num-processes 8 --distributed fsdp …
 
 Ctrl-C and SIGTERM reach only the command that was typed. It leaves a note in the run's folder, and the processes, which
 look for it after every step, stop together with a checkpoint. When that command is killed, its processes end with it
@@ -66,7 +66,7 @@ def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
     if config.num_machines == 1:
         command += ["--standalone"]
     else:
-        host, _, port = str(config.main_address).partition(":")
+        host, _, port = str(config.master_addr).partition(":")
         command += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
         command += ["--master-addr", host, "--master-port", port or "29500"]
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
@@ -207,7 +207,7 @@ def smaller(options: TrainingOptions) -> dict[str, int] | None:
 
 
 def leave_smaller(folder: Path, settings: dict[str, int]) -> None:
-    from rlhf_core.training.folder import write_whole
+    from rlhf_core.training.run_folder import write_whole
 
     write_whole(folder / SMALLER, json.dumps(settings))
 

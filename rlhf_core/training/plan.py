@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
+from rlhf_core.data import lengths
+from rlhf_core.data import loading as data_module
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import BoundReward
-from rlhf_core.training import data as data_module
-from rlhf_core.training import lengths, models, tryout
+from rlhf_core.models import loading as models
+from rlhf_core.rewards import smoke_test as tryout
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.rewards.spec import BoundReward
 from rlhf_core.training.arguments import check_settings
-from rlhf_core.training.rewards import RewardRuntime
-from rlhf_core.training.screen import Screen
+from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
     import datasets
@@ -40,7 +42,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list
         method.data,
         catalog,
         eval_specs=config.eval_specs,
-        held_out=options.eval_prompts,
+        held_out=options.num_eval_prompts,
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
     )
@@ -115,7 +117,7 @@ def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, 
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
     if config.preset:
         values = ", ".join(f"{name} {value}" for name, value in config.preset.items())
-        rows.append(("Preset", f"for the embedded model: {values}"))
+        rows.append(("Preset", f"for the built-in model: {values}"))
     return [*rows, ("Device", device), ("Output", str(config.output_dir))]
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-from rlhf_core.training.rewards import RewardRuntime
-from rlhf_core.training.screen import number, question, scores_text
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.ui.screen import number, question, scores_text
 
 BARS = "▁▂▃▄▅▆▇█"
 SAMPLES = 10  # sample answers shown in the course of a run

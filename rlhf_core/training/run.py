@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.config import EMBEDDED, RunConfig
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import BUILTIN, RunConfig
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import bind_all
+from rlhf_core.rewards.spec import bind_all
 from rlhf_core.training import environment, launch
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     import transformers
     from peft import LoraConfig
 
+    from rlhf_core.models.loading import ModelInfo
+    from rlhf_core.rewards.runtime import RewardRuntime
     from rlhf_core.training.callbacks import Checkpoints
-    from rlhf_core.training.models import ModelInfo
     from rlhf_core.training.plan import Plan
     from rlhf_core.training.progress import ProgressCallback
-    from rlhf_core.training.rewards import RewardRuntime
-    from rlhf_core.training.screen import Screen
+    from rlhf_core.ui.screen import Screen
 
 
 @dataclass
@@ -70,14 +70,14 @@ class Run:
     @functools.cached_property
     def model(self) -> transformers.PreTrainedModel:
         """The model with its weights, and with its adapter where the run starts from one."""
-        from rlhf_core.training import models
+        from rlhf_core.models import loading as models
 
         return models.load(self.info, self.options)
 
     @functools.cached_property
     def peft_config(self) -> LoraConfig | None:
         """The adapter to add to the model, if one is to be added."""
-        from rlhf_core.training import models
+        from rlhf_core.models import loading as models
 
         return models.new_adapter(self.info, self.options)
 
@@ -112,7 +112,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     rewards = bind_all(config.reward_specs, catalog)
 
     from rlhf_core.training import plan as planning
-    from rlhf_core.training.screen import Screen
+    from rlhf_core.ui.screen import Screen
 
     screen = Screen(quiet=not _first_process())
     with screen.working("Reading data and model configuration …"):
@@ -130,8 +130,8 @@ def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) 
     launch.check_distributed(config)
     rewards = bind_all(config.reward_specs, catalog)
 
-    from rlhf_core.training import folder as run_folder
     from rlhf_core.training import plan as planning
+    from rlhf_core.training import run_folder
 
     run_folder.choose(config, resume)
     planning.make_plan(config, method, catalog, rewards).rewards.close()
@@ -142,8 +142,8 @@ def _train_planned(
 ) -> int:
     import transformers
 
-    from rlhf_core.training import folder as run_folder
     from rlhf_core.training import plan as planning
+    from rlhf_core.training import run_folder
 
     folder = run_folder.choose(config, resume)
     screen.resolved(planning.summary(config, catalog, plan))
@@ -175,8 +175,7 @@ def _train_planned(
 
 def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog: Catalog, screen: Screen) -> int:
     """Look at the held-out prompts, train, look again, save."""
-    from rlhf_core.training import callbacks, evaluation
-    from rlhf_core.training import folder as run_folder
+    from rlhf_core.training import callbacks, evaluation, run_folder
     from rlhf_core.training.progress import ProgressCallback
 
     looks = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
@@ -316,7 +315,7 @@ def _say_goodbye(run: Run, method: Method, screen: Screen) -> None:
 
 def _say_failures(run: Run, screen: Screen) -> None:
     """A line for each reward that failed, and where its rows are."""
-    from rlhf_core.training.outcomes import failures
+    from rlhf_core.rewards.outcomes import failures
 
     file = run.folder / "reward_errors.jsonl"
     if lines := failures(file, run.folder / "samples.jsonl"):
@@ -328,7 +327,7 @@ def _next_command(run: Run, method: Method) -> str:
     config = run.config
     if method.task == "sequence_classification":
         return f"rlhf run --method ppo --reward-model {run.folder / 'model'} --model {config.model}"
-    data = "" if config.data == [EMBEDDED] else "".join(f" --data {spec}" for spec in config.data_specs)
+    data = "" if config.data == [BUILTIN] else "".join(f" --data {spec}" for spec in config.data_specs)
     rewards = "".join(f" --reward '{spec}'" if spec.parameters else f" --reward {spec}" for spec in config.reward_specs)
     return f"rlhf run --method {config.method}{rewards} --model {run.folder / 'model'}{data}"
 

@@ -42,7 +42,7 @@ class Options(TrainingOptions):
 class DPO(Method):
     name, data, rewards, config = "dpo", "preferences", "optional", "trl:DPOConfig"
     Options = Options
-    embedded_preset = {  # noqa: RUF012 - a class constant
+    builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-4,
         "max_steps": 60,
         "per_device_train_batch_size": 16,
@@ -51,8 +51,9 @@ class DPO(Method):
     def trainer(self, run):
         from trl import DPOConfig
 
+        from rlhf_core.data import encoding
+        from rlhf_core.models import loading as models
         from rlhf_core.prefix import share
-        from rlhf_core.training import encode, models
         from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
 
         options = run.options
@@ -69,8 +70,8 @@ class DPO(Method):
                 label_smoothing=options.label_smoothing,
                 max_length=None,
             ),
-            train_dataset=encode.pairs(run.train_dataset, run.tokenizer, limit),
-            eval_dataset=run.eval_dataset and encode.pairs(run.eval_dataset, run.tokenizer, limit),
+            train_dataset=encoding.pairs(run.train_dataset, run.tokenizer, limit),
+            eval_dataset=run.eval_dataset and encoding.pairs(run.eval_dataset, run.tokenizer, limit),
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
         )

@@ -15,9 +15,9 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from rlhf_core.plugins import Catalog
+from rlhf_core.catalog import Catalog
+from rlhf_core.models.loading import load
 from rlhf_core.training.callbacks import list_checkpoints
-from rlhf_core.training.models import load
 from rlhf_core.training.run import train
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -198,7 +198,7 @@ def test_the_trainer_takes_our_tokens_as_they_are(made_run):
     """It fails when TRL tokenizes elsewhere than in _prepare_dataset, or names its columns otherwise."""
     assert list(inspect.signature(DPOTrainer._prepare_dataset).parameters)[:2] == ["self", "dataset"]
     assert SharedPrefixDPOTrainer.__mro__[1] is DPOTrainer
-    trainer = DPO().trainer(made_run(eval_prompts=2))
+    trainer = DPO().trainer(made_run(num_eval_prompts=2))
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == columns
     trainer._set_signature_columns_if_needed()

@@ -25,9 +25,9 @@ from rlhf_formatter_common import (
     sharegpt_preference,
 )
 
-from rlhf_core.plugins import Catalog
-from rlhf_core.training.data import choose_formatter, project
-from rlhf_core.training.sources import Row, read_file
+from rlhf_core.catalog import Catalog
+from rlhf_core.data.loading import choose_formatter, project
+from rlhf_core.data.sources import Row, read_file
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 

@@ -57,7 +57,7 @@ class Options(TrainingOptions):
 class GRPO(Method):
     name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
     Options = Options
-    embedded_preset = {  # noqa: RUF012 - a class constant
+    builtin_preset = {  # noqa: RUF012 - a class constant
         # An adapter forgets less of the medicine than the whole model does while it learns the layout.
         "lora": True,
         "lora_target_modules": ["o_proj", "down_proj"],

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from rlhf_core.prefix import Group, SampledStates, few_rows, scoring, share, shared
+from rlhf_core.prefix import Group, SampledStates, few_rows, share, shared
+from rlhf_core.prefix import sharing as scoring
 from rlhf_core.training import launch
 
 ROWS = [

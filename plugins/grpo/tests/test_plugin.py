@@ -12,8 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from rlhf_core import UserError, testing
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.plugins import Catalog
 from rlhf_core.training.plan import make_plan
 from rlhf_core.training.run import Run
 
@@ -23,7 +23,7 @@ def run(tmp_path):
     """run(option=…) -> a Run on the two-layer model, ready for GRPO().trainer(run)."""
     import datasets
 
-    from rlhf_core.reward_spec import bind_all
+    from rlhf_core.rewards.spec import bind_all
 
     def make(**values) -> Run:
         model = testing.tiny_model(tmp_path / "model")
@@ -33,7 +33,7 @@ def run(tmp_path):
             "model": str(model),
             "output_dir": str(tmp_path / "out"),
         }
-        config, method = resolve({**base, "eval_prompts": 0, **values}, Catalog())
+        config, method = resolve({**base, "num_eval_prompts": 0, **values}, Catalog())
         plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
         rows = datasets.Dataset.from_list(plan.data.train[:32])
         return Run(config, tmp_path / "out", plan.info, rows, plan.data.held_out, plan.rewards)

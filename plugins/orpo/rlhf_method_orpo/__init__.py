@@ -35,7 +35,7 @@ class Options(TrainingOptions):
 class ORPO(Method):
     name, data, rewards = "orpo", "preferences", "optional"
     Options = Options
-    embedded_preset = {  # noqa: RUF012 - a class constant
+    builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 3e-4,
         "max_steps": 60,
         "per_device_train_batch_size": 16,
@@ -45,7 +45,7 @@ class ORPO(Method):
         from peft import get_peft_model
         from transformers import TrainingArguments
 
-        from rlhf_core.training import encode
+        from rlhf_core.data import encoding
         from rlhf_method_orpo.trainer import ORPOTrainer
 
         options = run.options
@@ -59,7 +59,7 @@ class ORPO(Method):
             model=run.model if run.peft_config is None else get_peft_model(run.model, run.peft_config),
             args=arguments,
             lambda_orpo=options.lambda_orpo,
-            train_dataset=encode.pairs(run.train_dataset, run.tokenizer, limit),
-            eval_dataset=run.eval_dataset and encode.pairs(run.eval_dataset, run.tokenizer, limit),
+            train_dataset=encoding.pairs(run.train_dataset, run.tokenizer, limit),
+            eval_dataset=run.eval_dataset and encoding.pairs(run.eval_dataset, run.tokenizer, limit),
             processing_class=run.tokenizer,
         )

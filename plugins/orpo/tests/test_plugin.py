@@ -16,8 +16,8 @@ from rlhf_method_orpo.trainer import NEAREST, ORPOTrainer, groups_of, log_odds_o
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.plugins import Catalog
 from rlhf_core.training.run import train
 
 T = torch.tensor
@@ -188,7 +188,7 @@ def run(tmp_path, tiny_model, monkeypatch):
             "gradient_accumulation_steps": 2,
             "max_completion_length": 32,
             "logging_steps": 1,
-            "eval_prompts": 2,
+            "num_eval_prompts": 2,
             "gradient_checkpointing": False,
         }
         config, method = resolve({**shared, **values}, Catalog())
@@ -261,7 +261,13 @@ def test_the_answers_end_token_is_learned_once_and_the_prompts_tokens_are_not(ru
 
 def test_two_processes_take_the_steps_of_one(run, tmp_path, tiny_model):
     """The same four pairs a step, two by two or all in one: the same weights, up to rounding."""
-    values = {"max_steps": 3, "eval_prompts": 3, "gradient_accumulation_steps": 1, "optim": "sgd", "learning_rate": 0.1}
+    values = {
+        "max_steps": 3,
+        "num_eval_prompts": 3,
+        "gradient_accumulation_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+    }
     alone = run("alone", **values, per_device_train_batch_size=4)
     text = (alone / "config.yaml").read_text()
     text = text.replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 2")

@@ -66,7 +66,7 @@ class Options(TrainingOptions):
 class PPO(Method):
     name, data, rewards = "ppo", "prompts", "required"
     Options = Options
-    embedded_preset = {  # noqa: RUF012 - a class constant
+    builtin_preset = {  # noqa: RUF012 - a class constant
         "lora": True,
         "lora_target_modules": ["o_proj", "down_proj"],
         "learning_rate": 8e-3,
@@ -80,7 +80,7 @@ class PPO(Method):
         from peft import get_peft_model
         from transformers import TrainingArguments
 
-        from rlhf_core.training.reference import Reference
+        from rlhf_core.models.reference import Reference
         from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
 
         options = run.options

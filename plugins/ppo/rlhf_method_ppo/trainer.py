@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, end_tokens, rollout, stacked
-from rlhf_core.training.rewards import Batch
+from rlhf_core.rewards.runtime import Batch
 from rlhf_method_ppo import losses
 
 VALUE_HEAD, VALUE_MODEL, CONTROLLER = "value_head.safetensors", "value_model.safetensors", "kl_coef.txt"

@@ -13,8 +13,8 @@ from rlhf_method_ppo.trainer import Experience, PolicyWithValue, PromptBatches
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.plugins import Catalog
 from rlhf_core.prefix import Group, stacked
 from rlhf_core.training.plan import make_plan
 from rlhf_core.training.run import Run, train
@@ -152,7 +152,7 @@ def settings(tmp_path, tiny_model, monkeypatch):
         "max_completion_length": 8,
         "logging_steps": 1,
         "save_steps": 2,
-        "eval_prompts": 0,
+        "num_eval_prompts": 0,
         "gradient_checkpointing": False,
     }
 
@@ -162,7 +162,7 @@ def trainer(settings):
     """trainer(option=…) -> a PPOTrainer."""
     import datasets
 
-    from rlhf_core.reward_spec import bind_all
+    from rlhf_core.rewards.spec import bind_all
 
     def make(**values):
         config, method = resolve({**settings, **values}, Catalog())
@@ -295,7 +295,7 @@ def test_every_epoch_learns_from_every_answer_once(trainer):
 
 
 def test_a_run_writes_a_model_and_the_metrics_of_the_paper(go, tiny_model):
-    assert go("out", eval_prompts=1, target_kl=1.0) == 0
+    assert go("out", num_eval_prompts=1, target_kl=1.0) == 0
     before, after = load_file(tiny_model / "model.safetensors"), weights("out")
     assert before.keys() == after.keys()
     assert not same(before, after)

@@ -47,12 +47,12 @@ class RewardModel(Method):
     name, data, rewards, config = "reward_model", "preferences", "none", "trl:RewardConfig"
     task, generates = "sequence_classification", False
     Options = Options
-    embedded_preset = {  # noqa: RUF012 - a class constant
+    builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-3,
         "max_steps": 430,
         "per_device_train_batch_size": 16,
         "max_completion_length": 128,
-        "eval_prompts": 128,
+        "num_eval_prompts": 128,
     }
 
     def trainer(self, run):
@@ -79,9 +79,9 @@ class RewardModel(Method):
 
 def _joined(rows, run):
     """`chosen_ids` and `rejected_ids` with their prompt before them."""
-    from rlhf_core.training import encode
+    from rlhf_core.data import encoding
 
-    encoded = encode.pairs(rows, run.tokenizer, run.options.max_completion_length)
+    encoded = encoding.pairs(rows, run.tokenizer, run.options.max_completion_length)
     return encoded.map(
         lambda row: {key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")},
         remove_columns=["prompt_ids"],
@@ -121,17 +121,17 @@ class RewardModelScore:
 
     def encode(self, prompts, completions: list[str]) -> list[list[int]]:
         """Token ids of each prompt with its answer and an end token, as in training; the last, where not all fit."""
-        from rlhf_core.training import encode
+        from rlhf_core.data import encoding
 
         rows = []
         for prompt, text in zip(prompts, completions, strict=True):
             turns = [{**message, "content": _writable(message["content"])} for message in prompt]
             reply = [{"role": "assistant", "content": _writable(text)}]
-            before, answer = encode.answered(self.tokenizer, turns, reply)
+            before, answer = encoding.answered(self.tokenizer, turns, reply)
             rows.append((before + answer)[-self.tokenizer.model_max_length :])
         return rows
 
     def _load(self) -> None:
-        from rlhf_core.training import models
+        from rlhf_core.models import loading as models
 
         self.model, self.tokenizer = models.load_scorer(str(self.folder))

@@ -12,9 +12,9 @@ from rlhf_method_reward_model import RewardModel, RewardModelScore
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.training import models
+from rlhf_core.models import loading as models
 from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
 
@@ -145,12 +145,12 @@ def test_accumulated_steps_are_one_large_step(go):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
-    code, whole = go(output_dir="whole", lora=lora, eval_prompts=2)
+    code, whole = go(output_dir="whole", lora=lora, num_eval_prompts=2)
     assert code == 0
-    _, cut = go(output_dir="cut", lora=lora, eval_prompts=2)
+    _, cut = go(output_dir="cut", lora=lora, num_eval_prompts=2)
     shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
     shutil.rmtree(cut / "model")
-    code, cut = go(output_dir="cut", lora=lora, eval_prompts=2, resume=True)
+    code, cut = go(output_dir="cut", lora=lora, num_eval_prompts=2, resume=True)
     assert code == 0
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     assert any("score" in key for key in weights(cut, name))

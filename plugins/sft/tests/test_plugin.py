@@ -11,9 +11,9 @@ from rlhf_method_sft import SFT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlhf_core.plugins import Catalog
+from rlhf_core.catalog import Catalog
+from rlhf_core.data.encoding import IGNORED
 from rlhf_core.training.callbacks import list_checkpoints
-from rlhf_core.training.encode import IGNORED
 from rlhf_core.training.run import train
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_the_formulas(made_run, tiny_model, lora):
 
 
 def test_batches_learn_the_assistants_tokens_and_nothing_else(made_run):
-    trainer = SFT().trainer(made_run(eval_prompts=2, shared_prefix=False))  # a row each, padded
+    trainer = SFT().trainer(made_run(num_eval_prompts=2, shared_prefix=False))  # a row each, padded
     tokenizer = trainer.processing_class
     end = tokenizer.eos_token_id
     assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == ["input_ids", "labels"]
@@ -99,7 +99,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_run_leaves_a_model_that_gives_the_same_logits(resolved, monkeypatch, lora):
     trainers = []
-    config, method = resolved(lora=lora, max_steps=3, eval_prompts=1, max_completion_length=4)
+    config, method = resolved(lora=lora, max_steps=3, num_eval_prompts=1, max_completion_length=4)
     build = method.trainer
     monkeypatch.setattr(method, "trainer", lambda run: trainers.append(build(run)) or trainers[0])
     assert train(config, method, Catalog()) == 0

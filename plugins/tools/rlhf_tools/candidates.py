@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.config import EMBEDDED, RunConfig, read_file, resolve
-from rlhf_core.data_spec import DataSpec, read_all
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import BUILTIN, RunConfig, read_file, resolve
+from rlhf_core.data import loading as data_module
+from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import BoundReward, RewardSpec, bind_all
-from rlhf_core.training import data as data_module
-from rlhf_core.training.target import find
+from rlhf_core.models.resolve import find
+from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind_all
 
 CANONICAL = ("prompt", "messages", "chosen", "rejected")
 
@@ -49,7 +49,7 @@ class Questions:
 def find_candidates(models: Sequence[str], catalog: Catalog) -> list[Candidate]:
     """Raises `UserError` for fewer than two models, for what is no language model and for a name given twice."""
     if len(models) < 2:
-        raise UserError("comparing takes at least two models: rlhf compare embedded runs/grpo-20260101-120000")
+        raise UserError("comparing takes at least two models: rlhf compare builtin runs/grpo-20260101-120000")
     named = [_split(text) for text in models]
     names = [name or _own_name(given) for name, given in named]
     given_names = Counter(name for name, _ in named if name)
@@ -122,12 +122,12 @@ def choose_max_completion_length(given: int | None, candidates: Sequence[Candida
 def choose_questions(
     data: Sequence[str], count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog
 ) -> Questions:
-    """At most `count` rows: any of `data`, else those that the first run did not learn from, else embedded ones."""
+    """At most `count` rows: any of `data`, else those that the first run did not learn from, else builtin ones."""
     run = next((one for one in candidates if one.config), None)
     if data:
         found = _any_rows(read_all(data, None, None), count, seed, catalog)
     elif run is None:
-        found = _any_rows([DataSpec(EMBEDDED)], count, seed, catalog)
+        found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:
         found = _held_out(run, count, seed, candidates, catalog)
     if len(found.rows) < count:
@@ -137,9 +137,9 @@ def choose_questions(
 
 def _any_rows(specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog) -> Questions:
     source = ", ".join(spec.source for spec in specs)
-    if source == EMBEDDED:
+    if source == BUILTIN:
         rows = data_module.load(specs, "prompts", catalog, held_out=count).held_out
-        return Questions(rows, "embedded, its held-out part")
+        return Questions(rows, "builtin, its held-out part")
     rows = data_module.load(specs, "prompts", catalog).train
     random.Random(seed).shuffle(rows)
     return Questions(rows[:count], source)
@@ -150,14 +150,14 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
     assert run.config is not None
     assert run.method is not None
     config, options = run.config, run.config.options
-    if config.eval_specs or [spec.source for spec in config.data_specs] == [EMBEDDED]:
+    if config.eval_specs or [spec.source for spec in config.data_specs] == [BUILTIN]:
         found = _any_rows(config.eval_specs or config.data_specs, count, seed, catalog)
         return replace(found, source=f"{found.source} (as in {run.name})")
     rows = data_module.load(
         config.data_specs,
         run.method.data,
         catalog,
-        held_out=options.eval_prompts,
+        held_out=options.num_eval_prompts,
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
     ).held_out[:count]
@@ -176,4 +176,4 @@ def _apart(candidate: Candidate) -> tuple[Any, ...]:
     """What decides which rows a run sets apart, beside its method."""
     assert candidate.config is not None
     options = candidate.config.options
-    return candidate.config.data, options.seed, options.eval_prompts
+    return candidate.config.data, options.seed, options.num_eval_prompts

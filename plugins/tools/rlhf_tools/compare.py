@@ -13,8 +13,8 @@ import click
     "--data",
     multiple=True,
     metavar="SPEC",
-    help="Prompts to ask: any of its rows may be taken, whether a model has learned from them or not; of `embedded` "
-    "its held-out part. Repeatable.  [what the first run given holds out; without a run: embedded]",
+    help="Prompts to ask: any of its rows may be taken, whether a model has learned from them or not; of `builtin` "
+    "its held-out part. Repeatable.  [what the first run given holds out; without a run: builtin]",
 )
 @click.option("--prompts", type=click.IntRange(min=1), default=64, metavar="N", help="How many prompts, at most.  [64]")
 @click.option(
@@ -50,14 +50,14 @@ import click
 def compare(models: tuple[str, ...], **values: Any) -> None:
     """Ask several models the same prompts and compare their answers.
 
-    Each of A, B, … is a run's folder, a model's or an adapter's folder, a Hub id or `embedded`; NAME=PATH gives it a
+    Each of A, B, … is a run's folder, a model's or an adapter's folder, a Hub id or `builtin`; NAME=PATH gives it a
     name. All others are compared with the first. Each answers greedily and sampled; the win rate is how often a
     model's answer scores higher than the first one's, with ties as half.
 
-    rlhf compare embedded runs/grpo-20260101-120000
+    rlhf compare builtin runs/grpo-20260101-120000
     """
-    from rlhf_core.plugins import Catalog
-    from rlhf_core.training.target import quiet_libraries
+    from rlhf_core.catalog import Catalog
+    from rlhf_core.models.resolve import quiet_libraries
     from rlhf_tools.candidates import find_candidates
 
     catalog = Catalog()

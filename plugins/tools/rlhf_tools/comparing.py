@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
+from rlhf_core.data.loading import add_system_prompt, prompt_of
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
-from rlhf_core.plugins import Catalog
+from rlhf_core.models import loading as models
 from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
-from rlhf_core.training import models
-from rlhf_core.training.data import add_system_prompt, prompt_of
-from rlhf_core.training.rewards import Batch, RewardRuntime
-from rlhf_core.training.screen import Screen
+from rlhf_core.rewards.runtime import Batch, RewardRuntime
+from rlhf_core.ui.screen import Screen
 from rlhf_tools import candidates as finding
 from rlhf_tools import page, table
 from rlhf_tools.candidates import Candidate, Questions

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from rlhf_tools import candidates, page
 from rlhf_tools.results import Answer, summarize, total
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.cli import main, rlhf
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
 
 REWARD = """
 def size(completions, **_):
@@ -163,7 +163,7 @@ def make_run(tmp_path, tiny_model, write_jsonl):
             "reward": ["medical_format"],
             "model": str(tiny_model),
             "data": [write_jsonl("rows.jsonl", rows)],
-            "eval_prompts": 4,
+            "num_eval_prompts": 4,
             "max_completion_length": 7,
         }
         config, _ = resolve({**base, **values}, Catalog())
@@ -188,7 +188,7 @@ def test_a_runs_config_gives_what_is_not_said(compare, tiny_model, make_run):
 
 
 def test_prompts_are_those_that_the_run_held_out(make_run):
-    from rlhf_core.training import data
+    from rlhf_core.data import loading as data
 
     run = make_run("first")
     config, method = resolve(json_of(run), Catalog())
@@ -229,7 +229,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_mistakes_are_one_message_and_exit_2(case, tiny_model, other_model, reward, tmp_path, monkeypatch, capsys):
-    from rlhf_core.training import models
+    from rlhf_core.models import loading as models
 
     arguments, message = REFUSALS[case]
     (tmp_path / "empty").mkdir()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rlhf_reward_length import Length
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind
+from rlhf_core.rewards.spec import RewardSpec, bind
 
 # text, score with min=10, max=20, tolerance=10
 CASES = {

@@ -7,7 +7,7 @@ import time
 import pytest
 from rlhf_reward_medical_format import INSTRUCTION, PART, medical_format
 
-from rlhf_core.plugins import Catalog
+from rlhf_core.catalog import Catalog
 
 ANSWER = "诊断：肺炎\n依据：发热、咳嗽\n建议：尽快就医"
 WHOLE = f"<think>\n发热。\n</think>\n<answer>\n{ANSWER}\n</answer>"

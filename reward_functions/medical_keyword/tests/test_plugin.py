@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rlhf_reward_medical_keyword import FROM_PROMPT, MedicalKeyword
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind
+from rlhf_core.rewards.spec import RewardSpec, bind
 
 REWARD = MedicalKeyword()
 KEYWORDS = ["低血糖", "饥饿时手抖", "眼前发黑"]

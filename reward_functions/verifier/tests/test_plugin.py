@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rlhf_reward_verifier import INSTRUCTION, verifier
 
-from rlhf_core.plugins import Catalog
-from rlhf_core.reward_spec import RewardSpec, bind
-from rlhf_core.training.worker import Worker
+from rlhf_core.catalog import Catalog
+from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.rewards.worker import Worker
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 MILLION = 1_000_000

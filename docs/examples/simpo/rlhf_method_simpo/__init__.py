@@ -32,7 +32,7 @@ class Options(TrainingOptions):
 class SimPO(Method):
     name, data, rewards = "simpo", "preferences", "optional"
     Options = Options
-    embedded_preset = {  # noqa: RUF012 - a class constant
+    builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 3e-4,
         "max_steps": 30,
         "per_device_train_batch_size": 16,
@@ -43,7 +43,7 @@ class SimPO(Method):
         from peft import get_peft_model
         from transformers import TrainingArguments
 
-        from rlhf_core.training import encode
+        from rlhf_core.data import encoding
         from rlhf_method_simpo.trainer import SimPOTrainer
 
         options = run.options
@@ -58,7 +58,7 @@ class SimPO(Method):
             args=arguments,
             beta=options.beta,
             gamma=options.gamma,
-            train_dataset=encode.pairs(run.train_dataset, run.tokenizer, limit),
-            eval_dataset=run.eval_dataset and encode.pairs(run.eval_dataset, run.tokenizer, limit),
+            train_dataset=encoding.pairs(run.train_dataset, run.tokenizer, limit),
+            eval_dataset=run.eval_dataset and encoding.pairs(run.eval_dataset, run.tokenizer, limit),
             processing_class=run.tokenizer,
         )

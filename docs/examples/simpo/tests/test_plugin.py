@@ -13,8 +13,8 @@ from rlhf_method_simpo import SimPO
 from rlhf_method_simpo.trainer import SimPOTrainer, groups_of, simpo_loss
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.plugins import Catalog
 from rlhf_core.testing import check_method, tiny_model
 from rlhf_core.training.run import train
 
@@ -154,7 +154,7 @@ def test_a_run_learns_which_answer_is_better(tmp_path, model_folder):
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "logging_steps": 1,
-        "eval_prompts": 4,
+        "num_eval_prompts": 4,
         "max_completion_length": 32,
     }
     config, method = resolve(values, Catalog())

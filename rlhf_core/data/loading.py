@@ -1,0 +1,247 @@
+"""From sources to the rows a method trains on.
+
+Rows are read, a formatter is found by their columns, each row becomes an `Example`, and the example is projected onto
+what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's place.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from rlhf_core import builtin
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import BUILTIN
+from rlhf_core.data.sources import Row, read, read_file
+from rlhf_core.data.spec import DataSpec
+from rlhf_core.errors import PluginError, UserError
+from rlhf_core.formatter import Example, Formatter, Messages
+
+BUILT_IN_FORMATTERS = "rlhf-formatter-common"
+# Names that TRL gives a meaning of its own, so a row's own column of that name can't ride along.
+CANONICAL = ("prompt", "completion", "completion_ids", "chosen", "rejected", "messages")
+Need = Literal["prompts", "preferences", "conversations"]
+HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source's projected rows. `total` is how many it has, of which `weight` may have left some out."""
+
+    spec: DataSpec
+    formatter: str
+    rows: list[dict[str, Any]]
+    total: int
+    notes: list[str]
+
+    def __str__(self) -> str:
+        count = (
+            f"{len(self.rows):,} rows" if len(self.rows) == self.total else f"{len(self.rows):,} of {self.total:,} rows"
+        )
+        return f"{self.spec.source}, layout {self.formatter}, {count}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Projected rows: `train` to learn from, `held_out` to look at before and after. `parts` say where `train` is from.
+
+    Rows of several sources have the columns of all of them, None where a source has no such column; `columns` are those
+    that every source has.
+    """
+
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    parts: list[Part]
+    columns: list[str]
+    limit_notes: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, and what else a user should know."""
+        return [note for part in self.parts for note in part.notes] + self.limit_notes
+
+
+def load(
+    specs: Sequence[DataSpec],
+    need: Need,
+    catalog: Catalog,
+    *,
+    eval_specs: Sequence[DataSpec] = (),
+    held_out: int = 0,
+    seed: int = 0,
+    skip_bad_rows: bool = False,
+) -> Data:
+    """Read the sources and convert them for a method that needs `need`.
+
+    The held-out rows are those of `eval_specs`, or of the built-in set if that is the only source, else `held_out` rows
+    set apart by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
+    which is as large as it can be without a row twice. A row that can't be converted is an error, or with
+    `skip_bad_rows` left out and counted in the notes.
+    """
+    parts = [_part(spec, need, catalog, skip_bad_rows) for spec in specs]
+    others = [row for spec in eval_specs for row in _part(spec, need, catalog, skip_bad_rows).rows]
+    if not others and [spec.source for spec in specs] == [BUILTIN]:
+        rest = read_file(builtin.data_file(need, "heldout"))
+        others = _convert(rest, specs[0], need, catalog)[1]
+    mixed = _weigh(parts, random.Random(f"{seed} weights"))
+    rows = [row for part in mixed for row in part.rows]
+    if others:
+        if len(parts) > 1:
+            random.Random(seed).shuffle(rows)
+        train, others = rows, others[:held_out]
+    else:
+        random.Random(seed).shuffle(rows)
+        count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
+        train, others = rows[count:], rows[:count]
+    columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
+    return Data(_same_columns(train), _same_columns(others), mixed, columns)
+
+
+def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool) -> Part:
+    if spec.source == BUILTIN:
+        rows = read_file(builtin.data_file(need, "train"))
+        notes: list[str] = []
+    else:
+        rows, notes = read(spec)
+    if not rows:
+        raise UserError(f"--data {spec.source}: there is no row in it")
+    formatter, projected, bad = _convert(rows, spec, need, catalog)
+    if bad and not (skip_bad_rows and projected):
+        hint = "" if skip_bad_rows else " Leave such rows out: --skip-bad-rows"
+        raise UserError(f"{bad[0]}." + (f" {len(bad):,} of {len(rows):,} rows can't be used.{hint}" if hint else ""))
+    if bad:
+        notes.append(f"{spec.source}: left out {len(bad):,} of {len(rows):,} rows; the first: {bad[0]}")
+    return Part(spec, formatter, projected, len(projected), notes)
+
+
+def _convert(
+    rows: list[Row], spec: DataSpec, need: Need, catalog: Catalog
+) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """(name of the formatter, projected rows, what is wrong with those that can't be)."""
+    chosen = choose_formatter(rows[0], spec.source, catalog, spec.formatter)
+    projected, bad = [], []
+    for row in rows:
+        try:
+            projected.append(project(row, chosen, need))
+        except UserError as error:
+            bad.append(str(error))
+    return chosen.name, projected, bad
+
+
+def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
+    """Draw from each part so that their sizes stand as their weights do."""
+    weights = [part.spec.weight for part in parts if part.spec.weight]
+    if len(weights) < 2:
+        return parts
+    size = min(part.total / weight for part, weight in zip(parts, weights, strict=True))
+    counts = [max(1, round(size * weight)) for weight in weights]
+    return [
+        replace(part, rows=rng.sample(part.rows, count)) if count < part.total else part
+        for part, count in zip(parts, counts, strict=True)
+    ]
+
+
+def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = dict.fromkeys(key for row in rows for key in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None) -> Formatter:
+    """The formatter with the most columns among those that fit `row`; built-in ones go before others."""
+    if forced is not None:
+        chosen = catalog.load("formatters", forced)[0]
+        if missing := chosen.columns - row.values.keys():
+            raise UserError(f"{row.place}: formatter {forced} needs {_names(missing)}; there is {_names(row.values)}")
+        return chosen
+    known: list[Formatter] = []
+    broken: list[str] = []
+    entries = [e for e in catalog.entries("formatters") if e.problem != "disabled"]
+    for built_in in (True, False):
+        group = []
+        for entry in entries:
+            if (entry.distribution == BUILT_IN_FORMATTERS) == built_in:
+                try:
+                    group.append(catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0])
+                except PluginError as error:
+                    broken.append(str(error))
+        if fitting := [f for f in group if f.fits(row.values)]:
+            return max(fitting, key=lambda f: (len(f.columns), f.matches is not None))
+        known += group
+    layouts = "".join(f"\n  {f.name}: {_names(f.columns)}" for f in known)
+    raise UserError(
+        f"--data {source}: no formatter fits. {row.place} has the columns {_names(row.values)}. Known layouts:{layouts}"
+        + "".join(f"\n  ({message})" for message in broken)
+    )
+
+
+def project(row: Row, formatter: Formatter, need: Need) -> dict[str, Any]:
+    """What a method that needs `need` gets of a row: TRL's columns, the reference answer, the row's other columns."""
+    example = convert(row, formatter)
+    return {**_PROJECTIONS[need](example, row), **row_columns(row, example)}
+
+
+def convert(row: Row, formatter: Formatter) -> Example:
+    """The row as an example. Raises `UserError` that names its place."""
+    try:
+        return formatter.convert(row.values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{row.place}: formatter {formatter.name}: {message}") from error
+
+
+def row_columns(row: Row, example: Example) -> dict[str, Any]:
+    """What rewards may ask for: the row's own columns, those that the formatter added, the reference answer."""
+    answer = {} if example.answer is None else {"answer": example.answer}
+    return {k: v for k, v in {**row.values, **example.columns, **answer}.items() if k not in CANONICAL}
+
+
+def _prompts(example: Example, row: Row) -> dict[str, Any]:
+    return {"prompt": _ends_with_user(example.prompt, row)}
+
+
+def _preferences(example: Example, row: Row) -> dict[str, Any]:
+    if example.chosen is None or example.rejected is None:
+        raise UserError(f"{row.place}: this method needs pairs of a better and a worse answer; the data has none")
+    return {"prompt": _ends_with_user(example.prompt, row), "chosen": example.chosen, "rejected": example.rejected}
+
+
+def _conversations(example: Example, row: Row) -> dict[str, Any]:
+    completion = example.completion or example.chosen
+    if completion is None:
+        raise UserError(f"{row.place}: this method needs an answer to learn; the data has only a prompt")
+    return {"messages": [*example.prompt, *completion]}
+
+
+_PROJECTIONS = {"prompts": _prompts, "preferences": _preferences, "conversations": _conversations}
+
+
+def _ends_with_user(prompt: Messages, row: Row) -> Messages:
+    if not prompt or prompt[-1]["role"] != "user":
+        raise UserError(f"{row.place}: the prompt does not end with a user's message")
+    return prompt
+
+
+def prompt_of(row: dict[str, Any]) -> Any:
+    """The messages to answer: the prompt, or a conversation up to its last question."""
+    if "prompt" in row:
+        return row["prompt"]
+    messages = row["messages"]
+    last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
+    return messages[: last + 1]
+
+
+def add_system_prompt(rows: Sequence[dict[str, Any]], system_prompt: str) -> int:
+    """Put a system message before prompts without one; returns to how many."""
+    changed = 0
+    for row in rows:
+        key = "messages" if "messages" in row else "prompt"
+        if row[key][0]["role"] != "system":
+            row[key] = [{"role": "system", "content": system_prompt}, *row[key]]
+            changed += 1
+    return changed
+
+
+def _names(columns: Mapping[str, Any] | set[str] | frozenset[str]) -> str:
+    return ", ".join(sorted(columns) if isinstance(columns, set | frozenset) else columns) or "none"

@@ -1,0 +1,201 @@
+"""Rows from files, folders and the Hub. Every row knows its place, for messages.
+
+.json (a list, or an object a line), .jsonl, .csv and .parquet, each also as .gz. A folder, or a Hub repository whose
+loading script can't be run, is read by its file names: where some say `train`, the others are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rlhf_core.data.spec import DataSpec
+from rlhf_core.errors import UserError, did_you_mean
+
+KINDS = (".json", ".jsonl", ".csv", ".parquet")
+# What the medical guide calls the configurations of shibing624/medical, whose folders are named otherwise.
+GUIDE_CONFIGS = {"dpo": "reward", "orpo": "reward", "grpo": "finetune", "ppo": "finetune", "sft": "finetune"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it stands, as in `data.jsonl line 3`."""
+
+    place: str
+    values: dict[str, Any]
+
+
+def read(spec: DataSpec) -> tuple[list[Row], list[str]]:
+    """(the rows of a source, what the user should know about the choice of files). Raises `UserError`."""
+    path = Path(spec.source).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if _kind(p.name) and not p.name.startswith("."))
+        if not files:
+            raise UserError(f"--data {spec.source}: the folder has no {_or(KINDS)} file")
+        chosen, notes = _training_files([str(file.relative_to(path)) for file in files], spec.source)
+        return [row for name in chosen for row in read_file(path / name)], notes
+    if path.exists():
+        return read_file(path), []
+    local = path.suffix in (*KINDS, ".gz", ".txt") or spec.source.startswith((".", "/", "~"))
+    if local or spec.source.count("/") > 1:
+        near = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(f"--data {spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
+    return _read_hub(spec)
+
+
+def read_file(path: Path, place: str | None = None) -> list[Row]:
+    """The rows of one file; `place` is what messages call it."""
+    place = place or path.name
+    kind = _kind(path.name)
+    if kind is None:
+        raise UserError(f"--data {path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"--data {path}: {error}") from error
+    if kind == ".parquet":
+        return _rows_of_parquet(path, content, place)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if not text.strip():
+        raise UserError(f"--data {path}: the file is empty")
+    if kind == ".csv":
+        return list(_rows_of_csv(path, text, place))
+    return list(
+        _rows_of_list(path, text, place) if text.lstrip().startswith("[") else _rows_of_lines(path, text, place)
+    )
+
+
+def _kind(name: str) -> str | None:
+    """The suffix that says how to read it, with or without .gz after it."""
+    suffix = PurePosixPath(name.removesuffix(".gz")).suffix
+    return suffix if suffix in KINDS else None
+
+
+def _training_files(names: list[str], source: str) -> tuple[list[str], list[str]]:
+    """Of file names that speak of a split, those that say `train`; and a note on the others."""
+    chosen = [name for name in names if "train" in PurePosixPath(name).name.lower()]
+    if not chosen or len(chosen) == len(names):
+        return names, []
+    left = [name for name in names if name not in chosen]
+    return chosen, [f"{source}: read {', '.join(chosen)}; left out, as not for training: {', '.join(left)}"]
+
+
+def _rows_of_lines(path: Path, text: str, place: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path} line {number} is not JSON: {error.msg}, at: {_excerpt(line, error.pos)}"
+            ) from error
+        yield _row(f"{place} line {number}", values)
+
+
+def _rows_of_list(path: Path, text: str, place: str) -> Iterator[Row]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} line {error.lineno} is not JSON: {error.msg}, at: {_excerpt(text, error.pos)}"
+        ) from error
+    yield from (_row(f"{place} row {number}", value) for number, value in enumerate(values, start=1))
+
+
+def _rows_of_csv(path: Path, text: str, place: str) -> Iterator[Row]:
+    """The first line names the columns; an empty cell is None."""
+    csv.field_size_limit(1 << 30)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = next(lines)
+        if len(set(names)) != len(names):
+            raise UserError(f"{path}: two columns of the first line have one name: {', '.join(names)}")
+        for cells in lines:
+            if not cells:
+                continue
+            if len(cells) != len(names):
+                raise UserError(f"{path} line {lines.line_num}: {len(cells)} cells under {len(names)} columns")
+            values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+            yield _row(f"{place} line {lines.line_num}", values)
+    except csv.Error as error:
+        raise UserError(f"{path} line {lines.line_num}: {error}") from error
+
+
+def _rows_of_parquet(path: Path, content: bytes, place: str) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        values = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
+    return [_row(f"{place} row {number}", value) for number, value in enumerate(values, start=1)]
+
+
+def _row(place: str, values: Any) -> Row:
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: expected an object with named columns, not {type(values).__name__}")
+    return Row(place, values)
+
+
+def _excerpt(text: str, position: int) -> str:
+    return repr(text[max(0, position - 10) : position + 30])
+
+
+def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
+    """The `train` split of a Hub data set; of a repository with a loading script, the files of the configuration."""
+    import datasets
+
+    try:
+        try:
+            loaded = datasets.load_dataset(spec.source, spec.config, split="train")
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            return _read_script_repository(spec)
+    except UserError:
+        raise
+    except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
+        raise UserError(
+            f"--data {spec.source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
+
+
+def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
+    """The files of a repository's configuration, whose own script datasets no longer runs."""
+    import huggingface_hub
+
+    files = huggingface_hub.HfApi().list_repo_files(spec.source, repo_type="dataset")
+    folders = sorted({name.partition("/")[0] for name in files if "/" in name and _kind(name)})
+    config = spec.config if spec.config in folders else GUIDE_CONFIGS.get(spec.config or "", spec.config)
+    if config not in folders:
+        asked = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
+        raise UserError(f"--data {spec.source} {asked}: write --data-config with one of {', '.join(folders)}")
+    inside = [name for name in files if name.startswith(f"{config}/") and _kind(name)]
+    chosen, _ = _training_files(inside, spec.source)
+    called = "" if config == spec.config else f" (--data-config {spec.config})"
+    note = f"{spec.source}: its loading script is not run; read {', '.join(chosen)}{called}"
+    rows: list[Row] = []
+    for name in chosen:
+        path = huggingface_hub.hf_hub_download(spec.source, name, repo_type="dataset")
+        rows += read_file(Path(path), name)
+    return rows, [note]
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

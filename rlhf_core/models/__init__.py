@@ -1,0 +1,1 @@
+"""Models: what a name or folder means, loading, the reference, merging an adapter."""

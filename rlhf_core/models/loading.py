@@ -1,0 +1,234 @@
+"""Models: what can be known before the weights load, and loading them.
+
+Everything that a user can get wrong about a model (a path, a missing chat template, prompts that are too long) is found
+from its configuration and tokenizer, which cost little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf_core import builtin
+from rlhf_core.config import BUILTIN, RunConfig
+from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+LORA_FROM = 1_000_000_000  # parameters
+Task = Literal["causal_lm", "sequence_classification"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model before its weights are loaded. `adapter` is the folder of a PEFT adapter that the run starts from.
+
+    `task` is what the method trains: a `causal_lm`, or a `sequence_classification` model with one score.
+    """
+
+    path: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    parameters: int
+    adapter: str | None = None
+    task: Task = "causal_lm"
+
+
+def inspect(config: RunConfig, task: Task = "causal_lm") -> ModelInfo:
+    """Read configuration and tokenizer. Raises `UserError` for a model that is not there or has no chat template."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    path, adapter = _locate(config.model)
+    try:
+        model_config = AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(adapter if adapter and _has_tokenizer(adapter) else path)
+    except (OSError, ValueError, KeyError) as error:
+        where = "is not a model folder" if Path(path).is_dir() else "is no folder here, and the Hub could not give it"
+        raise UserError(f"--model {config.model} {where}: {str(error).strip().splitlines()[0]}") from error
+    if config.chat_template is not None:
+        tokenizer.chat_template = _read_template(config.chat_template)
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"--model {config.model} has no chat template, so it can't be given messages. Use its instruction-tuned "
+            "version, or give a template: --chat-template FILE"
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model_config)
+    return ModelInfo(path, model_config, tokenizer, empty.num_parameters(), adapter, task)
+
+
+def _locate(model: str) -> tuple[str, str | None]:
+    """(base model, adapter or None). A folder with an adapter names its base model."""
+    if model == BUILTIN:
+        return str(builtin.MODEL), None
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+            raise UserError(f"--model {model}: there is no such folder")
+        return model, None
+    if not (folder / "adapter_config.json").is_file():
+        return str(folder), None
+    from peft import PeftConfig
+
+    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not base:
+        raise UserError(f"--model {model} is an adapter that does not name its base model")
+    return base, str(folder)
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return (Path(folder) / "tokenizer_config.json").is_file()
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--chat-template {file}: {error.strerror}") from error
+
+
+def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
+    """What was asked for; else for large or quantized models, and for a run that starts from an adapter."""
+    if options.lora is not None:
+        return options.lora
+    return bool(options.load_in_4bit or options.load_in_8bit or info.adapter or info.parameters >= LORA_FROM)
+
+
+def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
+    """Load the weights, and the adapter that the run starts from: trained further with LoRA, merged without."""
+    arguments: dict[str, Any] = {"dtype": weight_dtype(options, uses_lora(options, info))}
+    if options.attn_implementation:
+        arguments["attn_implementation"] = options.attn_implementation
+    if options.load_in_4bit or options.load_in_8bit:
+        arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": device()}}
+    model = from_pretrained(info.path, info.task, info.tokenizer, arguments)
+    if options.load_in_4bit or options.load_in_8bit:
+        model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger
+        if device().type == "cpu":
+            _keep_4bit_weights(model)
+    if info.adapter:
+        from peft import PeftModel
+
+        if info.task == "causal_lm":
+            model = PeftModel.from_pretrained(model, info.adapter, is_trainable=True)
+        else:
+            model = _adapter_with_score(model, info.adapter)
+        if not uses_lora(options, info):
+            model = model.merge_and_unload().requires_grad_(True)
+    if options.shares_prompts:
+        from rlhf_core.prefix import share
+
+        share(model)
+    return model
+
+
+def _keep_4bit_weights(model: PreTrainedModel) -> None:
+    """On CPUs with bfloat16, bitsandbytes repacks 4-bit weights for inference and back, with some loss each time."""
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """`model` with the adapter in `folder`, and the adapter's score head, or the model's where it has none."""
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(folder)
+    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
+    weights = {"base_model.model.score.weight": model.score.weight.detach(), **load_peft_weights(folder)}
+    model = get_peft_model(model, config)
+    set_peft_model_state_dict(model, weights)
+    return model
+
+
+def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained reward model, whole or an adapter, on the fastest device there is, with its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    path, adapter = _locate(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "right"
+    dtype = torch.bfloat16 if gpu_has_bfloat16() else torch.float32
+    model = from_pretrained(path, "sequence_classification", tokenizer, {"dtype": dtype})
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.eval().to(device()), tokenizer
+
+
+def from_pretrained(
+    path: str, task: Task, tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if task == "causal_lm":
+        return AutoModelForCausalLM.from_pretrained(path, **arguments)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
+    model.config.pad_token_id = tokenizer.pad_token_id  # the score is read at the last token that is not padding
+    return model
+
+
+def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
+    """The adapter to train, unless there is none or the run trains on the one it starts from."""
+    if info.adapter or not uses_lora(options, info):
+        return None
+    from peft import LoraConfig
+
+    scores = info.task == "sequence_classification"
+    return LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=options.lora_target_modules,
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+        modules_to_save=["score"] if scores else None,
+    )
+
+
+def weight_dtype(options: TrainingOptions, lora: bool) -> torch.dtype:
+    """`auto`: frozen weights in bfloat16 on a GPU that has it; weights that are trained in float32."""
+    import torch
+
+    if options.dtype != "auto":
+        return getattr(torch, options.dtype)
+    return torch.bfloat16 if lora and gpu_has_bfloat16() else torch.float32
+
+
+def gpu_has_bfloat16() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def _quantization(options: TrainingOptions, dtype: torch.dtype) -> Any:
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("4-bit and 8-bit weights need bitsandbytes: pip install 'rlhf-core[quantization]'")
+    if options.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )

@@ -1,0 +1,1 @@
+"""Rewards: what `--reward` names, and calling them while a model trains."""

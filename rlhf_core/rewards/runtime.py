@@ -1,0 +1,236 @@
+"""Rewards at run time: all rewards of a run are evaluated jointly, once a batch.
+
+Each row's outcome is a score, `None` (does not apply) or an error. An error never ends the run and never counts as
+zero. A batch whose function raised is retried row by row; a wrong length fails the whole batch; a wrong type, NaN and
+infinity fail their row. Async rewards, workers and what proved to wait run beside each other; the rest runs on the main
+thread, where nothing can stop it: a reward that may hang or end its process asks for `isolation="process"`. Needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.errors import UserError
+from rlhf_core.reward import CALLBACK_NAMES
+from rlhf_core.rewards.concurrency import AT_ONCE, AsyncRunner, RowThreads
+from rlhf_core.rewards.outcomes import Column, Inputs, attempt, blank, join, only_row
+from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.worker import Worker
+
+__all__ = ["Batch", "Column", "RewardRuntime"]
+
+
+@dataclass
+class Batch:
+    """What the rewards are asked about: messages in `prompts` and `completions`, the data's other columns as lists."""
+
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    completion_ids: Sequence[Sequence[int]]
+    columns: Mapping[str, Sequence[Any]]
+    trl: Mapping[str, Any] = field(default_factory=dict)
+    texts: Sequence[str] = field(default=(), compare=False)  # the completions, decoded when they are first needed
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+
+class RewardRuntime:
+    """The rewards of one run. `decode` turns token ids into text; samples and errors are written to `folder`."""
+
+    def __init__(
+        self,
+        rewards: Sequence[BoundReward],
+        decode: Callable[[Sequence[int]], str],
+        folder: Path | None = None,
+    ) -> None:
+        self.rewards = list(rewards)
+        self.decode = decode
+        self.folder = folder
+        self.blank_errors = False
+        self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
+        self.last: list[dict[str, Any]] = []
+        self._pool = ThreadPoolExecutor(AT_ONCE, "rlhf-rewards")
+        self._workers = {r.name: Worker(r) for r in rewards if r.reward.isolation == "process"}
+        self._async = {r.name: AsyncRunner(r) for r in rewards if r.is_async}
+        self._here = {
+            r.name: RowThreads(r, self._pool)
+            for r in rewards
+            if r.name not in self._workers and r.name not in self._async
+        }
+        self._scored: tuple[Any, dict[str, Column]] = (None, {})
+
+    @property
+    def weights(self) -> list[float]:
+        return [reward.weight for reward in self.rewards]
+
+    def check_columns(self, available: Sequence[str], source: str) -> None:
+        """Raise `UserError` if the data lacks a column that a reward needs."""
+        for reward in self.rewards:
+            if missing := reward.missing_columns(available):
+                have = ", ".join(name for name in available if name != "prompt") or "none"
+                raise UserError(
+                    f"reward {reward.name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
+                    f"which {source} does not have. Its columns: {have}."
+                )
+
+    def start(self) -> None:
+        """Start the worker processes, so that a reward that can't be built there is found before training."""
+        for worker in self._workers.values():
+            worker.start()
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.stop()
+        for runner in self._async.values():
+            runner.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def functions(self) -> list[Callable[..., list[float | None]]]:
+        """One column function per reward, as TRL calls them; the first to be called for a batch evaluates them all."""
+        return [self._column_function(reward.name) for reward in self.rewards]
+
+    def _column_function(self, name: str) -> Callable[..., list[float | None]]:
+        def column(prompts: Any, completions: Any, completion_ids: Any, **rest: Any) -> list[float | None]:
+            if self._scored[0] is not completions:  # TRL hands the same list to every function of a batch
+                trl = {key: rest.pop(key) for key in CALLBACK_NAMES if key in rest}
+                batch = Batch(prompts, completions, completion_ids, rest, trl)
+                columns = self.evaluate(batch)
+                self._after_batch(batch, columns)
+                self._scored = (completions, columns)
+            return self._scored[1][name].scores
+
+        column.__name__ = name
+        return column
+
+    def score(self, batch: Batch) -> list[float | None]:
+        """Each row's weighted sum of scores, written down and counted as TRL's calls are.
+
+        A reward that does not apply to a row adds nothing. None where one failed, or where none applies.
+        """
+        columns = self.evaluate(batch)
+        self._after_batch(batch, columns)
+        for name, column in columns.items():
+            if given := [score for score in column.scores if score is not None]:
+                batch.trl["log_metric"](f"rewards/{name}/mean", sum(given) / len(given))
+        return [self._total(columns, i) for i in range(len(batch))]
+
+    def _total(self, columns: Mapping[str, Column], i: int) -> float | None:
+        scored = [(r.weight, score) for r in self.rewards if (score := columns[r.name].scores[i]) is not None]
+        failed = any(column.errors[i] is not None for column in columns.values())
+        return sum(weight * score for weight, score in scored) if scored and not failed else None
+
+    def evaluate(self, batch: Batch) -> dict[str, Column]:
+        """Score a batch with every reward. What does not need the main thread runs meanwhile."""
+        if not batch.texts and self._wants_text():
+            batch.texts = self._decoded(batch)
+        size = len(batch)
+        fresh = {r.name: functools.partial(self._inputs, r, batch) for r in self.rewards}
+        begun: dict[str, Callable[[], Column]] = {
+            name: self._pool.submit(self._in_worker, name, fresh[name], size).result for name in self._workers
+        }
+        begun |= {name: runner.submit(fresh[name], size) for name, runner in self._async.items()}
+        begun |= {name: rows.submit(fresh[name], size) for name, rows in self._here.items() if rows.proved}
+        columns = {name: rows.score(fresh[name], size) for name, rows in self._here.items() if name not in begun}
+        columns |= {name: wait() for name, wait in begun.items()}
+        if self.blank_errors:
+            blank(list(columns.values()))
+        return {reward.name: columns[reward.name] for reward in self.rewards}
+
+    def _decoded(self, batch: Batch) -> list[str]:
+        return [self.decode(ids) for ids in batch.completion_ids]
+
+    def _wants_text(self) -> bool:
+        return any(reward.reward.view == "text" for reward in self.rewards)
+
+    def _inputs(self, reward: BoundReward, batch: Batch) -> Inputs:
+        """(columns, TRL's names) for one reward: lists of its own, so that no reward can change what another sees."""
+        completions = batch.texts if reward.reward.view == "text" else [_copy(c) for c in batch.completions]
+        trl = {
+            "prompts": [_copy(prompt) for prompt in batch.prompts],
+            "completions": list(completions),
+            "completion_ids": [list(ids) for ids in batch.completion_ids],
+        }
+        if reward.reward.isolation == "inline":
+            trl |= batch.trl
+        return {key: [_copy(value) for value in values] for key, values in batch.columns.items()}, trl
+
+    def _in_worker(self, name: str, fresh: Callable[[], Inputs], size: int) -> Column:
+        """The batch in the reward's process, and row by row if it raised; all rows have the same time again."""
+        worker = self._workers[name]
+        started = time.perf_counter()
+        column = attempt(worker.score, fresh(), size)
+        if column.raised and size > 1 and not worker.reward.reward.batchwise:
+            inputs, deadline = fresh(), time.monotonic() + worker.timeout
+            rows = []
+            for i in range(size):
+                left = deadline - time.monotonic()
+                rows.append(attempt(functools.partial(worker.score, seconds=left), only_row(inputs, i), 1))
+            column = join(rows)
+        column.seconds = time.perf_counter() - started
+        return column
+
+    def _after_batch(self, batch: Batch, columns: Mapping[str, Column]) -> None:
+        """Count, log and write down what came out."""
+        log_metric = batch.trl.get("log_metric", lambda name, value: None)
+        for name, column in columns.items():
+            self.counts[name][0] += column.failed
+            self.counts[name][1] += len(batch)
+            log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
+            log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
+            log_metric(f"rewards/{name}/latency", column.seconds)
+        texts = batch.texts or self._decoded(batch)
+        state = batch.trl.get("trainer_state")
+        step = state.global_step + 1 if state else 0
+        self.last = [_sample(batch, texts[i], columns, i, step) for i in range(len(batch))]
+        if self.folder is not None:
+            failed = [
+                {
+                    "step": step,
+                    "reward": name,
+                    "error": error,
+                    "prompt": batch.prompts[i],
+                    "completion": self.last[i]["completion"],
+                }
+                for name, column in columns.items()
+                for i, error in enumerate(column.errors)
+                if error is not None
+            ]
+            _append(self.folder / "samples.jsonl", self.last)
+            _append(self.folder / "reward_errors.jsonl", failed)
+
+
+def _sample(batch: Batch, text: str, columns: Mapping[str, Column], i: int, step: int) -> dict[str, Any]:
+    row = {name: values[i] for name, values in batch.columns.items()}
+    scores = {name: column.scores[i] for name, column in columns.items()}
+    return {"step": step, "prompt": batch.prompts[i], "completion": text, "rewards": scores, "columns": row}
+
+
+def _copy(value: Any) -> Any:
+    """Lists and dicts copied through, the rest as it is."""
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return value
+
+
+def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines by one write, since all processes of a run write to the same file."""
+    with file.open("ab", buffering=0) as stream:
+        stream.write(b"".join(_line(row) for row in rows))
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in the data
+        return json.dumps(row, default=str).encode() + b"\n"

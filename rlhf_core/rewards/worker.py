@@ -1,0 +1,203 @@
+"""A reward in a process of its own: `isolation="process"`.
+
+The worker is spawned, builds the reward from its specification (nothing is pickled to it but plain data, nothing is
+unpickled from it), runs it on its main thread and is killed, with the processes it started, when a batch takes longer
+than the reward's timeout. A worker that died is started anew for the next batch. It ends when the run ends, even by
+kill -9.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.errors import UserError
+from rlhf_core.rewards.outcomes import OutOfTime, RewardFailed, WorkerDied, WrongResult, as_list, describe
+from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind
+
+BATCH_SECONDS = 600.0  # that a batch may take where the reward declares no timeout
+START_SECONDS = 120.0  # a worker may import a lot before its first batch
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A running worker and our end of its pipe."""
+
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+
+    def receive(self, timeout: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        try:
+            while not self.pipe.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
+                # What the process forked may hold its end of the pipe open when it is gone.
+                if self.process.exitcode is not None and not self.pipe.poll():
+                    break
+                if time.monotonic() >= deadline:
+                    raise OutOfTime(f"no answer within {timeout:.3g} s")
+            else:
+                return json.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            self.process.join(5)
+        raise WorkerDied(f"the worker ended with exit code {self.process.exitcode}")
+
+    def kill(self) -> None:
+        """Kill the process and all that it started."""
+        if os.name == "posix" and self.process.pid is not None:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):  # it is gone, or had not yet made its group
+                pass
+        self.process.kill()
+        self.process.join(5)
+        self.pipe.close()
+
+
+class Worker:
+    """One reward's process. `score` is called for one batch at a time."""
+
+    def __init__(self, reward: BoundReward) -> None:
+        self.reward = reward
+        self.timeout = reward.reward.timeout or BATCH_SECONDS
+        self.running: _Process | None = None
+
+    def start(self) -> _Process:
+        """Spawn the process and wait until the reward is built. Raises `UserError` if it can't be."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        name = f"rlhf-reward-{self.reward.name}"
+        process = context.Process(target=_work, args=(theirs, _as_json(self.reward.spec)), name=name)
+        process.start()
+        theirs.close()
+        running = self.running = _Process(process, ours)
+        # Not a daemon, which could start no processes by multiprocessing. Python would wait for it when it exits.
+        atexit.register(self.stop)
+        try:
+            answer = running.receive(START_SECONDS)
+        except (WorkerDied, OutOfTime) as error:
+            self.stop()
+            raise UserError(f"reward {self.reward.name!r}: its worker process did not start: {error}") from error
+        if "error" in answer:
+            self.stop()
+            raise UserError(answer["error"])
+        return running
+
+    def score(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any], seconds: float | None = None) -> Any:
+        """The reward's scores for a batch, for which it has `seconds`, or else its timeout.
+
+        Raises `OutOfTime`, `WorkerDied`, `RewardFailed` or `WrongResult`.
+        """
+        seconds = self.timeout if seconds is None else seconds
+        if seconds <= 0:
+            raise OutOfTime("the rows before it used up the time")
+        running = self.running or self.start()
+        try:
+            running.pipe.send((dict(columns), dict(trl)))
+            answer = running.receive(seconds)
+        except (BrokenPipeError, ConnectionError) as error:
+            self.stop()
+            raise WorkerDied("the worker had ended before this batch") from error
+        except (WorkerDied, OutOfTime):
+            self.stop()
+            raise
+        if answer.get("spent"):
+            self.stop()
+        if "wrong" in answer:
+            raise WrongResult(answer["wrong"])
+        if "error" in answer:
+            raise RewardFailed(answer["error"])
+        return answer["scores"]
+
+    def stop(self) -> None:
+        """Kill the process, if there is one. The next batch starts another."""
+        atexit.unregister(self.stop)
+        running, self.running = self.running, None
+        if running is not None:
+            running.kill()
+
+
+def _as_json(spec: RewardSpec) -> str:
+    return json.dumps([spec.target, dict(spec.parameters), spec.weight, spec.name])
+
+
+def _work(pipe: Connection, spec: str) -> None:
+    """The worker's main thread: build the reward, then answer batches until the pipe closes."""
+    from rlhf_core.catalog import Catalog
+
+    if os.name == "posix":
+        os.setsid()  # a group of its own to be killed by; Ctrl-C is the trainer's to deal with
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+    try:
+        reward = bind(RewardSpec(*json.loads(spec)), Catalog(), in_worker=True)
+    except UserError as error:
+        pipe.send_bytes(json.dumps({"error": str(error)}).encode())
+        return
+    if reward.reward.memory_gb is not None:
+        _limit_memory(reward.reward.memory_gb)
+    pipe.send_bytes(b"{}")
+    while True:
+        try:
+            columns, trl = pipe.recv()
+        except EOFError:
+            return
+        pipe.send_bytes(json.dumps(_answer(reward, columns, trl)).encode())
+
+
+def _answer(reward: BoundReward, columns: dict[str, list[Any]], trl: dict[str, Any]) -> dict[str, Any]:
+    """`scores`, or what went wrong as `error` or `wrong`; `spent` if the worker should be started anew."""
+    import asyncio
+
+    size = len(trl["completions"])
+    try:
+        scores = reward.call(columns, trl)
+        if asyncio.iscoroutine(scores):
+            scores = asyncio.run(scores)
+        return {"scores": [_plain(score) for score in as_list(scores, size)]}
+    except WrongResult as error:
+        return {"wrong": str(error)}
+    except MemoryError as error:
+        limit = reward.reward.memory_gb
+        said = f"{describe(error)}: over the reward's limit of {limit:g} GB" if limit else describe(error)
+        return {"error": said, "spent": True}
+    except (Exception, SystemExit) as error:  # a reward may raise anything
+        return {"error": describe(error)}
+
+
+def _plain(score: Any) -> Any:
+    """A number as JSON has it; anything else as text, which the caller refuses as it would here."""
+    if score is None or isinstance(score, str):
+        return score
+    try:
+        return float(score)
+    except Exception:  # an object of the reward's own may raise anything
+        return f"<{type(score).__name__}>"
+
+
+def _end_with_the_trainer() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        if os.name == "posix":
+            os.killpg(0, signal.SIGKILL)
+
+
+def _limit_memory(gigabytes: float) -> None:
+    """Let the process take `gigabytes` more than it has now: what goes beyond fails with a `MemoryError`."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + int(gigabytes * 1e9)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
