@@ -47,7 +47,7 @@ FAMILIES = {
 }
 GROUPS = [Group([5], [[8, 9], [10]]), Group([11, 12, 13, 14, 15], [[18, 19, 20, 21, 22], [18], [18, 40, 41]])]
 PROMPTS = [[25, 26, 27], [28], [29, 30, 31, 32, 33, 34, 35]]
-SAMPLING = Sampling(20, ends=range(6), seed=3, temperature=0.8)
+SAMPLING = Sampling(20, eos_token_ids=range(6), seed=3, temperature=0.8)
 
 
 def model_of(config, lora=False):
@@ -310,7 +310,7 @@ def test_completions_that_are_the_same(model, monkeypatch):
 
 def test_completions_of_one_token(model, monkeypatch):
     kept = SampledStates()
-    rollouts = rollout(model, [[7, 8]], 3, Sampling(1, ends=[0], seed=1), sampled=kept)
+    rollouts = rollout(model, [[7, 8]], 3, Sampling(1, eos_token_ids=[0], seed=1), sampled=kept)
     groups = [Group([7, 8], [row.completion for row in rollouts])]
     assert_same(gradients(model, groups, sampled=kept), by_transformers(model, groups, monkeypatch))
 

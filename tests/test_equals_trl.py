@@ -12,7 +12,7 @@ from rlhf_method_sft import one_after_another
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from rlhf_core.prefix import inner, share, shares
+from rlhf_core.prefix import share, shares, unwrap
 from rlhf_core.prefix.groups import Group
 
 MEASURED = ("loss", "grad_norm", "entropy", "rewards/margins", "logps/chosen", "logps/rejected", "margin", "num_tokens")
@@ -81,7 +81,7 @@ def trained(method, ours, tiny_model, folder, lora, **settings):
         **({"data_collator": one_after_another} if ours and method == "sft" else {}),
     )
     if ours and method == "dpo" and trainer.ref_model is not None:
-        share(inner(trainer.ref_model))
+        share(unwrap(trainer.ref_model))
     trainer.train()
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     return [line for line in trainer.state.log_history if "loss" in line], weights

@@ -33,7 +33,7 @@ FAMILIES = {
     "Mistral": MistralConfig(**SIZES, head_dim=32, sliding_window=None),
 }
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
-SAMPLING = Sampling(40, ends=range(12), seed=3, repetition_penalty=1.1)
+SAMPLING = Sampling(40, eos_token_ids=range(12), seed=3, repetition_penalty=1.1)
 
 
 def model_of(config):

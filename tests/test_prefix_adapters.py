@@ -128,7 +128,7 @@ def test_two_phases_with_dropout_are_the_gradient_of_what_was_computed_first(bas
     torch.rand(5)  # random numbers in between, as other layers of a loss take
     by_replay = gradients(model, ours)
     model = with_dropout(base, False)
-    job = shared._Job(shared.inner(model), GROUPS, 0.7, 1)
+    job = shared._Job(shared.unwrap(model), GROUPS, 0.7, 1)
     torch.manual_seed(2)
     rows = []
     for group in GROUPS:
@@ -215,7 +215,7 @@ def test_a_head_that_is_more_than_a_linear_layer_is_computed_again_in_its_backwa
     monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
     model = adapted(base, target_modules=["lm_head"])
     calls = []
-    layer = shared.inner(model).get_output_embeddings()
+    layer = shared.unwrap(model).get_output_embeddings()
     assert type(layer) is not torch.nn.Linear
     states = torch.randn(40, 32, dtype=torch.float64)
     tokens = torch.arange(40)

@@ -191,7 +191,7 @@ SEEDED = Sampling(12, [3, 20, 21, 22, 23, 24, 25], seed=42)
 def test_a_row_depends_on_its_seed_its_prompt_and_its_number_alone(model, monkeypatch):
     found = rollout(model, PROMPTS, 3, SEEDED)
     assert rollout(model, PROMPTS, 3, SEEDED) == found
-    assert rollout(model, PROMPTS, 3, Sampling(12, SEEDED.ends, seed=43)) != found
+    assert rollout(model, PROMPTS, 3, Sampling(12, SEEDED.eos_token_ids, seed=43)) != found
     others = [PROMPTS[0], [30, 31], PROMPTS[2], [32] * 20]  # other prompts beside those that stay
     changed = rollout(model, others, 3, SEEDED)
     for first in (0, 6):
@@ -203,7 +203,7 @@ def test_a_row_depends_on_its_seed_its_prompt_and_its_number_alone(model, monkey
 
 
 def test_without_a_seed_torchs_generator_decides(model):
-    sampling = Sampling(12, SEEDED.ends)
+    sampling = Sampling(12, SEEDED.eos_token_ids)
     torch.manual_seed(1)
     found = rollout(model, PROMPTS, 2, sampling)
     torch.manual_seed(1)
@@ -267,12 +267,12 @@ def test_other_engines_give_valid_rollouts(model, engine):
         double = copy.deepcopy(model).float()  # its cache has no float64
     greedy = Sampling(6, [3, 20, 21], greedy=True)
     assert tokens(rollout(double, prompts, 1, greedy, engine)) == tokens(rollout(model, prompts, 1, greedy))
-    found = rollout(double, prompts, 2, Sampling(8, SEEDED.ends, 0.8), engine)
+    found = rollout(double, prompts, 2, Sampling(8, SEEDED.eos_token_ids, 0.8), engine)
     assert [one.prompt for one in found] == [prompt for prompt in prompts for _ in range(2)]
     for one in found:
         assert 1 <= len(one.completion) <= 8
-        assert not set(one.completion[:-1]) & set(SEEDED.ends)
-        assert one.finished == (one.completion[-1] in SEEDED.ends)
+        assert not set(one.completion[:-1]) & set(SEEDED.eos_token_ids)
+        assert one.finished == (one.completion[-1] in SEEDED.eos_token_ids)
         logps = completion_logps(model, [Group(one.prompt, [one.completion])], temperature=0.8).logps[0]
         torch.testing.assert_close(torch.tensor(one.logps), logps, atol=1e-3, rtol=0)
     assert shares(double, [Group([1], [[1]])])  # still set up as before

@@ -70,7 +70,7 @@ def one_after_another(rows):
     import torch
 
     from rlhf_core.data.encoding import IGNORED
-    from rlhf_core.prefix import one_row
+    from rlhf_core.prefix import pack_rows
 
     labels = [label for row in rows for label in (IGNORED, *row["labels"][1:])]
-    return {**one_row([row["input_ids"] for row in rows]), "labels": torch.tensor([labels])}
+    return {**pack_rows([row["input_ids"] for row in rows]), "labels": torch.tensor([labels])}

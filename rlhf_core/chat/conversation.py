@@ -240,14 +240,14 @@ class Chat:
     def _generate(self, prompt: list[int], pieces: Pieces) -> None:
         import torch
 
-        from rlhf_core.prefix import inner
+        from rlhf_core.prefix import unwrap
         from rlhf_core.prefix.few_rows import on_few_rows
 
         s, ends = self.settings, self._ends()
         how = {"temperature": s.temperature, "top_p": s.top_p, "top_k": 0}
         ids = torch.tensor([prompt], device=self.model.device)
         try:
-            with on_few_rows(inner(self.model)):
+            with on_few_rows(unwrap(self.model)):
                 self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
@@ -291,9 +291,9 @@ class Chat:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
     def _ends(self) -> list[int]:
-        from rlhf_core.prefix import end_tokens
+        from rlhf_core.prefix import eos_token_ids
 
-        return end_tokens(self.model, self.tokenizer)
+        return eos_token_ids(self.model, self.tokenizer)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -10,9 +10,9 @@ each completion in a row of its own, with its prompt (`padded.py`), with the sam
 """
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
-from rlhf_core.prefix.rollouts import end_tokens, rollout
+from rlhf_core.prefix.rollouts import eos_token_ids, rollout
 from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.shared import inner, one_row
+from rlhf_core.prefix.shared import pack_rows, unwrap
 from rlhf_core.prefix.sharing import completion_hidden, completion_logps, share, shares
 
 __all__ = [
@@ -24,11 +24,11 @@ __all__ = [
     "Sampling",
     "completion_hidden",
     "completion_logps",
-    "end_tokens",
-    "inner",
-    "one_row",
+    "eos_token_ids",
+    "pack_rows",
     "rollout",
     "share",
     "shares",
     "stacked",
+    "unwrap",
 ]

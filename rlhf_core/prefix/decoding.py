@@ -31,7 +31,7 @@ from rlhf_core.prefix.groups import Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.lean import Step
 from rlhf_core.prefix.packing import Span, batches, pack
 from rlhf_core.prefix.sampled import Sampled, SampledStates, States, outputs_of_layers
-from rlhf_core.prefix.shared import call, inner
+from rlhf_core.prefix.shared import call, unwrap
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
 ROWS_AT_ONCE = 256  # completions that are sampled beside each other
@@ -50,13 +50,13 @@ def rollout(
     wanted = [tuple(prompt) for prompt in prompts for _ in range(n)]
     given = chances(len(wanted), sampling)
     waiting = deque(_Row(i, prompt, given[i]) for i, prompt in enumerate(wanted))
-    sampled = sampled if applies(inner(model)) else None
+    sampled = sampled if applies(unwrap(model)) else None
     was_training = model.training
     model.eval()
-    with on_few_rows(inner(model)) as computed:
+    with on_few_rows(unwrap(model)) as computed:
         done = _sampled(_Batch(model, sampling, Step(model, computed), sampled), waiting)
     model.train(was_training)
-    return [row.finished(sampling.ends) for row in sorted(done, key=lambda row: row.number)]
+    return [row.finished(sampling.eos_token_ids) for row in sorted(done, key=lambda row: row.number)]
 
 
 def _sampled(batch: _Batch, waiting: deque[_Row]) -> list[_Row]:
@@ -98,7 +98,7 @@ class _Batch:
 
     def __init__(self, model: Any, sampling: Sampling, decode: Step, sampled: SampledStates | None) -> None:
         self.model, self.sampling, self.decode, self.sampled = model, sampling, decode, sampled
-        self.device = inner(model).device
+        self.device = unwrap(model).device
         self.rows: list[_Row] = []
         self.logits = torch.empty(0)
         self.path = _DecodingPath()
@@ -158,7 +158,7 @@ class _Batch:
                 self.sampled.add(row.prompt, tuple(row.tokens), Sampled(row.states, row.logps, row.entropies))
 
     def _ended(self, row: _Row) -> bool:
-        return row.tokens[-1] in self.sampling.ends or len(row.tokens) == self.sampling.max_new_tokens
+        return row.tokens[-1] in self.sampling.eos_token_ids or len(row.tokens) == self.sampling.max_new_tokens
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor, list[float]]:
         """(token, its log-probability at the sampling temperature, entropy in nats where it is kept), (rows,) each."""

@@ -47,14 +47,14 @@ class CompletionHidden:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `ends` are the token ids that end a completion; `max_new_tokens` counts the end token.
+    """How to sample. `eos_token_ids` are the token ids that end a completion; `max_new_tokens` counts the end token.
 
     `top_k` and `min_p` of 0 leave nothing out, nor does a `top_p` of 1. With `seed` a completion depends on it, on the
     prompt and on its place in the order alone; without, on torch's generator.
     """
 
     max_new_tokens: int
-    ends: Sequence[int]
+    eos_token_ids: Sequence[int]
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

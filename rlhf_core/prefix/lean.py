@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm
 from rlhf_core.prefix.attention import Path
 from rlhf_core.prefix.checkpointing import is_like_llama
 from rlhf_core.prefix.few_rows import Product
-from rlhf_core.prefix.shared import call, inner
+from rlhf_core.prefix.shared import call, unwrap
 
 TOLERANCE = 1e-3  # of logits, in the mean
 log = logging.getLogger("rlhf")
@@ -33,16 +33,16 @@ class Step:
 
     def __init__(self, model: Any, computed: Mapping[nn.Module, Product]) -> None:
         self.model = model
-        plain = inner(model)
+        plain = unwrap(model)
         self.layers = _Layers(plain, computed) if _can_be_written_out(plain, computed) else None
 
     @property
     def outputs(self) -> list[Tensor]:
         """After each layer (rows, width), in the last step; none if it went through the model's modules."""
-        return self.layers.outputs if self.layers and _agreed.get(inner(self.model)) else []
+        return self.layers.outputs if self.layers and _agreed.get(unwrap(self.model)) else []
 
     def __call__(self, tokens: Tensor, positions: Tensor, path: Path) -> Tensor:
-        plain = inner(self.model)
+        plain = unwrap(self.model)
         if self.layers is None:
             return self._by_modules(tokens, positions, path)
         if plain not in _agreed:

@@ -15,7 +15,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.shared import inner
+from rlhf_core.prefix.shared import unwrap
 from rlhf_core.prefix.sharing import completion_logps, shares
 
 BLOCK = 32  # tokens
@@ -44,7 +44,7 @@ def rollout(
     return _continuous(model, rows, sampling) if engine == "continuous" else _generate(model, rows, sampling)
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
     """Every token that ends a completion: the tokenizer's own and the model's."""
     declared = model.generation_config.eos_token_id
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
@@ -55,8 +55,8 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
     """The same in `generate`'s words."""
     settings: dict[str, Any] = {
         "max_new_tokens": sampling.max_new_tokens,
-        "eos_token_id": list(sampling.ends),
-        "pad_token_id": sampling.ends[0],
+        "eos_token_id": list(sampling.eos_token_ids),
+        "pad_token_id": sampling.eos_token_ids[0],
         "do_sample": not sampling.greedy,
         "repetition_penalty": sampling.repetition_penalty,
     }
@@ -86,14 +86,14 @@ def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rol
     model.train(was_training)
     logps = recorder.finish(output).tolist()
     pairs = zip(rows, output[:, longest:].tolist(), logps, strict=True)
-    return [_ended(row, tokens, values, sampling.ends) for row, tokens, values in pairs]
+    return [_ended(row, tokens, values, sampling.eos_token_ids) for row, tokens, values in pairs]
 
 
 def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
     """Log-probabilities are computed afterwards, since continuous batching does not give them at this temperature."""
     was_training = model.training
     model.eval()
-    with attention.set_aside(inner(model)):
+    with attention.set_aside(unwrap(model)):
         outputs = model.generate_batch(
             rows,
             generation_config=GenerationConfig(**_settings(sampling)),
@@ -106,7 +106,7 @@ def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[R
     with torch.no_grad():
         logps = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
     model.train(was_training)
-    return [_ended(*each, sampling.ends) for each in zip(rows, completions, logps, strict=True)]
+    return [_ended(*each, sampling.eos_token_ids) for each in zip(rows, completions, logps, strict=True)]
 
 
 def _room(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingConfig:

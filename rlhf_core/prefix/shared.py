@@ -45,21 +45,21 @@ def completion_logps(
     sampled: SampledStates | None = None,
 ) -> CompletionLogps:
     """As `rlhf_core.prefix.completion_logps`, with as many groups in a row as `tokens_at_once` allow."""
-    packed = pack(groups, inner(model).device)
+    packed = pack(groups, unwrap(model).device)
     states, known = _states(model, groups, tokens_at_once, sampled)
-    before, head = states[packed.before], inner(model).get_output_embeddings()
+    before, head = states[packed.before], unwrap(model).get_output_embeddings()
     known = known if sampled and sampled.temperature == temperature else None
     logps, entropies = token_logps(head, before, packed.tokens, temperature, known)
     return _in_rows(packed, Values(logps, entropies, before, states[packed.last]), hidden)
 
 
 def completion_hidden(model: Any, groups: Sequence[Group], tokens_at_once: int) -> CompletionHidden:
-    packed = pack(groups, inner(model).device)
+    packed = pack(groups, unwrap(model).device)
     states, _ = _states(model, groups, tokens_at_once)
     return CompletionHidden(packed.states(states[packed.before], states[packed.last]), packed.mask())
 
 
-def one_row(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+def pack_rows(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """A model's inputs that hold all `rows` of token ids in one, without padding; each sees nothing but itself."""
     packed = pack([Group(row, []) for row in rows])
     everyone = torch.ones(1, 1, 1, packed.input_ids.shape[1], dtype=torch.long)  # read by nobody but token counters
@@ -88,7 +88,7 @@ def _states(
 
 
 def _states_of_row(model: Any, groups: Sequence[Group], sampled: SampledStates | None) -> tuple[Tensor, Known | None]:
-    plain = inner(model)
+    plain = unwrap(model)
     row = pack(groups, plain.device)
 
     def compute() -> Tensor:
@@ -108,7 +108,7 @@ def _states_of_row(model: Any, groups: Sequence[Group], sampled: SampledStates |
 def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, path: Path) -> Tensor:
     """(rows, tokens, hidden size)."""
     kept: list[Tensor] = []
-    decoder = inner(model).base_model
+    decoder = unwrap(model).base_model
     handle = decoder.register_forward_hook(lambda module, inputs, output: kept.append(output.last_hidden_state))
     try:
         call(model, input_ids, position_ids, path)
@@ -131,7 +131,7 @@ def call(model: Any, input_ids: Tensor, position_ids: Tensor, path: Path, places
     )
 
 
-def inner(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """The transformers model within wrappers."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -144,11 +144,11 @@ def two_phase_logps(
     model: Any, groups: Sequence[Group], temperature: float, hidden: bool, rows_at_once: int = 1
 ) -> CompletionLogps:
     """As `completion_logps`, with the memory of a prompt and of `rows_at_once` completions."""
-    packed = pack(groups, inner(model).device)
+    packed = pack(groups, unwrap(model).device)
     if isinstance(model, DistributedDataParallel):
         # It gathers gradients only after a forward of its own with gradient; what this one gives is not used.
         model(input_ids=packed.input_ids[:, :1], logits_to_keep=1)
-    job = _Job(inner(model), list(groups), temperature, rows_at_once)
+    job = _Job(unwrap(model), list(groups), temperature, rows_at_once)
     learning = [p for p in job.model.parameters() if p.requires_grad]
     return _in_rows(packed, Values(*_TwoPhase.apply(job, *learning)), hidden)
 

@@ -41,7 +41,7 @@ def share(model: Any) -> str | None:
     """Let `model` compute each prompt once. Returns why it can't, or None; then everything goes on padded."""
     reason = unsupported(model)
     if reason is None:
-        attention.install(shared.inner(model))
+        attention.install(shared.unwrap(model))
     else:
         log.warning("each completion is computed with a prompt of its own: %s", reason)
     return reason
@@ -76,7 +76,7 @@ def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
 
 def shares(model: Any, groups: Sequence[Group]) -> bool:
     """Whether these groups are computed with shared prompts."""
-    plain = shared.inner(model)
+    plain = shared.unwrap(model)
     if not attention.installed(plain) or _sharded(plain):
         return False
     longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
@@ -90,7 +90,7 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
 
 def unsupported(model: Any) -> str | None:
     """Why prompts can't be shared in this model, or None."""
-    plain = shared.inner(model)
+    plain = shared.unwrap(model)
     config = plain.config.get_text_config()
     settings = config.to_dict()
     if isinstance(model, PeftModel) and any(one.is_prompt_learning for one in model.peft_config.values()):
@@ -116,7 +116,7 @@ def tokens_at_once(model: Any) -> int:
     """How many tokens a packed row may have. With gradient a GPU gets all in one row, and so does a model that gathers
     its gradients after a single forward pass.
     """
-    on_cpu = shared.inner(model).device.type == "cpu"
+    on_cpu = shared.unwrap(model).device.type == "cpu"
     if torch.is_grad_enabled() and (not on_cpu or isinstance(model, DistributedDataParallel)):
         return sys.maxsize
     return TOKENS_AT_ONCE_ON_CPU if on_cpu else TOKENS_AT_ONCE
@@ -124,7 +124,7 @@ def tokens_at_once(model: Any) -> int:
 
 def fits(model: Any, groups: Sequence[Group]) -> bool:
     """Whether what a packed pass keeps for its backward pass fits into the memory that is free, by estimate."""
-    plain, sizes = shared.inner(model), [size(group) for group in groups]
+    plain, sizes = shared.unwrap(model), [size(group) for group in groups]
     in_a_row = min(sum(sizes), max(tokens_at_once(model), *sizes))
     return activation_bytes(plain, sum(sizes), in_a_row) < 0.8 * _free_bytes(plain.device)
 

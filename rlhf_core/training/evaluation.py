@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from rlhf_core.data.loading import prompt_of
-from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
+from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_core.rewards.runtime import Batch
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[Any], run: Run) -> tupl
     The random state is put back afterwards, so that looking does not change the run.
     """
     options = run.options
-    sampling = Sampling(options.max_completion_length, end_tokens(model, tokenizer), options.temperature, options.top_p)
+    sampling = Sampling(
+        options.max_completion_length, eos_token_ids(model, tokenizer), options.temperature, options.top_p
+    )
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
     rollouts: list[Rollout] = []

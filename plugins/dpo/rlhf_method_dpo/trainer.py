@@ -8,7 +8,7 @@ import torch
 from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from rlhf_core.prefix import Group, completion_logps, inner, shares
+from rlhf_core.prefix import Group, completion_logps, shares, unwrap
 
 # Metrics that TRL takes from logits; with shared prompts the logits are never there as a whole.
 NOT_MEASURED = ("logits/chosen", "logits/rejected", "mean_token_accuracy")
@@ -25,7 +25,7 @@ class SharedPrefixDPOTrainer(DPOTrainer):
         super().__init__(**arguments)
         for model in (self.model, self.ref_model):
             if model is not None:
-                share_pairs(inner(self.accelerator.unwrap_model(model)))
+                share_pairs(unwrap(self.accelerator.unwrap_model(model)))
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset

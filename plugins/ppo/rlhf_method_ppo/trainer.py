@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, end_tokens, rollout, stacked
+from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, eos_token_ids, rollout, stacked
 from rlhf_core.rewards.runtime import Batch
 from rlhf_method_ppo import losses
 
@@ -127,7 +127,7 @@ class PPOTrainer(Trainer):
             tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows
         ]
         sampling = Sampling(
-            options.max_completion_length, end_tokens(model.policy, tokenizer), options.temperature, options.top_p
+            options.max_completion_length, eos_token_ids(model.policy, tokenizer), options.temperature, options.top_p
         )
         rollouts = rollout(model.policy, prompts, 1, sampling, options.rollouts)
         scores = self._score(rows, [one.completion for one in rollouts])

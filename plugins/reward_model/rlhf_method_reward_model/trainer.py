@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl import RewardTrainer
 
-from rlhf_core.prefix import Group, completion_hidden, inner, shares
+from rlhf_core.prefix import Group, completion_hidden, shares, unwrap
 
 
 class SharedPrefixRewardTrainer(RewardTrainer):
@@ -16,7 +16,7 @@ class SharedPrefixRewardTrainer(RewardTrainer):
 
     def __init__(self, **arguments) -> None:
         super().__init__(**arguments)
-        share_pairs(inner(self.accelerator.unwrap_model(self.model)))
+        share_pairs(unwrap(self.accelerator.unwrap_model(self.model)))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return super().compute_loss(model, {**inputs, "in_pairs": True}, return_outputs, num_items_in_batch)

@@ -26,7 +26,7 @@ from rlhf_core.data.loading import add_system_prompt, prompt_of
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
-from rlhf_core.prefix import Rollout, Sampling, end_tokens, rollout
+from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_core.rewards.runtime import Batch, RewardRuntime
 from rlhf_core.ui.screen import Screen
 from rlhf_tools import candidates as finding
@@ -184,7 +184,7 @@ def _mode(comparison: Comparison, info: models.ModelInfo, model: Any, mode: str)
     each = comparison.samples if mode == "sampled" else 1
     sampling = Sampling(
         comparison.max_completion_length,
-        end_tokens(model, info.tokenizer),
+        eos_token_ids(model, info.tokenizer),
         comparison.temperature,
         greedy=mode == "greedy",
     )
