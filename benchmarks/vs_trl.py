@@ -4,10 +4,9 @@
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
 
 Each side runs in a process of its own, a step each in turn while the others wait, on a machine that does nothing else.
-A figure is the median over the steps, but the first, of TRL's value divided by ours. On our side libraries and memory
-are settled as `rlhf run` does it; threads are as torch has them, on a quiet machine there as well. `trl` is stock;
-`trlc` is TRL made to score completion positions only on the CPU, as it does on CUDA. The model is a Qwen3 of 8 layers,
-width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless `lora`. GRPO's answers are sampled by the
+A figure is the median over the steps, but the first, of TRL's value divided by ours. Threads are as torch sets them on
+both sides. `trl` is stock; `trlc` is TRL made to score completion positions only on the CPU, as it does on CUDA. The
+model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless `lora`. GRPO's answers are sampled by the
 same random numbers on both sides, and the work counts only if the tokens are the same. Memory is the process's peak
 from the beginning of training over what it held then, gradients and optimizer included.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -134,16 +132,10 @@ def median_ratio(theirs: list[float], ours: list[float]) -> float:
 
 def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each step, megabytes over the start, and what shows that the work was the same."""
-    from rlhf_core.training import environment
-
-    if side == "ours":
-        os.environ.update(environment.VARIABLES)
-
     import torch
     import transformers
 
     from benchmarks import vs_trl_sides
-    from rlhf_core.training import memory
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -157,8 +149,6 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
         times: list[float] = []
         trainer.add_callback(steps_in_turn(times))
         with Peak() as peak:
-            if side == "ours":
-                memory.settle(trainer.model, samples=method == "grpo")
             trainer.train()
     repeats = work.get("num_iterations", 1)
     times = [sum(times[i : i + repeats]) / repeats for i in range(0, len(times), repeats)]
