@@ -52,9 +52,6 @@ def make_fixture(python: str) -> None:
 
 def ours(work: dict[str, Any]) -> dict[str, Any]:
     """As `ppo_in_trl.timed`, with our trainer; `work["value_model"]` is `shared` or `separate`."""
-    from rlhf_core.training import environment
-
-    os.environ.update(environment.VARIABLES)
 
     import torch
     from rlhf_method_ppo import PPO
