@@ -8,7 +8,8 @@ A figure is the median over the steps, but the first, of TRL's value divided by 
 both sides. `trl` is stock; `trlc` is TRL made to score completion positions only on the CPU, as it does on CUDA. The
 model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless `lora`.
 GRPO's answers are sampled by the same random numbers on both sides, and the work counts only if the tokens are the
-same. Memory is the process's peak from the beginning of training over what it held then, gradients and optimizer included.
+same. Memory is the process's peak from the beginning of training over what it held then, gradients and optimizer
+included.
 """
 
 from __future__ import annotations
