@@ -20,8 +20,9 @@ from typing import Any
 
 from benchmarks.record import record
 from rlhf_core.catalog import Catalog
-from rlhf_core.rewards.runtime import Batch, RewardRuntime
-from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind, bind_all
+from rlhf_core.rewards.binding import BoundReward, bind, bind_all
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.spec import RewardSpec
 
 STEPS, ROWS, BATCHES = 8, 64, 5
 
@@ -95,9 +96,9 @@ def sleeps(completions: list[Any], row: list[int], **_: Any) -> list[float]:
 
 def sleeping() -> dict[str, float]:
     """Seconds of one batch of a reward that sleeps: called alone, at first in the runtime, and there from then on."""
-    reward: BoundReward = bind(RewardSpec.parse("benchmarks.reward_runtime:sleeps"), Catalog())
+    reward: BoundReward = bind(RewardSpec.read("benchmarks.reward_runtime:sleeps"), Catalog())
     messages = [[{"role": "assistant", "content": "answer"}]] * ROWS
-    batch = Batch(messages, messages, [[1]] * ROWS, {"row": list(range(ROWS))})
+    batch = RewardBatch(messages, messages, [[1]] * ROWS, {"row": list(range(ROWS))})
     runtime = RewardRuntime([reward], lambda ids: "answer")
     alone: list[float] = []
     calls: list[float] = []

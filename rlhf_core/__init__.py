@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
     from rlhf_core.reward import Reward
+    from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
     from rlhf_core.training.run import Run, train
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Catalog": "plugins",
+    "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
     "Method": "method",
     "PluginError": "errors",
     "Reward": "reward",
+    "RewardBatch": "rewards.runtime",
+    "RewardRuntime": "rewards.runtime",
     "Run": "training.run",
     "RunConfig": "config",
     "TrainingOptions": "method",
@@ -43,6 +46,8 @@ __all__ = [
     "Method",
     "PluginError",
     "Reward",
+    "RewardBatch",
+    "RewardRuntime",
     "Run",
     "RunConfig",
     "TrainingOptions",

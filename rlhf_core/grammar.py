@@ -1,4 +1,7 @@
-"""How a reward or a data set is written with its settings: `TARGET:key=value,key=value`. Values may be JSON."""
+"""How a reward or a data set is written with its settings: `TARGET:key=value,key=value`. Values may be JSON.
+
+In YAML it is such a text, or a mapping of one entry: `{TARGET: {key: value}}`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,16 @@ from rlhf_core.errors import UserError
 _KEY = re.compile(r"([A-Za-z_]\w*)=")
 _FIRST_KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
 _NEXT_KEY = re.compile(r",(?=[A-Za-z_]\w*=)")
+
+
+def read(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[str, dict[str, Any]]:
+    """(target, values) of `entry`, a text or a mapping of one target to its values. Raises `UserError`."""
+    if isinstance(entry, str):
+        return split(entry, flag, target)
+    if len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping | None):
+        raise UserError(f"{flag} {dict(entry)!r} can't be read: write a string or {{{target}: {{key: value}}}}")
+    name, values = next(iter(entry.items()))
+    return name, dict(values or {})
 
 
 def split(text: str, flag: str, target: str) -> tuple[str, dict[str, Any]]:

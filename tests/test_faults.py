@@ -14,8 +14,9 @@ from rlhf_method_ppo import PPO
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.rewards import concurrency
+from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec, bind_all
+from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.training.callbacks import list_checkpoints
 
 ROWS = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(8)]
@@ -190,7 +191,7 @@ def test_an_error_is_neutral_in_the_advantages_that_trl_computes(go, faults, cas
 
 def test_ppo_learns_nothing_from_a_row_with_an_error(made_run, faults):
     run = made_run(method="ppo", reward=faults("place"))
-    specs = [RewardSpec.parse(text) for text in faults("place", "third_fails")]
+    specs = [RewardSpec.read(text) for text in faults("place", "third_fails")]
     run.rewards = RewardRuntime(bind_all(specs, Catalog()), run.tokenizer.decode)
     trainer = PPO().trainer(run)
     experience = trainer._rollout([trainer.train_dataset[i] for i in range(4)])
@@ -219,7 +220,7 @@ def test_a_worker_that_hangs_ends_with_a_trainer_that_was_killed(faults, tmp_pat
         "from rlhf_core.rewards.spec import RewardSpec, bind\n"
         "from rlhf_core.rewards.worker import Worker\n"
         "if __name__ == '__main__':\n"
-        "    worker = Worker(bind(RewardSpec.parse('./faults.py:hang'), Catalog()))\n"
+        "    worker = Worker(bind(RewardSpec.read('./faults.py:hang'), Catalog()))\n"
         "    print(worker.start().process.pid, flush=True)\n"
         "    worker.score({}, {'completions': ['a']}, seconds=60)\n"
     )

@@ -18,14 +18,15 @@ from rlhf_core.catalog import STATES, Catalog
 from rlhf_core.cli import freeze, install, rlhf
 from rlhf_core.cli.new import CASES, KINDS, check_name, write
 from rlhf_core.errors import UserError
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.rewards.binding import bind
+from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.ui.table import cut, width
 
 REWARD = """
 from rlhf_core import Reward, hookimpl
 def a(completions, answer, *, limit: int = 3, **_): "Scores it."
 @hookimpl
-def rlhf_rewards(): return [Reward(a, range=(0, 1), instruction="Be brief.")]
+def rlhf_rewards(): return [Reward(a, range=(0, 1), system_prompt="Be brief.")]
 """
 
 
@@ -162,11 +163,11 @@ def test_a_reward_is_shown_with_what_its_signature_tells(distribution):
     output = invoke("rewards", "show", "a").output
     for line in (
         "a: made up",
-        "Distribution  fine 1.0",
-        "Parameters    limit: int = 3",
-        "Columns       needs answer",
-        "Range         0 to 1",
-        "Instruction   Be brief.",
+        "Distribution   fine 1.0",
+        "Parameters     limit: int = 3",
+        "Columns        needs answer",
+        "Range          0 to 1",
+        "System prompt  Be brief.",
         "Scores it.",
     ):
         assert line in output
@@ -192,8 +193,8 @@ def test_every_form_of_reward_can_be_shown(distribution, case):
     hook = "from rlhf_core import Reward, hookimpl\n@hookimpl\ndef rlhf_rewards(): return [Reward(a, name='a')]"
     distribution("form", {"form_module": f"{code}\n{hook}"}, {"rlhf.rewards": {"a": "form_module"}})
     output = invoke("rewards", "show", "a").output
-    assert f"Parameters    {parameter}" in output
-    assert f"Columns       {columns}" in output
+    assert f"Parameters     {parameter}" in output
+    assert f"Columns        {columns}" in output
 
 
 def test_a_method_is_shown_with_its_own_options_first():
@@ -295,7 +296,7 @@ def test_the_cases_of_a_new_reward_are_right(tmp_path, monkeypatch):
         low, high = case["score"] if isinstance(case["score"], list) else (case["score"], case["score"])
         assert low <= score <= high, case
     file = tmp_path / "p" / "rlhf_reward_golden_one.py"
-    assert bind(RewardSpec.parse(f"{file}:golden_one"), Catalog()).signature.columns == ("answer",)
+    assert bind(RewardSpec.read(f"{file}:golden_one"), Catalog()).signature.columns == ("answer",)
 
 
 def test_a_new_reward_can_not_be_had_cheaply(tmp_path, monkeypatch):

@@ -21,9 +21,10 @@ from rlhf_core.errors import UserError
 from rlhf_core.reward_report import measuring, page, report, statistics
 from rlhf_core.reward_report.advice import warnings
 from rlhf_core.reward_report.answers import Answer, Answers, read_answers
+from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.smoke_test import try_rewards
-from rlhf_core.rewards.spec import RewardSpec, bind_all
+from rlhf_core.rewards.smoke_test import smoke_test
+from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.ui.screen import Screen
 
 REWARDS = """
@@ -324,7 +325,7 @@ HOSTILE = "<script>x</script>\x1b[31m\u202e\ud800 [bold]中文"
 
 
 def scored(here, *names: str) -> dict:
-    specs = [RewardSpec.parse(f"{here}/r{here.name}.py:{name}") for name in names]
+    specs = [RewardSpec.read(f"{here}/r{here.name}.py:{name}") for name in names]
     prompt, completion = ([{"role": role, "content": HOSTILE}] for role in ("user", "assistant"))
     made = [Answer(f"line {i}", prompt, completion, {"level": i}, "g") for i in range(4)]
     return measuring.score(bind_all(specs, Catalog()), Answers("source", "completions", made))
@@ -384,32 +385,32 @@ def test_the_page_is_written_even_of_text_that_is_no_unicode(here, write_jsonl):
     assert "Rewards on a.jsonl" in (here / "p.html").read_text()
 
 
-def tried(here, data: list[dict], name: str) -> list[tuple[str, str]]:
-    rewards = bind_all([RewardSpec.parse(f"{here}/r{here.name}.py:{name}")], Catalog())
-    found = try_rewards(data, RewardRuntime(rewards, lambda ids: ""), lambda text: list(map(ord, text)))
-    return [(label, text.rpartition(", ")[0] if label == "Tried" else text) for label, text in found.lines()]
+def said_of(here, data: list[dict], name: str) -> list[tuple[str, str]]:
+    rewards = bind_all([RewardSpec.read(f"{here}/r{here.name}.py:{name}")], Catalog())
+    found = smoke_test(data, RewardRuntime(rewards, lambda ids: ""), lambda text: list(map(ord, text)))
+    return [(label, text.rpartition(", ")[0] if label == "Test" else text) for label, text in found.lines()]
 
 
-def test_before_training_rewards_are_tried_on_the_first_rows_answers(here):
+def test_before_training_rewards_are_tested_on_the_first_rows_answers(here):
     data = [{"prompt": [{"role": "user", "content": "q"}], "answer": "x" * i, "level": i} for i in range(1, 9)]
-    assert tried(here, data, "size") == [("Tried", "size on 4 reference answers: 1.000 to 4.000")]
-    assert tried(here, data[:1], "size") == [("Tried", "size on 1 reference answer: 1.000")]
+    assert said_of(here, data, "size") == [("Test", "size on 4 reference answers: 1.000 to 4.000")]
+    assert said_of(here, data[:1], "size") == [("Test", "size on 1 reference answer: 1.000")]
     partly = "odd on 4 reference answers: 2.000 to 4.000, failed on 2: ValueError: level 1 of '1' is odd"
-    assert tried(here, data, "odd") == [("Tried", partly)]
+    assert said_of(here, data, "odd") == [("Test", partly)]
     broken = ("Warning", "reward broken failed on each of 4 reference answers: RuntimeError: no key")
-    assert tried(here, data, "broken") == [broken]
-    assert tried(here, data, "asks")[0][0] == "Tried"
+    assert said_of(here, data, "broken") == [broken]
+    assert said_of(here, data, "asks")[0][0] == "Test"
     without = [{key: row[key] for key in ("prompt", "level")} for row in data]
-    assert tried(here, without, "size") == [("Tried", "size on 4 made-up answers: 4.000")]
+    assert said_of(here, without, "size") == [("Test", "size on 4 placeholder answers: 4.000")]
 
 
-def test_a_conversation_is_tried_with_its_last_answer(here):
+def test_a_conversation_is_tested_with_its_last_answer(here):
     turns = [("user", "q"), ("assistant", "long answer"), ("user", "q"), ("assistant", "abc")]
     data = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
-    assert tried(here, data, "size") == [("Tried", "size on 1 reference answer: 3.000")]
+    assert said_of(here, data, "size") == [("Test", "size on 1 reference answer: 3.000")]
 
 
-def test_a_run_tells_of_a_reward_that_always_fails_and_goes_on(here, tiny_model, write_jsonl):
+def test_a_run_reports_a_reward_that_always_fails_and_goes_on(here, tiny_model, write_jsonl):
     file = write_jsonl("a.jsonl", [{"question": "q", "answer": "a"}] * 4)
     command = ["run", "--method", "grpo", "--reward", f"./r{here.name}.py:broken", "--data", file]
     result = CliRunner().invoke(rlhf, [*command, "--model", str(tiny_model), "--dry-run"])

@@ -12,7 +12,7 @@ import re
 
 from rlhf_core import Reward, hookimpl
 
-INSTRUCTION = "Think inside <think></think>, then answer inside <answer></answer>. Nothing outside."
+SYSTEM_PROMPT = "Think inside <think></think>, then answer inside <answer></answer>. Nothing outside."
 
 # A broken layout earns this much for each of its two parts that stands alone as it should.
 PART = 1 / 30
@@ -20,7 +20,7 @@ PART = 1 / 30
 
 @hookimpl
 def rlhf_rewards():
-    return [Reward(medical_format, range=(0.0, 1.0), instruction=INSTRUCTION)]
+    return [Reward(medical_format, range=(0.0, 1.0), system_prompt=SYSTEM_PROMPT)]
 
 
 def medical_format(completions: list[str], *, sections: str | list[str] = (), **_) -> list[float]:

@@ -38,7 +38,7 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import BUILTIN
     from rlhf_core.reward_report import answers, measuring
-    from rlhf_core.rewards.spec import bind_all
+    from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.screen import Screen
 
     if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):

@@ -1,7 +1,7 @@
 """`--data SOURCE[:key=value,…]`: one source of rows and its settings.
 
 SOURCE is a file, a folder, a Hub id, or `builtin`. `weight` is the share of the training rows that come from it when
-several are mixed, `config` the configuration of a Hub data set, `formatter` the layout of its rows.
+several are mixed, `config` the configuration of a Hub data set, `formatter` the format of its rows.
 """
 
 from __future__ import annotations
@@ -27,16 +27,8 @@ class DataSpec:
 
     @classmethod
     def read(cls, entry: str | Mapping[str, Any]) -> DataSpec:
-        """Read the text, or a mapping of one source to its settings, as YAML may hold. Raises `UserError`."""
-        if isinstance(entry, str):
-            return cls.of(*grammar.split(entry, "--data", "SOURCE"))
-        if len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping | None):
-            raise UserError(f"data {dict(entry)!r} can't be read: write a string or {{source: {{key: value}}}}")
-        source, values = next(iter(entry.items()))
-        return cls.of(source, values or {})
-
-    @classmethod
-    def of(cls, source: str, values: Mapping[str, Any]) -> DataSpec:
+        """Read `SOURCE[:key=value,…]`, or the mapping of one SOURCE to its values. Raises `UserError`."""
+        source, values = grammar.read(entry, "--data", "SOURCE")
         for key in values:
             if key not in KEYS:
                 raise UserError(f"--data {source}: there is no setting {key!r}.{did_you_mean(key, KEYS)}")

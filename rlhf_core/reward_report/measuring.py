@@ -15,9 +15,9 @@ from rlhf_core.errors import UserError
 from rlhf_core.reward_report import statistics
 from rlhf_core.reward_report.advice import warnings
 from rlhf_core.reward_report.answers import Answer, Answers
-from rlhf_core.rewards.runtime import Batch, Column, RewardRuntime
-from rlhf_core.rewards.smoke_test import STAND_INS
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
+from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 
 BATCH = 64  # completions, or one group if that is larger
 EXAMPLES = 5  # best and worst answers that are kept
@@ -57,12 +57,12 @@ def _call(runtime: RewardRuntime, answers: Answers) -> tuple[list[Answer], dict[
     rows: list[Answer] = []
     columns = {reward.name: Column([], []) for reward in runtime.rewards}
     for part in batches(answers.rows):
-        batch = Batch(
+        batch = RewardBatch(
             [row.prompt for row in part],
             [row.completion for row in part],
             [list(map(ord, row.text)) for row in part],
             {name: [row.columns.get(name) for row in part] for name in names},
-            STAND_INS,
+            PLACEHOLDERS,
         )
         rows += part
         for name, column in runtime.evaluate(batch).items():

@@ -35,13 +35,18 @@ class WrongResult(RuntimeError):
 
 @dataclass
 class Column:
-    """What one reward said of a batch. `scores[i]` is a number or None; `errors[i]` says why it failed, or is None."""
+    """What one reward said of a batch. `scores[i]` is a number or None; `errors[i]` says why it failed, or is None.
+
+    `raised`: the function itself raised, so its rows may be tried one by one. `waited`: it took long with the processor
+    idle.
+    """
 
     scores: list[float | None]
     errors: list[str | None]
     timed_out: int = 0
     seconds: float = 0.0
     raised: bool = False
+    waited: bool = False
 
     @property
     def failed(self) -> int:

@@ -1,270 +1,43 @@
-"""`--reward SPEC[:key=value,…]`: the grammar, and from a specification to a reward that can be called.
+"""`--reward SPEC[:key=value,…]`: the grammar. `binding.py` makes a reward that can be called of it.
 
 SPEC is an installed name, `distribution/name`, `package.module:attribute` or `./file.py:attribute`. Values may be
-JSON. `weight` and `name` belong to rlhf (`name` allows the same reward twice), every other key is a parameter of the
-reward. In YAML a reward is such a string or a mapping of one entry, `{length: {target: 200, weight: 0.5}}`.
+JSON. `weight`, `name` (which allows the same reward twice) and `concurrent` belong to rlhf, every other key is a
+parameter of the reward. In YAML a reward is such a string or a mapping, `{length: {target: 200, weight: 0.5}}`.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
-import importlib
-import importlib.machinery
-import inspect
-import re
-import sys
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rlhf_core import grammar
-from rlhf_core.catalog import Catalog
-from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.reward import (
-    CALLBACK_NAMES,
-    Parameter,
-    Reward,
-    Signature,
-    is_async,
-    is_factory,
-    maker_parameters,
-    own_name,
-    read_signature,
-)
-
-_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
-_MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
+from rlhf_core.errors import UserError
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """What the user wrote: enough to build the reward again in another process."""
+    """What the user wrote. `concurrent` is None where that is left to the reward's own declaration."""
 
     target: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     name: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> RewardSpec:
-        """Read `SPEC[:key=value,…]`. Raises `UserError` for text that can't be read."""
-        return cls.of(*grammar.split(text, "--reward", "NAME"))
-
-    @classmethod
-    def of(cls, target: str, values: Mapping[str, Any]) -> RewardSpec:
-        """Split our own keys from the reward's parameters."""
-        values = dict(values)
-        weight, name = values.pop("weight", 1.0), values.pop("name", None)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"--reward {target}: weight is a number, not {weight!r}")
-        return cls(target, values, float(weight), None if name is None else str(name))
+    concurrent: bool | None = None
 
     @classmethod
     def read(cls, entry: str | Mapping[str, Any]) -> RewardSpec:
-        """Read an entry of a YAML list: a string, or a mapping of one name to its values."""
-        if isinstance(entry, str):
-            return cls.parse(entry)
-        if len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping | None):
-            raise UserError(f"reward {dict(entry)!r} can't be read: write a string or {{name: {{key: value}}}}")
-        target, values = next(iter(entry.items()))
-        return cls.of(target, values or {})
+        """Read `SPEC[:key=value,…]`, or the mapping of one SPEC to its values. Raises `UserError`."""
+        target, values = grammar.read(entry, "--reward", "NAME")
+        weight, name, concurrent = (values.pop(key, None) for key in ("weight", "name", "concurrent"))
+        weight = 1.0 if weight is None else weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UserError(f"--reward {target}: weight is a number, not {weight!r}")
+        if not isinstance(concurrent, bool | None):
+            raise UserError(f"--reward {target}: concurrent is true or false, not {concurrent!r}")
+        return cls(target, values, float(weight), None if name is None else str(name), concurrent)
 
     def __str__(self) -> str:
-        values = dict(self.parameters)
-        if self.weight != 1.0:
-            values["weight"] = self.weight
-        if self.name:
-            values["name"] = self.name
-        return grammar.join(self.target, values)
-
-
-@dataclass(frozen=True)
-class BoundReward:
-    """A reward with its parameters set, ready to be called. `function` is None where it is built in a worker only."""
-
-    name: str
-    weight: float
-    reward: Reward
-    spec: RewardSpec
-    signature: Signature
-    function: Callable[..., Any] | None
-    parameters: Mapping[str, Any]
-    by_path: bool = False
-    distribution: str | None = None
-
-    @property
-    def is_async(self) -> bool:
-        return self.function is not None and is_async(self.function)
-
-    def missing_columns(self, available: Sequence[str]) -> list[str]:
-        """The columns this reward needs that the data does not have."""
-        return [name for name in self.signature.columns if name not in available and name not in self.parameters]
-
-    def arguments(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of one call: TRL's names, columns and set parameters that the function accepts."""
-        s = self.signature
-        taken = {name: trl[name] for name in trl if name in s.trl or s.keywords}
-        wanted = {*s.columns, *s.optional, *(s.parameters if self.by_path else ())}
-        for name, values in columns.items():
-            if name in wanted or (s.keywords and name not in s.parameters):
-                taken[name] = values
-        return {**taken, **self.parameters}
-
-    def call(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
-        """Score a batch. `columns` maps names to one list each; the result is whatever the function returns."""
-        if self.function is None:
-            raise RuntimeError(f"reward {self.name!r} is called in its worker process only")
-        arguments = self.arguments(columns, trl)
-        positional = [arguments.pop(name) for name in self.signature.positional_only]
-        return self.function(*positional, **arguments)
-
-
-def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> BoundReward:
-    """Find the reward, check and set its parameters. Raises `UserError` that says what is wrong with the specification.
-
-    A reward with `isolation="process"` is built only where `in_worker` is true; elsewhere its signature is read.
-    """
-    reward, name, by_path, distribution = _find(spec.target, catalog)
-    name = spec.name or name
-    maker = reward.function if inspect.isclass(reward.function) or is_factory(reward.function) else None
-    own = maker_parameters(maker) if maker else read_signature(reward.function, reward.optional).parameters
-    values = _check_parameters(name, spec.parameters, own)
-    elsewhere = reward.isolation == "process" and not in_worker
-    if maker is None:
-        function, call = (None if elsewhere else reward.function), reward.function
-    elif elsewhere and inspect.isclass(maker):
-        function, call = None, functools.partial(maker.__call__, None)
-    else:
-        call = _make(name, maker, values)
-        function = None if elsewhere else call
-    signature = read_signature(call, reward.optional)
-    if unavailable := signature.required_trl & {"environments"}:
-        raise UserError(f"reward {name!r} needs {', '.join(unavailable)}, which rlhf does not provide")
-    if reward.isolation == "process" and (callbacks := signature.required_trl & CALLBACK_NAMES):
-        raise UserError(f"reward {name!r} runs in its own process and can't take {', '.join(sorted(callbacks))}")
-    bound = {} if maker else values
-    return BoundReward(name, spec.weight, reward, spec, signature, function, bound, by_path, distribution)
-
-
-def bind_all(entries: Sequence[RewardSpec], catalog: Catalog) -> list[BoundReward]:
-    """Bind each of `entries`; the same name twice is an error that says how to name them apart."""
-    rewards: list[BoundReward] = []
-    for spec in entries:
-        reward = bind(spec, catalog)
-        if any(reward.name == other.name for other in rewards):
-            raise UserError(
-                f"reward {reward.name!r} is given twice. To use it twice, name one: --reward {spec.target}:name=other"
-            )
-        rewards.append(reward)
-    return rewards
-
-
-def _find(target: str, catalog: Catalog) -> tuple[Reward, str, bool, str | None]:
-    """The reward that `target` names: (reward, name, given by path, distribution)."""
-    if match := _FILE.fullmatch(target):
-        found = _attribute(target, _import_file(Path(match["path"]), match["attribute"]), match["attribute"])
-    elif match := _MODULE.fullmatch(target):
-        found = _attribute(target, _import_module(match["module"]), match["attribute"])
-    else:
-        reward, entry = catalog.load("rewards", target)
-        return reward, entry.name, False, f"{entry.distribution} {entry.version}"
-    last = match["attribute"].rpartition(".")[2]
-    if isinstance(found, Reward):
-        return found, found.label or last, False, None
-    if not callable(found):
-        raise UserError(f"--reward {target}: {last} is {type(found).__name__}, not a function")
-    return Reward(found, view="messages"), last, True, None
-
-
-def _import_file(path: Path, attribute: str | None) -> Any:
-    path = path.expanduser()
-    if not path.is_file():
-        raise UserError(f"--reward: there is no file {path}")
-    if attribute is None:
-        functions = [n.name for n in _parse_file(path).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-        raise UserError(f"--reward {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
-    name = f"rlhf_reward_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
-        loader = importlib.machinery.SourceFileLoader(name, str(path))
-        module = types.ModuleType(name)
-        module.__file__ = str(path)
-        sys.modules[name] = module
-        try:
-            loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise UserError(f"--reward {path}: importing it failed: {type(error).__name__}: {error}") from error
-    return sys.modules[name]
-
-
-def _parse_file(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise UserError(f"--reward {path}: line {error.lineno}: {error.msg}") from error
-
-
-def _import_module(module: str) -> Any:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # a package of the user's own, beside which the command is run
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        raise UserError(f"--reward {module}: importing it failed: {type(error).__name__}: {error}") from error
-
-
-def _attribute(target: str, module: Any, attribute: str) -> Any:
-    found = module
-    for part in attribute.split("."):
-        if part not in dir(found):
-            public = [name for name in dir(found) if not name.startswith("_")]
-            raise UserError(f"--reward {target}: there is no {part!r} in it.{did_you_mean(part, public)}")
-        found = getattr(found, part)
-    return found
-
-
-def _make(name: str, maker: Callable[..., Any], values: Mapping[str, Any]) -> Callable[..., Any]:
-    try:
-        made = maker(**values)
-    except Exception as error:
-        raise UserError(f"reward {name!r} could not be set up: {type(error).__name__}: {error}") from error
-    if not callable(made):
-        raise UserError(
-            f"reward {name!r}: calling {own_name(maker) or maker!r} gave {type(made).__name__}, not a function. "
-            "A reward takes `completions` (or **kwargs); what takes neither is called to make one."
-        )
-    return made
-
-
-def _check_parameters(name: str, given: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
-    for key in given:
-        if key not in known:
-            takes = ", ".join(map(str, known.values())) or "no parameters"
-            raise UserError(f"reward {name!r} has no parameter {key!r}.{did_you_mean(key, known)} It takes {takes}.")
-    if unset := [str(p) for p in known.values() if p.required and p.name not in given]:
-        key = unset[0].partition(":")[0]
-        raise UserError(f"reward {name!r} needs {', '.join(unset)}: write --reward {name}:{key}=…")
-    return {key: _coerce(name, known[key], value) for key, value in given.items()}
-
-
-def _coerce(name: str, parameter: Parameter, value: Any) -> Any:
-    """`value` as the annotation has it; without one that can be read, as it was written."""
-    if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
-        return value
-    import pydantic
-
-    adapter = pydantic.TypeAdapter(parameter.annotation, config={"arbitrary_types_allowed": True})
-    try:
-        return adapter.validate_python(value)
-    except pydantic.ValidationError as error:
-        if not isinstance(value, str):  # `name=123` for a string parameter was read as JSON
-            try:
-                return adapter.validate_python(grammar.write(value))
-            except pydantic.ValidationError:
-                pass
-        message = error.errors()[0]["msg"]
-        raise UserError(f"reward {name!r}: {parameter.name}={grammar.write(value)}: {message} ({parameter})") from error
+        """The text that `read` reads back."""
+        own = {"weight": None if self.weight == 1.0 else self.weight, "name": self.name, "concurrent": self.concurrent}
+        return grammar.join(self.target, {**self.parameters, **{k: v for k, v in own.items() if v is not None}})

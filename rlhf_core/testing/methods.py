@@ -197,7 +197,7 @@ def _steps_between_checkpoints(lab: Lab) -> int:
 
 def _prepared(config: Any, method: Method) -> Run:
     """A run whose trainer has been built."""
-    from rlhf_core.rewards.spec import bind_all
+    from rlhf_core.rewards.binding import bind_all
     from rlhf_core.training.plan import dataset, make_plan
     from rlhf_core.training.run import Run
 

@@ -17,7 +17,8 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.reward import is_factory, maker_parameters, read_signature
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.rewards.binding import bind
+from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.testing import golden, hacking, hostile, imports, probes
 from rlhf_core.testing.bench import Bench, Outcome, batch_of
 from rlhf_core.testing.golden import Case, Row, shown
@@ -68,7 +69,7 @@ def examine(target: str, parameters: Mapping[str, Any]) -> Report:
     catalog = Catalog()
     rule = report.rule("is found, and takes its parameters")
     try:
-        given = RewardSpec.parse(target)
+        given = RewardSpec.read(target)
         spec = replace(given, parameters={**given.parameters, **parameters})
         module, name, installed = _locate(spec, catalog)
         file = golden.file_beside(module)

@@ -12,9 +12,9 @@ from rlhf_core.data import loading as data_module
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method
 from rlhf_core.models import loading as models
-from rlhf_core.rewards import smoke_test as tryout
+from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.smoke_test import SmokeTest, smoke_test
 from rlhf_core.training.arguments import check_settings
 from rlhf_core.ui.screen import Screen
 
@@ -31,7 +31,7 @@ class Plan:
     rewards: RewardRuntime
     system_prompt: str | None
     system_prompt_from: str
-    tried: tryout.Tried | None = None
+    tried: SmokeTest | None = None
 
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list[BoundReward]) -> Plan:
@@ -85,7 +85,7 @@ def system_prompt_for(config: RunConfig, rewards: list[BoundReward]) -> tuple[st
     """(system prompt, where it is from): the user's, or else what the rewards expect, one after the other."""
     if config.system_prompt is not None:
         return config.system_prompt or None, "--system-prompt"
-    asking = {reward.name: reward.reward.instruction for reward in rewards if reward.reward.instruction}
+    asking = {reward.name: reward.reward.system_prompt for reward in rewards if reward.reward.system_prompt}
     return "\n".join(dict.fromkeys(asking.values())) or None, "reward " + ", ".join(asking)
 
 
@@ -155,10 +155,10 @@ def plugins_used(config: RunConfig, catalog: Catalog, plan: Plan) -> list[str]:
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in rewards]
 
 
-def try_rewards(plan: Plan) -> tryout.Tried | None:
+def try_rewards(plan: Plan) -> SmokeTest | None:
     """What the rewards say of the first rows' own answers."""
     tokenizer = plan.info.tokenizer
-    return tryout.try_rewards(
+    return smoke_test(
         plan.data.train, plan.rewards, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     )
 
@@ -166,7 +166,7 @@ def try_rewards(plan: Plan) -> tryout.Tried | None:
 def dry_run(plan: Plan, screen: Screen) -> None:
     """The rewards on the first rows and one rendered prompt."""
     if tried := plan.tried:
-        kind = "a made-up" if tried.made_up else "the reference"
+        kind = "a placeholder" if tried.placeholder else "the reference"
         for name, column in tried.columns.items():
             for answer, score, error in zip(tried.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from rlhf_reward_medical_format import INSTRUCTION, PART, medical_format
+from rlhf_reward_medical_format import PART, SYSTEM_PROMPT, medical_format
 
 from rlhf_core.catalog import Catalog
 
@@ -100,8 +100,8 @@ def test_ten_thousand_completions_take_under_two_seconds():
 
 def test_found_by_its_name():
     reward, entry = Catalog().load("rewards", "medical_format")
-    assert (reward.range, reward.instruction, entry.distribution) == (
-        (0.0, 1.0), INSTRUCTION, "rlhf-reward-medical-format",
+    assert (reward.range, reward.system_prompt, entry.distribution) == (
+        (0.0, 1.0), SYSTEM_PROMPT, "rlhf-reward-medical-format",
     )  # fmt: skip
 
 
