@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig
     from rlhf_core.errors import PluginError, UserError
-    from rlhf_core.formatter import Example, Formatter
+    from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
     from rlhf_core.reward import Reward
@@ -25,6 +25,7 @@ _HOME = {
     "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
+    "Messages": "formatter",
     "Method": "method",
     "PluginError": "errors",
     "Reward": "reward",
@@ -43,6 +44,7 @@ __all__ = [
     "Catalog",
     "Example",
     "Formatter",
+    "Messages",
     "Method",
     "PluginError",
     "Reward",

@@ -83,7 +83,7 @@ def test_what_is_said_of_a_reward_is_what_its_scores_are(score):
     assert level["std"] == pytest.approx(math.sqrt(0.125))
     assert level["histogram"] == {"low": 0.0, "high": 1.0, "counts": [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]}
     assert level["groups"] == {"compared": 2, "with_signal": 1}
-    assert [example["place"] for example in level["best"]][:1] == ["d.jsonl line 2"]
+    assert [example["location"] for example in level["best"]][:1] == ["d.jsonl line 2"]
     assert [example["score"] for example in level["worst"]][:1] == [0.0]
 
 
@@ -102,7 +102,7 @@ def test_of_pairs_both_answers_are_scored_and_compared(score):
     pair = {"question": "q", "response_chosen": "long answer", "response_rejected": "no"}
     other = {"question": "q", "response_chosen": "no", "response_rejected": "as"}
     found = score([pair, other], "size")
-    assert found["layout"] == "layout preference"
+    assert found["format"] == "format preference"
     assert found["rewards"]["size"]["pairs"] == {"chosen_higher": 1, "tied": 1, "rejected_higher": 0}
     assert found["rewards"]["size"]["best"][0]["side"] == "chosen"
 
@@ -150,14 +150,14 @@ def test_failures_are_counted_by_kind_with_the_first_message(score):
     found = score(rows(1, 2, 3, 5, 6), "odd")["rewards"]["odd"]
     assert (found["scored"], found["errors"]) == (2, 3)
     assert found["failures"] == [
-        {"message": "ValueError: level 1 of '1' is odd", "place": "d.jsonl line 1", "count": 3}
+        {"message": "ValueError: level 1 of '1' is odd", "location": "d.jsonl line 1", "count": 3}
     ]
 
 
 def test_what_a_trainer_would_give_a_reward_has_a_stand_in(score):
     found = score(rows(1, 2), "asks")
     assert found["rewards"]["asks"]["mean"] == len("answer 0")
-    assert "asks takes completion_ids" in found["notes"][0]
+    assert "asks takes completion_ids" in found["warnings"][0]
 
 
 def test_a_group_is_in_one_batch_however_its_rows_are_spread(score, monkeypatch):
@@ -234,10 +234,10 @@ def test_spearman_by_hand():
 
 def test_histogram_edges():
     tenths = [i / 10 for i in range(11)]
-    assert statistics.histogram(tenths, (0.0, 1.0)).counts == [1] * 9 + [2]
-    assert statistics.histogram([-0.8], (-1.0, 1.0)).counts == [0, 1] + [0] * 8  # although it is 0.9999999999999998
-    assert statistics.histogram([0.2, 3.0], (0.0, 1.0)).high == 3.0  # outside of what was declared
-    assert statistics.histogram([2.0, 2.0]).counts == [2] + [0] * 9
+    assert statistics.histogram(tenths, (0.0, 1.0))["counts"] == [1] * 9 + [2]
+    assert statistics.histogram([-0.8], (-1.0, 1.0))["counts"] == [0, 1] + [0] * 8  # although it is 0.9999999999999998
+    assert statistics.histogram([0.2, 3.0], (0.0, 1.0))["high"] == 3.0  # outside of what was declared
+    assert statistics.histogram([2.0, 2.0])["counts"] == [2] + [0] * 9
     assert statistics.histogram([]) is None
 
 
@@ -256,7 +256,7 @@ MISTAKES = {
     "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion is text or a list of {role, content}"),
     "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt is text or a list"),
     "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions is a list of one or more, not 'b'"),
-    "no layout": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
+    "no format": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
 }
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "chat": ("chat", "chat", "Talk with a model in the terminal."),
     "methods": ("listings", "methods", "List the installed training methods, or show one."),
     "rewards": ("listings", "rewards", "List the installed rewards, or show one."),
-    "formatters": ("listings", "formatters", "List the data layouts that are understood, or show one."),
+    "formatters": ("listings", "formatters", "List the data formats that are understood, or show one."),
     "plugins": ("plugins", "plugins", "List, check, write, install and remove plugins."),
 }
 

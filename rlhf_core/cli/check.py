@@ -27,7 +27,7 @@ Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry where 
 @click.argument("names", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
 def check(names: tuple[str, ...], as_json: bool) -> None:
-    """Check plugins against the rules of their kind, and say what to mend.
+    """Check plugins against the rules of their kind, and say what to fix.
 
     NAMES are installed plugins, as NAME or DISTRIBUTION/NAME, or rewards as --reward takes them: length:min=100 or
     ./my_rewards.py:brief. With names, every rule is shown; without, all plugins are checked, a line each.
@@ -45,7 +45,7 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
     elif not names:
         click.echo(f"{len(found)} plugins, {broken} of them with broken rules")
         if broken:
-            click.echo("What to mend: rlhf plugins check NAME")
+            click.echo("What to fix: rlhf plugins check NAME")
     # A plugin asked for by name that could not be checked is no success either.
     if broken or (names and not all(report.ok for _, report in found)):
         raise SystemExit(1)

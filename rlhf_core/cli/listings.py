@@ -1,4 +1,4 @@
-"""`rlhf methods`, `rewards` and `formatters`: what is installed, told from metadata; `show NAME` loads that one."""
+"""`rlhf methods`, `rewards` and `formatters`: what is installed, as its metadata says; `show NAME` loads that one."""
 
 from __future__ import annotations
 
@@ -58,4 +58,4 @@ def _list(kind: str, as_json: bool) -> None:
 
 methods = _listing("methods", "List the installed training methods, or show one.", "Show a method and its options.")
 rewards = _listing("rewards", "List the installed rewards, or show one.", "Show a reward and what it takes.")
-formatters = _listing("formatters", "List the data layouts that are understood, or show one.", "Show a data layout.")
+formatters = _listing("formatters", "List the data formats that are understood, or show one.", "Show a data format.")

@@ -165,7 +165,7 @@ def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
     try:
         every = _steps_between_checkpoints(lab)
         values: dict[str, Any] = {"lora": False, "max_steps": 2 * every, "save_steps": every}
-        whole = lab.train("run", **values)
+        full = lab.train("run", **values)
         adapted = lab.train("lora", lora=True, max_steps=max(3, every), save_steps=1000)
     except UserError as error:
         rule.fault(f"rlhf run --method {lab.name} says: {error}")
@@ -173,16 +173,16 @@ def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
     except Exception as error:
         rule.fault(f"building the trainer raised {type(error).__name__}: {error}")
         return
-    for trial in (whole, adapted):
+    for trial in (full, adapted):
         if trial.code != 0:
             rule.fault(f"the run in {trial.folder.name}/ ended with exit code {trial.code}:\n{trial.said[-1500:]}")
     if rule.faults:
         return
     rule.note(f"{2 * every} steps in full, {max(3, every)} with LoRA")
-    _finite(report.rule("its loss is finite"), [whole, adapted])
-    _changed(report.rule("changes the weights that it trains, and nothing else"), whole, adapted, lab)
-    _reloads(report.rule("leaves a model that gives the same logits"), [whole, adapted], lab, method)
-    _resumes(report.rule("resumes to the weights of the run that was never stopped"), whole, lab, values)
+    _finite(report.rule("its loss is finite"), [full, adapted])
+    _changed(report.rule("changes the weights that it trains, and nothing else"), full, adapted, lab)
+    _reloads(report.rule("leaves a model that gives the same logits"), [full, adapted], lab, method)
+    _resumes(report.rule("resumes to the weights of the run that was never stopped"), full, lab, values)
     offline = report.rule("runs without network")
     for call in sorted(lab.calls):
         offline.fault(f"it asked for {call}: a run on local files must not")
@@ -217,11 +217,11 @@ def _finite(rule: Result, trials: list[Trial]) -> None:
             rule.fault(f"{trial.folder.name}: the loss was {bad[0]}")
 
 
-def _changed(rule: Result, whole: Trial, adapted: Trial, lab: Lab) -> None:
+def _changed(rule: Result, full: Trial, adapted: Trial, lab: Lab) -> None:
     import torch
     from safetensors.torch import load_file
 
-    for trial in (whole, adapted):
+    for trial in (full, adapted):
         now = dict(trial.run.model.named_parameters())
         same = {name for name, (weight, _) in trial.before.items() if torch.equal(weight, now[name])}
         trained = {name for name, (_, trains) in trial.before.items() if trains}
@@ -262,14 +262,14 @@ def _reloads(rule: Result, trials: list[Trial], lab: Lab, method: type[Method]) 
             )
 
 
-def _resumes(rule: Result, whole: Trial, lab: Lab, values: dict[str, Any]) -> None:
+def _resumes(rule: Result, full: Trial, lab: Lab, values: dict[str, Any]) -> None:
     """The same folder again, as if the run had been killed after its first checkpoint."""
     import torch
 
     from rlhf_core.training.callbacks import list_checkpoints
 
-    wanted = _saved(whole.folder / "model")
-    checkpoints = list_checkpoints(whole.folder / "checkpoints")
+    wanted = _saved(full.folder / "model")
+    checkpoints = list_checkpoints(full.folder / "checkpoints")
     if len(checkpoints) < 2:
         names = ", ".join(path.name for path in checkpoints) or "none"
         rule.fault(
@@ -278,16 +278,16 @@ def _resumes(rule: Result, whole: Trial, lab: Lab, values: dict[str, Any]) -> No
         return
     for path in checkpoints[1:]:
         shutil.rmtree(path)
-    shutil.rmtree(whole.folder / "model")
+    shutil.rmtree(full.folder / "model")
     try:
-        again = lab.train(whole.folder.name, resume=True, **values)
+        again = lab.train(full.folder.name, resume=True, **values)
     except UserError as error:
         rule.fault(f"--resume says: {error}")
         return
     if again.code != 0:
         rule.fault(f"the resumed run ended with exit code {again.code}:\n{again.said[-1500:]}")
         return
-    found = _saved(whole.folder / "model")
+    found = _saved(full.folder / "model")
     differ = [name for name in wanted if name not in found or not torch.allclose(found[name], wanted[name], **CLOSE)]
     if differ or found.keys() != wanted.keys():
         rule.fault(

@@ -106,7 +106,7 @@ def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
     rule = report.rule("gives one finite number, or None, a row")
     for outcome in expected:
         if outcome.error:
-            rule.fault(f"{outcome.row.place}: {outcome.error}")
+            rule.fault(f"{outcome.row.location}: {outcome.error}")
     _takes_conversations(report.rule("takes conversations of several turns"), bench, expected)
     _all_the_same(
         report.rule("ignores columns that it does not know"),
@@ -186,21 +186,21 @@ def _golden_scores(rule: Result, subject: Subject) -> None:
         try:
             (outcome,) = subject.bench(case.parameters).scores([case.row])
         except UserError as error:
-            rule.fault(f"{case.row.place}: {error}")
+            rule.fault(f"{case.row.location}: {error}")
             continue
         if outcome.error:
-            rule.fault(f"{case.row.place}: it failed: {outcome.error}")
+            rule.fault(f"{case.row.location}: it failed: {outcome.error}")
         elif not case.agrees(outcome.score):
-            rule.fault(f"{case.row.place}: the score is {shown(outcome.score)}, expected {case.expected}")
+            rule.fault(f"{case.row.location}: the score is {shown(outcome.score)}, expected {case.expected}")
 
 
 def _takes_conversations(rule: Result, bench: Bench, expected: list[Outcome]) -> None:
     """The same question as a later turn. What was said before may change the score, but is no reason to fail."""
     rows = [replace(o.row, prompt=[*TURNS, *o.row.prompt]) for o in expected if len(o.row.prompt) == 1]
-    failed = {outcome.row.place for outcome in expected if outcome.error}
+    failed = {outcome.row.location for outcome in expected if outcome.error}
     for outcome in bench.scores(rows):
-        if outcome.error and outcome.row.place not in failed:
-            rule.fault(f"{outcome.row.place}, after a system message and earlier turns: {outcome.error}")
+        if outcome.error and outcome.row.location not in failed:
+            rule.fault(f"{outcome.row.location}, after a system message and earlier turns: {outcome.error}")
 
 
 def _unchanged(rule: Result, bench: Bench, rows: list[Row]) -> None:
@@ -220,7 +220,7 @@ def _unchanged(rule: Result, bench: Bench, rows: list[Row]) -> None:
             import asyncio
 
             asyncio.run(result)
-    except (Exception, SystemExit):  # what it raises is told by other rules
+    except (Exception, SystemExit):  # what it raises is reported by other rules
         pass
     for was, now in zip(before, inputs, strict=True):
         for name in was:
@@ -274,9 +274,9 @@ def _all_the_same(
 ) -> None:
     for one, other in zip(expected, found, strict=True):
         if one.error != other.error:
-            rule.fault(f"{one.row.place}, {how}: {other.error or 'no error any more, as there was before'}")
+            rule.fault(f"{one.row.location}, {how}: {other.error or 'no error any more, as there was before'}")
         elif bench.bound.reward.deterministic and not _close(one.score, other.score):
-            rule.fault(f"{one.row.place}, {how}: {shown(other.score)} instead of {shown(one.score)}: {what_to_do}")
+            rule.fault(f"{one.row.location}, {how}: {shown(other.score)} instead of {shown(one.score)}: {what_to_do}")
 
 
 def _close(one: float | None, other: float | None) -> bool:
@@ -291,15 +291,15 @@ def _survives(rule: Result, bench: Bench, row: Row) -> None:
     for name, text in hostile.TEXTS.items():
         columns = {key: text if isinstance(value, str) else value for key, value in row.columns.items()}
         rows = [
-            replace(row, place=f"{name} as the answer", completion=text),
-            replace(row, place=f"{name} as the question", prompt=[{"role": "user", "content": text}]),
+            replace(row, location=f"{name} as the answer", completion=text),
+            replace(row, location=f"{name} as the question", prompt=[{"role": "user", "content": text}]),
         ]
         if any(isinstance(value, str) for value in row.columns.values()):
-            rows.append(replace(row, place=f"{name} in the columns", columns=columns))
+            rows.append(replace(row, location=f"{name} in the columns", columns=columns))
         for each in rows:
             (outcome,) = score([each])
             if outcome.error:
-                rule.fault(f"{each.place}: {outcome.error:.300}")
+                rule.fault(f"{each.location}: {outcome.error:.300}")
         if sum(": timeout" in fault for fault in rule.faults) > 2:
             rule.note("further texts were not tried, since each would take as long")
             return
@@ -312,7 +312,7 @@ def _in_range(rule: Result, subject: Subject) -> None:
         return
     low, high = limits
     outcomes = [outcome for bench in subject.benches.values() for outcome in bench.seen]
-    outside = {(o.row.place, o.score) for o in outcomes if o.score is not None and not low <= o.score <= high}
+    outside = {(o.row.location, o.score) for o in outcomes if o.score is not None and not low <= o.score <= high}
     for place, score in sorted(outside):
         rule.fault(f"{place}: {shown(score)} is outside {low:g} to {high:g}: declare what it can give, or clip it")
 

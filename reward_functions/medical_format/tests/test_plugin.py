@@ -1,4 +1,4 @@
-"""Every way of keeping and breaking the layout, with what it earns."""
+"""Every way of keeping and breaking the format, with what it earns."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_layout(case):
+def test_format(case):
     text, expected = CASES[case]
     assert medical_format([text]) == [pytest.approx(expected)]
 
@@ -86,7 +86,7 @@ def test_sections_outside_the_answer_do_not_count():
     assert medical_format([text], sections="诊断/依据/建议") == [0.5]
 
 
-def test_a_broken_layout_never_earns_what_a_complete_one_does():
+def test_a_broken_format_never_earns_what_a_complete_one_does():
     broken = [score for text, score in CASES.values() if score < 1.0]
     assert max(broken) < 0.5 * min(score for _, score in SECTIONS.values())
 
