@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rlhf_core.catalog import STATES, Catalog
+from rlhf_core.catalog import STATES, Catalog, Entry
 from rlhf_core.cli import freeze, install, rlhf
-from rlhf_core.cli.new import CASES, KINDS, check_name, write
 from rlhf_core.errors import UserError
 from rlhf_core.rewards.binding import bind
 from rlhf_core.rewards.spec import RewardSpec
+from rlhf_core.testing.new_package import CASES, KINDS, check_name, write
 from rlhf_core.ui.table import cut, width
 
 REWARD = """
@@ -418,8 +418,8 @@ def test_what_pip_said_is_explained(case):
 
 
 def test_new_plugins_are_listed_after_an_install(distribution, monkeypatch):
-    entry = {"kind": "rewards", "name": "made", "module": "m", "distribution": "d", "version": "1.0", "summary": "s"}
-    listings = iter([[], [{**entry, "problem": "module m is missing", "state": "module missing"}]])
+    entry = Entry("rewards", "made", "m", "d", "1.0", "s", problem="module m is missing", state="module missing")
+    listings = iter([[], [entry]])
     given = []
     monkeypatch.setattr(install, "listed", lambda: next(listings))
     monkeypatch.setattr(install, "run_pip", lambda *words: (given.extend(words), (0, ""))[1])

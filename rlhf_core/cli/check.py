@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from rlhf_core.catalog import HOOKS, Catalog, Entry
+from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.testing.process import examine_in_process
+from rlhf_core.testing.report import Report
 
-if TYPE_CHECKING:
-    from rlhf_core.testing.report import Report
-
-SECONDS = 600  # that one plugin may take
 Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry where it is installed
 
 
@@ -32,10 +25,9 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
     NAMES are installed plugins, as NAME or DISTRIBUTION/NAME, or rewards as --reward takes them: length:min=100 or
     ./my_rewards.py:brief. With names, every rule is shown; without, all plugins are checked, a line each.
     """
-    subjects = list(_named(names) if names else _all())
     found: list[tuple[Subject, Report]] = []
-    for subject in subjects:
-        report = _examine(subject)
+    for subject in list(_named(names) if names else _all()):
+        report = examine_in_process(*subject[:2])
         found.append((subject, report))
         if not as_json:
             click.echo(_text(subject, report) if names else _line(subject, report))
@@ -52,56 +44,26 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _all() -> Iterator[Subject]:
-    catalog = Catalog()
-    for kind in HOOKS:
-        for entry in catalog.entries(kind):
-            if entry.problem != "disabled":
-                yield kind, f"{entry.distribution}/{entry.name}", entry
+    for entry in Catalog().all_entries():
+        if entry.problem != "disabled":
+            yield entry.kind, f"{entry.distribution}/{entry.name}", entry
 
 
 def _named(names: tuple[str, ...]) -> Iterator[Subject]:
-    """The plugins of these names, whatever their kind. Raises `UserError` for one that is not there."""
+    """The plugins of these names, whatever their kind. Raises `UserError` for one that is not installed."""
     catalog = Catalog()
+    entries = catalog.all_entries()
     for name in names:
         if ":" in name or name.endswith(".py"):
             yield "rewards", name, None
             continue
         short = name.rpartition("/")[2]
-        kinds = [kind for kind in HOOKS if any(entry.name == short for entry in catalog.entries(kind))]
+        kinds = dict.fromkeys(entry.kind for entry in entries if entry.name == short)
         if not kinds:
-            known = {entry.name for kind in HOOKS for entry in catalog.entries(kind)}
+            known = {entry.name for entry in entries}
             raise UserError(f"there is no plugin {name!r}.{did_you_mean(short, known)} rlhf plugins lists them.")
         for kind in kinds:
             yield kind, name, catalog.find(kind, name)
-
-
-def _examine(subject: Subject) -> Report:
-    """The report from a process of its own: a plugin that ends it, or never ends, is that plugin's fault."""
-    from rlhf_core.testing.report import Report
-
-    kind, target, _ = subject
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "rlhf_core.testing", kind, target, str(file)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        try:
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, timeout=SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return _ended(subject, f"it took over {SECONDS} s")
-        if not file.is_file():
-            last = done.stdout.decode(errors="replace").strip().splitlines()[-3:]
-            return _ended(subject, "\n".join([f"its process ended with exit code {done.returncode}", *last]))
-        return Report.of(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _ended(subject: Subject, reason: str) -> Report:
-    from rlhf_core.testing.report import Report
-
-    report = Report(subject[0][:-1], subject[1])
-    report.rule("can be checked to the end").fault(reason)
-    return report
 
 
 def _title(subject: Subject) -> str:

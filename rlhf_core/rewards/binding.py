@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from rlhf_core import grammar
 from rlhf_core.catalog import Catalog
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, describe, did_you_mean
 from rlhf_core.reward import CALLBACK_NAMES, Parameter, Reward, Signature, is_async, own_name, read_signature
 from rlhf_core.rewards.spec import RewardSpec
 
@@ -155,7 +155,7 @@ def _import_file(path: Path, attribute: str | None) -> Any:
             loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise UserError(f"--reward {path}: importing it failed: {type(error).__name__}: {error}") from error
+            raise UserError(f"--reward {path}: importing it failed: {describe(error)}") from error
     return sys.modules[name]
 
 
@@ -165,7 +165,7 @@ def _import_module(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:
-        raise UserError(f"--reward {module}: importing it failed: {type(error).__name__}: {error}") from error
+        raise UserError(f"--reward {module}: importing it failed: {describe(error)}") from error
 
 
 def _attribute(target: str, module: Any, attribute: str) -> Any:
@@ -182,7 +182,7 @@ def _make(name: str, maker: Callable[..., Any], values: Mapping[str, Any]) -> Ca
     try:
         made = maker(**values)
     except Exception as error:
-        raise UserError(f"reward {name!r} could not be set up: {type(error).__name__}: {error}") from error
+        raise UserError(f"reward {name!r} could not be set up: {describe(error)}") from error
     if not callable(made):
         raise UserError(
             f"reward {name!r}: calling {own_name(maker) or maker!r} gave {type(made).__name__}, not a function. "

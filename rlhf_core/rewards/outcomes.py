@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, describe
 
 Inputs = tuple[dict[str, list[Any]], dict[str, Any]]  # the data's columns, TRL's names
 ERROR_WIDTH = 200  # characters of an error in a summary
@@ -67,8 +66,9 @@ def failure(error: BaseException, size: int) -> Column:
         return Column([None] * size, [f"timeout: {error}"] * size, timed_out=size)
     if isinstance(error, WorkerDied | WrongResult | UserError):
         return Column([None] * size, [str(error)] * size)
+    message = str(error) if isinstance(error, RewardFailed) else describe(error)
     timed_out = size if isinstance(error, TimeoutError) else 0
-    return Column([None] * size, [describe(error)] * size, timed_out=timed_out, raised=True)
+    return Column([None] * size, [message] * size, timed_out=timed_out, raised=True)
 
 
 def check(result: Any, size: int) -> Column:
@@ -128,11 +128,6 @@ def only_row(inputs: Inputs, i: int) -> Inputs:
     columns, trl = inputs
     alone = {key: [trl[key][i]] for key in ("prompts", "completions", "completion_ids")}
     return {key: [values[i]] for key, values in columns.items()}, {**trl, **alone}
-
-
-def describe(error: BaseException) -> str:
-    """An exception's type and text."""
-    return str(error) if isinstance(error, RewardFailed) else "".join(traceback.format_exception_only(error)).strip()
 
 
 def failures(errors: Path, samples: Path) -> list[str]:

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, describe
 from rlhf_core.rewards.binding import BoundReward, bind
 from rlhf_core.rewards.outcomes import (
     Column,
@@ -34,7 +34,6 @@ from rlhf_core.rewards.outcomes import (
     WrongResult,
     as_list,
     attempt,
-    describe,
     join,
     only_row,
 )
