@@ -52,7 +52,7 @@ class Bench:
         """From a spawned process that built the reward from its specification, killed when it takes too long."""
         if self._worker is None:
             seconds = self.bound.reward.timeout or SECONDS
-            reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds)
+            reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds, concurrent=False)
             self._worker = RewardRuntime([dataclasses.replace(self.bound, reward=reward, function=None)], decode)
         return self._evaluate(self._worker, rows)
 

@@ -5,7 +5,6 @@ Rows are read, converted and refused by the code that does so in a run.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -76,10 +75,7 @@ def _own(rows: list[Row], name: str) -> Iterator[Row]:
 
 def _files(entry: Entry) -> list[Path]:
     """Where the examples may be, the first being where they belong."""
-    found = importlib.util.find_spec(entry.module)
-    if found is None or found.origin is None:
-        raise UserError(f"there is no module {entry.module}")
-    module = Path(found.origin)
+    module = imports.file_of(entry.module)
     if module.name != "__init__.py":
         return [module.with_name(f"{module.stem}_examples.jsonl")]
     return [module.parent / "examples" / f"{entry.name}.jsonl", module.parent / "examples.jsonl"]
