@@ -14,8 +14,8 @@ import time
 from benchmarks.record import record
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
-from rlhf_core.rewards.spec import RewardSpec
 
 COUNT, LENGTH = 10_000, 500
 

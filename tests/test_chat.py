@@ -18,11 +18,10 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.chat.conversation import Chat, Pieces, Settings, read_columns
 from rlhf_core.cli import rlhf
 from rlhf_core.data import loading as data
-from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec
 
 SHORT = ("--max-new-tokens", "8", "--seed", "1")
 

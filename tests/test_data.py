@@ -13,8 +13,8 @@ import pytest
 from rlhf_core.catalog import Catalog
 from rlhf_core.data import sources
 from rlhf_core.data.loading import add_system_prompt, choose_formatter, load
-from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec, read_data
 
 QA = {"question": "2+2?", "answer": "4"}
 PAIR = {"question": "q", "response_chosen": "good", "response_rejected": "bad"}
@@ -204,7 +204,7 @@ def test_sources_without_weights_are_all_read_and_mixed(write_jsonl):
 
 
 def test_weights_are_shares_of_the_largest_mixture_without_a_row_twice(write_jsonl):
-    specs = read_all(
+    specs = read_data(
         [numbered(write_jsonl, "a", 30) + ":weight=1", numbered(write_jsonl, "b", 12) + ":weight=3"], None, None
     )
     data = load(specs, "prompts", Catalog(), seed=1)
@@ -238,10 +238,10 @@ def test_how_sources_are_written(case):
     entries, expected = SPECS[case]
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            read_all(entries, None, None)
+            read_data(entries, None, None)
     else:
-        assert read_all(entries, None, None) == expected
-        assert read_all([str(spec) for spec in expected], None, None) == expected
+        assert read_data(entries, None, None) == expected
+        assert read_data([str(spec) for spec in expected], None, None) == expected
 
 
 # row, need -> projected row

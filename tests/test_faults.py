@@ -13,10 +13,10 @@ from rlhf_method_ppo import PPO
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards import concurrency
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.training.callbacks import list_checkpoints
 
 ROWS = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(8)]
@@ -217,7 +217,7 @@ def test_a_worker_that_hangs_ends_with_a_trainer_that_was_killed(faults, tmp_pat
     faults()
     script = (
         "from rlhf_core.catalog import Catalog\n"
-        "from rlhf_core.rewards.spec import RewardSpec, bind\n"
+        "from rlhf_core.grammar import RewardSpec\nfrom rlhf_core.rewards.binding import bind\n"
         "from rlhf_core.rewards.worker import Worker\n"
         "if __name__ == '__main__':\n"
         "    worker = Worker(bind(RewardSpec.read('./faults.py:hang'), Catalog()))\n"

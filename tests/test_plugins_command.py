@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from rlhf_core.catalog import STATES, Catalog, Entry
 from rlhf_core.cli import freeze, install, rlhf
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
-from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.testing.new_package import CASES, KINDS, check_name, write
 from rlhf_core.ui.table import cut, width
 

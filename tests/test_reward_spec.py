@@ -8,8 +8,8 @@ import pytest
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind, bind_all
-from rlhf_core.rewards.spec import RewardSpec
 
 # text -> (target, parameters, weight, name)
 GRAMMAR = {

@@ -10,9 +10,9 @@ import pytest
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec
 
 CODE = """
 import asyncio, threading, time
@@ -24,10 +24,6 @@ def waits(completions, row, **_):
     time.sleep(0.05 * len(completions))
     return [float(r) for r in row]
 def quick(completions, row, **_): return [float(r) for r in row]
-def busy(completions, row, **_):
-    until = time.process_time() + 0.05 * len(completions)
-    while time.process_time() < until: pass
-    return [float(r) for r in row]
 def logs(completions, row, log_extra=None, **_): return waits(completions, row)
 def fails(completions, row, **_):
     waits(completions, row)
@@ -134,7 +130,6 @@ ADVICE = {
     "whole": False,
     "logs": False,
     "quick": False,
-    "busy": False,
     "one": False,
     "p_one": False,
 }
@@ -148,6 +143,13 @@ def test_a_reward_that_waits_is_named_once_with_the_advice(made, caplog, text):
     assert len(caplog.messages) == ADVICE[text]
     if ADVICE[text]:
         assert re.search(rf"reward '{text}' took 0\.\d+ s for 4 rows.*:{text}:concurrent=true'", caplog.text)
+
+
+def test_a_reward_that_computes_is_not_advised_to_wait(made, caplog, monkeypatch):
+    monkeypatch.setattr(time, "process_time", time.perf_counter)  # as if it had the processor to itself
+    runtime, _ = made("waits")
+    runtime.evaluate(batch(4))
+    assert not caplog.messages
 
 
 REFUSED = {

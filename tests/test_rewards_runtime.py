@@ -11,9 +11,9 @@ import torch
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind, bind_all
 from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.rewards.worker import Worker
 
 SIZE = 4

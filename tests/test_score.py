@@ -18,13 +18,13 @@ from rich.console import Console
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.reward_report import measuring, page, report, statistics
 from rlhf_core.reward_report.advice import warnings
 from rlhf_core.reward_report.answers import Answer, Answers, read_answers
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
-from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.ui.screen import Screen
 
 REWARDS = """

@@ -13,12 +13,12 @@ from rlhf_core.cli.listings import JSON, show_entries
 
 # name -> (module, attribute, help line)
 COMMANDS = {
-    "list": ("plugins", "list_plugins", "List every plugin with its state."),
-    "check": ("check", "check", "Test plugins by the rules of the conformance kit."),
-    "new": ("new", "new", "Write the package of a new plugin."),
-    "install": ("install", "install", "Install plugins, and leave the training libraries as they are."),
-    "uninstall": ("install", "uninstall", "Remove plugins."),
-    "freeze": ("freeze", "freeze", "Print the installed plugins as requirements."),
+    "list": ("cli.plugins", "list_plugins", "List every plugin with its state."),
+    "check": ("testing.commands", "check", "Test plugins by the rules of the conformance kit."),
+    "new": ("testing.commands", "new", "Write the package of a new plugin."),
+    "install": ("cli.install", "install", "Install plugins, and leave the training libraries as they are."),
+    "uninstall": ("cli.install", "uninstall", "Remove plugins."),
+    "freeze": ("cli.freeze", "freeze", "Print the installed plugins as requirements."),
 }
 
 

@@ -15,7 +15,7 @@ import click
 from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_core.rewards.spec import RewardSpec
+    from rlhf_core.grammar import RewardSpec
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,7 +85,7 @@ def _kept_clean() -> Iterator[None]:
 def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:
     """The rewards given, else those of the run that is scored."""
     from rlhf_core.config import read_file
-    from rlhf_core.rewards.spec import RewardSpec
+    from rlhf_core.grammar import RewardSpec
 
     entries: list = list(given)
     if not entries and source is not None:

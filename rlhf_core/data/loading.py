@@ -15,9 +15,9 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.data.sources import Row, read, read_file
-from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import PluginError, UserError
 from rlhf_core.formatter import Example, Formatter, Messages
+from rlhf_core.grammar import DataSpec
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
 # Names that TRL gives a meaning of its own, so a row's own column of that name can't be passed through.

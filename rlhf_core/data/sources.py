@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rlhf_core.data.spec import DataSpec
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean, first_line
+from rlhf_core.grammar import DataSpec
 
 KINDS = (".json", ".jsonl", ".csv", ".parquet")
 # What the medical guide calls the configurations of shibing624/medical, whose folders are named otherwise.
@@ -138,7 +138,7 @@ def _parquet(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
     try:
         rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a Parquet file: {first_line(error)}") from error
     for number, values in enumerate(rows, start=1):
         yield f"row {number}", values
 
@@ -159,7 +159,7 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
     except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
         raise UserError(
             f"--data {spec.source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
 

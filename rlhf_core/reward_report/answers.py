@@ -17,9 +17,9 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.loading import CANONICAL, choose_formatter, convert, row_columns
 from rlhf_core.data.sources import Row, read, read_file
-from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Formatter, Messages
+from rlhf_core.grammar import DataSpec
 
 SAMPLES = "samples.jsonl"
 # The built-in sets, the most telling first: its pairs show whether a reward prefers the chosen answer.

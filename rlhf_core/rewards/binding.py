@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_core import grammar
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, describe, did_you_mean
+from rlhf_core.grammar import RewardSpec, write
 from rlhf_core.reward import CALLBACK_NAMES, Parameter, Reward, Signature, is_async, own_name, read_signature
-from rlhf_core.rewards.spec import RewardSpec
 
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
@@ -214,8 +213,8 @@ def _coerce(name: str, parameter: Parameter, value: Any) -> Any:
     except pydantic.ValidationError as error:
         if not isinstance(value, str):  # `name=123` for a string parameter was read as JSON
             try:
-                return adapter.validate_python(grammar.write(value))
+                return adapter.validate_python(write(value))
             except pydantic.ValidationError:
                 pass
         message = error.errors()[0]["msg"]
-        raise UserError(f"reward {name!r}: {parameter.name}={grammar.write(value)}: {message} ({parameter})") from error
+        raise UserError(f"reward {name!r}: {parameter.name}={write(value)}: {message} ({parameter})") from error

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError, describe
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import BoundReward, bind
 from rlhf_core.rewards.outcomes import (
     Column,
@@ -37,7 +38,6 @@ from rlhf_core.rewards.outcomes import (
     join,
     only_row,
 )
-from rlhf_core.rewards.spec import RewardSpec
 
 BATCH_SECONDS = 600.0  # that a batch may take where the reward declares no timeout
 START_SECONDS = 120.0  # a worker may import a lot before its first batch

@@ -14,9 +14,9 @@ from typing import Any
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.data.loading import Need, choose_formatter, load, project
 from rlhf_core.data.sources import Row, read_file
-from rlhf_core.data.spec import DataSpec
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.formatter import Example, Formatter
+from rlhf_core.grammar import DataSpec
 from rlhf_core.testing import imports
 from rlhf_core.testing.report import Report, Result
 
@@ -144,7 +144,7 @@ def _found(rule: Result, entry: Entry, rows: list[Row], catalog: Catalog) -> Non
         try:
             chosen = choose_formatter(row, row.location, catalog, None).name
         except UserError as error:
-            rule.fault(f"{row.location}: {str(error).splitlines()[0]}: name only columns that each row has")
+            rule.fault(f"{row.location}: {first_line(error)}: name only columns that each row has")
             continue
         taker = next((e for e in catalog.entries("formatters") if e.name == chosen), entry)
         if chosen == entry.name:
@@ -169,7 +169,7 @@ def _refuses(rule: Result, entry: Entry, catalog: Catalog) -> None:
                 if choose_formatter(row, row.location, catalog, None).name == entry.name:
                     rule.fault(f"{row.location}, a row of {other.name}, is taken for {entry.name}: name more columns")
         except UserError as error:
-            rule.note(f"the examples of {other.name} could not be tried: {str(error).splitlines()[0]}")
+            rule.note(f"the examples of {other.name} could not be tried: {first_line(error)}")
     rule.note(f"{seen} rows of others")
 
 

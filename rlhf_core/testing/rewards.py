@@ -16,8 +16,8 @@ from typing import Any
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
-from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.testing import again, golden, hacking, hostile, imports, probes
 from rlhf_core.testing.bench import Bench, Outcome, batch_of
 from rlhf_core.testing.golden import Case, Row, shown

@@ -12,12 +12,11 @@ from typing import Any
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig, read_file, resolve
 from rlhf_core.data import loading as data_module
-from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec, RewardSpec, read_data
 from rlhf_core.method import Method
 from rlhf_core.models.resolve import find
 from rlhf_core.rewards.binding import BoundReward, bind_all
-from rlhf_core.rewards.spec import RewardSpec
 
 CANONICAL = ("prompt", "messages", "chosen", "rejected")
 
@@ -126,7 +125,7 @@ def choose_questions(
     """At most `count` rows: any of `data`, else those that the first run did not learn from, else builtin ones."""
     run = next((one for one in candidates if one.config), None)
     if data:
-        found = _any_rows(read_all(data, None, None), count, seed, catalog)
+        found = _any_rows(read_data(data, None, None), count, seed, catalog)
     elif run is None:
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:

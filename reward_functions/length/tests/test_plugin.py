@@ -7,8 +7,8 @@ from rlhf_reward_length import Length
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
-from rlhf_core.rewards.spec import RewardSpec
 
 # text, score with min=10, max=20, tolerance=10
 CASES = {

@@ -11,8 +11,8 @@ from rlhf_reward_medical_keyword import FROM_PROMPT, MedicalKeyword
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
-from rlhf_core.rewards.spec import RewardSpec
 
 REWARD = MedicalKeyword()
 KEYWORDS = ["低血糖", "饥饿时手抖", "眼前发黑"]

@@ -12,8 +12,8 @@ import pytest
 from rlhf_reward_verifier import SYSTEM_PROMPT, verifier
 
 from rlhf_core.catalog import Catalog
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
-from rlhf_core.rewards.spec import RewardSpec
 from rlhf_core.rewards.worker import Worker
 
 DATA = Path(__file__).parents[4] / "shared" / "data"

@@ -1,15 +1,18 @@
-"""`rlhf plugins check`: the conformance kit from the shell, each plugin in a process of its own."""
+"""The kit from the shell: `rlhf plugins check`, each plugin in a process of its own, and `rlhf plugins new`."""
 
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.testing import new_package
 from rlhf_core.testing.process import examine_in_process
 from rlhf_core.testing.report import Report
 
@@ -91,3 +94,22 @@ def _values(subject: Subject, report: Report) -> dict[str, Any]:
     _, target, entry = subject
     origin = {"distribution": entry.distribution, "version": entry.version} if entry else {}
     return {**report.as_dict(), "name": entry.name if entry else target, **origin}
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(list(new_package.KINDS)))
+@click.argument("name")
+@click.option("--output-dir", metavar="FOLDER", help="Folder to write.  [rlhf-KIND-NAME]")
+def new(kind: str, name: str, output_dir: str | None) -> None:
+    """Write the package of a new plugin: a small one that works, with its tests, to be changed.
+
+    rlhf plugins new reward brevity
+    """
+    name = new_package.check_name(kind, name)
+    folder = Path(output_dir or new_package.distribution(kind, name))
+    files = new_package.write(kind, name, folder)
+    _, function, _, use = new_package.KINDS[kind]
+    click.echo(f"Written to {folder}: {', '.join(files)}\n")
+    click.echo(f"1. Edit {function} in {folder / new_package.module_name(kind, name)}.py")
+    click.echo(f"2. pip install -e {folder}")
+    click.echo(f"3. {string.Template(use).substitute(name=name)}")
