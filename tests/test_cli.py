@@ -112,7 +112,7 @@ def test_a_mistake_in_the_data_is_told_before_torch_is_imported(tmp_path, monkey
     )
     command = [sys.executable, "-c", code, "run", *GRPO, "--data", "nowhere.jsonl"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert said.stdout.endswith("--data nowhere.jsonl: there is no such file or folder. False\n")
+    assert said.stdout.endswith("nowhere.jsonl: there is no such file or folder. False\n")
 
 
 def test_underscores_and_dashes_are_the_same(tmp_path, monkeypatch):

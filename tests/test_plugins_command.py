@@ -344,7 +344,7 @@ def test_a_name_may_be_written_as_the_distributions():
 def test_a_folder_that_exists_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert "is there already" in str(invoke("plugins", "new", "reward", "near", "--output-dir", "here").exception)
+    assert "exists already" in str(invoke("plugins", "new", "reward", "near", "--output-dir", "here").exception)
     assert invoke("plugins", "new", "reward", "near", "--output-dir", "a/b").exit_code == 0
     assert (tmp_path / "a" / "b" / "rlhf_reward_near.py").is_file()
 

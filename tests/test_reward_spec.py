@@ -31,6 +31,7 @@ GRAMMAR = {
     "f:x=-1.5e-3": ("f", {"x": -0.0015}, 1.0, None),
     'f:text="200"': ("f", {"text": "200"}, 1.0, None),
     "f:empty=": ("f", {"empty": ""}, 1.0, None),
+    "f:concurrent=true,x=1": ("f", {"x": 1}, 1.0, None),
     "f:x=[1": ("f", {"x": "[1"}, 1.0, None),
 }
 
@@ -76,6 +77,7 @@ def test_yaml_entries():
     assert RewardSpec.read("length:target=3") == RewardSpec("length", {"target": 3})
     assert RewardSpec.read({"length": {"target": 3, "weight": 2}}) == RewardSpec("length", {"target": 3}, 2.0)
     assert RewardSpec.read({"length": None}) == RewardSpec("length")
+    assert RewardSpec.read({"./judge.py:score": {"concurrent": True}}).concurrent is True
     with pytest.raises(UserError, match="can't be read"):
         RewardSpec.read({"a": {}, "b": {}})
 

@@ -286,7 +286,7 @@ def test_mistakes_in_what_is_asked_for(here, write_jsonl):
     assert "Its columns: age, sex" in missing
     all_failed = refused(file, "--reward", f"./r{here.name}.py:broken")
     assert "every reward failed on all of its 1 completions:\n  broken: RuntimeError: no key" in all_failed
-    assert "its folder is not there" in refused(file, "--reward", "length", "--html", "no/where.html")
+    assert "its folder does not exist" in refused(file, "--reward", "length", "--html", "no/where.html")
     (here / "run").mkdir()
     (here / "run" / "config.yaml").write_text("method: dpo\nreward: []")
     assert "the run has no samples" in refused("run", "--reward", "length")

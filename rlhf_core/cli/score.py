@@ -1,4 +1,4 @@
-"""`rlhf score`: try rewards on completions that are there already. No model, no torch."""
+"""`rlhf score`: what rewards give to existing completions. No model, no torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     from rlhf_core.ui.screen import Screen
 
     if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):
-        raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder is not there"))
+        raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder does not exist"))
     catalog, screen = Catalog(), Screen(quiet=as_json)
     with _kept_clean() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)

@@ -74,7 +74,7 @@ def _reward_lines(d: Described) -> Lines:
     columns = "known once its parameters are set and it is made"
     if d["columns"] is not None:
         columns = f"needs {', '.join(d['columns']) or 'none'}"
-        columns += f"; uses {', '.join(d['optional_columns'])} if there" if d["optional_columns"] else ""
+        columns += f"; uses {', '.join(d['optional_columns'])} if the data has it" if d["optional_columns"] else ""
     timeout = f", at most {d['timeout']:g} s a batch" if d["timeout"] else ""
     scores = {
         "scores differ from call to call": not d["deterministic"],

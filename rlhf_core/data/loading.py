@@ -96,7 +96,7 @@ def load(
 def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool) -> Part:
     rows, warnings = (read_file(builtin.data_file(need, "train")), []) if spec.source == BUILTIN else read(spec)
     if not rows:
-        raise UserError(f"--data {spec.source}: there is no row in it")
+        raise UserError(f"{spec.source}: there is no row in it")
     formatter, projected, bad = _convert(rows, spec, need, catalog)
     if bad and not (skip_bad_rows and projected):
         hint = "" if skip_bad_rows else " Leave such rows out: --skip-bad-rows"
@@ -163,7 +163,7 @@ def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None
         known += group
     formats = [f"\n  {f.name}: {_names(f.columns)}" for f in known] + [f"\n  ({message})" for message in broken]
     raise UserError(
-        f"--data {source}: no formatter fits. {row.location} has the columns {_names(row.values)}. Known formats:"
+        f"{source}: no formatter fits. {row.location} has the columns {_names(row.values)}. Known formats:"
         + "".join(formats)
     )
 

@@ -38,7 +38,7 @@ def read(spec: DataSpec) -> tuple[list[Row], list[str]]:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if _kind(p.name) and not p.name.startswith("."))
         if not files:
-            raise UserError(f"--data {spec.source}: the folder has no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
+            raise UserError(f"{spec.source}: the folder has no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
         chosen, warnings = _training_files([str(file.relative_to(path)) for file in files], spec.source)
         return [row for name in chosen for row in read_file(path / name)], warnings
     if path.exists():
@@ -46,7 +46,7 @@ def read(spec: DataSpec) -> tuple[list[Row], list[str]]:
     local = path.suffix in (*KINDS, ".gz", ".txt") or spec.source.startswith((".", "/", "~"))
     if local or spec.source.count("/") > 1:
         near = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UserError(f"--data {spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
+        raise UserError(f"{spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
     return _read_hub(spec)
 
 
@@ -54,13 +54,13 @@ def read_file(path: Path, name: str | None = None) -> list[Row]:
     """The rows of one file; `name` is what messages call it."""
     kind = _kind(path.name)
     if kind is None:
-        raise UserError(f"--data {path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
+        raise UserError(f"{path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"--data {path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     rows = []
     for where, values in _parquet(path, content) if kind == ".parquet" else _text(path, content, kind):
         location = f"{name or path.name} {where}"
@@ -94,7 +94,7 @@ def _text(path: Path, content: bytes, kind: str) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     if not text.strip():
-        raise UserError(f"--data {path}: the file is empty")
+        raise UserError(f"{path}: the file is empty")
     if kind == ".csv":
         yield from _csv(path, text)
     elif text.lstrip().startswith("["):
@@ -158,7 +158,7 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
         raise
     except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
         raise UserError(
-            f"--data {spec.source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
+            f"{spec.source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
             f"{first_line(error)}"
         ) from error
     return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
@@ -173,7 +173,7 @@ def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
     config = spec.config if spec.config in folders else GUIDE_CONFIGS.get(spec.config or "", spec.config)
     if config not in folders:
         asked = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
-        raise UserError(f"--data {spec.source} {asked}: write --data-config with one of {', '.join(folders)}")
+        raise UserError(f"{spec.source} {asked}: write --data-config with one of {', '.join(folders)}")
     inside = [name for name in files if name.startswith(f"{config}/") and _kind(name)]
     chosen, _ = _training_files(inside, spec.source)
     called = "" if config == spec.config else f" (--data-config {spec.config})"

@@ -70,11 +70,8 @@ def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Ans
         if not path.is_file() or not path.stat().st_size:
             raise UserError(f"{source}: the run has no samples; ppo and grpo write {SAMPLES} as they train")
         spec = DataSpec(str(path))
-    try:
-        rows, warnings = read(spec)
-        return _answers(spec.source, rows[:limit], warnings, catalog, spec.formatter)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--data ")) from error  # no such flag here
+    rows, warnings = read(spec)
+    return _answers(spec.source, rows[:limit], warnings, catalog, spec.formatter)
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:

@@ -97,6 +97,8 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
         raise UserError(f"reward {name!r} needs environments, which rlhf does not provide")
     if reward.isolation == "process" and (callbacks := signature.required_trl & CALLBACK_NAMES):
         raise UserError(f"reward {name!r} runs in its own process and can't take {', '.join(sorted(callbacks))}")
+    if reward.concurrent and is_async(call):
+        raise UserError(f"reward {name!r} is async, and awaits its rows together by itself: it can't be concurrent")
     if reward.concurrent and (logs := signature.trl & {"log_extra", "log_metric"}):
         raise UserError(f"reward {name!r} takes {', '.join(sorted(logs))}, for whole batches: it can't be concurrent")
     bound = {} if reward.is_maker else values

@@ -65,7 +65,7 @@ def check_name(kind: str, name: str) -> str:
 def write(kind: str, name: str, folder: Path) -> list[str]:
     """Write the package to `folder`, which must not exist; the paths of its files in it."""
     if folder.exists():
-        raise UserError(f"{folder} is there already: give another place with --output-dir, or remove it")
+        raise UserError(f"{folder} exists already: give another folder with --output-dir, or remove it")
     module = module_name(kind, name)
     cases = f"{module}_{CASES[kind]}.jsonl" if kind in CASES else None
     description, _, core, _ = KINDS[kind]
