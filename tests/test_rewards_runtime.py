@@ -298,3 +298,10 @@ def test_an_error_is_neutral_in_the_advantages(runtime):
 def test_missing_columns_are_named(runtime):
     with pytest.raises(UserError, match="reward 'one_row' needs the column row, which data.jsonl does not have"):
         runtime("one_row").check_columns(["prompt", "answer"], "data.jsonl")
+
+
+def test_a_trainer_of_ones_own_gets_each_rows_weighted_sum(runtime):
+    """What guide/plugins.md promises: a batch of plain lists, no callbacks, None where a reward failed."""
+    rewards = runtime("fine:weight=2", "ints", "one_row")
+    assert rewards.score(batch()) == [4.0, 5.0, None, 3.0]
+    assert rewards.last[2]["rewards"] == {"fine": 1.0, "ints": 3.0, "one_row": None}

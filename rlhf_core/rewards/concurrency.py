@@ -13,7 +13,18 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 
 from rlhf_core.rewards.binding import BoundReward
-from rlhf_core.rewards.outcomes import Column, Inputs, OutOfTime, RewardFailed, attempt, check, failure, join, only_row
+from rlhf_core.rewards.outcomes import (
+    Column,
+    Inputs,
+    OutOfTime,
+    RewardFailed,
+    attempt,
+    attempt_rows,
+    check,
+    failure,
+    join,
+    only_row,
+)
 from rlhf_core.rewards.worker import BATCH_SECONDS
 
 AT_ONCE = 64  # rows that are scored at the same time
@@ -85,8 +96,7 @@ def score_here(reward: BoundReward, fresh: Callable[[], Inputs], size: int) -> C
     started, processor = time.perf_counter(), time.process_time()
     column = attempt(reward.call, fresh(), size)
     if column.raised and size > 1 and not reward.reward.batchwise:
-        inputs = fresh()
-        column = join([attempt(reward.call, only_row(inputs, i), 1) for i in range(size)])
+        column = attempt_rows(reward.call, fresh(), size)
     column.seconds = time.perf_counter() - started
     processor = time.process_time() - processor
     column.waited = size > 1 and column.seconds > SLOW_ROW * size and processor < column.seconds / 2

@@ -108,6 +108,11 @@ def _number(value: Any) -> tuple[float | None, str | None]:
     return (score, None) if math.isfinite(score) else (None, f"{score} is not a finite number")
 
 
+def attempt_rows(call: Callable[..., Any], inputs: Inputs, size: int) -> Column:
+    """One call for each row, one after the other."""
+    return join([attempt(call, only_row(inputs, i), 1) for i in range(size)])
+
+
 def join(rows: Sequence[Column]) -> Column:
     """One column of rows that were scored one by one."""
     return Column(

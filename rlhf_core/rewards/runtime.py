@@ -30,7 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RewardBatch:
-    """What rewards score: messages in `prompts` and `completions`, the data's other columns as lists."""
+    """What rewards score: a list entry for each row, of which a trainer's groups are consecutive.
+
+    `prompts` and `completions` hold messages, `completion_ids` the completion's tokens, `columns` the data's other
+    columns by name. `trl`: what else rewards may ask for, by TRL's names: `trainer_state`, `log_metric(name, value)`,
+    `log_extra(column, values)`. Without it nothing is logged.
+    """
 
     prompts: Sequence[Any]
     completions: Sequence[Any]
@@ -121,7 +126,7 @@ class RewardRuntime:
         self._after_batch(batch, columns)
         for name, column in columns.items():
             if given := [score for score in column.scores if score is not None]:
-                batch.trl["log_metric"](f"rewards/{name}/mean", sum(given) / len(given))
+                _log_metric(batch)(f"rewards/{name}/mean", sum(given) / len(given))
         return [self._total(columns, i) for i in range(len(batch))]
 
     def _total(self, columns: Mapping[str, Column], i: int) -> float | None:
@@ -134,7 +139,7 @@ class RewardRuntime:
         if not batch.texts and any(reward.reward.view == "text" for reward in self.rewards):
             batch.texts = self._decoded(batch)
         size, here = len(batch), [reward for reward in self.rewards if reward.kind == "ordinary"]
-        begun = {r.name: self._begin(r, batch, size) for r in self.rewards if r not in here}
+        begun = {r.name: self._begin(r, batch, size) for r in self.rewards if r.kind != "ordinary"}
         columns = {r.name: score_here(r, functools.partial(self._inputs, r, batch), size) for r in here}
         columns |= {name: wait() for name, wait in begun.items()}
         for reward in here:
@@ -170,7 +175,7 @@ class RewardRuntime:
 
     def _after_batch(self, batch: RewardBatch, columns: Mapping[str, Column]) -> None:
         """Count, log and record what came out."""
-        log_metric = batch.trl.get("log_metric", lambda name, value: None)
+        log_metric = _log_metric(batch)
         for name, column in columns.items():
             self.counts[name][0] += column.failed
             self.counts[name][1] += len(batch)
@@ -190,6 +195,10 @@ class RewardRuntime:
             ]
             _append(self.folder / "samples.jsonl", self.last)
             _append(self.folder / "reward_errors.jsonl", failed)
+
+
+def _log_metric(batch: RewardBatch) -> Callable[[str, float], None]:
+    return batch.trl.get("log_metric", lambda name, value: None)
 
 
 def _sample(batch: RewardBatch, text: str, columns: Mapping[str, Column], i: int, step: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ kill -9.
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import multiprocessing
 import os
@@ -35,8 +34,7 @@ from rlhf_core.rewards.outcomes import (
     WrongResult,
     as_list,
     attempt,
-    join,
-    only_row,
+    attempt_rows,
 )
 
 BATCH_SECONDS = 600.0  # that a batch may take where the reward declares no timeout
@@ -137,13 +135,12 @@ class Worker:
         started = time.perf_counter()
         column = attempt(self.score, fresh(), size)
         if column.raised and size > 1 and not self.reward.reward.batchwise:
-            inputs, deadline = fresh(), time.monotonic() + self.timeout
+            deadline = time.monotonic() + self.timeout
 
-            def row(i: int) -> Column:
-                left = deadline - time.monotonic()
-                return attempt(functools.partial(self.score, seconds=left), only_row(inputs, i), 1)
+            def call(columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
+                return self.score(columns, trl, deadline - time.monotonic())
 
-            column = join([row(i) for i in range(size)])
+            column = attempt_rows(call, fresh(), size)
         column.seconds = time.perf_counter() - started
         return column
 
