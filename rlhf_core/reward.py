@@ -58,8 +58,8 @@ class Reward:
     optional: tuple[str, ...] = ()
     deterministic: bool = True
     batchwise: bool = False
-    concurrent: bool = False
     name: str | None = None
+    concurrent: bool = False
     instruction: InitVar[str | None] = None
 
     def __post_init__(self, instruction: str | None) -> None:

@@ -276,4 +276,4 @@ def test_a_long_run_whose_reward_keeps_failing_stops_with_a_checkpoint(go, fault
     shown = capsys.readouterr().out
     assert "Stopped after step 20: reward 'nan' failed on 25% of its rows in the last 20 steps." in shown
     assert "Reward 'nan' failed on 20 of 80 rows, most often: nan is not a finite number" in shown
-    assert "Go on when it is mended: rlhf run --resume out" in shown
+    assert "Go on when it is fixed: rlhf run --resume out" in shown

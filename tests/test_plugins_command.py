@@ -126,7 +126,7 @@ def test_odd_metadata_breaks_no_listing(case, tmp_path, monkeypatch):
     assert "nameless" not in found
 
 
-def test_callbacks_that_were_mended_are_ok_again(distribution, tmp_path):
+def test_callbacks_that_were_fixed_are_ok_again(distribution, tmp_path):
     code = "from rlhf_core import hookimpl\n@hookimpl\ndef rlhf_callbacks(run): {}"
     distribution("cb", {"cb_module": code.format("raise RuntimeError")}, {"rlhf.callbacks": {"alarm": "cb_module"}})
     for body, state in (("raise RuntimeError", "failed"), ("return [run]", "ok")):
@@ -171,10 +171,10 @@ def test_a_reward_is_shown_with_what_its_signature_tells(distribution):
         "Scores it.",
     ):
         assert line in output
-    told = json.loads(invoke("rewards", "show", "a", "--json").output)
-    assert told["parameters"] == [{"name": "limit", "type": "int", "required": False, "default": 3}]
-    assert (told["columns"], told["takes_other_columns"], told["view"]) == (["answer"], True, "text")
-    assert told["file"].endswith("fine_module.py")
+    shown = json.loads(invoke("rewards", "show", "a", "--json").output)
+    assert shown["parameters"] == [{"name": "limit", "type": "int", "required": False, "default": 3}]
+    assert (shown["columns"], shown["takes_other_columns"], shown["view"]) == (["answer"], True, "text")
+    assert shown["file"].endswith("fine_module.py")
 
 
 FORMS = {
@@ -202,9 +202,9 @@ def test_a_method_is_shown_with_its_own_options_first():
     assert "--beta  float  [0.1]  how closely" in output
     assert "--loss-type  sigmoid|ipo|hinge|robust  [sigmoid]" in output
     assert "--max-grad-norm" not in output
-    told = json.loads(invoke("methods", "show", "dpo", "--json").output)
-    assert (told["data"], told["rewards"], told["config"]) == ("preferences", "optional", "trl:DPOConfig")
-    own = [option["own"] for option in told["options"]]
+    shown = json.loads(invoke("methods", "show", "dpo", "--json").output)
+    assert (shown["data"], shown["rewards"], shown["config"]) == ("preferences", "optional", "trl:DPOConfig")
+    own = [option["own"] for option in shown["options"]]
     assert own == sorted(own, reverse=True)
     assert f"and {own.count(False)} that all methods share" in output
 
