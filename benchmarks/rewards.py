@@ -14,7 +14,8 @@ import time
 from benchmarks.record import record
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
 
 COUNT, LENGTH = 10_000, 500
 
@@ -41,7 +42,7 @@ def main() -> None:
     ]
     results = {}
     for name in ("medical_format", "length", "medical_keyword"):
-        reward = bind(RewardSpec.parse(name), Catalog())
+        reward = bind(RewardSpec.read(name), Catalog())
         given = inside if name == "medical_keyword" else texts
         started = time.process_time()
         scores = reward.call({"answer": answers}, {"completions": given})

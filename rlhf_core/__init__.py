@@ -10,29 +10,34 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
-    from rlhf_core.config import RunConfig
+    from rlhf_core.config import RunConfig, resolve
     from rlhf_core.errors import PluginError, UserError
-    from rlhf_core.formatter import Example, Formatter
+    from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
     from rlhf_core.reward import Reward
+    from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
     from rlhf_core.training.run import Run, train
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Catalog": "plugins",
+    "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
+    "Messages": "formatter",
     "Method": "method",
     "PluginError": "errors",
     "Reward": "reward",
+    "RewardBatch": "rewards.runtime",
+    "RewardRuntime": "rewards.runtime",
     "Run": "training.run",
     "RunConfig": "config",
     "TrainingOptions": "method",
     "UserError": "errors",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
+    "resolve": "config",
     "train": "training.run",
 }
 
@@ -40,9 +45,12 @@ __all__ = [
     "Catalog",
     "Example",
     "Formatter",
+    "Messages",
     "Method",
     "PluginError",
     "Reward",
+    "RewardBatch",
+    "RewardRuntime",
     "Run",
     "RunConfig",
     "TrainingOptions",
@@ -50,6 +58,7 @@ __all__ = [
     "__version__",
     "hookimpl",
     "hookspec",
+    "resolve",
     "train",
 ]
 

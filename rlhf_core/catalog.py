@@ -6,7 +6,6 @@ asked for it. `RLHF_DISABLE_PLUGINS=a,b` leaves distributions out.
 
 from __future__ import annotations
 
-import email.message
 import email.parser
 import functools
 import importlib
@@ -20,11 +19,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pluggy
 
-from rlhf_core.errors import PluginError, UserError, did_you_mean
+from rlhf_core.errors import PluginError, UserError, describe, did_you_mean
 
 HOOKS = {
     "methods": "rlhf_methods",
@@ -37,18 +36,9 @@ HOOKS = {
 STATES = ("ok", "disabled", "core version unmet", "module missing", "failed", "duplicate name")
 
 
-class Point(NamedTuple):
-    """One of our entry points, with the metadata of its distribution."""
-
-    kind: str
-    name: str
-    module: str
-    fields: email.message.Message
-
-
 @dataclass(frozen=True)
 class Entry:
-    """What the metadata tells of one plugin. `problem` is None, or why it can't be used as it stands.
+    """What the metadata says of one plugin. `problem` is None, or why it can't be used as it stands.
 
     `state` is the problem in a word or two: one of `STATES`.
     """
@@ -74,26 +64,35 @@ class Catalog:
     def __init__(self) -> None:
         self._managers: dict[str, pluggy.PluginManager] = {}
         self._entries: dict[str, list[Entry]] = {}
-        self._points: list[Point] | None = None
+        self._installed: list[tuple[Entry, tuple[str, ...]]] | None = None
 
     def entries(self, kind: str) -> list[Entry]:
         """All plugins of a kind, sorted by name, importing none."""
         if kind not in self._entries:
-            if self._points is None:
-                self._points = list(_read_points())
-            found = sorted(_read_entries(kind, self._points), key=lambda e: (e.name, e.distribution))
+            if self._installed is None:
+                self._installed = list(_installed())
+            disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
+            failures = _read_failures()
+            found = [
+                _with_problem(entry, requires, disabled, failures)
+                for entry, requires in self._installed
+                if entry.kind == kind
+            ]
+            found.sort(key=lambda entry: (entry.name, entry.distribution))
             self._entries[kind] = [_with_duplicates(entry, found) for entry in found]
         return self._entries[kind]
+
+    def all_entries(self) -> list[Entry]:
+        """The plugins of every kind."""
+        return [entry for kind in HOOKS for entry in self.entries(kind)]
 
     def find(self, kind: str, name: str) -> Entry:
         """The plugin called `name` or `distribution/name`. Raises `UserError` that says what there is."""
         distribution, _, short = name.rpartition("/")
         entries = self.entries(kind)
-        same = [
-            e
-            for e in entries
-            if e.name == short and (not distribution or normalize(e.distribution) == normalize(distribution))
-        ]
+        same = [e for e in entries if e.name == short]
+        if distribution:
+            same = [e for e in same if normalize(e.distribution) == normalize(distribution)]
         usable = [e for e in same if e.state != "disabled"]
         if not same:
             known = ", ".join(dict.fromkeys(e.name for e in entries)) or "none"
@@ -135,7 +134,7 @@ class Catalog:
             returned = getattr(manager.hook, hook)(**arguments)
             objects = [found for group in returned for found in group]  # a generator raises here, inside the guard
         except (Exception, SystemExit) as error:
-            raise self._failed(entry, _describe(error)) from error
+            raise self._failed(entry, describe(error)) from error
         if not returned:
             raise self._failed(entry, f"module {entry.module} implements no hook {hook}")
         return objects
@@ -151,7 +150,7 @@ class Catalog:
                 manager.register(importlib.import_module(entry.module), name=entry.module)
                 manager.check_pending()
             except (Exception, SystemExit) as error:
-                raise self._failed(entry, _describe(error)) from error
+                raise self._failed(entry, describe(error)) from error
             self._managers[entry.module] = manager
         return self._managers[entry.module]
 
@@ -162,8 +161,8 @@ class Catalog:
         )
 
 
-def _read_points() -> Iterator[Point]:
-    """Every entry point of ours, in one pass over the environment that parses the metadata of plugins only."""
+def _installed() -> Iterator[tuple[Entry, tuple[str, ...]]]:
+    """Each of our entry points with what its distribution requires, parsing the metadata of plugins only."""
     seen = set()
     for distribution in importlib.metadata.distributions():
         points = distribution.read_text("entry_points.txt") or ""
@@ -175,8 +174,10 @@ def _read_points() -> Iterator[Point]:
         if not name or normalize(name) in seen:  # what has no name can't be named, and of two the first is imported
             continue
         seen.add(normalize(name))
+        version, summary = fields["Version"] or "", " ".join((fields["Summary"] or "").split())
         for kind, point, module in _points_of(points):
-            yield Point(kind, point, module, fields)
+            entry = Entry(kind, point, module, name, version, summary)
+            yield entry, tuple(fields.get_all("Requires-Dist", []))
 
 
 def _points_of(text: str) -> Iterator[tuple[str, str, str]]:
@@ -191,25 +192,16 @@ def _points_of(text: str) -> Iterator[tuple[str, str, str]]:
             yield kind, name.strip(), re.split(r"[:\[]", value)[0].strip()
 
 
-def _read_entries(kind: str, points: list[Point]) -> Iterator[Entry]:
-    disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
-    failures = _read_failures()
-    for point in points:
-        fields = point.fields
-        if point.kind != kind:
-            continue
-        version, summary = fields["Version"] or "", " ".join((fields["Summary"] or "").split())
-        entry = Entry(kind, point.name, point.module, fields["Name"], version, summary)
-        if normalize(entry.distribution) in disabled:
-            yield replace(entry, problem="disabled", state="disabled")
-        elif unmet := _core_unmet(tuple(fields.get_all("Requires-Dist", []))):
-            yield replace(entry, problem=unmet, state="core version unmet")
-        elif missing := _module_missing(entry.module):
-            yield replace(entry, problem=missing, state="module missing")
-        elif failure := failures.get(_failure_key(entry)):
-            yield replace(entry, problem=failure, state="failed")
-        else:
-            yield entry
+def _with_problem(entry: Entry, requires: tuple[str, ...], disabled: set[str], failures: dict[str, str]) -> Entry:
+    if normalize(entry.distribution) in disabled:
+        return replace(entry, problem="disabled", state="disabled")
+    if unmet := _core_unmet(requires):
+        return replace(entry, problem=unmet, state="core version unmet")
+    if missing := _module_missing(entry.module):
+        return replace(entry, problem=missing, state="module missing")
+    if failure := failures.get(_failure_key(entry)):
+        return replace(entry, problem=failure, state="failed")
+    return entry
 
 
 def _with_duplicates(entry: Entry, entries: list[Entry]) -> Entry:
@@ -248,8 +240,8 @@ def _module_missing(module: str) -> str | None:
     try:
         spec = importlib.util.find_spec(top)
         for part in rest:
-            places = spec.submodule_search_locations if spec else None
-            spec = importlib.machinery.PathFinder.find_spec(part, places) if places else None
+            folders = spec.submodule_search_locations if spec else None
+            spec = importlib.machinery.PathFinder.find_spec(part, folders) if folders else None
     except (ImportError, ValueError):
         spec = None
     return None if spec else f"module {module} is missing"
@@ -268,10 +260,6 @@ def _name_of(kind: str, found: Any) -> str | None:
 def normalize(name: str) -> str:
     """The one spelling of a distribution's name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 # What went wrong when a plugin was last loaded, so that a listing can tell without importing it.

@@ -26,10 +26,9 @@ from pydantic import (
 )
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.grammar import DataSpec, RewardSpec, read_data
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.rewards.spec import RewardSpec
 
 BUILTIN = "builtin"
 ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
@@ -101,11 +100,11 @@ class RunConfig(BaseModel):
 
     @property
     def data_specs(self) -> list[DataSpec]:
-        return read_all(self.data, self.data_config, self.formatter)
+        return read_data(self.data, self.data_config, self.formatter)
 
     @property
     def eval_specs(self) -> list[DataSpec]:
-        return read_all(self.eval_data, self.data_config, self.formatter)
+        return read_data(self.eval_data, self.data_config, self.formatter)
 
     @property
     def reward_specs(self) -> list[RewardSpec]:

@@ -1,4 +1,4 @@
-"""The one error type for what a user can put right."""
+"""The one error type for what a user can put right, and how errors are worded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ class UserError(Exception):
 
 class PluginError(UserError):
     """A plugin that was asked for could not be loaded. The message names it and its distribution."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception's type and text."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, which may go on for pages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

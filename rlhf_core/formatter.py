@@ -1,4 +1,4 @@
-"""Formatters: how a row of one data layout becomes an example that every method understands.
+"""Formatters: how a row of one data format becomes an example that every method understands.
 
 Formatter("qa", columns={"question", "answer"}, convert=lambda row: Example(
     prompt=[{"role": "user", "content": row["question"]}], answer=row["answer"]))
@@ -15,11 +15,11 @@ Messages = list[dict[str, str]]
 
 @dataclass
 class Example:
-    """One row in TRL's conversational layout. Message lists hold `{"role": …, "content": …}`.
+    """One row in TRL's conversational format. Message lists hold `{"role": …, "content": …}`.
 
     `prompt` ends with a user message. `completion`, `chosen` and `rejected` are the assistant's messages that
     follow it. `answer` is the short reference answer that rewards compare with. `columns` are further columns for
-    rewards; the row's own columns ride along without being named here.
+    rewards; the row's own columns are passed through without being named here.
     """
 
     prompt: Messages

@@ -45,7 +45,7 @@ def rlhf_rewards() -> Iterable[Reward]:
 
 @hookspec
 def rlhf_formatters() -> Iterable[Formatter]:
-    """Formatters: how rows of one data layout become examples."""
+    """Formatters: how rows of one data format become examples."""
 
 
 @hookspec

@@ -14,8 +14,9 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, Literal
 
 # What TRL hands to a reward function besides the data's columns.
@@ -37,11 +38,13 @@ class Reward:
     `timeout`: seconds a batch may take; needs a worker process or an async function.
     `memory_gb`: gigabytes that the worker may take beyond what it has when the reward is built (Linux only). What goes
     beyond fails with a `MemoryError`, and the worker is started anew.
-    `instruction`: the system prompt the reward expects, used where the data and the user give none.
+    `system_prompt`: the one that the reward expects, used where the data and the user give none. (`instruction` is its
+    old name.)
     `optional`: columns that may be missing from the data although the function declares them with a default.
     `deterministic`: the same input gives the same scores.
-    `batchwise`: scores depend on the whole batch, so its rows are never scored apart: not row by row when the batch
-    failed, and not on threads when the reward is slow.
+    `batchwise`: scores depend on the whole batch, so its rows are never scored one by one, not even after an error.
+    `concurrent`: each row is scored in a call of its own, many at once on threads: for functions that wait, such as for
+    an API. A run can say so of any reward: `--reward NAME:concurrent=true`.
     `name`: needed where it differs from the function's own, or where there is none (partials, instances).
     """
 
@@ -51,13 +54,18 @@ class Reward:
     isolation: Literal["inline", "process"] = "inline"
     timeout: float | None = None
     memory_gb: float | None = None
-    instruction: str | None = None
+    system_prompt: str | None = None
     optional: tuple[str, ...] = ()
     deterministic: bool = True
     batchwise: bool = False
     name: str | None = None
+    concurrent: bool = False
+    instruction: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, instruction: str | None) -> None:
+        if instruction is not None:
+            warnings.warn("Reward(instruction=) is now called system_prompt=", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "system_prompt", instruction)
         if not callable(self.function):
             raise TypeError(f"Reward needs a function, not {self.function!r}")
         if self.view not in ("text", "messages"):
@@ -68,6 +76,12 @@ class Reward:
             raise ValueError("timeout needs isolation='process' or an async function: a thread can't be stopped")
         if self.memory_gb is not None and self.isolation == "inline":
             raise ValueError("memory_gb needs isolation='process': the trainer's own memory can't be limited")
+        if self.concurrent and self.batchwise:
+            raise ValueError("batchwise rewards score whole batches, concurrent ones single rows: choose one of them")
+        if self.concurrent and self.isolation == "process":
+            raise ValueError("concurrent needs isolation='inline': a worker process has one thread for its reward")
+        if self.concurrent and is_async(self.function):
+            raise ValueError("concurrent is for ordinary functions: an async one awaits its rows together by itself")
         for limit, value in (("timeout", self.timeout), ("memory_gb", self.memory_gb)):
             if value is not None and value <= 0:
                 raise ValueError(f"{limit} is a number above 0, not {value!r}")
@@ -76,6 +90,18 @@ class Reward:
     def label(self) -> str | None:
         """The name given, else the function's own, else None."""
         return self.name or own_name(self.function)
+
+    @property
+    def is_maker(self) -> bool:
+        """Whether `function` is a class or a factory: the reward is what calling it with the parameters gives."""
+        return inspect.isclass(self.function) or is_factory(self.function)
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """What a user can set, by name."""
+        if self.is_maker:
+            return maker_parameters(self.function)
+        return read_signature(self.function, self.optional).parameters
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_a_broken_plugin_says_why_and_breaks_nothing_else(distribution, case):
     assert states["a"] is None
 
 
-def test_a_plugin_that_was_mended_is_ok_again(distribution, tmp_path):
+def test_a_plugin_that_was_fixed_is_ok_again(distribution, tmp_path):
     distribution("p", {"p_module": "import no_such_package"}, {"rlhf.rewards": {"a": "p_module"}})
     with pytest.raises(PluginError):
         Catalog().load("rewards", "a")

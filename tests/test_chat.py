@@ -18,10 +18,10 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.chat.conversation import Chat, Pieces, Settings, read_columns
 from rlhf_core.cli import rlhf
 from rlhf_core.data import loading as data
-from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec, RewardSpec
+from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec, bind_all
 
 SHORT = ("--max-new-tokens", "8", "--seed", "1")
 
@@ -50,7 +50,7 @@ def rewarded(chat, tmp_path):
         "def right(completions, answer, **_): return [float(a in ('4', ['4'])) for a in answer]\n"
         "def broken(completions, **_): raise ValueError('no\\nluck')\n"
     )
-    specs = [RewardSpec.parse(f"{file}:{name}") for name in ("chars", "right", "broken")]
+    specs = [RewardSpec.read(f"{file}:{name}") for name in ("chars", "right", "broken")]
     chat.rewards = {r.name: RewardRuntime([r], chat._decode) for r in bind_all(specs, Catalog())}
     return chat
 

@@ -112,7 +112,7 @@ def test_a_mistake_in_the_data_is_told_before_torch_is_imported(tmp_path, monkey
     )
     command = [sys.executable, "-c", code, "run", *GRPO, "--data", "nowhere.jsonl"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert said.stdout.endswith("--data nowhere.jsonl: there is no such file or folder. False\n")
+    assert said.stdout.endswith("nowhere.jsonl: there is no such file or folder. False\n")
 
 
 def test_underscores_and_dashes_are_the_same(tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_dry_run_trains_nothing(tmp_path, monkeypatch, tiny_model):
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
     result = run(*GRPO, "--model", str(tiny_model), "--data", "a.jsonl", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "layout question_answer" in result.output
+    assert "format question_answer" in result.output
     assert "reward medical_format of the reference answer 'rest': 0.0" in result.output
     assert "<|im_start|>user\nWhat helps against fever?" in result.output
     assert not (tmp_path / "runs").exists()

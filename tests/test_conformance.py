@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rlhf_core import testing
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
-from rlhf_core.testing import check_formatter, check_method, check_reward, formatters, golden, probes
+from rlhf_core.testing import check_formatter, check_method, check_reward, formatters, golden, imports, probes
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = [path.parent for place in ("plugins", "reward_functions") for path in (ROOT / place).glob("*/pyproject.toml")]
@@ -121,8 +121,12 @@ PARTIAL = {"case": "partial", "prompt": "Fever?", "completion": "Maybe flu, mayb
 
 
 @pytest.fixture
-def made(tmp_path):
-    """made(name, score) -> the specification of a reward above, with one full golden case of that score."""
+def made(tmp_path, monkeypatch):
+    """made(name, score) -> the specification of a reward above, with one full golden case of that score.
+
+    What its import costs is not measured, which takes a process: that rule has tests of its own.
+    """
+    monkeypatch.setattr(imports, "examine", lambda report, module: None)
 
     def make(name: str, score, **values) -> str:
         (tmp_path / "made.py").write_text(REWARDS)
@@ -151,8 +155,8 @@ BROKEN = {
     "empty": ("survives empty", "an empty text as the answer: ZeroDivisionError"),
     "surrogate": ("survives empty", "a lone surrogate as the answer: UnicodeEncodeError"),
     "huge": ("survives empty", "200,000 times one letter as the answer: timeout"),
-    "hackable": ("pays no cheap text", "keywords_stuffed"),
-    "chatty": ("pays no cheap text", "over_long"),
+    "hackable": ("gives no cheap text", "keywords_stuffed"),
+    "chatty": ("gives no cheap text", "over_long"),
 }
 
 
@@ -219,10 +223,16 @@ def test_a_reward_by_path_needs_no_golden_file_and_is_told_what_was_left_out(mad
         ({"prompt": 3}, "prompt is text, or a list of {role, content}"),
     ],
 )
-def test_a_golden_case_that_says_nothing_is_named_by_its_line(made, values, said):
-    with pytest.raises(AssertionError) as caught:
-        check_reward(made("good", **{"score": 1, **values}))
-    assert f"made_golden.jsonl line 1: {said}" in str(caught.value)
+def test_a_golden_case_that_says_nothing_is_named_by_its_line(made, tmp_path, values, said):
+    made("good", **{"score": 1, **values})
+    cases, (fault,) = golden.read(tmp_path / "made_golden.jsonl", "good", probes.NAMES)
+    assert fault.startswith(f"made_golden.jsonl line 1: {said}")
+    assert [case.case for case in cases] == ["partial"]  # the other line
+
+
+def test_a_golden_file_with_a_fault_breaks_a_rule(made):
+    with pytest.raises(AssertionError, match="✗ has golden cases\n *made_golden.jsonl line 1: case is one of full"):
+        check_reward(made("good", 1, case="best"))
 
 
 def test_a_probe_that_is_allowed_is_shown_with_its_reason(made):

@@ -1,4 +1,4 @@
-"""From files to rows a method trains on; every error names the place."""
+"""From files to rows a method trains on; every error names the location."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from rlhf_core.catalog import Catalog
 from rlhf_core.data import sources
 from rlhf_core.data.loading import add_system_prompt, choose_formatter, load
-from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec, read_data
 
 QA = {"question": "2+2?", "answer": "4"}
 PAIR = {"question": "q", "response_chosen": "good", "response_rejected": "bad"}
@@ -33,7 +33,7 @@ def test_jsonl_json_and_folders(tmp_path, write_jsonl):
     write_jsonl("a.jsonl", [QA, "", {**QA, "question": "b"}])
     (tmp_path / "b.json").write_text(json.dumps([QA]))
     (tmp_path / "notes.txt").write_text("not data")
-    assert [row.place for row in read(str(tmp_path))] == ["a.jsonl line 1", "a.jsonl line 3", "b.json row 1"]
+    assert [row.location for row in read(str(tmp_path))] == ["a.jsonl line 1", "a.jsonl line 3", "b.json row 1"]
 
 
 def test_a_json_file_with_a_byte_order_mark_and_unicode_separators(tmp_path):
@@ -51,7 +51,7 @@ BAD_FILES = {
     "empty list": ("a.json", "[]", "there is no row in it"),
     "not objects": ("a.jsonl", '{"a": 1}\n[1, 2]', "a.jsonl line 2: expected an object"),
     "unknown kind": ("a.docx", "x", "can't read .docx files"),
-    "no layout": ("a.jsonl", '{"frage": "x", "antwort": "y"}', "no formatter fits. a.jsonl line 1 has the columns frage, antwort"),
+    "no format": ("a.jsonl", '{"frage": "x", "antwort": "y"}', "no formatter fits. a.jsonl line 1 has the columns frage, antwort"),
     "empty answer": ("a.jsonl", json.dumps(QA) + '\n{"question": "x", "answer": " "}', "a.jsonl line 2: .* answer is empty"),
     "missing in a later row": ("a.jsonl", json.dumps(QA) + '\n{"question": "x"}', "a.jsonl line 2: .* has no 'answer'"),
 }  # fmt: skip
@@ -71,7 +71,7 @@ def test_bad_rows_are_counted_and_left_out_if_asked(write_jsonl):
         load_file(path, "prompts")
     data = load_file(path, "prompts", skip_bad_rows=True)
     assert (len(data.train), data.parts[0].total) == (2, 2)
-    assert data.notes == [
+    assert data.warnings == [
         f"{path}: left out 2 of 4 rows; the first: a.jsonl line 2: formatter question_answer: answer is empty"
     ]
 
@@ -101,7 +101,7 @@ def test_an_empty_folder(tmp_path):
 def test_csv(tmp_path):
     (tmp_path / "a.csv").write_text('question,answer,note\n"2+2,\nor so?",4,\n3+3?,6,x\n', "utf-8-sig")
     rows = read(str(tmp_path / "a.csv"))
-    assert [row.place for row in rows] == ["a.csv line 3", "a.csv line 4"]
+    assert [row.location for row in rows] == ["a.csv line 3", "a.csv line 4"]
     assert rows[0].values == {"question": "2+2,\nor so?", "answer": "4", "note": None}
 
 
@@ -148,7 +148,9 @@ def test_of_a_folder_with_splits_the_training_files_are_read_and_it_is_said(tmp_
     write_jsonl("test.jsonl", [{**QA, "question": "secret"}])
     data = load_file(str(tmp_path), "prompts")
     assert [row["question"] for row in data.train] == ["2+2?", "2+2?"]
-    assert data.notes == [f"{tmp_path}: read train-1.jsonl, train-2.jsonl; left out, as not for training: test.jsonl"]
+    assert data.warnings == [
+        f"{tmp_path}: read train-1.jsonl, train-2.jsonl; left out, as not for training: test.jsonl"
+    ]
 
 
 @pytest.fixture
@@ -174,10 +176,10 @@ CONFIGS = {"finetune": "finetune/train_zh_0.json", "grpo": "finetune/train_zh_0.
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_repository_with_a_loading_script_is_read_without_running_it(hub, config):
-    rows, notes = sources.read(DataSpec("shibing624/medical", config=config))
-    assert [row.place for row in rows] == [f"{CONFIGS[config]} line 1"]
+    rows, warnings = sources.read(DataSpec("shibing624/medical", config=config))
+    assert [row.location for row in rows] == [f"{CONFIGS[config]} line 1"]
     called = "" if config == "finetune" else f" (--data-config {config})"
-    assert notes == [f"shibing624/medical: its loading script is not run; read {CONFIGS[config]}{called}"]
+    assert warnings == [f"shibing624/medical: its loading script is not run; read {CONFIGS[config]}{called}"]
 
 
 @pytest.mark.parametrize(("config", "message"), [(None, "has several configurations"), ("x", "no configuration 'x'")])
@@ -202,7 +204,7 @@ def test_sources_without_weights_are_all_read_and_mixed(write_jsonl):
 
 
 def test_weights_are_shares_of_the_largest_mixture_without_a_row_twice(write_jsonl):
-    specs = read_all(
+    specs = read_data(
         [numbered(write_jsonl, "a", 30) + ":weight=1", numbered(write_jsonl, "b", 12) + ":weight=3"], None, None
     )
     data = load(specs, "prompts", Catalog(), seed=1)
@@ -236,10 +238,10 @@ def test_how_sources_are_written(case):
     entries, expected = SPECS[case]
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            read_all(entries, None, None)
+            read_data(entries, None, None)
     else:
-        assert read_all(entries, None, None) == expected
-        assert read_all([str(spec) for spec in expected], None, None) == expected
+        assert read_data(entries, None, None) == expected
+        assert read_data([str(spec) for spec in expected], None, None) == expected
 
 
 # row, need -> projected row
@@ -268,7 +270,7 @@ def test_projection(write_jsonl, case):
     assert {key: projected[key] for key in expected} == expected
 
 
-def test_other_columns_ride_along_for_rewards(write_jsonl):
+def test_other_columns_are_passed_through_to_rewards(write_jsonl):
     row = load_file(write_jsonl("a.jsonl", [{**QA, "keywords": ["x"], "level": 3}]), "prompts").train[0]
     assert (row["keywords"], row["level"]) == (["x"], 3)
 

@@ -13,9 +13,10 @@ from rlhf_method_ppo import PPO
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards import concurrency
+from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec, bind_all
 from rlhf_core.training.callbacks import list_checkpoints
 
 ROWS = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(8)]
@@ -190,7 +191,7 @@ def test_an_error_is_neutral_in_the_advantages_that_trl_computes(go, faults, cas
 
 def test_ppo_learns_nothing_from_a_row_with_an_error(made_run, faults):
     run = made_run(method="ppo", reward=faults("place"))
-    specs = [RewardSpec.parse(text) for text in faults("place", "third_fails")]
+    specs = [RewardSpec.read(text) for text in faults("place", "third_fails")]
     run.rewards = RewardRuntime(bind_all(specs, Catalog()), run.tokenizer.decode)
     trainer = PPO().trainer(run)
     experience = trainer._rollout([trainer.train_dataset[i] for i in range(4)])
@@ -216,10 +217,10 @@ def test_a_worker_that_hangs_ends_with_a_trainer_that_was_killed(faults, tmp_pat
     faults()
     script = (
         "from rlhf_core.catalog import Catalog\n"
-        "from rlhf_core.rewards.spec import RewardSpec, bind\n"
+        "from rlhf_core.grammar import RewardSpec\nfrom rlhf_core.rewards.binding import bind\n"
         "from rlhf_core.rewards.worker import Worker\n"
         "if __name__ == '__main__':\n"
-        "    worker = Worker(bind(RewardSpec.parse('./faults.py:hang'), Catalog()))\n"
+        "    worker = Worker(bind(RewardSpec.read('./faults.py:hang'), Catalog()))\n"
         "    print(worker.start().process.pid, flush=True)\n"
         "    worker.score({}, {'completions': ['a']}, seconds=60)\n"
     )
@@ -275,4 +276,4 @@ def test_a_long_run_whose_reward_keeps_failing_stops_with_a_checkpoint(go, fault
     shown = capsys.readouterr().out
     assert "Stopped after step 20: reward 'nan' failed on 25% of its rows in the last 20 steps." in shown
     assert "Reward 'nan' failed on 20 of 80 rows, most often: nan is not a finite number" in shown
-    assert "Go on when it is mended: rlhf run --resume out" in shown
+    assert "Go on when it is fixed: rlhf run --resume out" in shown

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.rewards.runtime import Batch, RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
 
 # As people write them for open-r1 and for TRL's documentation.
 CODE = '''
@@ -109,19 +110,19 @@ AS_PLUGIN = {
 }
 
 
-def batch() -> Batch:
+def batch() -> RewardBatch:
     """As TRL calls a reward in training, with its callbacks."""
     prompts = [[{"role": "user", "content": "2 + 2?"}]] * 2
     completions = [[{"role": "assistant", "content": text}] for text in ANSWERS]
     trl = {"trainer_state": None, "log_extra": lambda name, values: None, "log_metric": lambda name, value: None}
     columns = {"solution": ["$4$"] * 2, "difficulty": [1, 2]}
-    return Batch(prompts, completions, [list(map(ord, text)) for text in ANSWERS], columns, trl)
+    return RewardBatch(prompts, completions, [list(map(ord, text)) for text in ANSWERS], columns, trl)
 
 
 def scores(specification: str) -> list[float | None]:
     if "accuracy" in specification and "code" not in specification:
         pytest.importorskip("math_verify")
-    reward = bind(RewardSpec.parse(specification), Catalog())
+    reward = bind(RewardSpec.read(specification), Catalog())
     runtime = RewardRuntime([reward], lambda ids: "".join(map(chr, ids)))
     try:
         runtime.check_columns(["solution", "difficulty"], "data.jsonl")

@@ -32,9 +32,9 @@ SHORT = conversation("How?", "Rest.")
 
 def test_pairs_without_difference_are_left_out_and_counted():
     assert lengths.drop_pairs_without_difference([SHORT_PAIR]) == ([SHORT_PAIR], [])
-    left, notes = lengths.drop_pairs_without_difference([pair("a", "a"), SHORT_PAIR, pair("b", "b")])
+    left, warnings = lengths.drop_pairs_without_difference([pair("a", "a"), SHORT_PAIR, pair("b", "b")])
     assert left == [SHORT_PAIR]
-    assert notes == ["left out 2 of 3 pairs, whose two answers are the same"]
+    assert warnings == ["left out 2 of 3 pairs, whose two answers are the same"]
     with pytest.raises(UserError, match="in every pair"):
         lengths.drop_pairs_without_difference([pair("a", "a")])
 
@@ -54,7 +54,7 @@ def test_overlong_answers(tokenizer, side):
     with pytest.raises(UserError, match=f"{said}. Allow more, or say --overlong-completions"):
         lengths.limit_answers(rows, tokenizer, 50, "error")
     assert lengths.limit_answers(rows, tokenizer, 50, "drop") == ([SHORT_PAIR] * 2, [f"{said}: left out"])
-    assert lengths.limit_answers(rows, tokenizer, 50, "truncate") == (rows, [f"{said}: cut at their end"])
+    assert lengths.limit_answers(rows, tokenizer, 50, "truncate") == (rows, [f"{said}: cut"])
 
 
 def test_an_answer_and_its_end_token_may_fill_the_limit(tokenizer):
@@ -67,10 +67,10 @@ def test_an_answer_and_its_end_token_may_fill_the_limit(tokenizer):
 
 def test_pairs_that_are_the_same_once_cut_are_left_out(tokenizer):
     same = pair(LONG + "a", LONG + "b")
-    left, notes = lengths.limit_answers([SHORT_PAIR, same], tokenizer, 50, "truncate")
+    left, warnings = lengths.limit_answers([SHORT_PAIR, same], tokenizer, 50, "truncate")
     assert left == [SHORT_PAIR]
-    assert notes[0].startswith("1 of 2 pairs have an answer of more than")
-    assert notes[1] == "left out 1 of 2 pairs, whose two answers are the same once cut"
+    assert warnings[0].startswith("1 of 2 pairs have an answer of more than")
+    assert warnings[1] == "left out 1 of 2 pairs, whose two answers are the same once cut"
     with pytest.raises(UserError, match="nothing to learn is left of 1 pairs"):
         lengths.limit_answers([same], tokenizer, 50, "truncate")
 
@@ -90,16 +90,16 @@ def test_overlong_conversations(tokenizer):
     with pytest.raises(UserError, match=said):
         lengths.limit_conversations(rows, tokenizer, 60, "error")
     assert lengths.limit_conversations(rows, tokenizer, 60, "drop") == ([SHORT], [f"{said}: left out"])
-    assert lengths.limit_conversations(rows, tokenizer, 60, "truncate") == (rows, [f"{said}: cut at their end"])
+    assert lengths.limit_conversations(rows, tokenizer, 60, "truncate") == (rows, [f"{said}: cut"])
     assert lengths.limit_conversations(rows, tokenizer, tokens, "error") == (rows, [])
 
 
 def test_conversations_whose_answers_are_all_cut_off_are_left_out(tokenizer):
     nothing, part = conversation(LONG, "Rest."), conversation("How?", "Rest.", LONG, "Fine.")
-    left, notes = lengths.limit_conversations([nothing, part, SHORT], tokenizer, 60, "truncate")
+    left, warnings = lengths.limit_conversations([nothing, part, SHORT], tokenizer, 60, "truncate")
     assert left == [part, SHORT]
-    assert notes[0].startswith("2 of 3 conversations have more than")
-    assert notes[1] == "left out 1 of 3 conversations, whose first answer begins after that"
+    assert warnings[0].startswith("2 of 3 conversations have more than")
+    assert warnings[1] == "left out 1 of 3 conversations, whose first answer begins after that"
     with pytest.raises(UserError, match="nothing to learn is left of 2 conversations.*Allow a larger --max-length"):
         lengths.limit_conversations([nothing, nothing], tokenizer, 60, "truncate")
 

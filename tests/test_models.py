@@ -104,14 +104,18 @@ def test_overlong_prompts_are_an_error_that_says_what_to_do(tokenizer):
 
 
 def test_overlong_prompts_can_be_dropped(tokenizer):
-    assert lengths.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "drop") == rows("short")
-    with pytest.raises(UserError, match="every prompt has more"):
+    left, (warning,) = lengths.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "drop")
+    assert left == rows("short")
+    assert warning.startswith("1 of 2 prompts have more than")
+    assert warning.endswith(": left out")
+    with pytest.raises(UserError, match="1 of 1 prompts have more than.*say --overlong-prompts truncate"):
         lengths.limit_prompts(rows("fever " * 80), tokenizer, 40, "drop")
 
 
 @pytest.mark.parametrize("text", ["fever " * 80, "发热、咳嗽、" * 60])
 def test_truncation_keeps_the_start_of_the_question(tokenizer, text):
-    row = lengths.limit_prompts(rows(text), tokenizer, 40, "truncate")[0]
+    (row,), (warning,) = lengths.limit_prompts(rows(text), tokenizer, 40, "truncate")
+    assert warning.endswith(": cut")
     assert 30 < rendered(row, tokenizer) <= 40
     assert text.startswith(row["prompt"][0]["content"])
 
@@ -119,7 +123,7 @@ def test_truncation_keeps_the_start_of_the_question(tokenizer, text):
 def test_truncation_drops_old_turns_first_and_keeps_the_system_message(tokenizer):
     turns = [{"role": r, "content": "fever and cough " * 3} for r in ("user", "assistant") * 3]
     prompt = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "What now?"}]
-    short = lengths.limit_prompts([{"prompt": prompt}], tokenizer, 100, "truncate")[0]["prompt"]
+    short = lengths.limit_prompts([{"prompt": prompt}], tokenizer, 100, "truncate")[0][0]["prompt"]
     assert short[0] == prompt[0]
     assert short[-1] == prompt[-1]
     assert 2 < len(short) < len(prompt)

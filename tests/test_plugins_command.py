@@ -14,18 +14,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rlhf_core.catalog import STATES, Catalog
+from rlhf_core.catalog import STATES, Catalog, Entry
 from rlhf_core.cli import freeze, install, rlhf
-from rlhf_core.cli.new import CASES, KINDS, check_name, write
 from rlhf_core.errors import UserError
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
+from rlhf_core.testing.new_package import CASES, KINDS, check_name, write
 from rlhf_core.ui.table import cut, width
 
 REWARD = """
 from rlhf_core import Reward, hookimpl
 def a(completions, answer, *, limit: int = 3, **_): "Scores it."
 @hookimpl
-def rlhf_rewards(): return [Reward(a, range=(0, 1), instruction="Be brief.")]
+def rlhf_rewards(): return [Reward(a, range=(0, 1), system_prompt="Be brief.")]
 """
 
 
@@ -125,7 +126,7 @@ def test_odd_metadata_breaks_no_listing(case, tmp_path, monkeypatch):
     assert "nameless" not in found
 
 
-def test_callbacks_that_were_mended_are_ok_again(distribution, tmp_path):
+def test_callbacks_that_were_fixed_are_ok_again(distribution, tmp_path):
     code = "from rlhf_core import hookimpl\n@hookimpl\ndef rlhf_callbacks(run): {}"
     distribution("cb", {"cb_module": code.format("raise RuntimeError")}, {"rlhf.callbacks": {"alarm": "cb_module"}})
     for body, state in (("raise RuntimeError", "failed"), ("return [run]", "ok")):
@@ -162,18 +163,18 @@ def test_a_reward_is_shown_with_what_its_signature_tells(distribution):
     output = invoke("rewards", "show", "a").output
     for line in (
         "a: made up",
-        "Distribution  fine 1.0",
-        "Parameters    limit: int = 3",
-        "Columns       needs answer",
-        "Range         0 to 1",
-        "Instruction   Be brief.",
+        "Distribution   fine 1.0",
+        "Parameters     limit: int = 3",
+        "Columns        needs answer",
+        "Range          0 to 1",
+        "System prompt  Be brief.",
         "Scores it.",
     ):
         assert line in output
-    told = json.loads(invoke("rewards", "show", "a", "--json").output)
-    assert told["parameters"] == [{"name": "limit", "type": "int", "required": False, "default": 3}]
-    assert (told["columns"], told["takes_other_columns"], told["view"]) == (["answer"], True, "text")
-    assert told["file"].endswith("fine_module.py")
+    shown = json.loads(invoke("rewards", "show", "a", "--json").output)
+    assert shown["parameters"] == [{"name": "limit", "type": "int", "required": False, "default": 3}]
+    assert (shown["columns"], shown["takes_other_columns"], shown["view"]) == (["answer"], True, "text")
+    assert shown["file"].endswith("fine_module.py")
 
 
 FORMS = {
@@ -192,8 +193,8 @@ def test_every_form_of_reward_can_be_shown(distribution, case):
     hook = "from rlhf_core import Reward, hookimpl\n@hookimpl\ndef rlhf_rewards(): return [Reward(a, name='a')]"
     distribution("form", {"form_module": f"{code}\n{hook}"}, {"rlhf.rewards": {"a": "form_module"}})
     output = invoke("rewards", "show", "a").output
-    assert f"Parameters    {parameter}" in output
-    assert f"Columns       {columns}" in output
+    assert f"Parameters     {parameter}" in output
+    assert f"Columns        {columns}" in output
 
 
 def test_a_method_is_shown_with_its_own_options_first():
@@ -201,9 +202,9 @@ def test_a_method_is_shown_with_its_own_options_first():
     assert "--beta  float  [0.1]  how closely" in output
     assert "--loss-type  sigmoid|ipo|hinge|robust  [sigmoid]" in output
     assert "--max-grad-norm" not in output
-    told = json.loads(invoke("methods", "show", "dpo", "--json").output)
-    assert (told["data"], told["rewards"], told["config"]) == ("preferences", "optional", "trl:DPOConfig")
-    own = [option["own"] for option in told["options"]]
+    shown = json.loads(invoke("methods", "show", "dpo", "--json").output)
+    assert (shown["data"], shown["rewards"], shown["config"]) == ("preferences", "optional", "trl:DPOConfig")
+    own = [option["own"] for option in shown["options"]]
     assert own == sorted(own, reverse=True)
     assert f"and {own.count(False)} that all methods share" in output
 
@@ -295,7 +296,7 @@ def test_the_cases_of_a_new_reward_are_right(tmp_path, monkeypatch):
         low, high = case["score"] if isinstance(case["score"], list) else (case["score"], case["score"])
         assert low <= score <= high, case
     file = tmp_path / "p" / "rlhf_reward_golden_one.py"
-    assert bind(RewardSpec.parse(f"{file}:golden_one"), Catalog()).signature.columns == ("answer",)
+    assert bind(RewardSpec.read(f"{file}:golden_one"), Catalog()).signature.columns == ("answer",)
 
 
 def test_a_new_reward_can_not_be_had_cheaply(tmp_path, monkeypatch):
@@ -343,7 +344,7 @@ def test_a_name_may_be_written_as_the_distributions():
 def test_a_folder_that_exists_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert "is there already" in str(invoke("plugins", "new", "reward", "near", "--output-dir", "here").exception)
+    assert "exists already" in str(invoke("plugins", "new", "reward", "near", "--output-dir", "here").exception)
     assert invoke("plugins", "new", "reward", "near", "--output-dir", "a/b").exit_code == 0
     assert (tmp_path / "a" / "b" / "rlhf_reward_near.py").is_file()
 
@@ -417,8 +418,8 @@ def test_what_pip_said_is_explained(case):
 
 
 def test_new_plugins_are_listed_after_an_install(distribution, monkeypatch):
-    entry = {"kind": "rewards", "name": "made", "module": "m", "distribution": "d", "version": "1.0", "summary": "s"}
-    listings = iter([[], [{**entry, "problem": "module m is missing", "state": "module missing"}]])
+    entry = Entry("rewards", "made", "m", "d", "1.0", "s", problem="module m is missing", state="module missing")
+    listings = iter([[], [entry]])
     given = []
     monkeypatch.setattr(install, "listed", lambda: next(listings))
     monkeypatch.setattr(install, "run_pip", lambda *words: (given.extend(words), (0, ""))[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import trl.rewards
@@ -136,8 +137,20 @@ def test_reward_refuses_what_it_cannot_keep():
         Reward(plain, memory_gb=1)
     with pytest.raises(ValueError, match="timeout is a number above 0"):
         Reward(awaited, timeout=0)
+    with pytest.raises(ValueError, match="choose one of them"):
+        Reward(plain, batchwise=True, concurrent=True)
+    with pytest.raises(ValueError, match="concurrent needs isolation='inline'"):
+        Reward(plain, isolation="process", concurrent=True)
+    with pytest.raises(ValueError, match="concurrent is for ordinary functions"):
+        Reward(AsyncJudge, concurrent=True)
     assert Reward(awaited, timeout=3).timeout == 3
     assert Reward(plain, isolation="process", timeout=3).timeout == 3
+
+
+def test_the_old_name_of_the_system_prompt_is_taken():
+    with pytest.warns(DeprecationWarning, match="system_prompt="):
+        reward = Reward(plain, instruction="Be brief.")
+    assert (reward.system_prompt, replace(reward, batchwise=True).system_prompt) == ("Be brief.",) * 2
 
 
 def test_label():

@@ -8,7 +8,8 @@ import pytest
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.rewards.spec import RewardSpec, bind, bind_all
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind, bind_all
 
 # text -> (target, parameters, weight, name)
 GRAMMAR = {
@@ -30,25 +31,26 @@ GRAMMAR = {
     "f:x=-1.5e-3": ("f", {"x": -0.0015}, 1.0, None),
     'f:text="200"': ("f", {"text": "200"}, 1.0, None),
     "f:empty=": ("f", {"empty": ""}, 1.0, None),
+    "f:concurrent=true,x=1": ("f", {"x": 1}, 1.0, None),
     "f:x=[1": ("f", {"x": "[1"}, 1.0, None),
 }
 
 
 @pytest.mark.parametrize("text", GRAMMAR)
 def test_grammar(text):
-    spec = RewardSpec.parse(text)
+    spec = RewardSpec.read(text)
     assert (spec.target, dict(spec.parameters), spec.weight, spec.name) == GRAMMAR[text]
 
 
 @pytest.mark.parametrize("text", GRAMMAR)
 def test_what_is_written_back_reads_the_same(text):
-    spec = RewardSpec.parse(text)
-    assert RewardSpec.parse(str(spec)) == spec
+    spec = RewardSpec.read(text)
+    assert RewardSpec.read(str(spec)) == spec
 
 
 def test_a_string_that_looks_like_two_values_is_quoted_when_written():
     spec = RewardSpec("f", {"text": "a,b=c"})
-    assert RewardSpec.parse(str(spec)) == spec
+    assert RewardSpec.read(str(spec)) == spec
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,14 @@ def test_a_string_that_looks_like_two_values_is_quoted_when_written():
 )
 def test_bad_specifications(text, message):
     with pytest.raises(UserError, match=message):
-        bind(RewardSpec.parse(text), Catalog())
+        bind(RewardSpec.read(text), Catalog())
 
 
 def test_yaml_entries():
     assert RewardSpec.read("length:target=3") == RewardSpec("length", {"target": 3})
     assert RewardSpec.read({"length": {"target": 3, "weight": 2}}) == RewardSpec("length", {"target": 3}, 2.0)
     assert RewardSpec.read({"length": None}) == RewardSpec("length")
+    assert RewardSpec.read({"./judge.py:score": {"concurrent": True}}).concurrent is True
     with pytest.raises(UserError, match="can't be read"):
         RewardSpec.read({"a": {}, "b": {}})
 
@@ -129,7 +132,7 @@ TRL = {"prompts": ["p"], "completions": ["c"], "completion_ids": [[1]], "trainer
 def reward(tmp_path):
     """reward("plain:target=3") binds a reward of CODE by path."""
     (tmp_path / "code.py").write_text(CODE)
-    return lambda text: bind(RewardSpec.parse(f"{tmp_path}/code.py:{text}"), Catalog())
+    return lambda text: bind(RewardSpec.read(f"{tmp_path}/code.py:{text}"), Catalog())
 
 
 def test_set_parameters_win_over_a_column_of_their_name(reward):
@@ -173,7 +176,7 @@ def test_a_factory_makes_the_reward(reward):
 @pytest.mark.parametrize(("name", "value"), [("awaited", 1.0), ("AsyncJudge", 2.0)])
 def test_async(reward, name, value):
     bound = reward(name)
-    assert bound.is_async
+    assert bound.kind == "async"
     assert asyncio.run(bound.call(COLUMNS, TRL)) == [value]
 
 
@@ -213,29 +216,29 @@ def test_bad_parameters(reward, text, message):
 def test_a_file_without_a_function_name_lists_what_it_has(tmp_path):
     (tmp_path / "code.py").write_text("def a(completions): ...\ndef b(completions): ...")
     with pytest.raises(UserError, match="say which function.*It has a, b"):
-        bind(RewardSpec.parse(f"{tmp_path}/code.py"), Catalog())
+        bind(RewardSpec.read(f"{tmp_path}/code.py"), Catalog())
 
 
 def test_a_file_that_fails_is_one_message(tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_package_at_all")
     with pytest.raises(UserError, match="importing it failed: ModuleNotFoundError"):
-        bind(RewardSpec.parse(f"{tmp_path}/broken.py:f"), Catalog())
+        bind(RewardSpec.read(f"{tmp_path}/broken.py:f"), Catalog())
 
 
 def test_the_same_reward_twice_needs_a_name(tmp_path):
     (tmp_path / "code.py").write_text(CODE)
     path = f"{tmp_path}/code.py:plain"
     with pytest.raises(UserError, match="given twice.*name=other"):
-        bind_all([RewardSpec.parse(path), RewardSpec.parse(path)], Catalog())
-    rewards = bind_all([RewardSpec.parse(path), RewardSpec.parse(f"{path}:name=b,target=1")], Catalog())
+        bind_all([RewardSpec.read(path), RewardSpec.read(path)], Catalog())
+    rewards = bind_all([RewardSpec.read(path), RewardSpec.read(f"{path}:name=b,target=1")], Catalog())
     assert [r.name for r in rewards] == ["plain", "b"]
 
 
 def test_trls_rewards_need_no_wrapper():
-    think = bind(RewardSpec.parse("trl.rewards:think_format_reward"), Catalog())
+    think = bind(RewardSpec.read("trl.rewards:think_format_reward"), Catalog())
     said = [[{"role": "assistant", "content": "<think>\nx\n</think>\ny"}]]
     assert think.call({}, {**TRL, "completions": said}) == [1.0]
     overlong = bind(
-        RewardSpec.parse("trl.rewards:get_soft_overlong_punishment:max_completion_len=3,soft_punish_cache=1"), Catalog()
+        RewardSpec.read("trl.rewards:get_soft_overlong_punishment:max_completion_len=3,soft_punish_cache=1"), Catalog()
     )
     assert overlong.call({}, {**TRL, "completion_ids": [[1] * 9, [1]]}) == [-1, 0]

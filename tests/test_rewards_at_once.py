@@ -1,55 +1,40 @@
-"""Rewards beside each other: what waits is scored side by side, with the scores of one after the other."""
+"""Rewards beside each other: rows are scored at once where that was asked for, and never twice."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import pytest
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.rewards.runtime import Batch, RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec, bind_all
+from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind_all
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
 
 CODE = """
-import asyncio, sqlite3, threading, time
+import asyncio, threading, time
 from rlhf_core import Reward
 
-CALLS, ON_THREADS = [], []
-def here(): return threading.current_thread() is threading.main_thread()
+CALLS, UNDER_WAY = [], []
 def waits(completions, row, **_):
     CALLS.append(len(completions))
     time.sleep(0.05 * len(completions))
     return [float(r) for r in row]
-def waits_long(completions, row, **_):
-    time.sleep(0.05 * len(completions))
-    return [float(r) for r in row]
-def equal(completions, row, **_):
-    waits(completions, row)
-    return [1.0] * len(completions)
-def place_in_batch(completions, row, **_):
-    waits(completions, row)
-    return [float(r - min(row)) for r in row]
-def quick(completions, row, **_):
-    CALLS.append(len(completions))
-    return [float(r) for r in row]
-DATABASE = sqlite3.connect(":memory:")
-def database(completions, row, **_):
-    waits(completions, row)
-    return [float(DATABASE.execute("select ?", (r,)).fetchone()[0]) for r in row]
+def quick(completions, row, **_): return [float(r) for r in row]
 def logs(completions, row, log_extra=None, **_): return waits(completions, row)
-def later(completions, row, **_):
-    waits(completions, row)
-    if not here() and ON_THREADS: raise RuntimeError("not on a thread")
-    return [float(r) for r in row]
 def fails(completions, row, **_):
     waits(completions, row)
-    if ON_THREADS and 2 in row: raise RuntimeError("row two")
+    if 2 in row: raise RuntimeError("row two")
     return [float(r) for r in row]
+def where(completions, row, **_):
+    return [float(threading.current_thread() is threading.main_thread())] * len(row)
 async def one_row(completions, row, **_):
     if len(row) > 1: raise ValueError("one at a time")
     CALLS.append(1)
-    ON_THREADS.append(len(CALLS))
+    UNDER_WAY.append(len(CALLS))
     await asyncio.sleep(0.05)
     CALLS.pop()
     return [float(r) for r in row]
@@ -60,11 +45,11 @@ async def late(completions, row, **_):
     await asyncio.sleep(0.3)
     return [1.0] * len(row)
 
-declared_equal = Reward(equal, name="declared_equal")
+declared = Reward(waits, concurrent=True, name="declared")
 whole = Reward(waits, batchwise=True, name="whole")
 one = Reward(late, timeout=0.45, name="one")
-p_one = Reward(waits_long, isolation="process", name="p_one")
-p_two = Reward(waits_long, isolation="process", name="p_two")
+p_one = Reward(waits, isolation="process", name="p_one")
+p_two = Reward(waits, isolation="process", name="p_two")
 """
 
 
@@ -76,7 +61,7 @@ def made(tmp_path):
     runtimes = []
 
     def make(*names: str):
-        rewards = bind_all([RewardSpec.parse(f"{file}:{name}") for name in names], Catalog())
+        rewards = bind_all([RewardSpec.read(f"{file}:{name}") for name in names], Catalog())
         runtimes.append(RewardRuntime(rewards, lambda ids: "abc"))
         function = rewards[0].function or rewards[0].reward.function
         return runtimes[-1], function.__globals__
@@ -86,9 +71,11 @@ def made(tmp_path):
         runtime.close()
 
 
-def batch(size: int = 16) -> Batch:
+def batch(size: int = 16) -> RewardBatch:
     messages = [[{"role": "assistant", "content": "abc"}] for _ in range(size)]
-    return Batch([[{"role": "user", "content": "q"}]] * size, messages, [[1, 2]] * size, {"row": list(range(size))})
+    return RewardBatch(
+        [[{"role": "user", "content": "q"}]] * size, messages, [[1, 2]] * size, {"row": list(range(size))}
+    )
 
 
 def timed(runtime: RewardRuntime, size: int = 16):
@@ -97,73 +84,91 @@ def timed(runtime: RewardRuntime, size: int = 16):
     return columns, time.perf_counter() - started
 
 
-def test_a_reward_that_sleeps_costs_under_a_tenth_of_one_row_after_the_other(made):
-    runtime, _ = made("waits_long")
-    first, serial = timed(runtime, 64)
-    second, at_once = timed(runtime, 64)
-    assert serial > 64 * 0.05
-    assert at_once < 64 * 0.05 / 10
-    assert first["waits_long"].scores == second["waits_long"].scores == list(range(64))
-
-
-# reward -> the sizes of its calls in two batches of eight
-ONE_BY_ONE = [1] * 8
+# reward -> the sizes of its calls for a batch of eight
 CALLS = {
-    "waits": [8, *ONE_BY_ONE, *ONE_BY_ONE],  # proved in the first, used in the second
-    "declared_equal": [8, *ONE_BY_ONE, *ONE_BY_ONE],
-    "equal": [8, 8],  # may be a reward of the whole batch
-    "place_in_batch": [8, *ONE_BY_ONE, 8],  # is one
-    "whole": [8, 8],  # says so
-    "quick": [8, 8],
-    "database": [8, *ONE_BY_ONE, 8],  # sqlite refuses other threads
-    "logs": [8, 8],
+    "waits": [8],
+    "waits:concurrent=true": [1] * 8,
+    "waits:concurrent=false": [8],
+    "declared": [1] * 8,
+    "declared:concurrent=false": [8],
+    "whole": [8],
+    "logs": [8],
+    "fails": [8, *[1] * 8],  # a batch that raised is tried row by row
+    "fails:concurrent=true": [1] * 8,  # and a row that raised is not tried again
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_rows_go_to_threads_only_after_proof(made, name):
-    runtime, module = made(name)
-    results = [runtime.evaluate(batch(8))[name] for _ in range(2)]
-    assert module["CALLS"] == CALLS[name]
-    expected = [1.0] * 8 if "equal" in name else list(range(8))
-    assert [column.scores for column in results] == [expected] * 2
-    assert [column.failed for column in results] == [0, 0]
+@pytest.mark.parametrize("text", CALLS)
+def test_rows_are_scored_at_once_where_that_was_asked_for_and_each_once(made, text):
+    runtime, module = made(text)
+    (column,) = runtime.evaluate(batch(8)).values()
+    assert module["CALLS"] == CALLS[text]
+    failed = {2: "RuntimeError: row two"} if "fails" in text else {}
+    assert column.scores == [None if row in failed else row for row in range(8)]
+    assert column.errors == [failed.get(row) for row in range(8)]
 
 
-def test_a_reward_that_keeps_the_processor_busy_stays_on_the_main_thread(made, monkeypatch):
-    monkeypatch.setattr(time, "thread_time", time.perf_counter)
-    runtime, module = made("waits")
+def test_rows_at_once_cost_under_a_fifth_of_one_after_the_other(made):
+    runtime, _ = made("waits:concurrent=true")
+    columns, seconds = timed(runtime, 64)
+    assert columns["waits"].scores == list(range(64))
+    assert seconds < 64 * 0.05 / 5
+
+
+def test_rows_at_once_are_scored_on_other_threads_and_batches_on_the_main_one(made):
+    runtime, _ = made("where", "where:concurrent=true,name=at_once")
+    columns, _ = timed(runtime, 2)
+    assert (columns["where"].scores, columns["at_once"].scores) == ([1.0, 1.0], [0.0, 0.0])
+
+
+# reward -> whether it is told that its rows could be scored at once
+ADVICE = {
+    "waits": True,
+    "fails": True,
+    "waits:concurrent=false": False,
+    "declared": False,
+    "whole": False,
+    "logs": False,
+    "quick": False,
+    "one": False,
+    "p_one": False,
+}
+
+
+@pytest.mark.parametrize("text", ADVICE)
+def test_a_reward_that_waits_is_named_once_with_the_advice(made, caplog, text):
+    runtime, _ = made(text)
     for _ in range(2):
-        runtime.evaluate(batch(8))
-    assert module["CALLS"] == [8, 8]
+        runtime.evaluate(batch(4))
+    assert len(caplog.messages) == ADVICE[text]
+    if ADVICE[text]:
+        assert re.search(rf"reward '{text}' took 0\.\d+ s for 4 rows.*:{text}:concurrent=true'", caplog.text)
 
 
-def test_a_row_that_fails_on_a_thread_only_is_scored_on_the_main_thread_and_so_is_what_follows(made):
-    runtime, module = made("later")
-    runtime.evaluate(batch(8))
-    module["ON_THREADS"].append(True)
-    module["CALLS"].clear()
-    results = [runtime.evaluate(batch(8))["later"] for _ in range(2)]
-    assert [column.scores for column in results] == [list(range(8))] * 2
-    assert [column.failed for column in results] == [0, 0]
-    assert module["CALLS"] == [*ONE_BY_ONE, *ONE_BY_ONE, 8]
+def test_a_reward_that_computes_is_not_advised_to_wait(made, caplog, monkeypatch):
+    monkeypatch.setattr(time, "process_time", time.perf_counter)  # as if it had the processor to itself
+    runtime, _ = made("waits")
+    runtime.evaluate(batch(4))
+    assert not caplog.messages
 
 
-def test_a_row_that_fails_anywhere_is_an_error_and_the_threads_stay(made):
-    runtime, module = made("fails")
-    runtime.evaluate(batch(8))
-    module["ON_THREADS"].append(True)
-    module["CALLS"].clear()
-    for _ in range(2):
-        column = runtime.evaluate(batch(8))["fails"]
-        assert column.scores == [0, 1, None, 3, 4, 5, 6, 7]
-        assert column.errors == [None, None, "RuntimeError: row two", *[None] * 5]
-    assert module["CALLS"] == [*ONE_BY_ONE, 1] * 2
+REFUSED = {
+    "whole:concurrent=true": "batchwise rewards score whole batches",
+    "late:concurrent=true": "awaits its rows together by itself",
+    "p_one:concurrent=true": "needs isolation='inline'",
+    "logs:concurrent=true": "takes log_extra, for whole batches",
+    "waits:concurrent=1": "concurrent is true or false, not 1",
+}
 
 
-def test_proved_rewards_and_workers_run_beside_each_other(made):
-    runtime, _ = made("waits_long", "waits_long:name=again")
-    timed(runtime)
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_can_not_be_scored_at_once_is_refused_with_the_reason(made, text):
+    with pytest.raises(UserError, match=REFUSED[text]):
+        made(text)
+
+
+def test_concurrent_rewards_and_workers_run_beside_each_other(made):
+    runtime, _ = made("waits:concurrent=true", "waits:concurrent=true,name=again")
     assert timed(runtime)[1] < 16 * 0.05 / 2
     runtime, _ = made("p_one", "p_two")
     runtime.start()
@@ -174,7 +179,7 @@ def test_an_async_reward_of_one_row_a_call_has_64_under_way(made):
     runtime, module = made("one_row")
     columns, seconds = timed(runtime, 200)
     assert columns["one_row"].scores == list(range(200))
-    assert max(module["ON_THREADS"]) == 64
+    assert max(module["UNDER_WAY"]) == 64
     assert seconds < 200 * 0.05 / 10
 
 

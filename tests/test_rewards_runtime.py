@@ -11,8 +11,9 @@ import torch
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.rewards.runtime import Batch, RewardRuntime
-from rlhf_core.rewards.spec import RewardSpec, bind, bind_all
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind, bind_all
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
 from rlhf_core.rewards.worker import Worker
 
 SIZE = 4
@@ -110,7 +111,7 @@ def runtime(tmp_path, monkeypatch):
     made = []
 
     def make(*names: str) -> RewardRuntime:
-        specs = [RewardSpec.parse(f"{tmp_path}/code_{tmp_path.name}.py:{name}") for name in names]
+        specs = [RewardSpec.read(f"{tmp_path}/code_{tmp_path.name}.py:{name}") for name in names]
         made.append(RewardRuntime(bind_all(specs, Catalog()), lambda ids: "".join(map(chr, ids)), tmp_path))
         return made[-1]
 
@@ -119,11 +120,11 @@ def runtime(tmp_path, monkeypatch):
         one.close()
 
 
-def batch() -> Batch:
+def batch() -> RewardBatch:
     prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(SIZE)]
     completions = [[{"role": "assistant", "content": "abc"}] for _ in range(SIZE)]
     columns = {"row": list(range(SIZE)), "nested": [{"a": [i]} for i in range(SIZE)]}
-    return Batch(prompts, completions, [[97, 98, 99]] * SIZE, columns)
+    return RewardBatch(prompts, completions, [[97, 98, 99]] * SIZE, columns)
 
 
 ROW_TWO = "ValueError: row two"
@@ -186,7 +187,7 @@ def test_text_view_decodes_ids_and_messages_view_keeps_messages(runtime, tmp_pat
         "def chat(completions): return [float(c[0]['content'] == 'abc') for c in completions]\n"
         "as_text = Reward(text, name='as_text')"
     )
-    rewards = [bind(RewardSpec.parse(f"{tmp_path}/views.py:{name}"), Catalog()) for name in ("as_text", "chat")]
+    rewards = [bind(RewardSpec.read(f"{tmp_path}/views.py:{name}"), Catalog()) for name in ("as_text", "chat")]
     columns = RewardRuntime(rewards, lambda ids: "".join(map(chr, ids))).evaluate(batch())
     assert [column.scores for column in columns.values()] == [[1.0] * 4] * 2
 
@@ -287,9 +288,9 @@ def test_an_error_is_neutral_in_the_advantages(runtime):
     assert neutral[2] > 0
     assert alone[2] > 0
     rewards = runtime("one_row", "fine")
-    rewards.blank_errors = True  # as a run does that sums first
-    blanked = rewards.evaluate(batch())
-    columns = [column.scores for column in blanked.values()]
+    b = batch()
+    summed = rewards.functions(blank_errors=True)  # as a run asks for them that sums first
+    columns = [score(b.prompts, b.completions, b.completion_ids, **b.columns) for score in summed]
     assert [column[2] for column in columns] == [None, None]
     assert advantages(columns, "sum_then_normalize")[2] == 0
 
@@ -297,3 +298,10 @@ def test_an_error_is_neutral_in_the_advantages(runtime):
 def test_missing_columns_are_named(runtime):
     with pytest.raises(UserError, match="reward 'one_row' needs the column row, which data.jsonl does not have"):
         runtime("one_row").check_columns(["prompt", "answer"], "data.jsonl")
+
+
+def test_a_trainer_of_ones_own_gets_each_rows_weighted_sum(runtime):
+    """What guide/plugins.md promises: a batch of plain lists, no callbacks, None where a reward failed."""
+    rewards = runtime("fine:weight=2", "ints", "one_row")
+    assert rewards.score(batch()) == [4.0, 5.0, None, 3.0]
+    assert rewards.last[2]["rewards"] == {"fine": 1.0, "ints": 3.0, "one_row": None}

@@ -118,7 +118,7 @@ def test_the_folder_of_a_run(run, tiny_model, capsys):
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= files
     shown = capsys.readouterr().out
     for part in (
-        "layout question_answer",
+        "format question_answer",
         "step 6/6",
         "1 held-out prompts",
         "tensorboard --logdir",

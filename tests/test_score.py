@@ -18,12 +18,13 @@ from rich.console import Console
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.reward_report import measuring, page, report, statistics
 from rlhf_core.reward_report.advice import warnings
 from rlhf_core.reward_report.answers import Answer, Answers, read_answers
+from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.smoke_test import try_rewards
-from rlhf_core.rewards.spec import RewardSpec, bind_all
+from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.ui.screen import Screen
 
 REWARDS = """
@@ -82,7 +83,7 @@ def test_what_is_said_of_a_reward_is_what_its_scores_are(score):
     assert level["std"] == pytest.approx(math.sqrt(0.125))
     assert level["histogram"] == {"low": 0.0, "high": 1.0, "counts": [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]}
     assert level["groups"] == {"compared": 2, "with_signal": 1}
-    assert [example["place"] for example in level["best"]][:1] == ["d.jsonl line 2"]
+    assert [example["location"] for example in level["best"]][:1] == ["d.jsonl line 2"]
     assert [example["score"] for example in level["worst"]][:1] == [0.0]
 
 
@@ -101,7 +102,7 @@ def test_of_pairs_both_answers_are_scored_and_compared(score):
     pair = {"question": "q", "response_chosen": "long answer", "response_rejected": "no"}
     other = {"question": "q", "response_chosen": "no", "response_rejected": "as"}
     found = score([pair, other], "size")
-    assert found["layout"] == "layout preference"
+    assert found["format"] == "format preference"
     assert found["rewards"]["size"]["pairs"] == {"chosen_higher": 1, "tied": 1, "rejected_higher": 0}
     assert found["rewards"]["size"]["best"][0]["side"] == "chosen"
 
@@ -149,14 +150,14 @@ def test_failures_are_counted_by_kind_with_the_first_message(score):
     found = score(rows(1, 2, 3, 5, 6), "odd")["rewards"]["odd"]
     assert (found["scored"], found["errors"]) == (2, 3)
     assert found["failures"] == [
-        {"message": "ValueError: level 1 of '1' is odd", "place": "d.jsonl line 1", "count": 3}
+        {"message": "ValueError: level 1 of '1' is odd", "location": "d.jsonl line 1", "count": 3}
     ]
 
 
 def test_what_a_trainer_would_give_a_reward_has_a_stand_in(score):
     found = score(rows(1, 2), "asks")
     assert found["rewards"]["asks"]["mean"] == len("answer 0")
-    assert "asks takes completion_ids" in found["notes"][0]
+    assert "asks takes completion_ids" in found["warnings"][0]
 
 
 def test_a_group_is_in_one_batch_however_its_rows_are_spread(score, monkeypatch):
@@ -233,10 +234,10 @@ def test_spearman_by_hand():
 
 def test_histogram_edges():
     tenths = [i / 10 for i in range(11)]
-    assert statistics.histogram(tenths, (0.0, 1.0)).counts == [1] * 9 + [2]
-    assert statistics.histogram([-0.8], (-1.0, 1.0)).counts == [0, 1] + [0] * 8  # although it is 0.9999999999999998
-    assert statistics.histogram([0.2, 3.0], (0.0, 1.0)).high == 3.0  # outside of what was declared
-    assert statistics.histogram([2.0, 2.0]).counts == [2] + [0] * 9
+    assert statistics.histogram(tenths, (0.0, 1.0))["counts"] == [1] * 9 + [2]
+    assert statistics.histogram([-0.8], (-1.0, 1.0))["counts"] == [0, 1] + [0] * 8  # although it is 0.9999999999999998
+    assert statistics.histogram([0.2, 3.0], (0.0, 1.0))["high"] == 3.0  # outside of what was declared
+    assert statistics.histogram([2.0, 2.0])["counts"] == [2] + [0] * 9
     assert statistics.histogram([]) is None
 
 
@@ -255,7 +256,7 @@ MISTAKES = {
     "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion is text or a list of {role, content}"),
     "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt is text or a list"),
     "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions is a list of one or more, not 'b'"),
-    "no layout": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
+    "no format": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
 }
 
 
@@ -285,7 +286,7 @@ def test_mistakes_in_what_is_asked_for(here, write_jsonl):
     assert "Its columns: age, sex" in missing
     all_failed = refused(file, "--reward", f"./r{here.name}.py:broken")
     assert "every reward failed on all of its 1 completions:\n  broken: RuntimeError: no key" in all_failed
-    assert "its folder is not there" in refused(file, "--reward", "length", "--html", "no/where.html")
+    assert "its folder does not exist" in refused(file, "--reward", "length", "--html", "no/where.html")
     (here / "run").mkdir()
     (here / "run" / "config.yaml").write_text("method: dpo\nreward: []")
     assert "the run has no samples" in refused("run", "--reward", "length")
@@ -324,7 +325,7 @@ HOSTILE = "<script>x</script>\x1b[31m\u202e\ud800 [bold]中文"
 
 
 def scored(here, *names: str) -> dict:
-    specs = [RewardSpec.parse(f"{here}/r{here.name}.py:{name}") for name in names]
+    specs = [RewardSpec.read(f"{here}/r{here.name}.py:{name}") for name in names]
     prompt, completion = ([{"role": role, "content": HOSTILE}] for role in ("user", "assistant"))
     made = [Answer(f"line {i}", prompt, completion, {"level": i}, "g") for i in range(4)]
     return measuring.score(bind_all(specs, Catalog()), Answers("source", "completions", made))
@@ -384,32 +385,32 @@ def test_the_page_is_written_even_of_text_that_is_no_unicode(here, write_jsonl):
     assert "Rewards on a.jsonl" in (here / "p.html").read_text()
 
 
-def tried(here, data: list[dict], name: str) -> list[tuple[str, str]]:
-    rewards = bind_all([RewardSpec.parse(f"{here}/r{here.name}.py:{name}")], Catalog())
-    found = try_rewards(data, RewardRuntime(rewards, lambda ids: ""), lambda text: list(map(ord, text)))
-    return [(label, text.rpartition(", ")[0] if label == "Tried" else text) for label, text in found.lines()]
+def said_of(here, data: list[dict], name: str) -> list[tuple[str, str]]:
+    rewards = bind_all([RewardSpec.read(f"{here}/r{here.name}.py:{name}")], Catalog())
+    found = smoke_test(data, RewardRuntime(rewards, lambda ids: ""), lambda text: list(map(ord, text)))
+    return [(label, text.rpartition(", ")[0] if label == "Test" else text) for label, text in found.lines()]
 
 
-def test_before_training_rewards_are_tried_on_the_first_rows_answers(here):
+def test_before_training_rewards_are_tested_on_the_first_rows_answers(here):
     data = [{"prompt": [{"role": "user", "content": "q"}], "answer": "x" * i, "level": i} for i in range(1, 9)]
-    assert tried(here, data, "size") == [("Tried", "size on 4 reference answers: 1.000 to 4.000")]
-    assert tried(here, data[:1], "size") == [("Tried", "size on 1 reference answer: 1.000")]
+    assert said_of(here, data, "size") == [("Test", "size on 4 reference answers: 1.000 to 4.000")]
+    assert said_of(here, data[:1], "size") == [("Test", "size on 1 reference answer: 1.000")]
     partly = "odd on 4 reference answers: 2.000 to 4.000, failed on 2: ValueError: level 1 of '1' is odd"
-    assert tried(here, data, "odd") == [("Tried", partly)]
+    assert said_of(here, data, "odd") == [("Test", partly)]
     broken = ("Warning", "reward broken failed on each of 4 reference answers: RuntimeError: no key")
-    assert tried(here, data, "broken") == [broken]
-    assert tried(here, data, "asks")[0][0] == "Tried"
+    assert said_of(here, data, "broken") == [broken]
+    assert said_of(here, data, "asks")[0][0] == "Test"
     without = [{key: row[key] for key in ("prompt", "level")} for row in data]
-    assert tried(here, without, "size") == [("Tried", "size on 4 made-up answers: 4.000")]
+    assert said_of(here, without, "size") == [("Test", "size on 4 placeholder answers: 4.000")]
 
 
-def test_a_conversation_is_tried_with_its_last_answer(here):
+def test_a_conversation_is_tested_with_its_last_answer(here):
     turns = [("user", "q"), ("assistant", "long answer"), ("user", "q"), ("assistant", "abc")]
     data = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
-    assert tried(here, data, "size") == [("Tried", "size on 1 reference answer: 3.000")]
+    assert said_of(here, data, "size") == [("Test", "size on 1 reference answer: 3.000")]
 
 
-def test_a_run_tells_of_a_reward_that_always_fails_and_goes_on(here, tiny_model, write_jsonl):
+def test_a_run_reports_a_reward_that_always_fails_and_goes_on(here, tiny_model, write_jsonl):
     file = write_jsonl("a.jsonl", [{"question": "q", "answer": "a"}] * 4)
     command = ["run", "--method", "grpo", "--reward", f"./r{here.name}.py:broken", "--data", file]
     result = CliRunner().invoke(rlhf, [*command, "--model", str(tiny_model), "--dry-run"])

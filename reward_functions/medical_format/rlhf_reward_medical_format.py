@@ -1,4 +1,4 @@
-"""Reward the layout `<think>…</think><answer>…</answer>`: one pair of each, in this order, nothing outside.
+"""Reward the format `<think>…</think><answer>…</answer>`: one pair of each, in this order, nothing outside.
 
     rlhf run --method grpo --reward medical_format
     rlhf run --method grpo --reward medical_format:sections=诊断/依据/建议
@@ -12,22 +12,22 @@ import re
 
 from rlhf_core import Reward, hookimpl
 
-INSTRUCTION = "Think inside <think></think>, then answer inside <answer></answer>. Nothing outside."
+SYSTEM_PROMPT = "Think inside <think></think>, then answer inside <answer></answer>. Nothing outside."
 
-# A broken layout earns this much for each of its two parts that stands alone as it should.
+# A broken format earns this much for each of its two parts that stands alone as it should.
 PART = 1 / 30
 
 
 @hookimpl
 def rlhf_rewards():
-    return [Reward(medical_format, range=(0.0, 1.0), instruction=INSTRUCTION)]
+    return [Reward(medical_format, range=(0.0, 1.0), system_prompt=SYSTEM_PROMPT)]
 
 
 def medical_format(completions: list[str], *, sections: str | list[str] = (), **_) -> list[float]:
-    """1.0 for the complete layout; up to 0.07 for a broken one, so that no breakage pays.
+    """1.0 for the complete format; up to 0.07 for a broken one, so that no breakage pays.
 
     `sections` (a list, or names joined by `/`) must each head a line of the answer, as in `诊断：肺炎`: a complete
-    layout then earns 0.5, and the other half by the share of sections that are there and not empty.
+    format then earns 0.5, and the other half by the share of sections that are there and not empty.
     """
     names = sections.split("/") if isinstance(sections, str) else list(sections)
     patterns = [_section(name.strip()) for name in names if name.strip()]

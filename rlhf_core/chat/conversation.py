@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.rewards.runtime import Batch, Column, RewardRuntime
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
 
 COMMANDS = {
     "/retry": "another answer in place of the last",
@@ -192,7 +192,7 @@ class Chat:
         self._check_answered()
         if not self.rewards:
             raise UserError("There are no rewards here. Start with some: rlhf chat … --reward NAME")
-        batch = Batch(
+        batch = RewardBatch(
             [self._with_system(self.turns[:-1])],
             [[self.turns[-1]]],
             self.answer_ids[-1:],

@@ -15,8 +15,8 @@ from rlhf_core.config import RunConfig, read_file
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models.resolve import Target, find, quiet_libraries
+from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import BoundReward, bind_all
 
 
 @contextmanager

@@ -12,15 +12,15 @@ from rlhf_core.errors import UserError
 
 # name -> (module, attribute, help line)
 COMMANDS = {
-    "run": ("run", "run", "Train a model."),
-    "score": ("score", "score", "Try rewards on completions, before any training."),
-    "pipeline": ("pipeline", "pipeline", "Run several stages, each feeding the next."),
-    "merge": ("merge", "merge", "Put a trained adapter into its base model."),
-    "chat": ("chat", "chat", "Talk with a model in the terminal."),
-    "methods": ("listings", "methods", "List the installed training methods, or show one."),
-    "rewards": ("listings", "rewards", "List the installed rewards, or show one."),
-    "formatters": ("listings", "formatters", "List the data layouts that are understood, or show one."),
-    "plugins": ("plugins", "plugins", "List, check, write, install and remove plugins."),
+    "run": ("cli.run", "run", "Train a model."),
+    "score": ("cli.score", "score", "Try rewards on completions, before any training."),
+    "pipeline": ("cli.pipeline", "pipeline", "Run several stages, each feeding the next."),
+    "merge": ("cli.merge", "merge", "Put a trained adapter into its base model."),
+    "chat": ("cli.chat", "chat", "Talk with a model in the terminal."),
+    "methods": ("cli.listings", "methods", "List the installed training methods, or show one."),
+    "rewards": ("cli.listings", "rewards", "List the installed rewards, or show one."),
+    "formatters": ("cli.listings", "formatters", "List the data formats that are understood, or show one."),
+    "plugins": ("cli.plugins", "plugins", "List, check, write, install and remove plugins."),
 }
 
 

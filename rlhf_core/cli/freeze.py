@@ -19,13 +19,14 @@ from typing import Any
 
 import click
 
-from rlhf_core.catalog import HOOKS, Catalog, normalize
-from rlhf_core.errors import UserError
+from rlhf_core import __version__
+from rlhf_core.catalog import Catalog, normalize
+from rlhf_core.errors import UserError, describe
 
 
 @dataclass(frozen=True)
 class Pin:
-    """One distribution: what pip is told, or why it can't be told. `note` says what else there is to know."""
+    """One distribution: its requirement for pip, if it has one. `note` says why not, or what else there is to know."""
 
     requirement: str | None
     note: str = ""
@@ -57,15 +58,9 @@ def freeze(run_folder: str | None, install_command: bool) -> None:
 
 def of_environment() -> list[Pin]:
     """rlhf-core and every distribution that holds plugins, as they are installed."""
-    entries = [entry for kind in HOOKS for entry in Catalog().entries(kind)]
-    versions = {e.distribution: e.version for e in sorted(entries, key=lambda e: normalize(e.distribution))}
-    return [pin(name, version) for name, version in {**_core(), **versions}.items()]
-
-
-def _core() -> dict[str, str]:
-    from rlhf_core import __version__
-
-    return {"rlhf-core": __version__}
+    entries = sorted(Catalog().all_entries(), key=lambda e: normalize(e.distribution))
+    versions = {"rlhf-core": __version__, **{e.distribution: e.version for e in entries}}
+    return [pin(name, version) for name, version in versions.items()]
 
 
 def of_run(folder: Path) -> list[Pin]:
@@ -75,9 +70,10 @@ def of_run(folder: Path) -> list[Pin]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         versions, plugins, python = manifest["versions"], manifest["plugins"], manifest["python"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "there is none" if isinstance(error, FileNotFoundError) else describe(error)
         raise UserError(
-            f"{folder} is no run's folder: its manifest.json can't be read ({_describe(error)}). Give a folder as "
-            "rlhf run leaves it, such as runs/grpo-20260101-120000"
+            f"{folder} is no run's folder: its manifest.json can't be read ({reason}). Give a folder as rlhf run "
+            "leaves it, such as runs/grpo-20260101-120000"
         ) from error
     pins = [Pin(None, f"Python {python}, on which the run was made")]
     pins += [pin(name, version) for name, version in versions.items()]
@@ -85,15 +81,11 @@ def of_run(folder: Path) -> list[Pin]:
     for line in plugins:  # "method grpo: rlhf-method-grpo 0.1.0", or "reward ./my.py:near: by path"
         what, _, origin = line.rpartition(": ")
         name, _, version = origin.rpartition(" ")
-        by_path = origin == "by path"
-        found.setdefault(
-            what if by_path else name, Pin(None, f"{what}: given by path") if by_path else pin(name, version)
-        )
+        if origin == "by path":
+            found.setdefault(what, Pin(None, f"{what}: given by path"))
+        else:
+            found.setdefault(name, pin(name, version))
     return [*pins, *found.values()]
-
-
-def _describe(error: Exception) -> str:
-    return "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
 
 
 def pin(name: str, version: str) -> Pin:
@@ -107,9 +99,9 @@ def pin(name: str, version: str) -> Pin:
         return Pin(f"{name} @ {vcs['vcs']}+{_without_password(url)}@{vcs['commit_id']}" + _subdirectory(source))
     if "dir_info" in source or url.startswith("file:"):
         editable = source.get("dir_info", {}).get("editable", False)
-        place = url.removeprefix("file://")
+        folder = url.removeprefix("file://")
         how = "editable, from" if editable else "from"
-        return Pin(None, f"{name}=={version} is installed {how} {place}, which is on this machine only")
+        return Pin(None, f"{name}=={version} is installed {how} {folder}, which is on this machine only")
     digest = (source.get("archive_info") or {}).get("hashes", {}).get("sha256")
     fragment = f"#sha256={digest}" if digest else ""
     return Pin(f"{name} @ {_without_password(url)}{fragment or _subdirectory(source)}")

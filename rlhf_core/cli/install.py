@@ -18,13 +18,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from rlhf_core.catalog import HOOKS, Catalog, Entry, normalize
+from rlhf_core.catalog import Catalog, Entry, normalize
+from rlhf_core.cli.listings import show_entries
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.ui.table import table
 
 # What a plugin may not move under a trained model or a run that is to be resumed.
 PINNED = ("rlhf-core", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
@@ -41,35 +40,27 @@ def install(arguments: tuple[str, ...]) -> None:
     SPEC and options are pip's: names, folders, git+https://…, --upgrade, --editable FOLDER, --dry-run. Versions of the
     core, torch and the libraries around it stay what they are; a plugin that needs others is refused.
     """
-    before = {_key(entry) for entry in listed()}
+    before = listed()
     pins = pinned()
     with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
-        code, said = run_pip("install", "--constraint", str(constraints), *arguments)
+        code, output = run_pip("install", "--constraint", str(constraints), *arguments)
     if code:
-        raise UserError(explain(said, pins))
+        raise UserError(explain(output, pins))
     if "--dry-run" in arguments:
         return
-    found = [entry for entry in listed() if _key(entry) not in before]
-    if not found:
-        click.echo("\nNo plugin is new or has another version: rlhf plugins lists all.")
-        return
-    click.echo("\nNew plugins:")
-    rows = [(e["kind"][:-1], e["name"], e["distribution"], e["version"], e["state"], _detail(e)) for e in found]
-    whole = [number for number, entry in enumerate(found) if entry["problem"]]
-    table(("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"), rows, whole)
+    had = {(e.kind, e.name, e.distribution, e.version) for e in before}
+    new = [e for e in listed() if (e.kind, e.name, e.distribution, e.version) not in had]
+    click.echo("\nNew plugins:" if new else "\nNo plugin is new or has another version: rlhf plugins lists all.")
+    if new:
+        show_entries(new, "plugins", as_json=False)
 
 
 def pinned() -> dict[str, str]:
     """The installed versions of what a plugin may not move, with local labels such as +cpu."""
-    versions = {}
-    for name in PINNED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    installed = {normalize(d.name): d.version for name in PINNED for d in importlib.metadata.distributions(name=name)}
+    return {name: installed[name] for name in PINNED if name in installed}
 
 
 def run_pip(*arguments: str) -> tuple[int, str]:
@@ -83,26 +74,25 @@ def run_pip(*arguments: str) -> tuple[int, str]:
             "uv pip install NAME"
         )
     command = [sys.executable, "-m", "pip", arguments[0], "--disable-pip-version-check", *arguments[1:]]
-    said = []
+    lines = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as pip:
-        assert pip.stdout is not None
-        for line in pip.stdout:
+        for line in pip.stdout or ():
             if not line.startswith("Requirement already satisfied"):
                 click.echo(line, nl=False)
-            said.append(line)
-    return pip.returncode, "".join(said)
+            lines.append(line)
+    return pip.returncode, "".join(lines)
 
 
-def explain(said: str, pins: dict[str, str]) -> str:
+def explain(output: str, pins: dict[str, str]) -> str:
     """Why pip failed: which plugin wanted a pinned package at another version, or that pip said why."""
     wanted = []
-    for who, need in re.findall(r"^\s*(\S.*?) depends on (\S.*)$", said, re.MULTILINE):
+    for who, need in re.findall(r"^\s*(\S.*?) depends on (\S.*)$", output, re.MULTILINE):
         name = normalize(re.split(r"[\s\[<>=!~;@(]", need, maxsplit=1)[0])
         if name in pins:
             wanted.append(f"{who} needs {need.strip()}, and {name} {pins[name]} is installed")
-    asked = re.findall(r"\(constraint\) ([\w.-]+)==", said)
+    asked = re.findall(r"\(constraint\) ([\w.-]+)==", output)
     if not wanted:
         wanted = [f"another {name} than the installed {pins[name]} is needed" for name in asked if name in pins]
     if not wanted:
@@ -113,18 +103,11 @@ def explain(said: str, pins: dict[str, str]) -> str:
     )
 
 
-def listed() -> list[dict[str, Any]]:
+def listed() -> list[Entry]:
     """The plugins that a new process finds: this one would miss an editable one that was just installed."""
     command = [sys.executable, "-P", "-m", "rlhf_core", "plugins", "list", "--json"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def _key(entry: dict[str, Any]) -> tuple[str, ...]:
-    return entry["kind"], entry["name"], entry["distribution"], entry["version"]
-
-
-def _detail(entry: dict[str, Any]) -> str:
-    return Entry(**entry).detail
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return [Entry(**values) for values in found]
 
 
 @click.command()
@@ -135,7 +118,7 @@ def uninstall(names: tuple[str, ...], yes: bool) -> None:
 
     rlhf plugins uninstall brevity
     """
-    entries = [entry for kind in HOOKS for entry in Catalog().entries(kind)]
+    entries = Catalog().all_entries()
     chosen = list(dict.fromkeys(find_distribution(name, entries) for name in names))
     for distribution in chosen:
         holds = ", ".join(f"{e.kind[:-1]} {e.name}" for e in entries if e.distribution == distribution)

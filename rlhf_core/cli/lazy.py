@@ -10,7 +10,7 @@ import click
 
 
 class LazyGroup(click.Group):
-    """`table`: name -> (module of `rlhf_core.cli`, attribute, help line)."""
+    """`table`: name -> (module of `rlhf_core`, attribute, help line)."""
 
     def __init__(self, *arguments: Any, table: Mapping[str, tuple[str, str, str]], **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -27,7 +27,7 @@ class LazyGroup(click.Group):
         if name not in self.table:
             return None
         module, attribute, _ = self.table[name]
-        return getattr(importlib.import_module(f"rlhf_core.cli.{module}"), attribute)
+        return getattr(importlib.import_module(f"rlhf_core.{module}"), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,12 +1,13 @@
-"""`rlhf methods`, `rewards` and `formatters`: what is installed, told from metadata; `show NAME` loads that one."""
+"""`rlhf methods`, `rewards` and `formatters`: what is installed, as its metadata says; `show NAME` loads that one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
 
-from rlhf_core.catalog import Catalog
+from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.ui.table import print_json, table
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -29,7 +30,7 @@ def _listing(kind: str, help_text: str, about: str) -> click.Group:
     @click.pass_context
     def listing(ctx: click.Context, as_json: bool) -> None:
         if ctx.invoked_subcommand is None:
-            _list(kind, as_json)
+            show_entries(Catalog().entries(kind), kind, as_json)
         elif as_json:
             raise click.UsageError(f"--json goes after the name: rlhf {kind} show NAME --json")
 
@@ -44,18 +45,22 @@ def _listing(kind: str, help_text: str, about: str) -> click.Group:
     return listing
 
 
-def _list(kind: str, as_json: bool) -> None:
-    entries = Catalog().entries(kind)
+def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
+    """Print plugins of one kind, or of all where `kind` is `plugins`. Of one with a problem, the reason is printed."""
+    full = [number for number, entry in enumerate(entries) if entry.problem]
     if as_json:
         print_json([asdict(entry) for entry in entries])
-        return
-    if not entries:
+    elif not entries:
         click.echo(f"No {kind} are installed.")
-        return
-    rows = [(e.name, f"{e.distribution} {e.version}", e.detail) for e in entries]
-    table(("NAME", "DISTRIBUTION", "SUMMARY"), rows, [number for number, e in enumerate(entries) if e.problem])
+    elif kind == "plugins":
+        header = ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
+        rows = [[e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail] for e in entries]
+        table(header, rows, full)
+    else:
+        rows = [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries]
+        table(["NAME", "DISTRIBUTION", "SUMMARY"], rows, full)
 
 
 methods = _listing("methods", "List the installed training methods, or show one.", "Show a method and its options.")
 rewards = _listing("rewards", "List the installed rewards, or show one.", "Show a reward and what it takes.")
-formatters = _listing("formatters", "List the data layouts that are understood, or show one.", "Show a data layout.")
+formatters = _listing("formatters", "List the data formats that are understood, or show one.", "Show a data format.")

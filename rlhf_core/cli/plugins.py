@@ -5,27 +5,25 @@ Nothing here imports a plugin, so a broken one can always be listed and removed.
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
-from rlhf_core.catalog import HOOKS, Catalog
+from rlhf_core.catalog import Catalog
 from rlhf_core.cli.lazy import LazyGroup
-from rlhf_core.ui.table import print_json, table
+from rlhf_core.cli.listings import JSON, show_entries
 
 # name -> (module, attribute, help line)
 COMMANDS = {
-    "list": ("plugins", "list_plugins", "List every plugin with its state."),
-    "check": ("check", "check", "Test plugins by the rules of the conformance kit."),
-    "new": ("new", "new", "Write the package of a new plugin."),
-    "install": ("install", "install", "Install plugins, and leave the training libraries as they are."),
-    "uninstall": ("install", "uninstall", "Remove plugins."),
-    "freeze": ("freeze", "freeze", "Print the installed plugins as requirements."),
+    "list": ("cli.plugins", "list_plugins", "List every plugin with its state."),
+    "check": ("testing.commands", "check", "Test plugins by the rules of the conformance kit."),
+    "new": ("testing.commands", "new", "Write the package of a new plugin."),
+    "install": ("cli.install", "install", "Install plugins, and leave the training libraries as they are."),
+    "uninstall": ("cli.install", "uninstall", "Remove plugins."),
+    "freeze": ("cli.freeze", "freeze", "Print the installed plugins as requirements."),
 }
 
 
 @click.group(cls=LazyGroup, table=COMMANDS, invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
     """List all plugins and their state, or check, write, install and remove them."""
@@ -36,20 +34,10 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def list_plugins(as_json: bool) -> None:
     """List every plugin with its state, importing none.
 
     A plugin that is not ok has the reason in place of its summary.
     """
-    catalog = Catalog()
-    entries = [entry for kind in HOOKS for entry in catalog.entries(kind)]
-    if as_json:
-        print_json([asdict(entry) for entry in entries])
-        return
-    if not entries:
-        click.echo("No plugins are installed.")
-        return
-    rows = [(e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail) for e in entries]
-    whole = [number for number, entry in enumerate(entries) if entry.problem]
-    table(("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"), rows, whole)
+    show_entries(Catalog().all_entries(), "plugins", as_json)

@@ -1,4 +1,4 @@
-"""`rlhf score`: try rewards on completions that are there already. No model, no torch."""
+"""`rlhf score`: what rewards give to existing completions. No model, no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_core.rewards.spec import RewardSpec
+    from rlhf_core.grammar import RewardSpec
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,11 +38,11 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import BUILTIN
     from rlhf_core.reward_report import answers, measuring
-    from rlhf_core.rewards.spec import bind_all
+    from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.screen import Screen
 
     if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):
-        raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder is not there"))
+        raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder does not exist"))
     catalog, screen = Catalog(), Screen(quiet=as_json)
     with _kept_clean() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)
@@ -85,7 +85,7 @@ def _kept_clean() -> Iterator[None]:
 def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:
     """The rewards given, else those of the run that is scored."""
     from rlhf_core.config import read_file
-    from rlhf_core.rewards.spec import RewardSpec
+    from rlhf_core.grammar import RewardSpec
 
     entries: list = list(given)
     if not entries and source is not None:

@@ -1,4 +1,8 @@
-"""Rows that are too long for the run, or that have nothing to learn from, found and counted before training."""
+"""Rows that are too long for the run, or that have nothing to learn from, found and counted before training.
+
+Each function returns the rows to train on, and warnings that count what was left out or cut. Rules are `error`, `drop`
+and `truncate`. Nothing is tokenized whose bytes alone prove that it fits, since no token covers less than one.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +16,53 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Rows = list[dict[str, Any]]
+Limited = tuple[Rows, list[str]]
 
 
-def drop_pairs_without_difference(rows: Rows) -> tuple[Rows, list[str]]:
-    """(the rows whose two answers differ, a note on the others)."""
+def apply_limits(rows: Rows, need: str, options: Any, tokenizer: PreTrainedTokenizerBase) -> Limited:
+    """All that the options say of rows that were projected for `need`. Raises `UserError` where nothing is left."""
+    warnings: list[str] = []
+    if need == "conversations" and rows:
+        return limit_conversations(rows, tokenizer, options.max_length, options.overlong_completions)
+    if rows:
+        rows, warnings = limit_prompts(rows, tokenizer, options.max_prompt_length, options.overlong_prompts)
+    if need == "preferences" and rows:
+        rows, same = drop_pairs_without_difference(rows)
+        rows, cut = limit_answers(rows, tokenizer, options.max_completion_length, options.overlong_completions)
+        warnings += same + cut
+    return rows, warnings
+
+
+def drop_pairs_without_difference(rows: Rows) -> Limited:
+    """Leave out the pairs whose two answers are the same."""
     left = [row for row in rows if row["chosen"] != row["rejected"]]
     if not left:
-        raise UserError("in every pair the better and the worse answer are the same")
+        raise UserError("in every pair the chosen and the rejected answer are the same")
     count = len(rows) - len(left)
     return left, [f"left out {count:,} of {len(rows):,} pairs, whose two answers are the same"] if count else []
 
 
-def limit_answers(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> tuple[Rows, list[str]]:
-    """Apply `--overlong-completions` to pairs: (the rows to train on, notes).
-
-    Cut pairs of the same answers are left out, as they differ in nothing that is learned.
-    """
+def limit_answers(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> Limited:
+    """Apply `--overlong-completions` to pairs. Those that are the same once cut are left out."""
 
     def answers(row: dict[str, Any]) -> list[list[int]]:
+        if max(_bytes(row[key]) for key in ("chosen", "rejected")) <= limit:
+            return []
         return [encoding.answered(tokenizer, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
 
-    def size(row: dict[str, Any]) -> int:
-        return max(_bytes(row[key]) for key in ("chosen", "rejected"))
-
-    ids = [answers(row) if size(row) > limit else [] for row in rows]
+    ids = [answers(row) for row in rows]
     lengths = [max(map(len, both), default=0) for both in ids]
-    rows, notes = _limit(rows, lengths, limit, rule, "pairs have an answer of", "--max-completion-length")
-    if rule != "truncate" or not notes:
-        return rows, notes
+    flags = "--max-completion-length", "--overlong-completions"
+    limited, warnings = _limit(rows, lengths, limit, rule, "pairs have an answer of", flags)
+    if rule != "truncate" or not warnings:
+        return limited, warnings
     same = {i for i, both in enumerate(ids) if both and both[0][:limit] == both[1][:limit]}
-    return _without(rows, same, notes, "pairs, whose two answers are the same once cut", "--max-completion-length")
+    left, more = _without(rows, same, "pairs, whose two answers are the same once cut", flags[0])
+    return left, warnings + more
 
 
-def limit_conversations(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str
-) -> tuple[Rows, list[str]]:
-    """Apply `--overlong-completions` to conversations: (the rows to train on, notes).
-
-    Cut conversations whose first answer begins after the limit are left out: there is nothing to learn in them.
-    """
+def limit_conversations(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> Limited:
+    """Apply `--overlong-completions` to conversations. Those whose first answer begins after the limit are left out."""
     template = _tokens(tokenizer, [{"role": "user", "content": ""}])  # some have a long system message of their own
 
     def parts(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
@@ -59,95 +71,84 @@ def limit_conversations(
 
     encoded = [parts(row) for row in rows]
     lengths = [max((len(ids) for ids, _ in one), default=0) for one in encoded]
-    rows, notes = _limit(rows, lengths, limit, rule, "conversations have", "--max-length")
-    if rule != "truncate" or not notes:
-        return rows, notes
+    flags = "--max-length", "--overlong-completions"
+    limited, warnings = _limit(rows, lengths, limit, rule, "conversations have", flags)
+    if rule != "truncate" or not warnings:
+        return limited, warnings
     learned = [any(label != encoding.IGNORED for _, labels in one for label in labels[:limit]) for one in encoded]
     nothing = {i for i, one in enumerate(encoded) if one and not learned[i]}
-    return _without(rows, nothing, notes, "conversations, whose first answer begins after that", "--max-length")
+    left, more = _without(rows, nothing, "conversations, whose first answer begins after that", flags[0])
+    return left, warnings + more
 
 
-def _limit(rows: Rows, lengths: Sequence[int], limit: int, rule: str, what: str, flag: str) -> tuple[Rows, list[str]]:
-    """`lengths` in tokens, 0 where it is known that they fit."""
-    overlong = {i for i, tokens in enumerate(lengths) if tokens > limit}
-    if not overlong:
-        return rows, []
-    said = f"{len(overlong):,} of {len(rows):,} {what} more than {flag} {limit} tokens, the longest {max(lengths):,}"
-    if rule == "error" or (rule == "drop" and len(overlong) == len(rows)):
-        raise UserError(f"{said}. Allow more, or say --overlong-completions truncate (or drop).")
-    if rule == "truncate":
-        return rows, [f"{said}: cut at their end"]
-    return [row for i, row in enumerate(rows) if i not in overlong], [f"{said}: left out"]
-
-
-def _without(rows: Rows, places: set[int], notes: list[str], what: str, flag: str) -> tuple[Rows, list[str]]:
-    if not places:
-        return rows, notes
-    if len(places) == len(rows):
-        raise UserError(f"nothing to learn is left of {len(rows):,} {what}. Allow a larger {flag}.")
-    left = [row for i, row in enumerate(rows) if i not in places]
-    return left, [*notes, f"left out {len(places):,} of {len(rows):,} {what}"]
-
-
-def _bytes(messages: Sequence[dict[str, str]]) -> int:
-    """At least as many as tokens, of which none covers less than a byte: 64 for what the template adds to a turn."""
-    return sum(len(turn["content"].encode("utf-8", "surrogatepass")) + 64 for turn in messages)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> int:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def limit_prompts(
-    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int, rule: str
-) -> list[dict[str, Any]]:
-    """Apply `--overlong-prompts` to rows with a `prompt`. Raises `UserError` where the rule is `error`."""
+def limit_prompts(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> Limited:
+    """Apply `--overlong-prompts` to rows with a `prompt`. Cut ones lose their oldest turns, then their end."""
     lengths = prompt_lengths(rows, tokenizer, limit)
-    overlong = [i for i, length in enumerate(lengths) if length > limit]
-    if not overlong:
-        return rows
-    if rule == "error":
-        longest = max(lengths)
-        raise UserError(
-            f"{len(overlong)} of {len(rows)} prompts have more than --max-prompt-length {limit} tokens, the longest "
-            f"{longest}. Allow --max-prompt-length {longest}, or say --overlong-prompts truncate (or drop)."
-        )
-    if rule == "drop":
-        left = [row for i, row in enumerate(rows) if lengths[i] <= limit]
-        if not left:
-            raise UserError(f"every prompt has more than --max-prompt-length {limit} tokens")
-        return left
-    for i in overlong:
-        rows[i]["prompt"] = _truncate(rows[i]["prompt"], tokenizer, limit)
-    return rows
+    flags = "--max-prompt-length", "--overlong-prompts"
+    limited, warnings = _limit(rows, lengths, limit, rule, "prompts have", flags)
+    if rule == "truncate":
+        limited = [
+            {**row, "prompt": _truncate(row["prompt"], tokenizer, limit)} if length > limit else row
+            for row, length in zip(rows, lengths, strict=True)
+        ]
+    return limited, warnings
 
 
 def prompt_lengths(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
-    """Tokens of each rendered prompt. Where the bytes alone prove that it fits, their number stands in for it."""
+    """Tokens of each rendered prompt, or its bytes where they are no more than `limit`."""
     lengths = []
     for row in rows:
         text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        size = len(text.encode("utf-8"))  # no token covers less than a byte
+        size = len(text.encode("utf-8"))
         lengths.append(size if size <= limit else len(tokenizer(text, add_special_tokens=False)["input_ids"]))
     return lengths
+
+
+def _limit(rows: Rows, lengths: Sequence[int], limit: int, rule: str, what: str, flags: tuple[str, str]) -> Limited:
+    """`lengths` in tokens, 0 where it is known that they fit; `flags` set the limit and the rule."""
+    overlong = {i for i, tokens in enumerate(lengths) if tokens > limit}
+    if not overlong:
+        return rows, []
+    found = (
+        f"{len(overlong):,} of {len(rows):,} {what} more than {flags[0]} {limit} tokens, the longest {max(lengths):,}"
+    )
+    if rule == "error" or (rule == "drop" and len(overlong) == len(rows)):
+        raise UserError(f"{found}. Allow more, or say {flags[1]} truncate (or drop).")
+    if rule == "truncate":
+        return rows, [f"{found}: cut"]
+    return [row for i, row in enumerate(rows) if i not in overlong], [f"{found}: left out"]
+
+
+def _without(rows: Rows, positions: set[int], what: str, flag: str) -> Limited:
+    """Leave out the rows at these positions."""
+    if not positions:
+        return rows, []
+    if len(positions) == len(rows):
+        raise UserError(f"nothing to learn is left of {len(rows):,} {what}. Allow a larger {flag}.")
+    left = [row for i, row in enumerate(rows) if i not in positions]
+    return left, [f"left out {len(positions):,} of {len(rows):,} {what}"]
+
+
+def _bytes(messages: Sequence[dict[str, str]]) -> int:
+    """Of all turns, each with 64 for what the template adds to it."""
+    return sum(len(turn["content"].encode("utf-8", "surrogatepass")) + 64 for turn in messages)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, asked: bool = False) -> int:
+    """Of the rendered messages; `asked`: with what the template adds for the model to answer."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asked)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _truncate(prompt: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[dict[str, str]]:
     """Drop the oldest turns after the system message, two at a time, then cut the end of the last message."""
     system = prompt[:1] if prompt[0]["role"] == "system" else []
     turns = prompt[len(system) :]
-
-    def length(messages: list[dict[str, str]]) -> int:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    while len(turns) > 2 and length([*system, *turns]) > limit:
+    while len(turns) > 2 and _tokens(tokenizer, [*system, *turns], asked=True) > limit:
         turns = turns[2:]
     last = turns[-1]
     ids = tokenizer(last["content"], add_special_tokens=False)["input_ids"]
-    while length([*system, *turns]) > limit:
-        excess = length([*system, *turns]) - limit
+    while (excess := _tokens(tokenizer, [*system, *turns], asked=True) - limit) > 0:
         ids = ids[: len(ids) - excess]
         if not ids:
             raise UserError(f"--max-prompt-length {limit} leaves no room beside the chat template and system message")

@@ -1,26 +1,26 @@
 """From sources to the rows a method trains on.
 
 Rows are read, a formatter is found by their columns, each row becomes an `Example`, and the example is projected onto
-what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's place.
+what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's location.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.data.sources import Row, read, read_file
-from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import PluginError, UserError
 from rlhf_core.formatter import Example, Formatter, Messages
+from rlhf_core.grammar import DataSpec
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
-# Names that TRL gives a meaning of its own, so a row's own column of that name can't ride along.
+# Names that TRL gives a meaning of its own, so a row's own column of that name can't be passed through.
 CANONICAL = ("prompt", "completion", "completion_ids", "chosen", "rejected", "messages")
 Need = Literal["prompts", "preferences", "conversations"]
 HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
@@ -34,33 +34,26 @@ class Part:
     formatter: str
     rows: list[dict[str, Any]]
     total: int
-    notes: list[str]
+    warnings: list[str]
 
     def __str__(self) -> str:
-        count = (
-            f"{len(self.rows):,} rows" if len(self.rows) == self.total else f"{len(self.rows):,} of {self.total:,} rows"
-        )
-        return f"{self.spec.source}, layout {self.formatter}, {count}"
+        of = "" if len(self.rows) == self.total else f" of {self.total:,}"
+        return f"{self.spec.source}, format {self.formatter}, {len(self.rows):,}{of} rows"
 
 
 @dataclass(frozen=True)
 class Data:
-    """Projected rows: `train` to learn from, `held_out` to look at before and after. `parts` say where `train` is from.
+    """Projected rows: `train` to learn from, `held_out` to evaluate on. `parts` say where `train` is from.
 
     Rows of several sources have the columns of all of them, None where a source has no such column; `columns` are those
-    that every source has.
+    that every source has. `warnings` say what was left out, and what else a user should know.
     """
 
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
     parts: list[Part]
     columns: list[str]
-    limit_notes: list[str] = field(default_factory=list)
-
-    @property
-    def notes(self) -> list[str]:
-        """What was left out, and what else a user should know."""
-        return [note for part in self.parts for note in part.notes] + self.limit_notes
+    warnings: list[str]
 
 
 def load(
@@ -76,9 +69,9 @@ def load(
     """Read the sources and convert them for a method that needs `need`.
 
     The held-out rows are those of `eval_specs`, or of the built-in set if that is the only source, else `held_out` rows
-    set apart by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
+    chosen by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
     which is as large as it can be without a row twice. A row that can't be converted is an error, or with
-    `skip_bad_rows` left out and counted in the notes.
+    `skip_bad_rows` left out and counted in the warnings.
     """
     parts = [_part(spec, need, catalog, skip_bad_rows) for spec in specs]
     others = [row for spec in eval_specs for row in _part(spec, need, catalog, skip_bad_rows).rows]
@@ -96,24 +89,21 @@ def load(
         count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
         train, others = rows[count:], rows[:count]
     columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
-    return Data(_same_columns(train), _same_columns(others), mixed, columns)
+    warnings = [text for part in mixed for text in part.warnings]
+    return Data(_same_columns(train), _same_columns(others), mixed, columns, warnings)
 
 
 def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool) -> Part:
-    if spec.source == BUILTIN:
-        rows = read_file(builtin.data_file(need, "train"))
-        notes: list[str] = []
-    else:
-        rows, notes = read(spec)
+    rows, warnings = (read_file(builtin.data_file(need, "train")), []) if spec.source == BUILTIN else read(spec)
     if not rows:
-        raise UserError(f"--data {spec.source}: there is no row in it")
+        raise UserError(f"{spec.source}: there is no row in it")
     formatter, projected, bad = _convert(rows, spec, need, catalog)
     if bad and not (skip_bad_rows and projected):
         hint = "" if skip_bad_rows else " Leave such rows out: --skip-bad-rows"
         raise UserError(f"{bad[0]}." + (f" {len(bad):,} of {len(rows):,} rows can't be used.{hint}" if hint else ""))
     if bad:
-        notes.append(f"{spec.source}: left out {len(bad):,} of {len(rows):,} rows; the first: {bad[0]}")
-    return Part(spec, formatter, projected, len(projected), notes)
+        warnings.append(f"{spec.source}: left out {len(bad):,} of {len(rows):,} rows; the first: {bad[0]}")
+    return Part(spec, formatter, projected, len(projected), warnings)
 
 
 def _convert(
@@ -153,7 +143,9 @@ def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None
     if forced is not None:
         chosen = catalog.load("formatters", forced)[0]
         if missing := chosen.columns - row.values.keys():
-            raise UserError(f"{row.place}: formatter {forced} needs {_names(missing)}; there is {_names(row.values)}")
+            raise UserError(
+                f"{row.location}: formatter {forced} needs {_names(missing)}; there is {_names(row.values)}"
+            )
         return chosen
     known: list[Formatter] = []
     broken: list[str] = []
@@ -169,10 +161,10 @@ def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None
         if fitting := [f for f in group if f.fits(row.values)]:
             return max(fitting, key=lambda f: (len(f.columns), f.matches is not None))
         known += group
-    layouts = "".join(f"\n  {f.name}: {_names(f.columns)}" for f in known)
+    formats = [f"\n  {f.name}: {_names(f.columns)}" for f in known] + [f"\n  ({message})" for message in broken]
     raise UserError(
-        f"--data {source}: no formatter fits. {row.place} has the columns {_names(row.values)}. Known layouts:{layouts}"
-        + "".join(f"\n  ({message})" for message in broken)
+        f"{source}: no formatter fits. {row.location} has the columns {_names(row.values)}. Known formats:"
+        + "".join(formats)
     )
 
 
@@ -183,12 +175,12 @@ def project(row: Row, formatter: Formatter, need: Need) -> dict[str, Any]:
 
 
 def convert(row: Row, formatter: Formatter) -> Example:
-    """The row as an example. Raises `UserError` that names its place."""
+    """The row as an example. Raises `UserError` that names its location."""
     try:
         return formatter.convert(row.values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{row.place}: formatter {formatter.name}: {message}") from error
+        raise UserError(f"{row.location}: formatter {formatter.name}: {message}") from error
 
 
 def row_columns(row: Row, example: Example) -> dict[str, Any]:
@@ -203,14 +195,14 @@ def _prompts(example: Example, row: Row) -> dict[str, Any]:
 
 def _preferences(example: Example, row: Row) -> dict[str, Any]:
     if example.chosen is None or example.rejected is None:
-        raise UserError(f"{row.place}: this method needs pairs of a better and a worse answer; the data has none")
+        raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; the data has none")
     return {"prompt": _ends_with_user(example.prompt, row), "chosen": example.chosen, "rejected": example.rejected}
 
 
 def _conversations(example: Example, row: Row) -> dict[str, Any]:
     completion = example.completion or example.chosen
     if completion is None:
-        raise UserError(f"{row.place}: this method needs an answer to learn; the data has only a prompt")
+        raise UserError(f"{row.location}: this method needs an answer to learn; the data has only a prompt")
     return {"messages": [*example.prompt, *completion]}
 
 
@@ -219,7 +211,7 @@ _PROJECTIONS = {"prompts": _prompts, "preferences": _preferences, "conversations
 
 def _ends_with_user(prompt: Messages, row: Row) -> Messages:
     if not prompt or prompt[-1]["role"] != "user":
-        raise UserError(f"{row.place}: the prompt does not end with a user's message")
+        raise UserError(f"{row.location}: the prompt does not end with a user's message")
     return prompt
 
 

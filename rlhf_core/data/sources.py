@@ -1,4 +1,4 @@
-"""Rows from files, folders and the Hub. Every row knows its place, for messages.
+"""Rows from files, folders and the Hub. Every row knows its location, for messages.
 
 .json (a list, or an object a line), .jsonl, .csv and .parquet, each also as .gz. A folder, or a Hub repository whose
 loading script can't be run, is read by its file names: where some say `train`, the others are left out.
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rlhf_core.data.spec import DataSpec
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean, first_line
+from rlhf_core.grammar import DataSpec
 
 KINDS = (".json", ".jsonl", ".csv", ".parquet")
 # What the medical guide calls the configurations of shibing624/medical, whose folders are named otherwise.
@@ -28,53 +28,46 @@ GUIDE_CONFIGS = {"dpo": "reward", "orpo": "reward", "grpo": "finetune", "ppo": "
 class Row:
     """One row and where it stands, as in `data.jsonl line 3`."""
 
-    place: str
+    location: str
     values: dict[str, Any]
 
 
 def read(spec: DataSpec) -> tuple[list[Row], list[str]]:
-    """(the rows of a source, what the user should know about the choice of files). Raises `UserError`."""
+    """(the rows of a source, warnings about the choice of files). Raises `UserError`."""
     path = Path(spec.source).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if _kind(p.name) and not p.name.startswith("."))
         if not files:
-            raise UserError(f"--data {spec.source}: the folder has no {_or(KINDS)} file")
-        chosen, notes = _training_files([str(file.relative_to(path)) for file in files], spec.source)
-        return [row for name in chosen for row in read_file(path / name)], notes
+            raise UserError(f"{spec.source}: the folder has no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
+        chosen, warnings = _training_files([str(file.relative_to(path)) for file in files], spec.source)
+        return [row for name in chosen for row in read_file(path / name)], warnings
     if path.exists():
         return read_file(path), []
     local = path.suffix in (*KINDS, ".gz", ".txt") or spec.source.startswith((".", "/", "~"))
     if local or spec.source.count("/") > 1:
         near = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UserError(f"--data {spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
+        raise UserError(f"{spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
     return _read_hub(spec)
 
 
-def read_file(path: Path, place: str | None = None) -> list[Row]:
-    """The rows of one file; `place` is what messages call it."""
-    place = place or path.name
+def read_file(path: Path, name: str | None = None) -> list[Row]:
+    """The rows of one file; `name` is what messages call it."""
     kind = _kind(path.name)
     if kind is None:
-        raise UserError(f"--data {path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
+        raise UserError(f"{path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"--data {path}: {error}") from error
-    if kind == ".parquet":
-        return _rows_of_parquet(path, content, place)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if not text.strip():
-        raise UserError(f"--data {path}: the file is empty")
-    if kind == ".csv":
-        return list(_rows_of_csv(path, text, place))
-    return list(
-        _rows_of_list(path, text, place) if text.lstrip().startswith("[") else _rows_of_lines(path, text, place)
-    )
+        raise UserError(f"{path}: {error}") from error
+    rows = []
+    for where, values in _parquet(path, content) if kind == ".parquet" else _text(path, content, kind):
+        location = f"{name or path.name} {where}"
+        if not isinstance(values, dict):
+            raise UserError(f"{location}: expected an object with named columns, not {type(values).__name__}")
+        rows.append(Row(location, values))
+    return rows
 
 
 def _kind(name: str) -> str | None:
@@ -84,7 +77,7 @@ def _kind(name: str) -> str | None:
 
 
 def _training_files(names: list[str], source: str) -> tuple[list[str], list[str]]:
-    """Of file names that speak of a split, those that say `train`; and a note on the others."""
+    """Of file names that speak of a split, those that say `train`; and a warning about the others."""
     chosen = [name for name in names if "train" in PurePosixPath(name).name.lower()]
     if not chosen or len(chosen) == len(names):
         return names, []
@@ -92,30 +85,37 @@ def _training_files(names: list[str], source: str) -> tuple[list[str], list[str]
     return chosen, [f"{source}: read {', '.join(chosen)}; left out, as not for training: {', '.join(left)}"]
 
 
-def _rows_of_lines(path: Path, text: str, place: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path} line {number} is not JSON: {error.msg}, at: {_excerpt(line, error.pos)}"
-            ) from error
-        yield _row(f"{place} line {number}", values)
+# Each of these gives ("line 3" or "row 3", what is there).
 
 
-def _rows_of_list(path: Path, text: str, place: str) -> Iterator[Row]:
+def _text(path: Path, content: bytes, kind: str) -> Iterator[tuple[str, Any]]:
     try:
-        values = json.loads(text)
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    if kind == ".csv":
+        yield from _csv(path, text)
+    elif text.lstrip().startswith("["):
+        for number, values in enumerate(_json(path, text), start=1):
+            yield f"row {number}", values
+    else:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield f"line {number}", _json(path, line, number)
+
+
+def _json(path: Path, text: str, line: int = 1) -> Any:
+    """The value of `text`, which begins at this line of the file."""
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} line {error.lineno} is not JSON: {error.msg}, at: {_excerpt(text, error.pos)}"
-        ) from error
-    yield from (_row(f"{place} row {number}", value) for number, value in enumerate(values, start=1))
+        excerpt = text[max(0, error.pos - 10) : error.pos + 30]
+        raise UserError(f"{path} line {line + error.lineno - 1} is not JSON: {error.msg}, at: {excerpt!r}") from error
 
 
-def _rows_of_csv(path: Path, text: str, place: str) -> Iterator[Row]:
+def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """The first line names the columns; an empty cell is None."""
     csv.field_size_limit(1 << 30)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -123,36 +123,24 @@ def _rows_of_csv(path: Path, text: str, place: str) -> Iterator[Row]:
         names = next(lines)
         if len(set(names)) != len(names):
             raise UserError(f"{path}: two columns of the first line have one name: {', '.join(names)}")
-        for cells in lines:
-            if not cells:
-                continue
+        for cells in filter(None, lines):
             if len(cells) != len(names):
                 raise UserError(f"{path} line {lines.line_num}: {len(cells)} cells under {len(names)} columns")
-            values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
-            yield _row(f"{place} line {lines.line_num}", values)
+            yield f"line {lines.line_num}", {name: cell or None for name, cell in zip(names, cells, strict=True)}
     except csv.Error as error:
         raise UserError(f"{path} line {lines.line_num}: {error}") from error
 
 
-def _rows_of_parquet(path: Path, content: bytes, place: str) -> list[Row]:
+def _parquet(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        values = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
-    return [_row(f"{place} row {number}", value) for number, value in enumerate(values, start=1)]
-
-
-def _row(place: str, values: Any) -> Row:
-    if not isinstance(values, dict):
-        raise UserError(f"{place}: expected an object with named columns, not {type(values).__name__}")
-    return Row(place, values)
-
-
-def _excerpt(text: str, position: int) -> str:
-    return repr(text[max(0, position - 10) : position + 30])
+        raise UserError(f"{path} is not a Parquet file: {first_line(error)}") from error
+    for number, values in enumerate(rows, start=1):
+        yield f"row {number}", values
 
 
 def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
@@ -170,8 +158,8 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
         raise
     except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
         raise UserError(
-            f"--data {spec.source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}"
+            f"{spec.source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
+            f"{first_line(error)}"
         ) from error
     return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
 
@@ -185,17 +173,11 @@ def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
     config = spec.config if spec.config in folders else GUIDE_CONFIGS.get(spec.config or "", spec.config)
     if config not in folders:
         asked = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
-        raise UserError(f"--data {spec.source} {asked}: write --data-config with one of {', '.join(folders)}")
+        raise UserError(f"{spec.source} {asked}: write --data-config with one of {', '.join(folders)}")
     inside = [name for name in files if name.startswith(f"{config}/") and _kind(name)]
     chosen, _ = _training_files(inside, spec.source)
     called = "" if config == spec.config else f" (--data-config {spec.config})"
-    note = f"{spec.source}: its loading script is not run; read {', '.join(chosen)}{called}"
     rows: list[Row] = []
     for name in chosen:
-        path = huggingface_hub.hf_hub_download(spec.source, name, repo_type="dataset")
-        rows += read_file(Path(path), name)
-    return rows, [note]
-
-
-def _or(words: tuple[str, ...]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+        rows += read_file(Path(huggingface_hub.hf_hub_download(spec.source, name, repo_type="dataset")), name)
+    return rows, [f"{spec.source}: its loading script is not run; read {', '.join(chosen)}{called}"]

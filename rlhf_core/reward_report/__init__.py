@@ -1,4 +1,4 @@
-"""Rewards tried on completions that are there already, without a model and without torch: `rlhf score`.
+"""What rewards give to existing completions, without a model and without torch: `rlhf score`.
 
 answers.py      what is scored: completions, a run's samples, a data set's own answers
 measuring.py    calls the rewards, and says what came out as plain data

@@ -2,7 +2,7 @@
 
 A row with `prompt` and `completion` (or `completions`, a list) is taken as it is, whether they are text or messages and
 also where the completion is empty, as a model may have left it. A run's samples.jsonl is such a file whose columns are
-in an object of their own. Every other layout is read by the formatters; of a pair both answers are scored.
+in an object of their own. Every other format is read by the formatters; of a pair both answers are scored.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.loading import CANONICAL, choose_formatter, convert, row_columns
 from rlhf_core.data.sources import Row, read, read_file
-from rlhf_core.data.spec import DataSpec
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Formatter, Messages
+from rlhf_core.grammar import DataSpec
 
 SAMPLES = "samples.jsonl"
-# The built-in sets, the most telling first: its pairs show whether a reward prefers the better answer.
+# The built-in sets, the most telling first: its pairs show whether a reward prefers the chosen answer.
 BUILTIN_KINDS: tuple[Literal["preferences", "prompts"], ...] = ("preferences", "prompts")
-LAYOUTS = "prompt with completion (or completions, a list), or a layout with answers (rlhf formatters lists them)"
+FORMATS = "prompt with completion (or completions, a list), or a format with answers (rlhf formatters lists them)"
 
 
 @dataclass(frozen=True)
 class Answer:
     """One completion. Answers of one `group` are compared with each other, as GRPO compares them."""
 
-    place: str
+    location: str
     prompt: Messages
     completion: Messages
     columns: Mapping[str, Any]
@@ -51,9 +51,9 @@ class Answers:
     """
 
     source: str
-    layout: str
+    format: str
     rows: list[Answer]
-    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     own: bool = False
 
     @property
@@ -70,11 +70,8 @@ def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Ans
         if not path.is_file() or not path.stat().st_size:
             raise UserError(f"{source}: the run has no samples; ppo and grpo write {SAMPLES} as they train")
         spec = DataSpec(str(path))
-    try:
-        rows, notes = read(spec)
-        return _answers(spec.source, rows[:limit], notes, catalog, spec.formatter)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--data ")) from error  # no such flag here
+    rows, warnings = read(spec)
+    return _answers(spec.source, rows[:limit], warnings, catalog, spec.formatter)
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:
@@ -87,27 +84,27 @@ def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[s
     return found
 
 
-def _answers(source: str, rows: list[Row], notes: list[str], catalog: Catalog, forced: str | None) -> Answers:
+def _answers(source: str, rows: list[Row], warnings: list[str], catalog: Catalog, forced: str | None) -> Answers:
     if not rows:
         raise UserError(f"{source}: there is no row in it")
     first = rows[0].values
     if {"prompt", "completion", "rewards", "columns"} <= first.keys() and isinstance(first["columns"], Mapping):
         found = [answer for row in rows for answer in _completions(_flat(row))]
-        return Answers(source, "a run's samples", found, notes)
+        return Answers(source, "a run's samples", found, warnings)
     if "prompt" in first and ("completion" in first or "completions" in first) and forced is None:
-        return Answers(source, "completions", [answer for row in rows for answer in _completions(row)], notes)
+        return Answers(source, "completions", [answer for row in rows for answer in _completions(row)], warnings)
     formatter = choose_formatter(rows[0], source, catalog, forced)
     found = [answer for row in rows for answer in _own(row, formatter)]
-    return Answers(source, f"layout {formatter.name}", found, notes, own=True)
+    return Answers(source, f"format {formatter.name}", found, warnings, own=True)
 
 
 def _flat(row: Row) -> Row:
     """A run's sample with its columns beside the completion. What it scored then is left out."""
     values = row.values
     if not isinstance(values.get("columns"), Mapping):
-        raise UserError(f"{row.place}: a run's sample has its columns in an object, and this row has none")
+        raise UserError(f"{row.location}: a run's sample has its columns in an object, and this row has none")
     kept = {key: value for key, value in values.items() if key in ("prompt", "completion", "step")}
-    return Row(row.place, {**values["columns"], **kept})
+    return Row(row.location, {**values["columns"], **kept})
 
 
 def _completions(row: Row) -> Iterator[Answer]:
@@ -115,28 +112,28 @@ def _completions(row: Row) -> Iterator[Answer]:
     values = row.values
     names = [name for name in ("completion", "completions") if name in values]
     if "prompt" not in values or not names:
-        raise UserError(f"{row.place} has no {'completion' if 'prompt' in values else 'prompt'}; {_has(row)}")
+        raise UserError(f"{row.location} has no {'completion' if 'prompt' in values else 'prompt'}; {_has(row)}")
     given = values[names[0]] if names[0] == "completions" else [values["completion"]]
     if not isinstance(given, list) or not given:
-        raise UserError(f"{row.place}: completions is a list of one or more, not {given!r:.60}")
-    prompt = _messages(values["prompt"], "user", f"{row.place}: prompt")
+        raise UserError(f"{row.location}: completions is a list of one or more, not {given!r:.60}")
+    prompt = _messages(values["prompt"], "user", f"{row.location}: prompt")
     columns = {key: value for key, value in values.items() if key not in (*CANONICAL, "completions", "step")}
     group = json.dumps([values.get("step"), prompt])
     for one in given:
-        yield Answer(row.place, prompt, _messages(one, "assistant", f"{row.place}: {names[0]}"), columns, group)
+        yield Answer(row.location, prompt, _messages(one, "assistant", f"{row.location}: {names[0]}"), columns, group)
 
 
-def _messages(value: Any, role: str, place: str) -> Messages:
+def _messages(value: Any, role: str, location: str) -> Messages:
     """Text as one message of `role`; messages as they are."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     turns = [value] if isinstance(value, Mapping) else value
-    whole = isinstance(turns, list) and all(
+    complete = isinstance(turns, list) and all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in turns
     )
-    if not turns or not whole:
-        raise UserError(f"{place} is text or a list of {{role, content}}, not {value!r:.60}")
+    if not turns or not complete:
+        raise UserError(f"{location} is text or a list of {{role, content}}, not {value!r:.60}")
     return [dict(turn) for turn in turns]
 
 
@@ -145,16 +142,16 @@ def _own(row: Row, formatter: Formatter) -> Iterator[Answer]:
     example = convert(row, formatter)
     columns = row_columns(row, example)
     if example.chosen is not None and example.rejected is not None:
-        yield Answer(row.place, example.prompt, example.chosen, columns, row.place, "chosen")
-        yield Answer(row.place, example.prompt, example.rejected, columns, row.place, "rejected")
+        yield Answer(row.location, example.prompt, example.chosen, columns, row.location, "chosen")
+        yield Answer(row.location, example.prompt, example.rejected, columns, row.location, "rejected")
         return
     completion = example.completion
     if completion is None and example.answer is not None:
         completion = [{"role": "assistant", "content": example.answer}]
     if completion is None:
-        raise UserError(f"{row.place} has no completion to score; {_has(row)}")
-    yield Answer(row.place, example.prompt, completion, columns, json.dumps(example.prompt))
+        raise UserError(f"{row.location} has no completion to score; {_has(row)}")
+    yield Answer(row.location, example.prompt, completion, columns, json.dumps(example.prompt))
 
 
 def _has(row: Row) -> str:
-    return f"its columns: {', '.join(row.values)}. What can be scored: {LAYOUTS}."
+    return f"its columns: {', '.join(row.values)}. What can be scored: {FORMATS}."

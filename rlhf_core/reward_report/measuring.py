@@ -1,6 +1,6 @@
 """Call rewards on answers, a batch at a time as training does, and say what came out as plain data.
 
-There is no tokenizer here: a reward that takes `completion_ids` gets one id a character, and is told of in the notes.
+There is no tokenizer here: a reward that takes `completion_ids` gets one id a character, of which a warning tells.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.reward_report import statistics
 from rlhf_core.reward_report.advice import warnings
 from rlhf_core.reward_report.answers import Answer, Answers
-from rlhf_core.rewards.runtime import Batch, Column, RewardRuntime
-from rlhf_core.rewards.smoke_test import STAND_INS
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
+from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 
 BATCH = 64  # completions, or one group if that is larger
 EXAMPLES = 5  # best and worst answers that are kept
@@ -35,19 +34,22 @@ def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
     finally:
         runtime.close()
     if all(column.failed == len(rows) for column in columns.values()):
-        said = "".join(f"\n  {name}: {_failures(column, rows)[0]['message']}" for name, column in columns.items())
-        raise UserError(f"{answers.source}: every reward failed on all of its {len(rows):,} completions:{said}")
+        failed = "".join(f"\n  {name}: {_failures(column, rows)[0]['message']}" for name, column in columns.items())
+        raise UserError(f"{answers.source}: every reward failed on all of its {len(rows):,} completions:{failed}")
     results = {reward.name: _result(reward, columns[reward.name], rows) for reward in rewards}
     return {
         "source": answers.source,
-        "layout": answers.layout,
+        "format": answers.format,
         "completions": len(rows),
         "groups": len({row.group for row in rows}),
         "rewards": results,
         "correlations": list(_correlations(columns)),
-        "warnings": [text for name, result in results.items() for text in warnings(name, result, own=answers.own)],
+        "warnings": [
+            *answers.warnings,
+            *(text for reward in rewards for text in _about_ids(reward)),
+            *(text for name, result in results.items() for text in warnings(name, result, own=answers.own)),
+        ],
         "own_answers": answers.own,
-        "notes": [*answers.notes, *_notes(rewards)],
     }
 
 
@@ -57,20 +59,20 @@ def _call(runtime: RewardRuntime, answers: Answers) -> tuple[list[Answer], dict[
     rows: list[Answer] = []
     columns = {reward.name: Column([], []) for reward in runtime.rewards}
     for part in batches(answers.rows):
-        batch = Batch(
+        batch = RewardBatch(
             [row.prompt for row in part],
             [row.completion for row in part],
             [list(map(ord, row.text)) for row in part],
             {name: [row.columns.get(name) for row in part] for name in names},
-            STAND_INS,
+            PLACEHOLDERS,
         )
         rows += part
         for name, column in runtime.evaluate(batch).items():
-            whole = columns[name]
-            whole.scores += column.scores
-            whole.errors += column.errors
-            whole.timed_out += column.timed_out
-            whole.seconds += column.seconds
+            full = columns[name]
+            full.scores += column.scores
+            full.errors += column.errors
+            full.timed_out += column.timed_out
+            full.seconds += column.seconds
     return rows, columns
 
 
@@ -91,13 +93,9 @@ def batches(rows: Sequence[Answer]) -> Iterator[list[Answer]]:
 def _result(reward: BoundReward, column: Column, rows: Sequence[Answer]) -> dict[str, Any]:
     """What one reward said of all rows."""
     scores = [score for score in column.scores if score is not None]
-    summary = statistics.summarize(scores)
-    histogram = statistics.histogram(scores, reward.reward.range)
-    groups = statistics.groups(column.scores, [row.group for row in rows])
     sides = {side: [s for s, row in zip(column.scores, rows, strict=True) if row.side == side] for side in _SIDES}
-    pairs = statistics.pairs(*sides.values()) if sides["chosen"] else None
-    highest = sorted((-score, i) for i, score in enumerate(column.scores) if score is not None)
     lowest = sorted((score, i) for i, score in enumerate(column.scores) if score is not None)
+    highest = sorted(lowest, key=lambda each: -each[0])
     return {
         "spec": str(reward.spec),
         "distribution": reward.distribution,
@@ -106,10 +104,10 @@ def _result(reward: BoundReward, column: Column, rows: Sequence[Answer]) -> dict
         "not_applicable": len(rows) - len(scores) - column.failed,
         "errors": column.failed,
         "timed_out": column.timed_out,
-        **(asdict(summary) if summary else dict.fromkeys(("mean", "std", "min", "max"))),
-        "histogram": asdict(histogram) if histogram else None,
-        "groups": asdict(groups),
-        "pairs": asdict(pairs) if pairs else None,
+        **statistics.summary(scores),
+        "histogram": statistics.histogram(scores, reward.reward.range),
+        "groups": statistics.groups(column.scores, [row.group for row in rows]),
+        "pairs": statistics.pairs(*sides.values()) if sides["chosen"] else None,
         "length_correlation": statistics.spearman(column.scores, [float(len(row.text)) for row in rows]),
         "seconds_per_row": column.seconds / len(rows),
         "seconds_per_batch": column.seconds / len(rows) * BATCH,
@@ -127,21 +125,23 @@ def _failures(column: Column, rows: Sequence[Answer]) -> list[dict[str, Any]]:
     kinds: dict[str, dict[str, Any]] = {}
     for error, row in zip(column.errors, rows, strict=True):
         if error is not None:
-            kind = kinds.setdefault(_PARTICULARS.sub("…", error), {"message": error, "place": row.place, "count": 0})
+            kind = kinds.setdefault(
+                _PARTICULARS.sub("…", error), {"message": error, "location": row.location, "count": 0}
+            )
             kind["count"] += 1
     return sorted(kinds.values(), key=lambda kind: -kind["count"])
 
 
-def _examples(places: Iterator[int], column: Column, rows: Sequence[Answer]) -> list[dict[str, Any]]:
+def _examples(order: Iterator[int], column: Column, rows: Sequence[Answer]) -> list[dict[str, Any]]:
     """The first few answers of different text."""
     shown: dict[str, dict[str, Any]] = {}
-    for i in places:
+    for i in order:
         row = rows[i]
         shown.setdefault(
             row.text,
             {
                 "score": column.scores[i],
-                "place": row.place,
+                "location": row.location,
                 "side": row.side,
                 "prompt": row.prompt[-1]["content"][:LONGEST],
                 "completion": row.text[:LONGEST],
@@ -157,10 +157,9 @@ def _correlations(columns: Mapping[str, Column]) -> Iterator[dict[str, Any]]:
         yield {"rewards": [a, b], "spearman": statistics.spearman(first.scores, second.scores)}
 
 
-def _notes(rewards: Sequence[BoundReward]) -> Iterator[str]:
-    for reward in rewards:
-        if "completion_ids" in reward.signature.trl:
-            yield (
-                f"{reward.name} takes completion_ids: without a tokenizer it was given one id a character, so what it "
-                "says of lengths is in characters here"
-            )
+def _about_ids(reward: BoundReward) -> Iterator[str]:
+    if "completion_ids" in reward.signature.trl:
+        yield (
+            f"{reward.name} takes completion_ids: without a tokenizer it was given one id a character, so what it says "
+            "of lengths is in characters here"
+        )

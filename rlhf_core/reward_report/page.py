@@ -23,11 +23,10 @@ td:first-child { text-align: right }
 
 def render(result: Mapping[str, Any]) -> str:
     """The whole page."""
-    rows = [("completions", f"{result['completions']:,}"), ("read as", result["layout"])]
+    rows = [("completions", f"{result['completions']:,}"), ("read as", result["format"])]
     rows.append(("different prompts or pairs", f"{result['groups']:,}"))
     parts = [
         _list(rows),
-        *(f'<p class="note">{escape(note)}</p>' for note in result["notes"]),
         *(f'<p class="warning">{escape(text)}</p>' for text in result["warnings"]),
         *(part for name, reward in result["rewards"].items() for part in _reward(name, reward)),
         *_correlations(known(result["correlations"])),
@@ -46,10 +45,10 @@ def _reward(name: str, reward: Mapping[str, Any]) -> Iterator[str]:
         yield _histogram(reward["histogram"])
     if reward["failures"]:
         cells = "".join(
-            f"<tr><td>{kind['count']:,}</td><td>{escape(kind['message'])}</td><td>{escape(kind['place'])}</td></tr>"
+            f"<tr><td>{kind['count']:,}</td><td>{escape(kind['message'])}</td><td>{escape(kind['location'])}</td></tr>"
             for kind in reward["failures"]
         )
-        yield f'<p class="soft">Failures, with the place of the first of each kind:</p><table>{cells}</table>'
+        yield f'<p class="soft">Failures, with the location of the first of each kind:</p><table>{cells}</table>'
     for kind in kinds(reward):
         if reward[kind]:
             yield f"<details><summary>{kind} completions</summary>{''.join(map(_example, reward[kind]))}</details>"
@@ -74,7 +73,7 @@ def _histogram(histogram: Mapping[str, Any]) -> str:
 def _example(example: Mapping[str, Any]) -> str:
     side = f", {example['side']}" if example["side"] else ""
     return (
-        f'<div class="soft">{number(example["score"])} · {escape(example["place"])}{side}: '
+        f'<div class="soft">{number(example["score"])} · {escape(example["location"])}{side}: '
         f"{escape(example['prompt'])}</div>"
         f'<div class="text">{escape(example["completion"].strip()) or "(empty)"}</div>'
     )

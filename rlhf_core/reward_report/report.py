@@ -16,16 +16,14 @@ FAILURES = 5  # kinds of errors that are shown
 
 
 def show(screen: Screen, result: Mapping[str, Any]) -> None:
-    screen.say(f"{result['source']}, {result['layout']}: {result['completions']:,} completions", "bold")
-    for note in result["notes"]:
-        screen.say(f"Note: {note}")
+    screen.say(f"{result['source']}, {result['format']}: {result['completions']:,} completions", "bold")
     for name, reward in result["rewards"].items():
         screen.say("")
         screen.say(visible(title(name, reward)), "bold")
         for label, text in facts(reward):
             screen.say(f"  {label:20}  {text}")
         for failure in reward["failures"][:FAILURES]:
-            screen.say(f"  {failure['count']:,} × {visible(failure['message'])} (first: {failure['place']})", "red")
+            screen.say(f"  {failure['count']:,} × {visible(failure['message'])} (first: {failure['location']})", "red")
         if left := reward["failures"][FAILURES:]:
             screen.say(f"  {sum(kind['count'] for kind in left):,} × errors of {len(left)} other kinds", "red")
         for kind in kinds(reward):
@@ -112,7 +110,7 @@ def _examples(screen: Screen, kind: str, examples: Sequence[Mapping[str, Any]]) 
         screen.say(f"  {kind}")
     for example in examples:
         side = f" ({example['side']})" if example["side"] else ""
-        first = f"{number(example['score']):>8}  {example['place']}{side}: {visible(example['prompt'])}"
+        first = f"{number(example['score']):>8}  {example['location']}{side}: {visible(example['prompt'])}"
         for line, style in ((first, "dim"), (" " * 10 + (visible(example["completion"]) or "(empty)"), "")):
             text = Text(line, style=style)
             text.truncate(screen.console.width, overflow="ellipsis")

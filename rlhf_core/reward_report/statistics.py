@@ -1,4 +1,4 @@
-"""What can be said of scores before training. Pure functions on numbers.
+"""What can be said of scores before training. Pure functions on numbers, with results as JSON has them.
 
 Correlations are Spearman's: of ranks, so that one huge score or one very long answer does not make them, and any steady
 rise counts as one, straight or not.
@@ -8,70 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from statistics import StatisticsError, correlation, fmean, pstdev
+from typing import Any
 
 BINS = 10
-
-
-@dataclass(frozen=True)
-class Summary:
-    """`std` is of these scores as they are (divided by their number, not by one less)."""
-
-    mean: float
-    std: float
-    min: float
-    max: float
-
-    @property
-    def constant(self) -> bool:
-        return same(self.min, self.max)
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """How many scores fall into each of `BINS` equal parts from `low` to `high`; the last part has its upper edge."""
-
-    low: float
-    high: float
-    counts: list[int]
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Of the groups with two scores or more, those whose scores differ: GRPO learns from no others."""
-
-    compared: int
-    with_signal: int
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """How often the chosen answer of a pair scores above, as much as, and below the rejected one."""
-
-    chosen_higher: int
-    tied: int
-    rejected_higher: int
-
-    @property
-    def total(self) -> int:
-        return self.chosen_higher + self.tied + self.rejected_higher
 
 
 def same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def summarize(scores: Sequence[float]) -> Summary | None:
-    """None where there are no scores."""
+def summary(scores: Sequence[float]) -> dict[str, float | None]:
+    """`mean`, `std` (divided by the number of scores, not by one less), `min` and `max`: None without scores."""
     if not scores:
-        return None
-    mean = math.fsum(scores) / len(scores)
-    variance = math.fsum((score - mean) ** 2 for score in scores) / len(scores)
-    return Summary(mean, math.sqrt(variance), min(scores), max(scores))
+        return dict.fromkeys(("mean", "std", "min", "max"))
+    return {"mean": fmean(scores), "std": pstdev(scores), "min": min(scores), "max": max(scores)}
 
 
-def histogram(scores: Sequence[float], limits: tuple[float, float] | None = None) -> Histogram | None:
-    """Over `limits` where all scores lie within, else from the lowest score to the highest."""
+def histogram(scores: Sequence[float], limits: tuple[float, float] | None = None) -> dict[str, Any] | None:
+    """`counts` of the scores in each of `BINS` equal parts from `low` to `high`; the last part has its upper edge.
+
+    Over `limits` where all scores lie within, else from the lowest score to the highest.
+    """
     if not scores:
         return None
     low, high = min(scores), max(scores)
@@ -82,50 +40,44 @@ def histogram(scores: Sequence[float], limits: tuple[float, float] | None = None
         # Rounded, since -0.8 between -1 and 1 comes out as 0.9999999999999998 and begins the second part.
         part = round((score - low) / (high - low) * BINS, 9) if high > low else 0
         counts[min(BINS - 1, int(part))] += 1
-    return Histogram(low, high, counts)
+    return {"low": low, "high": high, "counts": counts}
 
 
-def groups(scores: Sequence[float | None], names: Sequence[Hashable]) -> Groups:
-    """`names[i]` is the group of `scores[i]`."""
+def groups(scores: Sequence[float | None], names: Sequence[Hashable]) -> dict[str, int]:
+    """Of the groups `compared`, which have two scores or more, those `with_signal`: GRPO learns from no others.
+
+    `names[i]` is the group of `scores[i]`.
+    """
     members: dict[Hashable, list[float]] = {}
     for score, name in zip(scores, names, strict=True):
         if score is not None:
             members.setdefault(name, []).append(score)
     compared = [each for each in members.values() if len(each) > 1]
-    return Groups(len(compared), sum(not same(min(each), max(each)) for each in compared))
+    return {"compared": len(compared), "with_signal": sum(not same(min(each), max(each)) for each in compared)}
 
 
-def pairs(chosen: Sequence[float | None], rejected: Sequence[float | None]) -> Pairs:
-    """Over the pairs of which both have a score."""
+def pairs(chosen: Sequence[float | None], rejected: Sequence[float | None]) -> dict[str, int]:
+    """How often the chosen answer scores above, as much as, and below the rejected one, where both have a score."""
     both = [(a, b) for a, b in zip(chosen, rejected, strict=True) if a is not None and b is not None]
     tied = sum(same(a, b) for a, b in both)
     higher = sum(a > b and not same(a, b) for a, b in both)
-    return Pairs(higher, tied, len(both) - tied - higher)
+    return {"chosen_higher": higher, "tied": tied, "rejected_higher": len(both) - tied - higher}
 
 
 def spearman(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
-    """Rank correlation over the rows where both are there. None for fewer than three, or where one never changes."""
+    """Rank correlation over the rows that have both. None for fewer than three, or where one never changes."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     if len(both) < 3:
         return None
-    first, second = ranks([x for x, _ in both]), ranks([y for _, y in both])
-    middle = (len(both) + 1) / 2
-    spread = math.sqrt(sum((x - middle) ** 2 for x in first) * sum((y - middle) ** 2 for y in second))
-    if spread == 0:
+    try:
+        return correlation(_ranks([x for x, _ in both]), _ranks([y for _, y in both]))
+    except StatisticsError:  # one of them is constant
         return None
-    return sum((x - middle) * (y - middle) for x, y in zip(first, second, strict=True)) / spread
 
 
-def ranks(values: Sequence[float]) -> list[float]:
-    """1 for the lowest; equal values share the mean of their places."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    result = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for place in order[start:end]:
-            result[place] = (start + 1 + end) / 2
-        start = end
-    return result
+def _ranks(values: Sequence[float]) -> list[float]:
+    """1 for the lowest; equal values share the mean of their ranks."""
+    order = sorted(values)
+    first = {value: i for i, value in reversed(list(enumerate(order, start=1)))}
+    last = {value: i for i, value in enumerate(order, start=1)}
+    return [(first[value] + last[value]) / 2 for value in values]

@@ -1,4 +1,7 @@
-"""Rewards that wait for something run beside each other: async ones on event loops, slow ordinary ones on threads."""
+"""How a batch is scored in this process.
+
+Ordinary rewards run on the main thread, the rows of concurrent ones on threads, async ones on event loops of their own.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 
-from rlhf_core.reward import CALLBACK_NAMES
-from rlhf_core.rewards.outcomes import Column, Inputs, OutOfTime, RewardFailed, attempt, check, failure, join, only_row
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.outcomes import (
+    Column,
+    Inputs,
+    OutOfTime,
+    RewardFailed,
+    attempt,
+    attempt_rows,
+    check,
+    failure,
+    join,
+    only_row,
+)
 from rlhf_core.rewards.worker import BATCH_SECONDS
 
 AT_ONCE = 64  # rows that are scored at the same time
-SLOW_ROW = 0.005  # seconds a row from which threads are worth trying
-TRIES = 3  # on a busy machine threads may be no quicker the first time
+SLOW_ROW = 0.005  # seconds a row from which scoring rows at once is worth while
 GRACE = 5.0  # seconds after which an event loop that did not stop an overdue reward is given up
 
 
@@ -42,8 +55,8 @@ class AsyncRunner:
                 found = failure(RewardFailed("CancelledError, by the reward itself"), size)
             except TimeoutError:
                 self.close()
-                said = f"no answer within {self.seconds:g} s, and it could not be stopped: it blocks its event loop"
-                found = failure(OutOfTime(said), size)
+                why = f"no answer within {self.seconds:g} s, and it could not be stopped: it blocks its event loop"
+                found = failure(OutOfTime(why), size)
             found.seconds = time.perf_counter() - started
             return found
 
@@ -56,9 +69,10 @@ class AsyncRunner:
 
     async def _score(self, fresh: Callable[[], Inputs], size: int) -> Column:
         started = time.perf_counter()
-        column = await self._attempt(fresh(), size, _in(self.seconds))
+        clock = asyncio.get_running_loop().time
+        column = await self._attempt(fresh(), size, clock() + self.seconds)
         if column.raised and size > 1 and not self.reward.reward.batchwise:
-            gate, deadline, inputs = asyncio.Semaphore(AT_ONCE), _in(self.seconds), fresh()
+            gate, deadline, inputs = asyncio.Semaphore(AT_ONCE), clock() + self.seconds, fresh()
 
             async def row(i: int) -> Column:
                 async with gate:
@@ -77,72 +91,43 @@ class AsyncRunner:
             return failure(OutOfTime(f"no answer within {self.seconds:g} s") if limit.expired() else error, size)
 
 
-def _in(seconds: float) -> float:
-    """The running event loop's time in `seconds`."""
-    return asyncio.get_running_loop().time() + seconds
+def score_here(reward: BoundReward, fresh: Callable[[], Inputs], size: int) -> Column:
+    """The batch on this thread, and row by row if it raised."""
+    started, processor = time.perf_counter(), time.process_time()
+    column = attempt(reward.call, fresh(), size)
+    if column.raised and size > 1 and not reward.reward.batchwise:
+        column = attempt_rows(reward.call, fresh(), size)
+    column.seconds = time.perf_counter() - started
+    processor = time.process_time() - processor
+    column.waited = size > 1 and column.seconds > SLOW_ROW * size and processor < column.seconds / 2
+    return column
 
 
-class RowThreads:
-    """An ordinary reward, on the main thread until it proved that its rows may be scored side by side.
+def score_rows(
+    reward: BoundReward, fresh: Callable[[], Inputs], size: int, pool: ThreadPoolExecutor
+) -> Callable[[], Column]:
+    """Start to score each row in a call of its own on a thread; the function returned waits for their column."""
+    started = time.perf_counter()
+    columns, trl = fresh()
+    # What a reward logs belongs to a batch, in its rows' order.
+    inputs = columns, {name: value for name, value in trl.items() if name not in ("log_extra", "log_metric")}
+    futures = [pool.submit(attempt, reward.call, only_row(inputs, i), 1) for i in range(size)]
 
-    Proof is a batch that took long while the processor was idle and that gave the same scores, in under half the time,
-    when its rows were scored again on threads. Of a function given by path, which can't declare `batchwise`, the scores
-    must also differ among each other: equal ones don't show whether a row's score depends on the others.
-    A row that then fails on a thread but not on the main thread sends the reward back there for good.
-    """
+    def column() -> Column:
+        joined = join([future.result() for future in futures])
+        joined.seconds = time.perf_counter() - started
+        return joined
 
-    def __init__(self, reward: BoundReward, pool: ThreadPoolExecutor) -> None:
-        self.reward, self.pool = reward, pool
-        self.proved = False
-        self.tries = TRIES
-        # What a reward logs by TRL's callbacks belongs to a batch, in its rows' order.
-        self.possible = not (reward.reward.batchwise or reward.signature.trl & {"log_extra", "log_metric"})
+    return column
 
-    def score(self, fresh: Callable[[], Inputs], size: int) -> Column:
-        """The batch on this thread, row by row if it raised."""
-        started, processor = time.perf_counter(), time.thread_time()
-        column = attempt(self.reward.call, fresh(), size)
-        if column.raised and size > 1 and not self.reward.reward.batchwise:
-            inputs = fresh()
-            column = join([attempt(self.reward.call, only_row(inputs, i), 1) for i in range(size)])
-        column.seconds = time.perf_counter() - started
-        processor = time.thread_time() - processor
-        if self.possible and column.seconds > SLOW_ROW * size and processor < column.seconds / 2:
-            self._try(column, fresh, size)
-        return column
 
-    def _try(self, column: Column, fresh: Callable[[], Inputs], size: int) -> None:
-        if size == 1 or column.failed or (self.reward.by_path and len(set(column.scores)) == 1):
-            return  # the next batch may tell
-        started = time.perf_counter()
-        again = self._rows(fresh, size)()
-        same = again == [Column([score], [None]) for score in column.scores]
-        self.proved = same and time.perf_counter() - started < column.seconds / 2
-        self.tries -= 1
-        self.possible = same and (self.proved or self.tries > 0)
-
-    def submit(self, fresh: Callable[[], Inputs], size: int) -> Callable[[], Column]:
-        """Start scoring the rows on threads; the function returned waits for their column."""
-        started = time.perf_counter()
-        wait = self._rows(fresh, size)
-
-        def column() -> Column:
-            rows = wait()
-            if any(row.raised for row in rows):
-                inputs = fresh()
-                for i, row in enumerate(rows):
-                    if row.raised:
-                        rows[i] = attempt(self.reward.call, only_row(inputs, i), 1)
-                        if not rows[i].raised:
-                            self.possible = self.proved = False
-            joined = join(rows)
-            joined.seconds = time.perf_counter() - started
-            return joined
-
-        return column
-
-    def _rows(self, fresh: Callable[[], Inputs], size: int) -> Callable[[], list[Column]]:
-        columns, trl = fresh()
-        inputs = columns, {name: value for name, value in trl.items() if name not in CALLBACK_NAMES - {"trainer_state"}}
-        futures = [self.pool.submit(attempt, self.reward.call, only_row(inputs, i), 1) for i in range(size)]
-        return lambda: [future.result() for future in futures]
+def advice(reward: BoundReward, column: Column) -> str | None:
+    """What to say of an ordinary reward that waited while nobody has decided whether its rows are scored at once."""
+    logs = reward.signature.trl & {"log_extra", "log_metric"}
+    if not column.waited or reward.reward.batchwise or logs or reward.spec.concurrent is not None:
+        return None
+    return (
+        f"reward {reward.name!r} took {column.seconds:.2g} s for {len(column.scores)} rows and mostly waited. If the "
+        "score of a row depends on that row alone, have its rows scored at once: "
+        f"--reward '{replace(reward.spec, concurrent=True)}'"
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, describe
 
 Inputs = tuple[dict[str, list[Any]], dict[str, Any]]  # the data's columns, TRL's names
 ERROR_WIDTH = 200  # characters of an error in a summary
@@ -35,13 +34,18 @@ class WrongResult(RuntimeError):
 
 @dataclass
 class Column:
-    """What one reward said of a batch. `scores[i]` is a number or None; `errors[i]` says why it failed, or is None."""
+    """What one reward said of a batch. `scores[i]` is a number or None; `errors[i]` says why it failed, or is None.
+
+    `raised`: the function itself raised, so its rows may be tried one by one. `waited`: it took long with the processor
+    idle.
+    """
 
     scores: list[float | None]
     errors: list[str | None]
     timed_out: int = 0
     seconds: float = 0.0
     raised: bool = False
+    waited: bool = False
 
     @property
     def failed(self) -> int:
@@ -62,8 +66,9 @@ def failure(error: BaseException, size: int) -> Column:
         return Column([None] * size, [f"timeout: {error}"] * size, timed_out=size)
     if isinstance(error, WorkerDied | WrongResult | UserError):
         return Column([None] * size, [str(error)] * size)
+    message = str(error) if isinstance(error, RewardFailed) else describe(error)
     timed_out = size if isinstance(error, TimeoutError) else 0
-    return Column([None] * size, [describe(error)] * size, timed_out=timed_out, raised=True)
+    return Column([None] * size, [message] * size, timed_out=timed_out, raised=True)
 
 
 def check(result: Any, size: int) -> Column:
@@ -103,6 +108,11 @@ def _number(value: Any) -> tuple[float | None, str | None]:
     return (score, None) if math.isfinite(score) else (None, f"{score} is not a finite number")
 
 
+def attempt_rows(call: Callable[..., Any], inputs: Inputs, size: int) -> Column:
+    """One call for each row, one after the other."""
+    return join([attempt(call, only_row(inputs, i), 1) for i in range(size)])
+
+
 def join(rows: Sequence[Column]) -> Column:
     """One column of rows that were scored one by one."""
     return Column(
@@ -123,11 +133,6 @@ def only_row(inputs: Inputs, i: int) -> Inputs:
     columns, trl = inputs
     alone = {key: [trl[key][i]] for key in ("prompts", "completions", "completion_ids")}
     return {key: [values[i]] for key, values in columns.items()}, {**trl, **alone}
-
-
-def describe(error: BaseException) -> str:
-    """An exception's type and text."""
-    return str(error) if isinstance(error, RewardFailed) else "".join(traceback.format_exception_only(error)).strip()
 
 
 def failures(errors: Path, samples: Path) -> list[str]:

@@ -2,16 +2,16 @@
 
 Each row's outcome is a score, `None` (does not apply) or an error. An error never ends the run and never counts as
 zero. A batch whose function raised is retried row by row; a wrong length fails the whole batch; a wrong type, NaN and
-infinity fail their row. Async rewards, workers and what proved to wait run beside each other; the rest runs on the main
-thread, where nothing can stop it: a reward that may hang or end its process asks for `isolation="process"`. Needs no
-torch.
+infinity fail their row. No row is scored again to find something out. Async rewards, concurrent ones and workers run
+beside each other; the rest runs on the main thread, where nothing can stop it: a reward that may hang or end its
+process asks for `isolation="process"`. Needs no torch.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import time
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,17 +20,22 @@ from typing import Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.reward import CALLBACK_NAMES
-from rlhf_core.rewards.concurrency import AT_ONCE, AsyncRunner, RowThreads
-from rlhf_core.rewards.outcomes import Column, Inputs, attempt, blank, join, only_row
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.concurrency import AT_ONCE, AsyncRunner, advice, score_here, score_rows
+from rlhf_core.rewards.outcomes import Column, Inputs, blank
 from rlhf_core.rewards.worker import Worker
 
-__all__ = ["Batch", "Column", "RewardRuntime"]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Batch:
-    """What the rewards are asked about: messages in `prompts` and `completions`, the data's other columns as lists."""
+class RewardBatch:
+    """What rewards score: a list entry for each row, of which a trainer's groups are consecutive.
+
+    `prompts` and `completions` hold messages, `completion_ids` the completion's tokens, `columns` the data's other
+    columns by name. `trl`: what else rewards may ask for, by TRL's names: `trainer_state`, `log_metric(name, value)`,
+    `log_extra(column, values)`. Without it nothing is logged.
+    """
 
     prompts: Sequence[Any]
     completions: Sequence[Any]
@@ -55,17 +60,12 @@ class RewardRuntime:
         self.rewards = list(rewards)
         self.decode = decode
         self.folder = folder
-        self.blank_errors = False
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
         self.last: list[dict[str, Any]] = []
         self._pool = ThreadPoolExecutor(AT_ONCE, "rlhf-rewards")
-        self._workers = {r.name: Worker(r) for r in rewards if r.reward.isolation == "process"}
-        self._async = {r.name: AsyncRunner(r) for r in rewards if r.is_async}
-        self._here = {
-            r.name: RowThreads(r, self._pool)
-            for r in rewards
-            if r.name not in self._workers and r.name not in self._async
-        }
+        self._workers = {r.name: Worker(r) for r in rewards if r.kind == "process"}
+        self._async = {r.name: AsyncRunner(r) for r in rewards if r.kind == "async"}
+        self._advised: set[str] = set()
         self._scored: tuple[Any, dict[str, Column]] = (None, {})
 
     @property
@@ -94,16 +94,22 @@ class RewardRuntime:
             runner.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def functions(self) -> list[Callable[..., list[float | None]]]:
-        """One column function per reward, as TRL calls them; the first to be called for a batch evaluates them all."""
-        return [self._column_function(reward.name) for reward in self.rewards]
+    def functions(self, *, blank_errors: bool = False) -> list[Callable[..., list[float | None]]]:
+        """One column function per reward, as TRL calls them; the first to be called for a batch evaluates them all.
 
-    def _column_function(self, name: str) -> Callable[..., list[float | None]]:
+        `blank_errors`: a row in which one reward failed has no score of any, for trainers that sum a row's scores
+        before they compare rows. There a missing score would act as a zero.
+        """
+        return [self._column_function(reward.name, blank_errors) for reward in self.rewards]
+
+    def _column_function(self, name: str, blank_errors: bool) -> Callable[..., list[float | None]]:
         def column(prompts: Any, completions: Any, completion_ids: Any, **rest: Any) -> list[float | None]:
             if self._scored[0] is not completions:  # TRL hands the same list to every function of a batch
                 trl = {key: rest.pop(key) for key in CALLBACK_NAMES if key in rest}
-                batch = Batch(prompts, completions, completion_ids, rest, trl)
+                batch = RewardBatch(prompts, completions, completion_ids, rest, trl)
                 columns = self.evaluate(batch)
+                if blank_errors:
+                    blank(list(columns.values()))
                 self._after_batch(batch, columns)
                 self._scored = (completions, columns)
             return self._scored[1][name].scores
@@ -111,8 +117,8 @@ class RewardRuntime:
         column.__name__ = name
         return column
 
-    def score(self, batch: Batch) -> list[float | None]:
-        """Each row's weighted sum of scores, written down and counted as TRL's calls are.
+    def score(self, batch: RewardBatch) -> list[float | None]:
+        """Each row's weighted sum of scores, recorded and counted as TRL's calls are.
 
         A reward that does not apply to a row adds nothing. None where one failed, or where none applies.
         """
@@ -120,7 +126,7 @@ class RewardRuntime:
         self._after_batch(batch, columns)
         for name, column in columns.items():
             if given := [score for score in column.scores if score is not None]:
-                batch.trl["log_metric"](f"rewards/{name}/mean", sum(given) / len(given))
+                _log_metric(batch)(f"rewards/{name}/mean", sum(given) / len(given))
         return [self._total(columns, i) for i in range(len(batch))]
 
     def _total(self, columns: Mapping[str, Column], i: int) -> float | None:
@@ -128,30 +134,34 @@ class RewardRuntime:
         failed = any(column.errors[i] is not None for column in columns.values())
         return sum(weight * score for weight, score in scored) if scored and not failed else None
 
-    def evaluate(self, batch: Batch) -> dict[str, Column]:
+    def evaluate(self, batch: RewardBatch) -> dict[str, Column]:
         """Score a batch with every reward. What does not need the main thread runs meanwhile."""
-        if not batch.texts and self._wants_text():
+        if not batch.texts and any(reward.reward.view == "text" for reward in self.rewards):
             batch.texts = self._decoded(batch)
-        size = len(batch)
-        fresh = {r.name: functools.partial(self._inputs, r, batch) for r in self.rewards}
-        begun: dict[str, Callable[[], Column]] = {
-            name: self._pool.submit(self._in_worker, name, fresh[name], size).result for name in self._workers
-        }
-        begun |= {name: runner.submit(fresh[name], size) for name, runner in self._async.items()}
-        begun |= {name: rows.submit(fresh[name], size) for name, rows in self._here.items() if rows.proved}
-        columns = {name: rows.score(fresh[name], size) for name, rows in self._here.items() if name not in begun}
+        size, here = len(batch), [reward for reward in self.rewards if reward.kind == "ordinary"]
+        begun = {r.name: self._begin(r, batch, size) for r in self.rewards if r.kind != "ordinary"}
+        columns = {r.name: score_here(r, functools.partial(self._inputs, r, batch), size) for r in here}
         columns |= {name: wait() for name, wait in begun.items()}
-        if self.blank_errors:
-            blank(list(columns.values()))
+        for reward in here:
+            said = advice(reward, columns[reward.name])
+            if said and reward.name not in self._advised:
+                self._advised.add(reward.name)
+                logger.warning(said)
         return {reward.name: columns[reward.name] for reward in self.rewards}
 
-    def _decoded(self, batch: Batch) -> list[str]:
+    def _begin(self, reward: BoundReward, batch: RewardBatch, size: int) -> Callable[[], Column]:
+        """Start to score a batch off the main thread; the function returned waits for its column."""
+        fresh = functools.partial(self._inputs, reward, batch)
+        if reward.kind == "process":
+            return self._pool.submit(self._workers[reward.name].column, fresh, size).result
+        if reward.kind == "async":
+            return self._async[reward.name].submit(fresh, size)
+        return score_rows(reward, fresh, size, self._pool)
+
+    def _decoded(self, batch: RewardBatch) -> list[str]:
         return [self.decode(ids) for ids in batch.completion_ids]
 
-    def _wants_text(self) -> bool:
-        return any(reward.reward.view == "text" for reward in self.rewards)
-
-    def _inputs(self, reward: BoundReward, batch: Batch) -> Inputs:
+    def _inputs(self, reward: BoundReward, batch: RewardBatch) -> Inputs:
         """(columns, TRL's names) for one reward: lists of its own, so that no reward can change what another sees."""
         completions = batch.texts if reward.reward.view == "text" else [_copy(c) for c in batch.completions]
         trl = {
@@ -163,24 +173,9 @@ class RewardRuntime:
             trl |= batch.trl
         return {key: [_copy(value) for value in values] for key, values in batch.columns.items()}, trl
 
-    def _in_worker(self, name: str, fresh: Callable[[], Inputs], size: int) -> Column:
-        """The batch in the reward's process, and row by row if it raised; all rows have the same time again."""
-        worker = self._workers[name]
-        started = time.perf_counter()
-        column = attempt(worker.score, fresh(), size)
-        if column.raised and size > 1 and not worker.reward.reward.batchwise:
-            inputs, deadline = fresh(), time.monotonic() + worker.timeout
-            rows = []
-            for i in range(size):
-                left = deadline - time.monotonic()
-                rows.append(attempt(functools.partial(worker.score, seconds=left), only_row(inputs, i), 1))
-            column = join(rows)
-        column.seconds = time.perf_counter() - started
-        return column
-
-    def _after_batch(self, batch: Batch, columns: Mapping[str, Column]) -> None:
-        """Count, log and write down what came out."""
-        log_metric = batch.trl.get("log_metric", lambda name, value: None)
+    def _after_batch(self, batch: RewardBatch, columns: Mapping[str, Column]) -> None:
+        """Count, log and record what came out."""
+        log_metric = _log_metric(batch)
         for name, column in columns.items():
             self.counts[name][0] += column.failed
             self.counts[name][1] += len(batch)
@@ -193,22 +188,20 @@ class RewardRuntime:
         self.last = [_sample(batch, texts[i], columns, i, step) for i in range(len(batch))]
         if self.folder is not None:
             failed = [
-                {
-                    "step": step,
-                    "reward": name,
-                    "error": error,
-                    "prompt": batch.prompts[i],
-                    "completion": self.last[i]["completion"],
-                }
+                {"step": step, "reward": name, "error": error, "prompt": one["prompt"], "completion": one["completion"]}
                 for name, column in columns.items()
-                for i, error in enumerate(column.errors)
+                for one, error in zip(self.last, column.errors, strict=True)
                 if error is not None
             ]
             _append(self.folder / "samples.jsonl", self.last)
             _append(self.folder / "reward_errors.jsonl", failed)
 
 
-def _sample(batch: Batch, text: str, columns: Mapping[str, Column], i: int, step: int) -> dict[str, Any]:
+def _log_metric(batch: RewardBatch) -> Callable[[str, float], None]:
+    return batch.trl.get("log_metric", lambda name, value: None)
+
+
+def _sample(batch: RewardBatch, text: str, columns: Mapping[str, Column], i: int, step: int) -> dict[str, Any]:
     row = {name: values[i] for name, values in batch.columns.items()}
     scores = {name: column.scores[i] for name, column in columns.items()}
     return {"step": step, "prompt": batch.prompts[i], "completion": text, "rewards": scores, "columns": row}

@@ -16,15 +16,26 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError
-from rlhf_core.rewards.outcomes import OutOfTime, RewardFailed, WorkerDied, WrongResult, as_list, describe
-from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind
+from rlhf_core.errors import UserError, describe
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import BoundReward, bind
+from rlhf_core.rewards.outcomes import (
+    Column,
+    Inputs,
+    OutOfTime,
+    RewardFailed,
+    WorkerDied,
+    WrongResult,
+    as_list,
+    attempt,
+    attempt_rows,
+)
 
 BATCH_SECONDS = 600.0  # that a batch may take where the reward declares no timeout
 START_SECONDS = 120.0  # a worker may import a lot before its first batch
@@ -77,7 +88,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         name = f"rlhf-reward-{self.reward.name}"
-        process = context.Process(target=_work, args=(theirs, _as_json(self.reward.spec)), name=name)
+        process = context.Process(target=_work, args=(theirs, json.dumps(asdict(self.reward.spec))), name=name)
         process.start()
         theirs.close()
         running = self.running = _Process(process, ours)
@@ -119,16 +130,26 @@ class Worker:
             raise RewardFailed(answer["error"])
         return answer["scores"]
 
+    def column(self, fresh: Callable[[], Inputs], size: int) -> Column:
+        """The batch, and row by row if it raised; all rows together have the same time again."""
+        started = time.perf_counter()
+        column = attempt(self.score, fresh(), size)
+        if column.raised and size > 1 and not self.reward.reward.batchwise:
+            deadline = time.monotonic() + self.timeout
+
+            def call(columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
+                return self.score(columns, trl, deadline - time.monotonic())
+
+            column = attempt_rows(call, fresh(), size)
+        column.seconds = time.perf_counter() - started
+        return column
+
     def stop(self) -> None:
         """Kill the process, if there is one. The next batch starts another."""
         atexit.unregister(self.stop)
         running, self.running = self.running, None
         if running is not None:
             running.kill()
-
-
-def _as_json(spec: RewardSpec) -> str:
-    return json.dumps([spec.target, dict(spec.parameters), spec.weight, spec.name])
 
 
 def _work(pipe: Connection, spec: str) -> None:
@@ -139,7 +160,7 @@ def _work(pipe: Connection, spec: str) -> None:
         os.setsid()  # a group of its own to be killed by; Ctrl-C is the trainer's to deal with
     threading.Thread(target=_end_with_the_trainer, daemon=True).start()
     try:
-        reward = bind(RewardSpec(*json.loads(spec)), Catalog(), in_worker=True)
+        reward = bind(RewardSpec(**json.loads(spec)), Catalog(), in_worker=True)
     except UserError as error:
         pipe.send_bytes(json.dumps({"error": str(error)}).encode())
         return
@@ -168,8 +189,8 @@ def _answer(reward: BoundReward, columns: dict[str, list[Any]], trl: dict[str, A
         return {"wrong": str(error)}
     except MemoryError as error:
         limit = reward.reward.memory_gb
-        said = f"{describe(error)}: over the reward's limit of {limit:g} GB" if limit else describe(error)
-        return {"error": said, "spent": True}
+        over = f": over the reward's limit of {limit:g} GB" if limit else ""
+        return {"error": describe(error) + over, "spent": True}
     except (Exception, SystemExit) as error:  # a reward may raise anything
         return {"error": describe(error)}
 

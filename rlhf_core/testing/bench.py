@@ -10,9 +10,9 @@ import threading
 from collections.abc import Sequence
 
 from rlhf_core.reward import CALLBACK_NAMES
-from rlhf_core.rewards.runtime import Batch, RewardRuntime
-from rlhf_core.rewards.smoke_test import STAND_INS
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 from rlhf_core.testing.golden import Row
 
 SECONDS = 60.0  # that a batch may take in the worker, where the reward declares no timeout; the first may load a model
@@ -52,7 +52,7 @@ class Bench:
         """From a spawned process that built the reward from its specification, killed when it takes too long."""
         if self._worker is None:
             seconds = self.bound.reward.timeout or SECONDS
-            reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds)
+            reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds, concurrent=False)
             self._worker = RewardRuntime([dataclasses.replace(self.bound, reward=reward, function=None)], decode)
         return self._evaluate(self._worker, rows)
 
@@ -80,13 +80,13 @@ def decode(ids: Sequence[int]) -> str:
     return "".join(map(chr, ids))
 
 
-def batch_of(rows: Sequence[Row]) -> Batch:
+def batch_of(rows: Sequence[Row]) -> RewardBatch:
     """Rows as a run has them: messages, token ids, and a column that is None where a row does not have it."""
     names = dict.fromkeys(name for row in rows for name in row.columns)
-    return Batch(
+    return RewardBatch(
         [row.prompt for row in rows],
         [[{"role": "assistant", "content": row.completion}] for row in rows],
         [[ord(character) for character in row.completion] for row in rows],
         {name: [row.columns.get(name) for row in rows] for name in names},
-        STAND_INS,
+        PLACEHOLDERS,
     )

@@ -5,7 +5,6 @@ Rows are read, converted and refused by the code that does so in a run.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,9 +14,9 @@ from typing import Any
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.data.loading import Need, choose_formatter, load, project
 from rlhf_core.data.sources import Row, read_file
-from rlhf_core.data.spec import DataSpec
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.formatter import Example, Formatter
+from rlhf_core.grammar import DataSpec
 from rlhf_core.testing import imports
 from rlhf_core.testing.report import Report, Result
 
@@ -41,13 +40,13 @@ def examine(name: str) -> Report:
         rule.fault(f"rlhf_formatters returned {type(formatter).__name__}: return Formatter(name, columns, convert)")
         return report
     if not formatter.columns or isinstance(formatter.columns, str):
-        rule.fault("columns is empty or text: give the set of the columns that a row of this layout has")
+        rule.fault("columns is empty or text: give the set of the columns that a row of this format has")
     imports.examine(report, entry.module)
     rule = report.rule("has example rows")
     if not rows:
-        rule.fault(f"{_files(entry)[0]} is missing or empty: write rows of this layout there, one JSON object a line")
+        rule.fault(f"{_files(entry)[0]} is missing or empty: write rows of this format there, one JSON object a line")
         return report
-    rule.note(f"{len(rows)} in {rows[0].place.rpartition(' line ')[0]}")
+    rule.note(f"{len(rows)} in {rows[0].location.rpartition(' line ')[0]}")
     _converts(report.rule("converts them to valid examples"), formatter, rows)
     if report.failed:
         return report
@@ -71,15 +70,12 @@ def _own(rows: list[Row], name: str) -> Iterator[Row]:
         if row.values.keys() != {"formatter", "row"}:
             yield row
         elif row.values["formatter"] == name:
-            yield Row(row.place, row.values["row"])
+            yield Row(row.location, row.values["row"])
 
 
 def _files(entry: Entry) -> list[Path]:
     """Where the examples may be, the first being where they belong."""
-    found = importlib.util.find_spec(entry.module)
-    if found is None or found.origin is None:
-        raise UserError(f"there is no module {entry.module}")
-    module = Path(found.origin)
+    module = imports.file_of(entry.module)
     if module.name != "__init__.py":
         return [module.with_name(f"{module.stem}_examples.jsonl")]
     return [module.parent / "examples" / f"{entry.name}.jsonl", module.parent / "examples.jsonl"]
@@ -92,12 +88,12 @@ def _converts(rule: Result, formatter: Formatter, rows: list[Row]) -> None:
         try:
             example = formatter.convert(row.values)
         except Exception as error:
-            rule.fault(f"{row.place}: {type(error).__name__}: {error}")
+            rule.fault(f"{row.location}: {type(error).__name__}: {error}")
             continue
         if json.dumps(row.values, sort_keys=True) != before:
-            rule.fault(f"{row.place}: convert changed the row: work on a copy")
+            rule.fault(f"{row.location}: convert changed the row: work on a copy")
         if problem := _problem(example):
-            rule.fault(f"{row.place}: {problem}")
+            rule.fault(f"{row.location}: {problem}")
         else:
             serves |= dict.fromkeys(need for need in NEEDS if _serves(row, formatter, need))
     if serves:
@@ -146,18 +142,19 @@ def _serves(row: Row, formatter: Formatter, need: Need) -> bool:
 def _found(rule: Result, entry: Entry, rows: list[Row], catalog: Catalog) -> None:
     for row in rows:
         try:
-            chosen = choose_formatter(row, row.place, catalog, None).name
+            chosen = choose_formatter(row, row.location, catalog, None).name
         except UserError as error:
-            rule.fault(f"{row.place}: {str(error).splitlines()[0]}: name only columns that each row has")
+            rule.fault(f"{row.location}: {first_line(error)}: name only columns that each row has")
             continue
         taker = next((e for e in catalog.entries("formatters") if e.name == chosen), entry)
         if chosen == entry.name:
             continue
         if taker.distribution == entry.distribution:
-            rule.fault(f"{row.place}: it is taken for {chosen}: tell them apart by more columns, or by matches=")
+            rule.fault(f"{row.location}: it is taken for {chosen}: tell them apart by more columns, or by matches=")
         else:
             rule.note(
-                f"{row.place}: it is taken for {chosen} of {taker.distribution}: users write --formatter {entry.name}"
+                f"{row.location}: it is taken for {chosen} of {taker.distribution}: "
+                f"users write --formatter {entry.name}"
             )
 
 
@@ -169,15 +166,15 @@ def _refuses(rule: Result, entry: Entry, catalog: Catalog) -> None:
         try:
             for row in examples(other):
                 seen += 1
-                if choose_formatter(row, row.place, catalog, None).name == entry.name:
-                    rule.fault(f"{row.place}, a row of {other.name}, is taken for {entry.name}: name more columns")
+                if choose_formatter(row, row.location, catalog, None).name == entry.name:
+                    rule.fault(f"{row.location}, a row of {other.name}, is taken for {entry.name}: name more columns")
         except UserError as error:
-            rule.note(f"the examples of {other.name} could not be tried: {str(error).splitlines()[0]}")
+            rule.note(f"the examples of {other.name} could not be tried: {first_line(error)}")
     rule.note(f"{seen} rows of others")
 
 
 def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list[Row], catalog: Catalog) -> None:
-    """A good row, then the same with one column spoilt, read from a file as a user's data is."""
+    """A good row, then the same with one column corrupted, read from a file as a user's data is."""
     good = rows[0].values
     needs = [need for need in NEEDS if _serves(rows[0], formatter, need)]
     if not needs:
@@ -186,11 +183,11 @@ def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.jsonl"
         for column in sorted(formatter.columns):
-            for spoilt, value in WRONG.items():
-                bad = {key: item for key, item in good.items() if key != column or spoilt != "missing"}
-                bad |= {} if spoilt == "missing" else {column: value}
+            for corruption, value in WRONG.items():
+                bad = {key: item for key, item in good.items() if key != column or corruption != "missing"}
+                bad |= {} if corruption == "missing" else {column: value}
                 file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n", encoding="utf-8")
-                what = f"a row whose {column} is {spoilt}"
+                what = f"a row whose {column} is {corruption}"
                 try:
                     load([DataSpec(str(file), formatter=name)], needs[0], catalog)
                 except UserError as error:

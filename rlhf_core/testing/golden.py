@@ -23,9 +23,9 @@ TOLERANCE = 1e-3  # so that a third can be written as 0.333
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt (messages), an answer to it, and the data's other columns. `place` is what messages call it."""
+    """A prompt (messages), an answer to it, and the data's other columns. `location` is what messages call it."""
 
-    place: str
+    location: str
     prompt: list[dict[str, str]]
     completion: str
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -67,19 +67,19 @@ def read(file: Path, reward: str, probes: tuple[str, ...]) -> tuple[list[Case], 
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
-        place = f"{file.name} line {number}"
+        location = f"{file.name} line {number}"
         try:
             values = json.loads(line)
             if not isinstance(values, dict):
                 raise ValueError("expected an object with named values")
             if values.get("reward", reward) == reward:
-                cases.append(_case(place, values, probes))
+                cases.append(_case(location, values, probes))
         except ValueError as error:
-            faults.append(f"{place}: {error}")
+            faults.append(f"{location}: {error}")
     return cases, faults
 
 
-def _case(place: str, values: dict[str, Any], probes: tuple[str, ...]) -> Case:
+def _case(location: str, values: dict[str, Any], probes: tuple[str, ...]) -> Case:
     if missing := [key for key in ("case", "prompt", "completion", "score") if key not in values]:
         raise ValueError(f"{', '.join(missing)} is missing")
     if values["case"] not in CASES:
@@ -95,7 +95,7 @@ def _case(place: str, values: dict[str, Any], probes: tuple[str, ...]) -> Case:
     if not isinstance(parameters, dict):
         raise ValueError("parameters maps names to values")
     columns = {key: value for key, value in values.items() if key not in OWN}
-    row = Row(place, as_messages(values["prompt"]), values["completion"], columns)
+    row = Row(location, as_messages(values["prompt"]), values["completion"], columns)
     return Case(values["case"], row, _score(values["score"]), parameters, allows)
 
 

@@ -32,32 +32,32 @@ class Probed:
 
 def examine(report: Report, cases: Sequence[tuple[Case, Bench]]) -> None:
     """Add the rule to `report`. A case that `allows` a probe is shown with its reason."""
-    rule = report.rule("pays no cheap text what a golden answer earns")
+    rule = report.rule("gives no cheap text the score of a golden answer")
     found: list[Probed] = []
     for case, bench in cases:
         (answer,) = bench.scores([case.row])
         if answer.score is None:
-            rule.fault(f"{case.row.place}: a full case needs a score to compare with; this one has none")
+            rule.fault(f"{case.row.location}: a full case needs a score to compare with; this one has none")
             continue
         found += _probe(case, bench, answer.score)
     allowed: dict[tuple[str, str], list[str]] = {}
     for each in found:
         if each.reaches and each.probe in each.case.allows:
-            allowed.setdefault((each.probe, each.case.allows[each.probe]), []).append(each.case.row.place)
+            allowed.setdefault((each.probe, each.case.allows[each.probe]), []).append(each.case.row.location)
         elif each.reaches:
-            rule.fault(_told(each))
-    for (probe, reason), places in allowed.items():
-        where = ", ".join([places[0], *(place.partition(" ")[2] for place in places[1:])])
+            rule.fault(_message(each))
+    for (probe, reason), locations in allowed.items():
+        where = ", ".join([locations[0], *(location.partition(" ")[2] for location in locations[1:])])
         rule.note(f"allowed, {probe} ({probes.PROBES[probe]}), {where}: {reason}")
     if found:
         rule.note(_cheapest(found))
 
 
-def _told(each: Probed) -> str:
+def _message(each: Probed) -> str:
     earns = f"earns {shown(each.score)}, the golden answer {shown(each.golden)}"
     allows = json.dumps({"allows": {each.probe: "…"}}, ensure_ascii=False)
     return (
-        f"{each.case.row.place}: {each.probe} ({probes.PROBES[each.probe]}) {earns}: make the reward see the "
+        f"{each.case.row.location}: {each.probe} ({probes.PROBES[each.probe]}) {earns}: make the reward see the "
         f"difference, or say why it is right, {allows}. The text: {_cut(each.text)}"
     )
 
@@ -65,7 +65,7 @@ def _told(each: Probed) -> str:
 def _probe(case: Case, bench: Bench, golden: float) -> list[Probed]:
     """The best of each probe's texts: of those that earn the most, the shortest."""
     texts = list(dict.fromkeys((name, text) for name, text in probes.variants(case.row) if text != case.row.completion))
-    rows = [replace(case.row, place=f"{case.row.place}, {name}", completion=text) for name, text in texts]
+    rows = [replace(case.row, location=f"{case.row.location}, {name}", completion=text) for name, text in texts]
     best: dict[str, Probed] = {}
     limits = bench.bound.reward.range
     low = limits[0] if limits else min(0.0, golden)

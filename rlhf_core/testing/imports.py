@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rlhf_core.errors import UserError
 from rlhf_core.testing.report import Report
 
 LIMIT = 0.3  # seconds
@@ -31,6 +33,14 @@ else:
     importlib.import_module(sys.argv[1])
 print("\\n" + json.dumps([time.perf_counter() - started, False]))
 """
+
+
+def file_of(module: str) -> Path:
+    """The file of an importable module. Raises `UserError` if there is none."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise UserError(f"there is no module {module}")
+    return Path(found.origin)
 
 
 def examine(report: Report, module: str) -> None:

@@ -6,15 +6,10 @@ the built-in data, without network.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import shutil
-import socket
 import tempfile
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +24,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.testing import imports, tiny
 from rlhf_core.testing.report import Report, Result
+from rlhf_core.testing.sandbox import no_network, silence
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +43,6 @@ SHORT: dict[str, Any] = {
     "save_total_limit": 10,
     "num_eval_prompts": 0,
 }
-LOCAL = ("127.0.0.1", "::1", "localhost")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -59,7 +54,7 @@ class Trial:
     folder: Path
     run: Run
     before: dict[str, tuple[torch.Tensor, bool]]
-    said: str
+    output: str
 
 
 @dataclass
@@ -92,9 +87,9 @@ class Lab:
             built.append((run, weights))
             return made
 
-        with mock.patch.object(method, "trainer", trainer), no_network(self.calls), silence() as said:
+        with mock.patch.object(method, "trainer", trainer), no_network(self.calls), silence() as printed:
             code = train(config, method, Catalog(), resume=resume)
-        return Trial(code, Path(config.output_dir), *built[0], said.getvalue())
+        return Trial(code, Path(config.output_dir), *built[0], printed.getvalue())
 
 
 def examine(name: str) -> Report:
@@ -165,7 +160,7 @@ def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
     try:
         every = _steps_between_checkpoints(lab)
         values: dict[str, Any] = {"lora": False, "max_steps": 2 * every, "save_steps": every}
-        whole = lab.train("run", **values)
+        full = lab.train("run", **values)
         adapted = lab.train("lora", lora=True, max_steps=max(3, every), save_steps=1000)
     except UserError as error:
         rule.fault(f"rlhf run --method {lab.name} says: {error}")
@@ -173,38 +168,33 @@ def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
     except Exception as error:
         rule.fault(f"building the trainer raised {type(error).__name__}: {error}")
         return
-    for trial in (whole, adapted):
+    for trial in (full, adapted):
         if trial.code != 0:
-            rule.fault(f"the run in {trial.folder.name}/ ended with exit code {trial.code}:\n{trial.said[-1500:]}")
+            rule.fault(f"the run in {trial.folder.name}/ ended with exit code {trial.code}:\n{trial.output[-1500:]}")
     if rule.faults:
         return
     rule.note(f"{2 * every} steps in full, {max(3, every)} with LoRA")
-    _finite(report.rule("its loss is finite"), [whole, adapted])
-    _changed(report.rule("changes the weights that it trains, and nothing else"), whole, adapted, lab)
-    _reloads(report.rule("leaves a model that gives the same logits"), [whole, adapted], lab, method)
-    _resumes(report.rule("resumes to the weights of the run that was never stopped"), whole, lab, values)
+    _finite(report.rule("its loss is finite"), [full, adapted])
+    _changed(report.rule("changes the weights that it trains, and nothing else"), full, adapted, lab)
+    _reloads(report.rule("leaves a model that gives the same logits"), [full, adapted], lab, method)
+    _resumes(report.rule("resumes to the weights of the run that was never stopped"), full, lab, values)
     offline = report.rule("runs without network")
     for call in sorted(lab.calls):
         offline.fault(f"it asked for {call}: a run on local files must not")
 
 
 def _steps_between_checkpoints(lab: Lab) -> int:
-    """At least two, and as many as there are from one batch of answers to the next."""
-    config, method = lab.resolve(output_dir=str(lab.folder / "first"), lora=False, max_steps=4)
-    with no_network(lab.calls), silence():
-        return max(2, _prepared(config, method).steps_per_rollout)
-
-
-def _prepared(config: Any, method: Method) -> Run:
-    """A run whose trainer has been built."""
-    from rlhf_core.rewards.spec import bind_all
+    """At least two, and as many as a built trainer has from one batch of answers to the next."""
+    from rlhf_core.rewards.binding import bind_all
     from rlhf_core.training.plan import dataset, make_plan
     from rlhf_core.training.run import Run
 
-    plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
-    run = Run(config, Path(config.output_dir), plan.info, dataset(plan.data.train), [], plan.rewards)
-    method.trainer(run)
-    return run
+    config, method = lab.resolve(output_dir=str(lab.folder / "first"), lora=False, max_steps=4)
+    with no_network(lab.calls), silence():
+        plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
+        run = Run(config, Path(config.output_dir), plan.info, dataset(plan.data.train), [], plan.rewards)
+        method.trainer(run)
+    return max(2, run.steps_per_rollout)
 
 
 def _finite(rule: Result, trials: list[Trial]) -> None:
@@ -217,11 +207,11 @@ def _finite(rule: Result, trials: list[Trial]) -> None:
             rule.fault(f"{trial.folder.name}: the loss was {bad[0]}")
 
 
-def _changed(rule: Result, whole: Trial, adapted: Trial, lab: Lab) -> None:
+def _changed(rule: Result, full: Trial, adapted: Trial, lab: Lab) -> None:
     import torch
     from safetensors.torch import load_file
 
-    for trial in (whole, adapted):
+    for trial in (full, adapted):
         now = dict(trial.run.model.named_parameters())
         same = {name for name, (weight, _) in trial.before.items() if torch.equal(weight, now[name])}
         trained = {name for name, (_, trains) in trial.before.items() if trains}
@@ -262,14 +252,14 @@ def _reloads(rule: Result, trials: list[Trial], lab: Lab, method: type[Method]) 
             )
 
 
-def _resumes(rule: Result, whole: Trial, lab: Lab, values: dict[str, Any]) -> None:
+def _resumes(rule: Result, full: Trial, lab: Lab, values: dict[str, Any]) -> None:
     """The same folder again, as if the run had been killed after its first checkpoint."""
     import torch
 
     from rlhf_core.training.callbacks import list_checkpoints
 
-    wanted = _saved(whole.folder / "model")
-    checkpoints = list_checkpoints(whole.folder / "checkpoints")
+    wanted = _saved(full.folder / "model")
+    checkpoints = list_checkpoints(full.folder / "checkpoints")
     if len(checkpoints) < 2:
         names = ", ".join(path.name for path in checkpoints) or "none"
         rule.fault(
@@ -278,16 +268,16 @@ def _resumes(rule: Result, whole: Trial, lab: Lab, values: dict[str, Any]) -> No
         return
     for path in checkpoints[1:]:
         shutil.rmtree(path)
-    shutil.rmtree(whole.folder / "model")
+    shutil.rmtree(full.folder / "model")
     try:
-        again = lab.train(whole.folder.name, resume=True, **values)
+        again = lab.train(full.folder.name, resume=True, **values)
     except UserError as error:
         rule.fault(f"--resume says: {error}")
         return
     if again.code != 0:
-        rule.fault(f"the resumed run ended with exit code {again.code}:\n{again.said[-1500:]}")
+        rule.fault(f"the resumed run ended with exit code {again.code}:\n{again.output[-1500:]}")
         return
-    found = _saved(whole.folder / "model")
+    found = _saved(full.folder / "model")
     differ = [name for name in wanted if name not in found or not torch.allclose(found[name], wanted[name], **CLOSE)]
     if differ or found.keys() != wanted.keys():
         rule.fault(
@@ -306,47 +296,3 @@ def _saved(folder: Path) -> dict[str, torch.Tensor]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[io.StringIO]:
-    """What is printed meanwhile."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        yield said
-
-
-@contextlib.contextmanager
-def no_network(calls: set[str]) -> Iterator[None]:
-    """Refuse every connection that leaves this machine, and put down where it was to go.
-
-    What threads that were there before ask for is refused and not put down: it is not this run's.
-    """
-    from huggingface_hub import constants
-
-    connect, look_up = socket.socket.connect, socket.getaddrinfo
-    others = set(threading.enumerate()) - {threading.current_thread()}
-
-    def put_down(call: str) -> None:
-        if threading.current_thread() not in others:
-            calls.add(call)
-
-    def refused_connect(self: socket.socket, address: Any) -> None:
-        if isinstance(address, tuple) and address[0] not in LOCAL:
-            put_down(f"{address[0]}:{address[1]}")
-            raise OSError(f"no network in this check: {address}")
-        connect(self, address)
-
-    def refused_look_up(host: Any, *rest: Any, **named: Any) -> Any:
-        if host is not None and host not in (*LOCAL, socket.gethostname()):
-            put_down(str(host))
-            raise socket.gaierror(f"no network in this check: {host}")
-        return look_up(host, *rest, **named)
-
-    with (
-        mock.patch.object(socket.socket, "connect", refused_connect),
-        mock.patch.object(socket, "getaddrinfo", refused_look_up),
-        # `rlhf run` says so before the Hub's client is imported; here it may have been imported before.
-        mock.patch.object(constants, "HF_HUB_DISABLE_TELEMETRY", True),
-    ):
-        yield

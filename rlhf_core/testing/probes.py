@@ -52,8 +52,8 @@ def variants(row: Row) -> Iterator[tuple[str, str]]:
     padding = FILLER * (1 + max(LEAST_PADDING, REPEATS * len(answer)) // len(FILLER))
     yield "over_long", f"{answer}\n{padding}"
     yield "over_long", f"{padding}\n{answer}"
-    if (place := _longest_part(answer)) is not None:
-        yield "over_long", f"{answer[:place]}\n{padding}{answer[place:]}"
+    if (position := _longest_part(answer)) is not None:
+        yield "over_long", f"{answer[:position]}\n{padding}{answer[position:]}"
 
 
 def stuffing(row: Row) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from typing import Any
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.reward import is_factory, maker_parameters, read_signature
-from rlhf_core.rewards.spec import RewardSpec, bind
-from rlhf_core.testing import golden, hacking, hostile, imports, probes
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
+from rlhf_core.testing import again, golden, hacking, hostile, imports, probes
 from rlhf_core.testing.bench import Bench, Outcome, batch_of
 from rlhf_core.testing.golden import Case, Row, shown
 from rlhf_core.testing.report import Report, Result
 
-CLOSE = 1e-4  # relative: a reward model's scores move so much with the padding of a batch
 UNKNOWN = {"a_column_it_does_not_know": "text", "another_one": [1, 2]}
 TURNS = [
     {"role": "system", "content": "Answer briefly."},
@@ -68,10 +67,10 @@ def examine(target: str, parameters: Mapping[str, Any]) -> Report:
     catalog = Catalog()
     rule = report.rule("is found, and takes its parameters")
     try:
-        given = RewardSpec.parse(target)
+        given = RewardSpec.read(target)
         spec = replace(given, parameters={**given.parameters, **parameters})
-        module, name, installed = _locate(spec, catalog)
-        file = golden.file_beside(module)
+        module, path, name, installed = _locate(spec, catalog)
+        file = golden.file_beside(path)
         cases, faults = golden.read(file, name, probes.NAMES) if file.is_file() else ([], [])
         subject = Subject(spec, catalog, cases, {})
         if needs := _needs(spec, catalog, cases):
@@ -81,7 +80,7 @@ def examine(target: str, parameters: Mapping[str, Any]) -> Report:
     except UserError as error:
         rule.fault(str(error))
         return report
-    imports.examine(report, _importable(spec, catalog))
+    imports.examine(report, module)
     _golden_file(report.rule("has golden cases"), file, cases, faults, installed)
     rows = subject.rows()
     if missing := bound.missing_columns(list(batch_of(rows).columns)):
@@ -105,9 +104,9 @@ def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
     rule = report.rule("gives one finite number, or None, a row")
     for outcome in expected:
         if outcome.error:
-            rule.fault(f"{outcome.row.place}: {outcome.error}")
+            rule.fault(f"{outcome.row.location}: {outcome.error}")
     _takes_conversations(report.rule("takes conversations of several turns"), bench, expected)
-    _all_the_same(
+    again.all_the_same(
         report.rule("ignores columns that it does not know"),
         bench,
         expected,
@@ -116,7 +115,7 @@ def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
         "name the columns that it reads, and accept **_",
     )
     _unchanged(report.rule("leaves its input as it was"), bench, rows)
-    _repeated(report, bench, rows, expected)
+    again.examine(report, bench, rows, expected)
     _survives(report.rule("survives empty, huge, malformed and foreign text"), bench, rows[0])
     full = [case for case in subject.cases if case.case == "full"]
     if full:
@@ -124,42 +123,25 @@ def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
     _in_range(report.rule("stays within its range"), subject)
 
 
-def _locate(spec: RewardSpec, catalog: Catalog) -> tuple[Path, str, bool]:
-    """(the file of the reward's module, its name in golden files, whether it is an installed plugin)."""
+def _locate(spec: RewardSpec, catalog: Catalog) -> tuple[str, Path, str, bool]:
+    """(what is imported for the reward: a module's name or a file; the file; the name in it; whether installed)."""
     target = spec.target
-    if ".py:" in target or target.endswith(".py"):
-        bind_path, _, attribute = target.rpartition(":") if ".py:" in target else (target, "", "")
-        return Path(bind_path).expanduser(), attribute, False
+    if target.endswith(".py") or ".py:" in target:
+        path, _, attribute = target.rpartition(":") if ".py:" in target else (target, "", "")
+        file = Path(path).expanduser()
+        return str(file), file, attribute, False
     if ":" in target:
         module, _, attribute = target.partition(":")
-        return _file_of(module), attribute, False
+        return module, imports.file_of(module), attribute, False
     entry = catalog.load("rewards", target)[1]
-    return _file_of(entry.module), entry.name, True
-
-
-def _file_of(module: str) -> Path:
-    import importlib.util
-
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        raise UserError(f"there is no module {module}")
-    return Path(found.origin)
-
-
-def _importable(spec: RewardSpec, catalog: Catalog) -> str:
-    """What has to be imported for this reward: a module's name, or a file."""
-    if ".py" in spec.target:
-        return str(Path(spec.target.rpartition(":")[0]).expanduser())
-    return spec.target.partition(":")[0] if ":" in spec.target else catalog.find("rewards", spec.target).module
+    return entry.module, imports.file_of(entry.module), entry.name, True
 
 
 def _needs(spec: RewardSpec, catalog: Catalog, cases: Sequence[Case]) -> str | None:
     """The parameters without a default that neither the caller nor every golden case gives, as in `path: str`."""
     if ":" in spec.target or spec.target.endswith(".py"):
         return None
-    function = catalog.load("rewards", spec.target)[0].function
-    maker = inspect.isclass(function) or is_factory(function)
-    known = maker_parameters(function) if maker else read_signature(function).parameters
+    known = catalog.load("rewards", spec.target)[0].parameters
     given = {*spec.parameters}.union(set.intersection(*(set(case.parameters) for case in cases)) if cases else ())
     return ", ".join(str(p) for p in known.values() if p.required and p.name not in given) or None
 
@@ -185,21 +167,21 @@ def _golden_scores(rule: Result, subject: Subject) -> None:
         try:
             (outcome,) = subject.bench(case.parameters).scores([case.row])
         except UserError as error:
-            rule.fault(f"{case.row.place}: {error}")
+            rule.fault(f"{case.row.location}: {error}")
             continue
         if outcome.error:
-            rule.fault(f"{case.row.place}: it failed: {outcome.error}")
+            rule.fault(f"{case.row.location}: it failed: {outcome.error}")
         elif not case.agrees(outcome.score):
-            rule.fault(f"{case.row.place}: the score is {shown(outcome.score)}, expected {case.expected}")
+            rule.fault(f"{case.row.location}: the score is {shown(outcome.score)}, expected {case.expected}")
 
 
 def _takes_conversations(rule: Result, bench: Bench, expected: list[Outcome]) -> None:
     """The same question as a later turn. What was said before may change the score, but is no reason to fail."""
     rows = [replace(o.row, prompt=[*TURNS, *o.row.prompt]) for o in expected if len(o.row.prompt) == 1]
-    failed = {outcome.row.place for outcome in expected if outcome.error}
+    failed = {outcome.row.location for outcome in expected if outcome.error}
     for outcome in bench.scores(rows):
-        if outcome.error and outcome.row.place not in failed:
-            rule.fault(f"{outcome.row.place}, after a system message and earlier turns: {outcome.error}")
+        if outcome.error and outcome.row.location not in failed:
+            rule.fault(f"{outcome.row.location}, after a system message and earlier turns: {outcome.error}")
 
 
 def _unchanged(rule: Result, bench: Bench, rows: list[Row]) -> None:
@@ -219,69 +201,12 @@ def _unchanged(rule: Result, bench: Bench, rows: list[Row]) -> None:
             import asyncio
 
             asyncio.run(result)
-    except (Exception, SystemExit):  # what it raises is told by other rules
+    except (Exception, SystemExit):  # what it raises is reported by other rules
         pass
     for was, now in zip(before, inputs, strict=True):
         for name in was:
             if was[name] != now[name]:
                 rule.fault(f"it changed {name}: work on a copy")
-
-
-def _repeated(report: Report, bench: Bench, rows: list[Row], expected: list[Outcome]) -> None:
-    """The same rows again: in another order, one by one, twice, elsewhere."""
-    reward = bench.bound.reward
-
-    def rule(text: str, score: Callable[[], list[Outcome]], how: str, what_to_do: str, skip: str = "") -> None:
-        result = report.rule(text)
-        if skip:
-            result.note(skip)
-        else:
-            _all_the_same(result, bench, expected, score(), how, what_to_do)
-
-    varies = "" if reward.deterministic else "it says that it is not deterministic: only its errors are compared"
-    depends = "it says that its scores depend on the whole batch" if reward.batchwise else varies
-    rule("is deterministic", lambda: bench.scores(rows), "the second time", "or declare deterministic=False", varies)
-    rule(
-        "scores a row alike, however the batch is split or ordered",
-        lambda: [bench.scores([row])[0] for row in rows],
-        "alone",
-        "or declare batchwise=True",
-        depends,
-    )
-    if not depends:
-        order = bench.scores(rows[::-1])[::-1]
-        _all_the_same(report.results[-1], bench, expected, order, "in the opposite order", "or declare batchwise=True")
-    callbacks = "" if bench.can_be_isolated else "it needs what only the trainer's process has"
-    rule(
-        "is rebuilt in a fresh process, and scores the same there",
-        lambda: bench.fresh_scores(rows),
-        "in a fresh process",
-        "keep nothing in the module that its parameters don't say, and depend on no order of a set",
-        callbacks,
-    )
-    rule(
-        "works off the main thread",
-        lambda: bench.threaded_scores(rows),
-        "in another thread",
-        "or declare isolation='process', which runs it on a main thread",
-        "it runs on the main thread of a process of its own" if bench.isolated else "",
-    )
-
-
-def _all_the_same(
-    rule: Result, bench: Bench, expected: list[Outcome], found: list[Outcome], how: str, what_to_do: str
-) -> None:
-    for one, other in zip(expected, found, strict=True):
-        if one.error != other.error:
-            rule.fault(f"{one.row.place}, {how}: {other.error or 'no error any more, as there was before'}")
-        elif bench.bound.reward.deterministic and not _close(one.score, other.score):
-            rule.fault(f"{one.row.place}, {how}: {shown(other.score)} instead of {shown(one.score)}: {what_to_do}")
-
-
-def _close(one: float | None, other: float | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return abs(one - other) <= CLOSE * max(1.0, abs(one), abs(other))
 
 
 def _survives(rule: Result, bench: Bench, row: Row) -> None:
@@ -290,15 +215,15 @@ def _survives(rule: Result, bench: Bench, row: Row) -> None:
     for name, text in hostile.TEXTS.items():
         columns = {key: text if isinstance(value, str) else value for key, value in row.columns.items()}
         rows = [
-            replace(row, place=f"{name} as the answer", completion=text),
-            replace(row, place=f"{name} as the question", prompt=[{"role": "user", "content": text}]),
+            replace(row, location=f"{name} as the answer", completion=text),
+            replace(row, location=f"{name} as the question", prompt=[{"role": "user", "content": text}]),
         ]
         if any(isinstance(value, str) for value in row.columns.values()):
-            rows.append(replace(row, place=f"{name} in the columns", columns=columns))
+            rows.append(replace(row, location=f"{name} in the columns", columns=columns))
         for each in rows:
             (outcome,) = score([each])
             if outcome.error:
-                rule.fault(f"{each.place}: {outcome.error:.300}")
+                rule.fault(f"{each.location}: {outcome.error:.300}")
         if sum(": timeout" in fault for fault in rule.faults) > 2:
             rule.note("further texts were not tried, since each would take as long")
             return
@@ -311,7 +236,7 @@ def _in_range(rule: Result, subject: Subject) -> None:
         return
     low, high = limits
     outcomes = [outcome for bench in subject.benches.values() for outcome in bench.seen]
-    outside = {(o.row.place, o.score) for o in outcomes if o.score is not None and not low <= o.score <= high}
+    outside = {(o.row.location, o.score) for o in outcomes if o.score is not None and not low <= o.score <= high}
     for place, score in sorted(outside):
         rule.fault(f"{place}: {shown(score)} is outside {low:g} to {high:g}: declare what it can give, or clip it")
 

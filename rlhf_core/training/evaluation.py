@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from rlhf_core.data.loading import prompt_of
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
-from rlhf_core.rewards.runtime import Batch
+from rlhf_core.rewards.runtime import RewardBatch
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -71,7 +71,7 @@ def _answer(result: Evaluation, model: Any, run: Run) -> None:
     keys = [key for key in run.held_out[0] if key not in ("prompt", "messages", "chosen", "rejected")]
     columns = {key: [row.get(key) for row in run.held_out] for key in keys}
     messages = [[{"role": "assistant", "content": text}] for text in texts]
-    scored = run.rewards.evaluate(Batch(prompts, messages, ids, columns))
+    scored = run.rewards.evaluate(RewardBatch(prompts, messages, ids, columns))
     result.rewards = {name: mean([s for s in column.scores if s is not None]) for name, column in scored.items()}
     result.length, result.finished = mean([len(answer) for answer in ids]), mean(finished)
     result.prompts, result.answers = prompts, texts

@@ -12,9 +12,9 @@ from rlhf_core.data import loading as data_module
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method
 from rlhf_core.models import loading as models
-from rlhf_core.rewards import smoke_test as tryout
+from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.smoke_test import SmokeTest, smoke_test
 from rlhf_core.training.arguments import check_settings
 from rlhf_core.ui.screen import Screen
 
@@ -31,7 +31,7 @@ class Plan:
     rewards: RewardRuntime
     system_prompt: str | None
     system_prompt_from: str
-    tried: tryout.Tried | None = None
+    tried: SmokeTest | None = None
 
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list[BoundReward]) -> Plan:
@@ -53,39 +53,18 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list
     if system_prompt:
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
-    data = _limited(data, method, options, info)
+    train, warnings = lengths.apply_limits(data.train, method.data, options, info.tokenizer)
+    held_out, _ = lengths.apply_limits(data.held_out, method.data, options, info.tokenizer)
+    data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings])
     runtime.start()
     return Plan(data, info, runtime, system_prompt, origin)
-
-
-def _limited(data: data_module.Data, method: Method, options: Any, info: models.ModelInfo) -> data_module.Data:
-    """The data without what can't be trained on, by the rules of the options; what was left out is in its notes."""
-    parts, notes = [], list(data.limit_notes)
-    for rows, said in ((data.train, notes), (data.held_out, [])):
-        if method.data != "conversations":
-            count, rule = len(rows), options.overlong_prompts
-            rows = lengths.limit_prompts(rows, info.tokenizer, options.max_prompt_length, rule)
-            if len(rows) < count:
-                said.append(f"left out {count - len(rows):,} of {count:,} rows, whose prompts are too long")
-        if method.data == "preferences" and rows:
-            rows, dropped = lengths.drop_pairs_without_difference(rows)
-            limit, rule = options.max_completion_length, options.overlong_completions
-            rows, cut = lengths.limit_answers(rows, info.tokenizer, limit, rule)
-            said += dropped + cut
-        if method.data == "conversations" and rows:
-            rows, cut = lengths.limit_conversations(
-                rows, info.tokenizer, options.max_length, options.overlong_completions
-            )
-            said += cut
-        parts.append(rows)
-    return replace(data, train=parts[0], held_out=parts[1], limit_notes=notes)
 
 
 def system_prompt_for(config: RunConfig, rewards: list[BoundReward]) -> tuple[str | None, str]:
     """(system prompt, where it is from): the user's, or else what the rewards expect, one after the other."""
     if config.system_prompt is not None:
         return config.system_prompt or None, "--system-prompt"
-    asking = {reward.name: reward.reward.instruction for reward in rewards if reward.reward.instruction}
+    asking = {reward.name: reward.reward.system_prompt for reward in rewards if reward.reward.system_prompt}
     return "\n".join(dict.fromkeys(asking.values())) or None, "reward " + ", ".join(asking)
 
 
@@ -107,8 +86,7 @@ def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, 
     for part in data.parts:
         rows.append(("Data", str(part)))
     rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
-    for note in data.notes:
-        rows.append(("Note", note))
+    rows += [("Warning", text) for text in data.warnings]
     for reward in plan.rewards.rewards:
         origin = reward.distribution or "by path"
         rows.append(("Reward", f"{reward.spec} (weight {reward.weight:g}; {origin})"))
@@ -148,17 +126,17 @@ def _count(number: int) -> str:
 def plugins_used(config: RunConfig, catalog: Catalog, plan: Plan) -> list[str]:
     """Method, rewards, formatters and callbacks with their distributions, for the manifest."""
     entries = [catalog.find("methods", config.method), *(catalog.find("callbacks", name) for name in config.callback)]
-    layouts = {part.formatter for part in plan.data.parts}
-    entries += [e for e in catalog.entries("formatters") if e.name in layouts and e.problem != "disabled"]
+    formats = {part.formatter for part in plan.data.parts}
+    entries += [e for e in catalog.entries("formatters") if e.name in formats and e.problem != "disabled"]
     found = [f"{entry.kind[:-1]} {entry.name}: {entry.distribution} {entry.version}" for entry in entries]
     rewards = plan.rewards.rewards
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in rewards]
 
 
-def try_rewards(plan: Plan) -> tryout.Tried | None:
+def try_rewards(plan: Plan) -> SmokeTest | None:
     """What the rewards say of the first rows' own answers."""
     tokenizer = plan.info.tokenizer
-    return tryout.try_rewards(
+    return smoke_test(
         plan.data.train, plan.rewards, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     )
 
@@ -166,7 +144,7 @@ def try_rewards(plan: Plan) -> tryout.Tried | None:
 def dry_run(plan: Plan, screen: Screen) -> None:
     """The rewards on the first rows and one rendered prompt."""
     if tried := plan.tried:
-        kind = "a made-up" if tried.made_up else "the reference"
+        kind = "a placeholder" if tried.placeholder else "the reference"
         for name, column in tried.columns.items():
             for answer, score, error in zip(tried.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.rewards.spec import bind_all
+from rlhf_core.rewards.binding import bind_all
 from rlhf_core.training import environment, launch
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ UNLIMITED = 10_000  # for a pipe, so that nothing is cut that another program re
 NARROW = 34  # a last column with less room than this goes under its row instead
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], whole: Collection[int] = ()) -> None:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], full: Collection[int] = ()) -> None:
     """Print `rows`. The last column is cut to the terminal, or put under the row where that leaves it no room.
 
-    There it is left out where it says the same as the row before. Of the rows that `whole` counts nothing is cut.
+    There it is left out where it says the same as the row before. Of the rows that `full` counts nothing is cut.
     """
     limit = shutil.get_terminal_size((UNLIMITED, 24)).columns
     widths = [max(width(row[i]) for row in [header, *rows]) for i in range(len(header) - 1)]
@@ -29,7 +29,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], whole: Collectio
     for number, row in enumerate(rows):
         indent = " " * (4 if under else left)
         room = max(limit - len(indent), NARROW)
-        text = textwrap.wrap(row[-1], room) if number in whole else [cut(row[-1], room)]
+        text = textwrap.wrap(row[-1], room) if number in full else [cut(row[-1], room)]
         if under:
             click.echo(cut(_joined(row[:-1], widths), limit))
             text = text if row[-1] and row[-1] != last else []

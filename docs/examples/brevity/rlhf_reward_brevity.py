@@ -11,12 +11,12 @@ import re
 
 from rlhf_core import Reward, hookimpl
 
-INSTRUCTION = "Give the final answer inside <answer></answer>."
+SYSTEM_PROMPT = "Give the final answer inside <answer></answer>."
 
 
 @hookimpl
 def rlhf_rewards():
-    return [Reward(brevity, range=(0.0, 1.0), instruction=INSTRUCTION)]
+    return [Reward(brevity, range=(0.0, 1.0), system_prompt=SYSTEM_PROMPT)]
 
 
 def brevity(completions: list[str], answer: list[str | None], *, limit: int = 400, **_) -> list[float | None]:

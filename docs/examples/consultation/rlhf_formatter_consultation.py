@@ -19,7 +19,7 @@ def rlhf_formatters():
 
 
 def convert(row: Mapping[str, Any]) -> Example:
-    """One row. The diagnosis, where there is one, is the reference answer; other columns ride along for rewards."""
+    """One row. The diagnosis, if there is one, is the reference answer. Rewards get the other columns as they are."""
     return Example(
         prompt=[{"role": "user", "content": text(row, "complaint")}],
         completion=[{"role": "assistant", "content": text(row, "advice")}],

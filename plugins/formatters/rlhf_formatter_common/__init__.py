@@ -1,4 +1,4 @@
-"""The usual layouts of training data, one formatter each.
+"""The usual formats of training data, one formatter each.
 
 | formatter             | columns                                                                                      |
 |-----------------------|----------------------------------------------------------------------------------------------|

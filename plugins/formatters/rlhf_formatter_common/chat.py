@@ -1,4 +1,4 @@
-"""Layouts that hold whole conversations, and the reading of turns that all layouts share."""
+"""Formats that hold whole conversations, and the reading of turns that all formats share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-from rlhf_core import Example
-from rlhf_core.formatter import Messages
+from rlhf_core import Example, Messages
 
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {

@@ -1,4 +1,4 @@
-"""Layouts that hold a better and a worse answer."""
+"""Formats that hold a chosen and a rejected answer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_core import Example
-from rlhf_core.formatter import Messages
+from rlhf_core import Example, Messages
 from rlhf_formatter_common.chat import (
     as_reply,
     assistant,
@@ -23,7 +22,7 @@ from rlhf_formatter_common.questions import instruction_prompt, question_prompt
 
 
 def preference(row: Mapping[str, Any]) -> Example:
-    """A question with a better and a worse response."""
+    """A question with a chosen and a rejected response."""
     prompt = question_prompt(row, read_text(row["question"], "question"))
     return _pair(row, prompt, "response_chosen", "response_rejected")
 

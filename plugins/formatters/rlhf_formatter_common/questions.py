@@ -1,4 +1,4 @@
-"""Layouts with one question to a row: free answers, instructions, multiple choice."""
+"""Formats with one question to a row: free answers, instructions, multiple choice."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from numbers import Integral, Real
 from string import ascii_uppercase
 from typing import Any
 
-from rlhf_core import Example
-from rlhf_core.formatter import Messages
+from rlhf_core import Example, Messages
 from rlhf_formatter_common.chat import (
     assistant,
     is_blank,

@@ -1,4 +1,4 @@
-"""Each layout: a row of it, what it becomes, and the rows it refuses."""
+"""Each format: a row of it, what it becomes, and the rows it refuses."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def gpt(text):
     return {"from": "gpt", "value": text}
 
 
-def layout_of(row):
+def formatter_of(row):
     return choose_formatter(Row("row 1", row), "rows", Catalog(), None)
 
 
 def converted(row):
-    return layout_of(row).convert(row)
+    return formatter_of(row).convert(row)
 
 
 Q = {"question": "Fever?"}
@@ -70,7 +70,7 @@ OASST = "prompter: a\nsecond line\nassistant: b\nprompter: c"
 HH = "\n\nHuman: a\n\nsecond part\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
 FULL = {"chosen": [user("a"), assistant("good")], "rejected": [user("a"), assistant("bad")]}
 
-# a row, the layout that is found, and the prompt
+# a row, the format that is found, and the prompt
 LAYOUTS = {
     "GSM8K": ({**Q, "answer": "So\n#### 4"}, "question_answer", [user("Fever?")]),
     "no options after all": ({**OPTIONS, "options": None, "answer": "flu"}, "question_answer", [user("Fever?")]),
@@ -113,9 +113,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
-def test_layout(case):
+def test_format(case):
     row, name, turns = LAYOUTS[case]
-    assert layout_of(row).name == name
+    assert formatter_of(row).name == name
     example = converted(row)
     assert example.prompt == turns
     if example.chosen is not None:
@@ -243,7 +243,7 @@ CHOICES = {
 @pytest.mark.parametrize("case", CHOICES)
 def test_multiple_choice(case):
     row, letter = CHOICES[case]
-    assert layout_of(row).name == "multiple_choice"
+    assert formatter_of(row).name == "multiple_choice"
     example = multiple_choice(row)
     place = "ABCD".index(letter)
     assert example.answer == letter
@@ -252,7 +252,7 @@ def test_multiple_choice(case):
 
 def test_multiple_choice_gives_a_verifier_the_letter_and_the_options():
     row = {"question": "发热咳嗽？", "options": ["感冒", "肺炎"], "answer": "肺炎"}
-    projected = project(Row("row 1", row), layout_of(row), "prompts")
+    projected = project(Row("row 1", row), formatter_of(row), "prompts")
     assert projected == {
         "prompt": [user("发热咳嗽？\nA. 感冒\nB. 肺炎")],
         "question": "发热咳嗽？",
@@ -314,7 +314,7 @@ def test_refused(case):
         convert(row)
 
 
-# a file, its layout, and what it is for
+# a file, its format, and what it is for
 FILES = {
     "medical_sft_sharegpt.jsonl": ("sharegpt", "conversations"),
     "dpo_zh_conversations.jsonl": ("sharegpt_preference", "preferences"),
@@ -328,8 +328,8 @@ FILES = {
 def test_every_row_of_a_real_file(name):
     if not (SHARED_DATA / name).exists():
         pytest.skip("the file is not part of the repository")
-    layout, need = FILES[name]
+    format, need = FILES[name]
     rows = read_file(SHARED_DATA / name)
-    formatter = layout_of(rows[0].values)
-    assert formatter.name == layout
+    formatter = formatter_of(rows[0].values)
+    assert formatter.name == format
     assert len([project(row, formatter, need) for row in rows]) == len(rows) > 0

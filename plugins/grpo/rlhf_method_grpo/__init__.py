@@ -99,12 +99,13 @@ class GRPO(Method):
             vllm_mode="colocate",
             multi_objective_aggregation="normalize_then_sum" if len(run.rewards.weights) > 1 else "sum_then_normalize",
         )
-        run.rewards.blank_errors = arguments.multi_objective_aggregation == "sum_then_normalize"
         run.steps_per_rollout = _steps_per_rollout(arguments)
         trainer = SharedPrefixGRPOTrainer(
             model=run.model,
             args=arguments,
-            reward_funcs=run.rewards.functions(),
+            reward_funcs=run.rewards.functions(
+                blank_errors=arguments.multi_objective_aggregation == "sum_then_normalize"
+            ),
             train_dataset=run.train_dataset,
             processing_class=run.tokenizer,
             peft_config=run.peft_config,

@@ -23,7 +23,7 @@ def run(tmp_path):
     """run(option=…) -> a Run on the two-layer model, ready for GRPO().trainer(run)."""
     import datasets
 
-    from rlhf_core.rewards.spec import bind_all
+    from rlhf_core.rewards.binding import bind_all
 
     def make(**values) -> Run:
         model = testing.tiny_model(tmp_path / "model")
@@ -63,20 +63,28 @@ def test_learning_rate_and_beta_follow_how_the_model_is_trained(run, values, lea
     assert (arguments.learning_rate, arguments.beta) == (learning_rate, beta)
 
 
-def test_one_reward_is_summed_first_and_several_are_normalized_first(run):
-    one = run()
-    assert GRPO().trainer(one).args.multi_objective_aggregation == "sum_then_normalize"
-    assert one.rewards.blank_errors
-    two = run(reward=["medical_format", "medical_format:name=again,weight=2"])
-    arguments = GRPO().trainer(two).args
+FIRST_FAILS = "def first_fails(completions, **_): return [float('nan'), *[1.0] * (len(completions) - 1)]\n"
+
+
+def test_one_reward_is_summed_first_and_several_are_normalized_first(run, tmp_path):
+    """Where rewards are summed first, a row in which one failed has no score of the others."""
+    (tmp_path / "rewards.py").write_text(FIRST_FAILS)
+    both = ["medical_format", f"{tmp_path / 'rewards.py'}:first_fails:weight=2"]
+
+    def scores(trainer):
+        turns = [[{"role": "assistant", "content": "x"}] for _ in range(2)]
+        rest = {key: ["x", "x"] for key in run().train_dataset.column_names if key != "prompt"}
+        return [
+            score(prompts=turns, completions=turns, completion_ids=[[1], [1]], **rest) for score in trainer.reward_funcs
+        ]
+
+    assert GRPO().trainer(run()).args.multi_objective_aggregation == "sum_then_normalize"
+    trainer = GRPO().trainer(run(reward=both))
+    arguments = trainer.args
     assert (arguments.multi_objective_aggregation, arguments.reward_weights) == ("normalize_then_sum", [1.0, 2.0])
-    assert not two.rewards.blank_errors
-    chosen = run(
-        reward=["medical_format", "medical_format:name=again"],
-        set={"multi_objective_aggregation": "sum_then_normalize"},
-    )
-    GRPO().trainer(chosen)
-    assert chosen.rewards.blank_errors
+    assert scores(trainer) == [[0.0, 0.0], [None, 1.0]]
+    chosen = GRPO().trainer(run(reward=both, set={"multi_objective_aggregation": "sum_then_normalize"}))
+    assert scores(chosen) == [[None, 0.0], [None, 1.0]]
 
 
 def test_the_reference_of_a_merged_adapter_is_the_merged_model(run, tmp_path):

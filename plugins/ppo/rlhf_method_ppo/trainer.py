@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, eos_token_ids, rollout, stacked
-from rlhf_core.rewards.runtime import Batch
+from rlhf_core.rewards.runtime import RewardBatch
 from rlhf_method_ppo import losses
 
 VALUE_HEAD, VALUE_MODEL, CONTROLLER = "value_head.safetensors", "value_model.safetensors", "kl_coef.txt"
@@ -172,7 +172,7 @@ class PPOTrainer(Trainer):
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         messages = [[{"role": "assistant", "content": self.rewards.decode(ids)}] for ids in completions]
         trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.kept[name].append(value)}
-        batch = Batch([row["prompt"] for row in rows], messages, completions, columns, trl)
+        batch = RewardBatch([row["prompt"] for row in rows], messages, completions, columns, trl)
         return self.rewards.score(batch)
 
     @torch.no_grad()

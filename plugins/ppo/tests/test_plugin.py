@@ -162,7 +162,7 @@ def trainer(settings):
     """trainer(option=…) -> a PPOTrainer."""
     import datasets
 
-    from rlhf_core.rewards.spec import bind_all
+    from rlhf_core.rewards.binding import bind_all
 
     def make(**values):
         config, method = resolve({**settings, **values}, Catalog())

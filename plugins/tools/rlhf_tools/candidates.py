@@ -12,11 +12,11 @@ from typing import Any
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig, read_file, resolve
 from rlhf_core.data import loading as data_module
-from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec, RewardSpec, read_data
 from rlhf_core.method import Method
 from rlhf_core.models.resolve import find
-from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind_all
+from rlhf_core.rewards.binding import BoundReward, bind_all
 
 CANONICAL = ("prompt", "messages", "chosen", "rejected")
 
@@ -99,7 +99,7 @@ def _candidate(name: str, given: str, catalog: Catalog) -> Candidate:
 def choose_rewards(given: Sequence[str], candidates: Sequence[Candidate], catalog: Catalog) -> list[BoundReward]:
     """Those that were given, else those of the first run that has any, else none."""
     if given:
-        return bind_all([RewardSpec.parse(text) for text in given], catalog)
+        return bind_all([RewardSpec.read(text) for text in given], catalog)
     configs = [one.config for one in candidates if one.config and one.config.reward_specs]
     return bind_all(configs[0].reward_specs, catalog) if configs else []
 
@@ -112,7 +112,7 @@ def choose_system_prompt(
     for text in said:
         if text is not None:
             return text or None
-    return "\n".join(dict.fromkeys(r.reward.instruction for r in rewards if r.reward.instruction)) or None
+    return "\n".join(dict.fromkeys(r.reward.system_prompt for r in rewards if r.reward.system_prompt)) or None
 
 
 def choose_max_completion_length(given: int | None, candidates: Sequence[Candidate]) -> int:
@@ -125,7 +125,7 @@ def choose_questions(
     """At most `count` rows: any of `data`, else those that the first run did not learn from, else builtin ones."""
     run = next((one for one in candidates if one.config), None)
     if data:
-        found = _any_rows(read_all(data, None, None), count, seed, catalog)
+        found = _any_rows(read_data(data, None, None), count, seed, catalog)
     elif run is None:
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:

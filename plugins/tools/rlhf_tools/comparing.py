@@ -27,7 +27,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
-from rlhf_core.rewards.runtime import Batch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
 from rlhf_core.ui.screen import Screen
 from rlhf_tools import candidates as finding
 from rlhf_tools import page, table
@@ -216,7 +216,7 @@ def _score(comparison: Comparison, info: models.ModelInfo, rollouts: Sequence[Ro
     runtime.decode = decode
     columns = {name: repeat(values) for name, values in comparison.questions.columns.items()}
     messages = [[{"role": "assistant", "content": answer.text}] for answer in answers]
-    batch = Batch(repeat(comparison.prompts), messages, [one.completion for one in rollouts], columns)
+    batch = RewardBatch(repeat(comparison.prompts), messages, [one.completion for one in rollouts], columns)
     scored = runtime.evaluate(batch)
     weights = {reward.name: reward.weight for reward in runtime.rewards}
     for i, answer in enumerate(answers):

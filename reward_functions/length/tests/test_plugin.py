@@ -7,7 +7,8 @@ from rlhf_reward_length import Length
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
 
 # text, score with min=10, max=20, tolerance=10
 CASES = {
@@ -73,7 +74,7 @@ BAD = {
 def test_a_setting_that_makes_no_sense_is_refused_before_anything_loads(case):
     text, message = BAD[case]
     with pytest.raises(UserError, match=message):
-        bind(RewardSpec.parse(text), Catalog())
+        bind(RewardSpec.read(text), Catalog())
 
 
 def test_it_is_found_by_its_entry_point():

@@ -1,11 +1,11 @@
-"""Every way of keeping and breaking the layout, with what it earns."""
+"""Every way of keeping and breaking the format, with what it earns."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
-from rlhf_reward_medical_format import INSTRUCTION, PART, medical_format
+from rlhf_reward_medical_format import PART, SYSTEM_PROMPT, medical_format
 
 from rlhf_core.catalog import Catalog
 
@@ -51,7 +51,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_layout(case):
+def test_format(case):
     text, expected = CASES[case]
     assert medical_format([text]) == [pytest.approx(expected)]
 
@@ -86,7 +86,7 @@ def test_sections_outside_the_answer_do_not_count():
     assert medical_format([text], sections="诊断/依据/建议") == [0.5]
 
 
-def test_a_broken_layout_never_earns_what_a_complete_one_does():
+def test_a_broken_format_never_earns_what_a_complete_one_does():
     broken = [score for text, score in CASES.values() if score < 1.0]
     assert max(broken) < 0.5 * min(score for _, score in SECTIONS.values())
 
@@ -100,8 +100,8 @@ def test_ten_thousand_completions_take_under_two_seconds():
 
 def test_found_by_its_name():
     reward, entry = Catalog().load("rewards", "medical_format")
-    assert (reward.range, reward.instruction, entry.distribution) == (
-        (0.0, 1.0), INSTRUCTION, "rlhf-reward-medical-format",
+    assert (reward.range, reward.system_prompt, entry.distribution) == (
+        (0.0, 1.0), SYSTEM_PROMPT, "rlhf-reward-medical-format",
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from rlhf_reward_medical_keyword import FROM_PROMPT, MedicalKeyword
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
 
 REWARD = MedicalKeyword()
 KEYWORDS = ["低血糖", "饥饿时手抖", "眼前发黑"]
@@ -191,11 +192,11 @@ def test_a_bad_lexicon_is_an_error_before_anything_runs(case, tmp_path):
     with pytest.raises(ValueError, match=message):
         MedicalKeyword(str(path))
     with pytest.raises(UserError, match="terms.txt"):
-        bind(RewardSpec.parse(f"medical_keyword:lexicon={path}"), Catalog())
+        bind(RewardSpec.read(f"medical_keyword:lexicon={path}"), Catalog())
 
 
 def test_bound_by_its_name_with_its_columns():
-    reward = bind(RewardSpec.parse("medical_keyword"), Catalog())
+    reward = bind(RewardSpec.read("medical_keyword"), Catalog())
     assert (reward.signature.columns, reward.signature.optional) == (("answer",), ("keywords",))
     assert reward.reward.range == (0.0, 1.0)
     assert reward.call({"answer": ["肺炎"], "other": [1]}, {"completions": ["肺炎"], "prompts": ["?"]}) == [1.0]

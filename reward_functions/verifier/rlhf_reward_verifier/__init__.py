@@ -28,7 +28,7 @@ from rlhf_reward_verifier.words import (
 )  # fmt: skip
 
 # Without it a model often ends on advice or a summary, and its last sentence has no answer to judge.
-INSTRUCTION = "Give the final answer inside <answer></answer>, one answer only."
+SYSTEM_PROMPT = "Give the final answer inside <answer></answer>, one answer only."
 
 Judge = Callable[[str], bool | None]
 
@@ -41,7 +41,7 @@ def rlhf_rewards():
             range=(0.0, 1.0),
             isolation="process",
             timeout=60.0,
-            instruction=INSTRUCTION,
+            system_prompt=SYSTEM_PROMPT,
             optional=("aliases", "options"),
         )
     ]

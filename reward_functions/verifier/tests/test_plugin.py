@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from rlhf_reward_verifier import INSTRUCTION, verifier
+from rlhf_reward_verifier import SYSTEM_PROMPT, verifier
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.rewards.spec import RewardSpec, bind
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
 from rlhf_core.rewards.worker import Worker
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -485,10 +486,10 @@ def test_importing_it_loads_neither_sympy_nor_torch():
 
 def test_found_by_its_name():
     reward, entry = Catalog().load("rewards", "verifier")
-    assert (reward.range, reward.instruction, reward.isolation, entry.distribution) == (
-        (0.0, 1.0), INSTRUCTION, "process", "rlhf-reward-verifier",
+    assert (reward.range, reward.system_prompt, reward.isolation, entry.distribution) == (
+        (0.0, 1.0), SYSTEM_PROMPT, "process", "rlhf-reward-verifier",
     )  # fmt: skip
-    bound = bind(RewardSpec.parse("verifier:tolerance=0.01"), Catalog())
+    bound = bind(RewardSpec.read("verifier:tolerance=0.01"), Catalog())
     assert bound.spec.parameters == {"tolerance": 0.01}
 
 
@@ -501,7 +502,7 @@ def worker():
     started = []
 
     def make(spec):
-        started.append(Worker(bind(RewardSpec.parse(spec), Catalog())))
+        started.append(Worker(bind(RewardSpec.read(spec), Catalog())))
         return started[-1]
 
     yield make

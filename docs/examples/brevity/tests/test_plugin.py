@@ -18,7 +18,7 @@ CASES = {
     "given twice": ("<answer>Paris</answer>" * 2, 0.0),
     "nested": ("<answer><answer>Paris</answer></answer>", 0.0),
     "wrong": ("<answer>London</answer>", 0.0),
-    "only the layout": ("<answer></answer>", 0.0),
+    "only the format": ("<answer></answer>", 0.0),
     "not closed": ("<answer>Paris", 0.0),
     "empty": ("", 0.0),
     "huge": ("<answer>" * 100_000, 0.0),

@@ -1,9 +1,4 @@
-"""`--reward SPEC[:key=value,…]`: the grammar, and from a specification to a reward that can be called.
-
-SPEC is an installed name, `distribution/name`, `package.module:attribute` or `./file.py:attribute`. Values may be
-JSON. `weight` and `name` belong to rlhf (`name` allows the same reward twice), every other key is a parameter of the
-reward. In YAML a reward is such a string or a mapping of one entry, `{length: {target: 200, weight: 0.5}}`.
-"""
+"""From a `--reward` specification to a reward that can be called: find it, import it, set its parameters."""
 
 from __future__ import annotations
 
@@ -17,69 +12,17 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlhf_core import grammar
 from rlhf_core.catalog import Catalog
-from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.reward import (
-    CALLBACK_NAMES,
-    Parameter,
-    Reward,
-    Signature,
-    is_async,
-    is_factory,
-    maker_parameters,
-    own_name,
-    read_signature,
-)
+from rlhf_core.errors import UserError, describe, did_you_mean
+from rlhf_core.grammar import RewardSpec, write
+from rlhf_core.reward import CALLBACK_NAMES, Parameter, Reward, Signature, is_async, own_name, read_signature
 
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
-
-
-@dataclass(frozen=True)
-class RewardSpec:
-    """What the user wrote: enough to build the reward again in another process."""
-
-    target: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
-    name: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> RewardSpec:
-        """Read `SPEC[:key=value,…]`. Raises `UserError` for text that can't be read."""
-        return cls.of(*grammar.split(text, "--reward", "NAME"))
-
-    @classmethod
-    def of(cls, target: str, values: Mapping[str, Any]) -> RewardSpec:
-        """Split our own keys from the reward's parameters."""
-        values = dict(values)
-        weight, name = values.pop("weight", 1.0), values.pop("name", None)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"--reward {target}: weight is a number, not {weight!r}")
-        return cls(target, values, float(weight), None if name is None else str(name))
-
-    @classmethod
-    def read(cls, entry: str | Mapping[str, Any]) -> RewardSpec:
-        """Read an entry of a YAML list: a string, or a mapping of one name to its values."""
-        if isinstance(entry, str):
-            return cls.parse(entry)
-        if len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping | None):
-            raise UserError(f"reward {dict(entry)!r} can't be read: write a string or {{name: {{key: value}}}}")
-        target, values = next(iter(entry.items()))
-        return cls.of(target, values or {})
-
-    def __str__(self) -> str:
-        values = dict(self.parameters)
-        if self.weight != 1.0:
-            values["weight"] = self.weight
-        if self.name:
-            values["name"] = self.name
-        return grammar.join(self.target, values)
 
 
 @dataclass(frozen=True)
@@ -97,8 +40,13 @@ class BoundReward:
     distribution: str | None = None
 
     @property
-    def is_async(self) -> bool:
-        return self.function is not None and is_async(self.function)
+    def kind(self) -> Literal["ordinary", "concurrent", "async", "process"]:
+        """How its batches are scored."""
+        if self.reward.isolation == "process":
+            return "process"
+        if self.function is not None and is_async(self.function):
+            return "async"
+        return "concurrent" if self.reward.concurrent else "ordinary"
 
     def missing_columns(self, available: Sequence[str]) -> list[str]:
         """The columns this reward needs that the data does not have."""
@@ -130,23 +78,30 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
     """
     reward, name, by_path, distribution = _find(spec.target, catalog)
     name = spec.name or name
-    maker = reward.function if inspect.isclass(reward.function) or is_factory(reward.function) else None
-    own = maker_parameters(maker) if maker else read_signature(reward.function, reward.optional).parameters
-    values = _check_parameters(name, spec.parameters, own)
+    if spec.concurrent is not None:
+        try:
+            reward = replace(reward, concurrent=spec.concurrent)
+        except ValueError as error:
+            raise UserError(f"--reward {spec}: {error}") from error
+    values = _check_parameters(name, spec.parameters, reward.parameters)
     elsewhere = reward.isolation == "process" and not in_worker
-    if maker is None:
-        function, call = (None if elsewhere else reward.function), reward.function
-    elif elsewhere and inspect.isclass(maker):
-        function, call = None, functools.partial(maker.__call__, None)
+    if not reward.is_maker:
+        call = reward.function
+    elif elsewhere and inspect.isclass(reward.function):
+        call = functools.partial(reward.function.__call__, None)
     else:
-        call = _make(name, maker, values)
-        function = None if elsewhere else call
+        call = _make(name, reward.function, values)
+    function = None if elsewhere else call
     signature = read_signature(call, reward.optional)
-    if unavailable := signature.required_trl & {"environments"}:
-        raise UserError(f"reward {name!r} needs {', '.join(unavailable)}, which rlhf does not provide")
+    if "environments" in signature.required_trl:
+        raise UserError(f"reward {name!r} needs environments, which rlhf does not provide")
     if reward.isolation == "process" and (callbacks := signature.required_trl & CALLBACK_NAMES):
         raise UserError(f"reward {name!r} runs in its own process and can't take {', '.join(sorted(callbacks))}")
-    bound = {} if maker else values
+    if reward.concurrent and is_async(call):
+        raise UserError(f"reward {name!r} is async, and awaits its rows together by itself: it can't be concurrent")
+    if reward.concurrent and (logs := signature.trl & {"log_extra", "log_metric"}):
+        raise UserError(f"reward {name!r} takes {', '.join(sorted(logs))}, for whole batches: it can't be concurrent")
+    bound = {} if reward.is_maker else values
     return BoundReward(name, spec.weight, reward, spec, signature, function, bound, by_path, distribution)
 
 
@@ -185,7 +140,11 @@ def _import_file(path: Path, attribute: str | None) -> Any:
     if not path.is_file():
         raise UserError(f"--reward: there is no file {path}")
     if attribute is None:
-        functions = [n.name for n in _parse_file(path).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        try:
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+        except SyntaxError as error:
+            raise UserError(f"--reward {path}: line {error.lineno}: {error.msg}") from error
+        functions = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         raise UserError(f"--reward {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
     name = f"rlhf_reward_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
@@ -197,15 +156,8 @@ def _import_file(path: Path, attribute: str | None) -> Any:
             loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise UserError(f"--reward {path}: importing it failed: {type(error).__name__}: {error}") from error
+            raise UserError(f"--reward {path}: importing it failed: {describe(error)}") from error
     return sys.modules[name]
-
-
-def _parse_file(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise UserError(f"--reward {path}: line {error.lineno}: {error.msg}") from error
 
 
 def _import_module(module: str) -> Any:
@@ -214,7 +166,7 @@ def _import_module(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:
-        raise UserError(f"--reward {module}: importing it failed: {type(error).__name__}: {error}") from error
+        raise UserError(f"--reward {module}: importing it failed: {describe(error)}") from error
 
 
 def _attribute(target: str, module: Any, attribute: str) -> Any:
@@ -231,7 +183,7 @@ def _make(name: str, maker: Callable[..., Any], values: Mapping[str, Any]) -> Ca
     try:
         made = maker(**values)
     except Exception as error:
-        raise UserError(f"reward {name!r} could not be set up: {type(error).__name__}: {error}") from error
+        raise UserError(f"reward {name!r} could not be set up: {describe(error)}") from error
     if not callable(made):
         raise UserError(
             f"reward {name!r}: calling {own_name(maker) or maker!r} gave {type(made).__name__}, not a function. "
@@ -263,8 +215,8 @@ def _coerce(name: str, parameter: Parameter, value: Any) -> Any:
     except pydantic.ValidationError as error:
         if not isinstance(value, str):  # `name=123` for a string parameter was read as JSON
             try:
-                return adapter.validate_python(grammar.write(value))
+                return adapter.validate_python(write(value))
             except pydantic.ValidationError:
                 pass
         message = error.errors()[0]["msg"]
-        raise UserError(f"reward {name!r}: {parameter.name}={grammar.write(value)}: {message} ({parameter})") from error
+        raise UserError(f"reward {name!r}: {parameter.name}={write(value)}: {message} ({parameter})") from error

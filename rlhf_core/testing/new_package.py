@@ -1,8 +1,6 @@
-"""`rlhf plugins new`: write the package of a new plugin from the templates in `rlhf_core/templates/`.
+"""The package of a new plugin, written from the templates in `rlhf_core/templates/`: what `rlhf plugins new` does.
 
-    rlhf plugins new reward brevity
-
-What is written works as it stands: its tests pass, and a run can use it. It says which function to edit.
+It works as it stands: its tests pass, and a run can use it.
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ import keyword
 import re
 import string
 from pathlib import Path
-
-import click
 
 from rlhf_core import __version__
 from rlhf_core.catalog import Catalog, normalize
@@ -47,25 +43,6 @@ LONGEST = 40
 TAKEN = {*keyword.kwlist, *dir(builtins), "hookimpl"}  # what the function in the module can't be called
 
 
-@click.command()
-@click.argument("kind", type=click.Choice(list(KINDS)))
-@click.argument("name")
-@click.option("--output-dir", metavar="FOLDER", help="Folder to write.  [rlhf-KIND-NAME]")
-def new(kind: str, name: str, output_dir: str | None) -> None:
-    """Write the package of a new plugin: a small one that works, with its tests, to be changed.
-
-    rlhf plugins new reward brevity
-    """
-    name = check_name(kind, name)
-    folder = Path(output_dir or _distribution(kind, name))
-    files = write(kind, name, folder)
-    _, function, _, use = KINDS[kind]
-    click.echo(f"Written to {folder}: {', '.join(files)}\n")
-    click.echo(f"1. Edit {function} in {folder / _module(kind, name)}.py")
-    click.echo(f"2. pip install -e {folder}")
-    click.echo(f"3. {string.Template(use).substitute(name=name)}")
-
-
 def check_name(kind: str, name: str) -> str:
     """The name as users will type it, with underscores. Raises `UserError` for one that can't be, or is taken."""
     if not NAME.fullmatch(name) or len(name) > LONGEST:
@@ -77,7 +54,7 @@ def check_name(kind: str, name: str) -> str:
     if short in TAKEN:
         raise UserError(f"{name!r} can't be the name of a plugin: it means something in Python. Try {short}_{kind}.")
     for entry in Catalog().entries(f"{kind}s"):
-        if normalize(entry.name) == normalize(short) or normalize(entry.distribution) == _distribution(kind, short):
+        if normalize(entry.name) == normalize(short) or normalize(entry.distribution) == distribution(kind, short):
             raise UserError(
                 f"{entry.distribution} {entry.version} is installed already, with the {kind} {entry.name!r}. Choose "
                 f"another name, or remove that one first: rlhf plugins uninstall {entry.distribution}"
@@ -88,15 +65,15 @@ def check_name(kind: str, name: str) -> str:
 def write(kind: str, name: str, folder: Path) -> list[str]:
     """Write the package to `folder`, which must not exist; the paths of its files in it."""
     if folder.exists():
-        raise UserError(f"{folder} is there already: give another place with --output-dir, or remove it")
-    module = _module(kind, name)
+        raise UserError(f"{folder} exists already: give another folder with --output-dir, or remove it")
+    module = module_name(kind, name)
     cases = f"{module}_{CASES[kind]}.jsonl" if kind in CASES else None
     description, _, core, _ = KINDS[kind]
     values = {
         "kind": kind,
         "name": name,
         "module": module,
-        "distribution": _distribution(kind, name),
+        "distribution": distribution(kind, name),
         "class_name": "".join(word.capitalize() for word in name.split("_")) + "Method",
         "description": description,
         "core": core,
@@ -119,9 +96,9 @@ def write(kind: str, name: str, folder: Path) -> list[str]:
     return list(files)
 
 
-def _distribution(kind: str, name: str) -> str:
+def distribution(kind: str, name: str) -> str:
     return f"rlhf-{kind}-{name.replace('_', '-')}"
 
 
-def _module(kind: str, name: str) -> str:
+def module_name(kind: str, name: str) -> str:
     return f"rlhf_{kind}_{name}"

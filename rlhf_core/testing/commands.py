@@ -1,25 +1,21 @@
-"""`rlhf plugins check`: the conformance kit from the shell, each plugin in a process of its own."""
+"""The kit from the shell: `rlhf plugins check`, each plugin in a process of its own, and `rlhf plugins new`."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
+import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from rlhf_core.catalog import HOOKS, Catalog, Entry
+from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.testing import new_package
+from rlhf_core.testing.process import examine_in_process
+from rlhf_core.testing.report import Report
 
-if TYPE_CHECKING:
-    from rlhf_core.testing.report import Report
-
-SECONDS = 600  # that one plugin may take
 Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry where it is installed
 
 
@@ -27,15 +23,14 @@ Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry where 
 @click.argument("names", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
 def check(names: tuple[str, ...], as_json: bool) -> None:
-    """Check plugins against the rules of their kind, and say what to mend.
+    """Check plugins against the rules of their kind, and say what to fix.
 
     NAMES are installed plugins, as NAME or DISTRIBUTION/NAME, or rewards as --reward takes them: length:min=100 or
     ./my_rewards.py:brief. With names, every rule is shown; without, all plugins are checked, a line each.
     """
-    subjects = list(_named(names) if names else _all())
     found: list[tuple[Subject, Report]] = []
-    for subject in subjects:
-        report = _examine(subject)
+    for subject in list(_named(names) if names else _all()):
+        report = examine_in_process(*subject[:2])
         found.append((subject, report))
         if not as_json:
             click.echo(_text(subject, report) if names else _line(subject, report))
@@ -45,63 +40,33 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
     elif not names:
         click.echo(f"{len(found)} plugins, {broken} of them with broken rules")
         if broken:
-            click.echo("What to mend: rlhf plugins check NAME")
+            click.echo("What to fix: rlhf plugins check NAME")
     # A plugin asked for by name that could not be checked is no success either.
     if broken or (names and not all(report.ok for _, report in found)):
         raise SystemExit(1)
 
 
 def _all() -> Iterator[Subject]:
-    catalog = Catalog()
-    for kind in HOOKS:
-        for entry in catalog.entries(kind):
-            if entry.problem != "disabled":
-                yield kind, f"{entry.distribution}/{entry.name}", entry
+    for entry in Catalog().all_entries():
+        if entry.problem != "disabled":
+            yield entry.kind, f"{entry.distribution}/{entry.name}", entry
 
 
 def _named(names: tuple[str, ...]) -> Iterator[Subject]:
-    """The plugins of these names, whatever their kind. Raises `UserError` for one that is not there."""
+    """The plugins of these names, whatever their kind. Raises `UserError` for one that is not installed."""
     catalog = Catalog()
+    entries = catalog.all_entries()
     for name in names:
         if ":" in name or name.endswith(".py"):
             yield "rewards", name, None
             continue
         short = name.rpartition("/")[2]
-        kinds = [kind for kind in HOOKS if any(entry.name == short for entry in catalog.entries(kind))]
+        kinds = dict.fromkeys(entry.kind for entry in entries if entry.name == short)
         if not kinds:
-            known = {entry.name for kind in HOOKS for entry in catalog.entries(kind)}
+            known = {entry.name for entry in entries}
             raise UserError(f"there is no plugin {name!r}.{did_you_mean(short, known)} rlhf plugins lists them.")
         for kind in kinds:
             yield kind, name, catalog.find(kind, name)
-
-
-def _examine(subject: Subject) -> Report:
-    """The report from a process of its own: a plugin that ends it, or never ends, is that plugin's fault."""
-    from rlhf_core.testing.report import Report
-
-    kind, target, _ = subject
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "rlhf_core.testing", kind, target, str(file)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        try:
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, timeout=SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return _ended(subject, f"it took over {SECONDS} s")
-        if not file.is_file():
-            last = done.stdout.decode(errors="replace").strip().splitlines()[-3:]
-            return _ended(subject, "\n".join([f"its process ended with exit code {done.returncode}", *last]))
-        return Report.of(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _ended(subject: Subject, reason: str) -> Report:
-    from rlhf_core.testing.report import Report
-
-    report = Report(subject[0][:-1], subject[1])
-    report.rule("can be checked to the end").fault(reason)
-    return report
 
 
 def _title(subject: Subject) -> str:
@@ -129,3 +94,22 @@ def _values(subject: Subject, report: Report) -> dict[str, Any]:
     _, target, entry = subject
     origin = {"distribution": entry.distribution, "version": entry.version} if entry else {}
     return {**report.as_dict(), "name": entry.name if entry else target, **origin}
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(list(new_package.KINDS)))
+@click.argument("name")
+@click.option("--output-dir", metavar="FOLDER", help="Folder to write.  [rlhf-KIND-NAME]")
+def new(kind: str, name: str, output_dir: str | None) -> None:
+    """Write the package of a new plugin: a small one that works, with its tests, to be changed.
+
+    rlhf plugins new reward brevity
+    """
+    name = new_package.check_name(kind, name)
+    folder = Path(output_dir or new_package.distribution(kind, name))
+    files = new_package.write(kind, name, folder)
+    _, function, _, use = new_package.KINDS[kind]
+    click.echo(f"Written to {folder}: {', '.join(files)}\n")
+    click.echo(f"1. Edit {function} in {folder / new_package.module_name(kind, name)}.py")
+    click.echo(f"2. pip install -e {folder}")
+    click.echo(f"3. {string.Template(use).substitute(name=name)}")
