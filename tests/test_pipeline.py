@@ -222,17 +222,17 @@ def test_changed_data_change_a_stage():
 
 
 @pytest.mark.parametrize("code", [1, 130])
-def test_a_broken_off_stage_goes_on(code):
+def test_a_interrupted_stage_goes_on(code):
     runs = FakeRuns(0, code)
     assert carry_out(runs) == code
     assert runs.names == ["sft", "reward_model"]
-    assert runs.said[-1].endswith("Go on with the pipeline: rlhf pipeline --output-dir out")
+    assert runs.said[-1].endswith("Resume the pipeline: rlhf pipeline --output-dir out")
     runs = FakeRuns()
     assert carry_out(runs) == 0
     assert runs.names == ["reward_model-resume", "ppo"]
 
 
-def test_a_broken_off_stage_that_has_changed_begins_anew():
+def test_a_interrupted_stage_that_has_changed_begins_anew():
     carry_out(FakeRuns(1))
     runs = FakeRuns()
     carry_out(runs, last="sft", stages={"sft": {"seed": 1}})

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import Method
 from rlhf_core.models import loading as models
+from rlhf_core.models.resolve import find
 from rlhf_core.rewards import smoke_test as tryout
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.spec import BoundReward
+from rlhf_core.rewards.spec import BoundReward, bind_all
 from rlhf_core.training.arguments import check_settings
 from rlhf_core.ui.screen import Screen
 
@@ -24,8 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """Everything a run needs but the weights."""
+    """Everything a run needs but the weights. `config` has the options that are really used."""
 
+    config: RunConfig
     data: data_module.Data
     info: models.ModelInfo
     rewards: RewardRuntime
@@ -34,7 +38,9 @@ class Plan:
     tried: tryout.Tried | None = None
 
 
-def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list[BoundReward]) -> Plan:
+def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
+    """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
+    rewards = bind_all(config.reward_specs, catalog)
     options = config.options
     check_settings(method.config, config.set)
     data = data_module.load(
@@ -46,69 +52,66 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
     )
-    info = models.inspect(config, method.task)
-    runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True))
+    info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
+    lora = models.uses_lora(options, info)
+    options = method.resolve_options(options.model_copy(update={"lora": lora}), lora=lora)
+    runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True), folder)
     runtime.check_columns(data.columns, ", ".join(part.spec.source for part in data.parts))
-    system_prompt, origin = system_prompt_for(config, rewards)
+    system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
     if system_prompt:
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
-    data = _limited(data, method, options, info)
+    train, limit_notes = _limit(data.train, method, options, info.tokenizer)
+    held_out = _limit(data.held_out, method, options, info.tokenizer)[0] if data.held_out else []
+    data = replace(data, train=train, held_out=held_out, limit_notes=limit_notes)
     runtime.start()
-    return Plan(data, info, runtime, system_prompt, origin)
+    return Plan(config.model_copy(update={"options": options}), data, info, runtime, system_prompt, origin)
 
 
-def _limited(data: data_module.Data, method: Method, options: Any, info: models.ModelInfo) -> data_module.Data:
-    """The data without what can't be trained on, by the rules of the options; what was left out is in its notes."""
-    parts, notes = [], list(data.limit_notes)
-    for rows, said in ((data.train, notes), (data.held_out, [])):
-        if method.data != "conversations":
-            count, rule = len(rows), options.overlong_prompts
-            rows = lengths.limit_prompts(rows, info.tokenizer, options.max_prompt_length, rule)
-            if len(rows) < count:
-                said.append(f"left out {count - len(rows):,} of {count:,} rows, whose prompts are too long")
-        if method.data == "preferences" and rows:
-            rows, dropped = lengths.drop_pairs_without_difference(rows)
-            limit, rule = options.max_completion_length, options.overlong_completions
-            rows, cut = lengths.limit_answers(rows, info.tokenizer, limit, rule)
-            said += dropped + cut
-        if method.data == "conversations" and rows:
-            rows, cut = lengths.limit_conversations(
-                rows, info.tokenizer, options.max_length, options.overlong_completions
-            )
-            said += cut
-        parts.append(rows)
-    return replace(data, train=parts[0], held_out=parts[1], limit_notes=notes)
+def _limit(
+    rows: list[dict[str, Any]], method: Method, options: Any, tokenizer: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the rows without those that are too long, or shortened, by the rules of the options; what was done to them)."""
+    warnings: list[str] = []
+    if method.data == "conversations":
+        return lengths.limit_conversations(rows, tokenizer, options.max_length, options.overlong_completions)
+    count = len(rows)
+    rows = lengths.limit_prompts(rows, tokenizer, options.max_prompt_length, options.overlong_prompts)
+    if len(rows) < count:
+        warnings.append(f"left out {count - len(rows):,} of {count:,} rows, whose prompts are too long")
+    if method.data == "preferences" and rows:
+        rows, dropped = lengths.drop_pairs_without_difference(rows)
+        rows, cut = lengths.limit_answers(rows, tokenizer, options.max_completion_length, options.overlong_completions)
+        warnings += dropped + cut
+    return rows, warnings
 
 
-def system_prompt_for(config: RunConfig, rewards: list[BoundReward]) -> tuple[str | None, str]:
-    """(system prompt, where it is from): the user's, or else what the rewards expect, one after the other."""
-    if config.system_prompt is not None:
-        return config.system_prompt or None, "--system-prompt"
+def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tuple[str | None, str]:
+    """(system prompt, where it is from): the one `given`, '' for none; else those that the rewards expect, joined."""
+    if given is not None:
+        return given or None, "--system-prompt"
     asking = {reward.name: reward.reward.instruction for reward in rewards if reward.reward.instruction}
     return "\n".join(dict.fromkeys(asking.values())) or None, "reward " + ", ".join(asking)
 
 
-def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, str]]:
+def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     """The lines shown before the weights load."""
     import torch
 
+    config, data = plan.config, plan.data
+    options = config.options
     entry = catalog.find("methods", config.method)
-    info, data = plan.info, plan.data
-    lora = models.uses_lora(config.options, info)
-    bits = "4-bit" if config.options.load_in_4bit else "8-bit" if config.options.load_in_8bit else ""
-    dtype = bits or str(models.weight_dtype(config.options, lora)).removeprefix("torch.")
-    trained = f"LoRA r={config.options.lora_r}" if lora else "all trained"
+    bits = "4-bit" if options.load_in_4bit else "8-bit" if options.load_in_8bit else ""
+    dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
+    trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     rows = [
         ("Method", f"{config.method}: {entry.summary}"),
-        ("Model", f"{config.model}, {_count(info.parameters)} parameters, {trained}, {dtype}"),
+        ("Model", f"{config.model}, {_count(plan.info.parameters)} parameters, {trained}, {dtype}"),
     ]
-    for part in data.parts:
-        rows.append(("Data", str(part)))
+    rows += [("Data", str(part)) for part in data.parts]
     rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
-    for note in data.notes:
-        rows.append(("Note", note))
+    rows += [("Note", note) for note in data.notes]
     for reward in plan.rewards.rewards:
         origin = reward.distribution or "by path"
         rows.append(("Reward", f"{reward.spec} (weight {reward.weight:g}; {origin})"))
@@ -135,7 +138,7 @@ def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
                 raise UserError(
                     f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
                 ) from error
-        raise UserError(f"the data's columns don't fit a table: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the data's columns don't fit a table: {first_line(error)}") from error
 
 
 def _count(number: int) -> str:
@@ -145,14 +148,14 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def plugins_used(config: RunConfig, catalog: Catalog, plan: Plan) -> list[str]:
+def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
     """Method, rewards, formatters and callbacks with their distributions, for the manifest."""
-    entries = [catalog.find("methods", config.method), *(catalog.find("callbacks", name) for name in config.callback)]
-    layouts = {part.formatter for part in plan.data.parts}
-    entries += [e for e in catalog.entries("formatters") if e.name in layouts and e.problem != "disabled"]
+    entries = [catalog.find("methods", plan.config.method)]
+    entries += [catalog.find("callbacks", name) for name in plan.config.callback]
+    formats = {part.formatter for part in plan.data.parts}
+    entries += [e for e in catalog.entries("formatters") if e.name in formats and e.problem != "disabled"]
     found = [f"{entry.kind[:-1]} {entry.name}: {entry.distribution} {entry.version}" for entry in entries]
-    rewards = plan.rewards.rewards
-    return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in rewards]
+    return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards.rewards]
 
 
 def try_rewards(plan: Plan) -> tryout.Tried | None:

@@ -24,15 +24,15 @@ def rlhf_methods():
     return [PPO]
 
 
-class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1.41e-5, description="peak learning rate")
-    per_device_train_batch_size: Positive = Field(1, description="answers in one forward pass on one device")
-    gradient_accumulation_steps: Positive = Field(16, description="forward passes before the optimizer steps")
-    max_prompt_length: Positive = Field(
-        1024,
-        description="tokens a prompt may have",
-        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
-    )
+class Options(
+    TrainingOptions,
+    defaults={
+        "learning_rate": 1.41e-5,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 16,
+        "max_prompt_length": 1024,
+    },
+):
     max_completion_length: Positive = Field(
         256,
         description="tokens an answer may have",
@@ -84,7 +84,6 @@ class PPO(Method):
         from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
 
         options = run.options
-        run.steps_per_rollout = options.num_ppo_epochs * options.num_mini_batches
         arguments = run.arguments(
             TrainingArguments,
             max_steps=_steps(options, run.world_size),
@@ -94,7 +93,6 @@ class PPO(Method):
         policy = run.model if run.peft_config is None else get_peft_model(run.model, run.peft_config)
         if options.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
-        run.policy = policy
         reference = Reference(policy, fresh_adapter=run.peft_config is not None)
         return PPOTrainer(
             model=PolicyWithValue(policy, separate=options.value_model == "separate"),
@@ -105,6 +103,12 @@ class PPO(Method):
             train_dataset=run.train_dataset,
             processing_class=run.tokenizer,
         )
+
+    def steps_per_rollout(self, trainer):
+        return trainer.steps_per_rollout
+
+    def policy(self, trainer):
+        return trainer.accelerator.unwrap_model(trainer.model).policy
 
 
 def _steps(options: Options, processes: int) -> int:

@@ -93,8 +93,12 @@ class PPOTrainer(Trainer):
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * self.options.num_mini_batches
 
     @property
+    def steps_per_rollout(self) -> int:
+        return self.options.num_ppo_epochs * self.options.num_mini_batches
+
+    @property
     def passes_per_rollout(self) -> int:
-        return self.options.num_ppo_epochs * self.options.num_mini_batches * self.args.gradient_accumulation_steps
+        return self.steps_per_rollout * self.args.gradient_accumulation_steps
 
     def get_train_dataloader(self) -> DataLoader:
         batches = PromptBatches(
@@ -127,7 +131,13 @@ class PPOTrainer(Trainer):
             tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows
         ]
         sampling = Sampling(
-            options.max_completion_length, eos_token_ids(model.policy, tokenizer), options.temperature, options.top_p
+            options.max_completion_length,
+            eos_token_ids(model.policy, tokenizer),
+            options.temperature,
+            options.top_p,
+            options.top_k,
+            options.min_p,
+            options.repetition_penalty,
         )
         rollouts = rollout(model.policy, prompts, 1, sampling, options.rollouts)
         scores = self._score(rows, [one.completion for one in rollouts])
@@ -254,7 +264,7 @@ class PPOTrainer(Trainer):
         if "val/ratio" in means:
             means["val/ratio_var"] = torch.tensor(kept["val/ratio"]).var(correction=0).item()
         episodes = self.state.global_step * self.rollout_size * self.args.world_size
-        means["episode"] = episodes // (self.options.num_ppo_epochs * self.options.num_mini_batches)
+        means["episode"] = episodes // self.steps_per_rollout
         super().log({**logs, **means}, start_time)
 
     # Checkpoints: the policy as any model, the value head and the KL coefficient beside it.

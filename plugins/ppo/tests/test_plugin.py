@@ -160,15 +160,10 @@ def settings(tmp_path, tiny_model, monkeypatch):
 @pytest.fixture
 def trainer(settings):
     """trainer(option=…) -> a PPOTrainer."""
-    import datasets
-
-    from rlhf_core.rewards.spec import bind_all
 
     def make(**values):
-        config, method = resolve({**settings, **values}, Catalog())
-        plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
-        rows = datasets.Dataset.from_list(plan.data.train)
-        return method.trainer(Run(config, Path("out"), plan.info, rows, [], plan.rewards))
+        config, method = resolve({"output_dir": "out", **settings, **values}, Catalog())
+        return method.trainer(Run.of(make_plan(config, method, Catalog())))
 
     return make
 
