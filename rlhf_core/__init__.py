@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from rlhf_core.formatter import Example, Formatter
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
+    from rlhf_core.models.reference import Reference
     from rlhf_core.reward import Reward
+    from rlhf_core.rewards.runtime import Batch
     from rlhf_core.training.run import Run, train
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Batch": "rewards.runtime",
     "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
     "Method": "method",
     "PluginError": "errors",
+    "Reference": "models.reference",
     "Reward": "reward",
     "Run": "training.run",
     "RunConfig": "config",
@@ -37,11 +41,13 @@ _HOME = {
 }
 
 __all__ = [
+    "Batch",
     "Catalog",
     "Example",
     "Formatter",
     "Method",
     "PluginError",
+    "Reference",
     "Reward",
     "Run",
     "RunConfig",

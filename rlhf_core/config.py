@@ -93,7 +93,9 @@ class RunConfig(BaseModel):
         validation_alias=AliasChoices("master_addr", "main_address"),
     )
     distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
-        "ddp", description="what several processes share: gradients; parameters; optimizer state; or all by DeepSpeed"
+        "ddp",
+        description="what is split between processes: only the data (ddp), gradients and optimizer state too (zero2), "
+        "or the weights too (fsdp, zero3)",
     )
     set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
     options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)

@@ -67,7 +67,7 @@ def state(stage: Stage, mark: str) -> str:
     """`new`, `changed`, or unchanged and `finished` or `interrupted`. Raises `UserError` for other files."""
     found = recorded(stage.folder)
     if not found and stage.folder.exists() and (stage.folder.is_file() or any(stage.folder.iterdir())):
-        raise UserError(f"{stage.folder} is there and is no stage of a pipeline: choose another --output-dir")
+        raise UserError(f"{stage.folder} exists and is no stage of a pipeline: choose another --output-dir")
     if not (stage.folder / "config.yaml").is_file():  # nothing was trained
         return "new"
     if found["fingerprint"] != mark:

@@ -80,7 +80,7 @@ class PPO(Method):
         from peft import get_peft_model
         from transformers import TrainingArguments
 
-        from rlhf_core.models.reference import Reference
+        from rlhf_core import Reference
         from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
 
         options = run.options

@@ -3,7 +3,7 @@
 The details follow "The N Implementation Details of RLHF with PPO" (Huang et al., 2023):
 https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo
 
-Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the whole model.
+Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the full model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from rlhf_core import Batch
 from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, eos_token_ids, rollout, stacked
-from rlhf_core.rewards.runtime import Batch
 from rlhf_method_ppo import losses
 
 VALUE_HEAD, VALUE_MODEL, CONTROLLER = "value_head.safetensors", "value_model.safetensors", "kl_coef.txt"
@@ -52,7 +52,9 @@ class PolicyWithValue(nn.Module):
 
 @dataclass
 class Experience:
-    """Rollouts and what was computed of them once. Tensors are (completions, tokens), `learns` (completions, 1)."""
+    """Rollouts and what is computed of them once. Tensors are (completions, tokens); `mask` is 1 for a token that is in
+    the loss.
+    """
 
     groups: list[Group]
     mask: Tensor
@@ -60,7 +62,7 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
-    tokens: Tensor | None = None  # that the whole minibatch learns from, in all processes
+    tokens: Tensor | None = None  # how many are in the loss of the full minibatch, in all processes
 
     def rows(self, chosen: list[int]) -> Experience:
         """Some completions, without columns that only longer ones use."""
@@ -83,7 +85,7 @@ class PPOTrainer(Trainer):
         self.kl_coef = options.kl_coef
         self.passes = 0  # forward passes since this process began
         self.minibatches: list[list[Experience]] = []
-        self.kept: dict[str, list[float]] = defaultdict(list)
+        self.metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
 
     # Data: every process reads its own prompts, a batch of rollouts at a time, repeated for every pass over them.
 
@@ -146,42 +148,42 @@ class PPOTrainer(Trainer):
         logps, entropies, values, ref_logps = self._measure(model, groups, mask)
         kl = losses.kl_penalty(logps, ref_logps, options.kl_estimator) * mask
         finished = torch.tensor([one.finished for one in rollouts], device=device)
-        there = torch.tensor([score is not None for score in scores], device=device)
+        scored = torch.tensor([score is not None for score in scores], device=device)
         given = torch.tensor([score or 0.0 for score in scores], device=device)
         total = given - options.missing_eos_penalty * (~finished).float()
         rewards = losses.token_rewards(total, kl, mask, self.kl_coef)
-        learns = there & finished if options.mask_truncated_completions else there
-        learning = mask * learns[:, None]
+        used = scored & finished if options.mask_truncated_completions else scored
+        loss_mask = mask * used[:, None]
         if options.whiten_rewards:
-            rewards = losses.whiten(rewards, learning, *self._moments(rewards, learning), shift_mean=False)
+            rewards = losses.whiten(rewards, loss_mask, *self._moments(rewards, loss_mask), shift_mean=False)
         advantages, returns = losses.gae(rewards, values, mask, options.gamma, options.lam)
-        advantages = losses.whiten(advantages, learning, *self._moments(advantages, learning))
+        advantages = losses.whiten(advantages, loss_mask, *self._moments(advantages, loss_mask))
 
         kl_of_completion = kl.sum(1)
-        self._keep("objective/kl", kl_of_completion)
-        self._keep("kl", kl.sum(1) / mask.sum(1))
-        self._keep("objective/entropy", entropies.sum(1))
-        self._keep("objective/non_score_reward", -self.kl_coef * kl_of_completion)
-        self._keep("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[there])
-        self._keep("objective/scores", given[there])
-        self._keep("reward", given[there])
-        self._keep("objective/kl_coef", torch.tensor([self.kl_coef]))
-        self._keep("val/num_eos_tokens", finished.float().sum()[None])
-        self._keep("val/explained_variance", _explained_variance(values, returns, learning)[None])
-        self._keep("completions/mean_length", mask.sum(1).float())
-        self._keep("completions/clipped_ratio", (~finished).float())
+        self._record("objective/kl", kl_of_completion)
+        self._record("kl", kl.sum(1) / mask.sum(1))
+        self._record("objective/entropy", entropies.sum(1))
+        self._record("objective/non_score_reward", -self.kl_coef * kl_of_completion)
+        self._record("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[scored])
+        self._record("objective/scores", given[scored])
+        self._record("reward", given[scored])
+        self._record("objective/kl_coef", torch.tensor([self.kl_coef]))
+        self._record("val/num_eos_tokens", finished.float().sum()[None])
+        self._record("val/explained_variance", _explained_variance(values, returns, loss_mask)[None])
+        self._record("completions/mean_length", mask.sum(1).float())
+        self._record("completions/clipped_ratio", (~finished).float())
         if options.target_kl is not None:
             everywhere = self.accelerator.gather(kl_of_completion)
             self.kl_coef = losses.adapted_kl_coef(
                 self.kl_coef, everywhere.mean().item(), options.target_kl, len(everywhere), options.kl_horizon
             )
-        return Experience(groups, learning, logps, values, advantages, returns)
+        return Experience(groups, loss_mask, logps, values, advantages, returns)
 
     def _score(self, rows: list[dict], completions: list[list[int]]) -> list[float | None]:
         """Each answer's weighted sum of rewards; None where a reward failed or none applies."""
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         messages = [[{"role": "assistant", "content": self.rewards.decode(ids)}] for ids in completions]
-        trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.kept[name].append(value)}
+        trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.metrics[name].append(value)}
         batch = Batch([row["prompt"] for row in rows], messages, completions, columns, trl)
         return self.rewards.score(batch)
 
@@ -203,7 +205,7 @@ class PPOTrainer(Trainer):
         return tuple(result * mask for result in results)
 
     def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, unbiased variance) over the learning tokens of all processes."""
+        """(mean, unbiased variance) over the masked tokens of all processes."""
         sums = torch.stack([(values * mask).sum(), (values**2 * mask).sum(), mask.sum().float()])
         total, squares, count = self.accelerator.reduce(sums, "sum")
         mean = total / count.clamp(min=1)
@@ -238,31 +240,31 @@ class PPOTrainer(Trainer):
         scale = self.args.gradient_accumulation_steps * self.args.world_size / inputs.tokens.clamp(min=1)
         loss = ((policy + options.vf_coef * value) * inputs.mask).sum() * scale
 
-        learning = inputs.mask.bool()
-        if learning.any():
-            log_ratio = (logps - inputs.logps).detach()[learning]
-            self._keep("loss/policy_avg", policy.detach()[learning])
-            self._keep("loss/value_avg", value.detach()[learning])
-            self._keep("policy/clipfrac_avg", policy_clipped[learning])
-            self._keep("val/clipfrac_avg", value_clipped[learning])
-            self._keep("policy/approxkl_avg", 0.5 * log_ratio**2)
-            self._keep("policy/entropy_avg", entropies[learning])
-            self._keep("val/ratio", log_ratio.exp())
+        trained = inputs.mask.bool()
+        if trained.any():
+            log_ratio = (logps - inputs.logps).detach()[trained]
+            self._record("loss/policy_avg", policy.detach()[trained])
+            self._record("loss/value_avg", value.detach()[trained])
+            self._record("policy/clipfrac_avg", policy_clipped[trained])
+            self._record("val/clipfrac_avg", value_clipped[trained])
+            self._record("policy/approxkl_avg", 0.5 * log_ratio**2)
+            self._record("policy/entropy_avg", entropies[trained])
+            self._record("val/ratio", log_ratio.exp())
         return loss
 
-    def _keep(self, name: str, values: Tensor) -> None:
-        self.kept[name] += values.float().mean()[None].tolist() if values.numel() else []
+    def _record(self, name: str, values: Tensor) -> None:
+        self.metrics[name] += values.float().mean()[None].tolist() if values.numel() else []
 
     def log(self, logs, start_time=None) -> None:
-        """Adds the means of what was kept since the last time, in all processes."""
-        kept: dict[str, list[float]] = defaultdict(list)
-        for part in gather_object([dict(self.kept)]):
+        """Adds the means of what was recorded since the last log, in all processes."""
+        recorded: dict[str, list[float]] = defaultdict(list)
+        for part in gather_object([dict(self.metrics)]):
             for name, values in part.items():
-                kept[name] += values
-        self.kept.clear()
-        means = {name: sum(values) / len(values) for name, values in kept.items() if values}
+                recorded[name] += values
+        self.metrics.clear()
+        means = {name: sum(values) / len(values) for name, values in recorded.items() if values}
         if "val/ratio" in means:
-            means["val/ratio_var"] = torch.tensor(kept["val/ratio"]).var(correction=0).item()
+            means["val/ratio_var"] = torch.tensor(recorded["val/ratio"]).var(correction=0).item()
         episodes = self.state.global_step * self.rollout_size * self.args.world_size
         means["episode"] = episodes // self.steps_per_rollout
         super().log({**logs, **means}, start_time)
@@ -328,8 +330,8 @@ def _load(model, folder: Path) -> None:
 
 
 def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 where the values foretell the returns, 0 where they are no better than their mean."""
-    there = mask.bool()
-    if there.sum() < 2:
+    """1 where the values predict the returns, 0 where they are no better than their mean."""
+    chosen = mask.bool()
+    if chosen.sum() < 2:
         return torch.zeros(0)
-    return 1 - (returns - values)[there].var() / returns[there].var().clamp(min=1e-8)
+    return 1 - (returns - values)[chosen].var() / returns[chosen].var().clamp(min=1e-8)

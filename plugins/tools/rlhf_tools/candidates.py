@@ -15,8 +15,9 @@ from rlhf_core.data import loading as data_module
 from rlhf_core.data.spec import DataSpec, read_all
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method
-from rlhf_core.models.resolve import find
+from rlhf_core.models.resolve import ModelReference, find
 from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind_all
+from rlhf_core.training.plan import system_prompt_for
 
 CANONICAL = ("prompt", "messages", "chosen", "rejected")
 
@@ -27,7 +28,7 @@ class Candidate:
 
     name: str
     given: str
-    model: str
+    model: ModelReference
     config: RunConfig | None = None
     method: Method | None = None
 
@@ -38,7 +39,7 @@ class Questions:
 
     rows: list[dict[str, Any]]
     source: str
-    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def columns(self) -> dict[str, list[Any]]:
@@ -87,13 +88,13 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _candidate(name: str, given: str, catalog: Catalog) -> Candidate:
-    target = find(given)
-    if target.is_reward_model:
+    model = find(given)
+    if model.is_reward_model:
         raise UserError(f"{given} is a reward model, which scores answers and writes none: --reward-model uses it")
-    if target.run is None or not (target.run / "config.yaml").is_file():
-        return Candidate(name, given, target.model)
-    config, method = resolve(read_file(target.run / "config.yaml"), catalog)
-    return Candidate(name, given, target.model, config, method)
+    if model.run is None or not (model.run / "config.yaml").is_file():
+        return Candidate(name, given, model)
+    config, method = resolve(read_file(model.run / "config.yaml"), catalog)
+    return Candidate(name, given, model, config, method)
 
 
 def choose_rewards(given: Sequence[str], candidates: Sequence[Candidate], catalog: Catalog) -> list[BoundReward]:
@@ -108,11 +109,8 @@ def choose_system_prompt(
     given: str | None, candidates: Sequence[Candidate], rewards: Sequence[BoundReward]
 ) -> str | None:
     """What was given, else the first run's that says something, else what the rewards expect; '' means none."""
-    said = [given, *(one.config.system_prompt for one in candidates if one.config)]
-    for text in said:
-        if text is not None:
-            return text or None
-    return "\n".join(dict.fromkeys(r.reward.instruction for r in rewards if r.reward.instruction)) or None
+    asked = [given, *(one.config.system_prompt for one in candidates if one.config)]
+    return system_prompt_for(next((text for text in asked if text is not None), None), rewards)[0]
 
 
 def choose_max_completion_length(given: int | None, candidates: Sequence[Candidate]) -> int:
@@ -131,7 +129,8 @@ def choose_questions(
     else:
         found = _held_out(run, count, seed, candidates, catalog)
     if len(found.rows) < count:
-        found = replace(found, notes=[*found.notes, f"{len(found.rows)} prompts instead of {count}: there are no more"])
+        warning = f"{len(found.rows)} prompts instead of {count}: there are no more"
+        found = replace(found, warnings=[*found.warnings, warning])
     return found
 
 
@@ -146,7 +145,7 @@ def _any_rows(specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog
 
 
 def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog) -> Questions:
-    """What `run` held out. A share set apart depends on its data, what its method needs of them, and its seed."""
+    """What `run` held out. Which rows those are depends on its data, its method and its seed."""
     assert run.config is not None
     assert run.method is not None
     config, options = run.config, run.config.options
@@ -164,16 +163,16 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
     source = ", ".join(spec.source for spec in config.data_specs)
     if not rows:
         raise UserError(f"{run.given} held out no row of {source}: give prompts that it has not learned from, --data")
-    notes = [
-        f"{other.name} set apart other rows of its data and may have learned from some of these prompts"
+    warnings = [
+        f"{other.name} held out other rows of its data and may have learned from some of these prompts"
         for other in candidates
-        if other.config and not other.config.eval_data and _apart(other) != _apart(run)
+        if other.config and not other.config.eval_data and _split_by(other) != _split_by(run)
     ]
-    return Questions(rows, f"{source}, what {run.name} held out", notes)
+    return Questions(rows, f"{source}, what {run.name} held out", warnings)
 
 
-def _apart(candidate: Candidate) -> tuple[Any, ...]:
-    """What decides which rows a run sets apart, beside its method."""
+def _split_by(candidate: Candidate) -> tuple[Any, ...]:
+    """What decides which rows a run holds out, beside its method."""
     assert candidate.config is not None
     options = candidate.config.options
     return candidate.config.data, options.seed, options.num_eval_prompts

@@ -43,7 +43,7 @@ import click
 @click.option(
     "--system-prompt",
     metavar="TEXT",
-    help="System message where a row has none; '' for none at all.  [the run's, else the rewards' instruction]",
+    help="System message where a row has none; '' for none at all.  [the run's, else the rewards']",
 )
 @click.option("--seed", type=int, default=42, metavar="N", help="Of the sampling and the intervals.  [42]")
 @click.option("--output", metavar="FOLDER", help="Folder for comparison.json and comparison.html.  [compare-TIME]")

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import RunConfig
 from rlhf_core.data.loading import add_system_prompt, prompt_of
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
@@ -125,16 +123,13 @@ def prepare(
 def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> models.ModelInfo:
     """Configuration and tokenizer. Raises `UserError` if the prompts don't fit."""
     template = candidate.config.chat_template if candidate.config else None
-    try:
-        info = models.inspect(RunConfig(method="compare", model=candidate.model, chat_template=template))
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--model ")) from error
-    room = getattr(info.config.get_text_config(), "max_position_embeddings", None)  # some models have no such limit
+    info = models.inspect(candidate.model, chat_template=template)
+    most = models.max_tokens(info.config)
     longest = max(len(ids) for ids in _encode(info, prompts))
-    if room is not None and longest + limit > room:
+    if most is not None and longest + limit > most:
         raise UserError(
-            f"{candidate.given} reads at most {room:,} tokens; the longest prompt has {longest:,}, and its answer may "
-            f"have {limit:,}: --max-completion-length {max(1, room - longest)}, or other --data"
+            f"{candidate.given} reads at most {most:,} tokens; the longest prompt has {longest:,}, and its answer may "
+            f"have {limit:,}: --max-completion-length {max(1, most - longest)}, or other --data"
         )
     return info
 
@@ -153,7 +148,7 @@ def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
     rows += [("Reward", str(reward.spec)) for reward in comparison.rewards.rewards]
     if comparison.system_prompt:
         rows.append(("System", f"“{comparison.system_prompt}”"))
-    rows += [("Note", note) for note in comparison.questions.notes]
+    rows += [("Note", warning) for warning in comparison.questions.warnings]
     if not comparison.rewards.rewards:
         rows.append(("Note", "no reward: lengths and answers only. Rewards decide the win rate: --reward NAME"))
     return [*rows, ("Output", str(folder))]
@@ -169,8 +164,8 @@ def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
             model: Any = models.load(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
         except OSError as error:
             given = comparison.candidates[number].given
-            raise UserError(f"{given}: its weights can't be read: {str(error).splitlines()[0]}") from error
-    model = model.to(PartialState().device).eval()
+            raise UserError(f"{given}: its weights can't be read: {first_line(error)}") from error
+    model = model.to(models.device()).eval()
     try:
         return {mode: _mode(comparison, info, model, mode) for mode in MODES}
     finally:
@@ -246,7 +241,7 @@ def gather(comparison: Comparison, answers: dict[str, dict[str, Answers]]) -> di
             "rewards": [{"name": r.name, "spec": str(r.spec), "weight": r.weight} for r in comparison.rewards.rewards],
             "seed": comparison.seed,
         },
-        "notes": list(comparison.questions.notes),
+        "notes": list(comparison.questions.warnings),
         "results": {
             mode: summarize({name: both[mode] for name, both in answers.items()}, names, comparison.seed)
             for mode in MODES
