@@ -135,6 +135,30 @@ def test_the_written_configuration_repeats_the_run(run, tmp_path):
     assert same(weights(one / "model"), weights(tmp_path / "two" / "model"))
 
 
+def test_the_written_configuration_holds_what_was_used(run):
+    _, folder = run("out", learning_rate=None, max_steps=1)
+    full = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (full["learning_rate"], full["beta"], full["lora"]) == (1e-6, 0.0, False)
+    _, folder = run("adapter", learning_rate=None, lora=True, max_steps=1)
+    adapted = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (adapted["learning_rate"], adapted["beta"], adapted["lora"]) == (1e-6, 0.001, True)
+
+
+@pytest.mark.parametrize(
+    "greedy", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}], ids=lambda values: next(iter(values))
+)
+def test_the_evaluation_samples_with_the_options(run, greedy):
+    """With one token to choose from, every seed gives the same answers; otherwise these two do not."""
+
+    def answers(seed: int, **values) -> list[str]:
+        name = f"{seed}{sorted(values)}"
+        run(name, seed=seed, num_eval_prompts=1, eval_data="data.jsonl", max_steps=1, learning_rate=1e-9, **values)
+        return json.loads((Path(name) / "evaluation.json").read_text())["before"]["answers"]
+
+    assert answers(1) != answers(2)
+    assert answers(1, **greedy) == answers(2, **greedy)
+
+
 # what is different from the run above: two epochs of data, several passes a batch, accumulation, LoRA
 RESUMED = {
     "plain": {},

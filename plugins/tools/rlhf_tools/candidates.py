@@ -9,16 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.catalog import Catalog
-from rlhf_core.config import BUILTIN, RunConfig, read_file, resolve
-from rlhf_core.data import loading as data_module
-from rlhf_core.data.spec import DataSpec, read_all
-from rlhf_core.errors import UserError
-from rlhf_core.method import Method
-from rlhf_core.models.resolve import ModelReference, find
-from rlhf_core.rewards.spec import BoundReward, RewardSpec, bind_all
-from rlhf_core.training.plan import system_prompt_for
+from rlhf_core import Catalog, Method, RunConfig, UserError, commands
+from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec
 
+BUILTIN = "builtin"
 CANONICAL = ("prompt", "messages", "chosen", "rejected")
 
 
@@ -88,21 +82,21 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _candidate(name: str, given: str, catalog: Catalog) -> Candidate:
-    model = find(given)
+    model = commands.find_model(given)
     if model.is_reward_model:
         raise UserError(f"{given} is a reward model, which scores answers and writes none: --reward-model uses it")
     if model.run is None or not (model.run / "config.yaml").is_file():
         return Candidate(name, given, model)
-    config, method = resolve(read_file(model.run / "config.yaml"), catalog)
+    config, method = commands.resolve_config(commands.read_config(model.run / "config.yaml"), catalog)
     return Candidate(name, given, model, config, method)
 
 
 def choose_rewards(given: Sequence[str], candidates: Sequence[Candidate], catalog: Catalog) -> list[BoundReward]:
     """Those that were given, else those of the first run that has any, else none."""
     if given:
-        return bind_all([RewardSpec.parse(text) for text in given], catalog)
+        return commands.bind_rewards([RewardSpec.parse(text) for text in given], catalog)
     configs = [one.config for one in candidates if one.config and one.config.reward_specs]
-    return bind_all(configs[0].reward_specs, catalog) if configs else []
+    return commands.bind_rewards(configs[0].reward_specs, catalog) if configs else []
 
 
 def choose_system_prompt(
@@ -110,7 +104,7 @@ def choose_system_prompt(
 ) -> str | None:
     """What was given, else the first run's that says something, else what the rewards expect; '' means none."""
     asked = [given, *(one.config.system_prompt for one in candidates if one.config)]
-    return system_prompt_for(next((text for text in asked if text is not None), None), rewards)[0]
+    return commands.system_prompt_for(next((text for text in asked if text is not None), None), rewards)[0]
 
 
 def choose_max_completion_length(given: int | None, candidates: Sequence[Candidate]) -> int:
@@ -123,7 +117,7 @@ def choose_questions(
     """At most `count` rows: any of `data`, else those that the first run did not learn from, else builtin ones."""
     run = next((one for one in candidates if one.config), None)
     if data:
-        found = _any_rows(read_all(data, None, None), count, seed, catalog)
+        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog)
     elif run is None:
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:
@@ -137,9 +131,9 @@ def choose_questions(
 def _any_rows(specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog) -> Questions:
     source = ", ".join(spec.source for spec in specs)
     if source == BUILTIN:
-        rows = data_module.load(specs, "prompts", catalog, held_out=count).held_out
+        rows = commands.load_data(specs, "prompts", catalog, held_out=count).held_out
         return Questions(rows, "builtin, its held-out part")
-    rows = data_module.load(specs, "prompts", catalog).train
+    rows = commands.load_data(specs, "prompts", catalog).train
     random.Random(seed).shuffle(rows)
     return Questions(rows[:count], source)
 
@@ -152,7 +146,7 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
     if config.eval_specs or [spec.source for spec in config.data_specs] == [BUILTIN]:
         found = _any_rows(config.eval_specs or config.data_specs, count, seed, catalog)
         return replace(found, source=f"{found.source} (as in {run.name})")
-    rows = data_module.load(
+    rows = commands.load_data(
         config.data_specs,
         run.method.data,
         catalog,

@@ -56,8 +56,8 @@ def compare(models: tuple[str, ...], **values: Any) -> None:
 
     rlhf compare builtin runs/grpo-20260101-120000
     """
-    from rlhf_core.catalog import Catalog
-    from rlhf_core.models.resolve import quiet_libraries
+    from rlhf_core import Catalog
+    from rlhf_core.commands import quiet_libraries
     from rlhf_tools.candidates import find_candidates
 
     catalog = Catalog()

@@ -19,14 +19,9 @@ from typing import Any
 
 import torch
 
-from rlhf_core.catalog import Catalog
-from rlhf_core.data.loading import add_system_prompt, prompt_of
-from rlhf_core.errors import UserError, first_line
-from rlhf_core.method import TrainingOptions
-from rlhf_core.models import loading as models
+from rlhf_core import Batch, Catalog, TrainingOptions, UserError, commands
+from rlhf_core.commands import ModelInfo, RewardRuntime, Screen
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
-from rlhf_core.rewards.runtime import Batch, RewardRuntime
-from rlhf_core.ui.screen import Screen
 from rlhf_tools import candidates as finding
 from rlhf_tools import page, table
 from rlhf_tools.candidates import Candidate, Questions
@@ -40,7 +35,7 @@ class Comparison:
     """Everything but the weights, checked. `infos` are the candidates' tokenizers and configurations."""
 
     candidates: list[Candidate]
-    infos: list[models.ModelInfo]
+    infos: list[ModelInfo]
     questions: Questions
     prompts: list[Any]
     rewards: RewardRuntime
@@ -113,18 +108,18 @@ def prepare(
     runtime.check_columns(list(questions.columns), questions.source)
     system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
     if system_prompt:
-        add_system_prompt(questions.rows, system_prompt)
-    asked = [prompt_of(row) for row in questions.rows]
+        commands.add_system_prompt(questions.rows, system_prompt)
+    asked = [commands.prompt_of(row) for row in questions.rows]
     limit = finding.choose_max_completion_length(max_completion_length, candidates)
     infos = [_inspect(candidate, asked, limit) for candidate in candidates]
     return Comparison(candidates, infos, questions, asked, runtime, system_prompt, limit, samples, temperature, seed)
 
 
-def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> models.ModelInfo:
+def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> ModelInfo:
     """Configuration and tokenizer. Raises `UserError` if the prompts don't fit."""
     template = candidate.config.chat_template if candidate.config else None
-    info = models.inspect(candidate.model, chat_template=template)
-    most = models.max_tokens(info.config)
+    info = commands.inspect_model(candidate.model, chat_template=template)
+    most = commands.max_tokens(info.config)
     longest = max(len(ids) for ids in _encode(info, prompts))
     if most is not None and longest + limit > most:
         raise UserError(
@@ -134,7 +129,7 @@ def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> models
     return info
 
 
-def _encode(info: models.ModelInfo, prompts: Sequence[Any]) -> list[list[int]]:
+def _encode(info: ModelInfo, prompts: Sequence[Any]) -> list[list[int]]:
     return [info.tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
 
 
@@ -157,15 +152,15 @@ def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
 def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
     """Both modes of one model, whose weights are given back."""
     info = comparison.infos[number]
-    dtype = "bfloat16" if models.gpu_has_bfloat16() else "float32"
+    dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
         try:
-            model: Any = models.load(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
+            model: Any = commands.load_model(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
         except OSError as error:
             given = comparison.candidates[number].given
-            raise UserError(f"{given}: its weights can't be read: {first_line(error)}") from error
-    model = model.to(models.device()).eval()
+            raise UserError(f"{given}: its weights can't be read: {str(error).splitlines()[0]}") from error
+    model = model.to(commands.device()).eval()
     try:
         return {mode: _mode(comparison, info, model, mode) for mode in MODES}
     finally:
@@ -175,7 +170,7 @@ def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
             torch.cuda.empty_cache()
 
 
-def _mode(comparison: Comparison, info: models.ModelInfo, model: Any, mode: str) -> Answers:
+def _mode(comparison: Comparison, info: ModelInfo, model: Any, mode: str) -> Answers:
     each = comparison.samples if mode == "sampled" else 1
     sampling = Sampling(
         comparison.max_completion_length,
@@ -188,9 +183,7 @@ def _mode(comparison: Comparison, info: models.ModelInfo, model: Any, mode: str)
     return [answers[start : start + each] for start in range(0, len(answers), each)]
 
 
-def _rollouts(
-    comparison: Comparison, info: models.ModelInfo, model: Any, sampling: Sampling, each: int
-) -> Iterator[Rollout]:
+def _rollouts(comparison: Comparison, info: ModelInfo, model: Any, sampling: Sampling, each: int) -> Iterator[Rollout]:
     ids = _encode(info, comparison.prompts)
     size = max(1, ROWS // each)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -199,7 +192,7 @@ def _rollouts(
             yield from rollout(model, ids[start : start + size], each, sampling)
 
 
-def _score(comparison: Comparison, info: models.ModelInfo, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
+def _score(comparison: Comparison, info: ModelInfo, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
     def decode(ids: Sequence[int]) -> str:
         return info.tokenizer.decode(ids, skip_special_tokens=True)
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rlhf_core.ui.page import document
-from rlhf_core.ui.screen import question
+from rlhf_core.commands import document, question
 from rlhf_tools import table
 from rlhf_tools.results import MODES
 
