@@ -263,10 +263,12 @@ def test_a_process_of_several_ends_without_pythons_own_end(group, code, said):
 
 
 @pytest.mark.parametrize(("size", "smaller"), [((8, 1), (4, 2)), ((2, 16), (1, 32)), ((3, 2), (1, 6)), ((1, 4), None)])
-def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller):
+def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller, tmp_path):
     options = SimpleNamespace(per_device_train_batch_size=size[0], gradient_accumulation_steps=size[1])
-    found = launch.smaller(options)
+    found = launch.ask_for_smaller(tmp_path, options)
     assert (None if found is None else tuple(found.values())) == smaller
+    assert launch.take_smaller(tmp_path) == found
+    assert launch.take_smaller(tmp_path) is None
 
 
 RUNS_OUT = """
