@@ -10,14 +10,14 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a characte
 
 class Write(Protocol):
     """Shows text, its line ends included. `style` is "" or "thought" for a piece of an answer, "line", "note" or "bold"
-    for whole lines.
+    for full lines.
     """
 
     def __call__(self, text: str, style: str = "") -> None: ...
 
 
 class Pieces:
-    """A streamer: writes what `generate` hands over as soon as it makes whole characters, and keeps the token ids."""
+    """A streamer: writes what `generate` hands over as soon as characters are complete, and keeps the token ids."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], write: Write) -> None:
         self.decode = decode

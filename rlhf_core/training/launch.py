@@ -156,7 +156,7 @@ def end_with_launcher() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its `parent` dies, so that no trainer goes on alone. Only Linux can."""
+    """Let the kernel kill this process when its `parent` dies, so that no trainer is left running. Only Linux can."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -28,7 +28,7 @@ td small { display: block; color: var(--soft); white-space: nowrap }
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The whole page."""
+    """The full page."""
     names = [model["name"] for model in result["models"]]
     parts = [
         _settings(result),
