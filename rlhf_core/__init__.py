@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
-    from rlhf_core.config import RunConfig
+    from rlhf_core.config import RunConfig, resolve
     from rlhf_core.errors import PluginError, UserError
     from rlhf_core.formatter import Example, Formatter
     from rlhf_core.hookspecs import hookimpl, hookspec
@@ -37,6 +37,7 @@ _HOME = {
     "UserError": "errors",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
+    "resolve": "config",
     "train": "training.run",
 }
 
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "hookimpl",
     "hookspec",
+    "resolve",
     "train",
 ]
 

@@ -4,7 +4,6 @@
 """
 
 from rlhf_core.config import read_file as read_config
-from rlhf_core.config import resolve as resolve_config
 from rlhf_core.data.loading import add_system_prompt, prompt_of
 from rlhf_core.data.loading import load as load_data
 from rlhf_core.data.spec import DataSpec
@@ -44,6 +43,5 @@ __all__ = [
     "quiet_libraries",
     "read_config",
     "read_data_specs",
-    "resolve_config",
     "system_prompt_for",
 ]

@@ -81,7 +81,8 @@ class PPO(Method):
         from transformers import TrainingArguments
 
         from rlhf_core import Reference
-        from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
+        from rlhf_method_ppo.policy import PolicyWithValue
+        from rlhf_method_ppo.trainer import PPOTrainer
 
         options = run.options
         arguments = run.arguments(

@@ -8,67 +8,22 @@ Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the v
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from peft import PeftModel
-from safetensors.torch import load_file, load_model, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from rlhf_core import Batch
-from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, eos_token_ids, rollout, stacked
+from rlhf_core.prefix import Group, Sampling, completion_logps, eos_token_ids, rollout, stacked
 from rlhf_method_ppo import losses
+from rlhf_method_ppo.batches import Experience, PromptBatches
+from rlhf_method_ppo.policy import PolicyWithValue
 
-VALUE_HEAD, VALUE_MODEL, CONTROLLER = "value_head.safetensors", "value_model.safetensors", "kl_coef.txt"
-
-
-class PolicyWithValue(nn.Module):
-    """The policy and its value head: a linear layer, zero at first, on the policy's last hidden states or on those of a
-    copy of the policy with weights of its own.
-    """
-
-    def __init__(self, policy, *, separate: bool) -> None:
-        super().__init__()
-        self.policy = policy
-        size = policy.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(size, 1, dtype=torch.float32, device=policy.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
-        self.value_model = copy.deepcopy(policy) if separate else None
-
-    def forward(self, groups: list[Group], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(log-probabilities, entropies, values), each (completions, tokens); values of the state before."""
-        scored = completion_logps(self.policy, groups, temperature=temperature, hidden=self.value_model is None)
-        states = scored.hidden if self.value_model is None else completion_hidden(self.value_model, groups).states
-        return scored.logps, scored.entropies, self.value_head(states[:, :-1].to(self.value_head.weight.dtype))[..., 0]
-
-
-@dataclass
-class Experience:
-    """Rollouts and what is computed of them once. Tensors are (completions, tokens); `mask` is 1 for a token that is in
-    the loss.
-    """
-
-    groups: list[Group]
-    mask: Tensor
-    logps: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    tokens: Tensor | None = None  # how many are in the loss of the full minibatch, in all processes
-
-    def rows(self, chosen: list[int]) -> Experience:
-        """Some completions, without columns that only longer ones use."""
-        width = max(len(self.groups[i].completions[0]) for i in chosen)
-        parts = (self.mask, self.logps, self.values, self.advantages, self.returns)
-        return Experience([self.groups[i] for i in chosen], *(part[chosen, :width] for part in parts))
+CONTROLLER = "kl_coef.txt"
 
 
 class PPOTrainer(Trainer):
@@ -169,7 +124,7 @@ class PPOTrainer(Trainer):
         self._record("reward", given[scored])
         self._record("objective/kl_coef", torch.tensor([self.kl_coef]))
         self._record("val/num_eos_tokens", finished.float().sum()[None])
-        self._record("val/explained_variance", _explained_variance(values, returns, loss_mask)[None])
+        self._record("val/explained_variance", losses.explained_variance(values, returns, loss_mask)[None])
         self._record("completions/mean_length", mask.sum(1).float())
         self._record("completions/clipped_ratio", (~finished).float())
         if options.target_kl is not None:
@@ -274,64 +229,12 @@ class PPOTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        adapters = {"selected_adapters": ["default"]} if isinstance(model.policy, PeftModel) else {}
-        model.policy.save_pretrained(folder, **adapters)
+        self.accelerator.unwrap_model(self.model).save(folder)
         self.processing_class.save_pretrained(folder)
-        save_file(model.value_head.state_dict(), folder / VALUE_HEAD)
-        if model.value_model is not None:
-            model.value_model.save_pretrained(folder / "value_model", **adapters)
         (folder / CONTROLLER).write_text(repr(self.kl_coef), encoding="utf-8")
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         folder = Path(resume_from_checkpoint)
-        model = self.accelerator.unwrap_model(self.model)
-        _load(model.policy, folder)
-        model.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
-        if model.value_model is not None:
-            _load(model.value_model, folder / "value_model")
+        self.accelerator.unwrap_model(self.model).load(folder)
         self.kl_coef = float((folder / CONTROLLER).read_text(encoding="utf-8"))
-
-
-class PromptBatches:
-    """Row numbers of one process: each batch of rollouts `repeats` times, prompts in a new order every epoch.
-
-    The order depends on `seed` alone; the processes take turns in it, so that together they read what one would.
-    """
-
-    def __init__(self, rows: int, size: int, repeats: int, passes: int, *, seed: int, rank: int, world: int) -> None:
-        self.rows, self.size, self.repeats, self.passes = rows, size, repeats, passes
-        self.seed, self.rank, self.world = seed, rank, world
-
-    def __len__(self) -> int:
-        return self.passes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        stream = self._stream()
-        for _ in range(-(-self.passes // self.repeats)):
-            everyones = [next(stream) for _ in range(self.size * self.world)]
-            mine = everyones[self.rank * self.size : (self.rank + 1) * self.size]
-            for _ in range(self.repeats):
-                yield mine
-
-    def _stream(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            yield from torch.randperm(self.rows, generator=generator).tolist()
-
-
-def _load(model, folder: Path) -> None:
-    """Weights of a saved model or adapter into `model`, in place."""
-    if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), "default", is_trainable=True)
-    else:
-        load_model(model, folder / "model.safetensors", strict=False)  # tied weights are saved once
-
-
-def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 where the values predict the returns, 0 where they are no better than their mean."""
-    chosen = mask.bool()
-    if chosen.sum() < 2:
-        return torch.zeros(0)
-    return 1 - (returns - values)[chosen].var() / returns[chosen].var().clamp(min=1e-8)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from rlhf_method_ppo import PPO, _steps, losses
-from rlhf_method_ppo.trainer import Experience, PolicyWithValue, PromptBatches
+from rlhf_method_ppo.batches import Experience, PromptBatches
+from rlhf_method_ppo.policy import PolicyWithValue
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from rlhf_method_ppo import PPO, losses
 from rlhf_method_ppo import trainer as module
-from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
+from rlhf_method_ppo.policy import PolicyWithValue
+from rlhf_method_ppo.trainer import PPOTrainer
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, TrainingArguments
 
 from rlhf_core.prefix import Rollout, share

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core import Catalog, Method, RunConfig, UserError, commands
+from rlhf_core import Catalog, Method, RunConfig, UserError, commands, resolve
 from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec
 
 BUILTIN = "builtin"
@@ -87,7 +87,7 @@ def _candidate(name: str, given: str, catalog: Catalog) -> Candidate:
         raise UserError(f"{given} is a reward model, which scores answers and writes none: --reward-model uses it")
     if model.run is None or not (model.run / "config.yaml").is_file():
         return Candidate(name, given, model)
-    config, method = commands.resolve_config(commands.read_config(model.run / "config.yaml"), catalog)
+    config, method = resolve(commands.read_config(model.run / "config.yaml"), catalog)
     return Candidate(name, given, model, config, method)
 
 
