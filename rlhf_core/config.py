@@ -59,7 +59,7 @@ class RunConfig(BaseModel):
     )
     model: Annotated[str, AfterValidator(_current_name)] = Field(
         BUILTIN,
-        description="model folder or Hub id",
+        description="folder of a model, an adapter or a run, or a Hub id",
         validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),
     )
     data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(

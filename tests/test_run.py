@@ -135,8 +135,9 @@ def test_the_written_configuration_repeats_the_run(run, tmp_path):
     assert same(weights(one / "model"), weights(tmp_path / "two" / "model"))
 
 
-def test_the_written_configuration_holds_what_was_used(run):
+def test_the_written_configuration_holds_what_was_used(run, capsys):
     _, folder = run("out", learning_rate=None, max_steps=1)
+    assert "chosen by the method: learning_rate 1e-06, beta 0.0" in capsys.readouterr().out
     full = yaml.safe_load((folder / "config.yaml").read_text())
     assert (full["learning_rate"], full["beta"], full["lora"]) == (1e-6, 0.0, False)
     _, folder = run("adapter", learning_rate=None, lora=True, max_steps=1)

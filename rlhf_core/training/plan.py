@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """Everything a run needs but the weights. `config` has the options that are really used."""
+    """Everything a run needs but the weights.
+
+    `config` has the options that are really used, `chosen` those of them that the method chose because they were unset.
+    """
 
     config: RunConfig
+    chosen: dict[str, Any]
     data: data_module.Data
     info: models.ModelInfo
     rewards: RewardRuntime
@@ -53,8 +57,10 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
         skip_bad_rows=config.skip_bad_rows,
     )
     info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
-    lora = models.uses_lora(options, info)
-    options = method.resolve_options(options.model_copy(update={"lora": lora}), lora=lora)
+    options = options.model_copy(update={"lora": models.uses_lora(options, info)})
+    given = options.model_dump()
+    options = method.resolve_options(options, lora=bool(options.lora))
+    chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
     runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True), folder)
     runtime.check_columns(data.columns, ", ".join(part.spec.source for part in data.parts))
     system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
@@ -65,7 +71,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     held_out = _limit(data.held_out, method, options, info.tokenizer)[0] if data.held_out else []
     data = replace(data, train=train, held_out=held_out, limit_notes=limit_notes)
     runtime.start()
-    return Plan(config.model_copy(update={"options": options}), data, info, runtime, system_prompt, origin)
+    return Plan(config.model_copy(update={"options": options}), chosen, data, info, runtime, system_prompt, origin)
 
 
 def _limit(
@@ -118,6 +124,9 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     rows += plan.tried.lines() if plan.tried else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
+    if plan.chosen:
+        values = ", ".join(f"{name} {value}" for name, value in plan.chosen.items())
+        rows.append(("Options", f"unset, so chosen by the method: {values}"))
     if config.preset:
         values = ", ".join(f"{name} {value}" for name, value in config.preset.items())
         rows.append(("Preset", f"for the built-in model: {values}"))
