@@ -3,8 +3,9 @@
     rlhf run --method ppo --reward medical_format
     rlhf run --method ppo --reward-model runs/reward_model/model --model MODEL --data prompts.jsonl
 
-Each prompt is answered once. A value head learns what an answer will earn, token by token; how much better a token did
-than that is its advantage. Every token pays for its distance from the model as the run found it.
+Each prompt is answered once. At every token a value head predicts the reward that the answer will get; a token's
+advantage is how much better the answer did than predicted. A KL penalty keeps the policy close to the model that the run
+started from.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Options(
         description="tokens an answer may have",
         validation_alias=AliasChoices("max_completion_length", "max_target_length", "response_length"),
     )
-    total_episodes: Positive = Field(100_000, description="answers to learn from in all, unless max_steps is given")
+    total_episodes: Positive = Field(100_000, description="answers to sample in all, unless max_steps is given")
     num_ppo_epochs: Positive = Field(4, description="passes over each batch of answers")
     num_mini_batches: Positive = Field(1, description="optimizer steps in one such pass")
-    kl_coef: NotNegative = Field(0.05, description="price of a nat of KL from the reference")
+    kl_coef: NotNegative = Field(0.05, description="weight of the KL penalty against the reference model")
     kl_estimator: Literal["k1", "k3"] = Field("k1", description="KL of a token: its log-ratio, or a positive estimate")
     target_kl: Annotated[float, Field(gt=0)] | None = Field(
         None, description="KL of an answer that an adaptive kl_coef aims at; unset: kl_coef stays"
@@ -56,7 +57,7 @@ class Options(
         "shared", description="the value head reads the policy's hidden states, or those of a trained copy of it"
     )
     whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
-    missing_eos_penalty: NotNegative = Field(1.0, description="taken off the score of an answer cut at the limit")
+    missing_eos_penalty: NotNegative = Field(1.0, description="subtracted from the score of an answer cut at the limit")
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the limit out of the loss")
     rollouts: Literal["shared", "transformers", "continuous"] = Field(
         "shared", description="what samples answers; shared computes each prompt once, however often it is answered"
