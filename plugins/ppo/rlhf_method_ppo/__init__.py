@@ -4,8 +4,8 @@
     rlhf run --method ppo --reward-model runs/reward_model/model --model MODEL --data prompts.jsonl
 
 Each prompt is answered once. At every token a value head predicts the reward that the answer will get; a token's
-advantage is how much better the answer did than predicted. A KL penalty keeps the policy close to the model that the run
-started from.
+advantage is how much better the answer did than predicted. A KL penalty keeps the policy close to the model that the
+run started from.
 """
 
 from __future__ import annotations
