@@ -54,16 +54,12 @@ def resolved(tmp_path, tiny_model, monkeypatch, request):
 @pytest.fixture
 def made_run(resolved):
     """made_run(option=…) -> a Run, ready for its method's trainer(run)."""
-    from rlhf_core.training.plan import dataset, make_plan
+    from rlhf_core.training.plan import make_plan
     from rlhf_core.training.run import Run
 
     def make(**values) -> Run:
         config, method = resolved(**values)
-        plan = make_plan(config, method, Catalog(), [])
-        held_out = plan.data.held_out
-        rows, others = dataset(plan.data.train), dataset(held_out) if held_out else None
-        folder = Path(config.output_dir)
-        return Run(config, folder, plan.info, rows, held_out, plan.rewards, eval_dataset=others)
+        return Run.of(make_plan(config, method, Catalog()))
 
     return make
 

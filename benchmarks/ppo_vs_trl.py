@@ -55,7 +55,8 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
 
     import torch
     from rlhf_method_ppo import PPO
-    from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
+    from rlhf_method_ppo.policy import PolicyWithValue
+    from rlhf_method_ppo.trainer import PPOTrainer
     from transformers import Qwen3ForCausalLM, TrainerCallback, TrainingArguments
 
     from benchmarks import ppo_in_trl as same

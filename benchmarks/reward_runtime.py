@@ -46,7 +46,8 @@ def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
     from transformers import TrainerCallback
 
     from rlhf_core.config import resolve
-    from rlhf_core.training.plan import dataset, make_plan
+    from rlhf_core.rewards.runtime import RewardRuntime
+    from rlhf_core.training.plan import make_plan
     from rlhf_core.training.run import Run
 
     class Clock(TrainerCallback):
@@ -66,11 +67,10 @@ def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
         for reward in bind_all(config.reward_specs, Catalog())
         if reward.function is not None
     ]
-    plan = make_plan(config, method, Catalog(), rewards)
-    run = Run(config, folder, plan.info, dataset(plan.data.train), [], plan.rewards)
-    trainer = method.trainer(run)
+    plan = make_plan(config, method, Catalog())
+    plan.rewards = RewardRuntime(rewards, plan.rewards.decode, folder)
+    trainer = method.trainer(Run.of(plan))
     folder.mkdir(exist_ok=True)
-    plan.rewards.folder = folder
     trainer.reward_funcs = [
         timed(function, in_runtime[name]) for name, function in zip(names, trainer.reward_funcs, strict=True)
     ]

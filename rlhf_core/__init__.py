@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
+    from rlhf_core.models.reference import Reference
     from rlhf_core.reward import Reward
     from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
     from rlhf_core.training.run import Run, train
@@ -28,6 +29,7 @@ _HOME = {
     "Messages": "formatter",
     "Method": "method",
     "PluginError": "errors",
+    "Reference": "models.reference",
     "Reward": "reward",
     "RewardBatch": "rewards.runtime",
     "RewardRuntime": "rewards.runtime",
@@ -48,6 +50,7 @@ __all__ = [
     "Messages",
     "Method",
     "PluginError",
+    "Reference",
     "Reward",
     "RewardBatch",
     "RewardRuntime",

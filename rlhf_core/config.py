@@ -6,8 +6,8 @@ file, the file over the method's preset for the built-in model, the preset over 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ from pydantic import (
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec, RewardSpec, read_data
-from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.method import SAMPLING, Method, TrainingOptions
 
 BUILTIN = "builtin"
 ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
@@ -58,7 +58,7 @@ class RunConfig(BaseModel):
     )
     model: Annotated[str, AfterValidator(_current_name)] = Field(
         BUILTIN,
-        description="model folder or Hub id",
+        description="folder of a model, an adapter or a run, or a Hub id",
         validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),
     )
     data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
@@ -68,17 +68,17 @@ class RunConfig(BaseModel):
         validation_alias=AliasChoices("data", "dataset_name"),
     )
     eval_data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
-        [], description="data to look at before and after; unset: a share of --data is set apart; repeatable"
+        [], description="data to evaluate on before and after training; unset: rows of --data, held out; repeatable"
     )
     data_config: str | None = Field(
         None,
         description="configuration of a Hub data set",
         validation_alias=AliasChoices("data_config", "dataset_config_name", "subset_name"),
     )
-    formatter: str | None = Field(None, description="data layout; unset: found from the columns")
+    formatter: str | None = Field(None, description="format of the data; unset: found from the columns")
     skip_bad_rows: bool = Field(False, description="leave out rows that can't be converted, and say how many")
     system_prompt: str | None = Field(
-        None, description="system message where a row has none; '' for none at all; unset: the reward's instruction"
+        None, description="system message where a row has none; '' for none at all; unset: the reward's"
     )
     chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
     output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
@@ -92,24 +92,25 @@ class RunConfig(BaseModel):
         validation_alias=AliasChoices("master_addr", "main_address"),
     )
     distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
-        "ddp", description="what several processes share: gradients; parameters; optimizer state; or all by DeepSpeed"
+        "ddp",
+        description="what is split between processes: only the data (ddp), gradients and optimizer state too (zero2), "
+        "or the weights too (fsdp, zero3)",
     )
     set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
     options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)
     preset: dict[str, Any] = Field({}, exclude=True)
 
-    @property
+    @functools.cached_property
     def data_specs(self) -> list[DataSpec]:
         return read_data(self.data, self.data_config, self.formatter)
 
-    @property
+    @functools.cached_property
     def eval_specs(self) -> list[DataSpec]:
         return read_data(self.eval_data, self.data_config, self.formatter)
 
-    @property
+    @functools.cached_property
     def reward_specs(self) -> list[RewardSpec]:
-        specs = [RewardSpec.read(entry) for entry in self.reward]
-        return [*specs, RewardSpec("reward_model", {"path": self.reward_model})] if self.reward_model else specs
+        return read_rewards(self.reward, self.reward_model)
 
     def to_yaml(self) -> str:
         """Every key with its resolved value: `rlhf run --config` on it repeats the run."""
@@ -144,15 +145,22 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
         config = RunConfig.model_validate({**main, "options": options, "preset": preset})
     except ValidationError as error:
         raise UserError(explain(error)) from error
-    _check_rewards(config, method)
+    if method.rewards == "required" and not config.reward_specs:
+        raise UserError(f"method {method.name} needs a reward: write --reward NAME (rlhf rewards lists them)")
+    if method.rewards == "none" and config.reward_specs:
+        raise UserError(f"method {method.name} uses no reward: leave out --reward")
+    for name in () if method.generates else SAMPLING:
+        if getattr(options, name) != method.Options.model_fields[name].default:
+            raise UserError(f"method {method.name} samples no answers: leave out --{name.replace('_', '-')}")
     if config.num_machines > 1 and not config.master_addr:
         raise UserError("several machines need --master-addr HOST:PORT, that of machine 0")
     return config, method
 
 
-def default_folder(method: str) -> str:
-    """Where a run goes that was not told: runs/METHOD-TIME."""
-    return str(Path("runs") / f"{method}-{time.strftime('%Y%m%d-%H%M%S')}")
+def read_rewards(entries: Sequence[str | Mapping[str, Any]], reward_model: str | None = None) -> list[RewardSpec]:
+    """The rewards of a run, from its keys `reward` and `reward_model`."""
+    specs = [RewardSpec.read(entry) for entry in _listed(entries)]
+    return [*specs, RewardSpec("reward_model", {"path": reward_model})] if reward_model else specs
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -186,10 +194,3 @@ def explain(error: ValidationError) -> str:
             message = f"{flag} {problem['input']}: {message[0].lower() + message[1:]}"
         lines.append(message)
     return "\n".join(lines)
-
-
-def _check_rewards(config: RunConfig, method: Method) -> None:
-    if method.rewards == "required" and not config.reward_specs:
-        raise UserError(f"method {method.name} needs a reward: write --reward NAME (rlhf rewards lists them)")
-    if method.rewards == "none" and config.reward_specs:
-        raise UserError(f"method {method.name} uses no reward: leave out --reward")

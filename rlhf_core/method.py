@@ -1,10 +1,11 @@
 """Methods: what a training method declares, and the options that all methods share.
 
+class Options(TrainingOptions, defaults={"learning_rate": 1e-6}):
+    beta: float = Field(0.04, description="weight of the KL penalty")
+
 class GRPO(Method):
     name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
-
-    class Options(TrainingOptions):
-        beta: float = Field(0.04, description="weight of the KL penalty")
+    Options = Options
 
     def trainer(self, run):
         return trl.GRPOTrainer(run.model, args=run.arguments(trl.GRPOConfig, beta=run.options.beta), …)
@@ -12,6 +13,7 @@ class GRPO(Method):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -30,7 +32,10 @@ def _names(value: Any) -> Any:
 
 
 class TrainingOptions(BaseModel):
-    """Options of every method, under transformers' names. A method's own `Options` extends them."""
+    """Options of every method, under transformers' names. A method's own `Options` extends them.
+
+    `class Options(TrainingOptions, defaults={...})` gives some of them another default.
+    """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True, allow_inf_nan=False)
 
@@ -92,7 +97,16 @@ class TrainingOptions(BaseModel):
         validation_alias=AliasChoices("max_completion_length", "max_target_length"),
     )
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="temperature at which answers are sampled")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of probability that sampling keeps")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sample from the likeliest tokens that make up this share of the probability"
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="sample from this many of the likeliest tokens; 0: all")
+    min_p: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="leave out tokens with less than this share of the likeliest token's probability"
+    )
+    repetition_penalty: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="divides the logits of tokens that the text already has; 1: no penalty"
+    )
 
     logging_steps: Positive = Field(10, description="steps between two lines of metrics")
     save_steps: Positive = Field(100, description="steps between two checkpoints")
@@ -103,9 +117,20 @@ class TrainingOptions(BaseModel):
         validation_alias=AliasChoices("num_eval_prompts", "eval_prompts"),
     )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__()  # pydantic hands the keywords to the next method, when the options are known
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, *, defaults: Mapping[str, Any] | None = None) -> None:  # type: ignore[override]
+        for name, value in (defaults or {}).items():
+            if name not in cls.model_fields:
+                raise TypeError(f"defaults of {cls.__qualname__}: there is no option {name!r}")
+            cls.model_fields[name].default = value
+        cls.model_rebuild(force=True)
+
     @property
     def shares_prompts(self) -> bool:
-        """Whether prompts are to be shared: it needs an attention of its own."""
+        """Whether prompts are shared: that takes our own attention, so not with `attn_implementation`."""
         return self.shared_prefix and self.attn_implementation is None
 
     @model_validator(mode="after")
@@ -118,6 +143,9 @@ class TrainingOptions(BaseModel):
             raise ValueError("quantized weights can't be trained: leave out --no-lora")
         return self
 
+
+# Options that only methods whose model writes can use, in training or for the answers of the evaluation.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 # What suits the built-in model whatever the method, before the method's own `builtin_preset`.
 BUILTIN_PRESET = {
@@ -139,8 +167,8 @@ class Method:
     `generates`: whether the trained model answers prompts, so that answers before and after can be shown.
     `task`: what is trained, a model that writes or one that scores.
     `config`: `"package:Class"` of the training arguments that `--set` may set.
-    `builtin_preset`: values of `Options` that suit the built-in model, where the defaults suit an 8B one; those that
-    all methods share, `BUILTIN_PRESET`, are there already.
+    `builtin_preset`: values of `Options` that suit the built-in model, where the defaults suit an 8B one, on top of
+    `BUILTIN_PRESET`, which all methods share.
     """
 
     name: ClassVar[str]
@@ -157,6 +185,25 @@ class Method:
         """All values of `Options` for the built-in model."""
         return {**BUILTIN_PRESET, **cls.builtin_preset}
 
+    def resolve_options(self, options: Any, *, lora: bool) -> TrainingOptions:
+        """`options` with what was left unset and depends on others filled in, before they are shown and saved.
+
+        `lora`: whether an adapter is trained, decided from the options and the model's size. It must change nothing
+        when it is called with its own result, so that the saved configuration repeats the run.
+        """
+        return options
+
     def trainer(self, run: Run) -> transformers.Trainer:
         """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""
         raise TypeError(f"method {type(self).__name__} defines no trainer()")
+
+    def steps_per_rollout(self, trainer: Any) -> int:
+        """Optimizer steps from one new batch of answers to the next.
+
+        Checkpoints are taken at multiples of it, because a run can resume exactly only between two batches.
+        """
+        return 1
+
+    def policy(self, trainer: Any) -> Any:
+        """The model that answers prompts, for a trainer that wraps it in a module of its own."""
+        return trainer.accelerator.unwrap_model(trainer.model)

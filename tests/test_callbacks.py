@@ -1,4 +1,4 @@
-"""Checkpoints are whole and lie between batches of answers; the breaker trips on rewards that keep failing."""
+"""Checkpoints are complete and between batches of answers; the failure monitor stops a run whose rewards keep failing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rlhf_core.training.callbacks import BREAKER_STEPS, WRITING, Breaker, Checkpoints, Metrics, list_checkpoints
+from rlhf_core.training.callbacks import WINDOW_STEPS, Checkpoints, FailureMonitor, Metrics
+from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
 
 class Rewards:
-    """What the breaker needs of the runtime."""
+    """What the monitor needs of the runtime."""
 
     def __init__(self, **counts):
         self.counts = {name: list(pair) for name, pair in counts.items()}
@@ -30,8 +31,8 @@ def after_step(callback, arguments, step: int, *, should_save=False, max_steps=1
 
 
 def test_a_save_that_is_due_waits_for_the_next_boundary(tmp_path, arguments):
-    keeper = Checkpoints(tmp_path, keep=2, every=4)
-    saved = [after_step(keeper, arguments, step, should_save=step == 5).should_save for step in range(1, 13)]
+    checkpoints = Checkpoints(tmp_path, keep=2, every=4)
+    saved = [after_step(checkpoints, arguments, step, should_save=step == 5).should_save for step in range(1, 13)]
     assert saved == [False] * 7 + [True] + [False] * 4
 
 
@@ -40,39 +41,39 @@ def test_a_save_at_a_boundary_does_not_wait(tmp_path, arguments):
 
 
 def test_the_last_step_is_saved_wherever_it_is(tmp_path, arguments):
-    keeper = Checkpoints(tmp_path, keep=2, every=4)
-    assert after_step(keeper, arguments, 7, should_save=True, max_steps=7).should_save
+    checkpoints = Checkpoints(tmp_path, keep=2, every=4)
+    assert after_step(checkpoints, arguments, 7, should_save=True, max_steps=7).should_save
 
 
 def test_a_stop_saves_and_stops_at_the_boundary(tmp_path, arguments):
-    keeper = Checkpoints(tmp_path, keep=2, every=2)
-    keeper.request_stop("interrupted")
-    early = after_step(keeper, arguments, 3)
+    checkpoints = Checkpoints(tmp_path, keep=2, every=2)
+    checkpoints.request_stop("interrupted")
+    early = after_step(checkpoints, arguments, 3)
     assert (early.should_save, early.should_training_stop) == (False, False)
-    late = after_step(keeper, arguments, 4)
+    late = after_step(checkpoints, arguments, 4)
     assert (late.should_save, late.should_training_stop) == (True, True)
 
 
 def test_a_stop_file_asks_for_a_stop(tmp_path, arguments):
-    keeper = Checkpoints(tmp_path, keep=2, every=2, stop_file=tmp_path / "stop")
-    assert not after_step(keeper, arguments, 2).should_training_stop
+    checkpoints = Checkpoints(tmp_path, keep=2, every=2, stop_file=tmp_path / "stop")
+    assert not after_step(checkpoints, arguments, 2).should_training_stop
     (tmp_path / "stop").touch()
-    assert not after_step(keeper, arguments, 3).should_training_stop
-    assert after_step(keeper, arguments, 4).should_training_stop
-    assert keeper.stop_reason == Checkpoints.INTERRUPTED
+    assert not after_step(checkpoints, arguments, 3).should_training_stop
+    assert after_step(checkpoints, arguments, 4).should_training_stop
+    assert checkpoints.stop_reason == Checkpoints.INTERRUPTED
 
 
-def save(keeper, arguments, tmp_path, step: int) -> None:
+def save(checkpoints, arguments, tmp_path, step: int) -> None:
     folder = tmp_path / WRITING / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text("{}")
-    keeper.on_save(arguments, TrainerState(global_step=step), TrainerControl())
+    checkpoints.on_save(arguments, TrainerState(global_step=step), TrainerControl())
 
 
-def test_a_checkpoint_appears_whole_and_old_ones_go(tmp_path, arguments):
-    keeper = Checkpoints(tmp_path, keep=2, every=1)
+def test_a_checkpoint_appears_complete_and_old_ones_go(tmp_path, arguments):
+    checkpoints = Checkpoints(tmp_path, keep=2, every=1)
     for step in (2, 10, 9):
-        save(keeper, arguments, tmp_path, step)
+        save(checkpoints, arguments, tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert not list((tmp_path / WRITING).iterdir())
 
@@ -90,27 +91,26 @@ def test_metrics_are_flat_and_have_no_nan(tmp_path, arguments):
     assert (line["step"], line["reward"], line["kl"], line["epoch"]) == (3, 0.5, None, 1)
 
 
-def steps(breaker, arguments, counts, number):
+def steps(monitor, arguments, counts, number):
     for step in range(1, number + 1):
-        breaker.rewards.counts.update({name: list(pair) for name, pair in counts.items()})
-        after_step(breaker, arguments, step)
+        monitor.rewards.counts.update({name: list(pair) for name, pair in counts.items()})
+        after_step(monitor, arguments, step)
 
 
 @pytest.mark.parametrize(
-    ("failed", "number", "trips"),
-    [(3, BREAKER_STEPS, True), (2, BREAKER_STEPS, False), (10, BREAKER_STEPS - 1, False), (3, 50, True)],
+    ("failed", "number", "stops"),
+    [(3, WINDOW_STEPS, True), (2, WINDOW_STEPS, False), (10, WINDOW_STEPS - 1, False), (3, 50, True)],
 )
-def test_the_breaker_trips_above_a_fifth_over_twenty_steps(tmp_path, arguments, failed, number, trips):
-    keeper = Checkpoints(tmp_path, keep=2, every=1)
-    breaker = Breaker(Rewards(good=(0, 0), bad=(0, 0)), keeper)
-    steps(breaker, arguments, {"good": (0, 10), "bad": (failed, 10)}, number)
-    assert (breaker.tripped is not None) is trips
-    if trips:
-        assert keeper.stop_reason == "reward 'bad' failed on 30% of its rows in the last 20 steps"
+def test_the_monitor_stops_the_run_above_a_fifth_over_twenty_steps(tmp_path, arguments, failed, number, stops):
+    checkpoints = Checkpoints(tmp_path, keep=2, every=1)
+    monitor = FailureMonitor(Rewards(good=(0, 0), bad=(0, 0)), checkpoints)
+    steps(monitor, arguments, {"good": (0, 10), "bad": (failed, 10)}, number)
+    reason = "reward 'bad' failed on 30% of its rows in the last 20 steps"
+    assert checkpoints.stop_reason == (reason if stops else None)
 
 
 def test_a_reward_that_failed_at_first_is_forgiven(tmp_path, arguments):
-    breaker = Breaker(Rewards(r=(0, 0)), Checkpoints(tmp_path, keep=2, every=1))
-    steps(breaker, arguments, {"r": (10, 10)}, 3)
-    steps(breaker, arguments, {"r": (0, 10)}, 40)
-    assert breaker.tripped is None
+    monitor = FailureMonitor(Rewards(r=(0, 0)), Checkpoints(tmp_path, keep=2, every=1))
+    steps(monitor, arguments, {"r": (10, 10)}, 3)
+    steps(monitor, arguments, {"r": (0, 10)}, 40)
+    assert monitor.checkpoints.stop_reason is None

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.chat.conversation import Chat, Pieces, Settings, read_columns
+from rlhf_core.chat.conversation import Chat, Settings, read_columns
+from rlhf_core.chat.streaming import Pieces, thoughts_apart
 from rlhf_core.cli import rlhf
 from rlhf_core.data import loading as data
 from rlhf_core.errors import UserError
@@ -91,7 +92,7 @@ def test_an_answer_comes_in_pieces_and_is_kept_as_it_was_shown(chat):
     assert "Cut off after 8 tokens" in text(chat, "note")
 
 
-def test_the_model_reads_the_whole_conversation_in_its_template(chat):
+def test_the_model_reads_the_full_conversation_in_its_template(chat):
     chat.system = "Be brief."
     chat.ask("one")
     chat.ask("two")
@@ -102,7 +103,7 @@ def test_the_model_reads_the_whole_conversation_in_its_template(chat):
     assert rendered.endswith("<|im_start|>assistant\n")
 
 
-def test_characters_of_several_tokens_are_shown_whole(loaded):
+def test_characters_of_several_tokens_are_shown_complete(loaded):
     tokenizer = loaded[1]
     said: list[str] = []
     pieces = Pieces(
@@ -160,7 +161,7 @@ def test_an_interrupted_answer_is_kept(chat):
     chat.ask("one")
     assert chat.turns[-1]["content"] == chat.tokenizer.decode([40, 41, 42])
     assert chat.answer_ids == [[40, 41, 42]]
-    assert "what is there is kept" in text(chat, "note")
+    assert "the answer so far is kept" in text(chat, "note")
     chat.model = model
     chat.ask("two")
     assert roles(chat) == "uaua"
@@ -292,7 +293,7 @@ def test_lines_that_are_no_questions(chat):
 
 
 def test_thoughts_have_a_style_of_their_own(chat):
-    write = chat._thoughtful()
+    write = thoughts_apart(chat.write)
     for part in ("<thi", "nk>", "a fever", "</think>", "Answer"):
         write(part)
     assert [style for _, style in chat.said] == ["", "thought", "thought", "thought", ""]
@@ -336,7 +337,7 @@ def run(tiny_model, tmp_path):
     return folder
 
 
-def test_a_run_brings_its_rewards_and_their_instruction(run):
+def test_a_run_brings_its_rewards_and_their_system_prompt(run):
     result = piped(run, "one\n/reward\n/system\n")
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert "The run's reward no_such_reward is left out: there is no reward" in result.output
@@ -364,7 +365,7 @@ def test_mistakes(run, tiny_model, tmp_path):
     assert piped(tiny_model, "", "--max-new-tokens", "0").exit_code == 2
 
 
-def test_mistakes_are_told_before_torch_is_imported_and_exit_with_2(tmp_path):
+def test_mistakes_are_reported_before_torch_is_imported_and_exit_with_2(tmp_path):
     code = (
         "import sys\nfrom rlhf_core.cli import main\n"
         "try: main()\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"

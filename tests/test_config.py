@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import read_file, resolve
 from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
 
 BASE = {"method": "grpo", "reward": ["medical_format"]}
 
@@ -53,6 +55,27 @@ def test_the_written_file_repeats_the_run(tmp_path):
     again, _ = resolve(read_file(tmp_path / "config.yaml"), Catalog())
     assert again.to_yaml() == config.to_yaml()
     assert again.options == config.options
+
+
+def test_a_method_can_give_shared_options_another_default():
+    class Options(TrainingOptions, defaults={"max_prompt_length": 7}):
+        pass
+
+    assert Options().max_prompt_length == 7
+    assert Options(max_source_length=9).max_prompt_length == 9
+    assert TrainingOptions().max_prompt_length == 2048
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Options(max_prompt_length=0)
+    with pytest.raises(TypeError, match="there is no option 'max_promt_length'"):
+
+        class Misspelt(TrainingOptions, defaults={"max_promt_length": 7}):
+            pass
+
+
+def test_options_for_sampling_are_refused_where_nothing_is_sampled():
+    assert resolve({"method": "reward_model", "temperature": 1.0}, Catalog())[0].options.temperature == 1
+    with pytest.raises(UserError, match="method reward_model samples no answers: leave out --top-k"):
+        resolve({"method": "reward_model", "top_k": 5}, Catalog())
 
 
 def test_keys_may_be_written_with_dashes(tmp_path):

@@ -17,7 +17,7 @@ from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards import concurrency
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.training.callbacks import list_checkpoints
+from rlhf_core.training.run_folder import list_checkpoints
 
 ROWS = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(8)]
 VALUES = {"method": "grpo", "max_steps": 2, "max_completion_length": 4}
@@ -276,4 +276,4 @@ def test_a_long_run_whose_reward_keeps_failing_stops_with_a_checkpoint(go, fault
     shown = capsys.readouterr().out
     assert "Stopped after step 20: reward 'nan' failed on 25% of its rows in the last 20 steps." in shown
     assert "Reward 'nan' failed on 20 of 80 rows, most often: nan is not a finite number" in shown
-    assert "Go on when it is fixed: rlhf run --resume out" in shown
+    assert "Resume when it is fixed: rlhf run --resume out" in shown

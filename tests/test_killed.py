@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
-from rlhf_core.training.callbacks import WRITING, list_checkpoints
+from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
 # Kills its process when it is about to do a thing to a file for the n-th time: KILL_AT="open metrics.jsonl 5".
 # Python tells an audit hook what it is about to do, so the run itself is not changed for the test.

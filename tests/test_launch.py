@@ -24,8 +24,8 @@ from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
 from rlhf_core.prefix import decoding
 from rlhf_core.training import launch
-from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
+from rlhf_core.training.run_folder import list_checkpoints
 
 # Answer i of a group is sampled with the same numbers every time, so that all processes sample alike.
 REWARD = """
@@ -142,11 +142,11 @@ def test_ctrl_c_stops_all_processes_after_the_same_step(settings):
     step = int(saved.name.rpartition("-")[2])
     assert 3 <= step < 60
     assert [shown.count(text) for text in ("Stopping with a checkpoint", "rlhf run --resume cut")] == [1, 1]
-    assert f"Stopped after step {step}. Go on: rlhf run --resume cut" in shown
+    assert f"Stopped after step {step}. Resume: rlhf run --resume cut" in shown
     assert not Path("cut", launch.STOP).exists()
     resumed = command({"resume": "cut"})
     assert resumed.returncode == 0, resumed.stderr
-    assert f"Going on after checkpoint-{step}." in resumed.stdout
+    assert f"Resuming after checkpoint-{step}." in resumed.stdout
     whole = command({**values, "output_dir": "whole"})
     assert whole.returncode == 0, whole.stderr
     one, other = (load_file(f"{name}/model/model.safetensors") for name in ("cut", "whole"))
@@ -185,7 +185,7 @@ def test_no_process_is_left_when_the_command_ends(settings, tmp_path, signals, c
     assert process.returncode == code
     wait_until(lambda: not processes_of(folder), seconds=10)
     if code == 130:
-        assert shown.count(f"Stopped at once. Go on from the last checkpoint: rlhf run --resume {folder}") == 1
+        assert shown.count(f"Stopped at once. Resume from the last checkpoint: rlhf run --resume {folder}") == 1
 
 
 @pytest.mark.parametrize(
@@ -263,10 +263,12 @@ def test_a_process_of_several_ends_without_pythons_own_end(group, code, said):
 
 
 @pytest.mark.parametrize(("size", "smaller"), [((8, 1), (4, 2)), ((2, 16), (1, 32)), ((3, 2), (1, 6)), ((1, 4), None)])
-def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller):
+def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller, tmp_path):
     options = SimpleNamespace(per_device_train_batch_size=size[0], gradient_accumulation_steps=size[1])
-    found = launch.smaller(options)
+    found = launch.ask_for_smaller(tmp_path, options)
     assert (None if found is None else tuple(found.values())) == smaller
+    assert launch.take_smaller(tmp_path) == found
+    assert launch.take_smaller(tmp_path) is None
 
 
 RUNS_OUT = """
@@ -311,7 +313,7 @@ def test_a_run_that_is_out_of_memory_goes_on_with_a_smaller_micro_batch(
     assert done.returncode == 0, done.stderr
     message = "Starting again from the last checkpoint with per_device_train_batch_size 2, gradient_acc"
     assert (done.stdout.count(message), done.stderr.count("Traceback")) == (1, 0), done.stderr
-    assert "Going on after checkpoint-2." in done.stdout
+    assert "Resuming after checkpoint-2." in done.stdout
     state = sorted(Path("one/checkpoints").glob("checkpoint-*/trainer_state.json"))[-1]
     assert json.loads(state.read_text())["global_step"] == 3
     arguments = torch.load(state.parent / "training_args.bin", weights_only=False)

@@ -60,11 +60,11 @@ def test_the_merged_model_says_what_base_and_adapter_say(task, tiny_model, tmp_p
     folder = write_adapter(tiny_model, tmp_path / "adapter", task)
     result = merge(folder)
     assert result.exit_code == 0, result.output + repr(result.exception)
-    whole = TASKS[task].from_pretrained(tmp_path / "adapter-merged", dtype=torch.float32)
+    full = TASKS[task].from_pretrained(tmp_path / "adapter-merged", dtype=torch.float32)
     beside = PeftModel.from_pretrained(base_of(task, tiny_model), folder)
-    torch.testing.assert_close(logits(whole), logits(beside), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(full), logits(beside), rtol=1e-4, atol=1e-4)
     if task == "CAUSAL_LM":
-        assert (logits(whole) - logits(base_of(task, tiny_model))).abs().max() > 0.01
+        assert (logits(full) - logits(base_of(task, tiny_model))).abs().max() > 0.01
         assert result.output.endswith(f"rlhf chat {tmp_path / 'adapter-merged'}\n")
     else:
         assert result.output.endswith(f"rlhf run --method ppo --reward-model {tmp_path / 'adapter-merged'}\n")
@@ -84,8 +84,8 @@ def test_a_run_is_merged_into_its_own_folder_with_all_a_model_needs(adapter, tin
     assert json.loads((run / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
     assert "float32" in result.output
     found = [merging.find(str(folder)) for folder in (run, run / "model", run / "merged")]
-    assert [target.run for target in found] == [run, run, run]
-    assert [target.adapter is None for target in found] == [False, False, True]
+    assert [reference.run for reference in found] == [run, run, run]
+    assert [reference.adapter is None for reference in found] == [False, False, True]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -140,7 +140,7 @@ def test_refused_before_anything_loads(adapter, tiny_model, tmp_path):
         assert isinstance(result.exception, UserError), result.output
         return str(result.exception)
 
-    assert "nothing to merge, it is a whole model already" in says(tiny_model)
+    assert "nothing to merge, it is a full model already" in says(tiny_model)
     assert "nothing to merge" in says("builtin")
     assert "there is no such folder" in says(tmp_path / "nowhere")
     assert "there is no such folder here" in says("someone/adapter")

@@ -9,24 +9,20 @@ import pytest
 from safetensors.torch import load_file
 
 from rlhf_core import builtin
-from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
-
-
-def config(**values) -> RunConfig:
-    return RunConfig(method="grpo", **values)
+from rlhf_core.models.resolve import find
 
 
 @pytest.fixture
 def tokenizer():
-    return models.inspect(config()).tokenizer
+    return models.inspect(find("builtin")).tokenizer
 
 
 def test_the_builtin_model():
-    info = models.inspect(config())
+    info = models.inspect(find("builtin"))
     weights = load_file(builtin.MODEL / "model.safetensors")
     assert info.parameters == sum(tensor.numel() for tensor in weights.values())
     assert info.tokenizer.padding_side == "left"
@@ -38,7 +34,7 @@ def test_the_builtin_model():
     [({}, False), ({"lora": True}, True), ({"load_in_4bit": True}, True), ({"load_in_8bit": True}, True)],
 )
 def test_lora_when_asked_for_or_quantized(options, expected):
-    assert models.uses_lora(TrainingOptions(**options), models.inspect(config())) is expected
+    assert models.uses_lora(TrainingOptions(**options), models.inspect(find("builtin"))) is expected
 
 
 def test_lora_is_the_default_from_a_billion_parameters():
@@ -53,30 +49,33 @@ def test_lora_is_the_default_from_a_billion_parameters():
 )
 def test_a_model_that_is_not_there(model, message):
     with pytest.raises(UserError, match=message):
-        models.inspect(config(model=model))
+        find(model, "--model")
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match="is not a model folder"):
-        models.inspect(config(model=str(tmp_path)))
+    with pytest.raises(UserError, match=f"--model {tmp_path} is neither a run's folder nor a model's"):
+        find(str(tmp_path), "--model")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"--model {tmp_path} can't be loaded"):
+        models.inspect(find(str(tmp_path), "--model"))
 
 
 def test_no_chat_template_and_one_given(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "bare")
     template = (folder / "chat_template.jinja").rename(tmp_path / "template.jinja")
     with pytest.raises(UserError, match="has no chat template.*--chat-template FILE"):
-        models.inspect(config(model=str(folder)))
-    info = models.inspect(config(model=str(folder), chat_template=str(template)))
+        models.inspect(find(str(folder)))
+    info = models.inspect(find(str(folder)), chat_template=str(template))
     assert info.tokenizer.chat_template == template.read_text()
     with pytest.raises(UserError, match="--chat-template nowhere: No such file"):
-        models.inspect(config(model=str(folder), chat_template="nowhere"))
+        models.inspect(find(str(folder)), chat_template="nowhere")
 
 
 def test_a_missing_pad_token_is_the_end_token(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "nopad")
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
-    tokenizer = models.inspect(config(model=str(folder))).tokenizer
+    tokenizer = models.inspect(find(str(folder))).tokenizer
     assert tokenizer.pad_token == tokenizer.eos_token
 
 

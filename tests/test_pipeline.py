@@ -115,7 +115,7 @@ def test_flags_win_over_the_file_and_leave_the_feeding_as_it_is():
     assert stages["sft"].config.options.seed == 7
 
 
-def test_every_pipeline_of_the_guide_is_whole():
+def test_every_pipeline_of_the_guide_is_complete():
     for name, (line, stages) in pipelines.GUIDE.items():
         assert line
         planned = plan({"stages": stages})
@@ -222,17 +222,17 @@ def test_changed_data_change_a_stage():
 
 
 @pytest.mark.parametrize("code", [1, 130])
-def test_a_broken_off_stage_goes_on(code):
+def test_a_interrupted_stage_goes_on(code):
     runs = FakeRuns(0, code)
     assert carry_out(runs) == code
     assert runs.names == ["sft", "reward_model"]
-    assert runs.said[-1].endswith("Go on with the pipeline: rlhf pipeline --output-dir out")
+    assert runs.said[-1].endswith("Resume the pipeline: rlhf pipeline --output-dir out")
     runs = FakeRuns()
     assert carry_out(runs) == 0
     assert runs.names == ["reward_model-resume", "ppo"]
 
 
-def test_a_broken_off_stage_that_has_changed_begins_anew():
+def test_a_interrupted_stage_that_has_changed_begins_anew():
     carry_out(FakeRuns(1))
     runs = FakeRuns()
     carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
@@ -333,8 +333,8 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
     assert "[2/3] reward_model: rlhf run --config out/reward_model/stage.yaml --output-dir out/reward_model" in (
         result.output
     )
-    assert "Checked with builtin, since the model of stage sft is not there yet:" in result.output
-    assert "Its data are not looked at yet: they need the model of stage reward_model." in result.output
+    assert "Checked with builtin, since the model of stage sft is not trained yet:" in result.output
+    assert "Its data can't be checked yet: that needs the model of stage reward_model." in result.output
     assert [(c["method"], c["model"]) for c in configs] == [("sft", "builtin"), ("reward_model", "builtin")]
     assert not Path("out").exists()
     monkeypatch.setattr(pipelines, "run_process", lambda arguments: 2)
@@ -364,7 +364,7 @@ REFUSED = {
     "unknown": (["pp"], "there is no pipeline 'pp'. Did you mean 'ppo'?"),
     "two": (["ppo", "--config", "p.yaml"], "either ppo or --config p.yaml"),
     "no file": (["--config", "p.yaml"], "--config p.yaml: No such file"),
-    "no pipeline": (["--output-dir", "nowhere"], "--output-dir nowhere holds no pipeline to go on with"),
+    "no pipeline": (["--output-dir", "nowhere"], "--output-dir nowhere holds no pipeline to resume"),
     "a file": (["ppo", "--output-dir", "pairs.jsonl"], "is a file"),
     "stage": (["ppo", "--stage", "sfft:seed=1"], "--stage sfft: there is no such stage. Did you mean 'sft'?"),
     "stage without keys": (["ppo", "--stage", "sft"], "sets nothing: write NAME:key=value"),

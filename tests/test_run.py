@@ -1,4 +1,4 @@
-"""A run from start to end on a two-layer model: its folder, its stops, and going on as if it had never stopped."""
+"""A run from start to end on a two-layer model: its folder, its stops, and resuming as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
+from rlhf_core.training.run_folder import list_checkpoints
 
 REWARDS = """
 import os, signal
@@ -38,7 +38,7 @@ def interrupts(completions, trainer_state, **_):
 
 @pytest.fixture
 def run(tmp_path, tiny_model, monkeypatch):
-    """run("name", reward=[...], max_steps=3) -> (exit code, the run's folder); config= or resume= to go on."""
+    """run("name", reward=[...], max_steps=3) -> (exit code, the run's folder); resume=True to resume."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rewards.py").write_text(REWARDS)
     rows = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(12)]
@@ -135,6 +135,31 @@ def test_the_written_configuration_repeats_the_run(run, tmp_path):
     assert same(weights(one / "model"), weights(tmp_path / "two" / "model"))
 
 
+def test_the_written_configuration_holds_what_was_used(run, capsys):
+    _, folder = run("out", learning_rate=None, max_steps=1)
+    assert "chosen by the method: learning_rate 1e-06, beta 0.0" in capsys.readouterr().out
+    full = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (full["learning_rate"], full["beta"], full["lora"]) == (1e-6, 0.0, False)
+    _, folder = run("adapter", learning_rate=None, lora=True, max_steps=1)
+    adapted = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (adapted["learning_rate"], adapted["beta"], adapted["lora"]) == (1e-6, 0.001, True)
+
+
+@pytest.mark.parametrize(
+    "greedy", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}], ids=lambda values: next(iter(values))
+)
+def test_the_evaluation_samples_with_the_options(run, greedy):
+    """With one token to choose from, every seed gives the same answers; otherwise these two do not."""
+
+    def answers(seed: int, **values) -> list[str]:
+        name = f"{seed}{sorted(values)}"
+        run(name, seed=seed, num_eval_prompts=1, eval_data="data.jsonl", max_steps=1, learning_rate=1e-9, **values)
+        return json.loads((Path(name) / "evaluation.json").read_text())["before"]["answers"]
+
+    assert answers(1) != answers(2)
+    assert answers(1, **greedy) == answers(2, **greedy)
+
+
 # what is different from the run above: two epochs of data, several passes a batch, accumulation, LoRA
 RESUMED = {
     "plain": {},
@@ -150,7 +175,7 @@ RESUMED = {
 def test_a_resumed_run_is_the_run_that_never_stopped(run, case):
     values = dict(RESUMED[case])
     stop = values.pop("stop", 2)
-    code, whole = run("whole", **values)
+    code, full = run("full", **values)
     assert code == 0
     values["save_total_limit"] = 20
     _, cut = run("cut", **values)
@@ -162,28 +187,28 @@ def test_a_resumed_run_is_the_run_that_never_stopped(run, case):
     code, cut = run("cut", resume=True, **values)
     assert code == 0
     name = "adapter_model.safetensors" if values.get("lora") else "model.safetensors"
-    assert same(load_file(cut / "model" / name), load_file(whole / "model" / name))
+    assert same(load_file(cut / "model" / name), load_file(full / "model" / name))
 
     def logged(folder):
         return [(m["step"], m["reward"], m["loss"]) for m in read_lines(folder / "metrics.jsonl") if "reward" in m]
 
-    assert logged(cut) == logged(whole)
-    assert read_lines(cut / "samples.jsonl") == read_lines(whole / "samples.jsonl")
+    assert logged(cut) == logged(full)
+    assert read_lines(cut / "samples.jsonl") == read_lines(full / "samples.jsonl")
 
 
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(run, capsys):
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(run, capsys):
     values = {"reward": ["./rewards.py:interrupts"], "save_steps": 100}
     code, folder = run("out", **values)
     assert code == 130
     assert [c.name for c in list_checkpoints(folder / "checkpoints")] == ["checkpoint-3"]
-    assert "Stopped after step 3. Go on: rlhf run --resume out" in capsys.readouterr().out
+    assert "Stopped after step 3. Resume: rlhf run --resume out" in capsys.readouterr().out
     assert not (folder / "model").exists()
     code, folder = run("out", resume=True, **values)
     assert code == 0
     assert [m["step"] for m in read_lines(folder / "metrics.jsonl") if "reward" in m] == [1, 2, 3, 4, 5, 6]
 
 
-def test_errors_of_a_reward_are_left_out_and_told(run, capsys):
+def test_errors_of_a_reward_are_left_out_and_reported(run, capsys):
     code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:sometimes"])
     assert code == 0
     assert len(read_lines(folder / "reward_errors.jsonl")) == 4
@@ -198,7 +223,7 @@ def test_a_short_run_with_a_dead_reward_finishes(run):
     assert len(read_lines(folder / "reward_errors.jsonl")) == 12
 
 
-def test_a_long_run_with_a_dead_reward_stops_at_the_breaker(run, capsys):
+def test_a_long_run_with_a_dead_reward_is_stopped_by_the_failure_monitor(run, capsys):
     code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:failing"], max_steps=40, save_steps=100)
     assert code == 1
     assert [c.name for c in list_checkpoints(folder / "checkpoints")] == ["checkpoint-20"]
@@ -234,11 +259,11 @@ def test_quantized_weights(run, bits):
     assert (folder / "model" / "adapter_model.safetensors").exists()
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path, tiny_model):
+def test_a_killed_run_resumes_from_its_last_checkpoint(run, tmp_path, tiny_model):
     """kill -9 in the middle of a step, from another process, and what comes out equals the run that was not killed."""
     values = {"max_steps": 12, "save_steps": 2}
-    _, whole = run("whole", **values)
-    config = yaml.safe_load((whole / "config.yaml").read_text())
+    _, full = run("full", **values)
+    config = yaml.safe_load((full / "config.yaml").read_text())
     (tmp_path / "killed.yaml").write_text(yaml.safe_dump({**config, "output_dir": "killed"}))
     command = [sys.executable, "-m", "rlhf_core", "run", "--config", "killed.yaml"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
@@ -251,16 +276,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(run, tmp_path, tiny_model
     process.wait()
     code, killed = run("killed", resume=True, **values)
     assert code == 0
-    assert same(weights(killed / "model"), weights(whole / "model"))
-    assert read_lines(killed / "samples.jsonl") == read_lines(whole / "samples.jsonl")
+    assert same(weights(killed / "model"), weights(full / "model"))
+    assert read_lines(killed / "samples.jsonl") == read_lines(full / "samples.jsonl")
 
 
-def test_two_processes_stop_together_and_go_on_together(run, tmp_path, tiny_model):
-    """Only the second process's reward fails: without agreement the first would wait for it for ever."""
+def test_two_processes_stop_together_and_resume_together(run, tmp_path, tiny_model):
+    """Only the second process's reward fails: without agreement the first would wait for it forever."""
     (tmp_path / "second.py").write_text(
         "import os\nfrom pathlib import Path\n"
         "def second(completions, **_):\n"
-        "    if os.environ['RANK'] == '1' and not Path('mended').exists(): raise RuntimeError('down')\n"
+        "    if os.environ['RANK'] == '1' and not Path('fixed').exists(): raise RuntimeError('down')\n"
         "    return [float(len(c[0]['content'])) for c in completions]\n"
     )
     options = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1", "--num-generations", "4"]
@@ -286,8 +311,8 @@ def test_two_processes_stop_together_and_go_on_together(run, tmp_path, tiny_mode
     errors = read_lines(tmp_path / "out" / "reward_errors.jsonl")
     assert len(errors) == 20 * 4
     assert len(read_lines(tmp_path / "out" / "samples.jsonl")) == 20 * 8
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     resumed = launch("--resume", "out")
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on after checkpoint-20." in resumed.stdout
+    assert "Resuming after checkpoint-20." in resumed.stdout
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()

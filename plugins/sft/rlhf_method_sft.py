@@ -23,10 +23,7 @@ def rlhf_methods():
     return [SFT]
 
 
-class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="peak learning rate")
-    lr_scheduler_type: str = Field("cosine", description="schedule of the learning rate, by transformers' name")
-    warmup_steps: Annotated[float, Field(ge=0)] = Field(0.03, description="steps of warm-up; below 1, a share")
+class Options(TrainingOptions, defaults={"learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}):
     max_length: Positive = Field(
         2048,
         description="tokens a conversation may have",

@@ -1,7 +1,7 @@
 """A conversation with a model: answers as they are sampled, taken back, tried again, saved and scored.
 
-`Chat` knows no terminal: it gets lines and writes pieces of text with a style. What is said is kept whole; what the
-model reads is as much of its end as fits.
+`Chat` knows no terminal: it gets lines and writes pieces of text with a style. All turns are kept; the model
+reads as many of the last ones as fit.
 
     rlhf chat RUN_OR_MODEL
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from rlhf_core.chat.streaming import Pieces, Write, thoughts_apart
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.models.loading import max_tokens
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
 
@@ -29,19 +31,10 @@ COMMANDS = {
     "/quit": "end, as Ctrl-D does",
 }
 OTHER_HELP = (
-    "A line that ends with \\ goes on in the next one. // begins a message with /.\n"
-    "Ctrl-C stops an answer and keeps what is there."
+    "A line that ends with \\ continues in the next one. // begins a message with /.\n"
+    "Ctrl-C stops an answer and keeps it so far."
 )
 _COLUMN = re.compile(r"(?:^|[\s,]+)([A-Za-z_]\w*)=")
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are decoded to
-
-
-class Write(Protocol):
-    """Shows text, its line ends included. `style` is "" or "thought" for a piece of an answer, "line", "note" or "bold"
-    for whole lines.
-    """
-
-    def __call__(self, text: str, style: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,33 +46,6 @@ class Settings:
     max_new_tokens: int = 512
     greedy: bool = False
     seed: int | None = None
-
-
-class Pieces:
-    """A streamer: writes what `generate` hands over as soon as it makes whole characters, and keeps the token ids."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], write: Write) -> None:
-        self.decode = decode
-        self.write = write
-        self.ids: list[int] = []
-        self._prompt_is_next = True
-        self._start = self._shown = 0  # decoded from, and shown up to: one token's text depends on the one before
-
-    def put(self, value: Any) -> None:
-        if self._prompt_is_next:
-            self._prompt_is_next = False
-            return
-        self.ids += value.flatten().tolist()
-        self._show(whole=True)
-
-    def end(self) -> None:
-        self._show(whole=False)
-
-    def _show(self, *, whole: bool) -> None:
-        before, now = self.decode(self.ids[self._start : self._shown]), self.decode(self.ids[self._start :])
-        if len(now) > len(before) and not (whole and now.endswith(_REPLACEMENT)):
-            self._start, self._shown = self._shown, len(self.ids)
-            self.write(now[len(before) :])
 
 
 @dataclass
@@ -202,8 +168,8 @@ class Chat:
         for name, runtime in self.rewards.items():
             reward = runtime.rewards[0]
             missing = reward.missing_columns(list(columns))
-            said = _needs(missing) if missing else _outcome(runtime.evaluate(batch)[name], reward)
-            self.write(f"{name.ljust(width)}  {said}\n", "line")
+            result = _needs(missing) if missing else _outcome(runtime.evaluate(batch)[name], reward)
+            self.write(f"{name.ljust(width)}  {result}\n", "line")
 
     def help(self) -> None:
         width = max(map(len, COMMANDS))
@@ -217,18 +183,20 @@ class Chat:
 
     def _answer(self) -> bool:
         """Sample and show an answer to the last question; False if it was stopped before it began."""
+        from rlhf_core.prefix import eos_token_ids
+
         prompt = self._prompt()
-        pieces = Pieces(self._decode, self._thoughtful())
+        pieces = Pieces(self._decode, thoughts_apart(self.write))
         try:
             self._generate(prompt, pieces)
         except KeyboardInterrupt:
             pieces.end()
             if not pieces.ids:
                 return False
-            self.write("\nStopped; what is there is kept.\n", "note")
+            self.write("\nStopped; the answer so far is kept.\n", "note")
         else:
             self.write("\n")
-            if pieces.ids[-1:] and pieces.ids[-1] not in self._ends():
+            if pieces.ids[-1:] and pieces.ids[-1] not in eos_token_ids(self.model, self.tokenizer):
                 self.write(f"Cut off after {len(pieces.ids)} tokens; allow more with --max-new-tokens.\n", "note")
         answer = self._decode(pieces.ids)
         if not answer.strip():
@@ -240,10 +208,10 @@ class Chat:
     def _generate(self, prompt: list[int], pieces: Pieces) -> None:
         import torch
 
-        from rlhf_core.prefix import unwrap
+        from rlhf_core.prefix import eos_token_ids, unwrap
         from rlhf_core.prefix.few_rows import on_few_rows
 
-        s, ends = self.settings, self._ends()
+        s, eos = self.settings, eos_token_ids(self.model, self.tokenizer)
         how = {"temperature": s.temperature, "top_p": s.top_p, "top_k": 0}
         ids = torch.tensor([prompt], device=self.model.device)
         try:
@@ -251,9 +219,9 @@ class Chat:
                 self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
-                    max_new_tokens=min(s.max_new_tokens, self._context() - len(prompt)),
-                    eos_token_id=ends,
-                    pad_token_id=ends[0],
+                    max_new_tokens=min(s.max_new_tokens, self._max_tokens() - len(prompt)),
+                    eos_token_id=eos,
+                    pad_token_id=eos[0],
                     streamer=pieces,
                     do_sample=not s.greedy,
                     **({} if s.greedy else how),
@@ -262,8 +230,8 @@ class Chat:
             raise UserError("The device ran out of memory. /undo, or start with a smaller --max-new-tokens.") from error
 
     def _prompt(self) -> list[int]:
-        """Token ids of as many of the last exchanges as leave room for an answer; of the last question at least."""
-        limit, start = self._context(), 0
+        """Token ids of as many of the last exchanges as fit beside an answer, at least the last question."""
+        limit, start = self._max_tokens(), 0
         ids = self._render(self.turns)
         while len(ids) + self.settings.max_new_tokens > limit and start + 2 < len(self.turns):
             start += 2
@@ -285,30 +253,12 @@ class Chat:
         except TemplateError as error:
             raise UserError(f"The model's chat template refuses this conversation: {error}") from error
 
-    def _context(self) -> int:
+    def _max_tokens(self) -> int:
         """Tokens that the model reads at most; of a model without such a limit, more than anyone writes."""
-        # Probed: some models have no such setting, and others give it by another name, which this looks up.
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-
-    def _ends(self) -> list[int]:
-        from rlhf_core.prefix import eos_token_ids
-
-        return eos_token_ids(self.model, self.tokenizer)
+        return max_tokens(self.model.config) or 2**31
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def _thoughtful(self) -> Write:
-        """`write`, with what stands between <think> and </think> in a style of its own."""
-        said = ""
-
-        def write(text: str, style: str = "") -> None:
-            nonlocal said
-            said += text
-            thinks = said.rfind("<think>") > said.rfind("</think>") or text.endswith("</think>")
-            self.write(text, "thought" if thinks else style)
-
-        return write
 
 
 def read_columns(text: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import click
 from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_core.chat.conversation import Chat, Write
+    from rlhf_core.chat.conversation import Chat
+    from rlhf_core.chat.streaming import Write
 
 
 @click.command()

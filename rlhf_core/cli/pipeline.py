@@ -18,7 +18,7 @@ from rlhf_core.errors import UserError, did_you_mean
 @click.command()
 @click.argument("name", required=False, metavar=f"[{'|'.join(pipelines.GUIDE)}]")
 @click.option("--config", metavar="FILE", help="YAML file with the stages, instead of a name.")
-@click.option("--output-dir", metavar="FOLDER", help="Folder of the pipeline; one that exists: go on there.")
+@click.option("--output-dir", metavar="FOLDER", help="Folder of the pipeline; one that exists is resumed.")
 @click.option("--model", metavar="MODEL", help="Model that the first stages start from.")
 @click.option("--data", multiple=True, metavar="SPEC", help="Data of every stage; repeatable.")
 @click.option("--reward", multiple=True, metavar="SPEC", help="Reward of the stages that need one; repeatable.")
@@ -37,7 +37,7 @@ def pipeline(
 
     rlhf pipeline ppo
 
-    A stage that is finished and unchanged is skipped, and one that was broken off goes on. To go on with a pipeline:
+    A stage that is finished and unchanged is skipped, and one that was interrupted is resumed. To resume a pipeline:
     rlhf pipeline --output-dir FOLDER
     """
     folder = Path(output_dir) if output_dir else None
@@ -66,14 +66,14 @@ def pipeline(
 
 
 def _description(name: str | None, config: str | None, folder: Path | None) -> tuple[str, dict[str, Any]]:
-    """(title, stages with what they share): by name, from a file, of the folder to go on in, or by the menu."""
+    """(title, stages with what they share): by name, from a file, of the folder to resume, or by the menu."""
     if name and config:
         raise UserError(f"either {name} or --config {config}, not both")
     if config:
         return Path(config).stem, read_file(Path(config))
     if name is None and folder is not None:
         if not (folder / pipelines.PLAN).is_file():
-            raise UserError(f"--output-dir {folder} holds no pipeline to go on with: name one of {_names()}")
+            raise UserError(f"--output-dir {folder} holds no pipeline to resume: name one of {_names()}")
         return folder.name, read_file(folder / pipelines.PLAN)
     name = name or _ask()
     if name not in pipelines.GUIDE:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import MAIN, RunConfig, read_file, resolve
+from rlhf_core.config import MAIN, RunConfig, read_file, resolve, spellings
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method, TrainingOptions
 
@@ -28,34 +27,28 @@ class RunCommand(click.Command):
     """Adds one flag for each option of the method before parsing, so that its help and its typos are click's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = Catalog()
         method = None if ctx.resilient_parsing else _peek_method(args)
-        self.params = [*_main_flags(), *_flags(TrainingOptions.model_fields)]
-        self.own: list[str] = []
+        fields, shared = TrainingOptions.model_fields, TrainingOptions.model_fields
         if method is not None:
-            fields = Catalog().load("methods", method)[0].Options.model_fields
-            self.own = [n for n, f in fields.items() if _changed(f, TrainingOptions.model_fields.get(n))]
-            self.params = [*_main_flags(), *_flags(fields)]
+            fields = ctx.obj.load("methods", method)[0].Options.model_fields
+        # What a method adds, or gives another default.
+        self.own = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
+        self.params = [*_main_flags(), *_flags(fields)]
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows: dict[str, list[tuple[str, str]]] = {
+        sections: dict[str, list[tuple[str, str]]] = {
             "Run": [],
             "Options of this method": [],
             "Options of every method": [],
         }
+        titles = dict.fromkeys(TrainingOptions.model_fields, "Options of every method")
+        titles |= dict.fromkeys(self.own, "Options of this method")
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                shared = param.name in TrainingOptions.model_fields
-                place = (
-                    "Options of this method"
-                    if param.name in self.own
-                    else "Options of every method"
-                    if shared
-                    else "Run"
-                )
-                rows[place].append(record)
-        for title, records in rows.items():
+            if record := param.get_help_record(ctx):
+                sections[titles.get(str(param.name), "Run")].append(record)
+        for title, records in sections.items():
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
@@ -78,9 +71,8 @@ def run(ctx: click.Context, **values: Any) -> None:
     merged = {**_file_values(config_file, folder), **given}
     if folder is not None:
         merged["output_dir"] = str(folder)
-    catalog = Catalog()
-    config, method = resolve(merged, catalog)
-    sys.exit(_carry_out(config, method, catalog, resume=folder is not None, dry_run=dry_run))
+    config, method = resolve(merged, ctx.obj)
+    sys.exit(_carry_out(config, method, ctx.obj, resume=folder is not None, dry_run=dry_run))
 
 
 def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool, dry_run: bool) -> int:
@@ -149,7 +141,7 @@ def _main_flags() -> list[click.Parameter]:
             is_flag=False,
             flag_value=LATEST,
             metavar="[FOLDER]",
-            help="Go on with a run; alone: the latest.",
+            help="Resume a run; without a folder the latest.",
         ),
         click.Option(
             ["--dry-run"], is_flag=True, help="Resolve and check everything, show one example, train nothing."
@@ -158,16 +150,17 @@ def _main_flags() -> list[click.Parameter]:
 
 
 def _flags(fields: Mapping[str, FieldInfo]) -> list[click.Parameter]:
-    return [_flag(name, field) for name, field in fields.items()]
+    names: dict[str, list[str]] = {}
+    for spelling, name in spellings(fields):
+        names.setdefault(name, []).append("--" + spelling.replace("_", "-"))
+    return [_flag(name, field, list(dict.fromkeys(names[name]))) for name, field in fields.items()]
 
 
-def _flag(name: str, field: FieldInfo) -> click.Option:
-    aliases = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else [name]
-    spellings = ["--" + str(alias).replace("_", "-") for alias in dict.fromkeys([name, *aliases])]
+def _flag(name: str, field: FieldInfo, spellings: list[str]) -> click.Option:
     help_text = _help(field)
     kind = _base_type(field.annotation)
     if kind is bool:
-        switches = f"{'/'.join([spellings[0], spellings[0].replace('--', '--no-', 1)])}"
+        switches = f"{spellings[0]}/--no-{spellings[0].removeprefix('--')}"
         return click.Option([name, switches, *spellings[1:]], default=None, help=help_text)
     if typing.get_origin(kind) in (list, dict) and not _takes_string(field.annotation):
         metavar = {"set": "NAME=VALUE", "reward": "SPEC"}.get(name, "NAME")
@@ -178,17 +171,11 @@ def _flag(name: str, field: FieldInfo) -> click.Option:
 def _help(field: FieldInfo) -> str:
     text = (field.description or "").strip()
     default = field.get_default()
-    shown = "" if default in (None, PydanticUndefined, [], {}) else f"  [{_show(default)}]"
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    default = ", ".join(default) if isinstance(default, list) else default
+    shown = "" if default in (None, PydanticUndefined, "", {}) else f"  [{default}]"
     return text[:1].upper() + text[1:] + "." + shown
-
-
-def _show(default: Any) -> str:
-    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else f"{default}"
-
-
-def _changed(field: FieldInfo, shared: FieldInfo | None) -> bool:
-    """Whether a method adds this option or gives it another default."""
-    return shared is None or shared.get_default() != field.get_default()
 
 
 def _base_type(annotation: Any) -> Any:
@@ -201,7 +188,7 @@ def _base_type(annotation: Any) -> Any:
 
 
 def _takes_string(annotation: Any) -> bool:
-    """Whether one string stands for the whole value, as in `str | list[str]`."""
+    """Whether one string stands for the full value, as in `str | list[str]`."""
     return typing.get_origin(annotation) in (typing.Union, types.UnionType) and str in typing.get_args(annotation)
 
 

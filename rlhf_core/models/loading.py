@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_core import builtin
-from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import TrainingOptions
+from rlhf_core.models.resolve import ModelReference, find
 
 if TYPE_CHECKING:
     import torch
@@ -39,54 +38,43 @@ class ModelInfo:
     task: Task = "causal_lm"
 
 
-def inspect(config: RunConfig, task: Task = "causal_lm") -> ModelInfo:
-    """Read configuration and tokenizer. Raises `UserError` for a model that is not there or has no chat template."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_template: str | None = None) -> ModelInfo:
+    """Read configuration and tokenizer. `chat_template` is a file with one, for a model that has none.
 
-    path, adapter = _locate(config.model)
+    Raises `UserError` for a model that is not there or has no chat template.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
-        model_config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(adapter if adapter and _has_tokenizer(adapter) else path)
+        config = AutoConfig.from_pretrained(reference.base)
+        tokenizer = load_tokenizer(reference)
     except (OSError, ValueError, KeyError) as error:
-        where = "is not a model folder" if Path(path).is_dir() else "is no folder here, and the Hub could not give it"
-        raise UserError(f"--model {config.model} {where}: {str(error).strip().splitlines()[0]}") from error
-    if config.chat_template is not None:
-        tokenizer.chat_template = _read_template(config.chat_template)
+        local = Path(reference.base).is_dir()
+        where = "can't be loaded" if local else "is no folder here, and the Hub could not give it"
+        raise UserError(f"{reference.base_called} {where}: {first_line(error)}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template)
     if tokenizer.chat_template is None:
         raise UserError(
-            f"--model {config.model} has no chat template, so it can't be given messages. Use its instruction-tuned "
+            f"{reference.base_called} has no chat template, so it can't be given messages. Use its instruction-tuned "
             "version, or give a template: --chat-template FILE"
         )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model_config)
-    return ModelInfo(path, model_config, tokenizer, empty.num_parameters(), adapter, task)
+        empty = AutoModelForCausalLM.from_config(config)
+    adapter = reference.path if reference.adapter else None
+    return ModelInfo(reference.base, config, tokenizer, empty.num_parameters(), adapter, task)
 
 
-def _locate(model: str) -> tuple[str, str | None]:
-    """(base model, adapter or None). A folder with an adapter names its base model."""
-    if model == BUILTIN:
-        return str(builtin.MODEL), None
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") != 1:
-            raise UserError(f"--model {model}: there is no such folder")
-        return model, None
-    if not (folder / "adapter_config.json").is_file():
-        return str(folder), None
-    from peft import PeftConfig
+def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside an adapter, otherwise the base model's."""
+    from transformers import AutoTokenizer
 
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not base:
-        raise UserError(f"--model {model} is an adapter that does not name its base model")
-    return base, str(folder)
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return (Path(folder) / "tokenizer_config.json").is_file()
+    own = (Path(reference.path) / "tokenizer_config.json").is_file()
+    return AutoTokenizer.from_pretrained(reference.path if own else reference.base)
 
 
 def _read_template(file: str) -> str:
@@ -94,6 +82,12 @@ def _read_template(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"--chat-template {file}: {error.strerror}") from error
+
+
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model reads at most, its answer included; None where there is no such limit."""
+    # Probed: some models have no such setting, and others give it by another name, which this looks up.
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
@@ -153,19 +147,18 @@ def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:
 
 
 def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A trained reward model, whole or an adapter, on the fastest device there is, with its tokenizer."""
+    """A trained reward model, full or an adapter, on the fastest device there is, with its tokenizer."""
     import torch
-    from transformers import AutoTokenizer
 
-    path, adapter = _locate(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    reference = find(folder)
+    tokenizer = load_tokenizer(reference)
     tokenizer.padding_side = "right"
     dtype = torch.bfloat16 if gpu_has_bfloat16() else torch.float32
-    model = from_pretrained(path, "sequence_classification", tokenizer, {"dtype": dtype})
-    if adapter:
+    model = from_pretrained(reference.base, "sequence_classification", tokenizer, {"dtype": dtype})
+    if reference.adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        model = PeftModel.from_pretrained(model, reference.path)
     return model.eval().to(device()), tokenizer
 
 

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.config import BUILTIN
-from rlhf_core.errors import UserError
-from rlhf_core.models.resolve import Target, find, quiet_libraries
+from rlhf_core.errors import UserError, first_line
+from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -31,89 +30,85 @@ ALLOWED = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") -> None:
     """Merge, compare, save and say so. Raises `UserError`; whatever it raises, nothing is left behind."""
-    target = find(model)
-    folder = Path(output).expanduser() if output else _default_output(target)
-    _refuse(model, target, folder)
+    reference = find(model)
+    folder = Path(output).expanduser() if output else _default_output(reference)
+    _refuse(reference, folder)
     with quiet_libraries():
         from rlhf_core.ui.screen import Screen
 
         screen = Screen()
         with screen.working("Loading the base model and the adapter …"):
-            merged, tokenizer, said, difference = _merged(target)
+            merged, tokenizer, expected, difference = _merged(reference)
         dtype = _saved_dtype(merged, dtype)
         with screen.working("Saving, and reading it again …"):
-            saved_difference = _save(merged, tokenizer, said, target, folder, dtype)
-    assert target.adapter is not None
-    screen.say(f"Merged   {target.model} into {target.adapter['base_model_name_or_path']}")
+            saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
+    screen.say(f"Merged   {reference.path} into {reference.base}")
     screen.say(f"Logits   in float32 the same to {difference:.1e} of their scale (at most {ALLOWED['float32']:.0e})")
     screen.say(f"         as saved in {dtype} to {saved_difference:.1e} (at most {ALLOWED[dtype]:.0e})")
     screen.say(f"Model    {folder}")
-    screen.say(f"Go on    {_next_command(target, folder)}", "bold")
+    use = "run --method ppo --reward-model" if reference.is_reward_model else "chat"
+    screen.say(f"Next     rlhf {use} {folder}", "bold")
 
 
-def _default_output(target: Target) -> Path:
-    folder = Path(target.model).resolve()
-    return target.run / "merged" if target.run else folder.with_name(folder.name + "-merged")
+def _default_output(reference: ModelReference) -> Path:
+    folder = Path(reference.path).resolve()
+    return reference.run / "merged" if reference.run else folder.with_name(folder.name + "-merged")
 
 
-def _refuse(given: str, target: Target, output: Path) -> None:
+def _refuse(reference: ModelReference, output: Path) -> None:
     """Everything that can be wrong with what was asked for, before torch is imported."""
-    if target.adapter is None:
-        if target.model != BUILTIN and not Path(target.model).is_dir():
+    given = reference.called
+    if reference.adapter is None:
+        if not Path(reference.path).is_dir():
             raise UserError(f"{given}: there is no such folder here; an adapter on the Hub has to be downloaded first")
-        raise UserError(f"{given}: nothing to merge, it is a whole model already")
+        raise UserError(f"{given}: nothing to merge, it is a full model already")
     if output.exists() or output.is_symlink():
         raise UserError(f"--output {output} exists already. Give another folder, or remove it")
-    kind = target.adapter.get("peft_type")
+    kind = reference.adapter.get("peft_type")
     if kind in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "CPT"):
         raise UserError(f"{given} is an adapter of the type {kind}, which adds no weights that could be merged")
 
 
-def _merged(target: Target) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[torch.Tensor], float]:
-    """(model with the adapter in its weights, tokenizer, logits beside the adapter, how far the two are apart)."""
-    model, tokenizer = _load(target)
-    said = _logits(model, tokenizer)
+def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[torch.Tensor], float]:
+    """(model with the adapter in its weights, tokenizer, logits before, how far those after are from them)."""
+    model, tokenizer = _load(reference)
+    expected = _logits(model, tokenizer)
     try:
         model = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:  # not finite, or a kind of adapter that stays beside
-        raise UserError(f"{target.model} can't be merged: {error}") from error
-    difference = _difference(said, _logits(model, tokenizer))
-    _check(difference, "float32", f"{target.model} can't be merged: with the adapter in the weights")
-    return model, tokenizer, said, difference
+        raise UserError(f"{reference.path} can't be merged: {error}") from error
+    difference = _difference(expected, _logits(model, tokenizer))
+    _check(difference, "float32", f"{reference.path} can't be merged: with the adapter in the weights")
+    return model, tokenizer, expected, difference
 
 
-def _load(target: Target) -> tuple[Any, PreTrainedTokenizerBase]:
+def _load(reference: ModelReference) -> tuple[Any, PreTrainedTokenizerBase]:
     """The base model in float32 on the CPU, where the most memory is, with the adapter beside its weights."""
     from peft import PeftModel
     from safetensors import SafetensorError
-    from transformers import AutoTokenizer
 
-    assert target.adapter is not None
-    base = target.adapter["base_model_name_or_path"]
-    path = target.model if (Path(target.model) / "tokenizer_config.json").is_file() else base
+    from rlhf_core.models.loading import load_tokenizer
+
+    base = reference.base
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = _from_pretrained(base, target, tokenizer)
+        tokenizer = load_tokenizer(reference)
+        model = _read(base, reference, tokenizer)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the base model {base} can't be loaded: {_first_line(error)}") from error
+        raise UserError(f"the base model {base} can't be loaded: {first_line(error)}") from error
     try:
-        return PeftModel.from_pretrained(model, target.model).eval(), tokenizer
+        return PeftModel.from_pretrained(model, reference.path).eval(), tokenizer
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the adapter {target.model} does not fit {base}: {_first_line(error)}") from error
+        raise UserError(f"the adapter {reference.path} does not fit {base}: {first_line(error)}") from error
 
 
-def _from_pretrained(path: str, target: Target, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _read(path: str, reference: ModelReference, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model at `path`, of the kind that `reference` is."""
     import torch
 
     from rlhf_core.models import loading as models
 
-    task: models.Task = "sequence_classification" if target.is_reward_model else "causal_lm"
+    task: models.Task = "sequence_classification" if reference.is_reward_model else "causal_lm"
     return models.from_pretrained(path, task, tokenizer, {"dtype": torch.float32}).eval()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def _logits(model: Any, tokenizer: Any) -> list[torch.Tensor]:
@@ -152,12 +147,12 @@ def _saved_dtype(model: PreTrainedModel, asked: str) -> str:
 def _save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    said: list[torch.Tensor],
-    target: Target,
+    expected: list[torch.Tensor],
+    reference: ModelReference,
     output: Path,
     dtype: str,
 ) -> float:
-    """Write under a name of its own, read it again, compare with what the adapter `said`, and only then rename."""
+    """Write under a temporary name, read it again, compare with the `expected` logits, and only then rename."""
     import torch
     from safetensors import SafetensorError
 
@@ -166,26 +161,17 @@ def _save(
         part.mkdir(parents=True)
         model.to(getattr(torch, dtype)).save_pretrained(part)
         tokenizer.save_pretrained(part)
-        (part / "README.md").write_text(_card(target, output, dtype), encoding="utf-8")
-        difference = _difference(said, _logits(_from_pretrained(str(part), target, tokenizer), tokenizer))
+        card = (
+            f"---\nlibrary_name: transformers\ntags: [rlhf]\n---\n\n# {output.name}\n\nMerged with rlhf-core.\n\n"
+            f"- base model: `{reference.base}`\n- adapter: `{reference.path}`\n- weights: {dtype}\n"
+        )
+        (part / "README.md").write_text(card, encoding="utf-8")
+        difference = _difference(expected, _logits(_read(str(part), reference, tokenizer), tokenizer))
         hint = "" if dtype == "float32" else " Keep the weights exact: --dtype float32"
-        _check(difference, dtype, f"{target.model} can't be merged: as saved in {dtype}", hint)
+        _check(difference, dtype, f"{reference.path} can't be merged: as saved in {dtype}", hint)
         part.rename(output)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output {output} can't be written: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return difference
-
-
-def _card(target: Target, output: Path, dtype: str) -> str:
-    assert target.adapter is not None
-    base = target.adapter["base_model_name_or_path"]
-    return (
-        f"---\nlibrary_name: transformers\ntags: [rlhf]\n---\n\n# {output.name}\n\nMerged with rlhf-core.\n\n"
-        f"- base model: `{base}`\n- adapter: `{target.model}`\n- weights: {dtype}\n"
-    )
-
-
-def _next_command(target: Target, output: Path) -> str:
-    return f"rlhf run --method ppo --reward-model {output}" if target.is_reward_model else f"rlhf chat {output}"

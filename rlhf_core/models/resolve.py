@@ -1,4 +1,4 @@
-"""The model that a command was given: a run's folder, a model's folder, an adapter's, or a name. Needs no torch."""
+"""What a model's name or folder means, for every command that takes one. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,50 +11,78 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_core import builtin
 from rlhf_core.config import ALSO_BUILTIN, BUILTIN
 from rlhf_core.errors import UserError
 from rlhf_core.training import environment
 
 
 @dataclass(frozen=True)
-class Target:
-    """The model that a command was given. `run` is the run's folder if it is one's; `adapter` its adapter_config."""
+class ModelReference:
+    """A model that exists, or may exist on the Hub.
 
-    model: str
+    `path` is its folder or Hub id and `called` how messages name it. `run` is the folder of the run that it is from, if
+    it is from one, and `adapter` the content of its adapter_config.json, if it is an adapter.
+    """
+
+    path: str
+    called: str
     run: Path | None = None
     adapter: dict[str, Any] | None = None
+
+    @property
+    def base(self) -> str:
+        """The model whose weights load first: the adapter's base model, otherwise the model itself."""
+        return self.adapter["base_model_name_or_path"] if self.adapter else self.path
+
+    @property
+    def base_called(self) -> str:
+        return f"{self.base}, the base model of {self.called}," if self.adapter else self.called
 
     @property
     def is_reward_model(self) -> bool:
         """Whether it scores instead of writing."""
         if self.adapter is not None:
             return self.adapter.get("task_type") == "SEQ_CLS"
-        file = Path(self.model) / "config.json"
+        file = Path(self.path) / "config.json"
         names = _read_json(file).get("architectures") if file.is_file() else None
         return any(name.endswith("ForSequenceClassification") for name in names or [])
 
 
-def find(given: str) -> Target:
-    """The model of a run's folder, a model's folder, or a name. Needs no torch. `UserError` if it is not there."""
-    folder = Path(given).expanduser()
+def find(given: str, flag: str = "") -> ModelReference:
+    """What a run's folder, a model's, an adapter's, a Hub id or `builtin` refers to. Raises `UserError` for other text.
+
+    `flag` stands before `given` in messages.
+    """
+    called = f"{flag} {given}".strip()
     if given in (BUILTIN, ALSO_BUILTIN):
-        return Target(BUILTIN)
+        return ModelReference(str(builtin.MODEL), called)
+    folder = Path(given).expanduser()
     if folder.is_file():
-        raise UserError(f"{given} is a file: give the folder of a run or of a model")
+        raise UserError(f"{called} is a file: give the folder of a run or of a model")
     if not folder.is_dir():
-        if given.startswith((".", "/", "~")) or given.count("/") != 1:
-            raise UserError(f"{given}: there is no such folder")
-        return Target(given)
+        if not is_hub_id(given):
+            raise UserError(f"{called}: there is no such folder")
+        return ModelReference(given, called)
     run, model = _run_and_model(folder)
     if run is not None and not _is_model(model):
-        raise UserError(f"{given}: the run has no model yet. Go on with it: rlhf run --resume {given}")
+        raise UserError(f"{called}: the run has no model yet. Resume it: rlhf run --resume {given}")
     if not _is_model(model):
-        raise UserError(f"{given} is neither a run's folder nor a model's: there is no config.yaml and no config.json")
+        raise UserError(f"{called} is neither a run's folder nor a model's: it has no config.yaml and no config.json")
     if not (model / "adapter_config.json").is_file():
-        return Target(str(model), run)
+        return ModelReference(str(model), called, run)
     adapter = _read_json(model / "adapter_config.json")
-    _check_base(given, adapter.get("base_model_name_or_path"))
-    return Target(str(model), run, adapter)
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{called} is an adapter that does not name its base model")
+    if not Path(base).is_dir() and not is_hub_id(base):
+        raise UserError(f"{called} is an adapter of {base}, and there is no such folder")
+    return ModelReference(str(model), called, run, adapter)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a Hub id, OWNER/NAME."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def _run_and_model(folder: Path) -> tuple[Path | None, Path]:
@@ -81,13 +109,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file} is no JSON object")
     return values
-
-
-def _check_base(given: str, base: str | None) -> None:
-    if not base:
-        raise UserError(f"{given} is an adapter that does not name its base model")
-    if not Path(base).is_dir() and (base.startswith((".", "/", "~")) or base.count("/") != 1):
-        raise UserError(f"{given} is an adapter of {base}, and there is no such folder")
 
 
 @contextmanager

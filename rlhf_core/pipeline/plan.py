@@ -13,7 +13,8 @@ from rlhf_core import grammar
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, MAIN, RunConfig, resolve, spellings
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.method import Method
+from rlhf_core.method import SAMPLING, Method
+from rlhf_core.models.resolve import is_hub_id
 
 GUIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": (
@@ -176,15 +177,15 @@ def _merged(
     written: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A stage's keys: its own win over shared ones, flags over both, and flags for this stage over all."""
-    learns = method.rewards == "required"
-    if not learns:
-        shared = {key: value for key, value in shared.items() if key not in ("reward", "reward_model")}
+    rewarded = method.rewards == "required"
+    unused = [*([] if rewarded else ("reward", "reward_model")), *([] if method.generates else SAMPLING)]
+    shared = {key: value for key, value in shared.items() if key not in unused}
     values = {"model": BUILTIN, **shared, **own}
     if overrides.model is not None and str(values["model"]) not in written:
         values["model"] = overrides.model
     if overrides.data:
         values["data"] = list(overrides.data)
-    if overrides.reward and learns:
+    if overrides.reward and rewarded:
         values["reward"] = list(overrides.reward)
     return {**values, **flags}
 
@@ -203,7 +204,7 @@ def _feeds(values: Mapping[str, Any], written: Mapping[str, Any], earlier: Mappi
             feeds[key] = value
         elif value in written:
             raise UserError(f"{key}: {value!r} is not an earlier stage: a stage uses those that stand before it")
-        elif not _may_exist(value, hub=key == "model"):
+        elif not (value == BUILTIN or Path(value).expanduser().is_dir() or (key == "model" and is_hub_id(value))):
             raise UserError(
                 f"{key}: {value!r} is neither a model nor an earlier stage.{did_you_mean(value, earlier)} "
                 f"{_listed(earlier)}"
@@ -211,18 +212,12 @@ def _feeds(values: Mapping[str, Any], written: Mapping[str, Any], earlier: Mappi
     return feeds
 
 
-def _may_exist(model: str, *, hub: bool) -> bool:
-    if model == BUILTIN or Path(model).expanduser().is_dir():
-        return True
-    return hub and model.count("/") == 1 and not model.startswith((".", "/", "~"))
-
-
 def _listed(names: Any) -> str:
     return f"Stages: {', '.join(map(str, names)) or 'none'}."
 
 
 def _check_inputs(stage: Stage, catalog: Catalog) -> None:
-    """What a later stage would trip over after hours: data and rewards that are not there."""
+    """Raise `UserError` for data and rewards that do not exist, which a later stage would miss only after hours."""
     from rlhf_core.data.sources import KINDS
 
     for spec in [*stage.config.data_specs, *stage.config.eval_specs]:

@@ -7,10 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ from rlhf_core.config import BUILTIN
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline.plan import COMPARISON, PLAN, Pipeline, RunCommand, Stage
 from rlhf_core.pipeline.state import fingerprint, is_finished, record, recorded, set_aside, state
+from rlhf_core.training.launch import INTERRUPTED, on_signals
 
 COMPARED_PROMPTS = 48
-LAYOUT = "medical_format"  # the reward for the layout that answers in the built-in data have
+FORMAT_REWARD = "medical_format"  # for the format of the answers in the built-in data
 
 
 def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callable[[str], None]) -> int:
@@ -37,17 +36,15 @@ def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callab
             say(f"{title}: finished and unchanged, skipped")
             continue
         if states[stage.name] == "changed":
-            say(f"{title}: changed; what was there is now {set_aside(stage.folder)}")
+            say(f"{title}: changed; its old folder is now {set_aside(stage.folder)}")
         record(stage.folder, mark, finished=False)
-        if states[stage.name] == "broken off":
-            command = ["run", "--resume", str(stage.folder)]
-        else:
+        if states[stage.name] != "interrupted":
             _dump(_run_values(stage, pipeline.stages), stage.folder / "stage.yaml")
-            command = _run_command(stage)
+        command = _run_command(stage, states[stage.name])
         say(_announcement(title, stage, command) + "\n")
         started = time.monotonic()
         if code := run(command):
-            say(f"\nStopped in stage {stage.name}. Go on with the pipeline: {pipeline.resume_command}")
+            say(f"\nStopped in stage {stage.name}. Resume the pipeline: {pipeline.resume_command}")
             return code
         record(stage.folder, mark, finished=True)
         say(f"\n{title}: done in {_minutes(time.monotonic() - started)}\n")
@@ -61,28 +58,26 @@ def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callab
 def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callable[[str], None]) -> int:
     """Show what would be run, and check every stage as far as its inputs exist. Writes nothing to the folder.
 
-    In place of an earlier stage's model that is not there yet, the one that its chain starts from is looked at: it has
-    the same configuration and tokenizer.
+    A stage whose model is not trained yet is checked with the model that its chain starts from, which has the same
+    configuration and tokenizer.
     """
     _, states = _survey(pipeline)
     for title, stage in _numbered(pipeline.selected):
         if states[stage.name] == "finished":
             say(f"{title}: finished and unchanged, would be skipped")
             continue
-        resume = states[stage.name] == "broken off"
-        command = ["run", "--resume", str(stage.folder)] if resume else _run_command(stage)
         if states[stage.name] == "changed":
-            say(f"{title}: changed; what is there would be renamed")
-        say(_announcement(title, stage, command))
+            say(f"{title}: changed; its folder would be renamed")
+        say(_announcement(title, stage, _run_command(stage, states[stage.name])))
         missing = {key: name for key, name in stage.feeds.items() if not pipeline.stages[name].model.is_dir()}
         if "reward_model" in missing:
-            say(f"Its data are not looked at yet: they need the model of stage {missing['reward_model']}.\n")
+            say(f"Its data can't be checked yet: that needs the model of stage {missing['reward_model']}.\n")
             continue
         with tempfile.TemporaryDirectory() as temporary:
             values = _run_values(stage, pipeline.stages)
             if "model" in missing:
                 values["model"] = stage.origin
-                say(f"Checked with {stage.origin}, since the model of stage {missing['model']} is not there yet:")
+                say(f"Checked with {stage.origin}, since the model of stage {missing['model']} is not trained yet:")
             _dump(values, Path(temporary) / "stage.yaml")
             output = stage.folder if states[stage.name] == "new" else Path(temporary) / stage.name
             checked = ["run", "--config", f"{temporary}/stage.yaml", "--output-dir", str(output), "--dry-run"]
@@ -128,7 +123,9 @@ def _announcement(title: str, stage: Stage, command: Sequence[str]) -> str:
     return f"{title}: {shlex.join(['rlhf', *command])}{preset}"
 
 
-def _run_command(stage: Stage) -> list[str]:
+def _run_command(stage: Stage, state: str) -> list[str]:
+    if state == "interrupted":
+        return ["run", "--resume", str(stage.folder)]
     return ["run", "--config", str(stage.folder / "stage.yaml"), "--output-dir", str(stage.folder)]
 
 
@@ -161,7 +158,7 @@ def _compare(
         set_aside(folder)
     say(f"\nBefore and after: {shown}\n")
     if code := run(command):
-        say(f"\nThe stages are finished; the comparison is not. Go on with it: {pipeline.resume_command}")
+        say(f"\nThe stages are finished; the comparison is not. Resume it: {pipeline.resume_command}")
         return code
     record(folder, mark, finished=True)
     return 0
@@ -169,8 +166,8 @@ def _compare(
 
 def _compare_command(pipeline: Pipeline, last: Stage, catalog: Catalog) -> list[str]:
     specs = [str(spec) for spec in last.config.reward_specs]
-    if not specs and last.config.data == [BUILTIN] and any(e.name == LAYOUT for e in catalog.entries("rewards")):
-        specs = [LAYOUT]
+    if not specs and last.config.data == [BUILTIN] and any(e.name == FORMAT_REWARD for e in catalog.entries("rewards")):
+        specs = [FORMAT_REWARD]
     rewards = [word for spec in specs for word in ("--reward", spec)]
     output = ["--output", str(pipeline.folder / COMPARISON)]
     return ["compare", last.origin, str(last.model), "--prompts", str(COMPARED_PROMPTS), *rewards, *output]
@@ -184,29 +181,17 @@ def run_process(arguments: Sequence[str]) -> int:
     """Run `rlhf ARGUMENTS` in a process of its own that writes to this terminal. Returns its exit code."""
     # -P: like the installed script, Python does not import from the current folder first
     process = subprocess.Popen([sys.executable, "-P", "-m", "rlhf_core", *arguments])
-    with _signals_left_to(process):
+
+    def pass_on(number: int, frame: Any) -> None:
+        """Ctrl-C has reached the process through the terminal; it saves, and we wait for it."""
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+
+    with on_signals(pass_on):
         code = process.wait()
     if code >= 0:
         return code
     if -code == signal.SIGINT:
-        return 130
+        return INTERRUPTED
     print(f"The process was ended by {signal.Signals(-code).name}.", flush=True)
     return 1
-
-
-@contextmanager
-def _signals_left_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ctrl-C reaches the process through the terminal, and SIGTERM is passed on: it saves, and we wait for it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers: dict[int, Any] = {
-        signal.SIGINT: lambda number, frame: None,
-        signal.SIGTERM: lambda number, frame: process.send_signal(signal.SIGTERM),
-    }
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

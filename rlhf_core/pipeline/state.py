@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline.plan import FEEDS, Stage, python_file
+from rlhf_core.training.run_folder import write_atomically
 
 
 def fingerprint(stage: Stage, marks: Mapping[str, str]) -> str:
@@ -54,10 +55,8 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def record(folder: Path, mark: str, *, finished: bool) -> None:
-    from rlhf_core.training.run_folder import write_whole  # which imports transformers
-
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))
+    write_atomically(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))
 
 
 def is_finished(stage: Stage) -> bool:
@@ -65,15 +64,15 @@ def is_finished(stage: Stage) -> bool:
 
 
 def state(stage: Stage, mark: str) -> str:
-    """`new`, `finished` and unchanged, `broken off` and unchanged, or `changed`. Raises `UserError` for other files."""
+    """`new`, `changed`, or unchanged and `finished` or `interrupted`. Raises `UserError` for other files."""
     found = recorded(stage.folder)
     if not found and stage.folder.exists() and (stage.folder.is_file() or any(stage.folder.iterdir())):
-        raise UserError(f"{stage.folder} is there and is no stage of a pipeline: choose another --output-dir")
+        raise UserError(f"{stage.folder} exists and is no stage of a pipeline: choose another --output-dir")
     if not (stage.folder / "config.yaml").is_file():  # nothing was trained
         return "new"
     if found["fingerprint"] != mark:
         return "changed"
-    return "finished" if is_finished(stage) else "broken off"
+    return "finished" if is_finished(stage) else "interrupted"
 
 
 def set_aside(folder: Path) -> Path:

@@ -184,17 +184,13 @@ def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
 
 
 def _steps_between_checkpoints(lab: Lab) -> int:
-    """At least two, and as many as a built trainer has from one batch of answers to the next."""
-    from rlhf_core.rewards.binding import bind_all
-    from rlhf_core.training.plan import dataset, make_plan
-    from rlhf_core.training.run import Run
-
+    """At least two, and as many as there are from one batch of answers to the next."""
     config, method = lab.resolve(output_dir=str(lab.folder / "first"), lora=False, max_steps=4)
     with no_network(lab.calls), silence():
-        plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
-        run = Run(config, Path(config.output_dir), plan.info, dataset(plan.data.train), [], plan.rewards)
-        method.trainer(run)
-    return max(2, run.steps_per_rollout)
+        from rlhf_core.training.plan import make_plan
+        from rlhf_core.training.run import Run
+
+        return max(2, method.steps_per_rollout(method.trainer(Run.of(make_plan(config, method, Catalog())))))
 
 
 def _finite(rule: Result, trials: list[Trial]) -> None:
@@ -233,12 +229,13 @@ def _reloads(rule: Result, trials: list[Trial], lab: Lab, method: type[Method]) 
     import torch
 
     from rlhf_core.models import loading as models
+    from rlhf_core.models.resolve import find
 
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     for trial in trials:
         config, _ = lab.resolve(model=str(trial.folder / "model"), lora=trial is not trials[0])
         try:
-            loaded = models.load(models.inspect(config, method.task), config.options).eval()
+            loaded = models.load(models.inspect(find(config.model), method.task), config.options).eval()
         except (UserError, OSError, ValueError) as error:
             rule.fault(f"{trial.folder.name}: the saved model can't be loaded: {error}")
             continue
@@ -256,7 +253,7 @@ def _resumes(rule: Result, full: Trial, lab: Lab, values: dict[str, Any]) -> Non
     """The same folder again, as if the run had been killed after its first checkpoint."""
     import torch
 
-    from rlhf_core.training.callbacks import list_checkpoints
+    from rlhf_core.training.run_folder import list_checkpoints
 
     wanted = _saved(full.folder / "model")
     checkpoints = list_checkpoints(full.folder / "checkpoints")

@@ -23,17 +23,16 @@ def make_arguments(cls: type, config: RunConfig, folder: Path, fields: dict[str,
     import torch
 
     from rlhf_core.models import loading as models
-    from rlhf_core.training import callbacks, launch
+    from rlhf_core.training import launch, run_folder
 
     options = config.options
     half = models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16")
-    shared = {name: getattr(options, name) for name in SHARED}
     values = {
-        **shared,
-        "output_dir": str(folder / "checkpoints" / callbacks.WRITING),
+        **options.model_dump(include=set(SHARED)),
+        "output_dir": str(folder / "checkpoints" / run_folder.WRITING),
         "save_strategy": "steps",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "use_cpu": not torch.accelerator.is_available(),  # said, so that several processes find each other
+        "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other
         "bf16": half,
         "fp16": options.dtype == "float16",
         "report_to": [],

@@ -1,4 +1,4 @@
-"""Observers of the trainer: whole checkpoints, metrics on disk, and the breaker for rewards that keep failing."""
+"""Observers of the trainer: checkpoints, metrics on disk, and a monitor for rewards that keep failing."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ import os
 import shutil
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
-WRITING = ".writing"
-BREAKER_STEPS = 20
-BREAKER_SHARE = 0.2
+WINDOW_STEPS = 20
+FAILURE_SHARE = 0.2
 
 
 class AlreadyTrained(Exception):
-    """The checkpoint that a run went on from is that of its last step."""
+    """The checkpoint that a run was resumed from is that of its last step."""
 
 
 class Checkpoints(TrainerCallback):
-    """Checkpoints that are either whole or not there, at steps where a new batch of answers begins.
+    """Saves complete checkpoints only, between two batches of answers, and stops the run there when it is asked to.
 
     The trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is renamed to
-    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. A stop that was asked for waits for the next
-    step that is a multiple of `every`, because a checkpoint between two batches of answers is what a resumed run can
-    start from as if it had never stopped. `stop_file` asks for one, too, while it is there.
+    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. A stop that was requested waits for the next
+    step that is a multiple of `every`, because only from a checkpoint between two batches of answers can a resumed run
+    continue as if it had never stopped. A file at `stop_file` requests a stop, too.
     """
 
     INTERRUPTED = "interrupted"
@@ -77,15 +79,9 @@ class Checkpoints(TrainerCallback):
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(self.folder / WRITING / name, self.folder / name)
         for old in list_checkpoints(self.folder)[: -self.keep]:
-            going = self.folder / WRITING / f"old-{old.name}"
-            os.replace(old, going)  # first, so that one that is half deleted when we are killed is not found
-            shutil.rmtree(going, ignore_errors=True)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+            deleted = self.folder / WRITING / f"old-{old.name}"
+            os.replace(old, deleted)  # first, so that one that is half deleted when we are killed is not found
+            shutil.rmtree(deleted, ignore_errors=True)
 
 
 class Metrics(TrainerCallback):
@@ -102,8 +98,8 @@ class Metrics(TrainerCallback):
             stream.write(json.dumps({"step": state.global_step, "time": round(time.time(), 2), **values}) + "\n")
 
 
-class Breaker(TrainerCallback):
-    """Stops the run, with a checkpoint, when over a fifth of a reward's rows failed in the last twenty steps.
+class FailureMonitor(TrainerCallback):
+    """Requests a stop when more than a fifth of a reward's rows failed in the last twenty steps.
 
     Counts are summed over all processes at every step, so that they decide alike.
     """
@@ -111,8 +107,7 @@ class Breaker(TrainerCallback):
     def __init__(self, rewards: RewardRuntime, checkpoints: Checkpoints) -> None:
         self.rewards = rewards
         self.checkpoints = checkpoints
-        self.tripped: str | None = None
-        self._window: deque[torch.Tensor] = deque(maxlen=BREAKER_STEPS)
+        self._window: deque[torch.Tensor] = deque(maxlen=WINDOW_STEPS)
 
     def on_step_end(self, args, state, control, **kwargs):
         counts = self.rewards.counts
@@ -125,14 +120,25 @@ class Breaker(TrainerCallback):
             torch.distributed.all_reduce(step)
         self._window.append(step)
         total = torch.stack(list(self._window)).sum(0)  # rewards x (failed, seen)
-        if len(self._window) < BREAKER_STEPS or self.tripped:
+        if len(self._window) < WINDOW_STEPS:
             return
         for name, (failed, seen) in zip(counts, total.tolist(), strict=True):
-            if seen and failed / seen > BREAKER_SHARE:
-                self.tripped = (
-                    f"reward {name!r} failed on {failed / seen:.0%} of its rows in the last {BREAKER_STEPS} steps"
+            if seen and failed / seen > FAILURE_SHARE:
+                self.checkpoints.request_stop(
+                    f"reward {name!r} failed on {failed / seen:.0%} of its rows in the last {WINDOW_STEPS} steps"
                 )
-                self.checkpoints.request_stop(self.tripped)
+
+
+def observe(trainer: Any, callbacks: Sequence[TrainerCallback], folder: Path) -> None:
+    """Our callbacks instead of the ones that print, and TensorBoard in the run's folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(unwanted)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard"))))
 
 
 def any_process(flag: bool, device: Any) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
 from rlhf_core.data.loading import prompt_of
+from rlhf_core.method import SAMPLING, Method
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_core.rewards.runtime import RewardBatch
+from rlhf_core.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -36,20 +40,23 @@ class Evaluation:
     scores: list[dict[str, float | None]] = field(default_factory=list)
 
 
-class FirstLook(TrainerCallback):
-    """Calls `look` when training begins. Before that, measuring would keep the trainer from preparing its model for
-    several processes.
+class EvaluateAtStart(TrainerCallback):
+    """Evaluates when training begins: before that, the trainer has not prepared its model for several processes.
+
+    `before` is the result, given already where a resumed run has it.
     """
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self.look = look
+    def __init__(self, evaluate: Callable[[], Evaluation], before: Evaluation | None) -> None:
+        self.evaluate = evaluate
+        self.before = before
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.look()
+        if self.before is None:
+            self.before = self.evaluate()
 
 
-def evaluate(trainer: Any, run: Run, *, generates: bool) -> Evaluation:
-    """What the trainer measures on its held-out rows, if it has any, and answers to their prompts if it `generates`.
+def evaluate(trainer: Any, method: Method, run: Run) -> Evaluation:
+    """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
 
     Every process takes part in measuring; the first one answers.
     """
@@ -58,15 +65,28 @@ def evaluate(trainer: Any, run: Run, *, generates: bool) -> Evaluation:
         measured = trainer.evaluate()
         names = {name.removeprefix("eval_"): name for name in measured}
         result.metrics = {name: measured[names[name]] for name in METRICS if name in names}
-    if generates and trainer.is_world_process_zero():
-        _answer(result, run.policy or trainer.accelerator.unwrap_model(trainer.model), run)
+    if method.generates and trainer.is_world_process_zero():
+        _answer(result, method.policy(trainer), run)
     return result
+
+
+def save(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
+    """Write evaluation.json."""
+    values = {"before": before and asdict(before), "after": after and asdict(after)}
+    write_atomically(folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
+
+
+def load_before(folder: Path) -> Evaluation | None:
+    """The evaluation before training, from evaluation.json."""
+    file = folder / "evaluation.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["before"] if file.exists() else None
+    return before and Evaluation(**before)
 
 
 def _answer(result: Evaluation, model: Any, run: Run) -> None:
     """Answer the held-out prompts once each, as in training, and score the answers."""
     prompts = [prompt_of(row) for row in run.held_out]
-    ids, finished = sample(model, run.tokenizer, prompts, run)
+    ids, finished = sample(model, prompts, run)
     texts = [run.rewards.decode(answer) for answer in ids]
     keys = [key for key in run.held_out[0] if key not in ("prompt", "messages", "chosen", "rejected")]
     columns = {key: [row.get(key) for row in run.held_out] for key in keys}
@@ -79,15 +99,14 @@ def _answer(result: Evaluation, model: Any, run: Run) -> None:
 
 
 @torch.no_grad()
-def sample(model: Any, tokenizer: Any, prompts: Sequence[Any], run: Run) -> tuple[list[list[int]], list[bool]]:
+def sample(model: Any, prompts: Sequence[Any], run: Run) -> tuple[list[list[int]], list[bool]]:
     """One answer to each prompt: (token ids without padding, whether each ended by itself).
 
-    The random state is put back afterwards, so that looking does not change the run.
+    The random state is restored afterwards, so that the evaluation does not change the run.
     """
-    options = run.options
-    sampling = Sampling(
-        options.max_completion_length, eos_token_ids(model, tokenizer), options.temperature, options.top_p
-    )
+    options, tokenizer = run.options, run.tokenizer
+    settings = options.model_dump(include=set(SAMPLING))
+    sampling = Sampling(options.max_completion_length, eos_token_ids(model, tokenizer), **settings)
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
     rollouts: list[Rollout] = []

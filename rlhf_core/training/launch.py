@@ -3,12 +3,12 @@
     rlhf run --num-processes 2 …
     rlhf run --num-machines 2 --machine-rank 0 --master-addr 10.0.0.1:29500 --num-processes 8 --distributed fsdp …
 
-Ctrl-C and SIGTERM reach only the command that was typed. It leaves a note in the run's folder, and the processes, which
-look for it after every step, stop together with a checkpoint. When that command is killed, its processes end with it
-(on Linux, where the kernel sees to it).
+Ctrl-C and SIGTERM reach only the command that was typed. It writes the file `stop` to the run's folder, and the
+processes, which check for it after every step, stop together with a checkpoint. When that command is killed, its
+processes end with it (on Linux, where the kernel sees to it).
 
-A process that runs out of memory leaves another note; the launcher, or the process itself where it is the only one,
-then starts again from the last checkpoint with a smaller micro-batch and as much more accumulation.
+A process that runs out of memory writes the file `smaller.json`; the launcher, or the process itself where it is the
+only one, then starts again from the last checkpoint with a smaller micro-batch and as much more accumulation.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
+from rlhf_core.training.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from rlhf_core.method import TrainingOptions
@@ -40,6 +41,7 @@ SMALLER = "smaller.json"
 STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
 LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
 INTERRUPTED = 130
+STOPPING = "Stopping with a checkpoint after this step. Ctrl-C again stops at once."
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -59,8 +61,8 @@ def launch(config: RunConfig, arguments: list[str]) -> int:
 
 
 def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
-    for note in (STOP, SMALLER):
-        (folder / note).unlink(missing_ok=True)
+    for file in (STOP, SMALLER):
+        (folder / file).unlink(missing_ok=True)
     command = [sys.executable, "-m", __name__, str(os.getpid()), "--signals-to-handle", "SIGUSR1"]
     command += ["--nproc-per-node", str(config.num_processes)]
     if config.num_machines == 1:
@@ -82,17 +84,17 @@ def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
             return
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STOP).touch()
-        print("Stopping with a checkpoint after this step. Ctrl-C again stops at once.", flush=True)
+        print(STOPPING, flush=True)
 
-    with _asked_by_signals(ask):
+    with on_signals(ask):
         code = process.wait()
     (folder / STOP).unlink(missing_ok=True)
     resume = shlex.join(["rlhf", "run", "--resume", str(folder)])
     if len(asked) > 1:
-        print(f"\nStopped at once. Go on from the last checkpoint: {resume}", flush=True)
+        print(f"\nStopped at once. Resume from the last checkpoint: {resume}", flush=True)
         return INTERRUPTED
     if name := _signal(code):
-        print(f"\nA process of the run was ended by {name}. Go on from the last checkpoint: {resume}", flush=True)
+        print(f"\nA process of the run was ended by {name}. Resume from the last checkpoint: {resume}", flush=True)
         return 1
     return code
 
@@ -104,13 +106,18 @@ def _signal(code: int) -> str | None:
     return None if code == INTERRUPTED else names.get(number)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks and writes for the run."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 @contextmanager
-def _asked_by_signals(ask: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call `ask` for Ctrl-C and SIGTERM."""
+def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """Call `handle` for Ctrl-C and SIGTERM, where this is the main thread: only it may."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -149,7 +156,7 @@ def end_with_launcher() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its `parent` dies, so that no trainer goes on alone. Only Linux can."""
+    """Let the kernel kill this process when its `parent` dies, so that no trainer is left running. Only Linux can."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -170,7 +177,7 @@ def check_distributed(config: RunConfig) -> None:
 
     if not torch.accelerator.is_available():
         raise UserError(
-            f"--distributed {kind} needs GPUs, and there is none here: accelerate would train copies of the whole "
+            f"--distributed {kind} needs GPUs, and there is none here: accelerate would train copies of the full "
             "model instead. On CPUs leave it out (ddp)"
         )
 
@@ -179,11 +186,13 @@ def check(config: RunConfig, trainer: Any) -> None:
     """Raise `UserError` if the run got fewer processes, or another kind of distribution, than it asked for."""
     wanted, got = config.num_processes * config.num_machines, trainer.args.world_size
     if got < wanted:
-        raise UserError(f"the run asked for {wanted} processes and got {got}: not going on with less")
+        raise UserError(f"the run asked for {wanted} processes and got {got}: stopping instead of training with fewer")
     kind = trainer.accelerator.distributed_type.name
     expected = {"ddp": ("MULTI",), "fsdp": ("FSDP",), "zero2": ("DEEPSPEED",), "zero3": ("DEEPSPEED",)}
     if max(wanted, got) > 1 and not kind.startswith(expected[config.distributed]):
-        raise UserError(f"the run asked for {config.distributed} and got {kind}: not going on with something else")
+        raise UserError(
+            f"the run asked for {config.distributed} and got {kind}: stopping instead of training another way"
+        )
 
 
 def arguments_for(distributed: str) -> dict[str, Any]:
@@ -197,23 +206,19 @@ def arguments_for(distributed: str) -> dict[str, Any]:
     return {}
 
 
-def smaller(options: TrainingOptions) -> dict[str, int] | None:
-    """Half the micro-batch and twice the accumulation, so that a step has the same rows; None where it is one row."""
+def ask_for_smaller(folder: Path, options: TrainingOptions) -> dict[str, int] | None:
+    """Write half the micro-batch and twice the accumulation, with as many rows in a step; None for one row."""
     rows, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
     if rows == 1:
         return None
     parts = 2 if rows % 2 == 0 else rows
-    return {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": steps * parts}
-
-
-def leave_smaller(folder: Path, settings: dict[str, int]) -> None:
-    from rlhf_core.training.run_folder import write_whole
-
-    write_whole(folder / SMALLER, json.dumps(settings))
+    settings = {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": steps * parts}
+    write_atomically(folder / SMALLER, json.dumps(settings))
+    return settings
 
 
 def take_smaller(folder: Path) -> dict[str, int] | None:
-    """The settings that a process which ran out of memory left, once."""
+    """The settings that a process which ran out of memory wrote, once."""
     file = folder / SMALLER
     if not file.exists():
         return None
@@ -223,7 +228,7 @@ def take_smaller(folder: Path) -> dict[str, int] | None:
 
 
 def retry_arguments(folder: Path, settings: dict[str, int]) -> list[str]:
-    """The command line of `rlhf run` that goes on with `settings`."""
+    """The command line of `rlhf run` that resumes with `settings`."""
     flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     return ["--resume", str(folder), *flags]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import Method
 from rlhf_core.models import loading as models
-from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.models.resolve import find
+from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import SmokeTest, smoke_test
 from rlhf_core.training.arguments import check_settings
@@ -24,8 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """Everything a run needs but the weights."""
+    """Everything a run needs but the weights.
 
+    `config` has the options that are really used, `chosen` those of them that the method chose because they were unset.
+    """
+
+    config: RunConfig
+    chosen: dict[str, Any]
     data: data_module.Data
     info: models.ModelInfo
     rewards: RewardRuntime
@@ -34,7 +42,9 @@ class Plan:
     tried: SmokeTest | None = None
 
 
-def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list[BoundReward]) -> Plan:
+def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
+    """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
+    rewards = bind_all(config.reward_specs, catalog)
     options = config.options
     check_settings(method.config, config.set)
     data = data_module.load(
@@ -46,10 +56,14 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
     )
-    info = models.inspect(config, method.task)
-    runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True))
+    info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
+    options = options.model_copy(update={"lora": models.uses_lora(options, info)})
+    given = options.model_dump()
+    options = method.resolve_options(options, lora=bool(options.lora))
+    chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
+    runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True), folder)
     runtime.check_columns(data.columns, ", ".join(part.spec.source for part in data.parts))
-    system_prompt, origin = system_prompt_for(config, rewards)
+    system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
     if system_prompt:
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
@@ -57,34 +71,33 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list
     held_out, _ = lengths.apply_limits(data.held_out, method.data, options, info.tokenizer)
     data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings])
     runtime.start()
-    return Plan(data, info, runtime, system_prompt, origin)
+    return Plan(config.model_copy(update={"options": options}), chosen, data, info, runtime, system_prompt, origin)
 
 
-def system_prompt_for(config: RunConfig, rewards: list[BoundReward]) -> tuple[str | None, str]:
-    """(system prompt, where it is from): the user's, or else what the rewards expect, one after the other."""
-    if config.system_prompt is not None:
-        return config.system_prompt or None, "--system-prompt"
+def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tuple[str | None, str]:
+    """(system prompt, where it is from): the one `given`, '' for none; else those that the rewards expect, joined."""
+    if given is not None:
+        return given or None, "--system-prompt"
     asking = {reward.name: reward.reward.system_prompt for reward in rewards if reward.reward.system_prompt}
     return "\n".join(dict.fromkeys(asking.values())) or None, "reward " + ", ".join(asking)
 
 
-def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, str]]:
+def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     """The lines shown before the weights load."""
     import torch
 
+    config, data = plan.config, plan.data
+    options = config.options
     entry = catalog.find("methods", config.method)
-    info, data = plan.info, plan.data
-    lora = models.uses_lora(config.options, info)
-    bits = "4-bit" if config.options.load_in_4bit else "8-bit" if config.options.load_in_8bit else ""
-    dtype = bits or str(models.weight_dtype(config.options, lora)).removeprefix("torch.")
-    trained = f"LoRA r={config.options.lora_r}" if lora else "all trained"
+    bits = "4-bit" if options.load_in_4bit else "8-bit" if options.load_in_8bit else ""
+    dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
+    trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     rows = [
         ("Method", f"{config.method}: {entry.summary}"),
-        ("Model", f"{config.model}, {_count(info.parameters)} parameters, {trained}, {dtype}"),
+        ("Model", f"{config.model}, {_count(plan.info.parameters)} parameters, {trained}, {dtype}"),
     ]
-    for part in data.parts:
-        rows.append(("Data", str(part)))
+    rows += [("Data", str(part)) for part in data.parts]
     rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
     rows += [("Warning", text) for text in data.warnings]
     for reward in plan.rewards.rewards:
@@ -93,6 +106,9 @@ def summary(config: RunConfig, catalog: Catalog, plan: Plan) -> list[tuple[str, 
     rows += plan.tried.lines() if plan.tried else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
+    if plan.chosen:
+        values = ", ".join(f"{name} {value}" for name, value in plan.chosen.items())
+        rows.append(("Options", f"unset, so chosen by the method: {values}"))
     if config.preset:
         values = ", ".join(f"{name} {value}" for name, value in config.preset.items())
         rows.append(("Preset", f"for the built-in model: {values}"))
@@ -113,7 +129,7 @@ def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
                 raise UserError(
                     f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
                 ) from error
-        raise UserError(f"the data's columns don't fit a table: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the data's columns don't fit a table: {first_line(error)}") from error
 
 
 def _count(number: int) -> str:
@@ -123,14 +139,14 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def plugins_used(config: RunConfig, catalog: Catalog, plan: Plan) -> list[str]:
+def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
     """Method, rewards, formatters and callbacks with their distributions, for the manifest."""
-    entries = [catalog.find("methods", config.method), *(catalog.find("callbacks", name) for name in config.callback)]
+    entries = [catalog.find("methods", plan.config.method)]
+    entries += [catalog.find("callbacks", name) for name in plan.config.callback]
     formats = {part.formatter for part in plan.data.parts}
     entries += [e for e in catalog.entries("formatters") if e.name in formats and e.problem != "disabled"]
     found = [f"{entry.kind[:-1]} {entry.name}: {entry.distribution} {entry.version}" for entry in entries]
-    rewards = plan.rewards.rewards
-    return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in rewards]
+    return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards.rewards]
 
 
 def try_rewards(plan: Plan) -> SmokeTest | None:

@@ -20,6 +20,13 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import number, question, scores_text
 
 BARS = "▁▂▃▄▅▆▇█"
+CURVES = {
+    "reward": "reward",
+    "completions/mean_length": "length",
+    "kl": "kl",
+    "loss": "loss",
+    "eval_loss": "eval loss",
+}
 SAMPLES = 10  # sample answers shown in the course of a run
 
 
@@ -52,7 +59,7 @@ class ProgressCallback(TrainerCallback):
                 self._print_sample(self.sample)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not self.training:  # a look at the held-out rows before or after
+        if not self.training:  # an evaluation before or after
             return
         shown = _shown(logs or {})
         for name, value in shown.items():
@@ -126,21 +133,11 @@ def curve(values: Sequence[float], width: int) -> str:
 
 def _shown(logs: Mapping[str, Any]) -> dict[str, float]:
     """The metrics worth a curve, by the names a person knows them by."""
-    names = {
-        "reward": "reward",
-        "completions/mean_length": "length",
-        "kl": "kl",
-        "loss": "loss",
-        "eval_loss": "eval loss",
-    }
-    shown = {short: logs[name] for name, short in names.items() if isinstance(logs.get(name), int | float)}
-    parts = {
-        name.split("/")[1]: value
-        for name, value in logs.items()
-        if name.startswith("rewards/") and name.endswith("/mean")
-    }
+    numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+    shown = {short: numbers[name] for name, short in CURVES.items() if name in numbers}
+    parts = [name for name in logs if name.startswith("rewards/") and name.endswith("/mean")]
     if len(parts) > 1:
-        shown |= {name: value for name, value in parts.items() if isinstance(value, int | float)}
+        shown |= {name.split("/")[1]: numbers[name] for name in parts if name in numbers}
     if "reward" in shown:
         shown.pop("loss", None)  # a policy-gradient loss hovers around zero and says nothing
     return shown

@@ -16,33 +16,38 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.config import RunConfig, default_folder
+from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
-from rlhf_core.training.callbacks import WRITING, list_checkpoints
-from rlhf_core.training.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
+WRITING = ".writing"  # the folder in checkpoints/ in which one is written until it is complete
 LIBRARIES = ("rlhf-core", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
 def choose(config: RunConfig, resume: bool) -> Path:
-    """The folder of the run. Raises `UserError` if another run is there."""
+    """The folder of the run, runs/METHOD-TIME where none was given. Raises `UserError` if it holds another run."""
     if config.output_dir is None:
-        config.output_dir = default_folder(config.method)
+        config.output_dir = str(Path("runs") / f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(config.output_dir)
     if not resume and (folder / "config.yaml").exists():
-        raise UserError(f"--output-dir {folder} holds a run already. Go on with it: rlhf run --resume {folder}")
+        raise UserError(f"--output-dir {folder} holds a run already. Resume it: rlhf run --resume {folder}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
     return folder
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -52,22 +57,22 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def prepare(run: Run) -> None:
-    """Write config.yaml, and drop what a stopped run wrote after its checkpoint: lines of its logs, which will come
-    again, and a checkpoint that is not whole.
+    """Write config.yaml, and drop what a stopped run wrote after its checkpoint: an incomplete checkpoint, and lines of
+    its logs, which the resumed run will write again.
     """
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(run.folder / "checkpoints" / WRITING, ignore_errors=True)
-    write_whole(run.folder / "config.yaml", run.config.to_yaml())
-    step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else -1  # before the first look
+    write_atomically(run.folder / "config.yaml", run.config.to_yaml())
+    step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else -1
     for name in ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl"):
         file = run.folder / name
         # the last line of a killed run may end within a character
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        write_whole(file, "".join(line for line in text.splitlines(keepends=True) if _step(line) <= step))
+        write_atomically(file, "".join(line for line in text.splitlines(keepends=True) if _step(line) <= step))
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is never seen half written, even if this process is killed."""
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file that nobody ever sees half written, even if this process is killed."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
@@ -78,19 +83,6 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except json.JSONDecodeError:  # the last line of a killed run
         return float("inf")
-
-
-def remember(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
-    """Write evaluation.json."""
-    values = {"before": before and asdict(before), "after": after and asdict(after)}
-    write_whole(folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
-
-
-def remembered(folder: Path) -> Evaluation | None:
-    """What evaluation.json holds of the time before training."""
-    file = folder / "evaluation.json"
-    before = json.loads(file.read_text(encoding="utf-8"))["before"] if file.exists() else None
-    return before and Evaluation(**before)
 
 
 def finish_model(run: Run) -> None:
@@ -151,7 +143,7 @@ def write_manifest(run: Run, plugins: Sequence[str]) -> None:
         "git_commit": _git_commit(),
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    write_whole(run.folder / "manifest.json", text)
+    write_atomically(run.folder / "manifest.json", text)
 
 
 def fingerprint(rows: Iterable[dict[str, Any]]) -> str:

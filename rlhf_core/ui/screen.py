@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -49,15 +50,13 @@ class Screen:
         if self.console.is_terminal:
             return self.console.status(Text(text))
         self.say(text)
-        return _Nothing()
+        return nullcontext()
 
     def results(self, before: Evaluation | None, after: Evaluation) -> None:
         """The table of before and after, and two answers."""
         self.console.print()
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column(
-            f"{len(after.answers)} held-out prompts, one sampled answer each" if after.answers else "held out"
-        )
+        count = f"{len(after.answers)} held-out prompts, one sampled answer each"
+        table = Table(count if after.answers else "held out", box=box.SIMPLE_HEAD)
         for column in ("before", "after"):
             table.add_column(column, justify="right")
         for name, row in _result_rows(before, after):
@@ -70,19 +69,10 @@ class Screen:
         parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
         for title, evaluation in (("before", before), ("after", after)):
             if evaluation is not None:
-                parts += [
-                    Rule(
-                        " · ".join(filter(None, (title, scores_text(evaluation.scores[i])))), align="left", style="dim"
-                    )
-                ]
-                parts += [Text(evaluation.answers[i].strip() or "(empty)")]
+                heading = " · ".join(filter(None, (title, scores_text(evaluation.scores[i]))))
+                parts.append(Rule(heading, align="left", style="dim"))
+                parts.append(Text(evaluation.answers[i].strip() or "(empty)"))
         self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def question(prompt: Any) -> str:
@@ -111,6 +101,6 @@ def number(value: float | None) -> str:
     """A metric in a few characters."""
     if value is None:
         return "–"
-    return (
-        f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
-    )
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"

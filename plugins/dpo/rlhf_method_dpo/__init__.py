@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from rlhf_core import Method, TrainingOptions, hookimpl
 
@@ -22,14 +22,7 @@ def rlhf_methods():
     return [DPO]
 
 
-class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-6, description="peak learning rate")
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the data")
-    max_prompt_length: Annotated[int, Field(gt=0)] = Field(
-        1024,
-        description="tokens a prompt may have",
-        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
-    )
+class Options(TrainingOptions, defaults={"learning_rate": 5e-6, "num_train_epochs": 3.0, "max_prompt_length": 1024}):
     beta: Annotated[float, Field(gt=0)] = Field(0.1, description="how closely the policy is held to the reference")
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(
         "sigmoid", description="loss of a pair, by TRL's name"

@@ -17,8 +17,8 @@ from trl import DPOTrainer
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.models.loading import load
-from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
+from rlhf_core.training.run_folder import list_checkpoints
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -70,6 +70,15 @@ class GRPO(Method):
         "scale_rewards": "none",
     }
 
+    def resolve_options(self, options, *, lora):
+        quantized = options.load_in_4bit or options.load_in_8bit
+        learning_rate = options.learning_rate or (5e-7 if quantized else 1e-6)
+        beta = (LORA_BETA if lora else 0.0) if options.beta is None else options.beta
+        return options.model_copy(update={"learning_rate": learning_rate, "beta": beta})
+
+    def steps_per_rollout(self, trainer):
+        return _steps_per_rollout(trainer.args)
+
     def trainer(self, run):
         from trl import GRPOConfig
 
@@ -79,11 +88,9 @@ class GRPO(Method):
         options = run.options
         if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
             raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
-        quantized = options.load_in_4bit or options.load_in_8bit
         arguments = run.arguments(
             GRPOConfig,
-            learning_rate=options.learning_rate or (5e-7 if quantized else 1e-6),
-            beta=(LORA_BETA if run.peft_config else 0.0) if options.beta is None else options.beta,
+            beta=options.beta,
             num_generations=options.num_generations,
             max_completion_length=options.max_completion_length,
             num_iterations=options.num_iterations,
@@ -91,6 +98,9 @@ class GRPO(Method):
             loss_type=options.loss_type,
             temperature=options.temperature,
             top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p or None,
+            repetition_penalty=options.repetition_penalty,
             scale_rewards=options.scale_rewards,
             mask_truncated_completions=options.mask_truncated_completions,
             reward_weights=run.rewards.weights,
@@ -99,7 +109,6 @@ class GRPO(Method):
             vllm_mode="colocate",
             multi_objective_aggregation="normalize_then_sum" if len(run.rewards.weights) > 1 else "sum_then_normalize",
         )
-        run.steps_per_rollout = _steps_per_rollout(arguments)
         trainer = SharedPrefixGRPOTrainer(
             model=run.model,
             args=arguments,

@@ -21,9 +21,6 @@ from rlhf_core.training.run import Run
 @pytest.fixture
 def run(tmp_path):
     """run(option=…) -> a Run on the two-layer model, ready for GRPO().trainer(run)."""
-    import datasets
-
-    from rlhf_core.rewards.binding import bind_all
 
     def make(**values) -> Run:
         model = testing.tiny_model(tmp_path / "model")
@@ -34,9 +31,9 @@ def run(tmp_path):
             "output_dir": str(tmp_path / "out"),
         }
         config, method = resolve({**base, "num_eval_prompts": 0, **values}, Catalog())
-        plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
-        rows = datasets.Dataset.from_list(plan.data.train[:32])
-        return Run(config, tmp_path / "out", plan.info, rows, plan.data.held_out, plan.rewards)
+        plan = make_plan(config, method, Catalog())
+        plan.data.train[32:] = []
+        return Run.of(plan)
 
     return make
 

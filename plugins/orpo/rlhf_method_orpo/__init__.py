@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from rlhf_core import Method, TrainingOptions, hookimpl
 
@@ -21,14 +21,7 @@ def rlhf_methods():
     return [ORPO]
 
 
-class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="peak learning rate")
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the data")
-    max_prompt_length: Annotated[int, Field(gt=0)] = Field(
-        1024,
-        description="tokens a prompt may have",
-        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
-    )
+class Options(TrainingOptions, defaults={"num_train_epochs": 3.0, "max_prompt_length": 1024}):
     lambda_orpo: Annotated[float, Field(ge=0)] = Field(0.1, description="weight of the odds ratio against fine-tuning")
 
 

@@ -3,8 +3,9 @@
     rlhf run --method ppo --reward medical_format
     rlhf run --method ppo --reward-model runs/reward_model/model --model MODEL --data prompts.jsonl
 
-Each prompt is answered once. A value head learns what an answer will earn, token by token; how much better a token did
-than that is its advantage. Every token pays for its distance from the model as the run found it.
+Each prompt is answered once. At every token a value head predicts the reward that the answer will get; a token's
+advantage is how much better the answer did than predicted. A KL penalty keeps the policy close to the model that the
+run started from.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ def rlhf_methods():
     return [PPO]
 
 
-class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1.41e-5, description="peak learning rate")
-    per_device_train_batch_size: Positive = Field(1, description="answers in one forward pass on one device")
-    gradient_accumulation_steps: Positive = Field(16, description="forward passes before the optimizer steps")
-    max_prompt_length: Positive = Field(
-        1024,
-        description="tokens a prompt may have",
-        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
-    )
+class Options(
+    TrainingOptions,
+    defaults={
+        "learning_rate": 1.41e-5,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 16,
+        "max_prompt_length": 1024,
+    },
+):
     max_completion_length: Positive = Field(
         256,
         description="tokens an answer may have",
         validation_alias=AliasChoices("max_completion_length", "max_target_length", "response_length"),
     )
-    total_episodes: Positive = Field(100_000, description="answers to learn from in all, unless max_steps is given")
+    total_episodes: Positive = Field(100_000, description="answers to sample in all, unless max_steps is given")
     num_ppo_epochs: Positive = Field(4, description="passes over each batch of answers")
     num_mini_batches: Positive = Field(1, description="optimizer steps in one such pass")
-    kl_coef: NotNegative = Field(0.05, description="price of a nat of KL from the reference")
+    kl_coef: NotNegative = Field(0.05, description="weight of the KL penalty against the reference model")
     kl_estimator: Literal["k1", "k3"] = Field("k1", description="KL of a token: its log-ratio, or a positive estimate")
     target_kl: Annotated[float, Field(gt=0)] | None = Field(
         None, description="KL of an answer that an adaptive kl_coef aims at; unset: kl_coef stays"
@@ -56,7 +57,7 @@ class Options(TrainingOptions):
         "shared", description="the value head reads the policy's hidden states, or those of a trained copy of it"
     )
     whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
-    missing_eos_penalty: NotNegative = Field(1.0, description="taken off the score of an answer cut at the limit")
+    missing_eos_penalty: NotNegative = Field(1.0, description="subtracted from the score of an answer cut at the limit")
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the limit out of the loss")
     rollouts: Literal["shared", "transformers", "continuous"] = Field(
         "shared", description="what samples answers; shared computes each prompt once, however often it is answered"
@@ -80,11 +81,11 @@ class PPO(Method):
         from peft import get_peft_model
         from transformers import TrainingArguments
 
-        from rlhf_core.models.reference import Reference
-        from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
+        from rlhf_core import Reference
+        from rlhf_method_ppo.policy import PolicyWithValue
+        from rlhf_method_ppo.trainer import PPOTrainer
 
         options = run.options
-        run.steps_per_rollout = options.num_ppo_epochs * options.num_mini_batches
         arguments = run.arguments(
             TrainingArguments,
             max_steps=_steps(options, run.world_size),
@@ -94,7 +95,6 @@ class PPO(Method):
         policy = run.model if run.peft_config is None else get_peft_model(run.model, run.peft_config)
         if options.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
-        run.policy = policy
         reference = Reference(policy, fresh_adapter=run.peft_config is not None)
         return PPOTrainer(
             model=PolicyWithValue(policy, separate=options.value_model == "separate"),
@@ -105,6 +105,12 @@ class PPO(Method):
             train_dataset=run.train_dataset,
             processing_class=run.tokenizer,
         )
+
+    def steps_per_rollout(self, trainer):
+        return trainer.steps_per_rollout
+
+    def policy(self, trainer):
+        return trainer.accelerator.unwrap_model(trainer.model).policy
 
 
 def _steps(options: Options, processes: int) -> int:

@@ -70,3 +70,11 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, completions: int, 
     """The next KL coefficient: up where the KL of a completion is above `target`, down below (Ziegler, section 2.2)."""
     error = min(0.2, max(-0.2, kl / target - 1))
     return kl_coef * (1 + error * completions / horizon)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 where the values predict the returns, 0 where they are no better than their mean."""
+    chosen = mask.bool()
+    if chosen.sum() < 2:
+        return torch.zeros(0)
+    return 1 - (returns - values)[chosen].var() / returns[chosen].var().clamp(min=1e-8)

@@ -3,70 +3,27 @@
 The details follow "The N Implementation Details of RLHF with PPO" (Huang et al., 2023):
 https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo
 
-Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the whole model.
+Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the full model.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from peft import PeftModel
-from safetensors.torch import load_file, load_model, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, eos_token_ids, rollout, stacked
-from rlhf_core.rewards.runtime import RewardBatch
+from rlhf_core import RewardBatch
+from rlhf_core.prefix import Group, Sampling, completion_logps, eos_token_ids, rollout, stacked
 from rlhf_method_ppo import losses
+from rlhf_method_ppo.batches import Experience, PromptBatches
+from rlhf_method_ppo.policy import PolicyWithValue
 
-VALUE_HEAD, VALUE_MODEL, CONTROLLER = "value_head.safetensors", "value_model.safetensors", "kl_coef.txt"
-
-
-class PolicyWithValue(nn.Module):
-    """The policy and its value head: a linear layer, zero at first, on the policy's last hidden states or on those of a
-    copy of the policy with weights of its own.
-    """
-
-    def __init__(self, policy, *, separate: bool) -> None:
-        super().__init__()
-        self.policy = policy
-        size = policy.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(size, 1, dtype=torch.float32, device=policy.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
-        self.value_model = copy.deepcopy(policy) if separate else None
-
-    def forward(self, groups: list[Group], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(log-probabilities, entropies, values), each (completions, tokens); values of the state before."""
-        scored = completion_logps(self.policy, groups, temperature=temperature, hidden=self.value_model is None)
-        states = scored.hidden if self.value_model is None else completion_hidden(self.value_model, groups).states
-        return scored.logps, scored.entropies, self.value_head(states[:, :-1].to(self.value_head.weight.dtype))[..., 0]
-
-
-@dataclass
-class Experience:
-    """Rollouts and what was computed of them once. Tensors are (completions, tokens), `learns` (completions, 1)."""
-
-    groups: list[Group]
-    mask: Tensor
-    logps: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    tokens: Tensor | None = None  # that the whole minibatch learns from, in all processes
-
-    def rows(self, chosen: list[int]) -> Experience:
-        """Some completions, without columns that only longer ones use."""
-        width = max(len(self.groups[i].completions[0]) for i in chosen)
-        parts = (self.mask, self.logps, self.values, self.advantages, self.returns)
-        return Experience([self.groups[i] for i in chosen], *(part[chosen, :width] for part in parts))
+CONTROLLER = "kl_coef.txt"
 
 
 class PPOTrainer(Trainer):
@@ -83,7 +40,7 @@ class PPOTrainer(Trainer):
         self.kl_coef = options.kl_coef
         self.passes = 0  # forward passes since this process began
         self.minibatches: list[list[Experience]] = []
-        self.kept: dict[str, list[float]] = defaultdict(list)
+        self.metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
 
     # Data: every process reads its own prompts, a batch of rollouts at a time, repeated for every pass over them.
 
@@ -93,8 +50,12 @@ class PPOTrainer(Trainer):
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * self.options.num_mini_batches
 
     @property
+    def steps_per_rollout(self) -> int:
+        return self.options.num_ppo_epochs * self.options.num_mini_batches
+
+    @property
     def passes_per_rollout(self) -> int:
-        return self.options.num_ppo_epochs * self.options.num_mini_batches * self.args.gradient_accumulation_steps
+        return self.steps_per_rollout * self.args.gradient_accumulation_steps
 
     def get_train_dataloader(self) -> DataLoader:
         batches = PromptBatches(
@@ -127,7 +88,13 @@ class PPOTrainer(Trainer):
             tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows
         ]
         sampling = Sampling(
-            options.max_completion_length, eos_token_ids(model.policy, tokenizer), options.temperature, options.top_p
+            options.max_completion_length,
+            eos_token_ids(model.policy, tokenizer),
+            options.temperature,
+            options.top_p,
+            options.top_k,
+            options.min_p,
+            options.repetition_penalty,
         )
         rollouts = rollout(model.policy, prompts, 1, sampling, options.rollouts)
         scores = self._score(rows, [one.completion for one in rollouts])
@@ -136,42 +103,42 @@ class PPOTrainer(Trainer):
         logps, entropies, values, ref_logps = self._measure(model, groups, mask)
         kl = losses.kl_penalty(logps, ref_logps, options.kl_estimator) * mask
         finished = torch.tensor([one.finished for one in rollouts], device=device)
-        there = torch.tensor([score is not None for score in scores], device=device)
+        scored = torch.tensor([score is not None for score in scores], device=device)
         given = torch.tensor([score or 0.0 for score in scores], device=device)
         total = given - options.missing_eos_penalty * (~finished).float()
         rewards = losses.token_rewards(total, kl, mask, self.kl_coef)
-        learns = there & finished if options.mask_truncated_completions else there
-        learning = mask * learns[:, None]
+        used = scored & finished if options.mask_truncated_completions else scored
+        loss_mask = mask * used[:, None]
         if options.whiten_rewards:
-            rewards = losses.whiten(rewards, learning, *self._moments(rewards, learning), shift_mean=False)
+            rewards = losses.whiten(rewards, loss_mask, *self._moments(rewards, loss_mask), shift_mean=False)
         advantages, returns = losses.gae(rewards, values, mask, options.gamma, options.lam)
-        advantages = losses.whiten(advantages, learning, *self._moments(advantages, learning))
+        advantages = losses.whiten(advantages, loss_mask, *self._moments(advantages, loss_mask))
 
         kl_of_completion = kl.sum(1)
-        self._keep("objective/kl", kl_of_completion)
-        self._keep("kl", kl.sum(1) / mask.sum(1))
-        self._keep("objective/entropy", entropies.sum(1))
-        self._keep("objective/non_score_reward", -self.kl_coef * kl_of_completion)
-        self._keep("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[there])
-        self._keep("objective/scores", given[there])
-        self._keep("reward", given[there])
-        self._keep("objective/kl_coef", torch.tensor([self.kl_coef]))
-        self._keep("val/num_eos_tokens", finished.float().sum()[None])
-        self._keep("val/explained_variance", _explained_variance(values, returns, learning)[None])
-        self._keep("completions/mean_length", mask.sum(1).float())
-        self._keep("completions/clipped_ratio", (~finished).float())
+        self._record("objective/kl", kl_of_completion)
+        self._record("kl", kl.sum(1) / mask.sum(1))
+        self._record("objective/entropy", entropies.sum(1))
+        self._record("objective/non_score_reward", -self.kl_coef * kl_of_completion)
+        self._record("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[scored])
+        self._record("objective/scores", given[scored])
+        self._record("reward", given[scored])
+        self._record("objective/kl_coef", torch.tensor([self.kl_coef]))
+        self._record("val/num_eos_tokens", finished.float().sum()[None])
+        self._record("val/explained_variance", losses.explained_variance(values, returns, loss_mask)[None])
+        self._record("completions/mean_length", mask.sum(1).float())
+        self._record("completions/clipped_ratio", (~finished).float())
         if options.target_kl is not None:
             everywhere = self.accelerator.gather(kl_of_completion)
             self.kl_coef = losses.adapted_kl_coef(
                 self.kl_coef, everywhere.mean().item(), options.target_kl, len(everywhere), options.kl_horizon
             )
-        return Experience(groups, learning, logps, values, advantages, returns)
+        return Experience(groups, loss_mask, logps, values, advantages, returns)
 
     def _score(self, rows: list[dict], completions: list[list[int]]) -> list[float | None]:
         """Each answer's weighted sum of rewards; None where a reward failed or none applies."""
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         messages = [[{"role": "assistant", "content": self.rewards.decode(ids)}] for ids in completions]
-        trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.kept[name].append(value)}
+        trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.metrics[name].append(value)}
         batch = RewardBatch([row["prompt"] for row in rows], messages, completions, columns, trl)
         return self.rewards.score(batch)
 
@@ -193,7 +160,7 @@ class PPOTrainer(Trainer):
         return tuple(result * mask for result in results)
 
     def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, unbiased variance) over the learning tokens of all processes."""
+        """(mean, unbiased variance) over the masked tokens of all processes."""
         sums = torch.stack([(values * mask).sum(), (values**2 * mask).sum(), mask.sum().float()])
         total, squares, count = self.accelerator.reduce(sums, "sum")
         mean = total / count.clamp(min=1)
@@ -228,33 +195,33 @@ class PPOTrainer(Trainer):
         scale = self.args.gradient_accumulation_steps * self.args.world_size / inputs.tokens.clamp(min=1)
         loss = ((policy + options.vf_coef * value) * inputs.mask).sum() * scale
 
-        learning = inputs.mask.bool()
-        if learning.any():
-            log_ratio = (logps - inputs.logps).detach()[learning]
-            self._keep("loss/policy_avg", policy.detach()[learning])
-            self._keep("loss/value_avg", value.detach()[learning])
-            self._keep("policy/clipfrac_avg", policy_clipped[learning])
-            self._keep("val/clipfrac_avg", value_clipped[learning])
-            self._keep("policy/approxkl_avg", 0.5 * log_ratio**2)
-            self._keep("policy/entropy_avg", entropies[learning])
-            self._keep("val/ratio", log_ratio.exp())
+        trained = inputs.mask.bool()
+        if trained.any():
+            log_ratio = (logps - inputs.logps).detach()[trained]
+            self._record("loss/policy_avg", policy.detach()[trained])
+            self._record("loss/value_avg", value.detach()[trained])
+            self._record("policy/clipfrac_avg", policy_clipped[trained])
+            self._record("val/clipfrac_avg", value_clipped[trained])
+            self._record("policy/approxkl_avg", 0.5 * log_ratio**2)
+            self._record("policy/entropy_avg", entropies[trained])
+            self._record("val/ratio", log_ratio.exp())
         return loss
 
-    def _keep(self, name: str, values: Tensor) -> None:
-        self.kept[name] += values.float().mean()[None].tolist() if values.numel() else []
+    def _record(self, name: str, values: Tensor) -> None:
+        self.metrics[name] += values.float().mean()[None].tolist() if values.numel() else []
 
     def log(self, logs, start_time=None) -> None:
-        """Adds the means of what was kept since the last time, in all processes."""
-        kept: dict[str, list[float]] = defaultdict(list)
-        for part in gather_object([dict(self.kept)]):
+        """Adds the means of what was recorded since the last log, in all processes."""
+        recorded: dict[str, list[float]] = defaultdict(list)
+        for part in gather_object([dict(self.metrics)]):
             for name, values in part.items():
-                kept[name] += values
-        self.kept.clear()
-        means = {name: sum(values) / len(values) for name, values in kept.items() if values}
+                recorded[name] += values
+        self.metrics.clear()
+        means = {name: sum(values) / len(values) for name, values in recorded.items() if values}
         if "val/ratio" in means:
-            means["val/ratio_var"] = torch.tensor(kept["val/ratio"]).var(correction=0).item()
+            means["val/ratio_var"] = torch.tensor(recorded["val/ratio"]).var(correction=0).item()
         episodes = self.state.global_step * self.rollout_size * self.args.world_size
-        means["episode"] = episodes // (self.options.num_ppo_epochs * self.options.num_mini_batches)
+        means["episode"] = episodes // self.steps_per_rollout
         super().log({**logs, **means}, start_time)
 
     # Checkpoints: the policy as any model, the value head and the KL coefficient beside it.
@@ -262,64 +229,12 @@ class PPOTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        adapters = {"selected_adapters": ["default"]} if isinstance(model.policy, PeftModel) else {}
-        model.policy.save_pretrained(folder, **adapters)
+        self.accelerator.unwrap_model(self.model).save(folder)
         self.processing_class.save_pretrained(folder)
-        save_file(model.value_head.state_dict(), folder / VALUE_HEAD)
-        if model.value_model is not None:
-            model.value_model.save_pretrained(folder / "value_model", **adapters)
         (folder / CONTROLLER).write_text(repr(self.kl_coef), encoding="utf-8")
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         folder = Path(resume_from_checkpoint)
-        model = self.accelerator.unwrap_model(self.model)
-        _load(model.policy, folder)
-        model.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
-        if model.value_model is not None:
-            _load(model.value_model, folder / "value_model")
+        self.accelerator.unwrap_model(self.model).load(folder)
         self.kl_coef = float((folder / CONTROLLER).read_text(encoding="utf-8"))
-
-
-class PromptBatches:
-    """Row numbers of one process: each batch of rollouts `repeats` times, prompts in a new order every epoch.
-
-    The order depends on `seed` alone; the processes take turns in it, so that together they read what one would.
-    """
-
-    def __init__(self, rows: int, size: int, repeats: int, passes: int, *, seed: int, rank: int, world: int) -> None:
-        self.rows, self.size, self.repeats, self.passes = rows, size, repeats, passes
-        self.seed, self.rank, self.world = seed, rank, world
-
-    def __len__(self) -> int:
-        return self.passes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        stream = self._stream()
-        for _ in range(-(-self.passes // self.repeats)):
-            everyones = [next(stream) for _ in range(self.size * self.world)]
-            mine = everyones[self.rank * self.size : (self.rank + 1) * self.size]
-            for _ in range(self.repeats):
-                yield mine
-
-    def _stream(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            yield from torch.randperm(self.rows, generator=generator).tolist()
-
-
-def _load(model, folder: Path) -> None:
-    """Weights of a saved model or adapter into `model`, in place."""
-    if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), "default", is_trainable=True)
-    else:
-        load_model(model, folder / "model.safetensors", strict=False)  # tied weights are saved once
-
-
-def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 where the values foretell the returns, 0 where they are no better than their mean."""
-    there = mask.bool()
-    if there.sum() < 2:
-        return torch.zeros(0)
-    return 1 - (returns - values)[there].var() / returns[there].var().clamp(min=1e-8)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from rlhf_method_ppo import PPO, _steps, losses
-from rlhf_method_ppo.trainer import Experience, PolicyWithValue, PromptBatches
+from rlhf_method_ppo.batches import Experience, PromptBatches
+from rlhf_method_ppo.policy import PolicyWithValue
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -160,15 +161,10 @@ def settings(tmp_path, tiny_model, monkeypatch):
 @pytest.fixture
 def trainer(settings):
     """trainer(option=…) -> a PPOTrainer."""
-    import datasets
-
-    from rlhf_core.rewards.binding import bind_all
 
     def make(**values):
-        config, method = resolve({**settings, **values}, Catalog())
-        plan = make_plan(config, method, Catalog(), bind_all(config.reward_specs, Catalog()))
-        rows = datasets.Dataset.from_list(plan.data.train)
-        return method.trainer(Run(config, Path("out"), plan.info, rows, [], plan.rewards))
+        config, method = resolve({"output_dir": "out", **settings, **values}, Catalog())
+        return method.trainer(Run.of(make_plan(config, method, Catalog())))
 
     return make
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from rlhf_method_ppo import PPO, losses
 from rlhf_method_ppo import trainer as module
-from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
+from rlhf_method_ppo.policy import PolicyWithValue
+from rlhf_method_ppo.trainer import PPOTrainer
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, TrainingArguments
 
 from rlhf_core.prefix import Rollout, share
@@ -123,15 +124,15 @@ def test_loss_and_gradients_are_trls_in_two_steps_of_which_the_second_is_clipped
     trainer, experience = made(case)
     experience.tokens = experience.mask.sum().float()
     for step in case["steps"]:
-        trainer.kept.clear()
+        trainer.metrics.clear()
         loss = trainer.compute_loss(trainer.model, experience)
         loss.backward()
-        near(trainer.kept["loss/policy_avg"], [step["policy_loss"]])
-        near(trainer.kept["loss/value_avg"], [step["value_loss"]])
+        near(trainer.metrics["loss/policy_avg"], [step["policy_loss"]])
+        near(trainer.metrics["loss/value_avg"], [step["value_loss"]])
         near(loss.item(), step["loss"])
         tokens = experience.mask.sum().item()
-        near(trainer.kept["policy/clipfrac_avg"], [step["ratios_clipped"] / tokens])
-        near(trainer.kept["val/clipfrac_avg"], [step["values_clipped"] / tokens])
+        near(trainer.metrics["policy/clipfrac_avg"], [step["ratios_clipped"] / tokens])
+        near(trainer.metrics["val/clipfrac_avg"], [step["values_clipped"] / tokens])
         ours, head = gradients(trainer.model.policy), gradients(trainer.model.value_head)["weight"]
         values = {**gradients(trainer.model.value_model), "score.weight": head}
         assert ours.keys() == step["policy_gradients"].keys()

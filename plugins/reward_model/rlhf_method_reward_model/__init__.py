@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from rlhf_core import Method, Reward, TrainingOptions, hookimpl
 
@@ -29,15 +29,15 @@ def rlhf_rewards():
     return [Reward(RewardModelScore, name="reward_model")]
 
 
-class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="peak learning rate")
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the data")
-    per_device_train_batch_size: Annotated[int, Field(gt=0)] = Field(2, description="pairs in one forward pass")
-    max_prompt_length: Annotated[int, Field(gt=0)] = Field(
-        1024,
-        description="tokens a prompt may have",
-        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
-    )
+class Options(
+    TrainingOptions,
+    defaults={
+        "learning_rate": 2e-5,
+        "num_train_epochs": 3.0,
+        "per_device_train_batch_size": 2,
+        "max_prompt_length": 1024,
+    },
+):
     center_rewards_coefficient: Annotated[float, Field(ge=0)] | None = Field(
         None, description="weight of a penalty on the squared sum of a pair's scores, which keeps them around zero"
     )

@@ -15,8 +15,8 @@ from torch.nn.functional import logsigmoid
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.models import loading as models
-from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
+from rlhf_core.training.run_folder import list_checkpoints
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PROMPTS = [[{"role": "user", "content": f"Symptom {i}?"}] for i in range(5)]

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.encoding import IGNORED
-from rlhf_core.training.callbacks import list_checkpoints
 from rlhf_core.training.run import train
+from rlhf_core.training.run_folder import list_checkpoints
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -9,15 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.catalog import Catalog
-from rlhf_core.config import BUILTIN, RunConfig, read_file, resolve
-from rlhf_core.data import loading as data_module
-from rlhf_core.errors import UserError
-from rlhf_core.grammar import DataSpec, RewardSpec, read_data
-from rlhf_core.method import Method
-from rlhf_core.models.resolve import find
-from rlhf_core.rewards.binding import BoundReward, bind_all
+from rlhf_core import Catalog, Method, RunConfig, UserError, commands, resolve
+from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec
 
+BUILTIN = "builtin"
 CANONICAL = ("prompt", "messages", "chosen", "rejected")
 
 
@@ -27,7 +22,7 @@ class Candidate:
 
     name: str
     given: str
-    model: str
+    model: ModelReference
     config: RunConfig | None = None
     method: Method | None = None
 
@@ -38,7 +33,7 @@ class Questions:
 
     rows: list[dict[str, Any]]
     source: str
-    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def columns(self) -> dict[str, list[Any]]:
@@ -87,32 +82,29 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _candidate(name: str, given: str, catalog: Catalog) -> Candidate:
-    target = find(given)
-    if target.is_reward_model:
+    model = commands.find_model(given)
+    if model.is_reward_model:
         raise UserError(f"{given} is a reward model, which scores answers and writes none: --reward-model uses it")
-    if target.run is None or not (target.run / "config.yaml").is_file():
-        return Candidate(name, given, target.model)
-    config, method = resolve(read_file(target.run / "config.yaml"), catalog)
-    return Candidate(name, given, target.model, config, method)
+    if model.run is None or not (model.run / "config.yaml").is_file():
+        return Candidate(name, given, model)
+    config, method = resolve(commands.read_config(model.run / "config.yaml"), catalog)
+    return Candidate(name, given, model, config, method)
 
 
 def choose_rewards(given: Sequence[str], candidates: Sequence[Candidate], catalog: Catalog) -> list[BoundReward]:
     """Those that were given, else those of the first run that has any, else none."""
     if given:
-        return bind_all([RewardSpec.read(text) for text in given], catalog)
+        return commands.bind_rewards([RewardSpec.read(text) for text in given], catalog)
     configs = [one.config for one in candidates if one.config and one.config.reward_specs]
-    return bind_all(configs[0].reward_specs, catalog) if configs else []
+    return commands.bind_rewards(configs[0].reward_specs, catalog) if configs else []
 
 
 def choose_system_prompt(
     given: str | None, candidates: Sequence[Candidate], rewards: Sequence[BoundReward]
 ) -> str | None:
     """What was given, else the first run's that says something, else what the rewards expect; '' means none."""
-    said = [given, *(one.config.system_prompt for one in candidates if one.config)]
-    for text in said:
-        if text is not None:
-            return text or None
-    return "\n".join(dict.fromkeys(r.reward.system_prompt for r in rewards if r.reward.system_prompt)) or None
+    asked = [given, *(one.config.system_prompt for one in candidates if one.config)]
+    return commands.system_prompt_for(next((text for text in asked if text is not None), None), rewards)[0]
 
 
 def choose_max_completion_length(given: int | None, candidates: Sequence[Candidate]) -> int:
@@ -125,35 +117,36 @@ def choose_questions(
     """At most `count` rows: any of `data`, else those that the first run did not learn from, else builtin ones."""
     run = next((one for one in candidates if one.config), None)
     if data:
-        found = _any_rows(read_data(data, None, None), count, seed, catalog)
+        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog)
     elif run is None:
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:
         found = _held_out(run, count, seed, candidates, catalog)
     if len(found.rows) < count:
-        found = replace(found, notes=[*found.notes, f"{len(found.rows)} prompts instead of {count}: there are no more"])
+        warning = f"{len(found.rows)} prompts instead of {count}: there are no more"
+        found = replace(found, warnings=[*found.warnings, warning])
     return found
 
 
 def _any_rows(specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog) -> Questions:
     source = ", ".join(spec.source for spec in specs)
     if source == BUILTIN:
-        rows = data_module.load(specs, "prompts", catalog, held_out=count).held_out
+        rows = commands.load_data(specs, "prompts", catalog, held_out=count).held_out
         return Questions(rows, "builtin, its held-out part")
-    rows = data_module.load(specs, "prompts", catalog).train
+    rows = commands.load_data(specs, "prompts", catalog).train
     random.Random(seed).shuffle(rows)
     return Questions(rows[:count], source)
 
 
 def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog) -> Questions:
-    """What `run` held out. A share set apart depends on its data, what its method needs of them, and its seed."""
+    """What `run` held out. Which rows those are depends on its data, its method and its seed."""
     assert run.config is not None
     assert run.method is not None
     config, options = run.config, run.config.options
     if config.eval_specs or [spec.source for spec in config.data_specs] == [BUILTIN]:
         found = _any_rows(config.eval_specs or config.data_specs, count, seed, catalog)
         return replace(found, source=f"{found.source} (as in {run.name})")
-    rows = data_module.load(
+    rows = commands.load_data(
         config.data_specs,
         run.method.data,
         catalog,
@@ -164,16 +157,16 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
     source = ", ".join(spec.source for spec in config.data_specs)
     if not rows:
         raise UserError(f"{run.given} held out no row of {source}: give prompts that it has not learned from, --data")
-    notes = [
-        f"{other.name} set apart other rows of its data and may have learned from some of these prompts"
+    warnings = [
+        f"{other.name} held out other rows of its data and may have learned from some of these prompts"
         for other in candidates
-        if other.config and not other.config.eval_data and _apart(other) != _apart(run)
+        if other.config and not other.config.eval_data and _split_by(other) != _split_by(run)
     ]
-    return Questions(rows, f"{source}, what {run.name} held out", notes)
+    return Questions(rows, f"{source}, what {run.name} held out", warnings)
 
 
-def _apart(candidate: Candidate) -> tuple[Any, ...]:
-    """What decides which rows a run sets apart, beside its method."""
+def _split_by(candidate: Candidate) -> tuple[Any, ...]:
+    """What decides which rows a run holds out, beside its method."""
     assert candidate.config is not None
     options = candidate.config.options
     return candidate.config.data, options.seed, options.num_eval_prompts

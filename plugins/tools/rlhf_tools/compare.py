@@ -43,7 +43,7 @@ import click
 @click.option(
     "--system-prompt",
     metavar="TEXT",
-    help="System message where a row has none; '' for none at all.  [the run's, else the rewards' instruction]",
+    help="System message where a row has none; '' for none at all.  [the run's, else the rewards']",
 )
 @click.option("--seed", type=int, default=42, metavar="N", help="Of the sampling and the intervals.  [42]")
 @click.option("--output", metavar="FOLDER", help="Folder for comparison.json and comparison.html.  [compare-TIME]")
@@ -56,8 +56,8 @@ def compare(models: tuple[str, ...], **values: Any) -> None:
 
     rlhf compare builtin runs/grpo-20260101-120000
     """
-    from rlhf_core.catalog import Catalog
-    from rlhf_core.models.resolve import quiet_libraries
+    from rlhf_core import Catalog
+    from rlhf_core.commands import quiet_libraries
     from rlhf_tools.candidates import find_candidates
 
     catalog = Catalog()

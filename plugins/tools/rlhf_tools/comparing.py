@@ -18,17 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
-from rlhf_core.catalog import Catalog
-from rlhf_core.config import RunConfig
-from rlhf_core.data.loading import add_system_prompt, prompt_of
-from rlhf_core.errors import UserError
-from rlhf_core.method import TrainingOptions
-from rlhf_core.models import loading as models
+from rlhf_core import Catalog, RewardBatch, TrainingOptions, UserError, commands
+from rlhf_core.commands import ModelInfo, RewardRuntime, Screen
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
-from rlhf_core.ui.screen import Screen
 from rlhf_tools import candidates as finding
 from rlhf_tools import page, table
 from rlhf_tools.candidates import Candidate, Questions
@@ -42,7 +35,7 @@ class Comparison:
     """Everything but the weights, checked. `infos` are the candidates' tokenizers and configurations."""
 
     candidates: list[Candidate]
-    infos: list[models.ModelInfo]
+    infos: list[ModelInfo]
     questions: Questions
     prompts: list[Any]
     rewards: RewardRuntime
@@ -115,31 +108,28 @@ def prepare(
     runtime.check_columns(list(questions.columns), questions.source)
     system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
     if system_prompt:
-        add_system_prompt(questions.rows, system_prompt)
-    asked = [prompt_of(row) for row in questions.rows]
+        commands.add_system_prompt(questions.rows, system_prompt)
+    asked = [commands.prompt_of(row) for row in questions.rows]
     limit = finding.choose_max_completion_length(max_completion_length, candidates)
     infos = [_inspect(candidate, asked, limit) for candidate in candidates]
     return Comparison(candidates, infos, questions, asked, runtime, system_prompt, limit, samples, temperature, seed)
 
 
-def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> models.ModelInfo:
+def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> ModelInfo:
     """Configuration and tokenizer. Raises `UserError` if the prompts don't fit."""
     template = candidate.config.chat_template if candidate.config else None
-    try:
-        info = models.inspect(RunConfig(method="compare", model=candidate.model, chat_template=template))
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--model ")) from error
-    room = getattr(info.config.get_text_config(), "max_position_embeddings", None)  # some models have no such limit
+    info = commands.inspect_model(candidate.model, chat_template=template)
+    most = commands.max_tokens(info.config)
     longest = max(len(ids) for ids in _encode(info, prompts))
-    if room is not None and longest + limit > room:
+    if most is not None and longest + limit > most:
         raise UserError(
-            f"{candidate.given} reads at most {room:,} tokens; the longest prompt has {longest:,}, and its answer may "
-            f"have {limit:,}: --max-completion-length {max(1, room - longest)}, or other --data"
+            f"{candidate.given} reads at most {most:,} tokens; the longest prompt has {longest:,}, and its answer may "
+            f"have {limit:,}: --max-completion-length {max(1, most - longest)}, or other --data"
         )
     return info
 
 
-def _encode(info: models.ModelInfo, prompts: Sequence[Any]) -> list[list[int]]:
+def _encode(info: ModelInfo, prompts: Sequence[Any]) -> list[list[int]]:
     return [info.tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
 
 
@@ -153,7 +143,7 @@ def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
     rows += [("Reward", str(reward.spec)) for reward in comparison.rewards.rewards]
     if comparison.system_prompt:
         rows.append(("System", f"“{comparison.system_prompt}”"))
-    rows += [("Note", note) for note in comparison.questions.notes]
+    rows += [("Note", warning) for warning in comparison.questions.warnings]
     if not comparison.rewards.rewards:
         rows.append(("Note", "no reward: lengths and answers only. Rewards decide the win rate: --reward NAME"))
     return [*rows, ("Output", str(folder))]
@@ -162,15 +152,15 @@ def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
 def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
     """Both modes of one model, whose weights are given back."""
     info = comparison.infos[number]
-    dtype = "bfloat16" if models.gpu_has_bfloat16() else "float32"
+    dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
         try:
-            model: Any = models.load(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
+            model: Any = commands.load_model(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
         except OSError as error:
             given = comparison.candidates[number].given
             raise UserError(f"{given}: its weights can't be read: {str(error).splitlines()[0]}") from error
-    model = model.to(PartialState().device).eval()
+    model = model.to(commands.device()).eval()
     try:
         return {mode: _mode(comparison, info, model, mode) for mode in MODES}
     finally:
@@ -180,7 +170,7 @@ def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
             torch.cuda.empty_cache()
 
 
-def _mode(comparison: Comparison, info: models.ModelInfo, model: Any, mode: str) -> Answers:
+def _mode(comparison: Comparison, info: ModelInfo, model: Any, mode: str) -> Answers:
     each = comparison.samples if mode == "sampled" else 1
     sampling = Sampling(
         comparison.max_completion_length,
@@ -193,9 +183,7 @@ def _mode(comparison: Comparison, info: models.ModelInfo, model: Any, mode: str)
     return [answers[start : start + each] for start in range(0, len(answers), each)]
 
 
-def _rollouts(
-    comparison: Comparison, info: models.ModelInfo, model: Any, sampling: Sampling, each: int
-) -> Iterator[Rollout]:
+def _rollouts(comparison: Comparison, info: ModelInfo, model: Any, sampling: Sampling, each: int) -> Iterator[Rollout]:
     ids = _encode(info, comparison.prompts)
     size = max(1, ROWS // each)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -204,7 +192,7 @@ def _rollouts(
             yield from rollout(model, ids[start : start + size], each, sampling)
 
 
-def _score(comparison: Comparison, info: models.ModelInfo, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
+def _score(comparison: Comparison, info: ModelInfo, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
     def decode(ids: Sequence[int]) -> str:
         return info.tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -246,7 +234,7 @@ def gather(comparison: Comparison, answers: dict[str, dict[str, Answers]]) -> di
             "rewards": [{"name": r.name, "spec": str(r.spec), "weight": r.weight} for r in comparison.rewards.rewards],
             "seed": comparison.seed,
         },
-        "notes": list(comparison.questions.notes),
+        "notes": list(comparison.questions.warnings),
         "results": {
             mode: summarize({name: both[mode] for name, both in answers.items()}, names, comparison.seed)
             for mode in MODES

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rlhf_core.ui.page import document
-from rlhf_core.ui.screen import question
+from rlhf_core.commands import document, question
 from rlhf_tools import table
 from rlhf_tools.results import MODES
 
@@ -29,7 +28,7 @@ td small { display: block; color: var(--soft); white-space: nowrap }
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The whole page."""
+    """The full page."""
     names = [model["name"] for model in result["models"]]
     parts = [
         _settings(result),

@@ -90,7 +90,7 @@ def win_rate(pairs: Sequence[Pair]) -> WinRate | None:
     """The win rate with the adjusted Wald interval of Bonett and Price (2012) for paired proportions.
 
     One win and one loss are added before mean and variance are taken, so that neither a clean sweep nor ties alone give
-    an interval without width. It uses the variance that is there, so ties narrow it, as they should.
+    an interval without width. It uses the observed variance, so ties narrow it, as they should.
     """
     outcomes: dict[int, list[float]] = {}
     for pair in pairs:
@@ -152,7 +152,9 @@ def length_note(name: str, wins: WinRate, length: Length) -> str | None:
 
 def _verdict(wins: WinRate, like: WinRate) -> str:
     if wins.decided == 0:
-        return "a difference that the whole does not show" if like.decided else "no clear difference there either"
+        return (
+            "a difference that all answers together do not show" if like.decided else "no clear difference there either"
+        )
     if like.decided == wins.decided:
         return "length does not explain the difference"
     if like.decided == -wins.decided:

@@ -12,7 +12,7 @@ from rich.text import Text
 from rlhf_tools.statistics import percent
 
 if TYPE_CHECKING:
-    from rlhf_core.ui.screen import Screen
+    from rlhf_core.commands import Screen
 
 LABEL, FIRST, COLUMN = 22, 10, 24  # characters, for labels, the first model and each other one
 

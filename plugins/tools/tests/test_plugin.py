@@ -201,8 +201,8 @@ def test_prompts_are_those_that_the_run_held_out(make_run):
 
 def test_a_run_that_set_apart_other_rows_is_named(make_run):
     found = candidates.find_candidates([str(make_run("first")), str(make_run("second", seed=1))], Catalog())
-    notes = candidates.choose_questions([], 4, 0, found, Catalog()).notes
-    assert notes == ["second set apart other rows of its data and may have learned from some of these prompts"]
+    warnings = candidates.choose_questions([], 4, 0, found, Catalog()).warnings
+    assert warnings == ["second held out other rows of its data and may have learned from some of these prompts"]
 
 
 def json_of(run):

@@ -111,7 +111,7 @@ NOTES = {
     "opposite": ([1] * 60, [0] * 12, "length explains the difference, which is the opposite at like length."),
     "too few": ([1] * 40, [1] * 7, "Only 7 of 47 prompts have answers of like length (within 10%): too few to tell whether length explains the win rate."),
     "unsure": ([1] * 40, [1] * 9 + [0] * 3, "too few to tell whether length explains the difference."),
-    "hides": ([0] * 12, [1] * 12, "a difference that the whole does not show."),
+    "hides": ([0] * 12, [1] * 12, "a difference that all answers together do not show."),
     "even": ([1, 0] * 10, [1, 0] * 10, "no clear difference there either."),
 }  # fmt: skip
 

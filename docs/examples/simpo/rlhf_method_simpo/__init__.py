@@ -21,10 +21,7 @@ def rlhf_methods():
     return [SimPO]
 
 
-class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="peak learning rate")
-    lr_scheduler_type: str = Field("cosine", description="schedule of the learning rate, by transformers' name")
-    warmup_steps: Annotated[float, Field(ge=0)] = Field(0.1, description="steps of warm-up; below 1, a share of all")
+class Options(TrainingOptions, defaults={"learning_rate": 1e-6, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}):
     beta: Annotated[float, Field(gt=0)] = Field(2.0, description="scale of the rewards")
     gamma: Annotated[float, Field(ge=0)] = Field(1.0, description="margin by which the better answer is to win")
 

@@ -1,0 +1,59 @@
+"""What a pass of PPO reads: the prompts to answer, and the answers with what was computed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_core.prefix import Group
+
+
+@dataclass
+class Experience:
+    """Rollouts and what is computed of them once. Tensors are (completions, tokens); `mask` is 1 for a token that is in
+    the loss.
+    """
+
+    groups: list[Group]
+    mask: Tensor
+    logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    tokens: Tensor | None = None  # how many are in the loss of the full minibatch, in all processes
+
+    def rows(self, chosen: list[int]) -> Experience:
+        """Some completions, without columns that only longer ones use."""
+        width = max(len(self.groups[i].completions[0]) for i in chosen)
+        parts = (self.mask, self.logps, self.values, self.advantages, self.returns)
+        return Experience([self.groups[i] for i in chosen], *(part[chosen, :width] for part in parts))
+
+
+class PromptBatches:
+    """Row numbers of one process: each batch of rollouts `repeats` times, prompts in a new order every epoch.
+
+    The order depends on `seed` alone; the processes take turns in it, so that together they read what one would.
+    """
+
+    def __init__(self, rows: int, size: int, repeats: int, passes: int, *, seed: int, rank: int, world: int) -> None:
+        self.rows, self.size, self.repeats, self.passes = rows, size, repeats, passes
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def __len__(self) -> int:
+        return self.passes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        stream = self._stream()
+        for _ in range(-(-self.passes // self.repeats)):
+            everyones = [next(stream) for _ in range(self.size * self.world)]
+            mine = everyones[self.rank * self.size : (self.rank + 1) * self.size]
+            for _ in range(self.repeats):
+                yield mine
+
+    def _stream(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            yield from torch.randperm(self.rows, generator=generator).tolist()

@@ -1,0 +1,47 @@
+"""What commands of plugins are made of: runs, models, data, rewards and the screen, as rlhf's own commands use them.
+
+`rlhf compare` of rlhf-tools is an example. Importing this imports no torch.
+"""
+
+from rlhf_core.config import read_file as read_config
+from rlhf_core.data.loading import add_system_prompt, prompt_of
+from rlhf_core.data.loading import load as load_data
+from rlhf_core.grammar import DataSpec, RewardSpec
+from rlhf_core.grammar import read_data as read_data_specs
+from rlhf_core.models.loading import ModelInfo, device, gpu_has_bfloat16, max_tokens
+from rlhf_core.models.loading import inspect as inspect_model
+from rlhf_core.models.loading import load as load_model
+from rlhf_core.models.resolve import ModelReference, quiet_libraries
+from rlhf_core.models.resolve import find as find_model
+from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.binding import bind_all as bind_rewards
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.training.plan import system_prompt_for
+from rlhf_core.ui.page import document
+from rlhf_core.ui.screen import Screen, question
+
+__all__ = [
+    "BoundReward",
+    "DataSpec",
+    "ModelInfo",
+    "ModelReference",
+    "RewardRuntime",
+    "RewardSpec",
+    "Screen",
+    "add_system_prompt",
+    "bind_rewards",
+    "device",
+    "document",
+    "find_model",
+    "gpu_has_bfloat16",
+    "inspect_model",
+    "load_data",
+    "load_model",
+    "max_tokens",
+    "prompt_of",
+    "question",
+    "quiet_libraries",
+    "read_config",
+    "read_data_specs",
+    "system_prompt_for",
+]
