@@ -64,7 +64,6 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
     from benchmarks import ppo_in_trl as same
     from rlhf_core.models.reference import Reference
     from rlhf_core.prefix import share
-    from rlhf_core.training import memory
 
     ends: list[tuple[float, float]] = []
     steps_each = work["epochs"] * work["minibatches"]
@@ -115,7 +114,6 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
             callbacks=[Clock()],
         )
         before = same.resident_mb()
-        memory.settle(trainer.model, samples=True)
         trainer.train()
     return {
         **same.medians(ends),

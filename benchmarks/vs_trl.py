@@ -143,7 +143,6 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
     import transformers
 
     from benchmarks import vs_trl_sides
-    from rlhf_core.training import memory
 
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -157,8 +156,6 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
         times: list[float] = []
         trainer.add_callback(steps_in_turn(times))
         with Peak() as peak:
-            if side == "ours":
-                memory.settle(trainer.model, samples=method == "grpo")
             trainer.train()
     repeats = work.get("num_iterations", 1)
     times = [sum(times[i : i + repeats]) / repeats for i in range(0, len(times), repeats)]

@@ -25,9 +25,19 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhf_core.prefix import Group, attention, completion_hidden, completion_logps, share, shared, shares
-from rlhf_core.prefix import sharing as scoring
-from rlhf_core.prefix.attention import DENSE, KERNELS, Kernel
+from rlhf_core.prefix import (
+    Group,
+    attention,
+    completion_hidden,
+    completion_logps,
+    kernels,
+    packing,
+    share,
+    shares,
+    sharing,
+    two_phase,
+)
+from rlhf_core.prefix.kernels import DENSE, KERNELS, Kernel, SpanPairs
 
 GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
 ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
@@ -66,7 +76,7 @@ def said(caplog):
 @pytest.fixture
 def unseen(monkeypatch):
     """As if no head had been seen yet, so that kernels are tried out."""
-    monkeypatch.setattr(attention, "_checked", {})
+    monkeypatch.setattr(kernels, "_checked", {})
 
 
 def by_definition(model, prompt, completion):
@@ -200,8 +210,8 @@ def test_what_was_never_given_to_share_is_not_shared(model):
     assert not shares(model, GROUPS)
 
 
-def wrong(query, key, value, pairs, causal, scale):
-    output, lse = DENSE.forward(query, key, value, pairs, causal, scale)
+def wrong(query, key, value, spans, scale):
+    output, lse = DENSE.forward(query, key, value, spans, scale)
     return output, lse + 0.01
 
 
@@ -209,9 +219,9 @@ def refused(*args):
     raise RuntimeError("no kernel for these heads")
 
 
-def wrong_slopes(given, key, value, pairs, causal, scale, slopes):
-    DENSE.backward(given, key, value, pairs, causal, scale, slopes)
-    slopes[1].mul_(1.01)
+def wrong_gradients(given, key, value, spans, scale, grads):
+    DENSE.backward(given, key, value, spans, scale, grads)
+    grads[1].mul_(1.01)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +230,7 @@ def wrong_slopes(given, key, value, pairs, causal, scale, slopes):
         (Kernel(wrong, DENSE.backward), "its kernel is"),
         (Kernel(refused, DENSE.backward), "no kernel for these heads"),
         (Kernel(DENSE.forward, refused), "no kernel for these heads"),
-        (Kernel(DENSE.forward, wrong_slopes), "its kernel is"),
+        (Kernel(DENSE.forward, wrong_gradients), "its kernel is"),
     ],
 )
 def test_a_kernel_that_is_wrong_gives_way_to_plain_arithmetic(said, model, monkeypatch, unseen, kernel, reason):
@@ -250,12 +260,13 @@ def test_a_device_without_a_kernel_uses_plain_arithmetic(said, model, monkeypatc
 def test_kernels_against_autograd_of_plain_attention(kernel, heads, scale):
     """Spans of unequal length, causal and not; one of a single token."""
     torch.manual_seed(0)
-    query, slope = (torch.randn(1, heads[0], 11, 8, dtype=torch.float64) for _ in range(2))
+    query, grad_output = (torch.randn(1, heads[0], 11, 8, dtype=torch.float64) for _ in range(2))
     key, value = (torch.randn(1, heads[1], 11, 8, dtype=torch.float64) for _ in range(2))
     for causal, pairs in ((True, [((0, 6), (0, 6)), ((6, 7), (6, 7))]), (False, [((7, 11), (0, 6)), ((2, 3), (1, 9))])):
-        output, lse = kernel.forward(query, key, value, pairs, causal, scale)
-        slopes = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
-        kernel.backward((slope, query, output, lse), key, value, pairs, causal, scale, slopes)
+        spans = SpanPairs(pairs, causal=causal)
+        output, lse = kernel.forward(query, key, value, spans, scale)
+        grads = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
+        kernel.backward((grad_output, query, output, lse), key, value, spans, scale, grads)
         leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
         loss = 0
         for (a, b), (c, d) in pairs:
@@ -267,23 +278,23 @@ def test_kernels_against_autograd_of_plain_attention(kernel, heads, scale):
             if causal:
                 scores = scores.masked_fill(torch.ones(b - a, d - c).triu(1).bool(), -torch.inf)
             torch.testing.assert_close(lse[..., a:b], scores.logsumexp(-1), atol=1e-12, rtol=1e-10)
-            loss = loss + (plain * slope[:, :, a:b]).sum()
-        for one, other in zip(slopes, torch.autograd.grad(loss, leaves), strict=True):
+            loss = loss + (plain * grad_output[:, :, a:b]).sum()
+        for one, other in zip(grads, torch.autograd.grad(loss, leaves), strict=True):
             torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
 def test_merged_parts_are_one_attention_with_a_mask():
-    """Values and slopes of a prompt with two completions against attention under the mask that says who sees whom."""
+    """Values and gradients of a prompt with two completions against attention under the mask that says who sees whom."""
     torch.manual_seed(0)
     leaves = [torch.randn(1, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     see = torch.ones(9, 9).tril().bool()
     see[7:, 4:7] = False  # the second completion does not see the first
-    layout = [shared.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).layout[0]]
-    ours = attention.PackedPath(layout).attend(0, *leaves, None)
+    spans = packing.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).spans
+    ours = attention.PackedAttention(spans).attend(0, *leaves, None)
     plain = scaled_dot_product_attention(*leaves, attn_mask=see, enable_gqa=True)
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
-    slope = torch.randn_like(plain)
-    for one, other in zip(*(torch.autograd.grad(result, leaves, slope) for result in (ours, plain)), strict=True):
+    grad_output = torch.randn_like(plain)
+    for one, other in zip(*(torch.autograd.grad(result, leaves, grad_output) for result in (ours, plain)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
@@ -316,8 +327,8 @@ def test_two_phases_are_taken_where_memory_is_short_and_a_gradient_is_asked_for(
     calls = []
     share(model)
     assert shares(model, GROUPS)
-    monkeypatch.setattr(scoring, "_free_bytes", lambda device: free)
-    monkeypatch.setattr(shared, "two_phase_logps", lambda *args: calls.append(args))
+    monkeypatch.setattr(sharing, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(two_phase, "completion_logps", lambda *args, **rest: calls.append(args))
     with torch.no_grad():
         completion_logps(model, GROUPS)
     assert not calls

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
+from rlhf_core.prefix import Group, Rollout, Sampling, cache, completion_logps, decoding, rollout, share, shares
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 WORDS = 11  # small enough that two tokens in a row can be counted
@@ -60,11 +60,11 @@ def few_words():
 def prefills(monkeypatch):
     """The prompts of each prefill."""
     calls = []
-    real = decoding._DecodingPath.add_prompts
+    real = cache.DecodingCache.add_prompts
     monkeypatch.setattr(
-        decoding._DecodingPath,
+        cache.DecodingCache,
         "add_prompts",
-        lambda path, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(path, groups, *rest),
+        lambda self, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(self, groups, *rest),
     )
     return calls
 
@@ -77,8 +77,8 @@ ENDS = {"one": [3], "several": [3, 20, 21, 22, 23, 24, 25, 40, 41, 42], "never":
 @pytest.mark.parametrize("rows", [2, 3, 256])
 def test_greedy_is_generates(plain, model, monkeypatch, ends, penalty, rows):
     """Token for token, however many rows run beside each other."""
-    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", rows)
-    monkeypatch.setattr(decoding, "GROWTH", 3)
+    monkeypatch.setattr(decoding, "MAX_ROWS", rows)
+    monkeypatch.setattr(cache, "GROWTH", 3)
     found = rollout(model, PROMPTS, 2, Sampling(17, ENDS[ends], repetition_penalty=penalty, greedy=True))
     assert [one.prompt for one in found] == [prompt for prompt in PROMPTS for _ in range(2)]
     for one in found:
@@ -150,7 +150,7 @@ def apart(counts, chances):
 @pytest.mark.parametrize("which", SAMPLINGS)
 def test_first_and_second_words_have_their_exact_chances(few_words, monkeypatch, which):
     """A right sampler is beyond 5 standard deviations once in a hundred thousand seeds; a wrong one is far beyond."""
-    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", 1500)
+    monkeypatch.setattr(decoding, "MAX_ROWS", 1500)
     settings = SAMPLINGS[which]
     found = rollout(few_words, [[1, 2, 3], [4]], SAMPLES, Sampling(2, [0], seed=11, **settings))
     for prompt, part in (([1, 2, 3], found[:SAMPLES]), ([4], found[SAMPLES:])):
@@ -198,7 +198,7 @@ def test_a_row_depends_on_its_seed_its_prompt_and_its_number_alone(model, monkey
         assert tokens(changed[first : first + 3]) == tokens(found[first : first + 3])
     assert len({tuple(one.completion) for one in found}) == len(found)
     for rows in (1, 2, 3, 5):
-        monkeypatch.setattr(decoding, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(decoding, "MAX_ROWS", rows)
         assert tokens(rollout(model, PROMPTS, 3, SEEDED)) == tokens(found)
 
 
@@ -217,12 +217,12 @@ def tokens(found: list[Rollout]):
 
 def test_rows_that_end_leave_and_those_that_wait_take_their_places(model, monkeypatch):
     """Every pass has as many rows as are under way: their sum is that of the tokens but the last of each row."""
-    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", 4)
-    real, passes = decoding._DecodingPath.begin, []
+    monkeypatch.setattr(decoding, "MAX_ROWS", 4)
+    real, passes = cache.DecodingCache.begin_token, []
     monkeypatch.setattr(
-        decoding._DecodingPath,
-        "begin",
-        lambda path, lengths, device: passes.append(len(lengths)) or real(path, lengths, device),
+        cache.DecodingCache,
+        "begin_token",
+        lambda self, lengths: passes.append(len(lengths)) or real(self, lengths),
     )
     found = rollout(model, PROMPTS, 5, SEEDED)
     assert sum(passes) == sum(len(one.completion) - 1 for one in found)

@@ -240,24 +240,20 @@ class Chat:
     def _generate(self, prompt: list[int], pieces: Pieces) -> None:
         import torch
 
-        from rlhf_core.prefix import unwrap
-        from rlhf_core.prefix.few_rows import on_few_rows
-
         s, ends = self.settings, self._ends()
         how = {"temperature": s.temperature, "top_p": s.top_p, "top_k": 0}
         ids = torch.tensor([prompt], device=self.model.device)
         try:
-            with on_few_rows(unwrap(self.model)):
-                self.model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=min(s.max_new_tokens, self._context() - len(prompt)),
-                    eos_token_id=ends,
-                    pad_token_id=ends[0],
-                    streamer=pieces,
-                    do_sample=not s.greedy,
-                    **({} if s.greedy else how),
-                )
+            self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(s.max_new_tokens, self._context() - len(prompt)),
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+                streamer=pieces,
+                do_sample=not s.greedy,
+                **({} if s.greedy else how),
+            )
         except torch.OutOfMemoryError as error:
             raise UserError("The device ran out of memory. /undo, or start with a smaller --max-new-tokens.") from error
 

@@ -5,14 +5,24 @@
     states = completion_hidden(model, groups)                     # last hidden states, for value heads and scores
 
 Every trainer of this project that computes its own loss is written against these three and knows nothing else of how
-they do it. `scoring.py` chooses: a model that was given to `share` computes each prompt once (`shared.py`), any other
-each completion in a row of its own, with its prompt (`padded.py`), with the same results.
+they do it. A model that was given to `share` computes each prompt once, any other each completion in a row of its own,
+with its prompt, with the same results.
+
+    groups.py      a prompt with its completions, and what is computed of them
+    sharing.py     share(model), and which way completions are computed; self_check.py finds out whether it is right
+    packing.py     groups as one row without padding: [prompt, completion 1, …, completion G, next prompt, …]
+    attention.py   one attention implementation: each completion sees its prompt and itself; kernels.py computes it
+    packed.py      the packed pass over such a row
+    two_phase.py   the prompt once, then its completions one by one, where memory is short
+    padded.py      each completion in a row of its own: the reference, and the way out
+    head.py        log-probabilities and entropies from hidden states, a part of the logits at a time
+    rollouts.py    which engine samples
+    decoding.py    sampling, with the keys and values of a prompt once for its group (cache.py)
 """
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
+from rlhf_core.prefix.packed import pack_rows, unwrap
 from rlhf_core.prefix.rollouts import eos_token_ids, rollout
-from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.shared import pack_rows, unwrap
 from rlhf_core.prefix.sharing import completion_hidden, completion_logps, share, shares
 
 __all__ = [
@@ -20,7 +30,6 @@ __all__ = [
     "CompletionLogps",
     "Group",
     "Rollout",
-    "SampledStates",
     "Sampling",
     "completion_hidden",
     "completion_logps",

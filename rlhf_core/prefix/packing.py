@@ -1,7 +1,7 @@
 """Groups as one row of tokens without padding: `[prompt, completion 1, …, completion G, next prompt, …]`.
 
 A completion's positions go on where its prompt ends, so each completion sees its prompt as if it stood alone behind it.
-Who sees whom is the layout, which `attention.py` carries out.
+`attention.py` sees to it that nothing attends to anything else, by the spans that are given here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from rlhf_core.prefix.groups import Group
+from rlhf_core.prefix.kernels import Span
 
-Span = tuple[int, int]  # first position, and the one after the last
 
-
-class Shared(NamedTuple):
+class GroupSpans(NamedTuple):
     """Where a prompt and its completions stand in the row."""
 
     prompt: Span
@@ -27,16 +26,16 @@ class Shared(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """`input_ids`, `position_ids`: (1, tokens). `tokens`: (N,), the completions' tokens one after another; `before`:
-    (N,), the place in the row of the state that predicts each. `last`: (completions,), the place of each one's last
-    token. `lengths`: of the completions.
+    """`input_ids`, `position_ids`: (1, tokens). `spans`: of each group. `tokens`: (N,), the completions' tokens one
+    after another; `previous`: (N,), the index in the row of the token before each, whose state predicts it. `last`:
+    (completions,), the index of each one's last token. `lengths`: of the completions.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    layout: tuple[Shared, ...]
+    spans: tuple[GroupSpans, ...]
     tokens: Tensor
-    before: Tensor
+    previous: Tensor
     last: Tensor
     lengths: tuple[int, ...]
 
@@ -48,47 +47,48 @@ class Packed:
 
     def rows(self, values: Tensor) -> Tensor:
         """`values` (N, …), one of each completion's token, as (completions, longest, …) with 0 after the end."""
-        there = self.mask().bool()
-        spread = values.new_zeros(*there.shape, *values.shape[1:])
-        return spread.masked_scatter(there.view(*there.shape, *[1] * (values.dim() - 1)), values)
+        mask = self.mask().bool()
+        padded = values.new_zeros(*mask.shape, *values.shape[1:])
+        return padded.masked_scatter(mask.view(*mask.shape, *[1] * (values.dim() - 1)), values)
 
-    def states(self, before: Tensor, last: Tensor) -> Tensor:
+    def states(self, previous: Tensor, last: Tensor) -> Tensor:
         """(completions, 1 + longest, size): the state of the prompt's last token, then that of each token.
 
-        `before`: (N, size), the states that predict the tokens; `last`: (completions, size), those of the last tokens.
+        `previous`: (N, size), the states that predict the tokens; `last`: (completions, size), of the last tokens.
         """
-        spread = torch.cat([self.rows(before), before.new_zeros(len(last), 1, before.shape[1])], dim=1)
+        padded = torch.cat([self.rows(previous), previous.new_zeros(len(last), 1, previous.shape[1])], dim=1)
         rows = torch.arange(len(last), device=last.device)
-        return spread.index_put((rows, torch.tensor(self.lengths, device=last.device)), last)
+        return padded.index_put((rows, torch.tensor(self.lengths, device=last.device)), last)
 
 
 def pack(groups: Sequence[Group], device: torch.device | None = None) -> Packed:
     """All groups in one row."""
     ids: list[int] = []
     positions: list[int] = []
-    before: list[int] = []
-    layout, last, lengths = [], [], []
+    tokens: list[int] = []
+    previous: list[int] = []
+    spans, last, lengths = [], [], []
     for group in groups:
         start, size = len(ids), len(group.prompt)
         ids += group.prompt
         positions += range(size)
-        spans = []
+        completions = []
         for completion in group.completions:
             first = len(ids)
             ids += completion
+            tokens += completion
             positions += range(size, size + len(completion))
-            before += [start + size - 1, *range(first, len(ids) - 1)]
-            spans.append((first, len(ids)))
+            previous += [start + size - 1, *range(first, len(ids) - 1)]
+            completions.append((first, len(ids)))
             last.append(len(ids) - 1)
             lengths.append(len(completion))
-        layout.append(Shared((start, start + size), tuple(spans)))
-    tokens = [token for group in groups for completion in group.completions for token in completion]
+        spans.append(GroupSpans((start, start + size), tuple(completions)))
     return Packed(
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
-        tuple(layout),
+        tuple(spans),
         torch.tensor(tokens, device=device),
-        torch.tensor(before, device=device),
+        torch.tensor(previous, device=device),
         torch.tensor(last, device=device),
         tuple(lengths),
     )
@@ -99,12 +99,12 @@ def size(group: Group) -> int:
     return len(group.prompt) + sum(map(len, group.completions))
 
 
-def batches(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
-    """The groups in their order, whole, as many at a time as `tokens` allow, and at least one."""
+def batches(groups: Sequence[Group], token_budget: int) -> Iterator[list[Group]]:
+    """The groups in their order, whole, as many at a time as `token_budget` allows, and at least one."""
     batch: list[Group] = []
     total = 0
     for group in groups:
-        if batch and total + size(group) > tokens:
+        if batch and total + size(group) > token_budget:
             yield batch
             batch, total = [], 0
         batch.append(group)

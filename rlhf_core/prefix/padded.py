@@ -45,13 +45,13 @@ def _padded(
     prompts = [list(group.prompt) for group in groups for _ in group.completions]
     completions = [list(completion) for group in groups for completion in group.completions]
     longest = max(map(len, prompts))
-    before = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    there = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    left = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    prompt_mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     tokens = stacked(completions, device=device)
     mask = stacked([[1] * len(completion) for completion in completions], device=device)
-    attention = torch.cat([there, mask], dim=1)
+    attention = torch.cat([prompt_mask, mask], dim=1)
     inputs = {
-        "input_ids": torch.cat([before, tokens], dim=1),
+        "input_ids": torch.cat([left, tokens], dim=1),
         "attention_mask": attention,
         "position_ids": (attention.cumsum(dim=1) - 1).clamp(min=0),
     }

@@ -14,8 +14,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
-from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.shared import unwrap
+from rlhf_core.prefix.packed import evaluating, unwrap
 from rlhf_core.prefix.sharing import completion_logps, shares
 
 BLOCK = 32  # tokens
@@ -28,18 +27,14 @@ def rollout(
     n: int,
     sampling: Sampling,
     engine: Engine = "shared",
-    *,
-    sampled: SampledStates | None = None,
 ) -> list[Rollout]:
     """`n` completions of each prompt (token ids), those of one prompt next to each other.
-
-    `sampled` gets what the first training pass over them need not compute again, where there is such.
 
     A model that can't share its prompts is sampled by `transformers` where `shared` is asked for.
     """
     longest = [Group(max(prompts, key=len), [[0] * sampling.max_new_tokens])]
     if engine == "shared" and shares(model, longest):
-        return decoding.rollout(model, prompts, n, sampling, sampled)
+        return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
     return _continuous(model, rows, sampling) if engine == "continuous" else _generate(model, rows, sampling)
 
@@ -70,20 +65,18 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
-    there = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     recorder = _Recorder(sampling.temperature)
-    was_training = model.training
-    model.eval()
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=there,
-        logits_processor=LogitsProcessorList([recorder]),
-        use_cache=True,
-        **_settings(sampling),
-    )
-    model.train(was_training)
+    with evaluating(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            logits_processor=LogitsProcessorList([recorder]),
+            use_cache=True,
+            **_settings(sampling),
+        )
     logps = recorder.finish(output).tolist()
     pairs = zip(rows, output[:, longest:].tolist(), logps, strict=True)
     return [_ended(row, tokens, values, sampling.eos_token_ids) for row, tokens, values in pairs]
@@ -91,34 +84,31 @@ def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rol
 
 def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
     """Log-probabilities are computed afterwards, since continuous batching does not give them at this temperature."""
-    was_training = model.training
-    model.eval()
-    with attention.set_aside(unwrap(model)):
-        outputs = model.generate_batch(
-            rows,
-            generation_config=GenerationConfig(**_settings(sampling)),
-            continuous_batching_config=_room(rows, sampling),
-            progress_bar=False,
-        )
-    by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
-    completions = [output.generated_tokens for output in by_number]
-    groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
+        with attention.set_aside(unwrap(model)):
+            outputs = model.generate_batch(
+                rows,
+                generation_config=GenerationConfig(**_settings(sampling)),
+                continuous_batching_config=_capacity(rows, sampling),
+                progress_bar=False,
+            )
+        by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
+        completions = [output.generated_tokens for output in by_number]
+        groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
         logps = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
-    model.train(was_training)
     return [_ended(*each, sampling.eos_token_ids) for each in zip(rows, completions, logps, strict=True)]
 
 
-def _room(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingConfig:
+def _capacity(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingConfig:
     """A cache for as many tokens as there will be; by itself it would take most of the memory that the machine has."""
     blocks = sum(-(-(len(row) + sampling.max_new_tokens) // BLOCK) + 1 for row in rows)
     return ContinuousBatchingConfig(block_size=BLOCK, num_blocks=blocks, max_batch_tokens=max(2048, len(rows)))
 
 
-def _ended(row: list[int], tokens: list[int], logps: list[float], ends: Sequence[int]) -> Rollout:
+def _ended(row: list[int], tokens: list[int], logps: list[float], eos_token_ids: Sequence[int]) -> Rollout:
     """Without what stands behind the first end token."""
-    size = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return Rollout(row, tokens[:size], logps[:size], tokens[size - 1] in ends)
+    size = next((i + 1 for i, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
+    return Rollout(row, tokens[:size], logps[:size], tokens[size - 1] in eos_token_ids)
 
 
 class _Recorder(LogitsProcessor):

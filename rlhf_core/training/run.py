@@ -221,11 +221,9 @@ def _train(
     """Train to the end: None. Otherwise the exit code, after saying how to go on."""
     import torch
 
-    from rlhf_core.training import callbacks, memory
+    from rlhf_core.training import callbacks
 
     resume = f"rlhf run --resume {run.folder}"
-    if trainer.accelerator.num_processes == 1 and trainer.args.device.type == "cpu":
-        memory.settle(trainer.model, samples=method.data == "prompts")
     try:
         with _interruptible(keeper, screen):
             trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
