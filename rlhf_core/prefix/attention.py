@@ -48,6 +48,9 @@ def attention(
     """transformers' interface: heads before tokens in, tokens before heads out."""
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # which knows sdpa, but not the kernels within it
+        query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
     return shared_prefix.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
