@@ -32,7 +32,7 @@ from rlhf_core.prefix import (
     completion_hidden,
     completion_logps,
     kernels,
-    packing,
+    packed,
     share,
     shares,
     sharing,
@@ -378,7 +378,7 @@ def test_merged_parts_are_one_attention_with_a_mask():
     leaves = [torch.randn(1, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     see = torch.ones(9, 9).tril().bool()
     see[7:, 4:7] = False  # the second completion does not see the first
-    spans = packing.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).spans
+    spans = packed.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).spans
     ours = attention.PackedAttention(spans).attend(0, *leaves, None)
     plain = scaled_dot_product_attention(*leaves, attn_mask=see, enable_gqa=True)
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)

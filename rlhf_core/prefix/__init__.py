@@ -10,9 +10,8 @@ with its prompt, with the same results.
 
     groups.py      a prompt with its completions, and what is computed of them
     sharing.py     share(model), and which way completions are computed; self_check.py finds out whether it is right
-    packing.py     groups as one row without padding: [prompt, completion 1, …, completion G, next prompt, …]
+    packed.py      groups as one row without padding, and the pass over it
     attention.py   one attention implementation: each completion sees its prompt and itself; kernels.py computes it
-    packed.py      the packed pass over such a row
     two_phase.py   the prompt once, then its completions one by one, where memory is short
     padded.py      each completion in a row of its own: the reference, and the way out
     head.py        log-probabilities and entropies from hidden states, a part of the logits at a time

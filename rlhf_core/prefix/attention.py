@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,14 +19,20 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from rlhf_core.prefix.kernels import SpanPairs, kernel_for
-from rlhf_core.prefix.packing import GroupSpans
+from rlhf_core.prefix.kernels import Span, SpanPairs, kernel_for
 
 NAME = "shared_prefix"
 PLAIN = "sdpa"  # which it stands beside
 # A mask of four dimensions is passed on as it is, so that the model builds none; nothing reads this one.
 NO_MASK = torch.zeros(1, 1, 1, 1)
 Cache = dict[int, tuple[Tensor, Tensor]]  # for each layer (keys, values), (rows, heads, tokens, size) each
+
+
+class GroupSpans(NamedTuple):
+    """Where a prompt and its completions stand in the row."""
+
+    prompt: Span
+    completions: tuple[Span, ...]
 
 
 class AttentionMetadata(Protocol):

@@ -11,8 +11,7 @@ from torch.nn.functional import pad
 
 from rlhf_core.prefix.attention import Cache
 from rlhf_core.prefix.groups import Group
-from rlhf_core.prefix.kernels import attend
-from rlhf_core.prefix.packing import Span
+from rlhf_core.prefix.kernels import Span, attend
 
 GROWTH = 64  # tokens by which the capacity for completions grows
 

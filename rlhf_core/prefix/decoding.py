@@ -14,19 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation import logits_process
 
 from rlhf_core.prefix.attention import PackedAttention
 from rlhf_core.prefix.cache import DecodingCache, compacted
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
-from rlhf_core.prefix.packed import call, evaluating, unwrap
-from rlhf_core.prefix.packing import batches, pack
+from rlhf_core.prefix.packed import batches, call, evaluating, pack, unwrap
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
 MAX_ROWS = 256  # completions that are sampled beside each other
@@ -139,14 +132,14 @@ class _Batch:
         return tokens, logps.gather(-1, tokens[:, None])[:, 0]
 
 
-def _processors(sampling: Sampling) -> tuple[Any, LogitsProcessorList]:
+def _processors(sampling: Sampling) -> tuple[Any, logits_process.LogitsProcessorList]:
     """(the repetition penalty or None, what leaves tokens out), in the order of transformers' `generate`."""
     penalty = sampling.repetition_penalty
-    filters = LogitsProcessorList()
+    filters = logits_process.LogitsProcessorList()
     if sampling.top_k:
-        filters.append(TopKLogitsWarper(sampling.top_k))
+        filters.append(logits_process.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
-        filters.append(TopPLogitsWarper(sampling.top_p))
+        filters.append(logits_process.TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
-        filters.append(MinPLogitsWarper(sampling.min_p))
-    return None if penalty == 1 else RepetitionPenaltyLogitsProcessor(penalty), filters
+        filters.append(logits_process.MinPLogitsWarper(sampling.min_p))
+    return None if penalty == 1 else logits_process.RepetitionPenaltyLogitsProcessor(penalty), filters

@@ -215,14 +215,9 @@ def _tried(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, grad_outpu
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """(output, log-sum-exp (rows, heads, queries)) without gradient, all queries to all keys. As many heads on both
-    sides; `mask`: (rows, 1, 1, keys), added to the scores.
+    """(output, log-sum-exp (rows, heads, queries)) of the few queries of a decoding step to all keys, without gradient.
+    As many heads on both sides; `mask`: (rows, 1, 1, keys), added to the scores.
     """
-    if query.device.type == "cpu" and kernel_for(query, key).forward is _cpu_forward:
-        mask = None if mask is None else mask.to(query.dtype)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=mask, scale=scale
-        )
     scores = (query @ key.transpose(-1, -2)).to(upcast(query.dtype)) * scale
     if mask is not None:
         scores = scores + mask

@@ -1,21 +1,111 @@
-"""The packed pass: all groups in one row, so that each prompt goes through the model once."""
+"""Groups as one row of tokens without padding, `[prompt, completion 1, …, completion G, next prompt, …]`, and the pass
+over it, in which each prompt goes through the model once.
+
+A completion's positions go on where its prompt ends, so each completion sees its prompt as if it stood alone behind it.
+`attention.py` sees to it that nothing attends to anything else.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import pad_sequence
 
-from rlhf_core.prefix.attention import NO_MASK, AttentionMetadata, PackedAttention
+from rlhf_core.prefix.attention import NO_MASK, AttentionMetadata, GroupSpans, PackedAttention
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.head import token_logps
-from rlhf_core.prefix.packing import Packed, batches, pack
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`input_ids`, `position_ids`: (1, tokens). `spans`: of each group. `tokens`: (N,), the completions' tokens one
+    after another; `previous`: (N,), the index in the row of the token before each, whose state predicts it. `last`:
+    (completions,), the index of each one's last token. `lengths`: of the completions.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    spans: tuple[GroupSpans, ...]
+    tokens: Tensor
+    previous: Tensor
+    last: Tensor
+    lengths: list[int]
+
+    def mask(self) -> Tensor:
+        """(completions, longest), 1 for the tokens of each completion."""
+        return self.rows(torch.ones_like(self.tokens))
+
+    def rows(self, values: Tensor) -> Tensor:
+        """`values` (N, …), one of each completion's token, as (completions, longest, …) with 0 after the end."""
+        return pad_sequence(values.split(self.lengths), batch_first=True)
+
+    def states(self, previous: Tensor, last: Tensor) -> Tensor:
+        """(completions, 1 + longest, size): the state of the prompt's last token, then that of each token.
+
+        `previous`: (N, size), the states that predict the tokens; `last`: (completions, size), of the last tokens.
+        """
+        pairs = zip(previous.split(self.lengths), last.split(1), strict=True)
+        return pad_sequence([torch.cat(pair) for pair in pairs], batch_first=True)
+
+
+def pack(groups: Sequence[Group], device: torch.device | None = None) -> Packed:
+    """All groups in one row."""
+    ids: list[int] = []
+    positions: list[int] = []
+    tokens: list[int] = []
+    previous: list[int] = []
+    spans, last, lengths = [], [], []
+    for group in groups:
+        start, size = len(ids), len(group.prompt)
+        ids += group.prompt
+        positions += range(size)
+        completions = []
+        for completion in group.completions:
+            first = len(ids)
+            ids += completion
+            tokens += completion
+            positions += range(size, size + len(completion))
+            previous += [start + size - 1, *range(first, len(ids) - 1)]
+            completions.append((first, len(ids)))
+            last.append(len(ids) - 1)
+            lengths.append(len(completion))
+        spans.append(GroupSpans((start, start + size), tuple(completions)))
+    return Packed(
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        tuple(spans),
+        torch.tensor(tokens, device=device),
+        torch.tensor(previous, device=device),
+        torch.tensor(last, device=device),
+        lengths,
+    )
+
+
+def size(group: Group) -> int:
+    """Tokens that a group takes in a packed row."""
+    return len(group.prompt) + sum(map(len, group.completions))
+
+
+def batches(groups: Sequence[Group], token_budget: int) -> Iterator[list[Group]]:
+    """The groups in their order, whole, as many at a time as `token_budget` allows, and at least one."""
+    batch: list[Group] = []
+    total = 0
+    for group in groups:
+        if batch and total + size(group) > token_budget:
+            yield batch
+            batch, total = [], 0
+        batch.append(group)
+        total += size(group)
+    if batch:
+        yield batch
 
 
 class Values(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
@@ -36,7 +36,16 @@ def rollout(
     if engine == "shared" and shares(model, longest):
         return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
-    return _continuous(model, rows, sampling) if engine == "continuous" else _generate(model, rows, sampling)
+    with evaluating(model), torch.no_grad():
+        sampled = (_continuous if engine == "continuous" else _generate)(model, rows, sampling)
+        completions = [_without_rest(tokens, sampling.eos_token_ids) for tokens in sampled]
+        groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
+        # Neither engine gives log-probabilities at the temperature alone.
+        scored = completion_logps(model, groups, temperature=sampling.temperature)
+    return [
+        Rollout(row, tokens, logps[: len(tokens)], tokens[-1] in sampling.eos_token_ids)
+        for row, tokens, logps in zip(rows, completions, scored.logps.tolist(), strict=True)
+    ]
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -61,42 +70,26 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
     return settings
 
 
-@torch.no_grad()
-def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
+def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    recorder = _Recorder(sampling.temperature)
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
-    with evaluating(model):
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            logits_processor=LogitsProcessorList([recorder]),
-            use_cache=True,
-            **_settings(sampling),
+    output = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **_settings(sampling))
+    return output[:, longest:].tolist()
+
+
+def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
+    with attention.set_aside(unwrap(model)):
+        outputs = model.generate_batch(
+            rows,
+            generation_config=GenerationConfig(**_settings(sampling)),
+            continuous_batching_config=_capacity(rows, sampling),
+            progress_bar=False,
         )
-    logps = recorder.finish(output).tolist()
-    pairs = zip(rows, output[:, longest:].tolist(), logps, strict=True)
-    return [_ended(row, tokens, values, sampling.eos_token_ids) for row, tokens, values in pairs]
-
-
-def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
-    """Log-probabilities are computed afterwards, since continuous batching does not give them at this temperature."""
-    with evaluating(model), torch.no_grad():
-        with attention.set_aside(unwrap(model)):
-            outputs = model.generate_batch(
-                rows,
-                generation_config=GenerationConfig(**_settings(sampling)),
-                continuous_batching_config=_capacity(rows, sampling),
-                progress_bar=False,
-            )
-        by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
-        completions = [output.generated_tokens for output in by_number]
-        groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
-        logps = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
-    return [_ended(*each, sampling.eos_token_ids) for each in zip(rows, completions, logps, strict=True)]
+    by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
+    return [output.generated_tokens for output in by_number]
 
 
 def _capacity(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingConfig:
@@ -105,33 +98,6 @@ def _capacity(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingCo
     return ContinuousBatchingConfig(block_size=BLOCK, num_blocks=blocks, max_batch_tokens=max(2048, len(rows)))
 
 
-def _ended(row: list[int], tokens: list[int], logps: list[float], eos_token_ids: Sequence[int]) -> Rollout:
+def _without_rest(tokens: list[int], eos_token_ids: Sequence[int]) -> list[int]:
     """Without what stands behind the first end token."""
-    size = next((i + 1 for i, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
-    return Rollout(row, tokens[:size], logps[:size], tokens[size - 1] in eos_token_ids)
-
-
-class _Recorder(LogitsProcessor):
-    """Keeps the log-probability of each sampled token, which is known when the next one is asked for.
-
-    It stands before the processors for temperature and top-p, and behind that of the repetition penalty.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self.last: torch.Tensor | None = None
-        self.columns: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._record(input_ids)
-        self.last = torch.log_softmax(scores.float() / self.temperature, dim=-1)
-        return scores
-
-    def finish(self, output: torch.Tensor) -> torch.Tensor:
-        """(rows, new tokens): the log-probabilities, once `generate` has returned `output`."""
-        self._record(output)
-        return torch.stack(self.columns, dim=1)
-
-    def _record(self, ids: torch.Tensor) -> None:
-        if self.last is not None:
-            self.columns.append(self.last.gather(-1, ids[:, -1:])[:, 0])
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in eos_token_ids), len(tokens))]

@@ -19,8 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf_core.prefix import attention, packed, padded, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
-from rlhf_core.prefix.packed import unwrap
-from rlhf_core.prefix.packing import size
+from rlhf_core.prefix.packed import size, unwrap
 from rlhf_core.prefix.self_check import compute_dtype, disagreement
 
 log = logging.getLogger("rlhf")

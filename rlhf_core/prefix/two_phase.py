@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from rlhf_core.prefix.attention import Cache, ContinuedAttention, PackedAttention
 from rlhf_core.prefix.groups import CompletionLogps, Group
 from rlhf_core.prefix.head import precision, token_logps
-from rlhf_core.prefix.packed import Values, last_states, unwrap
-from rlhf_core.prefix.packing import pack
+from rlhf_core.prefix.packed import Values, last_states, pack, unwrap
 
 
 def completion_logps(
@@ -68,7 +68,7 @@ class _TwoPhase(torch.autograd.Function):
     @staticmethod
     def forward(ctx, job: Job, *weights: nn.Parameter):
         ctx.job, ctx.weights = job, weights
-        ctx.random = _random_state(job.model.device)
+        ctx.random = torch.get_rng_state(), *get_device_states(*weights)
         ctx.precision = precision(job.model.device)
         parts = []
         with torch.no_grad():
@@ -84,7 +84,7 @@ class _TwoPhase(torch.autograd.Function):
         job = ctx.job
         totals: list[Tensor | None] = [None] * len(ctx.weights)
         done = row = 0
-        with torch.enable_grad(), torch.autocast(*ctx.precision), _replayed(ctx.random, job.model.device):
+        with torch.enable_grad(), torch.autocast(*ctx.precision), _replayed(*ctx.random):
             for group in job.groups:
                 cache, state = job.prompt(group.prompt)
                 roots = [tensor for pair in cache.values() for tensor in pair] + [state]
@@ -123,16 +123,10 @@ def _added(totals: Gradients, more: Gradients) -> list[Tensor | None]:
     return [new if total is None else total if new is None else total + new for total, new in pairs]
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
 @contextmanager
-def _replayed(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """The random numbers (of dropout) are once more those that followed `states`."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(states[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], device)
+def _replayed(state: Tensor, devices: list[int], device_states: list[Tensor]) -> Iterator[None]:
+    """The random numbers (of dropout) are once more those that followed these states."""
+    with torch.random.fork_rng(devices):
+        torch.set_rng_state(state)
+        set_device_states(devices, device_states)
         yield
