@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from rlhf_core.prefix import Group, Rollout, Sampling, cache, completion_logps, decoding, rollout, share, shares
+from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 WORDS = 11  # small enough that two tokens in a row can be counted
@@ -60,9 +60,9 @@ def few_words():
 def prefills(monkeypatch):
     """The prompts of each prefill."""
     calls = []
-    real = cache.DecodingCache.add_prompts
+    real = decoding._DecodingCache.add_prompts
     monkeypatch.setattr(
-        cache.DecodingCache,
+        decoding._DecodingCache,
         "add_prompts",
         lambda self, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(self, groups, *rest),
     )
@@ -78,7 +78,7 @@ ENDS = {"one": [3], "several": [3, 20, 21, 22, 23, 24, 25, 40, 41, 42], "never":
 def test_greedy_is_generates(plain, model, monkeypatch, ends, penalty, rows):
     """Token for token, however many rows run beside each other."""
     monkeypatch.setattr(decoding, "MAX_ROWS", rows)
-    monkeypatch.setattr(cache, "GROWTH", 3)
+    monkeypatch.setattr(decoding, "GROWTH", 3)
     found = rollout(model, PROMPTS, 2, Sampling(17, ENDS[ends], repetition_penalty=penalty, greedy=True))
     assert [one.prompt for one in found] == [prompt for prompt in PROMPTS for _ in range(2)]
     for one in found:
@@ -218,9 +218,9 @@ def tokens(found: list[Rollout]):
 def test_rows_that_end_leave_and_those_that_wait_take_their_places(model, monkeypatch):
     """Every pass has as many rows as are under way: their sum is that of the tokens but the last of each row."""
     monkeypatch.setattr(decoding, "MAX_ROWS", 4)
-    real, passes = cache.DecodingCache.begin_token, []
+    real, passes = decoding._DecodingCache.begin_token, []
     monkeypatch.setattr(
-        cache.DecodingCache,
+        decoding._DecodingCache,
         "begin_token",
         lambda self, lengths: passes.append(len(lengths)) or real(self, lengths),
     )

@@ -105,7 +105,7 @@ class _SelfAndPrefix(torch.autograd.Function):
     def forward(ctx, query, key, value, prefix_key, prefix_value, self_spans, prefix_spans, scale):
         kernel = kernel_for(query, key)
         output, lse = kernel.forward(query, key, value, self_spans, scale)
-        if prefix_spans:
+        if prefix_spans.pairs:
             keys, values = (key, value) if prefix_key is None else (prefix_key, prefix_value)
             prefix_output, prefix_lse = kernel.forward(query, keys, values, prefix_spans, scale)
             merged = torch.logaddexp(lse, prefix_lse)
@@ -123,7 +123,7 @@ class _SelfAndPrefix(torch.autograd.Function):
         grads = grad_query, _, _ = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         kernel.backward(given, key, value, ctx.self_spans, ctx.scale, grads)
         if prefix_key is None:
-            if ctx.prefix_spans:
+            if ctx.prefix_spans.pairs:
                 kernel.backward(given, key, value, ctx.prefix_spans, ctx.scale, grads)
             return *grads, None, None, None, None, None
         prefix_grads = torch.zeros_like(prefix_key), torch.zeros_like(prefix_value)
@@ -136,15 +136,6 @@ def implementation(model: Any) -> str:
     return model.config.get_text_config()._attn_implementation
 
 
-def install(model: Any) -> None:
-    model.set_attn_implementation(NAME)
-
-
-def uninstall(model: Any) -> None:
-    """Back to what the model came with."""
-    model.set_attn_implementation(PLAIN)
-
-
 def installed(model: Any) -> bool:
     return implementation(model) == NAME
 
@@ -152,11 +143,9 @@ def installed(model: Any) -> bool:
 @contextmanager
 def set_aside(model: Any) -> Iterator[None]:
     """For calls without gradient that are to be transformers' own."""
-    was_installed = installed(model)
-    if was_installed:
-        uninstall(model)
+    before = implementation(model)
+    model.set_attn_implementation(PLAIN if before == NAME else before)
     try:
         yield
     finally:
-        if was_installed:
-            install(model)
+        model.set_attn_implementation(before)

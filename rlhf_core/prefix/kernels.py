@@ -18,9 +18,7 @@ Span = tuple[int, int]  # first position, and the one after the last
 
 
 class Indices(NamedTuple):
-    """One side of `SpanPairs` as flash attention takes it: all `positions`, (N,) on the device; `starts` of the spans
-    among them, (spans + 1,) in int32; the length of the `longest`.
-    """
+    """The spans of one side as flash attention takes them: positions (N,), starts among them (spans + 1,) in int32."""
 
     positions: Tensor
     starts: Tensor
@@ -29,15 +27,12 @@ class Indices(NamedTuple):
 
 class SpanPairs:
     """Spans of queries, each with the span of keys that it attends to. With `causal` a query sees the keys up to its
-    own number. False where there are no pairs.
+    own number.
     """
 
     def __init__(self, pairs: Sequence[tuple[Span, Span]], *, causal: bool) -> None:
         self.pairs, self.causal = pairs, causal
         self._indices: dict[torch.device, tuple[Indices, Indices]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.pairs)
 
     def indices(self, device: torch.device) -> tuple[Indices, Indices]:
         """(queries, keys). All layers share them, so nothing waits for a copy to the device but the first."""
@@ -84,14 +79,14 @@ def _cpu_forward(query, key, value, spans: SpanPairs, scale):
 
 def _cpu_backward(given, key, value, spans: SpanPairs, scale, grads) -> None:
     grad_output, query, output, lse = given
-    for (a, b), (c, d) in spans.pairs:
+    for pair in spans.pairs:
+        (a, b), (c, d) = pair
         parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *(grad_output[:, :, a:b], query[:, :, a:b], key[:, :, c:d], value[:, :, c:d]),
             *(output[:, :, a:b], lse[..., a:b], 0.0, spans.causal),
             scale=scale,
         )
-        for grad, (first, end), part in zip(grads, ((a, b), (c, d), (c, d)), parts, strict=True):
-            grad[:, :, first:end] += part
+        _add(grads, pair, parts)
 
 
 def _cuda_forward(query, key, value, spans: SpanPairs, scale):
@@ -135,37 +130,40 @@ def _dense_forward(query, key, value, spans: SpanPairs, scale):
         scores = _scores(query[:, :, a:b], key[:, :, c:d], spans.causal, scale)
         lse[..., a:b] = scores.logsumexp(-1)
         weights = (scores - lse[..., a:b, None]).exp()
-        output[:, :, a:b] = (weights @ _all_heads(value[:, :, c:d], query).to(weights.dtype)).to(query.dtype)
+        output[:, :, a:b] = (weights @ _expanded(value[:, :, c:d], weights)).to(query.dtype)
     return output, lse
 
 
 def _dense_backward(given, key, value, spans: SpanPairs, scale, grads) -> None:
-    grad_query, grad_key, grad_value = grads
     grad_output, query, output, lse = given
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    for (a, b), (c, d) in spans.pairs:
-        q, g = query[:, :, a:b].to(lse.dtype), grad_output[:, :, a:b].to(lse.dtype)
-        weights = (_scores(q, key[:, :, c:d], spans.causal, scale) - lse[..., a:b, None]).exp()
-        keys, values = (_all_heads(t[:, :, c:d], query).to(lse.dtype) for t in (key, value))
-        along = (g * output[:, :, a:b]).sum(-1, keepdim=True)
-        by_score = weights * (g @ values.transpose(-1, -2) - along) * scale
-        grad_query[:, :, a:b] += (by_score @ keys).to(grad_query.dtype)
-        for grad, part in ((grad_key, by_score.transpose(-1, -2) @ q), (grad_value, weights.transpose(-1, -2) @ g)):
-            grad[:, :, c:d] += part.unflatten(1, (key.shape[1], -1)).sum(2).to(grad.dtype)
+    for pair in spans.pairs:
+        (a, b), (c, d) = pair
+        above = grad_output[:, :, a:b].to(lse.dtype)
+        by_lse = (above * output[:, :, a:b]).sum(-1, keepdim=True)
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in (query[:, :, a:b], key[:, :, c:d], value[:, :, c:d])]
+            weights = (_scores(*leaves[:2], spans.causal, scale) - lse[..., a:b, None]).exp()
+            loss = (above * (weights @ _expanded(leaves[2], weights))).sum() - (by_lse * weights).sum()
+        _add(grads, pair, torch.autograd.grad(loss, leaves))
 
 
 def _scores(query, key, causal: bool, scale) -> Tensor:
-    dtype = upcast(query.dtype)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = query.to(dtype) @ _all_heads(key, query).to(dtype).transpose(-1, -2) * scale
+    query = query.to(upcast(query.dtype))
+    scores = query @ _expanded(key, query).transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
         scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
     return scores
 
 
-def _all_heads(key: Tensor, query: Tensor) -> Tensor:
-    """Keys or values of grouped heads, once for each head of the queries."""
-    return key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+def _expanded(key: Tensor, like: Tensor) -> Tensor:
+    """Keys or values of grouped heads, once for each head of `like`, in its type."""
+    return key.repeat_interleave(like.shape[1] // key.shape[1], dim=1).to(like.dtype)
+
+
+def _add(grads: Sequence[Tensor], pair: tuple[Span, Span], parts: Sequence[Tensor]) -> None:
+    """To the gradients of query, key and value those of one pair of spans."""
+    for grad, (first, end), part in zip(grads, (pair[0], pair[1], pair[1]), parts, strict=True):
+        grad[:, :, first:end] += part
 
 
 DENSE = Kernel(_dense_forward, _dense_backward)
@@ -187,31 +185,25 @@ def kernel_for(query: Tensor, key: Tensor) -> Kernel:
 
 
 def disagreement(kernel: Kernel, query: Tensor, key: Tensor) -> str | None:
-    """What is wrong with a kernel on random tensors with heads like these, or None."""
+    """What is wrong with a kernel on 20 random tokens with heads like these, or None."""
     generator = torch.Generator().manual_seed(0)
-    q, g = (torch.randn(1, query.shape[1], 20, query.shape[3], generator=generator).to(query) for _ in range(2))
-    k, v = (torch.randn(1, key.shape[1], 20, key.shape[3], generator=generator).to(key) for _ in range(2))
+    like = (query, key, key, query)
+    q, k, v, g = (torch.randn(1, t.shape[1], 20, t.shape[3], generator=generator).to(t) for t in like)
+    alone = SpanPairs([((0, 5), (0, 5)), ((12, 20), (12, 20))], causal=True)
+    results: tuple[list[Tensor], list[Tensor]] = [], []
     try:
-        found, exact = (_tried(each, q, k, v, g) for each in (kernel, DENSE))
+        for candidate, found in zip((kernel, DENSE), results, strict=True):
+            for spans in (alone, SpanPairs([((5, 12), (0, 5))], causal=False)):
+                output, lse = candidate.forward(q, k, v, spans, None)
+                grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+                candidate.backward((g, q, output, lse), k, v, spans, None, grads)
+                found += [output.double(), lse.nan_to_num(neginf=0).double(), *(grad.double() for grad in grads)]
     except RuntimeError as error:
         return str(error)
-    apart = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact, strict=True))
+    apart = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results, strict=True))
     # A kernel rounds its weights and its results to the type of its inputs, and approximates exp to about float32.
     allowed = 8 * torch.finfo(query.dtype).eps + 64 * torch.finfo(torch.float32).eps
     return None if apart < allowed else f"its kernel is {apart:.2g} of the values away from it"
-
-
-def _tried(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, grad_output: Tensor) -> list[Tensor]:
-    """Outputs, log-sum-exps and gradients of 20 tokens."""
-    results = []
-    for causal, pairs in ((True, [((0, 5), (0, 5)), ((12, 20), (12, 20))]), (False, [((5, 12), (0, 5))])):
-        spans = SpanPairs(pairs, causal=causal)
-        output, lse = kernel.forward(query, key, value, spans, None)
-        grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        kernel.backward((grad_output, query, output, lse), key, value, spans, None, grads)
-        positions = torch.cat([torch.arange(a, b) for (a, b), _ in pairs])
-        results += [output, lse[..., positions], *grads]
-    return [result.double() for result in results]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

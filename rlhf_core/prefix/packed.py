@@ -169,11 +169,8 @@ def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, metadata: A
     """(rows, tokens, hidden size)."""
     states: list[Tensor] = []
     decoder = unwrap(model).base_model
-    handle = decoder.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state))
-    try:
+    with decoder.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
         call(model, input_ids, position_ids, metadata)
-    finally:
-        handle.remove()
     return states[0]
 
 

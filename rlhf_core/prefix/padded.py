@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, stacked
 
@@ -38,9 +39,7 @@ def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
     return CompletionHidden(output.hidden_states[-1][:, -tokens.shape[1] - 1 :], mask)
 
 
-def _padded(
-    groups: Sequence[Group], device: torch.device
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+def _padded(groups: Sequence[Group], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """(the model's inputs, completion tokens, completion mask). What stands in padding is masked, so 0 serves."""
     prompts = [list(group.prompt) for group in groups for _ in group.completions]
     completions = [list(completion) for group in groups for completion in group.completions]

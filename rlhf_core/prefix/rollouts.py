@@ -22,11 +22,7 @@ Engine = Literal["shared", "transformers", "continuous"]
 
 
 def rollout(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    n: int,
-    sampling: Sampling,
-    engine: Engine = "shared",
+    model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, engine: Engine = "shared"
 ) -> list[Rollout]:
     """`n` completions of each prompt (token ids), those of one prompt next to each other.
 
@@ -66,7 +62,7 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
     }
     if not sampling.greedy:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        settings |= {"min_p": sampling.min_p} if sampling.min_p else {}
+        settings["min_p"] = sampling.min_p or None
     return settings
 
 

@@ -7,8 +7,7 @@ follows from the model and from the precision that it computes in, and a wrong a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def disagreement(model: Any, longest: int | None) -> str | None:
             ours = _values(model, packed, groups)
             with attention.set_aside(plain):
                 theirs = _values(model, padded, groups)
-                with _embeddings_rounded(plain, eps):
+                with plain.get_input_embeddings().register_forward_hook(_rounding(eps)):
                     rounded = _values(model, padded, groups)
     except (RuntimeError, TypeError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -89,17 +88,12 @@ def _values(model: Any, way: Any, groups: list[Group]) -> Tensor:
     return (found.states * pad(found.mask, (1, 0), value=1)[..., None]).double()
 
 
-@contextmanager
-def _embeddings_rounded(model: Any, eps: float) -> Iterator[None]:
-    """Each number of them is `eps` of itself larger or smaller, at random, and always alike."""
+def _rounding(eps: float) -> Callable[..., Tensor]:
+    """A hook that makes each number of a module's output `eps` of itself larger or smaller, at random."""
     generator = torch.Generator().manual_seed(0)
 
     def rounded(module: Any, inputs: Any, output: Tensor) -> Tensor:
         signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
         return output * (1 + eps * signs)
 
-    handle = model.get_input_embeddings().register_forward_hook(rounded)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return rounded

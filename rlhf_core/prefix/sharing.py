@@ -36,10 +36,8 @@ def share(model: Any) -> str | None:
     plain = unwrap(model)
     reason = unsupported(model)
     if reason is None:
-        attention.install(plain)
-        if not attention.installed(plain):
-            reason = "the model has an attention of its own, which can't be exchanged"
-    if reason is not None:
+        plain.set_attn_implementation(attention.NAME)
+    else:
         log.warning("each completion is computed with a prompt of its own: %s", reason)
     return reason
 
@@ -75,7 +73,7 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     if kind not in checked:
         if problem := disagreement(model, window):
             log.warning("prompts are not shared in this model, each completion is computed with its own: %s", problem)
-            attention.uninstall(plain)
+            plain.set_attn_implementation(attention.PLAIN)
             return False
         checked.add(kind)
     return True
@@ -108,29 +106,25 @@ def unsupported(model: Any) -> str | None:
 
 
 def token_budget() -> int:
-    """How many tokens a packed row may have. With gradient there is one row: its memory is that of all rows together,
-    and a model that gathers its gradients does so after a single forward pass.
+    """How many tokens a packed row may have. With gradient there is one row: several would keep as much, and a model
+    that gathers its gradients does so after a single forward pass.
     """
     return sys.maxsize if torch.is_grad_enabled() else TOKEN_BUDGET
 
 
 def fits(model: Any, groups: Sequence[Group]) -> bool:
-    """Whether what a packed pass keeps for its backward pass fits into the memory that is free, by estimate."""
-    plain = unwrap(model)
-    return activation_bytes(plain, sum(map(size, groups))) < 0.8 * _free_bytes(plain.device)
-
-
-def activation_bytes(model: Any, tokens: int) -> int:
-    """What a pass over `tokens` keeps for its backward pass, by estimate: with gradient checkpointing the states
-    between layers and the inner tensors of one layer with their gradients, without it those of all layers.
+    """Whether what a packed pass keeps for its backward pass fits into the memory that is free, by estimate: with
+    gradient checkpointing the states between layers and one layer's inner tensors with their gradients, without it the
+    inner tensors of all layers.
     """
-    config = model.config.get_text_config()
-    width, heads = config.hidden_size, config.num_attention_heads + 2 * config.num_key_value_heads
-    size = config.to_dict().get("head_dim") or width // config.num_attention_heads
-    between = width * model.dtype.itemsize
-    within = (8 * width + 3 * config.intermediate_size + 3 * heads * size) * model.dtype.itemsize
-    layers = config.num_hidden_layers
-    return tokens * (between * layers + 2 * within if model.is_activation_checkpointing else within * layers)
+    plain = unwrap(model)
+    config = plain.config.get_text_config()
+    layers, width = config.num_hidden_layers, config.hidden_size
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    head_dim = config.to_dict().get("head_dim") or width // config.num_attention_heads
+    within = 8 * width + 3 * config.intermediate_size + 3 * heads * head_dim
+    numbers = layers * width + 2 * within if plain.is_activation_checkpointing else layers * within
+    return sum(map(size, groups)) * numbers * plain.dtype.itemsize < 0.8 * _free_bytes(plain.device)
 
 
 def _free_bytes(device: torch.device) -> int:
