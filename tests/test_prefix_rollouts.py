@@ -10,7 +10,16 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
 
@@ -18,22 +27,25 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 WORDS = 11  # small enough that two tokens in a row can be counted
 
 
-def random_model(words, wide=0.3):
-    config = Qwen3Config(
-        vocab_size=words,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-    )
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def random_model(words, wide=0.3, config=Qwen3Config, **settings):
+    config = config(vocab_size=words, **SIZES | settings)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape) * wide + (weight.dim() == 1))
     model.generation_config.pad_token_id = 0
+    model.generation_config.eos_token_id = None
     return model
 
 
@@ -92,6 +104,33 @@ def test_greedy_is_generates(plain, model, monkeypatch, ends, penalty, rows):
         assert one.completion == expected[0, len(one.prompt) :].tolist()
         assert one.finished == (one.completion[-1] in ENDS[ends])
     assert len({len(one.completion) for one in found}) > 1 or ends != "several"
+
+
+OTHERS = {
+    "Qwen2, with biases": (Qwen2Config, {}),
+    "Llama, with tied embeddings": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True}),
+    "Mistral, with a window": (MistralConfig, {"sliding_window": 32}),
+    "OLMo 2, which normalizes afterwards": (Olmo2Config, {}),
+    "Phi-3, with one matrix for all heads": (Phi3Config, {"pad_token_id": 0}),
+}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+@pytest.mark.parametrize("family", OTHERS)
+def test_greedy_is_generates_in_other_families(family, lora):
+    config, settings = OTHERS[family]
+    model = random_model(67, config=config, **settings)
+    if lora:
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    greedy = Sampling(9, ENDS["several"], greedy=True)
+    expected = rollout(model, PROMPTS, 1, greedy, "transformers")
+    assert share(model) is None
+    found = rollout(model, PROMPTS, 1, greedy)
+    assert tokens(found) == tokens(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), atol=1e-5, rtol=0)
+    assert shares(model, [Group([1], [[1]])])
 
 
 # top_k and top_p leave words out that the temperature alone would sample.

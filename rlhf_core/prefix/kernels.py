@@ -142,7 +142,7 @@ def _dense_backward(given, key, value, spans: SpanPairs, scale, grads) -> None:
         by_lse = (above * output[:, :, a:b]).sum(-1, keepdim=True)
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (query[:, :, a:b], key[:, :, c:d], value[:, :, c:d])]
-            weights = (_scores(*leaves[:2], spans.causal, scale) - lse[..., a:b, None]).exp()
+            weights = (_scores(leaves[0], leaves[1], spans.causal, scale) - lse[..., a:b, None]).exp()
             loss = (above * (weights @ _expanded(leaves[2], weights))).sum() - (by_lse * weights).sum()
         _add(grads, pair, torch.autograd.grad(loss, leaves))
 
