@@ -32,7 +32,7 @@ from benchmarks.gpu_kit import (
     wait,
 )
 from benchmarks.gpu_qlora import qlora
-from rlhf_core.prefix import Group, Sampling, attention, completion_logps, padded, rollout, share, shared
+from rlhf_core.prefix import Group, Sampling, completion_logps, kernels, packed, padded, rollout, share, two_phase
 
 # Equality
 
@@ -68,8 +68,8 @@ def same_results(scale: Scale, dtype: torch.dtype, name: str) -> None:
     ways = {
         "exact": lambda: padded.completion_logps(exact, groups),
         "padded": lambda: padded.completion_logps(plain, groups),
-        "packed": lambda: shared.completion_logps(own, groups, 1.0, False, 8192),
-        "two phases": lambda: shared.two_phase_logps(own, groups, 1.0, False, rows_at_once=2),
+        "packed": lambda: packed.completion_logps(own, groups),
+        "two phases": lambda: two_phase.completion_logps(own, groups),
     }
     found = {}
     for way, call in ways.items():
@@ -117,19 +117,22 @@ def same_kernel(scale: Scale, heads: int, kv_heads: int, size: int) -> None:
     prompt, answer = scale.prompt, scale.answer
     tokens = prompt + 4 * answer
     spans = [(0, prompt), *((prompt + i * answer, prompt + (i + 1) * answer) for i in range(4))]
-    calls = [([(span, span) for span in spans], True), ([((prompt, tokens), (0, prompt))], False)]
+    calls = [
+        kernels.SpanPairs([(span, span) for span in spans], causal=True),
+        kernels.SpanPairs([((prompt, tokens), (0, prompt))], causal=False),
+    ]
     make = lambda count: torch.randn(1, count, tokens, size, device=scale.device, dtype=scale.dtype)  # noqa: E731
     query, slope, key, value = make(heads), make(heads), make(kv_heads), make(kv_heads)
     found = {}
-    for name, kernel in (("device", attention.KERNELS[scale.device]), ("plain", attention.DENSE)):
+    for name, kernel in (("device", kernels.KERNELS[scale.device]), ("plain", kernels.DENSE)):
 
         def run(kernel=kernel):
             results = []
-            for pairs, causal in calls:
-                output, lse = kernel.forward(query, key, value, pairs, causal, None)
+            for call in calls:
+                output, lse = kernel.forward(query, key, value, call, None)
                 slopes = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-                kernel.backward((slope, query, output, lse), key, value, pairs, causal, None, slopes)
-                results += [output[:, :, pairs[0][0][0] :], *slopes]
+                kernel.backward((slope, query, output, lse), key, value, call, None, slopes)
+                results += [output[:, :, call.pairs[0][0][0] :], *slopes]
             return results
 
         found[name] = run(), seconds(run, 2)

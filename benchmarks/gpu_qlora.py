@@ -14,7 +14,7 @@ import torch
 from transformers import Qwen3Config
 
 from benchmarks.gpu_kit import GB, Scale, allocated, attempt, built, peak_of, qwen3, say, token_ids
-from rlhf_core.prefix import Group, Sampling, rollout, share, shared
+from rlhf_core.prefix import Group, Sampling, packed, rollout, share, two_phase
 
 
 def quantized(config: Qwen3Config, scale: Scale) -> Any:
@@ -120,9 +120,9 @@ def step(model: Any, optimizer: Any, scale: Scale, count: int, ways: list[str], 
         def learn(way=way):
             with half:
                 if way == "packed":
-                    scored = shared.completion_logps(model, [group], 1.0, False, 8192)
+                    scored = packed.completion_logps(model, [group])
                 else:
-                    scored = shared.two_phase_logps(model, [group], 1.0, False)
+                    scored = two_phase.completion_logps(model, [group])
                 advantages = torch.linspace(-1, 1, count, device=scale.device)[:, None]
                 (-(scored.logps * advantages * scored.mask).sum() / scored.mask.sum()).backward()
             optimizer.step()

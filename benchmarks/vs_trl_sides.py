@@ -78,7 +78,7 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
     prompts = torch.randint(100, 8000, (400, work["prompt"]), generator=generator).tolist()
     trainer._tokenize_prompts = lambda texts: ([prompts[int(text)] for text in texts], None, {})
     table = Numbers(work["completion"])
-    decoding.chances = table.chances
+    decoding.uniforms = table.uniforms
     torch.multinomial = table.multinomial
     generate, lengths, seconds = trainer._generate_single_turn, [], []
 
@@ -108,7 +108,7 @@ class Numbers:
         self.table = torch.rand(rows, self.tokens, dtype=torch.float64, generator=self.generator)
         self.at = 0
 
-    def chances(self, rows: int, sampling: Any) -> Any:
+    def uniforms(self, rows: int, sampling: Any) -> Any:
         return self.table
 
     def multinomial(self, probabilities: Any, num_samples: int) -> Any:

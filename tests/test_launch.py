@@ -31,9 +31,9 @@ from rlhf_core.training.run_folder import list_checkpoints
 REWARD = """
 import torch
 from rlhf_core.prefix import decoding
-def chances(rows, sampling):
+def uniforms(rows, sampling):
     return ((torch.arange(rows) % 4 + 0.5) / 4).double()[:, None].expand(rows, sampling.max_new_tokens)
-decoding.chances = chances
+decoding.uniforms = uniforms
 def place(completions, **_): return [float(i % 4) for i in range(len(completions))]
 def hang(completions, trainer_state, **_):
     import os, time
@@ -67,7 +67,7 @@ METHODS = {
 @pytest.fixture
 def settings(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(decoding, "chances", decoding.chances)  # put back after what the reward does to it
+    monkeypatch.setattr(decoding, "uniforms", decoding.uniforms)  # put back after what the reward does to it
     Path("rewards.py").write_text(REWARD)
     rows = [(f"What helps against symptom {i}?", f"Rest {'and water ' * (i % 3)}.") for i in range(20)]
     prompts = [{"question": q, "answer": a} for q, a in rows]

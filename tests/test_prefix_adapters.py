@@ -11,15 +11,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from rlhf_core.prefix import Group, completion_logps, head, padded, share, shared, shares
-from rlhf_core.prefix import sharing as scoring
+from rlhf_core.prefix import Group, completion_logps, head, padded, share, shares, sharing, two_phase, unwrap
 
 GROUPS = [
     Group([5], [[8, 9], [10]]),
     Group([11, 12, 13, 14, 15, 16, 17], [[18, 19, 20, 21, 22]]),
     Group([23, 24, 25, 26], [[27, 28, 29], [30], [31, 32, 33, 34, 35, 36]]),
 ]
-SLOPES = torch.randn(6, 6, generator=torch.Generator().manual_seed(7))
+GRAD_OUTPUT = torch.randn(6, 6, generator=torch.Generator().manual_seed(7))
 ADAPTERS = {
     "all linear layers": {"target_modules": "all-linear"},
     "the head as well": {"target_modules": ["q_proj", "v_proj", "lm_head"]},
@@ -48,13 +47,13 @@ def adapted(model, **settings):
 
 @pytest.fixture(params=["packed", "two phases"])
 def way(request, monkeypatch):
-    monkeypatch.setattr(scoring, "fits", lambda model, groups: request.param == "packed")
+    monkeypatch.setattr(sharing, "fits", lambda model, groups: request.param == "packed")
     return request.param
 
 
 def gradients(model, scored):
     model.zero_grad()
-    (scored.logps * SLOPES).sum().backward()
+    (scored.logps * GRAD_OUTPUT).sum().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
@@ -124,30 +123,30 @@ def test_two_phases_with_dropout_are_the_gradient_of_what_was_computed_first(bas
     """The same calls, in the same order, under plain autograd, which computes nothing twice."""
     model = with_dropout(base, checkpointing)
     torch.manual_seed(2)
-    ours = shared.two_phase_logps(model, GROUPS, 0.7, False)
+    ours = two_phase.completion_logps(model, GROUPS, temperature=0.7)
     torch.rand(5)  # random numbers in between, as other layers of a loss take
     by_replay = gradients(model, ours)
     model = with_dropout(base, False)
-    job = shared._Job(shared.unwrap(model), GROUPS, 0.7, 1)
+    job = two_phase.Job(unwrap(model), GROUPS, 0.7)
     torch.manual_seed(2)
     rows = []
     for group in GROUPS:
-        kept, state = job.prompt(group)
-        rows += [job.completions(chunk, kept, state).logps for chunk in job.chunks(group)]
+        cache, state = job.prompt(group.prompt)
+        rows += [job.completion(tokens, cache, state).logps for tokens in group.completions]
     plain = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     torch.testing.assert_close(ours.logps.double(), plain, atol=1e-6, rtol=0)
     model.zero_grad()
-    (plain * SLOPES).sum().backward()
+    (plain * GRAD_OUTPUT).sum().backward()
     expected = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     assert_same(by_replay, expected, 1e-6)
     torch.manual_seed(3)
-    others = shared.two_phase_logps(model, GROUPS, 0.7, False).logps
+    others = two_phase.completion_logps(model, GROUPS, temperature=0.7).logps
     assert (ours.logps - others).abs().max() > 0.1  # dropout is really there
 
 
 def test_a_replay_takes_no_random_numbers_from_those_to_come(base):
     model = with_dropout(base, False)
-    scored = shared.two_phase_logps(model, GROUPS, 1.0, False)
+    scored = two_phase.completion_logps(model, GROUPS)
     before = torch.get_rng_state()
     scored.logps.sum().backward()
     assert torch.equal(before, torch.get_rng_state())
@@ -168,17 +167,13 @@ def test_quantized_weights(way, tiny_model, bits, values, slopes):
     assert_shared_is_padded(get_peft_model(model, settings).eval(), values, slopes)
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("learns", [True, False])
-def test_chunks_of_the_head_are_one_chunk(base, monkeypatch, learns, known):
-    """16 rows of logits at a time and all at once; with a head that learns and one that does not, and where sampling
-    has computed the values.
-    """
+@pytest.mark.parametrize("frozen", [True, False])
+def test_chunks_of_the_head_are_one_chunk(monkeypatch, frozen):
+    """16 rows of logits at a time and all at once; with a head that requires gradients and one that does not."""
     torch.manual_seed(0)
-    layer = torch.nn.Linear(32, 300, dtype=torch.float64).requires_grad_(learns)
+    layer = torch.nn.Linear(32, 300, dtype=torch.float64).requires_grad_(not frozen)
     states, tokens = torch.randn(50, 32, dtype=torch.float64), torch.randint(300, (50,))
-    slopes = torch.randn(50, dtype=torch.float64)
-    values = head.token_logps(layer, states, tokens, 0.7) if known else None
+    grad_output = torch.randn(50, dtype=torch.float64)
     calls = []
     real = head.linear
     monkeypatch.setattr(head, "linear", lambda *args: calls.append(len(args[0])) or real(*args))
@@ -188,23 +183,22 @@ def test_chunks_of_the_head_are_one_chunk(base, monkeypatch, learns, known):
         calls.clear()
         layer.zero_grad()
         leaf = states.clone().requires_grad_()
-        logps, entropies = head.token_logps(layer, leaf, tokens, 0.7, values)
-        (logps * slopes).sum().backward()
-        return [logps.detach(), entropies, leaf.grad] + [weight.grad for weight in layer.parameters() if learns]
+        logps, entropies = head.token_logps(layer, leaf, tokens, 0.7)
+        (logps * grad_output).sum().backward()
+        return [logps.detach(), entropies, leaf.grad] + [weight.grad for weight in layer.parameters() if not frozen]
 
     one = found(1 << 23)
     assert max(calls) == 50
     many = found(1)
     assert max(calls) == 16
-    # Without a head that learns no logits are computed again, and with one none at first if the values are known.
-    assert len(calls) == (8 if learns and not known else 4)
+    assert len(calls) == (4 if frozen else 8)  # with a frozen head no logits are computed again
     leaf = states.clone().requires_grad_()
     layer.zero_grad()
     distribution = (layer(leaf) / 0.7).log_softmax(-1)
     plain = distribution.gather(-1, tokens[:, None])[:, 0]
-    (plain * slopes).sum().backward()
+    (plain * grad_output).sum().backward()
     entropies = -(distribution.exp() * distribution).sum(-1).detach()
-    expected = [plain.detach(), entropies, leaf.grad] + [weight.grad for weight in layer.parameters() if learns]
+    expected = [plain.detach(), entropies, leaf.grad] + [weight.grad for weight in layer.parameters() if not frozen]
     for a, b, c in zip(one, many, expected, strict=True):
         torch.testing.assert_close(a, c, atol=1e-12, rtol=1e-10)
         torch.testing.assert_close(b, c, atol=1e-12, rtol=1e-10)
@@ -215,7 +209,7 @@ def test_a_head_that_is_more_than_a_linear_layer_is_computed_again_in_its_backwa
     monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
     model = adapted(base, target_modules=["lm_head"])
     calls = []
-    layer = shared.unwrap(model).get_output_embeddings()
+    layer = unwrap(model).get_output_embeddings()
     assert type(layer) is not torch.nn.Linear
     states = torch.randn(40, 32, dtype=torch.float64)
     tokens = torch.arange(40)

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_core.prefix import Group, completion_hidden, completion_logps, share, shared, shares
-from rlhf_core.prefix import sharing as scoring
+from rlhf_core.prefix import Group, completion_hidden, completion_logps, packed, share, shares, two_phase
+from rlhf_core.prefix import sharing as engine
 
 WORDS = 67  # a prime, so that no size is confused with another
 # A prompt of one token, a completion of one token, a group of one, a group of four.
@@ -44,7 +44,7 @@ FAMILIES = {
         **SIZES, num_attention_heads=4, num_key_value_heads=2, sliding_window=12
     ),
 }
-WAYS = ["packed", "packed in several rows", "two phases"]
+WAYS = {"packed": packed, "two phases": two_phase}
 
 
 def random_model(config, dtype=torch.float64, kind=AutoModelForCausalLM):
@@ -69,14 +69,16 @@ def twins(config, **values):
 def way(request, monkeypatch):
     """The way that `completion_logps` goes, when a gradient is asked for."""
     calls = []
-    for name in ("completion_logps", "two_phase_logps"):
-        real = getattr(shared, name)
-        monkeypatch.setattr(shared, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
-    monkeypatch.setattr(scoring, "fits", lambda model, groups: request.param != "two phases")
-    if request.param == "packed in several rows":
-        monkeypatch.setattr(scoring, "TOKENS_AT_ONCE_ON_CPU", 13)
+    for name, module in WAYS.items():
+
+        def counted(*args, real=module.completion_logps, name=name, **rest):
+            calls.append(name)
+            return real(*args, **rest)
+
+        monkeypatch.setattr(module, "completion_logps", counted)
+    monkeypatch.setattr(engine, "fits", lambda model, groups: request.param == "packed")
     yield request.param
-    assert calls[-1] == ("two_phase_logps" if request.param == "two phases" else "completion_logps")
+    assert calls[-1] == request.param
 
 
 def every_way(function):
@@ -93,26 +95,26 @@ def by_definition(model, prompt, completion, temperature=1.0):
     return distribution[range(len(completion)), completion], entropies, hidden
 
 
-def slope(*shape):
+def grad_output(*shape):
     """What a loss could ask for. The numbers are exact in float32 and float64 alike."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
 
 
-def slopes_by_definition(model, temperature, hidden):
+def gradients_by_definition(model, temperature, hidden):
     loss = 0
     for i, row in enumerate(ROWS):
         logps, _, states = by_definition(model, *row, temperature)
-        loss = loss + (logps * slope(len(ROWS), 6)[i, : len(logps)]).sum()
+        loss = loss + (logps * grad_output(len(ROWS), 6)[i, : len(logps)]).sum()
         if hidden:
-            loss = loss + (states * slope(len(ROWS), 7, 32)[i, : len(states)]).sum()
+            loss = loss + (states * grad_output(len(ROWS), 7, 32)[i, : len(states)]).sum()
     return gradients(model, loss)
 
 
-def slopes_by_sharing(model, temperature=1.0, hidden=False):
+def gradients_by_sharing(model, temperature=1.0, hidden=False):
     scored = completion_logps(model, GROUPS, temperature=temperature, hidden=hidden)
-    loss = (scored.logps * slope(len(ROWS), 6)).sum()
+    loss = (scored.logps * grad_output(len(ROWS), 6)).sum()
     if hidden:
-        loss = loss + (scored.hidden * slope(len(ROWS), 7, 32)).sum()
+        loss = loss + (scored.hidden * grad_output(len(ROWS), 7, 32)).sum()
     return gradients(model, loss)
 
 
@@ -132,9 +134,9 @@ def assert_same(ours, theirs, tolerance):
 
 
 @every_way
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_values_and_gradients_of_logps_entropies_and_states(way, family, temperature):
+def test_values_and_gradients_of_logps_entropies_and_states(way, family):
+    temperature = 0.6
     plain, sharing = twins(FAMILIES[family])
     scored = completion_logps(sharing, GROUPS, temperature=temperature, hidden=True)
     assert scored.mask.sum(1).tolist() == [len(completion) for _, completion in ROWS]
@@ -148,13 +150,13 @@ def test_values_and_gradients_of_logps_entropies_and_states(way, family, tempera
         assert not scored.logps[i, size:].any()
         assert not scored.entropies[i, size:].any()
         assert not scored.hidden[i, size + 1 :].any()
-    ours = slopes_by_sharing(sharing, temperature, hidden=True)
-    assert_same(ours, slopes_by_definition(plain, temperature, hidden=True), 1e-6)
+    ours = gradients_by_sharing(sharing, temperature, hidden=True)
+    assert_same(ours, gradients_by_definition(plain, temperature, hidden=True), 1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_without_gradient_in_rows_of_few_groups(monkeypatch, family):
-    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE_ON_CPU", 13)
+    monkeypatch.setattr(engine, "TOKEN_BUDGET", 13)
     plain, sharing = twins(FAMILIES[family])
     with torch.no_grad():
         scored = completion_logps(sharing, GROUPS, temperature=0.6)
@@ -169,7 +171,7 @@ def test_values_and_gradients_of_states(family, kind):
     """Also of a model without a head, as reward models have."""
     plain, sharing = twins(FAMILIES[family], kind=kind)
     result = completion_hidden(sharing, GROUPS)
-    weights = slope(len(ROWS), 7, 32)
+    weights = grad_output(len(ROWS), 7, 32)
     ours = gradients(sharing, (result.states * weights).sum())
     loss = 0
     for i, (prompt, completion) in enumerate(ROWS):
@@ -189,24 +191,24 @@ def test_each_prompt_goes_through_the_model_once(way):
     sharing.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
     assert shares(sharing, GROUPS)
     seen.clear()
-    slopes_by_sharing(sharing)
+    gradients_by_sharing(sharing)
     tokens = sum(len(group.prompt) + sum(map(len, group.completions)) for group in GROUPS)
     assert sum(seen) == tokens * (2 if way == "two phases" else 1)
-    largest = max(len(group.prompt) + sum(map(len, group.completions)) for group in GROUPS)
-    assert max(seen) == {"packed": tokens, "packed in several rows": largest, "two phases": 7}[way]
-
-
-def test_two_phases_are_the_same_however_many_completions_go_together():
-    plain, sharing = twins(FAMILIES["Qwen3"])
-    expected = slopes_by_definition(plain, 1.0, hidden=True)
-    for rows in (1, 2, 3, 99):
-        scored = shared.two_phase_logps(sharing, GROUPS, 1.0, True, rows_at_once=rows)
-        loss = (scored.logps * slope(len(ROWS), 6)).sum() + (scored.hidden * slope(len(ROWS), 7, 32)).sum()
-        assert_same(gradients(sharing, loss), expected, 1e-6)
+    assert max(seen) == (tokens if way == "packed" else 7)
 
 
 @every_way
-def test_slopes_that_are_zero_leave_no_trace(way):
+def test_weights_that_nothing_depends_on_have_no_gradient(way):
+    """None and not zero: AdamW would decay them."""
+    _, sharing = twins(FAMILIES["Qwen3"])
+    sharing.unused = nn.Linear(2, 2, dtype=torch.float64)
+    gradients_by_sharing(sharing)
+    without = {name for name, weight in sharing.named_parameters() if weight.grad is None}
+    assert without == {"unused.weight", "unused.bias"}
+
+
+@every_way
+def test_gradients_that_are_zero_leave_no_trace(way):
     """A loss that asks only for one completion's tokens, as a clipped one does."""
     plain, sharing = twins(FAMILIES["Qwen3"])
     ours = gradients(sharing, completion_logps(sharing, GROUPS).logps[3].sum())
@@ -221,7 +223,7 @@ def test_single_precision(way):
     for i, row in enumerate(ROWS):
         expected = by_definition(exact, *row)[0]
         torch.testing.assert_close(scored.logps[i, : len(expected)].double(), expected, atol=5e-5, rtol=1e-5)
-    assert_same(slopes_by_sharing(sharing), slopes_by_definition(exact, 1.0, hidden=False), 1e-4)
+    assert_same(gradients_by_sharing(sharing), gradients_by_definition(exact, 1.0, hidden=False), 1e-4)
 
 
 @every_way
@@ -229,10 +231,10 @@ def test_half_precision_is_as_near_as_the_padded_way(way):
     """Against the definition in float64, bfloat16 costs both ways alike."""
     plain, sharing = twins(FAMILIES["Llama"], dtype=torch.bfloat16)
     padded, exact = copy.deepcopy(plain), plain.double()
-    expected = slopes_by_definition(exact, 1.0, hidden=False)
+    expected = gradients_by_definition(exact, 1.0, hidden=False)
 
     def error(model):
-        found = slopes_by_sharing(model)
+        found = gradients_by_sharing(model)
         return {name: ((found[name] - expected[name]).norm() / expected[name].norm()).item() for name in expected}
 
     theirs = error(padded)
@@ -252,10 +254,10 @@ def test_gradient_checkpointing(way):
     )
     assert shares(sharing, GROUPS)
     layers.clear()
-    ours = slopes_by_sharing(sharing, hidden=True)
-    once = {"packed": 1, "packed in several rows": len(GROUPS), "two phases": len(ROWS) + len(GROUPS)}[way]
+    ours = gradients_by_sharing(sharing, hidden=True)
+    once = 1 if way == "packed" else len(ROWS) + len(GROUPS)
     assert layers.count(True) > once  # some were computed again
-    assert_same(ours, slopes_by_definition(plain, 1.0, hidden=True), 1e-6)
+    assert_same(ours, gradients_by_definition(plain, 1.0, hidden=True), 1e-6)
 
 
 def with_biased_head(model):
@@ -272,19 +274,19 @@ def test_a_head_with_a_bias(way, learns):
     plain, sharing = (with_biased_head(model) for model in twins(FAMILIES["Qwen3"]))
     for model in (plain, sharing):
         model.get_output_embeddings().requires_grad_(learns)
-    theirs = slopes_by_definition(plain, 0.6, hidden=False)
+    theirs = gradients_by_definition(plain, 0.6, hidden=False)
     assert ("lm_head.bias" in theirs) == learns
-    assert_same(slopes_by_sharing(sharing, 0.6), theirs, 1e-6)
+    assert_same(gradients_by_sharing(sharing, 0.6), theirs, 1e-6)
 
 
 def test_two_phases_replay_in_the_precision_of_their_forward_pass():
     """Under autocast the backward pass comes after its end."""
     _, model = twins(FAMILIES["Llama"], dtype=torch.float32)
     results = []
-    for way in (shared.completion_logps, shared.two_phase_logps):
+    for module in WAYS.values():
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            scored = way(model, GROUPS, 1.0, False, 1)
+            scored = module.completion_logps(model, GROUPS)
         scored.logps.sum().backward()
         results.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     packed, phased = results

@@ -16,6 +16,7 @@ from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
     Gemma2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     Qwen3Config,
@@ -25,9 +26,20 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhf_core.prefix import Group, attention, completion_hidden, completion_logps, share, shared, shares
-from rlhf_core.prefix import sharing as scoring
-from rlhf_core.prefix.attention import DENSE, KERNELS, Kernel
+from rlhf_core.prefix import (
+    Group,
+    attention,
+    completion_hidden,
+    completion_logps,
+    kernels,
+    packed,
+    share,
+    shares,
+    sharing,
+    two_phase,
+)
+from rlhf_core.prefix.kernels import DENSE, KERNELS, Kernel, SpanPairs
+from rlhf_core.prefix.self_check import distinct_groups
 
 GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
 ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
@@ -42,12 +54,12 @@ SIZES = {
 }
 
 
-def random_model(config, dtype=torch.float64):
+def random_model(config, dtype=torch.float64, spread=0.3):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * 0.3 + (weight.dim() == 1))
+            weight.copy_(torch.randn(weight.shape) * spread + (weight.dim() == 1))
     return model
 
 
@@ -66,7 +78,7 @@ def said(caplog):
 @pytest.fixture
 def unseen(monkeypatch):
     """As if no head had been seen yet, so that kernels are tried out."""
-    monkeypatch.setattr(attention, "_checked", {})
+    monkeypatch.setattr(kernels, "_checked", {})
 
 
 def by_definition(model, prompt, completion):
@@ -178,6 +190,93 @@ def test_a_model_that_ignores_or_refuses_our_keyword_is_noticed_at_the_first_gro
     assert reason in message
 
 
+def blind(metadata, layer, query, key, value, scale):
+    """Completions do not see their prompts."""
+    metadata.prefix_spans = SpanPairs([], causal=False)
+    return ATTEND(metadata, layer, query, key, value, scale)
+
+
+def short_sighted(metadata, layer, query, key, value, scale):
+    """Completions do not see the last token of their prompts."""
+    pairs = [
+        (completions, (start, max(start + 1, end - 1))) for completions, (start, end) in metadata.prefix_spans.pairs
+    ]
+    metadata.prefix_spans = SpanPairs(pairs if layer == 0 else metadata.prefix_spans.pairs, causal=False)
+    return ATTEND(metadata, layer, query, key, value, scale)
+
+
+def scaled(metadata, layer, query, key, value, scale):
+    return ATTEND(metadata, layer, query, key, value, 1.3 * (scale or query.shape[-1] ** -0.5))
+
+
+def with_sinks(metadata, layer, query, key, value, scale):
+    """As if a part of the attention went to a token that is not there, as in gpt-oss."""
+    return 0.8 * ATTEND(metadata, layer, query, key, value, scale)
+
+
+ATTEND = attention.PackedAttention.attend
+PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("wrong", [blind, short_sighted, scaled, with_sinks])
+def test_a_model_with_another_attention_is_refused(said, monkeypatch, wrong, dtype):
+    """SFT hands over a token alone, with which no attention can be told from another."""
+    model = random_model(Qwen3Config(**SIZES), dtype)
+    plain = copy.deepcopy(model)
+    monkeypatch.setattr(attention.PackedAttention, "attend", wrong)
+    assert share(model) is None
+    assert not shares(model, [Group([5], [[5]])])
+    (message,) = said()
+    assert "results differ by" in message
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *PRECISIONS])
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.3])
+def test_a_right_model_is_shared_in_every_precision(said, dtype, spread):
+    for config in (Qwen3Config(**SIZES | {"num_hidden_layers": 12}), LlamaConfig(**SIZES)):
+        model = random_model(config, torch.float32, spread).to(dtype)
+        share(model)
+        assert shares(model, GROUPS)
+    assert said() == []
+
+
+def test_each_precision_is_checked(said, monkeypatch):
+    """What autocast computes is another thing than what the weights' own type gives."""
+    model = random_model(Qwen3Config(**SIZES), torch.float32)
+    share(model)
+    checks, real = [], sharing.disagreement
+    monkeypatch.setattr(sharing, "disagreement", lambda *args: checks.append(args) or real(*args))
+    for _ in range(2):
+        assert shares(model, GROUPS)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert shares(model, GROUPS)
+    assert len(checks) == 2
+    assert said() == []
+
+
+def test_the_groups_of_the_check_tell_all_tokens_apart():
+    for longest in (1, 2, 6, 48):
+        groups = distinct_groups(997, longest)
+        rows = [row for group in groups for row in (group.prompt, *group.completions)]
+        tokens = [token for row in rows for token in row]
+        assert len(set(tokens)) == len(tokens)
+        assert max(len(group.prompt) + len(row) for group in groups for row in group.completions) <= max(2, longest)
+    assert all(len(group.completions) == 2 for group in groups)
+    assert all(len(group.completions[1]) > 3 * len(group.completions[0]) for group in groups)
+
+
+def test_a_model_that_came_with_another_attention_keeps_it(said):
+    """Sinks: gpt-oss has no sdpa."""
+    sizes = SIZES | {"num_local_experts": 2, "num_experts_per_tok": 1}
+    model = AutoModelForCausalLM.from_config(GptOssConfig(**sizes, attention_dropout=0.0), dtype=torch.float32).eval()
+    assert share(model) == "the model's attention is eager, and prompts are shared beside sdpa alone"
+    assert attention.implementation(model) == "eager"
+    assert len(said()) == 1
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_trying_a_model_out_leaves_its_mode_and_its_random_numbers(model, training):
     share(model)
@@ -200,8 +299,8 @@ def test_what_was_never_given_to_share_is_not_shared(model):
     assert not shares(model, GROUPS)
 
 
-def wrong(query, key, value, pairs, causal, scale):
-    output, lse = DENSE.forward(query, key, value, pairs, causal, scale)
+def wrong(query, key, value, spans, scale):
+    output, lse = DENSE.forward(query, key, value, spans, scale)
     return output, lse + 0.01
 
 
@@ -209,9 +308,9 @@ def refused(*args):
     raise RuntimeError("no kernel for these heads")
 
 
-def wrong_slopes(given, key, value, pairs, causal, scale, slopes):
-    DENSE.backward(given, key, value, pairs, causal, scale, slopes)
-    slopes[1].mul_(1.01)
+def wrong_gradients(given, key, value, spans, scale, grads):
+    DENSE.backward(given, key, value, spans, scale, grads)
+    grads[1].mul_(1.01)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +319,7 @@ def wrong_slopes(given, key, value, pairs, causal, scale, slopes):
         (Kernel(wrong, DENSE.backward), "its kernel is"),
         (Kernel(refused, DENSE.backward), "no kernel for these heads"),
         (Kernel(DENSE.forward, refused), "no kernel for these heads"),
-        (Kernel(DENSE.forward, wrong_slopes), "its kernel is"),
+        (Kernel(DENSE.forward, wrong_gradients), "its kernel is"),
     ],
 )
 def test_a_kernel_that_is_wrong_gives_way_to_plain_arithmetic(said, model, monkeypatch, unseen, kernel, reason):
@@ -250,12 +349,13 @@ def test_a_device_without_a_kernel_uses_plain_arithmetic(said, model, monkeypatc
 def test_kernels_against_autograd_of_plain_attention(kernel, heads, scale):
     """Spans of unequal length, causal and not; one of a single token."""
     torch.manual_seed(0)
-    query, slope = (torch.randn(1, heads[0], 11, 8, dtype=torch.float64) for _ in range(2))
+    query, grad_output = (torch.randn(1, heads[0], 11, 8, dtype=torch.float64) for _ in range(2))
     key, value = (torch.randn(1, heads[1], 11, 8, dtype=torch.float64) for _ in range(2))
     for causal, pairs in ((True, [((0, 6), (0, 6)), ((6, 7), (6, 7))]), (False, [((7, 11), (0, 6)), ((2, 3), (1, 9))])):
-        output, lse = kernel.forward(query, key, value, pairs, causal, scale)
-        slopes = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
-        kernel.backward((slope, query, output, lse), key, value, pairs, causal, scale, slopes)
+        spans = SpanPairs(pairs, causal=causal)
+        output, lse = kernel.forward(query, key, value, spans, scale)
+        grads = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
+        kernel.backward((grad_output, query, output, lse), key, value, spans, scale, grads)
         leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
         loss = 0
         for (a, b), (c, d) in pairs:
@@ -267,23 +367,23 @@ def test_kernels_against_autograd_of_plain_attention(kernel, heads, scale):
             if causal:
                 scores = scores.masked_fill(torch.ones(b - a, d - c).triu(1).bool(), -torch.inf)
             torch.testing.assert_close(lse[..., a:b], scores.logsumexp(-1), atol=1e-12, rtol=1e-10)
-            loss = loss + (plain * slope[:, :, a:b]).sum()
-        for one, other in zip(slopes, torch.autograd.grad(loss, leaves), strict=True):
+            loss = loss + (plain * grad_output[:, :, a:b]).sum()
+        for one, other in zip(grads, torch.autograd.grad(loss, leaves), strict=True):
             torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
 def test_merged_parts_are_one_attention_with_a_mask():
-    """Values and slopes of a prompt with two completions against attention under the mask that says who sees whom."""
+    """Values and gradients of a prompt with two completions against attention under the mask that says who sees whom."""
     torch.manual_seed(0)
     leaves = [torch.randn(1, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     see = torch.ones(9, 9).tril().bool()
     see[7:, 4:7] = False  # the second completion does not see the first
-    layout = [shared.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).layout[0]]
-    ours = attention.PackedPath(layout).attend(0, *leaves, None)
+    spans = packed.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).spans
+    ours = attention.PackedAttention(spans).attend(0, *leaves, None)
     plain = scaled_dot_product_attention(*leaves, attn_mask=see, enable_gqa=True)
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
-    slope = torch.randn_like(plain)
-    for one, other in zip(*(torch.autograd.grad(result, leaves, slope) for result in (ours, plain)), strict=True):
+    grad_output = torch.randn_like(plain)
+    for one, other in zip(*(torch.autograd.grad(result, leaves, grad_output) for result in (ours, plain)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
@@ -316,8 +416,8 @@ def test_two_phases_are_taken_where_memory_is_short_and_a_gradient_is_asked_for(
     calls = []
     share(model)
     assert shares(model, GROUPS)
-    monkeypatch.setattr(scoring, "_free_bytes", lambda device: free)
-    monkeypatch.setattr(shared, "two_phase_logps", lambda *args: calls.append(args))
+    monkeypatch.setattr(sharing, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(two_phase, "completion_logps", lambda *args, **rest: calls.append(args))
     with torch.no_grad():
         completion_logps(model, GROUPS)
     assert not calls

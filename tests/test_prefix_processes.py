@@ -19,8 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
-from rlhf_core.prefix import Group, completion_logps, share, shared, shares
-from rlhf_core.prefix import sharing as scoring
+from rlhf_core.prefix import Group, completion_logps, share, shares, sharing
 from rlhf_core.training import launch
 
 distributed.init_process_group("gloo")
@@ -33,7 +32,7 @@ results = []
 loss = lambda model, groups: completion_logps(model, groups, temperature=0.7).logps.sum()
 for what in ("model", "adapter"):
     for way in ("packed", "two_phase"):
-        scoring.fits = lambda model, groups: way == "packed"
+        sharing.fits = lambda model, groups: way == "packed"
         model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64)
         assert share(model) is None
         if what == "adapter":

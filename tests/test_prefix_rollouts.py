@@ -10,7 +10,16 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
 
@@ -18,22 +27,25 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 WORDS = 11  # small enough that two tokens in a row can be counted
 
 
-def random_model(words, wide=0.3):
-    config = Qwen3Config(
-        vocab_size=words,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-    )
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def random_model(words, wide=0.3, config=Qwen3Config, **settings):
+    config = config(vocab_size=words, **SIZES | settings)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape) * wide + (weight.dim() == 1))
     model.generation_config.pad_token_id = 0
+    model.generation_config.eos_token_id = None
     return model
 
 
@@ -60,11 +72,11 @@ def few_words():
 def prefills(monkeypatch):
     """The prompts of each prefill."""
     calls = []
-    real = decoding._DecodingPath.add_prompts
+    real = decoding._DecodingCache.add_prompts
     monkeypatch.setattr(
-        decoding._DecodingPath,
+        decoding._DecodingCache,
         "add_prompts",
-        lambda path, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(path, groups, *rest),
+        lambda self, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(self, groups, *rest),
     )
     return calls
 
@@ -77,7 +89,7 @@ ENDS = {"one": [3], "several": [3, 20, 21, 22, 23, 24, 25, 40, 41, 42], "never":
 @pytest.mark.parametrize("rows", [2, 3, 256])
 def test_greedy_is_generates(plain, model, monkeypatch, ends, penalty, rows):
     """Token for token, however many rows run beside each other."""
-    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(decoding, "MAX_ROWS", rows)
     monkeypatch.setattr(decoding, "GROWTH", 3)
     found = rollout(model, PROMPTS, 2, Sampling(17, ENDS[ends], repetition_penalty=penalty, greedy=True))
     assert [one.prompt for one in found] == [prompt for prompt in PROMPTS for _ in range(2)]
@@ -92,6 +104,33 @@ def test_greedy_is_generates(plain, model, monkeypatch, ends, penalty, rows):
         assert one.completion == expected[0, len(one.prompt) :].tolist()
         assert one.finished == (one.completion[-1] in ENDS[ends])
     assert len({len(one.completion) for one in found}) > 1 or ends != "several"
+
+
+OTHERS = {
+    "Qwen2, with biases": (Qwen2Config, {}),
+    "Llama, with tied embeddings": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True}),
+    "Mistral, with a window": (MistralConfig, {"sliding_window": 32}),
+    "OLMo 2, which normalizes afterwards": (Olmo2Config, {}),
+    "Phi-3, with one matrix for all heads": (Phi3Config, {"pad_token_id": 0}),
+}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+@pytest.mark.parametrize("family", OTHERS)
+def test_greedy_is_generates_in_other_families(family, lora):
+    config, settings = OTHERS[family]
+    model = random_model(67, config=config, **settings)
+    if lora:
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    greedy = Sampling(9, ENDS["several"], greedy=True)
+    expected = rollout(model, PROMPTS, 1, greedy, "transformers")
+    assert share(model) is None
+    found = rollout(model, PROMPTS, 1, greedy)
+    assert tokens(found) == tokens(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), atol=1e-5, rtol=0)
+    assert shares(model, [Group([1], [[1]])])
 
 
 # top_k and top_p leave words out that the temperature alone would sample.
@@ -150,7 +189,7 @@ def apart(counts, chances):
 @pytest.mark.parametrize("which", SAMPLINGS)
 def test_first_and_second_words_have_their_exact_chances(few_words, monkeypatch, which):
     """A right sampler is beyond 5 standard deviations once in a hundred thousand seeds; a wrong one is far beyond."""
-    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", 1500)
+    monkeypatch.setattr(decoding, "MAX_ROWS", 1500)
     settings = SAMPLINGS[which]
     found = rollout(few_words, [[1, 2, 3], [4]], SAMPLES, Sampling(2, [0], seed=11, **settings))
     for prompt, part in (([1, 2, 3], found[:SAMPLES]), ([4], found[SAMPLES:])):
@@ -198,7 +237,7 @@ def test_a_row_depends_on_its_seed_its_prompt_and_its_number_alone(model, monkey
         assert tokens(changed[first : first + 3]) == tokens(found[first : first + 3])
     assert len({tuple(one.completion) for one in found}) == len(found)
     for rows in (1, 2, 3, 5):
-        monkeypatch.setattr(decoding, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(decoding, "MAX_ROWS", rows)
         assert tokens(rollout(model, PROMPTS, 3, SEEDED)) == tokens(found)
 
 
@@ -217,12 +256,12 @@ def tokens(found: list[Rollout]):
 
 def test_rows_that_end_leave_and_those_that_wait_take_their_places(model, monkeypatch):
     """Every pass has as many rows as are under way: their sum is that of the tokens but the last of each row."""
-    monkeypatch.setattr(decoding, "ROWS_AT_ONCE", 4)
-    real, passes = decoding._DecodingPath.begin, []
+    monkeypatch.setattr(decoding, "MAX_ROWS", 4)
+    real, passes = decoding._DecodingCache.begin_token, []
     monkeypatch.setattr(
-        decoding._DecodingPath,
-        "begin",
-        lambda path, lengths, device: passes.append(len(lengths)) or real(path, lengths, device),
+        decoding._DecodingCache,
+        "begin_token",
+        lambda self, lengths: passes.append(len(lengths)) or real(self, lengths),
     )
     found = rollout(model, PROMPTS, 5, SEEDED)
     assert sum(passes) == sum(len(one.completion) - 1 for one in found)

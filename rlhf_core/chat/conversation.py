@@ -208,24 +208,22 @@ class Chat:
     def _generate(self, prompt: list[int], pieces: Pieces) -> None:
         import torch
 
-        from rlhf_core.prefix import eos_token_ids, unwrap
-        from rlhf_core.prefix.few_rows import on_few_rows
+        from rlhf_core.prefix import eos_token_ids
 
         s, eos = self.settings, eos_token_ids(self.model, self.tokenizer)
         how = {"temperature": s.temperature, "top_p": s.top_p, "top_k": 0}
         ids = torch.tensor([prompt], device=self.model.device)
         try:
-            with on_few_rows(unwrap(self.model)):
-                self.model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=min(s.max_new_tokens, self._max_tokens() - len(prompt)),
-                    eos_token_id=eos,
-                    pad_token_id=eos[0],
-                    streamer=pieces,
-                    do_sample=not s.greedy,
-                    **({} if s.greedy else how),
-                )
+            self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(s.max_new_tokens, self._max_tokens() - len(prompt)),
+                eos_token_id=eos,
+                pad_token_id=eos[0],
+                streamer=pieces,
+                do_sample=not s.greedy,
+                **({} if s.greedy else how),
+            )
         except torch.OutOfMemoryError as error:
             raise UserError("The device ran out of memory. /undo, or start with a smaller --max-new-tokens.") from error
 

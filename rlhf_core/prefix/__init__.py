@@ -5,14 +5,13 @@
     states = completion_hidden(model, groups)                     # last hidden states, for value heads and scores
 
 Every trainer of this project that computes its own loss is written against these three and knows nothing else of how
-they do it. `scoring.py` chooses: a model that was given to `share` computes each prompt once (`shared.py`), any other
-each completion in a row of its own, with its prompt (`padded.py`), with the same results.
+they do it. A model that was given to `share` computes each prompt once, any other each completion in a row of its own,
+with its prompt, with the same results.
 """
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
+from rlhf_core.prefix.packed import pack_rows, unwrap
 from rlhf_core.prefix.rollouts import eos_token_ids, rollout
-from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.shared import pack_rows, unwrap
 from rlhf_core.prefix.sharing import completion_hidden, completion_logps, share, shares
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "CompletionLogps",
     "Group",
     "Rollout",
-    "SampledStates",
     "Sampling",
     "completion_hidden",
     "completion_logps",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, stacked
 
@@ -38,20 +39,18 @@ def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
     return CompletionHidden(output.hidden_states[-1][:, -tokens.shape[1] - 1 :], mask)
 
 
-def _padded(
-    groups: Sequence[Group], device: torch.device
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+def _padded(groups: Sequence[Group], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """(the model's inputs, completion tokens, completion mask). What stands in padding is masked, so 0 serves."""
     prompts = [list(group.prompt) for group in groups for _ in group.completions]
     completions = [list(completion) for group in groups for completion in group.completions]
     longest = max(map(len, prompts))
-    before = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    there = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    left = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    prompt_mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     tokens = stacked(completions, device=device)
     mask = stacked([[1] * len(completion) for completion in completions], device=device)
-    attention = torch.cat([there, mask], dim=1)
+    attention = torch.cat([prompt_mask, mask], dim=1)
     inputs = {
-        "input_ids": torch.cat([before, tokens], dim=1),
+        "input_ids": torch.cat([left, tokens], dim=1),
         "attention_mask": attention,
         "position_ids": (attention.cumsum(dim=1) - 1).clamp(min=0),
     }

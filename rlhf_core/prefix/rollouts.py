@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
-from rlhf_core.prefix.sampled import SampledStates
-from rlhf_core.prefix.shared import unwrap
+from rlhf_core.prefix.packed import evaluating, unwrap
 from rlhf_core.prefix.sharing import completion_logps, shares
 
 BLOCK = 32  # tokens
@@ -23,25 +22,26 @@ Engine = Literal["shared", "transformers", "continuous"]
 
 
 def rollout(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    n: int,
-    sampling: Sampling,
-    engine: Engine = "shared",
-    *,
-    sampled: SampledStates | None = None,
+    model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, engine: Engine = "shared"
 ) -> list[Rollout]:
     """`n` completions of each prompt (token ids), those of one prompt next to each other.
-
-    `sampled` gets what the first training pass over them need not compute again, where there is such.
 
     A model that can't share its prompts is sampled by `transformers` where `shared` is asked for.
     """
     longest = [Group(max(prompts, key=len), [[0] * sampling.max_new_tokens])]
     if engine == "shared" and shares(model, longest):
-        return decoding.rollout(model, prompts, n, sampling, sampled)
+        return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
-    return _continuous(model, rows, sampling) if engine == "continuous" else _generate(model, rows, sampling)
+    with evaluating(model), torch.no_grad():
+        sampled = (_continuous if engine == "continuous" else _generate)(model, rows, sampling)
+        completions = [_without_rest(tokens, sampling.eos_token_ids) for tokens in sampled]
+        groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
+        # Neither engine gives log-probabilities at the temperature alone.
+        scored = completion_logps(model, groups, temperature=sampling.temperature)
+    return [
+        Rollout(row, tokens, logps[: len(tokens)], tokens[-1] in sampling.eos_token_ids)
+        for row, tokens, logps in zip(rows, completions, scored.logps.tolist(), strict=True)
+    ]
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -62,86 +62,38 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
     }
     if not sampling.greedy:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        settings |= {"min_p": sampling.min_p} if sampling.min_p else {}
+        settings["min_p"] = sampling.min_p or None
     return settings
 
 
-@torch.no_grad()
-def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
+def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
-    there = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    recorder = _Recorder(sampling.temperature)
-    was_training = model.training
-    model.eval()
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=there,
-        logits_processor=LogitsProcessorList([recorder]),
-        use_cache=True,
-        **_settings(sampling),
-    )
-    model.train(was_training)
-    logps = recorder.finish(output).tolist()
-    pairs = zip(rows, output[:, longest:].tolist(), logps, strict=True)
-    return [_ended(row, tokens, values, sampling.eos_token_ids) for row, tokens, values in pairs]
+    output = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **_settings(sampling))
+    return output[:, longest:].tolist()
 
 
-def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[Rollout]:
-    """Log-probabilities are computed afterwards, since continuous batching does not give them at this temperature."""
-    was_training = model.training
-    model.eval()
+def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
     with attention.set_aside(unwrap(model)):
         outputs = model.generate_batch(
             rows,
             generation_config=GenerationConfig(**_settings(sampling)),
-            continuous_batching_config=_room(rows, sampling),
+            continuous_batching_config=_capacity(rows, sampling),
             progress_bar=False,
         )
     by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
-    completions = [output.generated_tokens for output in by_number]
-    groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
-    with torch.no_grad():
-        logps = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
-    model.train(was_training)
-    return [_ended(*each, sampling.eos_token_ids) for each in zip(rows, completions, logps, strict=True)]
+    return [output.generated_tokens for output in by_number]
 
 
-def _room(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingConfig:
+def _capacity(rows: list[list[int]], sampling: Sampling) -> ContinuousBatchingConfig:
     """A cache for as many tokens as there will be; by itself it would take most of the memory that the machine has."""
     blocks = sum(-(-(len(row) + sampling.max_new_tokens) // BLOCK) + 1 for row in rows)
     return ContinuousBatchingConfig(block_size=BLOCK, num_blocks=blocks, max_batch_tokens=max(2048, len(rows)))
 
 
-def _ended(row: list[int], tokens: list[int], logps: list[float], ends: Sequence[int]) -> Rollout:
+def _without_rest(tokens: list[int], eos_token_ids: Sequence[int]) -> list[int]:
     """Without what stands behind the first end token."""
-    size = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return Rollout(row, tokens[:size], logps[:size], tokens[size - 1] in ends)
-
-
-class _Recorder(LogitsProcessor):
-    """Keeps the log-probability of each sampled token, which is known when the next one is asked for.
-
-    It stands before the processors for temperature and top-p, and behind that of the repetition penalty.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self.last: torch.Tensor | None = None
-        self.columns: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._record(input_ids)
-        self.last = torch.log_softmax(scores.float() / self.temperature, dim=-1)
-        return scores
-
-    def finish(self, output: torch.Tensor) -> torch.Tensor:
-        """(rows, new tokens): the log-probabilities, once `generate` has returned `output`."""
-        self._record(output)
-        return torch.stack(self.columns, dim=1)
-
-    def _record(self, ids: torch.Tensor) -> None:
-        if self.last is not None:
-            self.columns.append(self.last.gather(-1, ids[:, -1:])[:, 0])
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in eos_token_ids), len(tokens))]

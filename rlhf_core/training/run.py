@@ -209,7 +209,7 @@ def _train(
     trainer: Any, run: Run, method: Method, checkpoints: Checkpoints, progress: ProgressCallback, screen: Screen
 ) -> int:
     """Train to the end: 0. Otherwise the exit code, after saying how to resume."""
-    from rlhf_core.training import callbacks, memory
+    from rlhf_core.training import callbacks
 
     def stop(number: int, frame: Any) -> None:
         if checkpoints.stop_reason is not None:
@@ -218,8 +218,6 @@ def _train(
         if launch.LAUNCHER not in os.environ:  # that process says it
             screen.say(launch.STOPPING, "bold")
 
-    if trainer.accelerator.num_processes == 1 and trainer.args.device.type == "cpu":
-        memory.settle(trainer.model, samples=method.data == "prompts")
     failure: BaseException | None = None
     try:
         with launch.on_signals(stop):

@@ -6,7 +6,7 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from rlhf_core.prefix import Group, SampledStates, Sampling, completion_logps, rollout, shares
+from rlhf_core.prefix import Group, Sampling, completion_logps, rollout, shares
 
 
 class SharedPrefixGRPOTrainer(GRPOTrainer):
@@ -21,8 +21,6 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     epochs_done = 0
     rollouts = "shared"
     sampled_logps: list[list[float]] | None = None  # of the rollouts, until they have served as old log-probabilities
-    sampled: SampledStates | None = None  # of the rollouts, until they have served or the weights have changed
-    sampled_at = 0  # optimizer steps
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
@@ -45,11 +43,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             self.min_p or 0.0,
             self.repetition_penalty,
         )
-        exact = self.model.training and self._sampling_is_exact()
-        self.sampled, self.sampled_at = SampledStates() if exact else None, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        rollouts = rollout(model, prompt_ids, 1, sampling, self.rollouts, sampled=self.sampled)
-        if exact and self._old_logps_are_needed():
+        rollouts = rollout(model, prompt_ids, 1, sampling, self.rollouts)
+        if self.model.training and self._sampling_is_exact() and self._old_logps_are_needed():
             self.sampled_logps = [one.logps for one in rollouts]
         return [one.completion for one in rollouts], None
 
@@ -78,11 +74,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         if not (text_only and groups and not self._entropy_bonus_enabled and shares(model, groups)):
             batch = (input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss)
             return super()._get_per_token_logps_and_entropies(model, *batch, **images)
-        if self.state.global_step != self.sampled_at:
-            self.sampled = None
-        sampled = self.sampled if torch.is_grad_enabled() else None
         with self.accelerator.autocast():
-            scored = completion_logps(model, groups, temperature=self.temperature, sampled=sampled)
+            scored = completion_logps(model, groups, temperature=self.temperature)
         there = scored.mask.bool()
         rows = torch.tensor(places, device=there.device)[:, None].expand_as(there)[there]
         columns = there.nonzero()[:, 1]

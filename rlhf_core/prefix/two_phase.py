@@ -1,0 +1,132 @@
+"""Two phases, where a packed pass would not fit into memory: each prompt once, then its completions one after another
+against its keys and values, so that memory is that of one completion.
+
+Backward replays each completion from its part of `grad_output`, and the prompt last, with the gradients that the
+completions gave its keys and values. That costs a second forward pass, and nothing but the random state is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from rlhf_core.prefix.attention import Cache, ContinuedAttention, PackedAttention
+from rlhf_core.prefix.groups import CompletionLogps, Group
+from rlhf_core.prefix.head import precision, token_logps
+from rlhf_core.prefix.packed import Values, last_states, pack, unwrap
+
+
+def completion_logps(
+    model: Any, groups: Sequence[Group], *, temperature: float = 1.0, hidden: bool = False
+) -> CompletionLogps:
+    """As `rlhf_core.prefix.completion_logps`, with the memory of a prompt and of one completion."""
+    packed = pack(groups, unwrap(model).device)
+    if isinstance(model, DistributedDataParallel):
+        # It gathers gradients only after a forward of its own with gradient; what this one gives is not used.
+        model(input_ids=packed.input_ids[:, :1], logits_to_keep=1)
+    job = Job(unwrap(model), groups, temperature)
+    weights = [weight for weight in job.model.parameters() if weight.requires_grad]
+    return Values(*_TwoPhase.apply(job, *weights)).in_rows(packed, hidden)
+
+
+class Job(NamedTuple):
+    model: Any
+    groups: Sequence[Group]
+    temperature: float
+
+    def prompt(self, tokens: Sequence[int]) -> tuple[Cache, Tensor]:
+        """(keys and values of each layer, the last token's state (1, size))."""
+        packed = pack([Group(tokens, [])], self.model.device)
+        metadata = PackedAttention(packed.spans, use_cache=True)
+        states = last_states(self.model, packed.input_ids, packed.position_ids, metadata)
+        return metadata.cache, states[0, -1:]
+
+    def completion(self, tokens: Sequence[int], cache: Cache, state: Tensor) -> Values:
+        """Of one completion, behind a prompt with this `cache` and `state`."""
+        metadata = ContinuedAttention(cache, len(tokens))
+        ids = torch.tensor(tokens, device=self.model.device)
+        positions = torch.arange(metadata.start, metadata.start + len(tokens), device=self.model.device)
+        states = last_states(self.model, ids[None], positions[None], metadata)[0]
+        previous = torch.cat([state, states[:-1]])
+        logps, entropies = token_logps(self.model.get_output_embeddings(), previous, ids, self.temperature)
+        return Values(logps, entropies, previous, states[-1:])
+
+
+class _TwoPhase(torch.autograd.Function):
+    """`apply(job, *weights that require a gradient)` -> the `Values` of all completions, in the order of the groups.
+
+    The weights are inputs so that their gradients leave by the usual way, and are seen by whoever gathers them. Where
+    nothing depends on a weight its gradient is None, as in a plain backward pass, so that no optimizer decays it.
+    """
+
+    @staticmethod
+    def forward(ctx, job: Job, *weights: nn.Parameter):
+        ctx.job, ctx.weights = job, weights
+        ctx.random = torch.get_rng_state(), *get_device_states(*weights)
+        ctx.precision = precision(job.model.device)
+        parts = []
+        with torch.no_grad():
+            for group in job.groups:
+                cache, state = job.prompt(group.prompt)
+                parts += [job.completion(tokens, cache, state) for tokens in group.completions]
+        values = Values(*map(torch.cat, zip(*parts, strict=True)))
+        ctx.mark_non_differentiable(values.entropies)
+        return tuple(values)
+
+    @staticmethod
+    def backward(ctx, grad_logps, _, grad_previous, grad_last):
+        job = ctx.job
+        totals: list[Tensor | None] = [None] * len(ctx.weights)
+        done = row = 0
+        with torch.enable_grad(), torch.autocast(*ctx.precision), _replayed(*ctx.random):
+            for group in job.groups:
+                cache, state = job.prompt(group.prompt)
+                roots = [tensor for pair in cache.values() for tensor in pair] + [state]
+                leaves = [root.detach().requires_grad_() for root in roots]
+                pairs = zip(leaves[:-1:2], leaves[1:-1:2], strict=True)
+                detached = dict(zip(cache, pairs, strict=True))
+                root_grads: list[Tensor | None] = [None] * len(roots)
+                for tokens in group.completions:
+                    values = job.completion(tokens, detached, leaves[-1])
+                    part = slice(done, done + len(tokens))
+                    outputs = (values.logps, values.previous, values.last)
+                    grads = (grad_logps[part], grad_previous[part], grad_last[row : row + 1])
+                    found = _gradients(outputs, [*ctx.weights, *leaves], grads)
+                    totals = _added(totals, found[: len(totals)])
+                    root_grads = _added(root_grads, found[len(totals) :])
+                    done, row = part.stop, row + 1
+                totals = _added(totals, _gradients(roots, ctx.weights, root_grads))
+        return None, *totals
+
+
+Gradients = Sequence[Tensor | None]
+
+
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Gradients) -> Gradients:
+    """Of `outputs` by `inputs`; None where an input has no part in them."""
+    pairs = zip(outputs, grad_outputs, strict=True)
+    chosen = [(output, grad) for output, grad in pairs if output.requires_grad and grad is not None]
+    if not chosen:
+        return [None] * len(inputs)
+    outputs, grad_outputs = zip(*chosen, strict=True)
+    return torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True)
+
+
+def _added(totals: Gradients, more: Gradients) -> list[Tensor | None]:
+    pairs = zip(totals, more, strict=True)
+    return [new if total is None else total if new is None else total + new for total, new in pairs]
+
+
+@contextmanager
+def _replayed(state: Tensor, devices: list[int], device_states: list[Tensor]) -> Iterator[None]:
+    """The random numbers (of dropout) are once more those that followed these states."""
+    with torch.random.fork_rng(devices):
+        torch.set_rng_state(state)
+        set_device_states(devices, device_states)
+        yield
