@@ -159,11 +159,13 @@ def encoded(method: str, rows: list[dict[str, Any]], tokenizer: Any, encoding: A
     for row in rows:
         example = convert(row)
         if method == "sft":
-            for ids, labels in encoding.conversation(tokenizer, [*(example.prompt or []), *(example.completion or [])]):
+            for ids, labels in encoding.encode_conversation(
+                tokenizer, [*(example.prompt or []), *(example.completion or [])]
+            ):
                 result.append({"input_ids": ids[:1024], "labels": labels[:1024]})
             continue
-        prompt, chosen = encoding.answered(tokenizer, example.prompt, example.chosen)
-        _, rejected = encoding.answered(tokenizer, example.prompt, example.rejected)
+        prompt, chosen = encoding.encode_answer(tokenizer, example.prompt, example.chosen)
+        _, rejected = encoding.encode_answer(tokenizer, example.prompt, example.rejected)
         pair = {"prompt_ids": prompt[-1024:], "chosen_ids": chosen[:512], "rejected_ids": rejected[:512]}
         if method == "reward_model":
             before = pair.pop("prompt_ids")

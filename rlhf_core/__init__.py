@@ -11,28 +11,40 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig
+    from rlhf_core.data.encoding import encode_answer, encode_conversations, encode_pairs
     from rlhf_core.errors import PluginError, UserError
     from rlhf_core.formatter import Example, Formatter
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
+    from rlhf_core.models.loading import load_scorer
+    from rlhf_core.models.reference import ReferenceModel
     from rlhf_core.reward import Reward
+    from rlhf_core.training.pair_trainer import PairLogps, PairScores, PairTrainer
     from rlhf_core.training.run import Run, train
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Catalog": "plugins",
+    "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
     "Method": "method",
+    "PairLogps": "training.pair_trainer",
+    "PairScores": "training.pair_trainer",
+    "PairTrainer": "training.pair_trainer",
     "PluginError": "errors",
+    "ReferenceModel": "models.reference",
     "Reward": "reward",
     "Run": "training.run",
     "RunConfig": "config",
     "TrainingOptions": "method",
     "UserError": "errors",
+    "encode_answer": "data.encoding",
+    "encode_conversations": "data.encoding",
+    "encode_pairs": "data.encoding",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
+    "load_scorer": "models.loading",
     "train": "training.run",
 }
 
@@ -41,15 +53,23 @@ __all__ = [
     "Example",
     "Formatter",
     "Method",
+    "PairLogps",
+    "PairScores",
+    "PairTrainer",
     "PluginError",
+    "ReferenceModel",
     "Reward",
     "Run",
     "RunConfig",
     "TrainingOptions",
     "UserError",
     "__version__",
+    "encode_answer",
+    "encode_conversations",
+    "encode_pairs",
     "hookimpl",
     "hookspec",
+    "load_scorer",
     "train",
 ]
 

@@ -30,7 +30,7 @@ def limit_answers(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, ru
     """
 
     def answers(row: dict[str, Any]) -> list[list[int]]:
-        return [encoding.answered(tokenizer, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
+        return [encoding.encode_answer(tokenizer, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
 
     def size(row: dict[str, Any]) -> int:
         return max(_bytes(row[key]) for key in ("chosen", "rejected"))
@@ -55,7 +55,7 @@ def limit_conversations(
 
     def parts(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
         fits = template + _bytes(row["messages"]) <= limit
-        return [] if fits else encoding.conversation(tokenizer, row["messages"])
+        return [] if fits else encoding.encode_conversation(tokenizer, row["messages"])
 
     encoded = [parts(row) for row in rows]
     lengths = [max((len(ids) for ids, _ in one), default=0) for one in encoded]

@@ -80,7 +80,7 @@ class PPO(Method):
         from peft import get_peft_model
         from transformers import TrainingArguments
 
-        from rlhf_core.models.reference import Reference
+        from rlhf_core import ReferenceModel
         from rlhf_method_ppo.trainer import PolicyWithValue, PPOTrainer
 
         options = run.options
@@ -95,7 +95,7 @@ class PPO(Method):
         if options.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
         run.policy = policy
-        reference = Reference(policy, fresh_adapter=run.peft_config is not None)
+        reference = ReferenceModel(policy, fresh_adapter=run.peft_config is not None)
         return PPOTrainer(
             model=PolicyWithValue(policy, separate=options.value_model == "separate"),
             args=arguments,
