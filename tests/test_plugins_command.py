@@ -202,7 +202,11 @@ def test_a_method_is_shown_with_its_own_options_first():
     assert "--loss-type  sigmoid|ipo|hinge|robust  [sigmoid]" in output
     assert "--max-grad-norm" not in output
     told = json.loads(invoke("methods", "show", "dpo", "--json").output)
-    assert (told["data"], told["rewards"], told["config"]) == ("preferences", "optional", "trl:DPOConfig")
+    assert (told["data"], told["rewards"], told["config"]) == (
+        "preferences",
+        "optional",
+        "transformers:TrainingArguments",
+    )
     own = [option["own"] for option in told["options"]]
     assert own == sorted(own, reverse=True)
     assert f"and {own.count(False)} that all methods share" in output

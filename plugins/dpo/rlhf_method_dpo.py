@@ -4,10 +4,10 @@
     rlhf run --method dpo --model MODEL --data pairs.jsonl --load-in-4bit
 
 The loss of a pair is -log sigmoid(beta * (how much more the policy prefers the chosen answer to the rejected one than
-the reference does)). Variants: `--loss-type ipo` (Azar et al., 2023: https://arxiv.org/abs/2310.12036), `hinge` (SLiC,
-Zhao et al., 2023: https://arxiv.org/abs/2305.10425), `robust` (Chowdhury et al., 2024:
-https://arxiv.org/abs/2403.00409); `--label-smoothing` (Mitchell, 2023: https://ericmitchell.ai/cdpo.pdf); `--sft-weight`
-(RPO, Pang et al., 2024: https://arxiv.org/abs/2404.19733).
+the reference does)). `--loss-type` has three others: ipo (Azar et al., 2023: https://arxiv.org/abs/2310.12036), hinge
+(SLiC, Zhao et al., 2023: https://arxiv.org/abs/2305.10425) and robust (Chowdhury et al., 2024:
+https://arxiv.org/abs/2403.00409). `--label-smoothing` alone gives conservative DPO (Mitchell, 2023:
+https://ericmitchell.ai/cdpo.pdf), `--sft-weight` RPO (Pang et al., 2024: https://arxiv.org/abs/2404.19733).
 
 Left out on purpose: other divergences than the KL divergence, and references that change during training.
 """
