@@ -36,7 +36,7 @@ class Plan:
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: list[BoundReward]) -> Plan:
     options = config.options
-    check_settings(method.config, config.set)
+    check_settings(method.config, config.set, method.Options.model_fields)
     data = data_module.load(
         config.data_specs,
         method.data,
