@@ -73,14 +73,14 @@ def encode_answer(
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[list[int], list[int]]]:
     """(input ids, labels) of a conversation: one pair, or one for each of the assistant's turns."""
     turns = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-    whole = tokenizer.apply_chat_template(messages[: turns[-1] + 1], tokenize=False)
+    full = tokenizer.apply_chat_template(messages[: turns[-1] + 1], tokenize=False)
     ids: list[int] = []
     labels: list[int] = []
     position = 0
     for i in turns:
         before, rendered = _render(tokenizer, messages[:i], messages[i])
         text, end = _split_end(tokenizer, rendered, messages[i]["content"])
-        if len(turns) > 1 and not (end and whole.startswith(before + text + end)):
+        if len(turns) > 1 and not (end and full.startswith(before + text + end)):
             return [_last_answer(tokenizer, messages[: i + 1]) for i in turns]
         asked, learned = _ids(tokenizer, before[position:]), _answer_ids(tokenizer, text)
         ids += asked + learned
@@ -97,13 +97,13 @@ def _last_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tupl
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: dict[str, str]) -> tuple[str, str]:
     """(the prompt as the model is asked, what follows it in the conversation with the answer)."""
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
-    if whole.startswith(before):
-        return before, whole[len(before) :]
+    full = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
+    if full.startswith(before):
+        return before, full[len(before) :]
     # Some templates open an answer otherwise than they show one (with an empty thought). An answer that shares no
     # character with that shows where it begins.
     marked = tokenizer.apply_chat_template([*prompt, {**answer, "content": MARK}], tokenize=False)
-    return before, whole[_shared(before, marked) :]
+    return before, full[_shared(before, marked) :]
 
 
 def _shared(one: str, other: str) -> int:

@@ -218,7 +218,7 @@ def test_accumulated_steps_are_one_large_step(go):
 @pytest.mark.parametrize("start", ["full", "adapter"])
 def test_a_resumed_run_is_the_run_that_never_stopped(go, start):
     values = {"model": trained_adapter(go)} if start == "adapter" else {}
-    code, whole = go(output_dir="whole", **values)
+    code, full = go(output_dir="full", **values)
     assert code == 0
     _, cut = go(output_dir="cut", **values)
     shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
@@ -226,7 +226,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(go, start):
     code, cut = go(output_dir="cut", resume=True, **values)
     assert code == 0
     name = "model.safetensors" if start == "full" else "adapter_model.safetensors"
-    assert same(weights(cut, name), weights(whole, name))
+    assert same(weights(cut, name), weights(full, name))
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

@@ -238,14 +238,14 @@ def test_lora_with_gradient_checkpointing_trains_the_adapter(run):
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_is_the_run_that_never_stopped(run, lora):
     values = {"max_steps": 12, "save_steps": 3, "save_total_limit": 9, "lora": lora}
-    whole, cut = run("whole", **values), run("cut", **values)
+    full, cut = run("full", **values), run("cut", **values)
     for step in (9, 12):
         shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}")
     run("cut", resume=True, **values)
     file = "adapter_model.safetensors" if lora else "model.safetensors"
-    one, other = load_file(whole / "model" / file), load_file(cut / "model" / file)
+    one, other = load_file(full / "model" / file), load_file(cut / "model" / file)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    shown = [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(whole)]
+    shown = [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(full)]
     assert [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(cut)] == shown
 
 

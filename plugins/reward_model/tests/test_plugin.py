@@ -108,9 +108,9 @@ def adapter_of_another_method(go) -> str:
     return str(folder / "model")
 
 
-@pytest.mark.parametrize("kind", ["whole", "lora", "from an adapter", "from a merged adapter"])
+@pytest.mark.parametrize("kind", ["full", "lora", "from an adapter", "from a merged adapter"])
 def test_a_saved_model_gives_the_trained_scores_in_any_batch(go, kind):
-    values = {"whole": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
+    values = {"full": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
     if "adapter" in kind:
         values = {"model": adapter_of_another_method(go), "lora": False if "merged" in kind else None}
     code, folder = go(**values, max_steps=3)
@@ -170,7 +170,7 @@ def test_accumulated_steps_are_one_large_step(go):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
-    code, whole = go(output_dir="whole", lora=lora, num_eval_prompts=2)
+    code, full = go(output_dir="full", lora=lora, num_eval_prompts=2)
     assert code == 0
     _, cut = go(output_dir="cut", lora=lora, num_eval_prompts=2)
     shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
@@ -179,7 +179,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
     assert code == 0
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     assert any("score" in key for key in weights(cut, name))
-    assert same(weights(cut, name), weights(whole, name))
+    assert same(weights(cut, name), weights(full, name))
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
