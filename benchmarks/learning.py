@@ -24,7 +24,7 @@ METHODS = {
     "sft": ([], ["loss"]),
     "reward_model": ([], ["accuracy"]),
     "dpo": (["--reward", "medical_format"], ["rewards/accuracies", "rewards/margins", "medical_format"]),
-    "orpo": (["--reward", "medical_format"], ["rewards/accuracies", "log_odds", "medical_format"]),
+    "orpo": (["--reward", "medical_format"], ["rewards/accuracies", "log_odds_chosen", "medical_format"]),
     "ppo": (["--reward", "medical_format"], ["medical_format"]),
     "grpo": (["--reward", "medical_format"], ["medical_format"]),
 }

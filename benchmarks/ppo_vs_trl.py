@@ -60,7 +60,7 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
     from transformers import Qwen3ForCausalLM, TrainerCallback, TrainingArguments
 
     from benchmarks import ppo_in_trl as same
-    from rlhf_core.models.reference import Reference
+    from rlhf_core import ReferenceModel
     from rlhf_core.prefix import share
 
     ends: list[tuple[float, float]] = []
@@ -96,7 +96,7 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
         )
         trainer = PPOTrainer(
             options=options,
-            reference=Reference(policy, fresh_adapter=False),
+            reference=ReferenceModel(policy, fresh_adapter=False),
             rewards=SimpleNamespace(
                 decode=str, score=lambda batch: [same.score_of(ids) for ids in batch.completion_ids]
             ),

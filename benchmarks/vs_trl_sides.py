@@ -131,7 +131,7 @@ def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespa
 
     tokenizer = AutoTokenizer.from_pretrained(builtin.MODEL)
     lines = (args.data / work["data"]).read_text(encoding="utf-8").splitlines()
-    rows = encoded(method, list(map(json.loads, lines)), tokenizer, encoding)
+    rows = encoded(method, side, list(map(json.loads, lines)), tokenizer, encoding)
     count = (args.steps + 1) * work["batch"]
     data = Dataset.from_list(rows[:count])
     model = model_of("sequence_classification" if method == "reward_model" else "causal_lm")
@@ -150,7 +150,7 @@ def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespa
     return trainer, lambda: {"work": count}
 
 
-def encoded(method: str, rows: list[dict[str, Any]], tokenizer: Any, encoding: Any) -> list[dict[str, Any]]:
+def encoded(method: str, side: str, rows: list[dict[str, Any]], tokenizer: Any, encoding: Any) -> list[dict[str, Any]]:
     """Token ids of the file's rows, cut to 1,024 tokens of prompt and 512 of answer, or 1,024 of conversation."""
     from rlhf_core.catalog import Catalog
 
@@ -159,48 +159,64 @@ def encoded(method: str, rows: list[dict[str, Any]], tokenizer: Any, encoding: A
     for row in rows:
         example = convert(row)
         if method == "sft":
-            for ids, labels in encoding.conversation(tokenizer, [*(example.prompt or []), *(example.completion or [])]):
+            for ids, labels in encoding.encode_conversation(
+                tokenizer, [*(example.prompt or []), *(example.completion or [])]
+            ):
                 result.append({"input_ids": ids[:1024], "labels": labels[:1024]})
             continue
-        prompt, chosen = encoding.answered(tokenizer, example.prompt, example.chosen)
-        _, rejected = encoding.answered(tokenizer, example.prompt, example.rejected)
+        prompt, chosen = encoding.encode_answer(tokenizer, example.prompt, example.chosen)
+        _, rejected = encoding.encode_answer(tokenizer, example.prompt, example.rejected)
         pair = {"prompt_ids": prompt[-1024:], "chosen_ids": chosen[:512], "rejected_ids": rejected[:512]}
-        if method == "reward_model":
+        if method == "reward_model" and side != "ours":
             before = pair.pop("prompt_ids")
             pair = {key: before + ids for key, ids in pair.items()}
         result.append(pair)
     return [{k: [i % 8192 for i in v] if k != "labels" else v for k, v in row.items()} for row in result]
 
 
+def our_pair_trainer(loss: Any, model: Any, data: Any, common: dict[str, Any], **more: Any) -> Any:
+    from transformers import TrainingArguments
+
+    from rlhf_core import PairTrainer
+
+    args = TrainingArguments(remove_unused_columns=False, gradient_checkpointing=True, **common)
+    return PairTrainer(loss=loss, model=model, args=args, train_dataset=data, **more)
+
+
 def build_dpo(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
     import copy
 
-    from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
     from trl import DPOConfig, DPOTrainer
 
+    if side == "ours":
+        from rlhf_method_dpo import dpo_loss
+
+        from rlhf_core import ReferenceModel
+
+        reference = ReferenceModel(model, fresh_adapter=False)
+        return our_pair_trainer(lambda pairs: dpo_loss(pairs, 0.1), model, data, common, reference=reference)
     plain = type("Plain", (DPOTrainer,), {"_prepare_dataset": lambda self, data, *rest, **more: data})
-    cls = SharedPrefixDPOTrainer if side == "ours" else plain
     args = DPOConfig(max_length=None, **common)
     reference = copy.deepcopy(model)
-    return cls(model=model, ref_model=reference, args=args, train_dataset=data, processing_class=tokenizer)
+    return plain(model=model, ref_model=reference, args=args, train_dataset=data, processing_class=tokenizer)
 
 
 def build_reward_model(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
-    from rlhf_method_reward_model.trainer import SharedPrefixRewardTrainer
     from trl import RewardConfig, RewardTrainer
 
-    cls = SharedPrefixRewardTrainer if side == "ours" else RewardTrainer
+    if side == "ours":
+        from rlhf_method_reward_model import reward_loss
+
+        return our_pair_trainer(lambda pairs: reward_loss(pairs, None), model, data, common, scores=True)
     args = RewardConfig(max_length=None, **common)
-    return cls(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+    return RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
 
 
 def build_orpo(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
     if side == "ours":
-        from rlhf_method_orpo.trainer import ORPOTrainer
-        from transformers import TrainingArguments
+        from rlhf_method_orpo import orpo_loss
 
-        args = TrainingArguments(remove_unused_columns=False, gradient_checkpointing=True, **common)
-        return ORPOTrainer(lambda_orpo=0.1, model=model, args=args, train_dataset=data, processing_class=tokenizer)
+        return our_pair_trainer(lambda pairs: orpo_loss(pairs, 0.1), model, data, common)
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     text = data.map(lambda row: {k.removesuffix("_ids"): tokenizer.decode(v) for k, v in row.items()})

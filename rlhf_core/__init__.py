@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig, resolve
+    from rlhf_core.data.encoding import encode_answer, encode_conversations, encode_pairs
     from rlhf_core.errors import PluginError, UserError
     from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
-    from rlhf_core.models.reference import Reference
+    from rlhf_core.models.loading import load_scorer
+    from rlhf_core.models.reference import ReferenceModel
     from rlhf_core.reward import Reward
     from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+    from rlhf_core.training.pair_trainer import PairLogps, PairScores, PairTrainer
     from rlhf_core.training.run import Run, train
 
 __version__ = "0.1.0"
@@ -28,8 +31,11 @@ _HOME = {
     "Formatter": "formatter",
     "Messages": "formatter",
     "Method": "method",
+    "PairLogps": "training.pair_trainer",
+    "PairScores": "training.pair_trainer",
+    "PairTrainer": "training.pair_trainer",
     "PluginError": "errors",
-    "Reference": "models.reference",
+    "ReferenceModel": "models.reference",
     "Reward": "reward",
     "RewardBatch": "rewards.runtime",
     "RewardRuntime": "rewards.runtime",
@@ -37,8 +43,12 @@ _HOME = {
     "RunConfig": "config",
     "TrainingOptions": "method",
     "UserError": "errors",
+    "encode_answer": "data.encoding",
+    "encode_conversations": "data.encoding",
+    "encode_pairs": "data.encoding",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
+    "load_scorer": "models.loading",
     "resolve": "config",
     "train": "training.run",
 }
@@ -49,8 +59,11 @@ __all__ = [
     "Formatter",
     "Messages",
     "Method",
+    "PairLogps",
+    "PairScores",
+    "PairTrainer",
     "PluginError",
-    "Reference",
+    "ReferenceModel",
     "Reward",
     "RewardBatch",
     "RewardRuntime",
@@ -59,8 +72,12 @@ __all__ = [
     "TrainingOptions",
     "UserError",
     "__version__",
+    "encode_answer",
+    "encode_conversations",
+    "encode_pairs",
     "hookimpl",
     "hookspec",
+    "load_scorer",
     "resolve",
     "train",
 ]

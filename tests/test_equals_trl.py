@@ -1,21 +1,34 @@
-"""DPO, the reward model and SFT with shared prompts and without padding end at TRL's losses, gradients and weights."""
+"""Our pair trainer, and SFT without padding, end at TRL's losses, gradients, metrics and weights on the same rows."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
-from rlhf_method_reward_model.trainer import SharedPrefixRewardTrainer
+from peft import LoraConfig, get_peft_model
+from rlhf_method_dpo import dpo_loss
+from rlhf_method_orpo import orpo_loss
+from rlhf_method_reward_model import reward_loss
 from rlhf_method_sft import one_after_another
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainingArguments,
+    set_seed,
+)
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from rlhf_core.prefix import share, shares, unwrap
-from rlhf_core.prefix.groups import Group
+from rlhf_core import PairLogps, PairTrainer, ReferenceModel
+from rlhf_core.prefix import Group, share, shares
 
-MEASURED = ("loss", "grad_norm", "entropy", "rewards/margins", "logps/chosen", "logps/rejected", "margin", "num_tokens")
+MEASURED = {"loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"}
+MEASURED |= {"logps/chosen", "logps/rejected", "accuracy", "margin", "min_reward", "mean_reward", "max_reward"}
+# TRL averages fine-tuning's loss over the tokens of a forward pass: it is the mean over pairs where a pass has one.
+# Its aot, which sorts the pairs of a pass, is conservative DPO there.
+ONE_PAIR = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
 
 
 class PlainDPOTrainer(DPOTrainer):
@@ -27,83 +40,155 @@ def numbers(generator, count):
     return torch.randint(300, 2000, (count,), generator=generator).tolist()
 
 
-def rows(method, end):
-    """Two dozen rows of unequal lengths."""
+def pairs(end):
+    """Two dozen pairs of unequal lengths."""
     generator = torch.Generator().manual_seed(3)
     made = []
     for i in range(24):
-        prompt, better, worse = (numbers(generator, n) for n in (3 + i % 5, 1 + i % 7, 1 + (i * 3) % 8))
-        made.append(
-            {
-                "dpo": {"prompt_ids": prompt, "chosen_ids": better, "rejected_ids": worse},
-                "reward_model": {"chosen_ids": [*prompt, *better, end], "rejected_ids": [*prompt, *worse, end]},
-                "sft": {"input_ids": prompt + better, "labels": ([-100] * len(prompt) if i % 3 else prompt) + better},
-            }[method]
-        )
-    return Dataset.from_list(made)
+        prompt, chosen, rejected = (numbers(generator, n) for n in (3 + i % 5, 1 + i % 7, 1 + (i * 3) % 8))
+        made.append({"prompt_ids": prompt, "chosen_ids": [*chosen, end], "rejected_ids": [*rejected, end]})
+    return made
 
 
-def trained(method, ours, tiny_model, folder, lora, **settings):
-    """(lines of metrics, weights that were trained) after four steps of TRL's trainer or of ours."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    kind = AutoModelForSequenceClassification if method == "reward_model" else AutoModelForCausalLM
-    model = kind.from_pretrained(tiny_model, dtype=torch.float32, **({"num_labels": 1} if "reward" in method else {}))
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if ours:
-        share(model)
-        assert shares(model, [Group([5, 6], [[7], [8, 9]])])
-    config, plain, sharing = {
-        "dpo": (DPOConfig, PlainDPOTrainer, SharedPrefixDPOTrainer),
-        "reward_model": (RewardConfig, RewardTrainer, SharedPrefixRewardTrainer),
-        "sft": (SFTConfig, SFTTrainer, SFTTrainer),
-    }[method]
-    task = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if "reward" in method else {"task_type": "CAUSAL_LM"}
-    trainer = (sharing if ours else plain)(
-        model=model,
-        args=config(
-            output_dir=str(folder),
-            report_to=[],
-            per_device_train_batch_size=4,
-            max_steps=4,
-            logging_steps=1,
-            learning_rate=0.1,
-            optim="sgd",
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            **settings,
-        ),
-        train_dataset=rows(method, tokenizer.eos_token_id),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **task) if lora else None,
-        **({"data_collator": one_after_another} if ours and method == "sft" else {}),
+def loaded(kind, folder):
+    model = kind.from_pretrained(
+        folder, dtype=torch.float32, **({} if kind is AutoModelForCausalLM else {"num_labels": 1})
     )
-    if ours and method == "dpo" and trainer.ref_model is not None:
-        share(unwrap(trainer.ref_model))
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def arguments(cls, folder, **settings):
+    fixed = {"report_to": [], "max_steps": 4, "logging_steps": 1, "learning_rate": 0.1, "optim": "sgd"}
+    fixed |= {"save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    return cls(output_dir=str(folder), **{**fixed, "per_device_train_batch_size": 4, **settings})
+
+
+def adapter(lora, scores=False):
+    task = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if scores else {"task_type": "CAUSAL_LM"}
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **task) if lora else None
+
+
+def trained(trainer):
+    """(lines of metrics, weights that were trained)."""
     trainer.train()
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     return [line for line in trainer.state.log_history if "loss" in line], weights
 
 
+def ours(model, tokenizer, loss, folder, peft_config, *, shared, **settings):
+    """Our trainer's result on the pairs; with `shared`, both answers of a pair are computed behind one prompt."""
+    scores = not model.can_generate()
+    if shared:
+        share(model)
+        assert shares(model, [Group([5, 6], [[7], [8, 9]])])
+    set_seed(42)
+    model = get_peft_model(model, peft_config) if peft_config else model
+    reference = None if scores else ReferenceModel(model, fresh_adapter=True)
+    args = arguments(TrainingArguments, folder, remove_unused_columns=False, **settings)
+    data = Dataset.from_list(pairs(tokenizer.eos_token_id))
+    return trained(
+        PairTrainer(model=model, args=args, loss=loss, reference=reference, scores=scores, train_dataset=data)
+    )
+
+
+def same(one, other):
+    (lines, weights), (their_lines, their_weights) = one, other
+    assert their_lines[-1]["grad_norm"] > 1e-4
+    for line, theirs in zip(lines, their_lines, strict=True):
+        for name in MEASURED & theirs.keys():
+            assert line[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+    assert weights.keys() == their_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, their_weights[name], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("options", "theirs", "settings"),
     [
-        ("dpo", {}),
-        ("dpo", {"loss_type": ["ipo"], "gradient_accumulation_steps": 2}),
-        ("reward_model", {"center_rewards_coefficient": 0.1}),
-        ("sft", {"gradient_accumulation_steps": 2}),
+        ({}, {}, {}),
+        ({"loss_type": "ipo"}, {"loss_type": ["ipo"]}, {"gradient_accumulation_steps": 2}),
+        ({"loss_type": "hinge"}, {"loss_type": ["hinge"]}, {}),
+        ({"loss_type": "robust", "label_smoothing": 0.2}, {"loss_type": ["robust"], "label_smoothing": 0.2}, {}),
+        ({"label_smoothing": 0.2}, {"loss_type": ["aot"], "label_smoothing": 0.2}, ONE_PAIR),
+        ({"sft_weight": 0.3}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]}, ONE_PAIR),
     ],
+    ids=["sigmoid", "ipo", "hinge", "robust", "label smoothing", "sft"],
 )
-def test_equals_trl(method, settings, lora, tiny_model, tmp_path):
-    theirs, their_weights = trained(method, False, tiny_model, tmp_path, lora, **settings)
-    lines, weights = trained(method, True, tiny_model, tmp_path, lora, **settings)
-    assert theirs[-1]["grad_norm"] > 1e-4
-    for one, other in zip(lines, theirs, strict=True):
-        for name in MEASURED:
-            if name in other:
-                assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), name
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, their_weights[name], atol=1e-6, rtol=1e-5)
+def test_dpo(options, theirs, settings, lora, tiny_model, tmp_path):
+    model, tokenizer = loaded(AutoModelForCausalLM, tiny_model)
+    trl = PlainDPOTrainer(
+        model=model,
+        args=arguments(DPOConfig, tmp_path, beta=0.2, max_length=None, **theirs, **settings),
+        train_dataset=Dataset.from_list(pairs(tokenizer.eos_token_id)),
+        processing_class=tokenizer,
+        peft_config=adapter(lora),
+    )
+    model, _ = loaded(AutoModelForCausalLM, tiny_model)
+    loss = lambda of: dpo_loss(of, 0.2, **options)  # noqa: E731
+    same(ours(model, tokenizer, loss, tmp_path, adapter(lora), shared=True, **settings), trained(trl))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("padding", ["pad", "end"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "padded"])
+def test_reward_model(shared, padding, lora, tiny_model, tmp_path):
+    """Also where the end token pads, and the score is read before it."""
+
+    def start():
+        set_seed(1)  # for the score head, which the model's folder has not
+        model, tokenizer = loaded(AutoModelForSequenceClassification, tiny_model)
+        if padding == "end":
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
+
+    model, tokenizer = start()
+    rows = pairs(tokenizer.eos_token_id)
+    whole = [{key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")} for row in rows]
+    settings = {"gradient_accumulation_steps": 2}
+    trl = RewardTrainer(
+        model=model,
+        args=arguments(RewardConfig, tmp_path, center_rewards_coefficient=0.1, max_length=None, **settings),
+        train_dataset=Dataset.from_list(whole),
+        processing_class=tokenizer,
+        peft_config=adapter(lora, scores=True),
+    )
+    their_result = trained(trl)
+    loss = lambda of: reward_loss(of, 0.1)  # noqa: E731
+    same(ours(*start(), loss, tmp_path, adapter(lora, scores=True), shared=shared, **settings), their_result)
+
+
+def test_orpos_odds_ratio():
+    """TRL's loss on the whole is another: it fine-tunes on the prompt, too."""
+    from trl.experimental.orpo import ORPOTrainer
+
+    means = -torch.rand(2, 16, dtype=torch.float32) * 5 - 1e-3
+    stand = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    losses, chosen, rejected, *_ = ORPOTrainer.odds_ratio_loss(stand, *means)
+    tokens = torch.arange(1.0, 17)
+    mine, metrics = orpo_loss(PairLogps(means[0] * tokens, means[1] * tokens, tokens, tokens), 0.3)
+    torch.testing.assert_close(mine, metrics["nll_loss"] - losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(metrics["rewards/margins"], chosen - rejected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_sft(lora, tiny_model, tmp_path):
+    def start(**collator):
+        model, tokenizer = loaded(AutoModelForCausalLM, tiny_model)
+        if collator:
+            share(model)
+        rows = [
+            (row["prompt_ids"], row["chosen_ids"], [-100] * len(row["prompt_ids"]) if i % 3 else row["prompt_ids"])
+            for i, row in enumerate(pairs(tokenizer.eos_token_id))
+        ]
+        return SFTTrainer(
+            model=model,
+            args=arguments(SFTConfig, tmp_path, gradient_accumulation_steps=2),
+            train_dataset=Dataset.from_list([{"input_ids": a + b, "labels": labels + b} for a, b, labels in rows]),
+            processing_class=tokenizer,
+            peft_config=adapter(lora),
+            **collator,
+        )
+
+    same(trained(start(data_collator=one_after_another)), trained(start()))

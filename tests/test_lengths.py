@@ -49,7 +49,7 @@ def test_what_fits_stays_as_it_is(tokenizer, rule):
 def test_overlong_answers(tokenizer, side):
     long = pair(LONG, "Run.") if side == "chosen" else pair("Rest.", LONG)
     rows = [SHORT_PAIR, long, SHORT_PAIR]
-    tokens = len(encoding.answered(tokenizer, long["prompt"], long[side])[1])
+    tokens = len(encoding.encode_answer(tokenizer, long["prompt"], long[side])[1])
     said = f"1 of 3 pairs have an answer of more than --max-completion-length 50 tokens, the longest {tokens}"
     with pytest.raises(UserError, match=f"{said}. Allow more, or say --overlong-completions"):
         lengths.limit_answers(rows, tokenizer, 50, "error")
@@ -59,7 +59,7 @@ def test_overlong_answers(tokenizer, side):
 
 def test_an_answer_and_its_end_token_may_fill_the_limit(tokenizer):
     row = pair(LONG, "Run.")
-    tokens = len(encoding.answered(tokenizer, row["prompt"], row["chosen"])[1])
+    tokens = len(encoding.encode_answer(tokenizer, row["prompt"], row["chosen"])[1])
     assert lengths.limit_answers([row], tokenizer, tokens, "error") == ([row], [])
     with pytest.raises(UserError, match=f"the longest {tokens}"):
         lengths.limit_answers([row], tokenizer, tokens - 1, "error")
@@ -85,7 +85,7 @@ def test_nothing_left_is_an_error_that_says_what_to_do(tokenizer):
 def test_overlong_conversations(tokenizer):
     long = conversation("How?", LONG)
     rows = [SHORT, long]
-    tokens = len(encoding.conversation(tokenizer, long["messages"])[0][0])
+    tokens = len(encoding.encode_conversation(tokenizer, long["messages"])[0][0])
     said = f"1 of 2 conversations have more than --max-length 60 tokens, the longest {tokens}"
     with pytest.raises(UserError, match=said):
         lengths.limit_conversations(rows, tokenizer, 60, "error")

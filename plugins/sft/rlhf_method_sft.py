@@ -44,18 +44,18 @@ class SFT(Method):
     def trainer(self, run):
         from trl import SFTConfig, SFTTrainer
 
-        from rlhf_core.data import encoding
+        from rlhf_core import encode_conversations
         from rlhf_core.prefix import Group, shares
 
         limit = run.options.max_length
-        rows = encoding.conversations(run.train_dataset, run.tokenizer, limit)
+        rows = encode_conversations(run.train_dataset, run.tokenizer, limit)
         longest = max(rows["input_ids"], key=len)
         unpadded = shares(run.model, [Group(longest[:1], [longest[1:]])])
         return SFTTrainer(
             model=run.model,
             args=run.arguments(SFTConfig, max_length=limit),
             train_dataset=rows,
-            eval_dataset=run.eval_dataset and encoding.conversations(run.eval_dataset, run.tokenizer, limit),
+            eval_dataset=run.eval_dataset and encode_conversations(run.eval_dataset, run.tokenizer, limit),
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
             data_collator=one_after_another if unpadded else None,

@@ -18,12 +18,14 @@ IGNORED = -100  # the label of a token that is not learned
 MARK = "\x00"  # a character that no chat template writes
 
 
-def pairs(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_completion_length: int) -> datasets.Dataset:
+def encode_pairs(
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_completion_length: int
+) -> datasets.Dataset:
     """Columns `prompt_ids`, `chosen_ids` and `rejected_ids`; answers are cut after `max_completion_length` tokens."""
 
     def encode(row: dict[str, Any]) -> dict[str, list[int]]:
-        prompt_ids, chosen_ids = answered(tokenizer, row["prompt"], row["chosen"])
-        rejected_ids = answered(tokenizer, row["prompt"], row["rejected"])[1]
+        prompt_ids, chosen_ids = encode_answer(tokenizer, row["prompt"], row["chosen"])
+        rejected_ids = encode_answer(tokenizer, row["prompt"], row["rejected"])[1]
         return {
             "prompt_ids": prompt_ids,
             "chosen_ids": chosen_ids[:max_completion_length],
@@ -33,7 +35,9 @@ def pairs(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_comple
     return rows.map(encode, remove_columns=rows.column_names)
 
 
-def conversations(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+def encode_conversations(
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> datasets.Dataset:
     """Columns `input_ids` and `labels`, cut after `max_length` tokens.
 
     A conversation gives one row, or one for each answer where the chat template does not show each as the model is
@@ -41,7 +45,7 @@ def conversations(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, ma
     """
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        parts = [part for messages in batch["messages"] for part in conversation(tokenizer, messages)]
+        parts = [part for messages in batch["messages"] for part in encode_conversation(tokenizer, messages)]
         cut = [(ids[:max_length], labels[:max_length]) for ids, labels in parts]
         kept = [(ids, labels) for ids, labels in cut if any(label != IGNORED for label in labels)]
         return {"input_ids": [ids for ids, _ in kept], "labels": [labels for _, labels in kept]}
@@ -49,7 +53,9 @@ def conversations(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, ma
     return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
 
-def answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages) -> tuple[list[int], list[int]]:
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages
+) -> tuple[list[int], list[int]]:
     """(token ids of the prompt, token ids of the answer up to and with one end token).
 
     An answer of several turns, which begins and ends with the assistant's, has the others between its own.
@@ -64,17 +70,17 @@ def answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messa
     return _ids(tokenizer, asked), _ids(tokenizer, between) + _answer_ids(tokenizer, text)
 
 
-def conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[list[int], list[int]]]:
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[list[int], list[int]]]:
     """(input ids, labels) of a conversation: one pair, or one for each of the assistant's turns."""
     turns = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-    whole = tokenizer.apply_chat_template(messages[: turns[-1] + 1], tokenize=False)
+    full = tokenizer.apply_chat_template(messages[: turns[-1] + 1], tokenize=False)
     ids: list[int] = []
     labels: list[int] = []
     position = 0
     for i in turns:
         before, rendered = _render(tokenizer, messages[:i], messages[i])
         text, end = _split_end(tokenizer, rendered, messages[i]["content"])
-        if len(turns) > 1 and not (end and whole.startswith(before + text + end)):
+        if len(turns) > 1 and not (end and full.startswith(before + text + end)):
             return [_last_answer(tokenizer, messages[: i + 1]) for i in turns]
         asked, learned = _ids(tokenizer, before[position:]), _answer_ids(tokenizer, text)
         ids += asked + learned
@@ -84,20 +90,20 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list
 
 
 def _last_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
-    prompt_ids, answer_ids = answered(tokenizer, messages[:-1], messages[-1:])
+    prompt_ids, answer_ids = encode_answer(tokenizer, messages[:-1], messages[-1:])
     return prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: dict[str, str]) -> tuple[str, str]:
     """(the prompt as the model is asked, what follows it in the conversation with the answer)."""
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
-    if whole.startswith(before):
-        return before, whole[len(before) :]
+    full = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
+    if full.startswith(before):
+        return before, full[len(before) :]
     # Some templates open an answer otherwise than they show one (with an empty thought). An answer that shares no
     # character with that shows where it begins.
     marked = tokenizer.apply_chat_template([*prompt, {**answer, "content": MARK}], tokenize=False)
-    return before, whole[_shared(before, marked) :]
+    return before, full[_shared(before, marked) :]
 
 
 def _shared(one: str, other: str) -> int:

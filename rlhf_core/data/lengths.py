@@ -48,7 +48,7 @@ def limit_answers(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, ru
     def answers(row: dict[str, Any]) -> list[list[int]]:
         if max(_bytes(row[key]) for key in ("chosen", "rejected")) <= limit:
             return []
-        return [encoding.answered(tokenizer, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
+        return [encoding.encode_answer(tokenizer, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
 
     ids = [answers(row) for row in rows]
     lengths = [max(map(len, both), default=0) for both in ids]
@@ -67,7 +67,7 @@ def limit_conversations(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: i
 
     def parts(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
         fits = template + _bytes(row["messages"]) <= limit
-        return [] if fits else encoding.conversation(tokenizer, row["messages"])
+        return [] if fits else encoding.encode_conversation(tokenizer, row["messages"])
 
     encoded = [parts(row) for row in rows]
     lengths = [max((len(ids) for ids, _ in one), default=0) for one in encoded]

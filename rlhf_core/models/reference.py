@@ -1,4 +1,6 @@
-"""The reference of a KL penalty: the model as this run found it. Under LoRA it is no second copy of the weights."""
+"""The frozen reference of DPO's loss and of a KL penalty: the model as this run found it. Under LoRA it is no second
+copy of the weights.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ import torch
 REFERENCE_ADAPTER = "ref"
 
 
-class Reference:
+class ReferenceModel:
     """Made before training begins. `with reference() as model:` gives the model to compute with, without gradients.
 
     A fresh adapter is switched off. An adapter that the run started from is kept, frozen, as a second one. Without an
-    adapter the model is copied.
+    adapter the model is copied; `prepare` divides the copy among processes where the trained model is divided.
     """
 
     def __init__(self, model: Any, *, fresh_adapter: bool) -> None:
@@ -24,6 +26,7 @@ class Reference:
 
         self.model = model
         self.fresh_adapter = fresh_adapter
+        self.sharded = False
         self.copy: Any = None
         if not isinstance(model, PeftModel):
             self.copy = copy.deepcopy(model).requires_grad_(False).eval()
@@ -36,6 +39,18 @@ class Reference:
                     weights[name.replace(".default.", f".{REFERENCE_ADAPTER}.")].copy_(value)
             model.set_adapter("default")
 
+    def prepare(self, accelerator: Any) -> None:
+        """Shard the copy, if there is one, as FSDP or DeepSpeed shard the trained model."""
+        from accelerate import DistributedType
+
+        kind = accelerator.distributed_type
+        if self.copy is None or kind not in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            return
+        from trl.models import prepare_deepspeed, prepare_fsdp
+
+        self.copy = (prepare_fsdp if kind == DistributedType.FSDP else prepare_deepspeed)(self.copy, accelerator)
+        self.sharded = True
+
     @contextmanager
     def __call__(self) -> Iterator[Any]:
         training = self.model.training
@@ -43,7 +58,7 @@ class Reference:
         try:
             with torch.no_grad():
                 if self.copy is not None:
-                    yield self.copy.to(self.model.device)
+                    yield self.copy if self.sharded else self.copy.to(self.model.device)
                 elif self.fresh_adapter:
                     with self.model.disable_adapter():
                         yield self.model

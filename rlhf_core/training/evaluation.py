@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 
 # What says whether a method learned; all else that a trainer measures is in metrics.jsonl.
-METRICS = ("loss", "accuracy", "margin", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "log_odds")
+METRICS = (
+    "loss",
+    "accuracy",
+    "margin",
+    "mean_token_accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+    "log_odds_chosen",
+)
 
 
 @dataclass

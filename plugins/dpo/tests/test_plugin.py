@@ -1,20 +1,21 @@
-"""DPO: the loss is the paper's, the reference is the model it starts from, and TRL is where we lean on it."""
+"""DPO: the loss is the papers', and the reference is the model that the run starts from."""
 
 from __future__ import annotations
 
-import inspect
+import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from rlhf_method_dpo import DPO
-from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
+from pydantic import ValidationError
+from rlhf_method_dpo import DPO, dpo_loss
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
-from trl import DPOTrainer
 
+from rlhf_core import PairLogps
 from rlhf_core.catalog import Catalog
 from rlhf_core.models.loading import load
 from rlhf_core.training.run import train
@@ -42,9 +43,9 @@ def papers_loss(policy, reference, rows, beta: float) -> torch.Tensor:
     losses = []
     for row in rows:
         with torch.no_grad():
-            better_ref, worse_ref = (log_probability(reference, row["prompt_ids"], row[k]) for k in ANSWERS)
-        better, worse = (log_probability(policy, row["prompt_ids"], row[k]) for k in ANSWERS)
-        losses.append(-logsigmoid(beta * (better - better_ref) - beta * (worse - worse_ref)))
+            chosen_ref, rejected_ref = (log_probability(reference, row["prompt_ids"], row[k]) for k in ANSWERS)
+        chosen, rejected = (log_probability(policy, row["prompt_ids"], row[k]) for k in ANSWERS)
+        losses.append(-logsigmoid(beta * (chosen - chosen_ref) - beta * (rejected - rejected_ref)))
     return torch.stack(losses).mean()
 
 
@@ -61,10 +62,7 @@ def disturb(model) -> None:
 
 
 def loss_and_gradients(trainer) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[dict]]:
-    """The trainer's on its first four rows as its collator puts them together.
-
-    Its model is in float64; only TRL's output layer, which is joined with the loss, sums in float32.
-    """
+    """The trainer's on its first four rows as its collator puts them together, log-probabilities in float32."""
     rows = [trainer.train_dataset[i] for i in range(4)]
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     loss.backward()
@@ -92,11 +90,56 @@ def test_the_defaults():
     assert (options.max_prompt_length, options.max_completion_length) == (1024, 512)
 
 
+def test_what_would_do_nothing_is_refused():
+    """Label smoothing has no part in these losses."""
+    for loss_type in ("ipo", "hinge"):
+        with pytest.raises(ValidationError, match=f"not for {loss_type}"):
+            DPO.Options(loss_type=loss_type, label_smoothing=0.1)
+
+
+def test_the_older_name_of_the_weight_of_fine_tuning():
+    assert DPO.Options(rpo_alpha=0.5).sft_weight == 0.5
+
+
+def pair(chosen: float, rejected: float) -> PairLogps:
+    """One pair with these log-ratios of policy and reference; the chosen answer has 4 tokens, the rejected one 2."""
+    values = (chosen - 8.0, rejected - 6.0, 4.0, 2.0, -8.0, -6.0)
+    return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [  # log-ratios 2 and -1, beta ln 3 / 3: the margin is ln 3, its sigmoid 3/4
+        ({}, math.log(4 / 3)),
+        ({"label_smoothing": 0.25}, 0.75 * math.log(4 / 3) + 0.25 * math.log(4)),
+        ({"loss_type": "robust", "label_smoothing": 0.25}, (0.75 * math.log(4 / 3) - 0.25 * math.log(4)) / 0.5),
+        ({"loss_type": "hinge"}, 0.0),  # the margin is above 1
+        ({"loss_type": "ipo"}, (2 / 4 + 1 / 2 - 3 / (2 * math.log(3))) ** 2),
+        ({"sft_weight": 0.5}, math.log(4 / 3) + 0.5 * 6 / 4),  # six nats over four tokens
+    ],
+)
+def test_the_losses_by_hand(options, expected):
+    losses, metrics = dpo_loss(pair(2.0, -1.0), math.log(3) / 3, **options)
+    assert losses.item() == pytest.approx(expected)
+    assert metrics["rewards/margins"].item() == pytest.approx(math.log(3))
+    assert metrics["rewards/accuracies"].item() == 1
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust"])
+def test_extreme_log_ratios_give_finite_losses_and_gradients(loss_type):
+    for ratios in ((1e4, -1e4), (-1e4, 1e4), (0.0, 0.0)):
+        chosen, rejected = (torch.tensor([value], requires_grad=True) for value in ratios)
+        one, nothing = torch.ones(1), torch.zeros(1)
+        losses, _ = dpo_loss(PairLogps(chosen, rejected, one, one, nothing, nothing), 0.1, loss_type)
+        losses.sum().backward()
+        assert all(torch.isfinite(value).all() for value in (losses, chosen.grad, rejected.grad))
+
+
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_loss_and_gradients_are_the_papers(made_run, tiny_model, beta):
     trainer = DPO().trainer(made_run(beta=beta))
     disturb(trainer.model)
-    trainer.ref_model.double()
+    trainer.reference.copy.double()
     policy = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     policy.load_state_dict(trainer.model.state_dict())
     reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
@@ -105,7 +148,7 @@ def test_loss_and_gradients_are_the_papers(made_run, tiny_model, beta):
 
 def test_under_lora_the_reference_is_the_adapter_switched_off(made_run, tiny_model):
     trainer = DPO().trainer(made_run(lora=True))
-    assert trainer.ref_model is None
+    assert trainer.reference.copy is None
     trainer.model.double()
     disturb(trainer.model)
     reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
@@ -124,7 +167,7 @@ def test_of_an_adapter_the_reference_is_the_adapter_as_it_was(go, made_run):
     prepared = made_run(model=start)
     reference = load(prepared.info, prepared.options.model_copy(update={"lora": False})).double()
     trainer = DPO().trainer(prepared)
-    assert trainer.ref_model is None
+    assert trainer.reference.copy is None
     trainer.model.double()
     disturb(trainer.model)
     agree(trainer, trainer.model, reference, 0.1)
@@ -135,7 +178,7 @@ def test_of_a_merged_adapter_the_reference_is_merged_too(go, made_run):
     policy, reference = (load(prepared.info, prepared.options).double() for _ in range(2))
     trainer = DPO().trainer(prepared)
     disturb(trainer.model)
-    trainer.ref_model.double()
+    trainer.reference.copy.double()
     policy.load_state_dict(trainer.model.state_dict())
     agree(trainer, policy, reference, 0.1)
 
@@ -175,7 +218,7 @@ def test_accumulated_steps_are_one_large_step(go):
 @pytest.mark.parametrize("start", ["full", "adapter"])
 def test_a_resumed_run_is_the_run_that_never_stopped(go, start):
     values = {"model": trained_adapter(go)} if start == "adapter" else {}
-    code, whole = go(output_dir="whole", **values)
+    code, full = go(output_dir="full", **values)
     assert code == 0
     _, cut = go(output_dir="cut", **values)
     shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
@@ -183,7 +226,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(go, start):
     code, cut = go(output_dir="cut", resume=True, **values)
     assert code == 0
     name = "model.safetensors" if start == "full" else "adapter_model.safetensors"
-    assert same(weights(cut, name), weights(whole, name))
+    assert same(weights(cut, name), weights(full, name))
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
@@ -194,19 +237,25 @@ def test_quantized_weights(go, bits):
     assert all(torch.isfinite(tensor).all() for tensor in weights(folder, "adapter_model.safetensors").values())
 
 
-def test_the_trainer_takes_our_tokens_as_they_are(made_run):
-    """It fails when TRL tokenizes elsewhere than in _prepare_dataset, or names its columns otherwise."""
-    assert list(inspect.signature(DPOTrainer._prepare_dataset).parameters)[:2] == ["self", "dataset"]
-    assert SharedPrefixDPOTrainer.__mro__[1] is DPOTrainer
+def test_each_answer_ends_with_one_end_token(made_run):
     trainer = DPO().trainer(made_run(num_eval_prompts=2))
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    assert trainer.train_dataset.column_names == trainer.eval_dataset.column_names == columns
-    trainer._set_signature_columns_if_needed()
-    assert set(columns) <= set(trainer._signature_columns)
     end = trainer.processing_class.eos_token_id
-    batch = next(iter(trainer.get_train_dataloader()))
-    learned = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
-    assert len(learned) == 8
-    for ids in learned:
-        assert ids[-1] == end
-        assert (ids == end).sum() == 1
+    for row in [*trainer.train_dataset, *trainer.eval_dataset]:
+        for name in ANSWERS:
+            assert row[name][-1] == end
+            assert row[name].count(end) == 1
+
+
+def test_held_out_pairs_give_the_metrics_of_training(go):
+    code, folder = go(num_eval_prompts=2, max_steps=2, sft_weight=0.5)
+    assert code == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    measured = {name for line in lines for name in line if name.startswith(("rewards/", "logps/", "nll_loss"))}
+    assert measured == {
+        *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+        *("logps/chosen", "logps/rejected", "nll_loss"),
+    }
+    held_out = go.trainers[-1].evaluate()
+    assert {f"eval_{name}" for name in measured} <= held_out.keys()
+    gap = held_out["eval_rewards/chosen"] - held_out["eval_rewards/rejected"]
+    assert held_out["eval_rewards/margins"] == pytest.approx(gap, abs=1e-5)

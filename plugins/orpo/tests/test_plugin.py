@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_method_orpo import ORPO
-from rlhf_method_orpo.trainer import NEAREST, ORPOTrainer, groups_of, log_odds_of, orpo_loss
+from rlhf_method_orpo import NEAREST, ORPO, log_odds_of, orpo_loss
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+from rlhf_core import PairLogps, PairTrainer
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.training.run import train
@@ -38,28 +38,32 @@ def test_the_guides_values():
 # The loss
 
 
+def pair(chosen: float, rejected: float, chosen_tokens: float = 1, rejected_tokens: float = 1) -> PairLogps:
+    return PairLogps(*(T([float(value)]) for value in (chosen, rejected, chosen_tokens, rejected_tokens)))
+
+
 def test_the_loss_by_hand():
     """Mean log-probabilities ln 0.5 (odds 1) and ln 0.2 (odds 0.25): the ratio is 4, and -log sigmoid(ln 4) = ln 1.25."""
     half, fifth = math.log(0.5), math.log(0.2)
-    losses = orpo_loss(T([[half - 0.1, half + 0.1, -9.0]]), T([[fifth, -7.0]]), T([[1, 1, 0]]), T([[1, 0]]), lam=0.1)
-    expected = [math.log(2) + 0.1 * math.log(1.25), math.log(2), math.log(1.25), math.log(4), half, fifth]
-    torch.testing.assert_close(torch.cat(losses), T(expected))
+    losses, metrics = orpo_loss(pair(2 * half, 3 * fifth, 2, 3), 0.1)
+    assert losses.item() == pytest.approx(math.log(2) + 0.1 * math.log(1.25))
+    expected = {"nll_loss": math.log(2), "log_odds_ratio": math.log(1.25), "log_odds_chosen": math.log(4)}
+    expected |= {"logps/chosen": half, "logps/rejected": fifth, "rewards/margins": 0.1 * math.log(2.5)}
+    for name, value in expected.items():
+        assert metrics[name].item() == pytest.approx(value), name
 
 
 def test_answers_that_are_alike_cost_ln_2():
-    logps = T([[-1.0, -2.0]])
-    assert orpo_loss(logps, logps, torch.ones(1, 2), torch.ones(1, 2), 1.0).odds_ratio.item() == pytest.approx(
-        math.log(2)
-    )
+    assert orpo_loss(pair(-1.5, -1.5), 1.0)[1]["log_odds_ratio"].item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("chosen", [0.0, -1e-30, -1e-9, -1e-7, -1e-3, -1.0, -50.0, -1e4, -1e30])
 @pytest.mark.parametrize("rejected", [0.0, -1e-30, -1e-9, -1e-7, -1e-3, -1.0, -50.0, -1e4, -1e30])
 def test_extreme_probabilities_give_finite_losses_and_gradients(chosen, rejected):
-    logps = [T([[value]], requires_grad=True) for value in (chosen, rejected)]
-    losses = orpo_loss(*logps, torch.ones(1, 1), torch.ones(1, 1), 0.1)
-    losses.loss.sum().backward()
-    assert all(torch.isfinite(value).all() for value in losses)
+    logps = [T([value], requires_grad=True) for value in (chosen, rejected)]
+    losses, metrics = orpo_loss(PairLogps(*logps, torch.ones(1), torch.ones(1)), 0.1)
+    losses.sum().backward()
+    assert all(torch.isfinite(value).all() for value in (losses, *metrics.values()))
     assert all(torch.isfinite(value.grad).all() for value in logps)
 
 
@@ -75,9 +79,9 @@ def test_sure_and_surer_answers_have_the_same_odds():
 
 @pytest.fixture
 def trainer(tiny_model, tmp_path):
-    """trainer(rows, option=…) -> an ORPOTrainer on the two-layer model without dropout."""
+    """trainer(rows, option=…) -> a trainer with ORPO's loss on the two-layer model without dropout."""
 
-    def make(rows=PAIRS, **options) -> ORPOTrainer:
+    def make(rows=PAIRS, **options) -> PairTrainer:
         import datasets
 
         values = {"max_steps": 1, "learning_rate": 1e-2, "max_grad_norm": 0, "optim": "sgd", "logging_steps": 1}
@@ -86,10 +90,10 @@ def trainer(tiny_model, tmp_path):
             save_strategy="no", **{**values, **options},
         )  # fmt: skip
         data = datasets.Dataset.from_list(rows)
-        return ORPOTrainer(
+        return PairTrainer(
             model=AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
             args=arguments,
-            lambda_orpo=0.5,
+            loss=lambda pairs: orpo_loss(pairs, 0.5),
             train_dataset=data,
             eval_dataset=data,
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
@@ -119,7 +123,7 @@ def papers_loss(model, pairs, lam: float) -> torch.Tensor:
 def test_loss_and_gradients_are_the_papers(trainer):
     ours = trainer()
     model = ours.model.double()
-    loss = ours.compute_loss(model, groups_of(PAIRS))
+    loss = ours.compute_loss(model, ours.data_collator(PAIRS))
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
@@ -156,7 +160,7 @@ def test_held_out_pairs_are_measured_exactly_in_passes_of_any_size(trainer):
         gap = measured["eval_logps/chosen"] - measured["eval_logps/rejected"]
         assert measured["eval_rewards/margins"] == pytest.approx(0.5 * gap, abs=1e-6)
         assert measured["eval_rewards/accuracies"] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
-        assert math.isfinite(measured["eval_log_odds"])
+        assert math.isfinite(measured["eval_log_odds_chosen"])
 
 
 # Runs
@@ -215,7 +219,12 @@ def test_a_run_trains_logs_and_measures(run, tiny_model):
         assert line["loss"] == pytest.approx(line["nll_loss"] + 0.1 * line["log_odds_ratio"], abs=1e-5)
     evaluation = json.loads((folder / "evaluation.json").read_text())
     for when in ("before", "after"):
-        assert evaluation[when]["metrics"].keys() == {"loss", "rewards/accuracies", "rewards/margins", "log_odds"}
+        assert evaluation[when]["metrics"].keys() == {
+            "loss",
+            "rewards/accuracies",
+            "rewards/margins",
+            "log_odds_chosen",
+        }
     assert evaluation["after"]["metrics"]["loss"] < evaluation["before"]["metrics"]["loss"]
 
 
@@ -229,26 +238,26 @@ def test_lora_with_gradient_checkpointing_trains_the_adapter(run):
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_is_the_run_that_never_stopped(run, lora):
     values = {"max_steps": 12, "save_steps": 3, "save_total_limit": 9, "lora": lora}
-    whole, cut = run("whole", **values), run("cut", **values)
+    full, cut = run("full", **values), run("cut", **values)
     for step in (9, 12):
         shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}")
     run("cut", resume=True, **values)
     file = "adapter_model.safetensors" if lora else "model.safetensors"
-    one, other = load_file(whole / "model" / file), load_file(cut / "model" / file)
+    one, other = load_file(full / "model" / file), load_file(cut / "model" / file)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    shown = [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(whole)]
+    shown = [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(full)]
     assert [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(cut)] == shown
 
 
 def test_the_answers_end_token_is_learned_once_and_the_prompts_tokens_are_not(run, monkeypatch):
     seen = []
-    original = ORPOTrainer.pair_losses
+    original = PairTrainer.losses
 
-    def pair_losses(self, model, groups):
+    def losses(self, model, groups):
         seen.extend(groups)
         return original(self, model, groups)
 
-    monkeypatch.setattr(ORPOTrainer, "pair_losses", pair_losses)
+    monkeypatch.setattr(PairTrainer, "losses", losses)
     folder = run("out")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     for group in seen:

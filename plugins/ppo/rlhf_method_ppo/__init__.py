@@ -81,7 +81,7 @@ class PPO(Method):
         from peft import get_peft_model
         from transformers import TrainingArguments
 
-        from rlhf_core import Reference
+        from rlhf_core import ReferenceModel
         from rlhf_method_ppo.policy import PolicyWithValue
         from rlhf_method_ppo.trainer import PPOTrainer
 
@@ -95,7 +95,7 @@ class PPO(Method):
         policy = run.model if run.peft_config is None else get_peft_model(run.model, run.peft_config)
         if options.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
-        reference = Reference(policy, fresh_adapter=run.peft_config is not None)
+        reference = ReferenceModel(policy, fresh_adapter=run.peft_config is not None)
         return PPOTrainer(
             model=PolicyWithValue(policy, separate=options.value_model == "separate"),
             args=arguments,

@@ -4,19 +4,23 @@ and the reward that scores answers with it.
     rlhf run --method reward_model --model MODEL --data pairs.jsonl
     rlhf run --method ppo --reward-model runs/reward_model-20260101-120000/model --model MODEL --data prompts.jsonl
 
-The loss of a pair is -log sigmoid(score of the better answer - score of the worse one). The score is a linear layer on
-the last hidden state of the end token; where the tokenizer pads with its end token, of the token before it. The trainer
-is TRL's, given token ids.
+The loss of a pair is -log sigmoid(score of the chosen answer - score of the rejected one). The score is a linear layer
+on the last hidden state of the end token; where the tokenizer pads with its end token, of the token before it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from rlhf_core import Method, Reward, TrainingOptions, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf_core import PairScores
 
 
 @hookimpl
@@ -44,7 +48,7 @@ class Options(
 
 
 class RewardModel(Method):
-    name, data, rewards, config = "reward_model", "preferences", "none", "trl:RewardConfig"
+    name, data, rewards = "reward_model", "preferences", "none"
     task, generates = "sequence_classification", False
     Options = Options
     builtin_preset = {  # noqa: RUF012 - a class constant
@@ -56,36 +60,32 @@ class RewardModel(Method):
     }
 
     def trainer(self, run):
-        from trl import RewardConfig
+        from rlhf_core import PairTrainer
 
-        from rlhf_method_reward_model.trainer import SharedPrefixRewardTrainer
-
-        trainer = SharedPrefixRewardTrainer(
-            model=run.model,
-            args=run.arguments(
-                RewardConfig, center_rewards_coefficient=run.options.center_rewards_coefficient, max_length=None
-            ),
-            train_dataset=_joined(run.train_dataset, run),
-            eval_dataset=run.eval_dataset and _joined(run.eval_dataset, run),
-            processing_class=run.tokenizer,
-            peft_config=run.peft_config,
-        )
-        # With quantized weights TRL rounds what is trained to bfloat16, and a head in it takes no float32 states.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad and (run.options.load_in_4bit or run.options.load_in_8bit):
-                parameter.data = parameter.data.float()
-        return trainer
+        center = run.options.center_rewards_coefficient
+        return PairTrainer.from_run(run, lambda pairs: reward_loss(pairs, center))
 
 
-def _joined(rows, run):
-    """`chosen_ids` and `rejected_ids` with their prompt before them."""
-    from rlhf_core.data import encoding
+def reward_loss(pairs: PairScores, center: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """(losses, metrics), each (pairs,). `center` weighs (Eisenstein et al., 2023: https://arxiv.org/abs/2312.09244) the
+    squared sum of a pair's scores. `min_reward` and `max_reward` are those of the forward pass.
+    """
+    from torch import cat
+    from torch.nn.functional import logsigmoid
 
-    encoded = encoding.pairs(rows, run.tokenizer, run.options.max_completion_length)
-    return encoded.map(
-        lambda row: {key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")},
-        remove_columns=["prompt_ids"],
-    )
+    chosen, rejected = pairs
+    losses = -logsigmoid(chosen - rejected)
+    if center is not None:
+        losses = losses + center * (chosen + rejected) ** 2
+    scores = cat([chosen, rejected])
+    metrics = {
+        "accuracy": (chosen > rejected).float(),
+        "margin": chosen - rejected,
+        "min_reward": scores.min().expand_as(chosen),
+        "mean_reward": (chosen + rejected) / 2,
+        "max_reward": scores.max().expand_as(chosen),
+    }
+    return losses, metrics
 
 
 def _writable(text: str) -> str:
@@ -121,17 +121,17 @@ class RewardModelScore:
 
     def encode(self, prompts, completions: list[str]) -> list[list[int]]:
         """Token ids of each prompt with its answer and an end token, as in training; the last, where not all fit."""
-        from rlhf_core.data import encoding
+        from rlhf_core import encode_answer
 
         rows = []
         for prompt, text in zip(prompts, completions, strict=True):
             turns = [{**message, "content": _writable(message["content"])} for message in prompt]
             reply = [{"role": "assistant", "content": _writable(text)}]
-            before, answer = encoding.answered(self.tokenizer, turns, reply)
+            before, answer = encode_answer(self.tokenizer, turns, reply)
             rows.append((before + answer)[-self.tokenizer.model_max_length :])
         return rows
 
     def _load(self) -> None:
-        from rlhf_core.models import loading as models
+        from rlhf_core import load_scorer
 
-        self.model, self.tokenizer = models.load_scorer(str(self.folder))
+        self.model, self.tokenizer = load_scorer(str(self.folder))

@@ -15,6 +15,8 @@ from torch.nn.functional import logsigmoid
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.models import loading as models
+from rlhf_core.prefix import Group
+from rlhf_core.training.pair_trainer import pair_scores
 from rlhf_core.training.run import train
 from rlhf_core.training.run_folder import list_checkpoints
 
@@ -47,8 +49,8 @@ def test_loss_and_gradients_are_the_formulas(made_run, lora, center):
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    pairs = [(score(model, row["chosen_ids"]), score(model, row["rejected_ids"])) for row in rows]
-    losses = [-logsigmoid(better - worse) + (center or 0) * (better + worse) ** 2 for better, worse in pairs]
+    pairs = [[score(model, row["prompt_ids"] + row[name]) for name in ("chosen_ids", "rejected_ids")] for row in rows]
+    losses = [-logsigmoid(one - other) + (center or 0) * (one + other) ** 2 for one, other in pairs]
     expected = torch.stack(losses).mean()
     expected.backward()
     assert loss.dtype == torch.float64
@@ -60,14 +62,37 @@ def test_loss_and_gradients_are_the_formulas(made_run, lora, center):
         torch.testing.assert_close(gradient, wanted[name], **CLOSE)
 
 
-def test_a_pair_is_two_whole_texts_that_end_with_the_end_token_once_more_than_their_prompt(made_run):
+def test_each_answer_ends_with_one_end_token(made_run):
     trainer = RewardModel().trainer(made_run())
     end = trainer.processing_class.eos_token_id
     for row in trainer.train_dataset:
-        for ids in row.values():
-            assert ids[-1] == end
-            assert ids.count(end) == 2
-    assert trainer.train_dataset.column_names == ["chosen_ids", "rejected_ids"]
+        for name in ("chosen_ids", "rejected_ids"):
+            assert row[name][-1] == end
+            assert row[name].count(end) == 1
+
+
+def test_held_out_pairs_give_the_metrics_of_training(go):
+    code, folder = go(num_eval_prompts=2, max_steps=2)
+    assert code == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    line = next(line for line in lines if "loss" in line)
+    held_out = go.trainers[-1].evaluate()
+    for name in ("accuracy", "margin", "min_reward", "mean_reward", "max_reward"):
+        assert {name, f"eval_{name}"} <= {*line, *held_out}
+    assert held_out["eval_min_reward"] <= held_out["eval_mean_reward"] <= held_out["eval_max_reward"]
+
+
+def test_a_prompt_that_ends_with_padding_is_scored_where_transformers_scores_it(go):
+    """Where the end token pads and an empty answer leaves none of its own to read the score at."""
+    code, _ = go(max_steps=1)
+    assert code == 0
+    model = go.trainers[-1].model.eval()
+    padding = model.config.pad_token_id
+    rows = [([5, 6, padding, padding], [padding]), ([7, padding], [8, 9, padding]), ([7, 8], [9])]
+    scores = pair_scores(model, [Group(prompt, [answer, [4]]) for prompt, answer in rows]).chosen
+    with torch.no_grad():
+        wanted = [model(input_ids=torch.tensor([prompt + answer])).logits[0, 0] for prompt, answer in rows]
+    torch.testing.assert_close(scores.detach(), torch.stack(wanted), **CLOSE)
 
 
 def test_lora_trains_the_score_head(made_run):
@@ -83,9 +108,9 @@ def adapter_of_another_method(go) -> str:
     return str(folder / "model")
 
 
-@pytest.mark.parametrize("kind", ["whole", "lora", "from an adapter", "from a merged adapter"])
+@pytest.mark.parametrize("kind", ["full", "lora", "from an adapter", "from a merged adapter"])
 def test_a_saved_model_gives_the_trained_scores_in_any_batch(go, kind):
-    values = {"whole": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
+    values = {"full": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
     if "adapter" in kind:
         values = {"model": adapter_of_another_method(go), "lora": False if "merged" in kind else None}
     code, folder = go(**values, max_steps=3)
@@ -145,7 +170,7 @@ def test_accumulated_steps_are_one_large_step(go):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
-    code, whole = go(output_dir="whole", lora=lora, num_eval_prompts=2)
+    code, full = go(output_dir="full", lora=lora, num_eval_prompts=2)
     assert code == 0
     _, cut = go(output_dir="cut", lora=lora, num_eval_prompts=2)
     shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
@@ -154,7 +179,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
     assert code == 0
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     assert any("score" in key for key in weights(cut, name))
-    assert same(weights(cut, name), weights(whole, name))
+    assert same(weights(cut, name), weights(full, name))
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from rlhf_method_simpo import SimPO
-from rlhf_method_simpo.trainer import SimPOTrainer, groups_of, simpo_loss
+from rlhf_method_simpo import SimPO, simpo_loss
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+from rlhf_core import PairLogps, PairTrainer
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.testing import check_method, tiny_model
@@ -48,15 +48,17 @@ def test_what_is_no_scale_or_margin_is_refused(bad):
 )
 def test_the_loss_by_hand(chosen, rejected, expected):
     """beta 2, gamma 1: the loss is -log sigmoid(2 chosen - 2 rejected - 1)."""
-    assert simpo_loss(T([chosen]), T([rejected]), 2.0, 1.0).item() == pytest.approx(expected)
+    losses, metrics = simpo_loss(PairLogps(T([4 * chosen]), T([2 * rejected]), T([4.0]), T([2.0])), 2.0, 1.0)
+    assert losses.item() == pytest.approx(expected)
+    assert metrics["rewards/margins"].item() == pytest.approx(2 * (chosen - rejected))
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), [(0.0, -1e4), (-1e4, 0.0), (-1e4, -1e4)])
 def test_extreme_probabilities_give_finite_losses_and_gradients(chosen, rejected):
     logps = [T([value], requires_grad=True) for value in (chosen, rejected)]
-    loss = simpo_loss(*logps, 2.0, 1.0)
-    loss.sum().backward()
-    assert all(torch.isfinite(value).all() for value in (loss, logps[0].grad, logps[1].grad))
+    losses, _ = simpo_loss(PairLogps(*logps, T([1.0]), T([1.0])), 2.0, 1.0)
+    losses.sum().backward()
+    assert all(torch.isfinite(value).all() for value in (losses, logps[0].grad, logps[1].grad))
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +68,17 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def trainer(model_folder, tmp_path):
-    """trainer(rows, option=…) -> a SimPOTrainer on the two-layer model."""
+    """trainer(option=…) -> a trainer with SimPO's loss on the two-layer model."""
 
-    def make(rows=PAIRS, **options) -> SimPOTrainer:
+    def make(**options) -> PairTrainer:
         import datasets
 
         fixed = {"output_dir": str(tmp_path / "out"), "remove_unused_columns": False, "use_cpu": True, "report_to": []}
-        data = datasets.Dataset.from_list(rows)
-        return SimPOTrainer(
+        data = datasets.Dataset.from_list(PAIRS)
+        return PairTrainer(
             model=AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32),
             args=TrainingArguments(**fixed, **options),
-            beta=2.5,
-            gamma=0.7,
+            loss=lambda pairs: simpo_loss(pairs, beta=2.5, gamma=0.7),
             train_dataset=data,
             eval_dataset=data,
             processing_class=AutoTokenizer.from_pretrained(model_folder),
@@ -105,7 +106,7 @@ def papers_loss(model, pairs, beta: float, gamma: float) -> torch.Tensor:
 def test_loss_and_gradients_are_the_papers(trainer):
     ours = trainer()
     model = ours.model.double()
-    loss = ours.compute_loss(model, groups_of(PAIRS))
+    loss = ours.compute_loss(model, ours.data_collator(PAIRS))
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
@@ -117,12 +118,11 @@ def test_loss_and_gradients_are_the_papers(trainer):
         torch.testing.assert_close(gradients[name], weight.grad, atol=1e-5, rtol=0, msg=name)
 
 
-def test_a_step_in_several_passes_is_their_mean(trainer):
-    pairs = PAIRS[:2]
+def test_a_step_is_the_mean_over_its_pairs_though_its_last_pass_is_smaller(trainer):
     values = {"max_steps": 1, "learning_rate": 1e-2, "max_grad_norm": 0, "optim": "sgd", "logging_steps": 1}
-    ours = trainer(pairs, **values, per_device_train_batch_size=1, gradient_accumulation_steps=2, save_strategy="no")
+    ours = trainer(**values, per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="no")
     before = {name: weight.detach().clone() for name, weight in ours.model.named_parameters()}
-    loss = papers_loss(ours.model, pairs, beta=2.5, gamma=0.7)
+    loss = papers_loss(ours.model, PAIRS, beta=2.5, gamma=0.7)
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in ours.model.named_parameters()}
     ours.model.zero_grad()
@@ -141,7 +141,7 @@ def test_held_out_pairs_are_measured_in_passes_of_any_size(trainer):
         assert measured["eval_rewards/margins"] == pytest.approx(2.5 * gap, abs=1e-5)
 
 
-def test_a_run_learns_which_answer_is_better(tmp_path, model_folder):
+def test_a_run_learns_which_answer_is_preferred(tmp_path, model_folder):
     rows = [{"prompt": f"Symptom {i}?", "chosen": f"Rest, {i} times.", "rejected": "No idea."} for i in range(40)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     values = {

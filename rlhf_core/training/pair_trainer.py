@@ -1,0 +1,235 @@
+"""The trainer of every method that learns from pairs of a chosen and a rejected answer: a method brings its loss.
+
+    class SimPO(Method):
+        name, data = "simpo", "preferences"
+        def trainer(self, run):
+            return PairTrainer.from_run(run, lambda pairs: simpo_loss(pairs, run.options.beta, run.options.gamma))
+
+The loss is a pure function of `PairLogps` (a model that writes) or `PairScores` (a model that scores). It returns each
+pair's loss and what is to be logged of each pair. Both answers of a pair are computed behind one prompt where the model
+allows it, and every pair of an optimizer step weighs the same, however the step is divided into forward passes and
+processes.
+
+Left out on purpose: losses that compare one pair of a batch with others, and the router's loss of mixtures of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from rlhf_core.errors import UserError
+from rlhf_core.models.reference import ReferenceModel
+from rlhf_core.prefix import Group, completion_hidden, completion_logps, shares, stacked, unwrap
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
+
+
+class PairLogps(NamedTuple):
+    """The pairs of one forward pass. Each tensor is (pairs,), in float32.
+
+    `chosen`, `rejected`: log-probabilities of the answers, summed over their tokens, in nats, differentiable.
+    `*_tokens`: how many tokens the answers have, with their end token. `ref_*`: the same log-probabilities under the
+    frozen reference, without gradient; None for a method that asked for no reference.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    ref_chosen: Tensor | None = None
+    ref_rejected: Tensor | None = None
+
+
+class PairScores(NamedTuple):
+    """The pairs of one forward pass: the scores of their answers, each (pairs,), differentiable."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+
+# (losses (pairs,), what is logged of each pair under its name, (pairs,); the same names at every call)
+PairLoss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+
+
+class PairTrainer(Trainer):
+    """Trains on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, as `encode_pairs` makes them.
+
+    `loss` gets `PairScores` if `scores` is true, which needs a model with a score head, else `PairLogps`, with the
+    log-probabilities of `reference` if there is one. `args` need `remove_unused_columns=False`. `from_run` makes all of
+    this from a run.
+    """
+
+    def __init__(
+        self, *, loss: PairLoss, reference: ReferenceModel | None = None, scores: bool = False, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments, data_collator=pair_groups, compute_metrics=self._held_out_means)
+        if self.args.n_gpu > 1:
+            raise UserError(
+                "this process sees several GPUs, and a process trains on one: add --num-processes to use them all, or "
+                "set CUDA_VISIBLE_DEVICES=0 to use one"
+            )
+        self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
+        self.pair_loss, self.reference, self.scores = loss, reference, scores
+        self.metric_names: list[str] = []
+        self._sums: Tensor | None = None  # of each metric since the last line of metrics, then the number of pairs
+        if reference is not None:
+            reference.prepare(self.accelerator)
+
+    @classmethod
+    def from_run(cls, run: Run, loss: PairLoss, *, reference: bool = False) -> PairTrainer:
+        """The trainer of a method's `trainer(run)`. With `reference`, the loss also gets what the model as this run
+        found it makes of the answers.
+        """
+        from rlhf_core.data.encoding import encode_pairs
+
+        options = run.options
+        args = run.arguments(
+            TrainingArguments,
+            per_device_eval_batch_size=options.per_device_train_batch_size,
+            remove_unused_columns=False,
+        )
+        model = _trainable(run, args)
+        held_out, limit = run.eval_dataset, options.max_completion_length
+        return cls(
+            loss=loss,
+            reference=ReferenceModel(model, fresh_adapter=run.peft_config is not None) if reference else None,
+            scores=run.info.task == "sequence_classification",
+            model=model,
+            args=args,
+            train_dataset=encode_pairs(run.train_dataset, run.tokenizer, limit),
+            eval_dataset=held_out and encode_pairs(held_out, run.tokenizer, limit),
+            processing_class=run.tokenizer,
+        )
+
+    def losses(self, model: Any, groups: list[Group]) -> tuple[Tensor, Tensor]:
+        """(losses (pairs,), what is logged (pairs, metrics) without gradient) by one pass of `model`."""
+        entropy = {}
+        if self.scores:
+            losses, metrics = self.pair_loss(pair_scores(model, groups))
+        else:
+            pairs, entropies = pair_logps(model, groups, self.reference)
+            losses, metrics = self.pair_loss(pairs)
+            entropy = {"entropy": entropies}
+        metrics = {"loss": losses, **metrics, **entropy}
+        self.metric_names = list(metrics)
+        return losses, torch.stack([value.detach().float() for value in metrics.values()], dim=1)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The forward passes of a step, with its number of pairs in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = torch.tensor(float(sum(map(len, batches))), device=device)
+        return batches, self.accelerator.reduce(pairs, "sum")
+
+    def compute_loss(self, model, inputs: list[Group], return_outputs=False, num_items_in_batch=None):
+        """This pass's part of the mean over the pairs of the step, or without their number, its own mean."""
+        losses, measured = self.losses(model, inputs)
+        sums = torch.cat([measured.sum(0), measured.new_tensor([len(measured)])])
+        self._sums = sums if self._sums is None else self._sums + sums
+        if num_items_in_batch is None:
+            return losses.mean()
+        # The trainer divides by the passes of this step, and averaging gradients over processes by their number.
+        return losses.sum() * self.current_gradient_accumulation_steps * self.args.world_size / num_items_in_batch
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Gives what is logged of each pair, so that means are exact however pairs share passes and processes."""
+        with torch.no_grad():
+            _, measured = self.losses(model, inputs)
+        return None, measured, measured  # without labels the trainer would not come to `compute_metrics`
+
+    def _held_out_means(self, evaluated: EvalPrediction) -> dict[str, float]:
+        return dict(zip(self.metric_names, evaluated.predictions.mean(0).tolist(), strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a line of training the means over all pairs, in all processes, since the last one."""
+        if "loss" in logs and self._sums is not None:
+            *sums, pairs = self.accelerator.reduce(self._sums, "sum").tolist()
+            self._sums = None
+            logs = {**dict(zip(self.metric_names, (value / pairs for value in sums), strict=True)), **logs}
+        super().log(logs, start_time)
+
+
+def pair_groups(rows: list[dict[str, list[int]]]) -> list[Group]:
+    """Each pair as a group: the prompt, then the chosen answer and the rejected one."""
+    return [Group(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+
+
+def pair_logps(model: Any, groups: list[Group], reference: ReferenceModel | None) -> tuple[PairLogps, Tensor]:
+    """(the log-probabilities of both answers, mean entropy of a token's distribution (pairs,) in nats)."""
+    frozen: tuple[Tensor, ...] = ()
+    if reference is not None:
+        with reference() as model_as_found:
+            before = completion_logps(model_as_found, groups).logps.sum(1)
+        frozen = (before[0::2], before[1::2])
+    scored = completion_logps(model, groups)
+    logps, tokens, entropies = scored.logps.sum(1), scored.mask.sum(1), scored.entropies.sum(1)
+    entropy = (entropies[0::2] + entropies[1::2]) / (tokens[0::2] + tokens[1::2])
+    return PairLogps(logps[0::2], logps[1::2], tokens[0::2], tokens[1::2], *frozen), entropy
+
+
+def pair_scores(model: Any, groups: list[Group]) -> PairScores:
+    """The scores of both answers, read where transformers' `ForSequenceClassification` models read them: at the last
+    token that is not the padding token.
+    """
+    padding = unwrap(model).config.pad_token_id
+    groups = [_without_padding_at_the_end(group, padding) for group in groups]
+    answers = [list(answer) for group in groups for answer in group.completions]
+    if shares(model, groups):
+        states = completion_hidden(model, groups).states  # (answers, 1 + longest, hidden size), the prompt's last first
+        last = [max((i + 1 for i, token in enumerate(answer) if token != padding), default=0) for answer in answers]
+        read = states[torch.arange(len(answers), device=states.device), torch.tensor(last, device=states.device)]
+        head = unwrap(model).score
+        scores = head(read.to([*head.parameters()][-1].dtype))[
+            :, 0
+        ]  # the last one: an adapter's head is behind the base's
+    else:
+        rows = [[*group.prompt, *answer] for group in groups for answer in group.completions]
+        ids = stacked(rows, fill=padding, device=unwrap(model).device)
+        mask = stacked([[1] * len(row) for row in rows], device=ids.device)
+        scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return PairScores(scores[0::2], scores[1::2])
+
+
+def _without_padding_at_the_end(group: Group, padding: int | None) -> Group:
+    """The same rows, with the padding tokens that end the prompt counted to the answers, so that the prompt's last
+    token is one where a score may be read.
+    """
+    end = len(group.prompt)
+    while end > 1 and group.prompt[end - 1] == padding:
+        end -= 1
+    return Group(group.prompt[:end], [[*group.prompt[end:], *answer] for answer in group.completions])
+
+
+def _trainable(run: Run, args: TrainingArguments) -> Any:
+    """The run's model, with a new adapter if there is to be one. The model's own dropout is off, as the methods'
+    authors have it: noise in a pair's difference teaches nothing. `--lora-dropout` acts.
+    """
+    from peft import PeftModel, get_peft_model
+
+    model = run.model
+    if run.peft_config is not None:
+        _without_dropout(model)
+        model = get_peft_model(model, run.peft_config)
+    elif not isinstance(model, PeftModel):
+        _without_dropout(model)
+        return model
+    # A score head, which PEFT leaves in the frozen weights' type, would round small updates away. ZeRO-3 gathers
+    # weights of one type only: https://github.com/deepspeedai/DeepSpeed/issues/8072
+    plugin, quantized = args.deepspeed_plugin, run.options.load_in_4bit or run.options.load_in_8bit
+    one_type = plugin is not None and plugin.zero_stage == 3 and not quantized
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(model.dtype if one_type else torch.float32)
+    return model
+
+
+def _without_dropout(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0

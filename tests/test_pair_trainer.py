@@ -1,0 +1,82 @@
+"""The pair trainer: what it does to the model that it is given, and what it refuses. Its results: test_equals_trl.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rlhf_method_dpo import DPO
+from rlhf_method_reward_model import RewardModel
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf_core import PairTrainer, UserError
+from rlhf_core.prefix import Group
+
+ROWS = [{"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": "Run."} for i in range(8)]
+VALUES = {"method": "dpo", "max_completion_length": 32}
+
+
+def test_a_head_on_frozen_bfloat16_weights_is_trained_in_float32(made_run):
+    """In bfloat16 an update below a 256th of a weight would be rounded away."""
+    trainer = RewardModel().trainer(made_run(method="reward_model", lora=True, dtype="bfloat16", set={"bf16": True}))
+    model = trainer.model
+    assert model.dtype == torch.bfloat16
+    head = {name: p for name, p in model.named_parameters() if p.requires_grad and "score" in name}
+    assert [p.dtype for p in head.values()] == [torch.float32]
+    before = {name: p.detach().clone() for name, p in head.items()}
+    trainer.train()
+    assert all(torch.isfinite(p).all() and not torch.equal(p, before[name]) for name, p in head.items())
+
+
+def test_the_adapters_dropout_acts(made_run):
+    trainer = DPO().trainer(made_run(lora=True, lora_dropout=0.25))
+    assert {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+
+
+def test_the_models_own_dropout_is_off(made_run):
+    """Two passes in training mode give the same losses; the model is one whose prompts can't be shared."""
+    run = made_run()
+    config = GPT2Config(vocab_size=len(run.tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=256, attn_pdrop=0.0)
+    run.model = GPT2LMHeadModel(config)
+    trainer = DPO().trainer(run)
+    groups = [Group([5, 6, 7], [[8, 9], [10]]), Group([5], [[6], [7, 8, 9]])]
+    trainer.model.train()
+    one, other = (trainer.losses(trainer.model, groups)[1] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_each_pair_of_a_step_weighs_the_same_though_no_batch_is_full(made_run):
+    """Three passes of 3, 3 and 2 pairs: the logged loss is the mean over the eight, and so are the metrics."""
+    values = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "max_steps": 1, "optim": "sgd"}
+    trainer = DPO().trainer(made_run(**values, loss_type="hinge"))
+    for parameter in trainer.model.parameters():  # away from the reference, where all pairs have one loss
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    groups = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        losses, measured = trainer.losses(trainer.model, groups)
+    assert losses.std() > 1e-3
+    trainer.train()
+    line = trainer.state.log_history[0]
+    for name, value in zip(trainer.metric_names, measured.mean(0).tolist(), strict=True):
+        assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+
+
+def test_a_process_that_sees_several_gpus_is_told_what_to_do(made_run, monkeypatch):
+    from transformers import TrainingArguments
+
+    run = made_run()
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(UserError, match="--num-processes"):
+        PairTrainer.from_run(run, lambda pairs: (pairs.chosen, {}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"beta": 0.2}, "an option of its own: --beta 0.2"),
+        ({"ld_alpha": 0.5}, "TrainingArguments has no such field"),
+        ({"precompute_ref_log_probs": True}, "TrainingArguments has no such field"),
+    ],
+)
+def test_settings_of_trls_trainer_are_refused(made_run, setting, message):
+    with pytest.raises(UserError, match=message):
+        made_run(set=setting)
