@@ -184,9 +184,8 @@ def pair_scores(model: Any, groups: list[Group]) -> PairScores:
         last = [max((i + 1 for i, token in enumerate(answer) if token != padding), default=0) for answer in answers]
         read = states[torch.arange(len(answers), device=states.device), torch.tensor(last, device=states.device)]
         head = unwrap(model).score
-        scores = head(read.to([*head.parameters()][-1].dtype))[
-            :, 0
-        ]  # the last one: an adapter's head is behind the base's
+        kind = [*head.parameters()][-1].dtype  # of the adapter's head, which PEFT puts behind the base's
+        scores = head(read.to(kind))[:, 0]
     else:
         rows = [[*group.prompt, *answer] for group in groups for answer in group.completions]
         ids = stacked(rows, fill=padding, device=unwrap(model).device)
@@ -207,8 +206,8 @@ def _without_padding_at_the_end(group: Group, padding: int | None) -> Group:
 
 
 def _trainable(run: Run, args: TrainingArguments) -> Any:
-    """The run's model, with a new adapter if there is to be one. The model's own dropout is off, as the methods'
-    authors have it: noise in a pair's difference teaches nothing. `--lora-dropout` acts.
+    """The run's model, with a new adapter if there is to be one. The model's own dropout is off, as in TRL's trainers
+    for pairs: it would be noise in the difference of the two answers. The adapter's, `--lora-dropout`, acts.
     """
     from peft import PeftModel, get_peft_model
 
