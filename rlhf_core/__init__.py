@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Catalog": "plugins",
+    "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
     "Method": "method",

@@ -19,6 +19,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 if TYPE_CHECKING:
     import transformers
 
+    from rlhf_core.config import RunConfig
     from rlhf_core.training.run import Run
 
 Positive = Annotated[int, Field(gt=0)]
@@ -156,6 +157,12 @@ class Method:
     def preset(cls) -> dict[str, Any]:
         """All values of `Options` for the built-in model."""
         return {**BUILTIN_PRESET, **cls.builtin_preset}
+
+    def check(self, config: RunConfig) -> None:
+        """Raise `UserError` for options and `--set` values that have no effect or don't fit together.
+
+        Called when the command line has been read, before data and model are: it imports nothing heavy.
+        """
 
     def trainer(self, run: Run) -> transformers.Trainer:
         """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""

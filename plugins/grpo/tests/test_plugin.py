@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from rlhf_method_grpo import GRPO, _steps_per_rollout
+from rlhf_method_grpo import GRPO
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -110,7 +110,7 @@ def test_steps_between_two_batches_of_answers(tmp_path, accumulation, per_genera
         num_iterations=iterations,
         bf16=False,
     )
-    assert _steps_per_rollout(arguments) == steps
+    assert GRPO().steps_per_rollout(arguments) == steps
 
 
 def test_prompts_come_in_the_order_of_the_run_that_was_not_stopped(run):
