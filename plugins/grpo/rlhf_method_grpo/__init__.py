@@ -52,8 +52,8 @@ class Options(TrainingOptions):
     )
     importance_sampling_level: Literal["token", "sequence"] | None = Field(
         None,
-        description="what has a probability ratio; sequence, with --loss-type grpo, is GSPO; unset: token, but sequence "
-        "with luspo",
+        description="what has a probability ratio; sequence, with --loss-type grpo, is GSPO; unset: token (luspo: "
+        "sequence)",
     )
     epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
     epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
@@ -170,8 +170,6 @@ class GRPO(Method):
             *("temperature", "top_p", "top_k", "repetition_penalty"),
         )
         values = {name: getattr(options, name) for name in passed_on}
-        if run.config.set.get("generation_batch_size"):
-            del values["steps_per_generation"]  # TRL computes one from the other
         arguments = run.arguments(
             GRPOConfig,
             **values,

@@ -46,8 +46,8 @@ def check(config: RunConfig) -> None:
                 raise UserError(f"--set {name} has no effect without {needed}")
     per_device, processes = options.per_device_train_batch_size, config.num_processes * config.num_machines
     steps = options.steps_per_generation or options.gradient_accumulation_steps
-    batch = config.set.get("generation_batch_size") or per_device * steps * processes
-    if batch % options.num_generations:
+    batch = per_device * steps * processes
+    if "generation_batch_size" not in config.set and batch % options.num_generations:
         source = "steps_per_generation" if options.steps_per_generation else "gradient_accumulation_steps"
         times = f" × {processes} processes" if processes > 1 else ""
         raise UserError(
