@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig
+    from rlhf_core.data.encoding import IGNORED, encode_conversations
     from rlhf_core.errors import PluginError, UserError
     from rlhf_core.formatter import Example, Formatter
     from rlhf_core.hookspecs import hookimpl, hookspec
@@ -24,6 +25,7 @@ _HOME = {
     "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
+    "IGNORED": "data.encoding",
     "Method": "method",
     "PluginError": "errors",
     "Reward": "reward",
@@ -31,12 +33,14 @@ _HOME = {
     "RunConfig": "config",
     "TrainingOptions": "method",
     "UserError": "errors",
+    "encode_conversations": "data.encoding",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
     "train": "training.run",
 }
 
 __all__ = [
+    "IGNORED",
     "Catalog",
     "Example",
     "Formatter",
@@ -48,6 +52,7 @@ __all__ = [
     "TrainingOptions",
     "UserError",
     "__version__",
+    "encode_conversations",
     "hookimpl",
     "hookspec",
     "train",

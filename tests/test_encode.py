@@ -213,13 +213,13 @@ def test_a_cut_conversation_gets_no_end_token(tokenizer):
     messages = [user("How?"), assistant("word " * 50)]
     ((whole_ids, whole_labels),) = encoding.conversation(tokenizer, messages)
     rows = datasets.Dataset.from_list([{"messages": messages}])
-    (row,) = encoding.conversations(rows, tokenizer, max_length=len(whole_ids) - 10)
+    (row,) = encoding.encode_conversations(rows, tokenizer, max_length=len(whole_ids) - 10)
     assert row == {"input_ids": whole_ids[:-10], "labels": whole_labels[:-10]}
     assert tokenizer.eos_token_id not in learned(row["labels"])
 
 
 def test_rows_left_with_nothing_to_learn_are_not_rows(original):
     rows = [{"messages": [user("w " * n), assistant("Fine.")]} for n in (1, 90)]
-    encoded = encoding.conversations(datasets.Dataset.from_list(rows), original, max_length=40)
+    encoded = encoding.encode_conversations(datasets.Dataset.from_list(rows), original, max_length=40)
     assert len(encoded) == 1
     assert original.decode(learned(encoded[0]["labels"])) == "Fine.<|im_end|>"

@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from rlhf_method_dpo.trainer import SharedPrefixDPOTrainer
 from rlhf_method_reward_model.trainer import SharedPrefixRewardTrainer
-from rlhf_method_sft import one_after_another
+from rlhf_method_sft.trainer import concatenate_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
@@ -78,7 +78,7 @@ def trained(method, ours, tiny_model, folder, lora, **settings):
         train_dataset=rows(method, tokenizer.eos_token_id),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **task) if lora else None,
-        **({"data_collator": one_after_another} if ours and method == "sft" else {}),
+        **({"data_collator": concatenate_rows} if ours and method == "sft" else {}),
     )
     if ours and method == "dpo" and trainer.ref_model is not None:
         share(unwrap(trainer.ref_model))

@@ -33,7 +33,9 @@ def pairs(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_comple
     return rows.map(encode, remove_columns=rows.column_names)
 
 
-def conversations(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+def encode_conversations(
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> datasets.Dataset:
     """Columns `input_ids` and `labels`, cut after `max_length` tokens.
 
     A conversation gives one row, or one for each answer where the chat template does not show each as the model is
