@@ -45,15 +45,15 @@ class Options(TrainingOptions):
     num_generations: Annotated[int, Field(ge=2)] = Field(4, description="answers to each prompt")
     num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="optimizer passes over each batch of answers")
     steps_per_generation: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="forward passes that a batch of answers is split into; unset: gradient_accumulation_steps"
+        None, description="forward passes that each batch of answers is split into; unset: gradient_accumulation_steps"
     )
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = Field(
-        "dapo", description="grpo, dapo, dr_grpo, bnpo: how token losses are averaged; the others: losses of their own"
+        "dapo", description="how token losses are averaged (grpo, dapo, dr_grpo, bnpo), or another loss (the others)"
     )
     importance_sampling_level: Literal["token", "sequence"] | None = Field(
         None,
-        description="what has a probability ratio; sequence, with --loss-type grpo, is GSPO; unset: token (luspo: "
-        "sequence)",
+        description="whether probability ratios are of tokens or of answers; sequence with --loss-type grpo is GSPO; "
+        "unset: token (luspo: sequence)",
     )
     epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
     epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
@@ -65,7 +65,7 @@ class Options(TrainingOptions):
         None, description="largest probability ratio, also where the advantage is negative; unset: none"
     )
     top_entropy_quantile: Annotated[float, Field(ge=0, le=1)] = Field(
-        1.0, description="share of tokens that are learned from, those with the highest entropy (0.2 where it is used)"
+        1.0, description="share of tokens to learn from, those with the highest entropy (the paper: 0.2); 1: all"
     )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group",

@@ -104,10 +104,10 @@ def test_training_in_two_processes_is_trls(two_processes, same, case):
     same(start, (theirs[0], their_weights), (ours[0], our_weights), kl=True)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_log_probabilities_of_sampling_are_those_that_trl_computes_again(trainer, monkeypatch, temperature):
+@pytest.mark.parametrize("arguments", [{}, {"temperature": 0.7}, {"beta": 0.1}, {"pad_to_multiple_of": 8}])
+def test_the_log_probabilities_of_sampling_are_those_that_trl_computes_again(trainer, monkeypatch, arguments):
     """They stand in for TRL's pass over the same answers, with weights that have not moved since."""
-    made = trainer(SharedPrefixGRPOTrainer, False, num_iterations=2, temperature=temperature, top_p=0.9)
+    made = trainer(SharedPrefixGRPOTrainer, False, num_iterations=2, top_p=0.9, **arguments)
     real, pairs = made._get_per_token_logps_and_entropies, []
 
     def both(model, ids, mask, width, *args, **rest):
