@@ -32,7 +32,7 @@ class ConcatenatingSFTTrainer(SFTTrainer):
         """The settings that ask for batches as TRL makes them."""
         arguments = self.args
         reasons = {
-            "packing": arguments.packing,
+            "packing": arguments.packing and arguments.packing_strategy == "wrapped",  # which cuts conversations
             "padding_free": arguments.padding_free,
             "pad_to_multiple_of": arguments.pad_to_multiple_of,
             "neftune_noise_alpha": arguments.neftune_noise_alpha,  # the noise depends on a row's length
@@ -41,8 +41,16 @@ class ConcatenatingSFTTrainer(SFTTrainer):
 
 
 def concatenate_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of conversations as one row without padding. The first token of each has no label: no token before it
-    predicts it.
+    """A batch of conversations as one row without padding; each sees nothing but itself.
+
+    The first token of each has no label: no token before it predicts it. A row that TRL packed has several
+    conversations, whose lengths are its `seq_lengths`.
     """
-    labels = [label for row in rows for label in (IGNORED, *row["labels"][1:])]
-    return {**pack_rows([row["input_ids"] for row in rows]), "labels": torch.tensor([labels])}
+    ids, labels = [], []
+    for row in rows:
+        end = 0
+        for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+            start, end = end, end + length
+            ids.append(row["input_ids"][start:end])
+            labels += [IGNORED, *row["labels"][start + 1 : end]]
+    return {**pack_rows(ids), "labels": torch.tensor([labels])}

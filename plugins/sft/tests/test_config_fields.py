@@ -34,10 +34,10 @@ EQUAL = [
     ({"loss_type": "chunked_nll"}, True),
     ({"shuffle_dataset": True}, True),
     ({"label_smoothing_factor": 0.1}, True),
-    ({"packing": True}, False),
-    ({"packing": True, "packing_strategy": "bfd_split"}, False),
+    ({"packing": True}, True),
+    ({"packing": True, "packing_strategy": "bfd_split"}, True),
     ({"packing": True, "packing_strategy": "wrapped"}, False),
-    ({"packing": True, "eval_packing": False}, False),
+    ({"packing": True, "eval_packing": False}, True),
     ({"padding_free": True}, False),
     ({"pad_to_multiple_of": 32}, False),
     ({"neftune_noise_alpha": 5.0}, False),
@@ -145,6 +145,8 @@ def test_the_first_token_of_each_row_has_no_label():
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
     assert batch["labels"].tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
+    packed = {"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "seq_lengths": [3, 2]}
+    assert all(torch.equal(value, batch[name]) for name, value in concatenate_rows([packed]).items() if name[-1] == "s")
 
 
 def test_what_we_override_of_trl_is_where_we_expect_it():
