@@ -226,14 +226,14 @@ def build_orpo(side: str, model: Any, data: Any, tokenizer: Any, common: dict[st
 
 
 def build_sft(side: str, model: Any, data: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
-    from rlhf_method_sft import one_after_another
+    from rlhf_method_sft.trainer import concatenate_rows
     from trl import SFTConfig, SFTTrainer
 
     packing = {"packing": True, "max_length": 1024} if side == "packing" else {"max_length": 1024}
     if side == "packing":
         common = common | {"per_device_train_batch_size": 4}
     args = SFTConfig(**packing, **common)
-    collator = one_after_another if side == "ours" else None
+    collator = concatenate_rows if side == "ours" else None
     return SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator)
 
 

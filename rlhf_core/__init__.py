@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig, resolve
-    from rlhf_core.data.encoding import encode_answer, encode_conversations, encode_pairs
+    from rlhf_core.data.encoding import IGNORED, encode_answer, encode_conversations, encode_pairs
     from rlhf_core.errors import PluginError, UserError
     from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
@@ -29,6 +29,7 @@ _HOME = {
     "Catalog": "catalog",
     "Example": "formatter",
     "Formatter": "formatter",
+    "IGNORED": "data.encoding",
     "Messages": "formatter",
     "Method": "method",
     "PairLogps": "training.pair_trainer",
@@ -54,6 +55,7 @@ _HOME = {
 }
 
 __all__ = [
+    "IGNORED",
     "Catalog",
     "Example",
     "Formatter",

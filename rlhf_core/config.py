@@ -138,6 +138,9 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
             )
     main = {main_keys[key]: value for key, value in values.items() if key in main_keys}
     given = {option_keys[key]: value for key, value in values.items() if key in option_keys}
+    if isinstance(main.get("set"), Mapping):  # `--set beta=0.1` is `--beta 0.1`, for evaluation and config.yaml too
+        given |= {option_keys[key]: value for key, value in main["set"].items() if key in option_keys}
+        main["set"] = {key: value for key, value in main["set"].items() if key not in option_keys}
     preset = method.preset() if main.get("model", BUILTIN) in (BUILTIN, ALSO_BUILTIN) else {}
     preset = {name: value for name, value in preset.items() if name not in given}
     try:
@@ -152,6 +155,7 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
     for name in () if method.generates else SAMPLING:
         if getattr(options, name) != method.Options.model_fields[name].default:
             raise UserError(f"method {method.name} samples no answers: leave out --{name.replace('_', '-')}")
+    method.check(config)
     if config.num_machines > 1 and not config.master_addr:
         raise UserError("several machines need --master-addr HOST:PORT, that of machine 0")
     return config, method

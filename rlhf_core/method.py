@@ -21,6 +21,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 if TYPE_CHECKING:
     import transformers
 
+    from rlhf_core.config import RunConfig
     from rlhf_core.training.run import Run
 
 Positive = Annotated[int, Field(gt=0)]
@@ -192,6 +193,12 @@ class Method:
         when it is called with its own result, so that the saved configuration repeats the run.
         """
         return options
+
+    def check(self, config: RunConfig) -> None:
+        """Raise `UserError` for options and `--set` values that have no effect or don't fit together.
+
+        Called when the command line has been read, before data and model are: it imports nothing heavy.
+        """
 
     def trainer(self, run: Run) -> transformers.Trainer:
         """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""

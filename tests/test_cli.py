@@ -171,7 +171,7 @@ LATER = {
     "no such model": (["--model", "./nowhere"], "there is no such folder"),
     "too long": (["--data", "a.jsonl", "--max-prompt-length", "8"], "have more than --max-prompt-length 8 tokens"),
     "unknown setting": (["--set", "epsilon_hihg=1"], "has no such field. Did you mean 'epsilon_high'"),
-    "setting of a wrong type": (["--set", "epsilon_high=much"], "--set epsilon_high=much"),
+    "setting of a wrong type": (["--set", "sync_ref_model=much"], "--set sync_ref_model=much"),
     "settings that clash": (["--set", "generation_batch_size=9"], "don't fit together"),
     "output is a file": (["--output-dir", "a.jsonl"], "is a file"),
 }

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from rlhf_method_dpo import dpo_loss
 from rlhf_method_orpo import orpo_loss
 from rlhf_method_reward_model import reward_loss
-from rlhf_method_sft import one_after_another
+from rlhf_method_sft.trainer import concatenate_rows
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -191,4 +191,4 @@ def test_sft(lora, tiny_model, tmp_path):
             **collator,
         )
 
-    same(trained(start(data_collator=one_after_another)), trained(start()))
+    same(trained(start(data_collator=concatenate_rows)), trained(start()))

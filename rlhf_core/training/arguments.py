@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,8 @@ def make_arguments(cls: type, config: RunConfig, folder: Path, fields: dict[str,
         raise UserError(f"the training arguments don't fit together: {error}") from error
 
 
-def check_settings(config_class: str, settings: dict[str, Any], options: Collection[str] = ()) -> None:
-    """Check `--set` against the fields of `"package:Class"`. Raises `UserError` with the nearest name, or with the flag
-    where the name is one of the method's `options`.
-    """
+def check_settings(config_class: str, settings: dict[str, Any]) -> None:
+    """Check `--set` against the fields of `"package:Class"`. Raises `UserError` with the nearest name."""
     if not settings:
         return
     import pydantic
@@ -61,8 +58,6 @@ def check_settings(config_class: str, settings: dict[str, Any], options: Collect
     known = {f.name for f in dataclasses.fields(cls) if f.init} - {"output_dir"}
     hints = typing.get_type_hints(cls)
     for key, value in settings.items():
-        if key not in known and key in options:
-            raise UserError(f"--set {key}: this is an option of its own: --{key.replace('_', '-')} {value}")
         if key not in known:
             raise UserError(f"--set {key}: {name} has no such field.{did_you_mean(key, known)}")
         try:

@@ -46,7 +46,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
     rewards = bind_all(config.reward_specs, catalog)
     options = config.options
-    check_settings(method.config, config.set, method.Options.model_fields)
+    check_settings(method.config, config.set)
     data = data_module.load(
         config.data_specs,
         method.data,

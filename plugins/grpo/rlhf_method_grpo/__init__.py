@@ -1,21 +1,33 @@
 """Group Relative Policy Optimization (Shao et al., 2024): https://arxiv.org/abs/2402.03300
 
     rlhf run --method grpo --reward medical_format
+    rlhf run --method grpo --reward medical_format --epsilon-high 0.28 --top-entropy-quantile 0.2
+    rlhf run --method grpo --reward medical_format --loss-type grpo --importance-sampling-level sequence
 
 Each prompt is answered `num_generations` times; an answer's advantage is how much better than its group it scored, so
-no value model is needed. The trainer is TRL's; prompts, rewards, checkpoints and the screen are the core's.
+no value model is needed. The trainer is TRL's; prompts, rewards, checkpoints and the screen are the core's. The later
+variants are options: DAPO (https://arxiv.org/abs/2503.14476), Dr. GRPO (https://arxiv.org/abs/2503.20783), GSPO
+(https://arxiv.org/abs/2507.18071), CISPO (https://arxiv.org/abs/2506.13585), SAPO (https://arxiv.org/abs/2511.20347),
+LUSPO (https://arxiv.org/abs/2602.05261) and VESPO (https://arxiv.org/abs/2602.10693).
+
+Left out: images, tools and environments, which TRL's trainer has and `rlhf run` can't pass on.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_core import Method, TrainingOptions, UserError, hookimpl
+from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
+CISPO_EPSILON_HIGH = 5.0  # ScaleRL, https://arxiv.org/abs/2510.13786; TRL would take epsilon, which suits no weight
+
+log = logging.getLogger("rlhf")
 
 
 @hookimpl
@@ -32,8 +44,29 @@ class Options(TrainingOptions):
     )
     num_generations: Annotated[int, Field(ge=2)] = Field(4, description="answers to each prompt")
     num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="optimizer passes over each batch of answers")
+    steps_per_generation: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="forward passes that each batch of answers is split into; unset: gradient_accumulation_steps"
+    )
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = Field(
+        "dapo", description="how token losses are averaged (grpo, dapo, dr_grpo, bnpo), or another loss (the others)"
+    )
+    importance_sampling_level: Literal["token", "sequence"] | None = Field(
+        None,
+        description="whether probability ratios are of tokens or of answers; sequence with --loss-type grpo is GSPO; "
+        "unset: token (luspo: sequence)",
+    )
     epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("dapo", description="how token losses are averaged")
+    epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description=f"clip range upwards (DAPO: 0.28); unset: epsilon. With cispo: the largest ratio; unset: "
+        f"{CISPO_EPSILON_HIGH:g}",
+    )
+    delta: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest probability ratio, also where the advantage is negative; unset: none"
+    )
+    top_entropy_quantile: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="share of tokens to learn from, those with the highest entropy (the paper: 0.2); 1: all"
+    )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group",
         description="advantages are divided by the standard deviation of the group, of the batch, or not at all",
@@ -44,13 +77,11 @@ class Options(TrainingOptions):
     )
 
     @model_validator(mode="after")
-    def _whole_groups(self) -> Options:
-        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        if batch % self.num_generations:
-            raise ValueError(
-                f"a step has per_device_train_batch_size × gradient_accumulation_steps = {batch} answers, which "
-                f"can't be split into groups of num_generations = {self.num_generations}: make it a multiple"
-            )
+    def _loss_uses_what_is_set(self) -> Options:
+        if self.delta is not None and self.loss_type in ("cispo", "sapo", "vespo"):
+            raise ValueError(f"loss_type {self.loss_type} does not clip by delta: leave it out")
+        if self.epsilon_high is not None and self.loss_type in ("sapo", "vespo"):
+            raise ValueError(f"loss_type {self.loss_type} does not clip by epsilon_high: leave it out")
         return self
 
 
@@ -58,7 +89,7 @@ class GRPO(Method):
     name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
     Options = Options
     builtin_preset = {  # noqa: RUF012 - a class constant
-        # An adapter forgets less of the medicine than the whole model does while it learns the layout.
+        # An adapter forgets less of the medicine than the full model does while it learns the format.
         "lora": True,
         "lora_target_modules": ["o_proj", "down_proj"],
         "learning_rate": 6e-3,
@@ -66,49 +97,38 @@ class GRPO(Method):
         "max_steps": 36,
         "per_device_train_batch_size": 32,
         "num_generations": 8,
-        # Divided by their spread, groups that all broke the layout would teach as much as the layout itself.
+        # Divided by their spread, groups that all broke the format would teach as much as the format itself.
         "scale_rewards": "none",
     }
 
-    def resolve_options(self, options, *, lora):
-        quantized = options.load_in_4bit or options.load_in_8bit
-        learning_rate = options.learning_rate or (5e-7 if quantized else 1e-6)
-        beta = (LORA_BETA if lora else 0.0) if options.beta is None else options.beta
-        return options.model_copy(update={"learning_rate": learning_rate, "beta": beta})
+    def check(self, config: RunConfig) -> None:
+        from rlhf_method_grpo.settings import check
 
-    def steps_per_rollout(self, trainer):
-        return _steps_per_rollout(trainer.args)
+        check(config)
+
+    def resolve_options(self, options: Options, *, lora: bool) -> Options:
+        """The options with what was left open filled in. Twice is the same as once."""
+        quantized = options.load_in_4bit or options.load_in_8bit
+        found = {
+            "learning_rate": 5e-7 if quantized else 1e-6,
+            "beta": LORA_BETA if lora else 0.0,
+            "importance_sampling_level": "sequence" if options.loss_type == "luspo" else "token",
+            "epsilon_high": CISPO_EPSILON_HIGH if options.loss_type == "cispo" else None,
+        }
+        open_ones = {name: value for name, value in found.items() if getattr(options, name) is None}
+        return options.model_copy(update=open_ones)
+
+    def steps_per_rollout(self, trainer) -> int:
+        args = trainer.args
+        forwards = args.steps_per_generation * args.num_iterations
+        return forwards // math.gcd(forwards, args.gradient_accumulation_steps)
 
     def trainer(self, run):
-        from trl import GRPOConfig
-
         from rlhf_core.prefix import share
         from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 
         options = run.options
-        if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
-            raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
-        arguments = run.arguments(
-            GRPOConfig,
-            beta=options.beta,
-            num_generations=options.num_generations,
-            max_completion_length=options.max_completion_length,
-            num_iterations=options.num_iterations,
-            epsilon=options.epsilon,
-            loss_type=options.loss_type,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p or None,
-            repetition_penalty=options.repetition_penalty,
-            scale_rewards=options.scale_rewards,
-            mask_truncated_completions=options.mask_truncated_completions,
-            reward_weights=run.rewards.weights,
-            # With several rewards an error is None in its own column, which only this aggregation leaves neutral.
-            use_vllm=options.rollouts == "vllm",
-            vllm_mode="colocate",
-            multi_objective_aggregation="normalize_then_sum" if len(run.rewards.weights) > 1 else "sum_then_normalize",
-        )
+        arguments = self._arguments(run)
         trainer = SharedPrefixGRPOTrainer(
             model=run.model,
             args=arguments,
@@ -128,10 +148,40 @@ class GRPO(Method):
             share(trainer.accelerator.unwrap_model(trainer.ref_model))
         return trainer
 
+    def _arguments(self, run):
+        """TRL's arguments, checked as far as they can be before the weights load."""
+        from trl import GRPOConfig
 
-def _steps_per_rollout(arguments) -> int:
-    """Optimizer steps between two points at which a new batch of answers is begun."""
-    import math
-
-    forwards = arguments.steps_per_generation * arguments.num_iterations
-    return forwards // math.gcd(forwards, arguments.gradient_accumulation_steps)
+        options = run.options
+        lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
+        if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
+        several = len(run.rewards.weights) > 1
+        passed_on = (
+            *("learning_rate", "beta", "num_generations", "max_completion_length", "num_iterations"),
+            *("steps_per_generation", "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "delta"),
+            *("top_entropy_quantile", "scale_rewards", "mask_truncated_completions"),
+            *("temperature", "top_p", "top_k", "repetition_penalty"),
+        )
+        values = {name: getattr(options, name) for name in passed_on}
+        arguments = run.arguments(
+            GRPOConfig,
+            **values,
+            min_p=options.min_p or None,
+            reward_weights=run.rewards.weights,
+            use_vllm=options.rollouts == "vllm",
+            vllm_mode="colocate",
+            # With several rewards an error is None in its own column, which only this aggregation leaves neutral.
+            multi_objective_aggregation="normalize_then_sum" if several else "sum_then_normalize",
+        )
+        if arguments.sync_ref_model and (lora or not arguments.beta):
+            raise UserError("--set sync_ref_model needs a reference of its own: --no-lora, and a --beta above 0")
+        if arguments.router_aux_loss_coef and "output_router_logits" not in run.info.config.get_text_config().to_dict():
+            raise UserError("--set router_aux_loss_coef: the model has no router")
+        if arguments.multi_objective_aggregation == "normalize_then_sum" and arguments.scale_rewards != "group":
+            log.warning(
+                "with several rewards each is divided by its own standard deviation in the group; --scale-rewards %s "
+                "takes effect with --set multi_objective_aggregation=sum_then_normalize",
+                arguments.scale_rewards,
+            )
+        return arguments

@@ -1,6 +1,9 @@
-"""The places where GRPO touches what TRL keeps private, each with its reason and a test that fails when it moves."""
+"""The places where GRPO overrides what TRL keeps private, each with its reason and a test that fails when it moves."""
 
 from __future__ import annotations
+
+import functools
+import logging
 
 import torch
 from trl import GRPOTrainer
@@ -8,14 +11,17 @@ from trl.trainer.utils import split_tensor_dict
 
 from rlhf_core.prefix import Group, Sampling, completion_logps, rollout, shares
 
+log = logging.getLogger("rlhf")
+
 
 class SharedPrefixGRPOTrainer(GRPOTrainer):
     """TRL's trainer with two changes.
 
     Prompts are computed once for their group, where the model can share them: in rollouts, in old and reference
-    log-probabilities, and in the loss. And the order of prompts after `--resume` is that of the run that was never
-    stopped: TRL shuffles each epoch with one generator, made anew at every start, so a run resumed in its second epoch
-    would see the first one's order again. `epochs_done` orders are drawn and thrown away first.
+    log-probabilities, and in the loss. What only TRL's code can do (tools, an entropy bonus, …) goes TRL's way, and
+    the reason is said once. And the order of prompts after `--resume` is that of the run that was never stopped: TRL
+    shuffles each epoch with one generator, made anew at every start, so a run resumed in its second epoch would see
+    the first one's order again. `epochs_done` orders are drawn and thrown away first.
     """
 
     epochs_done = 0
@@ -30,7 +36,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return sampler
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        if self.rollouts not in ("shared", "continuous") or images is not None or self.args.generation_kwargs:
+        if self.rollouts not in ("shared", "continuous") or images is not None or self._sampled_by_trl:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -45,9 +51,30 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         )
         model = self.accelerator.unwrap_model(self.model)
         rollouts = rollout(model, prompt_ids, 1, sampling, self.rollouts)
-        if self.model.training and self._sampling_is_exact() and self._old_logps_are_needed():
+        if self.model.training and self._old_logps_are_needed() and self._sampling_is_exact():
             self.sampled_logps = [one.logps for one in rollouts]
         return [one.completion for one in rollouts], None
+
+    @functools.cached_property
+    def _sampled_by_trl(self) -> bool:
+        """Whether TRL's own code samples the answers, because a setting asks for what only it can do."""
+        deepspeed = self.args.deepspeed_plugin
+        reasons = {
+            "generation_kwargs are set": self.args.generation_kwargs,
+            "cache_implementation is set": self.args.cache_implementation,
+            "the model calls tools": self.tools,
+            "parameters are sharded": self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3),
+        }
+        return _said_once("answers are sampled by TRL, each with a prompt of its own", reasons)
+
+    @functools.cached_property
+    def _scored_by_trl(self) -> bool:
+        """Whether TRL's own code computes log-probabilities and entropies, because a setting asks for it."""
+        reasons = {
+            "the entropy bonus needs the gradient of entropies": self._entropy_bonus_enabled,
+            "cast_lm_head_to_fp32 is set": self.args.cast_lm_head_to_fp32,
+        }
+        return _said_once("log-probabilities are computed by TRL, each answer with a prompt of its own", reasons)
 
     def _old_logps_are_needed(self) -> bool:
         """TRL's condition: an optimizer step will come between the sampling and some of its loss."""
@@ -69,26 +96,25 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             logps, self.sampled_logps = self.sampled_logps, None
             filled = [[*row, *[0.0] * (logits_to_keep - len(row))] for row in logps]
             return torch.tensor(filled, device=input_ids.device), None, None
-        groups, places = grouped(input_ids, attention_mask, logits_to_keep)
+        groups, order = grouped(input_ids, attention_mask, logits_to_keep)
         text_only = not compute_aux_loss and all(value is None for value in images.values())
-        if not (text_only and groups and not self._entropy_bonus_enabled and shares(model, groups)):
+        if not (text_only and groups and not self._scored_by_trl and shares(model, groups)):
             batch = (input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss)
             return super()._get_per_token_logps_and_entropies(model, *batch, **images)
         with self.accelerator.autocast():
             scored = completion_logps(model, groups, temperature=self.temperature)
-        there = scored.mask.bool()
-        rows = torch.tensor(places, device=there.device)[:, None].expand_as(there)[there]
-        columns = there.nonzero()[:, 1]
+        mask = scored.mask.bool()
+        rows = torch.tensor(order, device=mask.device)[:, None].expand_as(mask)[mask]
+        columns = mask.nonzero()[:, 1]
         empty = scored.logps.new_zeros(len(input_ids), logits_to_keep)
-        logps = empty.index_put((rows, columns), scored.logps[there])
-        entropies = empty.index_put((rows, columns), scored.entropies[there]) if compute_entropy else None
+        logps = empty.index_put((rows, columns), scored.logps[mask])
+        entropies = empty.index_put((rows, columns), scored.entropies[mask]) if compute_entropy else None
         return logps, entropies, None
 
     def _prepare_inputs(self, generation_batch):
         """As TRL's, which shuffles single answers; here whole groups, so that their prompt is in one forward pass."""
         every = self.args.steps_per_generation * self.num_iterations
-        apart = self.loss_type == "bnpo"  # whose loss depends on which answers share a forward pass
-        if not self.model.training or self.args.steps_per_generation == 1 or apart or self.num_generations == 1:
+        if not self.model.training or self.args.steps_per_generation == 1 or self._loss_depends_on_micro_batches():
             return super()._prepare_inputs(generation_batch)
         if self._step % every == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
@@ -99,16 +125,20 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             self._buffered_inputs = split_tensor_dict(shuffled, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def _loss_depends_on_micro_batches(self) -> bool:
+        """Whether it matters to the loss which answers share a forward pass, besides what answers a step has."""
+        return self.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled or self._is_vlm
+
 
 def grouped(input_ids, attention_mask, completion_width: int) -> tuple[list[Group], list[int]]:
     """(groups of the rows that have a completion, the row of each completion in the order of the groups)."""
     split = input_ids.shape[1] - completion_width
-    there = attention_mask.bool()
+    present = attention_mask.bool()
     rows: dict[tuple[int, ...], list[int]] = {}
-    for row, (ids, mask) in enumerate(zip(input_ids[:, :split], there[:, :split], strict=True)):
-        if there[row, split:].any():
+    for row, (ids, mask) in enumerate(zip(input_ids[:, :split], present[:, :split], strict=True)):
+        if present[row, split:].any():
             rows.setdefault(tuple(ids[mask].tolist()), []).append(row)
-    completions = [ids[mask].tolist() for ids, mask in zip(input_ids[:, split:], there[:, split:], strict=True)]
+    completions = [ids[mask].tolist() for ids, mask in zip(input_ids[:, split:], present[:, split:], strict=True)]
     groups = [Group(prompt, [completions[row] for row in members]) for prompt, members in rows.items()]
     return groups, [row for members in rows.values() for row in members]
 
@@ -117,3 +147,11 @@ def _in_order(value, order):
     if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
         return value
     return value[order] if isinstance(value, torch.Tensor) else [value[i] for i in order]
+
+
+def _said_once(what: str, reasons: dict[str, object]) -> bool:
+    """Whether a reason holds. If so, it is said."""
+    holding = [reason for reason, holds in reasons.items() if holds]
+    if holding:
+        log.warning("%s: %s", what, ", ".join(holding))
+    return bool(holding)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
-from rlhf_method_grpo import GRPO, _steps_per_rollout
+from rlhf_method_grpo import GRPO
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -115,7 +116,7 @@ def test_steps_between_two_batches_of_answers(tmp_path, accumulation, per_genera
         num_iterations=iterations,
         bf16=False,
     )
-    assert _steps_per_rollout(arguments) == steps
+    assert GRPO().steps_per_rollout(SimpleNamespace(args=arguments)) == steps
 
 
 def test_prompts_come_in_the_order_of_the_run_that_was_not_stopped(run):
@@ -148,3 +149,59 @@ def test_every_engine_answers_each_prompt(run, rollouts):
     completions, logps = trainer._generate_single_turn([[5, 6, 7], [5, 6, 7], [8], [8]], None, {}, 2)
     assert logps is None
     assert [1 <= len(ids) <= 4 for ids in completions] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "lora", "expected"),
+    [
+        ({}, False, {"learning_rate": 1e-6, "beta": 0.0, "importance_sampling_level": "token", "epsilon_high": None}),
+        ({}, True, {"beta": 0.001}),
+        ({"load_in_4bit": True}, True, {"learning_rate": 5e-7}),
+        ({"beta": 0.0, "learning_rate": 1e-4}, True, {"beta": 0.0, "learning_rate": 1e-4}),
+        ({"loss_type": "luspo"}, False, {"importance_sampling_level": "sequence"}),
+        ({"loss_type": "luspo", "importance_sampling_level": "token"}, False, {"importance_sampling_level": "token"}),
+        ({"loss_type": "cispo"}, False, {"epsilon_high": 5.0}),
+        ({"loss_type": "cispo", "epsilon_high": 2.0}, False, {"epsilon_high": 2.0}),
+    ],
+)
+def test_what_was_left_open_is_filled_in(given, lora, expected):
+    options = GRPO.Options(**given)
+    resolved = GRPO().resolve_options(options, lora=lora)
+    assert {name: getattr(resolved, name) for name in expected} == expected
+    assert GRPO().resolve_options(resolved, lora=lora) == resolved
+    assert GRPO.Options(**resolved.model_dump()) == resolved  # what config.yaml holds is accepted again
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"set": {"sync_ref_model": True}, "beta": 0.1, "lora": True}, "needs a reference of its own"),
+        ({"set": {"sync_ref_model": True}}, "needs a reference of its own"),
+        ({"set": {"router_aux_loss_coef": 0.1}}, "the model has no router"),
+        ({"set": {"generation_batch_size": 6}}, "don't fit together"),
+        ({"set": {"generation_batch_size": 16}, "steps_per_generation": 4}, "don't fit together"),
+    ],
+)
+def test_what_the_model_decides_is_found_before_its_weights_load(run, values, message):
+    made = run(**values)
+    with pytest.raises(UserError, match=message):
+        GRPO().trainer(made)
+    assert "model" not in vars(made)
+
+
+def test_every_option_reaches_trl(run):
+    """Each has another value than TRL's default."""
+    values = {
+        "steps_per_generation": 2, "loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.1,
+        "epsilon_high": 0.28, "delta": 1.5, "top_entropy_quantile": 0.2, "scale_rewards": "batch", "top_k": 5,
+        "min_p": 0.1, "repetition_penalty": 1.1, "num_iterations": 3, "mask_truncated_completions": True,
+        "temperature": 0.9, "top_p": 0.8, "max_completion_length": 7, "num_generations": 2,
+    }  # fmt: skip
+    arguments = GRPO().trainer(run(**values)).args
+    assert {name: getattr(arguments, name) for name in values} == values
+
+
+@pytest.mark.parametrize(("scale", "warns"), [("none", True), ("group", False)])
+def test_a_scale_that_several_rewards_do_not_use_is_said(run, caplog, scale, warns):
+    GRPO().trainer(run(reward=["medical_format", "medical_format:name=again"], scale_rewards=scale))
+    assert ("takes effect with --set multi_objective_aggregation" in caplog.text) == warns

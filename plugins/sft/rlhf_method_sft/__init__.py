@@ -1,0 +1,105 @@
+"""Supervised fine-tuning: cross-entropy on the assistant's turns, and on nothing else.
+
+    rlhf run --method sft
+    rlhf run --method sft --model MODEL --data conversations.jsonl
+    rlhf run --method sft --set loss_type=dft          # Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629
+
+The trainer is TRL's. It is given token ids and labels, so that which tokens are learned does not depend on whether TRL
+knows the model's chat template. Left out: raw text without conversations, and images.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field
+
+from rlhf_core import Method, RunConfig, TrainingOptions, UserError, encode_conversations, hookimpl
+
+Positive = Annotated[int, Field(gt=0)]
+
+LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
+TOKENIZED = "rows are token ids before TRL sees them: see --formatter"
+LEARNED = "the loss is on the assistant's turns, and on nothing else"
+TOKENS = "end and padding tokens are the tokenizer's"
+
+# Fields of TRL's SFTConfig that would do nothing here; all others do what they do in TRL.
+REFUSED = {
+    "model_init_kwargs": LOADED,
+    "trust_remote_code": "code that comes with a model is never run",
+    "chat_template_path": "write --chat-template FILE",
+    "dataset_text_field": TOKENIZED,
+    "dataset_kwargs": TOKENIZED,
+    "dataset_num_proc": TOKENIZED,
+    "eos_token": TOKENS,
+    "pad_token": TOKENS,
+    "truncation_mode": "write --overlong-completions truncate, which cuts the end, or drop",
+    "completion_only_loss": LEARNED,
+    "assistant_only_loss": LEARNED,
+}
+
+
+@hookimpl
+def rlhf_methods():
+    return [SFT]
+
+
+class Options(TrainingOptions, defaults={"learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}):
+    max_length: Positive = Field(
+        2048,
+        description="tokens a conversation may have",
+        validation_alias=AliasChoices("max_length", "max_seq_length"),
+    )
+
+
+class SFT(Method):
+    name, data, rewards, config = "sft", "conversations", "optional", "trl:SFTConfig"
+    Options = Options
+    builtin_preset = {  # noqa: RUF012 - a class constant
+        "learning_rate": 1e-3,
+        "max_steps": 60,
+        "per_device_train_batch_size": 32,
+        "max_length": 512,
+    }
+
+    def check(self, config: RunConfig) -> None:
+        for name in config.set:
+            if name in REFUSED:
+                raise UserError(f"--set {name}: {REFUSED[name]}")
+            if name in ("packing_strategy", "eval_packing") and not config.set.get("packing"):
+                raise UserError(f"--set {name} has no effect without --set packing=true")
+
+    def trainer(self, run):
+        from trl import SFTConfig
+
+        from rlhf_core.prefix import Group, shares
+        from rlhf_method_sft.trainer import ConcatenatingSFTTrainer
+
+        limit, settings = run.options.max_length, run.config.set
+        # TRL wants to cut what `padding_free` puts together; here it has been cut.
+        free = settings.get("padding_free") and not settings.get("packing")
+        arguments = run.arguments(SFTConfig, max_length=None if free else limit)
+        router = _router_loss(run.info.config, arguments.router_aux_loss_coef)
+        rows = encode_conversations(run.train_dataset, run.tokenizer, limit)
+        trainer = ConcatenatingSFTTrainer(
+            model=run.model,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=run.eval_dataset and encode_conversations(run.eval_dataset, run.tokenizer, limit),
+            processing_class=run.tokenizer,
+            peft_config=run.peft_config,
+        )
+        longest = max(rows["input_ids"], key=len)
+        shared = not router and shares(trainer.model, [Group(longest[:1], [longest[1:]])])
+        trainer.concatenates = shared and not trainer.reasons_for_trls_batches()
+        return trainer
+
+
+def _router_loss(config: Any, coefficient: float | None) -> bool:
+    """Whether TRL adds the loss of a router to that of the tokens. Raises `UserError` where there is no router."""
+    settings = config.get_text_config().to_dict()
+    if "output_router_logits" not in settings:
+        if coefficient:
+            raise UserError("--set router_aux_loss_coef: the model has no router")
+        return False
+    return bool(settings.get("router_aux_loss_coef", 0.0) if coefficient is None else coefficient)
