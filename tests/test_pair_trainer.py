@@ -72,7 +72,6 @@ def test_a_process_that_sees_several_gpus_is_told_what_to_do(made_run, monkeypat
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"beta": 0.2}, "an option of its own: --beta 0.2"),
         ({"ld_alpha": 0.5}, "TrainingArguments has no such field"),
         ({"precompute_ref_log_probs": True}, "TrainingArguments has no such field"),
     ],
