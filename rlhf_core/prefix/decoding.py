@@ -252,9 +252,7 @@ def _compacted(stays: Sequence[bool]) -> list[int]:
 
 
 def _mask(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """(rows, 1, 1, longest): 0 for the first `lengths` of each row, minus infinity after them; None where all are as
-    long as the longest.
-    """
+    """(rows, 1, 1, longest): minus infinity after the first `lengths` of each row, else 0. None where all are equal."""
     if not lengths or min(lengths) == max(lengths):
         return None
     beyond = torch.arange(max(lengths), device=device) >= torch.tensor(lengths, device=device)[:, None]
