@@ -4,8 +4,8 @@
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
 
 Each side runs in a process of its own, a step each in turn while the others wait, on a machine that does nothing else.
-A figure is the median over the steps, but the first, of TRL's value divided by ours. On our side libraries and memory
-are settled as `rlhf run` does it; threads are as torch has them, on a quiet machine there as well. `trl` is stock;
+A figure is the median over the steps, but the first, of TRL's value divided by ours. On our side libraries are
+settled as `rlhf run` does it; threads are as torch has them, on a quiet machine there as well. `trl` is stock;
 `trlc` is TRL made to score completion positions only on the CPU, as it does on CUDA. The model is a Qwen3 of 8 layers,
 width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless `lora`. GRPO's answers are sampled by the
 same random numbers on both sides, and the work counts only if the tokens are the same. Memory is the process's peak
