@@ -65,7 +65,7 @@ def assert_same(ours, theirs, tolerance):
         assert (one - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
 
 
-def assert_shared_is_padded(model, values, slopes):
+def assert_shared_is_padded(model, values, grads):
     theirs = padded.completion_logps(model, GROUPS, temperature=0.7)
     by_padding = gradients(model, theirs)
     assert share(model) is None
@@ -73,7 +73,7 @@ def assert_shared_is_padded(model, values, slopes):
     assert shares(model, GROUPS)
     torch.testing.assert_close(ours.logps, theirs.logps, atol=values, rtol=0)
     torch.testing.assert_close(ours.entropies, theirs.entropies, atol=values, rtol=0)
-    assert_same(gradients(model, ours), by_padding, slopes)
+    assert_same(gradients(model, ours), by_padding, grads)
 
 
 @pytest.mark.parametrize("which", ADAPTERS)
@@ -141,7 +141,7 @@ def test_two_phases_with_dropout_are_the_gradient_of_what_was_computed_first(bas
     assert_same(by_replay, expected, 1e-6)
     torch.manual_seed(3)
     others = two_phase.completion_logps(model, GROUPS, temperature=0.7).logps
-    assert (ours.logps - others).abs().max() > 0.1  # dropout is really there
+    assert (ours.logps - others).abs().max() > 0.1  # dropout is at work
 
 
 def test_a_replay_takes_no_random_numbers_from_those_to_come(base):
@@ -153,8 +153,8 @@ def test_a_replay_takes_no_random_numbers_from_those_to_come(base):
 
 
 # Weights in 8 bits round each token's inputs to 8 bits too, where a difference in the last place may grow to a step.
-@pytest.mark.parametrize(("bits", "values", "slopes"), [(4, 1e-4, 1e-3), (8, 0.02, 0.1)])
-def test_quantized_weights(way, tiny_model, bits, values, slopes):
+@pytest.mark.parametrize(("bits", "values", "grads"), [(4, 1e-4, 1e-3), (8, 0.02, 0.1)])
+def test_quantized_weights(way, tiny_model, bits, values, grads):
     quantized = pytest.importorskip("bitsandbytes").nn.Linear4bit
     names = {4: {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}, 8: {"load_in_8bit": True}}
     config = BitsAndBytesConfig(**names[bits])
@@ -164,7 +164,7 @@ def test_quantized_weights(way, tiny_model, bits, values, slopes):
             module.support_avx512bf16_for_cpu = False
     torch.manual_seed(1)
     settings = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", init_lora_weights=False)
-    assert_shared_is_padded(get_peft_model(model, settings).eval(), values, slopes)
+    assert_shared_is_padded(get_peft_model(model, settings).eval(), values, grads)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -125,7 +125,7 @@ def gradients(model, loss):
 
 
 def assert_same(ours, theirs, tolerance):
-    """Every gradient is there, none is zero throughout, and each is as near as `tolerance` of its norm."""
+    """Every gradient exists, none is zero throughout, and each is as near as `tolerance` of its norm."""
     assert ours.keys() == theirs.keys()
     assert len(ours) > 3
     for name, one in ours.items():
@@ -269,13 +269,13 @@ def with_biased_head(model):
 
 
 @every_way
-@pytest.mark.parametrize("learns", [True, False])
-def test_a_head_with_a_bias(way, learns):
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_head_with_a_bias(way, trainable):
     plain, sharing = (with_biased_head(model) for model in twins(FAMILIES["Qwen3"]))
     for model in (plain, sharing):
-        model.get_output_embeddings().requires_grad_(learns)
+        model.get_output_embeddings().requires_grad_(trainable)
     theirs = gradients_by_definition(plain, 0.6, hidden=False)
-    assert ("lm_head.bias" in theirs) == learns
+    assert ("lm_head.bias" in theirs) == trainable
     assert_same(gradients_by_sharing(sharing, 0.6), theirs, 1e-6)
 
 

@@ -37,13 +37,13 @@ SIZES = {
 }
 
 
-def random_model(words, wide=0.3, config=Qwen3Config, **settings):
+def random_model(words, spread=0.3, config=Qwen3Config, **settings):
     config = config(vocab_size=words, **SIZES | settings)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * wide + (weight.dim() == 1))
+            weight.copy_(torch.randn(weight.shape) * spread + (weight.dim() == 1))
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None
     return model
@@ -63,7 +63,7 @@ def model(plain):
 
 @pytest.fixture(scope="module")
 def few_words():
-    model = random_model(WORDS, wide=0.2)
+    model = random_model(WORDS, spread=0.2)
     assert share(model) is None
     return model
 
@@ -145,19 +145,19 @@ SAMPLINGS = {
 SAMPLES = 4000
 
 
-def chances_by_definition(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+def probs_by_definition(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """What each word's chance is, in the order of `generate`: the best k, then the fewest that have p of what is left,
     then those not too far behind the best.
     """
-    chances = dict(enumerate((logits.double() / temperature).softmax(-1).tolist()))
-    best = sorted(chances, key=chances.get, reverse=True)[: top_k or None]
-    total, kept = 0.0, []
+    probs = dict(enumerate((logits.double() / temperature).softmax(-1).tolist()))
+    best = sorted(probs, key=probs.get, reverse=True)[: top_k or None]
+    total, chosen = 0.0, []
     for word in best:
         if total < top_p:
-            kept.append(word)
-            total += chances[word] / sum(chances[each] for each in best)
-    kept = [word for word in kept if chances[word] >= min_p * chances[kept[0]]]
-    return {word: chances[word] / sum(chances[each] for each in kept) for word in kept}
+            chosen.append(word)
+            total += probs[word] / sum(probs[each] for each in best)
+    chosen = [word for word in chosen if probs[word] >= min_p * probs[chosen[0]]]
+    return {word: probs[word] / sum(probs[each] for each in chosen) for word in chosen}
 
 
 def pairs_by_definition(model, prompt, **settings):
@@ -165,7 +165,7 @@ def pairs_by_definition(model, prompt, **settings):
 
     def after(*words):
         with torch.no_grad():
-            return chances_by_definition(model(torch.tensor([[*prompt, *words]])).logits[0, -1], **settings)
+            return probs_by_definition(model(torch.tensor([[*prompt, *words]])).logits[0, -1], **settings)
 
     pairs = {}
     for first, chance in after().items():
@@ -176,18 +176,18 @@ def pairs_by_definition(model, prompt, **settings):
     return pairs
 
 
-def apart(counts, chances):
+def apart(counts, probs):
     """Pearson's statistic in standard deviations above its mean, pairs expected less than 5 times taken together."""
-    rare = [pair for pair, chance in chances.items() if chance * SAMPLES < 5]
-    cells = [(counts[pair], chance * SAMPLES) for pair, chance in chances.items() if pair not in rare]
-    cells += [(sum(counts[pair] for pair in rare), sum(chances[pair] for pair in rare) * SAMPLES)] if rare else []
+    rare = [pair for pair, chance in probs.items() if chance * SAMPLES < 5]
+    cells = [(counts[pair], chance * SAMPLES) for pair, chance in probs.items() if pair not in rare]
+    cells += [(sum(counts[pair] for pair in rare), sum(probs[pair] for pair in rare) * SAMPLES)] if rare else []
     freedom = len(cells) - 1
     statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize("which", SAMPLINGS)
-def test_first_and_second_words_have_their_exact_chances(few_words, monkeypatch, which):
+def test_first_and_second_words_have_their_exact_probabilities(few_words, monkeypatch, which):
     """A right sampler is beyond 5 standard deviations once in a hundred thousand seeds; a wrong one is far beyond."""
     monkeypatch.setattr(decoding, "MAX_ROWS", 1500)
     settings = SAMPLINGS[which]

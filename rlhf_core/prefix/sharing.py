@@ -113,9 +113,8 @@ def token_budget() -> int:
 
 
 def fits(model: Any, groups: Sequence[Group]) -> bool:
-    """Whether what a packed pass keeps for its backward pass fits into the memory that is free, by estimate: with
-    gradient checkpointing the states between layers and one layer's inner tensors with their gradients, without it the
-    inner tensors of all layers.
+    """Whether what a packed pass keeps for its backward pass fits into free memory, by estimate: with gradient
+    checkpointing the states between layers and one layer's activations and their gradients, else all activations.
     """
     plain = unwrap(model)
     config = plain.config.get_text_config()
