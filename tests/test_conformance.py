@@ -121,12 +121,14 @@ PARTIAL = {"case": "partial", "prompt": "Fever?", "completion": "Maybe flu, mayb
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
-    """made(name, score) -> the specification of a reward above, with one full golden case of that score.
-
-    What its import costs is not measured, which takes a process: that rule has tests of its own.
-    """
+def imports_unchecked(monkeypatch):
+    """What an import costs is measured in processes, and has tests of its own."""
     monkeypatch.setattr(imports, "examine", lambda report, module: None)
+
+
+@pytest.fixture
+def made(tmp_path, imports_unchecked):
+    """made(name, score) -> the specification of a reward above, with one full golden case of that score."""
 
     def make(name: str, score, **values) -> str:
         (tmp_path / "made.py").write_text(REWARDS)
@@ -315,7 +317,7 @@ def rlhf_methods(): return [Broken, Careless]
 """
 
 
-def test_a_method_that_breaks_rules_is_told_all_of_them(distribution):
+def test_a_method_that_breaks_rules_is_told_all_of_them(distribution, imports_unchecked):
     points = {"broken": "method_module", "careless": "method_module"}
     distribution("broken", {"method_module": METHOD}, {"rlhf.methods": points})
     with pytest.raises(AssertionError) as caught:
@@ -345,7 +347,7 @@ def rlhf_formatters():
 """
 
 
-def test_a_formatter_that_breaks_rules_is_told_which(distribution, tmp_path):
+def test_a_formatter_that_breaks_rules_is_told_which(distribution, tmp_path, imports_unchecked):
     names = ("careless", "strict", "bare")
     distribution("odd", {"odd_module": FORMATTERS}, {"rlhf.formatters": dict.fromkeys(names, "odd_module")})
     with pytest.raises(AssertionError, match="odd_module_examples.jsonl is missing or empty"):
@@ -367,7 +369,7 @@ def test_a_formatter_that_breaks_rules_is_told_which(distribution, tmp_path):
     assert "patient" not in str(caught.value).partition("names the row")[2]
 
 
-def test_rows_of_others_are_left_to_them(distribution, tmp_path):
+def test_rows_of_others_are_left_to_them(distribution, tmp_path, imports_unchecked):
     code = FORMATTERS.replace('{"patient", "a"}', '{"patient"}').replace('{"patient", "b"}', '{"other"}')
     distribution("odd", {"odd_module": code}, {"rlhf.formatters": {"careless": "odd_module", "strict": "odd_module"}})
     rows = [

@@ -219,7 +219,7 @@ REFUSALS = {
     "a name twice": (["x=A", "x=B"], "the name 'x' is given twice"),
     "unknown reward": (["A", "B", "--reward", "medical_fromat"], "Did you mean 'medical_format'?"),
     "no such column": (["A", "B", "--reward", "R:needs"], "reward 'needs' needs the column gold"),
-    "no such data": (["A", "B", "--data", "./none.jsonl"], "--data ./none.jsonl: there is no such file"),
+    "no such data": (["A", "B", "--data", "./none.jsonl"], "./none.jsonl: there is no such file"),
     "a file as output": (["A", "B", "--output", "R"], "is a file"),
     "too long": (["A", "B", "--max-completion-length", "999999"], "reads at most"),
     "no prompts": (["A", "B", "--prompts", "0"], "--prompts"),
