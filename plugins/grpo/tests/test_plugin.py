@@ -130,7 +130,12 @@ def test_prompts_come_in_the_order_of_the_run_that_was_not_stopped(run):
 
 
 def test_what_is_private_in_trl_is_where_we_expect_it():
-    assert list(inspect.signature(GRPOTrainer._get_train_sampler).parameters) == ["self", "dataset"]
+    for name in ("_get_train_sampler", "_generate_single_turn", "_prepare_inputs"):
+        theirs, ours = (inspect.signature(vars(kind)[name]) for kind in (GRPOTrainer, SharedPrefixGRPOTrainer))
+        assert list(theirs.parameters) == list(ours.parameters)
+    name = "_get_per_token_logps_and_entropies"
+    theirs, ours = (list(inspect.signature(vars(k)[name]).parameters) for k in (GRPOTrainer, SharedPrefixGRPOTrainer))
+    assert theirs[: len(ours) - 1] == ours[:-1]  # what follows is of images, which go into ours as one
     assert SharedPrefixGRPOTrainer.__mro__[1] is GRPOTrainer
     sampler = RepeatSampler(range(5), mini_repeat_count=1, shuffle=True, seed=0)
     twin = torch.Generator().manual_seed(0)
