@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint wheels clean
+.PHONY: demo test test-fast lint wheels clean
 
 demo: .venv/installed
 	$(BIN)/rlhf run --method grpo --reward medical_format
 
 test: .venv/installed
 	$(BIN)/pytest -n 2 --dist worksteal
+
+test-fast: .venv/installed
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
