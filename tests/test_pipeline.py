@@ -12,14 +12,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rlhf_core import pipeline as pipelines
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
-from rlhf_core.pipeline import Overrides, Pipeline
+from rlhf_core.pipeline import plan as planning
+from rlhf_core.pipeline import running
+from rlhf_core.pipeline.plan import GUIDE, Overrides, Pipeline, select
 
 CATALOG = Catalog()
-PPO = {"stages": pipelines.GUIDE["ppo"][1]}
+PPO = {"stages": GUIDE["ppo"][1]}
 FILE = """
 model: some/model
 load_in_4bit: true
@@ -38,7 +39,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def plan(description, **overrides):
-    return pipelines.plan(description, Path("out"), CATALOG, Overrides(**overrides))
+    return planning.plan(description, Path("out"), CATALOG, Overrides(**overrides))
 
 
 class FakeRuns:
@@ -68,8 +69,8 @@ class FakeRuns:
 
 def carry_out(runs, description=PPO, *, first=None, last=None, only=None, compare=False, catalog=CATALOG, **overrides):
     stages = plan(description, **overrides)
-    selected = pipelines.select(stages, first, last, only)
-    return pipelines.carry_out(Pipeline(Path("out"), stages, selected, compare), catalog, runs, runs.said.append)
+    selected = select(stages, first, last, only)
+    return running.carry_out(Pipeline(Path("out"), stages, selected, compare), catalog, runs, runs.said.append)
 
 
 # Planning
@@ -116,7 +117,7 @@ def test_flags_win_over_the_file_and_leave_the_feeding_as_it_is():
 
 
 def test_every_pipeline_of_the_guide_is_complete():
-    for name, (line, stages) in pipelines.GUIDE.items():
+    for name, (line, stages) in GUIDE.items():
         assert line
         planned = plan({"stages": stages})
         assert list(planned)[-1] == name
@@ -147,10 +148,10 @@ MISTAKES = {
         "trains a model that writes answers, which can't be used as reward_model",
     ),
     "model is a list": ({"stages": {"sft": {"model": ["a"]}}}, "stage sft: --model ['a']"),
-    "unknown key": ({"stages": {"sft": {"max_stps": 1}}}, "knows no option 'max_stps'. Did you mean 'max_steps'?"),
+    "unknown key": ({"stages": {"sft": {"max_stps": 1}}}, "has no option 'max_stps'. Did you mean 'max_steps'?"),
     "unknown shared key": ({"max_stps": 1, "stages": {"sft": {}}}, "no stage's method knows 'max_stps'"),
-    "shared method": ({"method": "sft", "stages": {"sft": {}}}, "method can't stand beside `stages`"),
-    "output folder": ({"stages": {"sft": {"output-dir": "x"}}}, "output_dir is the pipeline's to choose"),
+    "shared method": ({"method": "sft", "stages": {"sft": {}}}, "method can't be set beside `stages`"),
+    "output folder": ({"stages": {"sft": {"output-dir": "x"}}}, "leave out output_dir: the pipeline chooses out/sft"),
     "bad value": ({"stages": {"sft": {"max_steps": "many"}}}, "stage sft: --max-steps many"),
     "no reward": ({"stages": {"sft": {}, "grpo": {"model": "sft"}}}, "stage grpo: method grpo needs a reward"),
     "unknown reward": ({"stages": {"grpo": {"reward": ["lenght"]}}}, "there is no reward 'lenght'. Did you mean"),
@@ -252,7 +253,7 @@ def test_what_is_no_stage_is_left_alone():
     Path("out/reward_model").mkdir(parents=True)
     Path("out/reward_model/notes.txt").write_text("mine")
     runs = FakeRuns()
-    with pytest.raises(UserError, match="is no stage of a pipeline"):
+    with pytest.raises(UserError, match="is not a stage of a pipeline"):
         carry_out(runs)
     assert runs.names == []
 
@@ -261,7 +262,7 @@ def test_from_to_and_only():
     stages = plan(PPO)
 
     def names(*flags):
-        return [stage.name for stage in pipelines.select(stages, *flags)]
+        return [stage.name for stage in select(stages, *flags)]
 
     assert names(None, None, None) == ["sft", "reward_model", "ppo"]
     assert names("reward_model", None, None) == ["reward_model", "ppo"]
@@ -274,7 +275,7 @@ def test_from_to_and_only():
         (("ppo", None, "sft"), "--only is one stage"),
     ]:
         with pytest.raises(UserError) as caught:
-            pipelines.select(stages, *flags)
+            select(stages, *flags)
         assert message in str(caught.value)
 
 
@@ -327,7 +328,7 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
         assert "--dry-run" in arguments
         return 0
 
-    monkeypatch.setattr(pipelines, "run_process", checked)
+    monkeypatch.setattr(running, "run_process", checked)
     result = CliRunner().invoke(rlhf, ["pipeline", "ppo", "--output-dir", "out", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "[2/3] reward_model: rlhf run --config out/reward_model/stage.yaml --output-dir out/reward_model" in (
@@ -337,7 +338,7 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
     assert "Its data can't be checked yet: that needs the model of stage reward_model." in result.output
     assert [(c["method"], c["model"]) for c in configs] == [("sft", "builtin"), ("reward_model", "builtin")]
     assert not Path("out").exists()
-    monkeypatch.setattr(pipelines, "run_process", lambda arguments: 2)
+    monkeypatch.setattr(running, "run_process", lambda arguments: 2)
     assert CliRunner().invoke(rlhf, ["pipeline", "dpo", "--dry-run"]).exit_code == 2
 
 
@@ -348,10 +349,10 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
 def test_typed_alone_in_a_terminal_it_asks(answer, monkeypatch):
     runs = FakeRuns()
     monkeypatch.setattr("rlhf_core.cli.pipeline._in_terminal", lambda: True)
-    monkeypatch.setattr(pipelines, "run_process", runs)
+    monkeypatch.setattr(running, "run_process", runs)
     result = CliRunner().invoke(rlhf, ["pipeline", "--no-compare"], input=f"9\n{answer}\n")
     assert result.exit_code == 0, result.output
-    for number, (name, (line, _)) in enumerate(pipelines.GUIDE.items(), start=1):
+    for number, (name, (line, _)) in enumerate(GUIDE.items(), start=1):
         assert f"{number}  {name:6}{line}" in result.output
     assert runs.names == ["sft", "orpo"]
     assert "out" not in os.listdir()
@@ -405,7 +406,7 @@ def test_a_killed_process_is_told_apart(monkeypatch, capsys):
             return -9
 
     monkeypatch.setattr(subprocess, "Popen", Killed)
-    assert pipelines.run_process(["run"]) == 1
+    assert running.run_process(["run"]) == 1
     assert "SIGKILL" in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -104,3 +105,8 @@ def number(value: float | None) -> str:
     if abs(value) >= 10:
         return f"{value:.1f}"
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as M:SS or H:MM:SS."""
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
