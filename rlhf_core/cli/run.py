@@ -130,7 +130,7 @@ def _peek_method(args: list[str]) -> str | None:
 
 
 def _main_flags() -> list[click.Parameter]:
-    latest = {"is_flag": False, "flag_value": LATEST, "metavar": "[FOLDER]"}
+    latest: dict[str, Any] = {"is_flag": False, "flag_value": LATEST, "metavar": "[FOLDER]"}
     return [
         *_flags(MAIN),
         click.Option(["--config"], metavar="FILE", help="YAML file with the same keys as these flags; flags win."),

@@ -1,4 +1,4 @@
-"""Answers to held-out prompts, sampled before and after training with one seed, and what the rewards say of them."""
+"""Answers to held-out prompts, sampled before and after training with one seed, and their scores."""
 
 from __future__ import annotations
 
@@ -21,22 +21,17 @@ if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 
-# What says whether a method learned; all else that a trainer measures is in metrics.jsonl.
+# What shows whether a method learned; everything else that a trainer measures is in metrics.jsonl.
 METRICS = (
-    "loss",
-    "accuracy",
-    "margin",
-    "mean_token_accuracy",
-    "rewards/accuracies",
-    "rewards/margins",
-    "log_odds_chosen",
+    *("loss", "accuracy", "margin", "mean_token_accuracy"),
+    *("rewards/accuracies", "rewards/margins", "log_odds_chosen"),
 )
 
 
 @dataclass
 class Evaluation:
-    """Means over the held-out rows. `metrics` are the trainer's, without `eval_`; of the answers `length` is in tokens
-    and `finished` the share that ended before the limit.
+    """Means over the held-out rows, and the answers. `metrics` are the trainer's, without `eval_`; `length` is in tokens,
+    `finished` the share of answers that ended before the limit.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -51,7 +46,7 @@ class Evaluation:
 class EvaluateAtStart(TrainerCallback):
     """Evaluates when training begins: before that, the trainer has not prepared its model for several processes.
 
-    `before` is the result, given already where a resumed run has it.
+    `before` is the result, which a resumed run has from its start.
     """
 
     def __init__(self, evaluate: Callable[[], Evaluation], before: Evaluation | None) -> None:
@@ -66,20 +61,18 @@ class EvaluateAtStart(TrainerCallback):
 def evaluate(trainer: Any, method: Method, run: Run) -> Evaluation:
     """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
 
-    Every process takes part in measuring; the first one answers.
+    Every process takes part in measuring; only the first one answers.
     """
     result = Evaluation()
     if trainer.eval_dataset is not None:
-        measured = trainer.evaluate()
-        names = {name.removeprefix("eval_"): name for name in measured}
-        result.metrics = {name: measured[names[name]] for name in METRICS if name in names}
+        measured = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+        result.metrics = {name: measured[name] for name in METRICS if name in measured}
     if method.generates and trainer.is_world_process_zero():
         _answer(result, method.policy(trainer), run)
     return result
 
 
 def save(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
-    """Write evaluation.json."""
     values = {"before": before and asdict(before), "after": after and asdict(after)}
     write_atomically(folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
 

@@ -5,10 +5,10 @@
 
 Ctrl-C and SIGTERM reach only the command that was typed. It writes the file `stop` to the run's folder, and the
 processes, which check for it after every step, stop together with a checkpoint. When that command is killed, its
-processes end with it (on Linux, where the kernel sees to it).
+processes end with it (on Linux).
 
 A process that runs out of memory writes the file `smaller.json`; the launcher, or the process itself where it is the
-only one, then starts again from the last checkpoint with a smaller micro-batch and as much more accumulation.
+only one, then starts again from the last checkpoint with a smaller micro-batch and more accumulation.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def needed(config: RunConfig) -> bool:
-    """Whether other processes are to carry out this run: it asks for several, and this one is not one of them."""
+    """Whether this run asks for several processes, and this is not one of them."""
     return config.num_processes * config.num_machines > 1 and "RANK" not in os.environ
 
 
@@ -101,19 +101,18 @@ def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
 
 def _signal(code: int) -> str | None:
     """The signal that ended a process with this exit code, its own or as `main` passes it on."""
-    number = -code if code < 0 else code - 128
     names = {int(known): known.name for known in signal.Signals}
-    return None if code == INTERRUPTED else names.get(number)
+    return None if code == INTERRUPTED else names.get(-code if code < 0 else code - 128)
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks and writes for the run."""
+    """Whether this process is the one that prints and writes for the run."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
 def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call `handle` for Ctrl-C and SIGTERM, where this is the main thread: only it may."""
+    """Call `handle` for Ctrl-C and SIGTERM, if this is the main thread: only it may."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -177,8 +176,7 @@ def check_distributed(config: RunConfig) -> None:
 
     if not torch.accelerator.is_available():
         raise UserError(
-            f"--distributed {kind} needs GPUs, and there is none here: accelerate would train copies of the full "
-            "model instead. On CPUs leave it out (ddp)"
+            f"--distributed {kind} needs GPUs, and this machine has none. Leave it out to train on CPUs (ddp)"
         )
 
 
@@ -190,9 +188,7 @@ def check(config: RunConfig, trainer: Any) -> None:
     kind = trainer.accelerator.distributed_type.name
     expected = {"ddp": ("MULTI",), "fsdp": ("FSDP",), "zero2": ("DEEPSPEED",), "zero3": ("DEEPSPEED",)}
     if max(wanted, got) > 1 and not kind.startswith(expected[config.distributed]):
-        raise UserError(
-            f"the run asked for {config.distributed} and got {kind}: stopping instead of training another way"
-        )
+        raise UserError(f"the run asked for {config.distributed} and got {kind}: stopping instead of training with it")
 
 
 def arguments_for(distributed: str) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def arguments_for(distributed: str) -> dict[str, Any]:
 
 
 def ask_for_smaller(folder: Path, options: TrainingOptions) -> dict[str, int] | None:
-    """Write half the micro-batch and twice the accumulation, with as many rows in a step; None for one row."""
+    """Write half the micro-batch and twice the accumulation, or one row where it is odd; None for one row."""
     rows, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
     if rows == 1:
         return None
@@ -239,10 +235,10 @@ def restart_message(settings: dict[str, int]) -> str:
 
 
 def end_process(code: int) -> None:
-    """In one of several processes: end here, after what `atexit` has, and not as Python ends. Otherwise nothing.
+    """End one of several processes after its `atexit` functions, without Python's own clean-up; otherwise do nothing.
 
-    A thread of gloo's that gives up its last tensor while Python ends aborts the process, now and then, and the
-    launcher takes that for a failure (pytorch/pytorch#179291). Leaving the group is not enough: DDP keeps it.
+    A gloo thread that frees its last tensor while Python ends sometimes aborts the process, and the launcher takes that
+    for a failure (pytorch/pytorch#179291). Leaving the group is not enough: DDP keeps it.
     """
     from torch import distributed
 

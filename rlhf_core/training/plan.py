@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import datasets
 
 
+SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
 @dataclass
 class Plan:
     """Everything a run needs but the weights.
@@ -44,8 +47,7 @@ class Plan:
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
     """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
-    rewards = bind_all(config.reward_specs, catalog)
-    options = config.options
+    rewards, options = bind_all(config.reward_specs, catalog), config.options
     check_settings(method.config, config.set)
     data = data_module.load(
         config.data_specs,
@@ -86,37 +88,34 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     """The lines shown before the weights load."""
     import torch
 
-    config, data = plan.config, plan.data
-    options = config.options
+    config, data, options = plan.config, plan.data, plan.config.options
     entry = catalog.find("methods", config.method)
     bits = "4-bit" if options.load_in_4bit else "8-bit" if options.load_in_8bit else ""
     dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
     trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    rows = [
-        ("Method", f"{config.method}: {entry.summary}"),
-        ("Model", f"{config.model}, {_count(plan.info.parameters)} parameters, {trained}, {dtype}"),
-    ]
+    size = next((f"{plan.info.parameters / n:.1f} {u}" for n, u in SIZES if plan.info.parameters >= n), "few")
+    rows = [("Method", f"{config.method}: {entry.summary}")]
+    rows += [("Model", f"{config.model}, {size} parameters, {trained}, {dtype}")]
     rows += [("Data", str(part)) for part in data.parts]
     rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
     rows += [("Warning", text) for text in data.warnings]
-    for reward in plan.rewards.rewards:
-        origin = reward.distribution or "by path"
-        rows.append(("Reward", f"{reward.spec} (weight {reward.weight:g}; {origin})"))
+    for r in plan.rewards.rewards:
+        rows.append(("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})"))
     rows += plan.tried.lines() if plan.tried else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
-    if plan.chosen:
-        values = ", ".join(f"{name} {value}" for name, value in plan.chosen.items())
-        rows.append(("Options", f"unset, so chosen by the method: {values}"))
-    if config.preset:
-        values = ", ".join(f"{name} {value}" for name, value in config.preset.items())
-        rows.append(("Preset", f"for the built-in model: {values}"))
+    for label, why, values in (
+        ("Options", "unset, so chosen by the method", plan.chosen),
+        ("Preset", "for the built-in model", config.preset),
+    ):
+        if values:
+            rows.append((label, f"{why}: " + ", ".join(f"{name} {value}" for name, value in values.items())))
     return [*rows, ("Device", device), ("Output", str(config.output_dir))]
 
 
 def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    """`rows` as a data set. Raises `UserError` for a column whose values are of different types."""
+    """`rows` as a dataset. Raises `UserError` for a column whose values are of different types."""
     import datasets
     import pyarrow
 
@@ -126,17 +125,9 @@ def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
         for name in rows[0]:
             kinds = sorted({type(row[name]).__name__ for row in rows if row[name] is not None})
             if len(kinds) > 1:
-                raise UserError(
-                    f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
-                ) from error
-        raise UserError(f"the data's columns don't fit a table: {first_line(error)}") from error
-
-
-def _count(number: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return str(number)
+                message = f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
+                raise UserError(message) from error
+        raise UserError(f"the data's columns can't be made into a table: {first_line(error)}") from error
 
 
 def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
@@ -150,15 +141,16 @@ def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
 
 
 def try_rewards(plan: Plan) -> SmokeTest | None:
-    """What the rewards say of the first rows' own answers."""
-    tokenizer = plan.info.tokenizer
-    return smoke_test(
-        plan.data.train, plan.rewards, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    )
+    """The scores of the first rows' reference answers."""
+
+    def encode(text: str) -> list[int]:
+        return plan.info.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    return smoke_test(plan.data.train, plan.rewards, encode)
 
 
 def dry_run(plan: Plan, screen: Screen) -> None:
-    """The rewards on the first rows and one rendered prompt."""
+    """Show the scores of the first rows and one rendered prompt."""
     if tried := plan.tried:
         kind = "a placeholder" if tried.placeholder else "the reference"
         for name, column in tried.columns.items():
@@ -168,4 +160,4 @@ def dry_run(plan: Plan, screen: Screen) -> None:
     screen.say("\nThe first prompt, as the model gets it:\n")
     prompt = first.get("prompt") or first["messages"]
     screen.say(plan.info.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    screen.say("Everything resolves. Nothing was trained (--dry-run).", "bold")
+    screen.say("All checks passed. Nothing was trained (--dry-run).", "bold")
