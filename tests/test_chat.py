@@ -61,7 +61,7 @@ def text(chat, style: str | None = None) -> str:
 
 
 def roles(chat) -> str:
-    return "".join(turn["role"][0] for turn in chat.messages)
+    return "".join(turn["role"][0] for turn in chat._with_system(chat.turns))
 
 
 def piped(model, lines: str, *arguments):
@@ -144,7 +144,7 @@ def test_retry_samples_anew_and_undo_takes_back(chat):
     chat.undo()
     assert (chat.turns, chat.answer_ids) == ([], [])
     for command in ("/undo", "/retry", "/reward", "/save x.jsonl"):
-        with pytest.raises(UserError, match="Nothing has been said yet"):
+        with pytest.raises(UserError, match="There is no answer yet"):
             chat.do(command)
 
 
@@ -161,7 +161,7 @@ def test_an_interrupted_answer_is_kept(chat):
     chat.ask("one")
     assert chat.turns[-1]["content"] == chat.tokenizer.decode([40, 41, 42])
     assert chat.answer_ids == [[40, 41, 42]]
-    assert "the answer so far is kept" in text(chat, "note")
+    assert "the answer up to here is kept" in text(chat, "note")
     chat.model = model
     chat.ask("two")
     assert roles(chat) == "uaua"
@@ -175,8 +175,8 @@ def test_an_answer_interrupted_before_its_first_word_changes_nothing(chat):
     chat.retry()
     assert chat.turns == before
     assert len(chat.answer_ids) == 1
-    assert "the question is taken back" in text(chat, "note")
-    assert "the answer from before stays" in text(chat, "note")
+    assert "your question is removed" in text(chat, "note")
+    assert "the previous answer is restored" in text(chat, "note")
 
 
 def test_what_does_not_fit_is_left_out_from_the_start(chat):
@@ -261,7 +261,7 @@ def test_a_saved_conversation_is_data(chat, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
     assert [len(line["messages"]) for line in lines] == [3, 5]
     rows = data.load([DataSpec(str(tmp_path / "talk.jsonl"))], "conversations", Catalog()).train
-    assert chat.messages in [row["messages"] for row in rows]
+    assert chat._with_system(chat.turns) in [row["messages"] for row in rows]
 
 
 def test_saving_where_it_cant_be(chat, tmp_path):
@@ -308,7 +308,7 @@ def test_a_scripted_chat_through_a_pipe(tiny_model, tmp_path):
     assert [turn["role"] for turn in messages] == ["system", "user", "assistant"]
     assert messages[1]["content"] == "one\nmore"
     assert messages[2]["content"] in result.output
-    for part in ("Did you mean '/retry'?", "Taken back: two", "medical_format  0.000", "System: 你好"):
+    for part in ("Did you mean '/retry'?", "Removed: two", "medical_format  0.000", "System: 你好"):
         assert part in result.output
     assert "> " not in result.output
     assert "\x1b" not in result.output

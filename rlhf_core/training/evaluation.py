@@ -30,8 +30,8 @@ METRICS = (
 
 @dataclass
 class Evaluation:
-    """Means over the held-out rows, and the answers. `metrics` are the trainer's, without `eval_`; `length` is in tokens,
-    `finished` the share of answers that ended before the limit.
+    """Means over the held-out rows, and the answers. `metrics` are the trainer's, without `eval_`; `length`
+    is in tokens, `finished` the share of answers that ended before the limit.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)

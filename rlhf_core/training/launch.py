@@ -175,9 +175,7 @@ def check_distributed(config: RunConfig) -> None:
     import torch
 
     if not torch.accelerator.is_available():
-        raise UserError(
-            f"--distributed {kind} needs GPUs, and this machine has none. Leave it out to train on CPUs (ddp)"
-        )
+        raise UserError(f"--distributed {kind} needs GPUs, and this machine has none: leave it out to train on CPUs")
 
 
 def check(config: RunConfig, trainer: Any) -> None:

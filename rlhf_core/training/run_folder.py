@@ -57,7 +57,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def prepare(run: Run) -> None:
-    """Write config.yaml, and drop what a stopped run wrote after its checkpoint and the resumed run will write again."""
+    """Write config.yaml, and remove what a stopped run wrote after its checkpoint: a resumed run writes it again."""
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(run.folder / "checkpoints" / WRITING, ignore_errors=True)
     write_atomically(run.folder / "config.yaml", run.config.to_yaml())
@@ -126,13 +126,12 @@ def log_file(folder: Path) -> Iterator[None]:
 
 def write_manifest(run: Run, plugins: Sequence[str]) -> None:
     """Write manifest.json: what the run is made with, so that it can be understood and repeated."""
-    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
     source = [str(spec) for spec in run.config.data_specs]
     manifest = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: installed[name] for name in LIBRARIES if name in installed},
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "plugins": list(plugins),
         "data": {"source": source, "rows": len(run.train_dataset), "sha256": fingerprint(run.train_dataset)},
         "seed": run.options.seed,
@@ -147,6 +146,13 @@ def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git_commit() -> str | None:
