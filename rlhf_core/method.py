@@ -128,6 +128,10 @@ class TrainingOptions(BaseModel):
         cls.model_rebuild(force=True)
 
     @property
+    def quantized(self) -> bool:
+        return self.load_in_4bit or self.load_in_8bit
+
+    @property
     def shares_prompts(self) -> bool:
         """Whether prompts are shared, which needs our own attention: not with `attn_implementation`."""
         return self.shared_prefix and self.attn_implementation is None
@@ -138,7 +142,7 @@ class TrainingOptions(BaseModel):
             raise ValueError("max_steps is a positive number, or -1 for as many as the epochs need")
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
-        if self.lora is False and (self.load_in_4bit or self.load_in_8bit):
+        if self.lora is False and self.quantized:
             raise ValueError("quantized weights can't be trained: leave out --no-lora")
         return self
 

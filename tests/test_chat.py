@@ -267,7 +267,7 @@ def test_a_saved_conversation_is_data(chat, tmp_path):
 def test_saving_where_it_cant_be(chat, tmp_path):
     chat.ask("one")
     for command, message in (
-        ("/save", "Where to"),
+        ("/save", "To which file"),
         (f"/save {tmp_path}/x.txt", "has to end in .jsonl"),
         (f"/save {tmp_path}/no/x.jsonl", "No such file"),
     ):
