@@ -47,7 +47,7 @@ Specs = Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)]
 
 
 class RunConfig(BaseModel):
-    """What a run is made of. `options` are the method's, `preset` the part of them that its built-in preset set."""
+    """What a run is made of. `options` are the method's; `preset` is the part of them that its built-in preset set."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
 
@@ -67,8 +67,7 @@ class RunConfig(BaseModel):
     )
     data: Specs = Field(
         [BUILTIN],
-        description="data: a file (.json, .jsonl, .csv, .parquet, .gz), a folder, or a Hub id; repeatable, with shares "
-        "as in FILE:weight=2",
+        description="file (.json, .jsonl, .csv, .parquet, .gz), folder or Hub id; repeatable, also as FILE:weight=2",
         validation_alias=AliasChoices("data", "dataset_name"),
     )
     eval_data: Specs = Field(
@@ -82,7 +81,7 @@ class RunConfig(BaseModel):
     formatter: str | None = Field(None, description="format of the data; unset: found from the columns")
     skip_bad_rows: bool = Field(False, description="leave out rows that can't be converted, and say how many")
     system_prompt: str | None = Field(
-        None, description="system message where a row has none; '' for none at all; unset: the reward's"
+        None, description="system message for rows without one; '' for none; unset: the reward's"
     )
     chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
     output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
@@ -96,9 +95,7 @@ class RunConfig(BaseModel):
         validation_alias=AliasChoices("master_addr", "main_address"),
     )
     distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
-        "ddp",
-        description="what is split between processes: only the data (ddp), gradients and optimizer state too (zero2), "
-        "or the weights too (fsdp, zero3)",
+        "ddp", description="split only the data (ddp), gradients and optimizer state too (zero2), or all (fsdp, zero3)"
     )
     set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
     options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)

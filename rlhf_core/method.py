@@ -52,18 +52,14 @@ class TrainingOptions(BaseModel):
     max_grad_norm: NotNegative = Field(1.0, description="gradients are scaled down to this norm; 0: never")
     gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass: less memory")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="type of the weights; auto: float32 if they are trained, bfloat16 if frozen on a GPU that has it",
+        "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
     )
     seed: int = Field(42, description="seed of sampling, shuffling and initialization")
 
     attn_implementation: str | None = Field(
-        None,
-        description="attention, by transformers' name (sdpa, flash_attention_2, …); unset: one that shares prompts",
+        None, description="attention, by transformers' name, such as flash_attention_2; unset: one that shares prompts"
     )
-    shared_prefix: bool = Field(
-        True, description="compute each prompt once for all its completions, where the model and its attention allow it"
-    )
+    shared_prefix: bool = Field(True, description="compute each prompt once for all its completions, where possible")
 
     lora: bool | None = Field(
         None, description="train a LoRA adapter; unset: for a billion parameters or more, and with 4-bit or 8-bit"
@@ -103,9 +99,7 @@ class TrainingOptions(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="leave out tokens with less than this share of the likeliest token's probability"
     )
-    repetition_penalty: Positive = Field(
-        1.0, description="divides the logits of tokens that are already in the text; 1: no penalty"
-    )
+    repetition_penalty: Positive = Field(1.0, description="divides the logits of tokens already in the text; 1: off")
 
     logging_steps: PositiveInt = Field(10, description="steps between two lines of metrics")
     save_steps: PositiveInt = Field(100, description="steps between two checkpoints")

@@ -71,7 +71,7 @@ MISTAKES = {
     "no whole groups": ([*GRPO, "--num-generations", "7"], "can't be split into groups of num_generations = 7"),
     "bad --set": ([*GRPO, "--set", "epsilon"], "write name=value"),
     "no config file": ([*GRPO, "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
-    "no run to resume": (["--resume", "nowhere"], "no run is there"),
+    "no run to resume": (["--resume", "nowhere"], "this is not a run's folder"),
 }
 
 

@@ -14,27 +14,17 @@ if TYPE_CHECKING:
     from rlhf_core.chat.streaming import Write
 
 
+POSITIVE, SHARE = click.FloatRange(0, min_open=True), click.FloatRange(0, 1, min_open=True)
+COUNT = click.IntRange(1)
+
+
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--system", metavar="TEXT", help="System message; '' for none; unset: the run's, else the rewards'.")
 @click.option("--reward", multiple=True, metavar="SPEC", help="Reward for /reward; repeatable; unset: the run's.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=0.7,
-    metavar="X",
-    help="Divides the logits; lower is less random.  [0.7]",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    metavar="X",
-    help="Sample from the likeliest tokens that make up this share of the probability.  [1.0]",
-)
-@click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=512, metavar="N", help="Longest answer, in tokens.  [512]"
-)
+@click.option("--temperature", type=POSITIVE, default=0.7, metavar="X", help="Lower is less random.  [0.7]")
+@click.option("--top-p", type=SHARE, default=1.0, metavar="X", help="Share of likeliest tokens to sample.  [1.0]")
+@click.option("--max-new-tokens", type=COUNT, default=512, metavar="N", help="Longest answer, in tokens.  [512]")
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the answers; unset: a random one."

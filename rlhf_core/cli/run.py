@@ -24,7 +24,7 @@ LATEST = "latest"
 
 
 class RunCommand(click.Command):
-    """Adds one flag for each option of the method before parsing, so that its help and its typos are click's."""
+    """Adds one flag for each option of the method before parsing, so that click shows their help and reports typos."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = Catalog()
@@ -38,20 +38,13 @@ class RunCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {
-            "Run": [],
-            "Options of this method": [],
-            "Options of every method": [],
-        }
-        titles = dict.fromkeys(TrainingOptions.model_fields, "Options of every method")
-        titles |= dict.fromkeys(self.own, "Options of this method")
-        for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
-                sections[titles.get(str(param.name), "Run")].append(record)
-        for title, records in sections.items():
-            if records:
+        main, own, shared = "Run", "Options of this method", "Options of every method"
+        titles = dict.fromkeys(TrainingOptions.model_fields, shared) | dict.fromkeys(self.own, own)
+        records = {param.name: record for param in self.get_params(ctx) if (record := param.get_help_record(ctx))}
+        for title in (main, own, shared):
+            if lines := [record for name, record in records.items() if titles.get(str(name), main) == title]:
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl(lines)
         if not self.own:
             formatter.write_text("A method's own options: rlhf run --method NAME --help")
 
@@ -85,15 +78,14 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: b
     code = train(config, method, catalog, resume=resume, dry_run=dry_run)
     if code == launch.OUT_OF_MEMORY and "RANK" not in os.environ:
         folder = Path(str(config.output_dir))
-        settings = launch.take_smaller(folder) or {}
-        again = launch.retry_arguments(folder, settings)
-        os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all that was held
+        again = launch.retry_arguments(folder, launch.take_smaller(folder) or {})
+        os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all memory
     launch.end_process(code)
     return code
 
 
 def _arguments(config: RunConfig, resume: bool) -> list[str]:
-    """What the processes of a run are given: as typed, with the folder that was chosen for all of them."""
+    """The arguments for the processes of a run: as typed, with the folder that was chosen for all of them."""
     typed = sys.argv[sys.argv.index("run") + 1 :]
     chosen = any(word.startswith(("--output-dir", "--output_dir")) for word in typed)
     return typed if resume or chosen else [*typed, "--output-dir", str(config.output_dir)]
@@ -109,7 +101,7 @@ def _find_run(resume: str) -> Path:
     if resume != LATEST:
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
-            raise UserError(f"--resume {resume}: no run is there (a run's folder has a config.yaml)")
+            raise UserError(f"--resume {resume}: this is not a run's folder: it has no config.yaml")
         return folder
     runs = sorted(Path("runs").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     if not runs:

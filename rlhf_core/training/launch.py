@@ -36,7 +36,7 @@ from rlhf_core.training.run_folder import write_atomically
 if TYPE_CHECKING:
     from rlhf_core.method import TrainingOptions
 
-OUT_OF_MEMORY = 75  # exit code of a run that wants to be started again with `smaller` settings
+OUT_OF_MEMORY = 75  # exit code of a run that is to be started again with smaller settings
 SMALLER = "smaller.json"
 STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
 LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
@@ -51,7 +51,7 @@ def needed(config: RunConfig) -> bool:
 
 
 def launch(config: RunConfig, arguments: list[str]) -> int:
-    """Start the processes of this machine with the same command-line `arguments`; returns their exit code."""
+    """Start the processes of this machine with the same command-line `arguments`, and return their exit code."""
     folder = Path(str(config.output_dir))
     code = _start(config, folder, arguments)
     while code != 0 and (smaller := take_smaller(folder)):
@@ -71,38 +71,33 @@ def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
         host, _, port = str(config.master_addr).partition(":")
         command += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
         command += ["--master-addr", host, "--master-port", port or "29500"]
+    command += ["-m", "rlhf_core", "run", *arguments]
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
     environment = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10", **os.environ}
-    run = ["-m", "rlhf_core", "run", *arguments]
-    process = subprocess.Popen([*command, *run], env=environment, start_new_session=True)  # out of Ctrl-C's reach
-    asked: list[int] = []
+    process = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C does not reach it
+    received: list[int] = []
 
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
             process.send_signal(signal.SIGUSR1)
             return
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STOP).touch()
         print(STOPPING, flush=True)
 
-    with on_signals(ask):
+    with on_signals(stop):
         code = process.wait()
     (folder / STOP).unlink(missing_ok=True)
-    resume = shlex.join(["rlhf", "run", "--resume", str(folder)])
-    if len(asked) > 1:
-        print(f"\nStopped at once. Resume from the last checkpoint: {resume}", flush=True)
+    ended_by = {int(known): known.name for known in signal.Signals}.get(-code if code < 0 else code - 128)  # see `main`
+    resume = f"Resume from the last checkpoint: {shlex.join(['rlhf', 'run', '--resume', str(folder)])}"
+    if len(received) > 1:
+        print(f"\nStopped at once. {resume}", flush=True)
         return INTERRUPTED
-    if name := _signal(code):
-        print(f"\nA process of the run was ended by {name}. Resume from the last checkpoint: {resume}", flush=True)
+    if ended_by and code != INTERRUPTED:
+        print(f"\nA process of the run was ended by {ended_by}. {resume}", flush=True)
         return 1
     return code
-
-
-def _signal(code: int) -> str | None:
-    """The signal that ended a process with this exit code, its own or as `main` passes it on."""
-    names = {int(known): known.name for known in signal.Signals}
-    return None if code == INTERRUPTED else names.get(-code if code < 0 else code - 128)
 
 
 def is_first_process() -> bool:
@@ -125,10 +120,7 @@ def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def main() -> int:
-    """What `launch` starts: torch's launcher, which ends with `launch` and with the exit code of what it started.
-
-    Its arguments are the process that started it and those of `torchrun`.
-    """
+    """Run torch's launcher. The arguments are the id of the process that this one ends with, then `torchrun`'s."""
     end_with(int(sys.argv[1]))
     os.environ[LAUNCHER] = str(os.getpid())
     for number in (signal.SIGINT, signal.SIGTERM):  # a batch system may send them to every process of a job
@@ -137,7 +129,7 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
     try:
         run.run(run.parse_args(sys.argv[2:]))
     except ChildFailedError as error:
@@ -149,13 +141,13 @@ def main() -> int:
 
 
 def end_with_launcher() -> None:
-    """In a process that `launch` started: end when its launcher does."""
+    """In a process that `launch` started: end when the launcher ends."""
     if LAUNCHER in os.environ:
         end_with(int(os.environ[LAUNCHER]))
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its `parent` dies, so that no trainer is left running. Only Linux can."""
+    """Let the kernel kill this process when its `parent` dies (on Linux), so that no trainer is left running."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -164,12 +156,14 @@ def end_with(parent: int) -> None:
 
 
 def check_distributed(config: RunConfig) -> None:
-    """Raise `UserError` for a kind of distribution that can't be had here, before anything is loaded or started."""
+    """Raise `UserError` for a kind of distribution that is not available, before anything is loaded or started."""
     kind = config.distributed
     if kind == "ddp":
         return
     if config.num_processes * config.num_machines == 1 and "RANK" not in os.environ:
-        raise UserError(f"--distributed {kind} shares a model between processes: add --num-processes N, one a GPU")
+        raise UserError(
+            f"--distributed {kind} splits a model between processes: add --num-processes N, one for each GPU"
+        )
     if kind in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"--distributed {kind} needs DeepSpeed: pip install deepspeed. Or use --distributed fsdp")
     import torch
@@ -212,19 +206,16 @@ def ask_for_smaller(folder: Path, options: TrainingOptions) -> dict[str, int] | 
 
 
 def take_smaller(folder: Path) -> dict[str, int] | None:
-    """The settings that a process which ran out of memory wrote, once."""
+    """The settings that a process wrote which ran out of memory; also deletes them."""
     file = folder / SMALLER
-    if not file.exists():
-        return None
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    file.unlink()
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    file.unlink(missing_ok=True)
     return settings
 
 
 def retry_arguments(folder: Path, settings: dict[str, int]) -> list[str]:
     """The command line of `rlhf run` that resumes with `settings`."""
-    flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    return ["--resume", str(folder), *flags]
+    return ["--resume", str(folder), *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
 
 
 def restart_message(settings: dict[str, int]) -> str:
