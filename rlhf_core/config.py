@@ -35,10 +35,6 @@ BUILTIN = "builtin"
 ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
 
 
-def _current_name(model: str) -> str:
-    return BUILTIN if model == ALSO_BUILTIN else model
-
-
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
@@ -60,7 +56,7 @@ class RunConfig(BaseModel):
         description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
         validation_alias=AliasChoices("reward_model", "reward_model_path", "reward_model_name_or_path"),
     )
-    model: Annotated[str, AfterValidator(_current_name)] = Field(
+    model: Annotated[str, AfterValidator(lambda model: BUILTIN if model == ALSO_BUILTIN else model)] = Field(
         BUILTIN,
         description="folder of a model, an adapter or a run, or a Hub id",
         validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),

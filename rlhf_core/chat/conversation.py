@@ -165,9 +165,8 @@ class Chat:
             self.write(f"{name.ljust(width)}  {result}\n", "line")
 
     def help(self) -> None:
-        width = max(map(len, COMMANDS))
         for name, what in COMMANDS.items():
-            self.write(f"{name.ljust(width)}  {what}\n", "line")
+            self.write(f"{name:7}  {what}\n", "line")
         self.write(OTHER_HELP + "\n", "line")
 
     def _check_answered(self) -> None:
@@ -252,19 +251,17 @@ class Chat:
 
 def read_columns(text: str) -> dict[str, Any]:
     """`answer=肺炎 keywords=["a", "b"]` as a row's columns. A value is text, or JSON if it begins with one of [ { "."""
-    before, *pairs = _COLUMN.split(text.strip())
-    if before.strip():
-        raise UserError(f"{before.strip()!r} is not column=value. Write it as in /reward answer=肺炎")
-    return {name: _value(name, value.strip()) for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
-
-
-def _value(name: str, text: str) -> Any:
-    if not text.startswith(("[", "{", '"')):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}={text} begins as JSON does, but {error.msg.lower()}") from error
+    before, *pairs = (part.strip() for part in _COLUMN.split(text.strip()))
+    if before:
+        raise UserError(f"{before!r} is not column=value. Write it as in /reward answer=肺炎")
+    columns: dict[str, Any] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    for name, value in columns.items():
+        if value.startswith(("[", "{", '"')):
+            try:
+                columns[name] = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{name}={value} begins as JSON does, but {error.msg.lower()}") from error
+    return columns
 
 
 def _outcome(column: Column, reward: BoundReward) -> str:

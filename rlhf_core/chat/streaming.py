@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are decoded to
 
 
-class Write(Protocol):
-    """Shows text, its line ends included. `style` is "" or "thought" for a piece of an answer, "line", "note" or "bold"
-    for full lines.
-    """
-
-    def __call__(self, text: str, style: str = "") -> None: ...
+# Shows (text, style=""), with no line end added; "thought" is a style too, and "line", "note" and "bold" are for lines.
+Write = Callable[..., None]
 
 
 class Pieces:

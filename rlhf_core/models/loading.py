@@ -99,8 +99,12 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     model = from_pretrained(info.path, info.task, info.tokenizer, arguments)
     if options.quantized:
         model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger
-        if device().type == "cpu":
-            _keep_4bit_weights(model)
+        if device().type == "cpu":  # with bfloat16, bitsandbytes would repack 4-bit weights and lose a little each time
+            import bitsandbytes
+
+            for module in model.modules():
+                if isinstance(module, bitsandbytes.nn.Linear4bit):
+                    module.support_avx512bf16_for_cpu = False
     if info.adapter:
         from peft import PeftModel
 
@@ -115,15 +119,6 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
 
         share(model)
     return model
-
-
-def _keep_4bit_weights(model: PreTrainedModel) -> None:
-    """Switch off bitsandbytes' repacking of 4-bit weights on CPUs with bfloat16, which loses a little each time."""
-    import bitsandbytes
-
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:

@@ -35,12 +35,16 @@ def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") ->
     folder = Path(output).expanduser() if output else folder
     _refuse(reference, folder)
     with quiet_libraries():
+        from transformers import AutoConfig
+
         from rlhf_core.ui.screen import Screen
 
         screen = Screen()
         with screen.working("Loading the base model and the adapter …"):
             merged, tokenizer, expected, difference = _merged(reference)
-        dtype = _saved_dtype(merged, dtype)
+        if dtype == "auto":  # as the base model is published, if it is one of our types
+            dtype = str(AutoConfig.from_pretrained(reference.base).dtype).removeprefix("torch.")
+            dtype = dtype if dtype in ALLOWED else "float32"
         with screen.working("Saving, and reading it again …"):
             saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
     screen.say(f"Merged   {reference.path} into {reference.base}")
@@ -122,16 +126,6 @@ def _check(difference: float, dtype: str, what: str, hint: str = "") -> None:
             f"{what} the logits differ by {difference:.1e} of their scale, at most {ALLOWED[dtype]:.0e} is allowed. "
             f"Nothing was written.{hint}"
         )
-
-
-def _saved_dtype(model: PreTrainedModel, asked: str) -> str:
-    """The type asked for; `auto` is the base model's published type, or float32 if that is not in `ALLOWED`."""
-    if asked != "auto":
-        return asked
-    from transformers import AutoConfig
-
-    published = str(AutoConfig.from_pretrained(model.config._name_or_path).dtype).removeprefix("torch.")
-    return published if published in ALLOWED else "float32"
 
 
 def _save(

@@ -53,7 +53,10 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop_file is not None and self.stop_file.exists():
             self.request_stop(self.INTERRUPTED)
-        stop = any_process(self.stop_reason is not None, args.device)
+        requested = torch.tensor(float(self.stop_reason is not None), device=args.device)
+        if torch.distributed.is_initialized():  # processes stop together, whichever was asked to
+            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
+        stop = bool(requested)
         self._due = self._due or control.should_save or stop
         if state.global_step >= state.max_steps:
             return
@@ -63,7 +66,7 @@ class Checkpoints(TrainerCallback):
             self._due = False
             if stop:
                 control.should_training_stop = True
-                self.request_stop(self.INTERRUPTED)  # where another process was asked
+                self.request_stop(self.INTERRUPTED)
 
     def on_save(self, args, state, control, **kwargs):
         if torch.distributed.is_initialized():
@@ -129,12 +132,3 @@ def observe(trainer: Any, callbacks: Sequence[TrainerCallback], folder: Path) ->
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard"))))
-
-
-def any_process(flag: bool, device: Any) -> bool:
-    """Whether `flag` is set in any process of the run."""
-    if not torch.distributed.is_initialized():
-        return flag
-    tensor = torch.tensor(float(flag), device=device)
-    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
-    return bool(tensor.item())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,36 +88,29 @@ def load_before(folder: Path) -> Evaluation | None:
 def _answer(result: Evaluation, model: Any, run: Run) -> None:
     """Answer the held-out prompts once each, as in training, and score the answers."""
     prompts = [prompt_of(row) for row in run.held_out]
-    ids, finished = sample(model, prompts, run)
+    rollouts = _sample(model, prompts, run)
+    ids = [answer.completion for answer in rollouts]
     texts = [run.rewards.decode(answer) for answer in ids]
     keys = [key for key in run.held_out[0] if key not in ("prompt", "messages", "chosen", "rejected")]
     columns = {key: [row.get(key) for row in run.held_out] for key in keys}
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     scored = run.rewards.evaluate(RewardBatch(prompts, messages, ids, columns))
-    result.rewards = {name: mean([s for s in column.scores if s is not None]) for name, column in scored.items()}
-    result.length, result.finished = mean([len(answer) for answer in ids]), mean(finished)
+    applicable = {name: [s for s in column.scores if s is not None] for name, column in scored.items()}
+    result.rewards = {name: fmean(scores) if scores else None for name, scores in applicable.items()}
+    result.length, result.finished = fmean(map(len, ids)), fmean(answer.finished for answer in rollouts)
     result.prompts, result.answers = prompts, texts
     result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(texts))]
 
 
 @torch.no_grad()
-def sample(model: Any, prompts: Sequence[Any], run: Run) -> tuple[list[list[int]], list[bool]]:
-    """One answer to each prompt: (token ids without padding, whether each ended by itself).
-
-    The random state is restored afterwards, so that the evaluation does not change the run.
-    """
+def _sample(model: Any, prompts: Sequence[Any], run: Run) -> list[Rollout]:
+    """One answer to each prompt. The random state is restored, so that the evaluation does not change the run."""
     options, tokenizer = run.options, run.tokenizer
     settings = options.model_dump(include=set(SAMPLING))
     sampling = Sampling(options.max_completion_length, eos_token_ids(model, tokenizer), **settings)
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
-    rollouts: list[Rollout] = []
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
-        for start in range(0, len(ids), size):
-            rollouts += rollout(model, ids[start : start + size], 1, sampling)
-    return [one.completion for one in rollouts], [one.finished for one in rollouts]
-
-
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+        starts = range(0, len(ids), size)
+        return [answer for start in starts for answer in rollout(model, ids[start : start + size], 1, sampling)]

@@ -140,12 +140,6 @@ def main() -> int:
     return 0
 
 
-def end_with_launcher() -> None:
-    """In a process that `launch` started: end when the launcher ends."""
-    if LAUNCHER in os.environ:
-        end_with(int(os.environ[LAUNCHER]))
-
-
 def end_with(parent: int) -> None:
     """Let the kernel kill this process when its `parent` dies (on Linux), so that no trainer is left running."""
     if sys.platform != "linux":

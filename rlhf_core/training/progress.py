@@ -26,8 +26,7 @@ SAMPLES = 10  # sample answers shown in the course of a run
 
 class ProgressCallback(TrainerCallback):
     def __init__(self, console: Console, rewards: RewardRuntime) -> None:
-        self.console = console
-        self.rewards = rewards
+        self.console, self.rewards = console, rewards
         self.history: dict[str, list[float]] = {}
         self.sample: Mapping[str, Any] | None = None
         self.live: Live | None = None
@@ -89,10 +88,7 @@ class ProgressCallback(TrainerCallback):
         for name, values in self.history.items():
             width = max(10, min(60, self.console.width - 32))
             curves.add_row(Text(name, style="bold"), Text(number(values[-1])), Text(curve(values, width), style="cyan"))
-        parts: list[Any] = [bar, curves]
-        if self.sample is not None:
-            parts.append(self._sample_panel(self.sample))
-        return Group(*parts)
+        return Group(bar, curves, *([self._sample_panel(self.sample)] if self.sample else []))
 
     def _sample_panel(self, sample: Mapping[str, Any]) -> Panel:
         lines = max(6, self.console.height - len(self.history) - 8)
@@ -110,7 +106,7 @@ class ProgressCallback(TrainerCallback):
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """`values` as a line of block characters, averaged down to at most `width` of them."""
+    """`values` as at most `width` block characters, each the average of its part."""
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
@@ -120,12 +116,12 @@ def curve(values: Sequence[float], width: int) -> str:
 
 
 def _shown(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics worth a curve, by the names a person knows them by."""
+    """The metrics that are shown, by short names."""
     numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
     shown = {short: numbers[name] for name, short in CURVES.items() if name in numbers}
     parts = [name for name in logs if name.startswith("rewards/") and name.endswith("/mean")]
     if len(parts) > 1:
         shown |= {name.split("/")[1]: numbers[name] for name in parts if name in numbers}
     if "reward" in shown:
-        shown.pop("loss", None)  # a policy-gradient loss hovers around zero and says nothing
+        shown.pop("loss", None)  # a policy-gradient loss hovers around zero and means nothing
     return shown

@@ -79,7 +79,8 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     with the settings that it wrote to its folder.
     """
     environment.prepare()
-    launch.end_with_launcher()
+    if launch.LAUNCHER in os.environ:
+        launch.end_with(int(os.environ[launch.LAUNCHER]))
     launch.check_distributed(config)
     folder = run_folder.choose(config, resume)
     screen = Screen(quiet=not launch.is_first_process())
