@@ -161,7 +161,7 @@ def test_an_interrupted_answer_is_kept(chat):
     chat.ask("one")
     assert chat.turns[-1]["content"] == chat.tokenizer.decode([40, 41, 42])
     assert chat.answer_ids == [[40, 41, 42]]
-    assert "the answer up to here is kept" in text(chat, "note")
+    assert "the answer up to here stays" in text(chat, "note")
     chat.model = model
     chat.ask("two")
     assert roles(chat) == "uaua"
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_left_out_from_the_start(chat):
     chat.model.config.max_position_embeddings, limit = 1024, chat.model.config.max_position_embeddings
     try:
         chat.turns.append({"role": "user", "content": "last"})
-        ids = chat._prompt()
+        ids = chat._prompt(chat.turns)
         shown = chat.tokenizer.decode(ids)
         assert len(ids) + 8 <= 1024
         assert "Be brief." in shown
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_left_out_from_the_start(chat):
         assert left_out % 2 == 0
         assert f"Q{left_out // 2} " in shown
         said = len(chat.said)
-        chat._prompt()
+        chat._prompt(chat.turns)
         assert len(chat.said) == said
         assert len(chat.turns) == 25
         chat.turns.pop()

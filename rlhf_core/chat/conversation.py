@@ -32,7 +32,7 @@ COMMANDS = {
 }
 OTHER_HELP = (
     "A line that ends with \\ continues in the next one. // begins a message with /.\n"
-    "Ctrl-C stops an answer; what was written of it is kept."
+    "Ctrl-C stops an answer; the part that was written stays."
 )
 _COLUMN = re.compile(r"(?:^|[\s,]+)([A-Za-z_]\w*)=")
 
@@ -89,30 +89,15 @@ class Chat:
         return True
 
     def ask(self, question: str) -> None:
-        """Answer `question`. Without one word of an answer, because of Ctrl-C or an error, the question is removed."""
-        self.turns.append({"role": "user", "content": question})
-        try:
-            answered = self._answer()
-        except BaseException:
-            self.turns.pop()
-            raise
-        if not answered:
-            self.turns.pop()
-            self.write("Stopped before the first word; your question is removed.\n", "note")
+        """Answer `question`, and remember both unless Ctrl-C or an error comes before the first word."""
+        turns = [*self.turns, {"role": "user", "content": question}]
+        self._answer(turns, self.answer_ids, "Stopped before the first word; your question is removed.")
 
     def retry(self) -> None:
-        """Sample the last answer again. The old one is restored if there is no new one."""
+        """Sample the last answer again. Without a new one, the old one remains."""
         self._check_answered()
-        turn, ids = self.turns.pop(), self.answer_ids.pop()
-        answered = False
-        try:
-            answered = self._answer()
-        finally:
-            if not answered:
-                self.turns.append(turn)
-                self.answer_ids.append(ids)
-        if not answered:
-            self.write("Stopped before the first word; the previous answer is restored.\n", "note")
+        restored = "Stopped before the first word; the previous answer is restored."
+        self._answer(self.turns[:-1], self.answer_ids[:-1], restored)
 
     def undo(self) -> None:
         """Remove the last question and its answer."""
@@ -173,19 +158,20 @@ class Chat:
         if not self.turns:
             raise UserError("There is no answer yet.")
 
-    def _answer(self) -> bool:
-        """Sample and show an answer to the last question; False if it was stopped before it began."""
+    def _answer(self, turns: list[dict[str, str]], answer_ids: list[list[int]], if_stopped: str) -> None:
+        """Sample and show an answer to `turns`, and store both, unless it is stopped before the first word."""
         from rlhf_core.prefix import eos_token_ids
 
-        prompt, eos = self._prompt(), eos_token_ids(self.model, self.tokenizer)
+        prompt, eos = self._prompt(turns), eos_token_ids(self.model, self.tokenizer)
         pieces = Pieces(self._decode, thoughts_apart(self.write))
         try:
             self._generate(prompt, pieces, eos)
         except KeyboardInterrupt:
             pieces.end()
             if not pieces.ids:
-                return False
-            self.write("\nStopped; the answer up to here is kept.\n", "note")
+                self.write(if_stopped + "\n", "note")
+                return
+            self.write("\nStopped; the answer up to here stays.\n", "note")
         else:
             self.write("\n")
             if pieces.ids and pieces.ids[-1] not in eos:
@@ -193,9 +179,8 @@ class Chat:
         answer = self._decode(pieces.ids)
         if not answer.strip():
             self.write("The answer is empty.\n", "note")
-        self.turns.append({"role": "assistant", "content": answer})
-        self.answer_ids.append(pieces.ids)
-        return True
+        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        self.answer_ids = [*answer_ids, pieces.ids]
 
     def _generate(self, prompt: list[int], pieces: Pieces, eos: list[int]) -> None:
         import torch
@@ -217,13 +202,13 @@ class Chat:
         except torch.OutOfMemoryError as error:
             raise UserError("The device ran out of memory. /undo, or start with a smaller --max-new-tokens.") from error
 
-    def _prompt(self) -> list[int]:
-        """Token ids of as many of the last exchanges as fit beside an answer, at least the last question."""
+    def _prompt(self, turns: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of as many of the last exchanges as fit with an answer, at least the last question."""
         limit, start = self._max_tokens(), 0
-        ids = self._render(self.turns)
-        while len(ids) + self.settings.max_new_tokens > limit and start + 2 < len(self.turns):
+        ids = self._render(turns)
+        while len(ids) + self.settings.max_new_tokens > limit and start + 2 < len(turns):
             start += 2
-            ids = self._render(self.turns[start:])
+            ids = self._render(turns[start:])
         if len(ids) >= limit:
             raise UserError(f"That is {len(ids):,} tokens, and the model reads {limit:,} at most, its answer included.")
         if start > self.left_out:
