@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import pydantic
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError, did_you_mean, first_line
 from rlhf_core.method import Method
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import find
 from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import SmokeTest, smoke_test
-from rlhf_core.training.arguments import check_settings
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Plan:
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
     """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
     rewards, options = bind_all(config.reward_specs, catalog), config.options
-    check_settings(method.config, config.set)
+    _check_settings(method.config, config.set)
     data = data_module.load(
         config.data_specs,
         method.data,
@@ -74,6 +76,23 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings])
     runtime.start()
     return Plan(config.model_copy(update={"options": options}), chosen, data, info, runtime, system_prompt, origin)
+
+
+def _check_settings(config_class: str, settings: dict[str, Any]) -> None:
+    """Check `--set` against the fields of `"package:Class"`. Raises `UserError` with the nearest name."""
+    if not settings:
+        return
+    module, _, name = config_class.partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    known = {field.name for field in fields(cls) if field.init} - {"output_dir"}
+    hints = get_type_hints(cls)
+    for key, value in settings.items():
+        if key not in known:
+            raise UserError(f"--set {key}: {name} has no such field.{did_you_mean(key, known)}")
+        try:
+            pydantic.TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+        except pydantic.ValidationError as error:
+            raise UserError(f"--set {key}={value}: {error.errors()[0]['msg'].lower()}") from error
 
 
 def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tuple[str | None, str]:

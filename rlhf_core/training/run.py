@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.errors import first_line
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.training import environment, launch, run_folder
 from rlhf_core.training import plan as planning
-from rlhf_core.training.arguments import make_arguments
 from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen
 
@@ -31,6 +30,14 @@ if TYPE_CHECKING:
 
     from rlhf_core.training.callbacks import Checkpoints
     from rlhf_core.training.progress import ProgressCallback
+
+
+# Options that are training arguments under the same name.
+SHARED = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "max_grad_norm"),
+    *("gradient_checkpointing", "logging_steps", "save_steps", "seed"),
+)
 
 
 class Run:
@@ -69,7 +76,27 @@ class Run:
 
     def arguments(self, cls: type, **fields: Any) -> Any:
         """Training arguments of class `cls` from the shared options, `fields`, and the user's `--set`, which wins."""
-        return make_arguments(cls, self.config, self.folder, fields)
+        import torch
+
+        options = self.options
+        values = {
+            **options.model_dump(include=set(SHARED)),
+            "output_dir": str(self.folder / "checkpoints" / run_folder.WRITING),
+            "save_strategy": "steps",
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other
+            "bf16": models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
+            "fp16": options.dtype == "float16",
+            "report_to": [],
+            "disable_tqdm": True,
+            **launch.arguments_for(self.config.distributed),
+            **fields,
+            **self.config.set,
+        }
+        try:
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"the training arguments don't fit together: {error}") from error
 
 
 def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool = False, dry_run: bool = False) -> int:
