@@ -1,4 +1,4 @@
-"""A chat keeps what is said, takes back what is taken back, and says clearly what it can't do."""
+"""A chat stores what is said, removes what is undone, and explains clearly what it cannot do."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Stops:
         raise KeyboardInterrupt
 
 
-def test_an_answer_comes_in_pieces_and_is_kept_as_it_was_shown(chat):
+def test_an_answer_comes_in_pieces_and_is_stored_as_shown(chat):
     chat.ask("发热怎么办？")
     pieces = [part for part, style in chat.said if style == ""]
     assert len(pieces) > 3
@@ -131,7 +131,7 @@ def test_half_a_character_at_the_end_is_shown_at_the_end(loaded):
     assert said
 
 
-def test_retry_samples_anew_and_undo_takes_back(chat):
+def test_retry_samples_again_and_undo_removes(chat):
     chat.ask("one")
     chat.ask("two")
     before = [dict(turn) for turn in chat.turns]
@@ -156,7 +156,7 @@ def test_greedy_repeats_itself(chat):
     assert chat.turns[-1]["content"] == before
 
 
-def test_an_interrupted_answer_is_kept(chat):
+def test_an_interrupted_answer_is_stored(chat):
     model, chat.model = chat.model, Stops(chat.model, 3)
     chat.ask("one")
     assert chat.turns[-1]["content"] == chat.tokenizer.decode([40, 41, 42])
@@ -222,7 +222,7 @@ def test_rewards_of_the_last_answer(rewarded):
     assert "right   1.000" in text(rewarded)
 
 
-def test_without_rewards_it_says_how_to_have_some(chat):
+def test_without_rewards_the_message_shows_how_to_add_one(chat):
     chat.ask("one")
     with pytest.raises(UserError, match="--reward NAME"):
         chat.do("/reward")
@@ -244,7 +244,7 @@ def test_columns_are_read(written, expected):
     assert read_columns(written) == expected
 
 
-@pytest.mark.parametrize(("written", "message"), [("肺炎", "is not column=value"), ("a=[1", "begins as JSON does")])
+@pytest.mark.parametrize(("written", "message"), [("肺炎", "is not column=value"), ("a=[1", "is not valid JSON")])
 def test_columns_that_cant_be_read(written, message):
     with pytest.raises(UserError, match=message):
         read_columns(written)
@@ -264,7 +264,7 @@ def test_a_saved_conversation_is_data(chat, tmp_path):
     assert chat._with_system(chat.turns) in [row["messages"] for row in rows]
 
 
-def test_saving_where_it_cant_be(chat, tmp_path):
+def test_files_that_cant_be_saved_to(chat, tmp_path):
     chat.ask("one")
     for command, message in (
         ("/save", "To which file"),
@@ -276,7 +276,7 @@ def test_saving_where_it_cant_be(chat, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_lines_that_are_no_questions(chat):
+def test_lines_that_are_not_questions(chat):
     assert chat.do("   ")
     assert chat.do("/help")
     assert "/retry" in text(chat)

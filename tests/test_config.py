@@ -93,7 +93,7 @@ MISTAKES = {
     "not a number": ({"learning_rate": "fast"}, "--learning-rate fast: input should be a valid number"),
     "out of range": ({"num_generations": 1}, "--num-generations 1: input should be greater than or equal to 2"),
     "not a choice": ({"dtype": "int3"}, "--dtype int3: input should be 'auto', 'float32'"),
-    "no whole groups": (
+    "incomplete groups": (
         {"num_generations": 7},
         "= 32 answers, which can't be split into groups of num_generations = 7",
     ),

@@ -60,7 +60,7 @@ class FakeRuns:
 
     @property
     def names(self):
-        """Each run's stage, with -resume where it went on, and other commands by their name."""
+        """Each run's stage, with -resume where it was resumed, and other commands by their name."""
         return [
             (Path(c[-1]).name if "--config" in c else Path(c[-1]).name + "-resume") if c[0] == "run" else c[0]
             for c in self.commands
@@ -95,7 +95,7 @@ def test_models_made_from_the_builtin_one_keep_their_methods_preset():
     assert not any(stage.preset for stage in plan(PPO, model="some/model").values())
 
 
-def test_shared_keys_hold_where_the_method_knows_them():
+def test_shared_keys_apply_where_the_method_has_them():
     stages = plan(yaml.safe_load(FILE))
     assert stages["sft"].config.model == "some/model"
     assert stages["second"].config.model == "out/sft/model"
@@ -105,7 +105,7 @@ def test_shared_keys_hold_where_the_method_knows_them():
     assert "num_generations" not in stages["sft"].values
 
 
-def test_flags_win_over_the_file_and_leave_the_feeding_as_it_is():
+def test_flags_win_over_the_file_but_stages_still_feed_each_other():
     stages = plan(
         yaml.safe_load(FILE), model="other/model", data=["pairs.jsonl"], reward=["length"], stages={"sft": {"seed": 7}}
     )
@@ -188,7 +188,7 @@ def test_the_folder_alone_is_the_same_pipeline():
     assert runs.names == []
 
 
-def test_going_on_with_another_model_drops_the_builtin_preset():
+def test_resuming_with_another_model_drops_the_builtin_preset():
     carry_out(FakeRuns())
     written = yaml.safe_load(Path("out/pipeline.yaml").read_text())
     assert written["stages"]["ppo"] == {"method": "ppo", "model": "sft", "reward_model": "reward_model"}
@@ -200,7 +200,7 @@ def test_going_on_with_another_model_drops_the_builtin_preset():
     ("changed", "runs_again"),
     [("sft", ["sft", "reward_model", "ppo"]), ("reward_model", ["reward_model", "ppo"]), ("ppo", ["ppo"])],
 )
-def test_a_changed_stage_and_those_that_use_it_are_run_anew(changed, runs_again):
+def test_a_changed_stage_and_those_that_use_it_run_again(changed, runs_again):
     carry_out(FakeRuns())
     runs = FakeRuns()
     carry_out(runs, stages={changed: {"seed": 1}})
@@ -223,7 +223,7 @@ def test_changed_data_change_a_stage():
 
 
 @pytest.mark.parametrize("code", [1, 130])
-def test_a_interrupted_stage_goes_on(code):
+def test_an_interrupted_stage_is_resumed(code):
     runs = FakeRuns(0, code)
     assert carry_out(runs) == code
     assert runs.names == ["sft", "reward_model"]
@@ -233,7 +233,7 @@ def test_a_interrupted_stage_goes_on(code):
     assert runs.names == ["reward_model-resume", "ppo"]
 
 
-def test_a_interrupted_stage_that_has_changed_begins_anew():
+def test_an_interrupted_stage_that_has_changed_starts_again():
     carry_out(FakeRuns(1))
     runs = FakeRuns()
     carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
@@ -241,7 +241,7 @@ def test_a_interrupted_stage_that_has_changed_begins_anew():
     assert Path("out/sft.old-1").is_dir()
 
 
-def test_a_stage_that_was_refused_has_trained_nothing_to_set_aside():
+def test_a_refused_stage_leaves_no_folder_to_rename():
     assert carry_out(FakeRuns(2)) == 2
     runs = FakeRuns()
     carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
@@ -249,7 +249,7 @@ def test_a_stage_that_was_refused_has_trained_nothing_to_set_aside():
     assert not list(Path("out").glob("*.old-*"))
 
 
-def test_what_is_no_stage_is_left_alone():
+def test_other_folders_are_not_touched():
     Path("out/reward_model").mkdir(parents=True)
     Path("out/reward_model/notes.txt").write_text("mine")
     runs = FakeRuns()
@@ -279,7 +279,7 @@ def test_from_to_and_only():
         assert message in str(caught.value)
 
 
-def test_stages_that_are_left_out_must_be_finished_if_they_are_used():
+def test_skipped_stages_must_be_finished_if_they_are_used():
     with pytest.raises(UserError, match="stage ppo needs stage sft, which is not finished in out"):
         carry_out(FakeRuns(), only="ppo")
     carry_out(FakeRuns(), last="reward_model")
@@ -346,7 +346,7 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("answer", ["3", "orpo"])
-def test_typed_alone_in_a_terminal_it_asks(answer, monkeypatch):
+def test_without_a_name_it_asks_in_a_terminal(answer, monkeypatch):
     runs = FakeRuns()
     monkeypatch.setattr("rlhf_core.cli.pipeline._in_terminal", lambda: True)
     monkeypatch.setattr(running, "run_process", runs)
@@ -370,7 +370,7 @@ REFUSED = {
     "stage": (["ppo", "--stage", "sfft:seed=1"], "--stage sfft: there is no such stage. Did you mean 'sft'?"),
     "stage without keys": (["ppo", "--stage", "sft"], "sets nothing: write NAME:key=value"),
     "stage with dashes": (["ppo", "--stage", "sft:max-steps=1"], "with keys such as max_steps"),
-    "reward": (["dpo", "--reward", "length"], "no stage of this pipeline learns from a reward"),
+    "reward": (["dpo", "--reward", "length"], "no stage of this pipeline uses a reward"),
 }
 
 
@@ -397,7 +397,7 @@ def test_a_mistake_ends_the_process_with_2():
     assert (result.returncode, result.stderr.partition("'")[0]) == (2, "Error: there is no pipeline ")
 
 
-def test_a_killed_process_is_told_apart(monkeypatch, capsys):
+def test_a_killed_process_is_reported(monkeypatch, capsys):
     class Killed:
         def __init__(self, *_):
             pass

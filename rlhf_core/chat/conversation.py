@@ -245,7 +245,7 @@ def read_columns(text: str) -> dict[str, Any]:
             try:
                 columns[name] = json.loads(value)
             except json.JSONDecodeError as error:
-                raise UserError(f"{name}={value} begins as JSON does, but {error.msg.lower()}") from error
+                raise UserError(f"{name}={value} is not valid JSON: {error.msg.lower()}") from error
     return columns
 
 

@@ -48,8 +48,8 @@ def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") ->
         with screen.working("Saving, and reading it again …"):
             saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
     screen.say(f"Merged   {reference.path} into {reference.base}")
-    screen.say(f"Logits   in float32 the same to {difference:.1e} of their scale (at most {ALLOWED['float32']:.0e})")
-    screen.say(f"         as saved in {dtype} to {saved_difference:.1e} (at most {ALLOWED[dtype]:.0e})")
+    screen.say(f"Logits   merged in float32 differ by {difference:.1e} of their scale (limit {ALLOWED['float32']:.0e})")
+    screen.say(f"         as saved in {dtype} differ by {saved_difference:.1e} (limit {ALLOWED[dtype]:.0e})")
     screen.say(f"Model    {folder}")
     use = "run --method ppo --reward-model" if reference.is_reward_model else "chat"
     screen.say(f"Next     rlhf {use} {folder}", "bold")

@@ -121,7 +121,7 @@ def plan(description: Mapping[str, Any], folder: Path, catalog: Catalog, overrid
             hint = did_you_mean(key, {*planner.known, "stages"})
             raise UserError(f"no stage's method knows {key!r}, which is set beside `stages`.{hint}")
     if overrides.reward and not any(stage.method.rewards == "required" for stage in planner.stages.values()):
-        raise UserError(f"--reward {overrides.reward[0]}: no stage of this pipeline learns from a reward")
+        raise UserError(f"--reward {overrides.reward[0]}: no stage of this pipeline uses a reward")
     return planner.stages
 
 
