@@ -229,16 +229,14 @@ def python_file(target: str) -> Path | None:
 
 
 def select(stages: Mapping[str, Stage], first: str | None, last: str | None, only: str | None) -> list[Stage]:
-    """The stages from `first` to `last`, or `only` one. Raises `UserError` for names that are none."""
+    """The stages from `first` to `last`, or `only` one. Raises `UserError` for unknown names."""
     if only and (first or last):
         raise UserError("--only is one stage: leave out --from-stage and --to-stage")
     names = list(stages)
-    ends = []
-    for flag, name, default in (("--from-stage", first, names[0]), ("--to-stage", last, names[-1])):
-        flag, name = ("--only", only) if only else (flag, name or default)
-        if name not in stages:
+    for flag, name in {"--from-stage": first, "--to-stage": last, "--only": only}.items():
+        if name and name not in stages:
             raise UserError(f"{flag} {name}: there is no such stage.{did_you_mean(name, names)} {_listed(names)}")
-        ends.append(names.index(name))
-    if ends[0] > ends[1]:
+    start, end = names.index(only or first or names[0]), names.index(only or last or names[-1])
+    if start > end:
         raise UserError(f"--from-stage {first} comes after --to-stage {last}. {_listed(names)}")
-    return [stages[name] for name in names[ends[0] : ends[1] + 1]]
+    return [stages[name] for name in names[start : end + 1]]

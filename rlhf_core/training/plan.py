@@ -113,7 +113,7 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
     trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    size = next((f"{plan.info.parameters / n:.1f} {u}" for n, u in SIZES if plan.info.parameters >= n), "few")
+    size = next((f"{plan.info.parameters / n:.1f} {u}" for n, u in SIZES if plan.info.parameters >= n), "<1 k")
     rows = [("Method", f"{config.method}: {entry.summary}")]
     rows += [("Model", f"{config.model}, {size} parameters, {trained}, {dtype}")]
     rows += [("Data", str(part)) for part in data.parts]

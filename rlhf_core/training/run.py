@@ -159,7 +159,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
         with screen.working(f"Evaluating on the held-out rows{' again' if before else ''} …"):
             now = evaluation.evaluate(trainer, method, run)
         if trainer.is_world_process_zero():
-            evaluation.save(run.folder, *((before, now) if before else (now, None)))
+            evaluation.save(run.folder, before or now, now if before else None)
         return now
 
     at_start = evaluation.EvaluateAtStart(evaluate, evaluation.load_before(run.folder) if run.resume_from else None)
