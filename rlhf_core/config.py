@@ -54,17 +54,17 @@ class RunConfig(BaseModel):
     reward_model: str | None = Field(
         None,
         description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
-        validation_alias=AliasChoices("reward_model", "reward_model_path", "reward_model_name_or_path"),
+        validation_alias=AliasChoices("reward_model_path", "reward_model_name_or_path"),
     )
     model: Annotated[str, AfterValidator(lambda model: BUILTIN if model == ALSO_BUILTIN else model)] = Field(
         BUILTIN,
         description="folder of a model, an adapter or a run, or a Hub id",
-        validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),
+        validation_alias=AliasChoices("model_name_or_path", "sft_model_path"),
     )
     data: Specs = Field(
         [BUILTIN],
-        description="file (.json, .jsonl, .csv, .parquet, .gz), folder or Hub id; repeatable, also as FILE:weight=2",
-        validation_alias=AliasChoices("data", "dataset_name"),
+        description="file (.json, .jsonl, .csv, .parquet, .gz), folder or Hub id; repeatable; FILE:weight=2 sets a share",
+        validation_alias=AliasChoices("dataset_name"),
     )
     eval_data: Specs = Field(
         [], description="data to evaluate on before and after training; unset: rows of --data, held out; repeatable"
@@ -72,7 +72,7 @@ class RunConfig(BaseModel):
     data_config: str | None = Field(
         None,
         description="configuration of a Hub dataset",
-        validation_alias=AliasChoices("data_config", "dataset_config_name", "subset_name"),
+        validation_alias=AliasChoices("dataset_config_name", "subset_name"),
     )
     formatter: str | None = Field(None, description="format of the data; unset: found from the columns")
     skip_bad_rows: bool = Field(False, description="leave out rows that can't be converted, and say how many")
@@ -88,7 +88,7 @@ class RunConfig(BaseModel):
     master_addr: str | None = Field(
         None,
         description="HOST:PORT of machine 0, where there are several",
-        validation_alias=AliasChoices("master_addr", "main_address"),
+        validation_alias=AliasChoices("main_address"),
     )
     distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
         "ddp", description="split only the data (ddp), gradients and optimizer state too (zero2), or all (fsdp, zero3)"

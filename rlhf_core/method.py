@@ -70,15 +70,11 @@ class TrainingOptions(BaseModel):
     lora_target_modules: Annotated[str | list[str], BeforeValidator(_names)] = Field(
         "all-linear", description="modules that get an adapter: all-linear, or names separated by commas"
     )
-    load_in_4bit: bool = Field(
-        False, description="4-bit NF4 weights (QLoRA)", validation_alias=AliasChoices("load_in_4bit", "qlora")
-    )
+    load_in_4bit: bool = Field(False, description="4-bit NF4 weights (QLoRA)", validation_alias=AliasChoices("qlora"))
     load_in_8bit: bool = Field(False, description="8-bit weights")
 
     max_prompt_length: PositiveInt = Field(
-        2048,
-        description="tokens a prompt may have",
-        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
+        2048, description="tokens a prompt may have", validation_alias=AliasChoices("max_source_length")
     )
     overlong_prompts: Literal["error", "truncate", "drop"] = Field(
         "error", description="prompts longer than that: truncate drops old turns, then the end of the question"
@@ -87,9 +83,7 @@ class TrainingOptions(BaseModel):
         "drop", description="training answers that are too long: truncate cuts off their end"
     )
     max_completion_length: PositiveInt = Field(
-        512,
-        description="tokens an answer may have",
-        validation_alias=AliasChoices("max_completion_length", "max_target_length"),
+        512, description="tokens an answer may have", validation_alias=AliasChoices("max_target_length")
     )
     temperature: Positive = Field(1.0, description="temperature at which answers are sampled")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -107,7 +101,7 @@ class TrainingOptions(BaseModel):
     num_eval_prompts: Annotated[int, Field(ge=0)] = Field(
         16,
         description="held-out prompts answered before and after training; 0: none",
-        validation_alias=AliasChoices("num_eval_prompts", "eval_prompts"),
+        validation_alias=AliasChoices("eval_prompts"),
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -53,10 +53,11 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop_file is not None and self.stop_file.exists():
             self.request_stop(self.INTERRUPTED)
-        requested = torch.tensor(float(self.stop_reason is not None), device=args.device)
-        if torch.distributed.is_initialized():  # processes stop together, whichever was asked to
-            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
-        stop = bool(requested)
+        stop = self.stop_reason is not None
+        if torch.distributed.is_initialized():  # all stop when one is asked to
+            any_stop = torch.tensor(float(stop), device=args.device)
+            torch.distributed.all_reduce(any_stop, op=torch.distributed.ReduceOp.MAX)
+            stop = bool(any_stop)
         self._due = self._due or control.should_save or stop
         if state.global_step >= state.max_steps:
             return
