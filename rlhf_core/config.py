@@ -63,7 +63,7 @@ class RunConfig(BaseModel):
     )
     data: Specs = Field(
         [BUILTIN],
-        description="file (.json, .jsonl, .csv, .parquet, .gz), folder or Hub id; repeatable; FILE:weight=2 sets a share",
+        description="file (.json, .jsonl, .csv, .parquet, .gz), folder, Hub id; repeatable; FILE:weight=2 sets a share",
         validation_alias=AliasChoices("dataset_name"),
     )
     eval_data: Specs = Field(
