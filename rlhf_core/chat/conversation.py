@@ -1,4 +1,4 @@
-"""A conversation with a model: answers as they are sampled, taken back, tried again, saved and scored.
+"""A conversation with a model: answers are sampled, removed, sampled again, saved and scored.
 
 `Chat` needs no terminal: it is given lines and writes pieces of text with a style. All turns are stored; the model
 reads as many of the last ones as fit.

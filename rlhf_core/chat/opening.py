@@ -76,7 +76,7 @@ def _load(reference: ModelReference, chat_template: str | None, settings: Settin
 
     info = models.inspect(reference, chat_template=chat_template)
     try:
-        # With `lora` an adapter stays beside the weights, and those are in bfloat16 where the device has it.
+        # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.
         model = models.load(info, TrainingOptions(lora=True))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{reference.called} can't be loaded: {first_line(error)}") from error

@@ -43,7 +43,7 @@ def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -
             say(f"{title}: finished and unchanged, skipped")
             continue
         if state == "changed":
-            say(f"{title}: changed; its old folder is now {set_aside(stage.folder)}")
+            say(f"{title}: changed; its old folder is now {rename_old(stage.folder)}")
         record(stage.folder, marks[stage.name], finished=False)
         if state != "interrupted":
             _dump(_run_values(stage, pipeline), stage.folder / "stage.yaml")
@@ -159,7 +159,7 @@ def _compare(pipeline: Pipeline, mark: str, catalog: Catalog, run: RunCommand, s
         say(f"To compare before and after: pip install rlhf-tools && {shown}")
         return 0
     if folder.exists():
-        set_aside(folder)
+        rename_old(folder)
     say(f"\nBefore and after: {shown}\n")
     if code := run(command):
         say(f"\nThe stages are finished; the comparison is not. Resume it: {pipeline.resume_command}")
@@ -251,7 +251,7 @@ def state_of(stage: Stage, mark: str) -> str:
     return "finished" if is_finished(stage) else "interrupted"
 
 
-def set_aside(folder: Path) -> Path:
+def rename_old(folder: Path) -> Path:
     """Rename a folder to NAME.old-N with the next free number."""
     number = 1
     while (old := folder.with_name(f"{folder.name}.old-{number}")).exists():

@@ -44,7 +44,7 @@ class Plan:
     rewards: RewardRuntime
     system_prompt: str | None
     system_prompt_from: str
-    tried: SmokeTest | None = None
+    smoke_test: SmokeTest | None = None
 
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
@@ -121,7 +121,7 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     rows += [("Warning", text) for text in data.warnings]
     for r in plan.rewards.rewards:
         rows.append(("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})"))
-    rows += plan.tried.lines() if plan.tried else []
+    rows += plan.smoke_test.lines() if plan.smoke_test else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
     for label, why, values in (
@@ -159,21 +159,21 @@ def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards.rewards]
 
 
-def try_rewards(plan: Plan) -> SmokeTest | None:
-    """The scores of the first rows' reference answers."""
+def run_smoke_test(plan: Plan) -> None:
+    """Score the first rows' reference answers."""
 
     def encode(text: str) -> list[int]:
         return plan.info.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    return smoke_test(plan.data.train, plan.rewards, encode)
+    plan.smoke_test = smoke_test(plan.data.train, plan.rewards, encode)
 
 
 def dry_run(plan: Plan, screen: Screen) -> None:
     """Show the scores of the first rows and one rendered prompt."""
-    if tried := plan.tried:
-        kind = "a placeholder" if tried.placeholder else "the reference"
-        for name, column in tried.columns.items():
-            for answer, score, error in zip(tried.answers, column.scores, column.errors, strict=True):
+    if tested := plan.smoke_test:
+        kind = "a placeholder" if tested.placeholder else "the reference"
+        for name, column in tested.columns.items():
+            for answer, score, error in zip(tested.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")
     first = plan.data.train[0]
     screen.say("\nThe first prompt, as the model gets it:\n")

@@ -113,7 +113,8 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     screen = Screen(quiet=not launch.is_first_process())
     with screen.working("Reading data and model configuration …"):
         plan = planning.make_plan(config, method, catalog, folder=folder)
-        plan.tried = planning.try_rewards(plan) if launch.is_first_process() else None
+        if launch.is_first_process():
+            planning.run_smoke_test(plan)
     try:
         screen.resolved(planning.summary(plan, catalog))
         if dry_run:
