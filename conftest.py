@@ -59,7 +59,7 @@ def made_run(resolved):
 
     def make(**values) -> Run:
         config, method = resolved(**values)
-        return Run.of(make_plan(config, method, Catalog()))
+        return Run(make_plan(config, method, Catalog()))
 
     return make
 

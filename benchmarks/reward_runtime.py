@@ -69,7 +69,7 @@ def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
     ]
     plan = make_plan(config, method, Catalog())
     plan.rewards = RewardRuntime(rewards, plan.rewards.decode, folder)
-    trainer = method.trainer(Run.of(plan))
+    trainer = method.trainer(Run(plan))
     folder.mkdir(exist_ok=True)
     trainer.reward_funcs = [
         timed(function, in_runtime[name]) for name, function in zip(names, trainer.reward_funcs, strict=True)

@@ -3,6 +3,8 @@
 `rlhf compare` of rlhf-tools is an example. Importing this imports no torch.
 """
 
+# ruff: noqa: F401  (all that is imported here is for plugins)
+
 from rlhf_core.config import read_file as read_config
 from rlhf_core.data.loading import add_system_prompt, prompt_of
 from rlhf_core.data.loading import load as load_data
@@ -19,29 +21,3 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document
 from rlhf_core.ui.screen import Screen, question
-
-__all__ = [
-    "BoundReward",
-    "DataSpec",
-    "ModelInfo",
-    "ModelReference",
-    "RewardRuntime",
-    "RewardSpec",
-    "Screen",
-    "add_system_prompt",
-    "bind_rewards",
-    "device",
-    "document",
-    "find_model",
-    "gpu_has_bfloat16",
-    "inspect_model",
-    "load_data",
-    "load_model",
-    "max_tokens",
-    "prompt_of",
-    "question",
-    "quiet_libraries",
-    "read_config",
-    "read_data_specs",
-    "system_prompt_for",
-]

@@ -7,7 +7,7 @@ file, the file over the method's preset for the built-in model, the preset over 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, did_you_mean
@@ -34,67 +35,63 @@ BUILTIN = "builtin"
 ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
 
 
-def _current_name(model: str) -> str:
-    return BUILTIN if model == ALSO_BUILTIN else model
-
-
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
+Specs = Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)]
+
+
 class RunConfig(BaseModel):
-    """What a run is made of. `options` are the method's, `preset` the part of them that its built-in preset set."""
+    """What a run is made of. `options` are the method's; `preset` is the part of them that its built-in preset set."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
 
     method: str = Field(description="training method")
-    reward: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
+    reward: Specs = Field(
         [], description="reward, NAME or NAME:key=value,…, by installed name or as ./file.py:function; repeatable"
     )
     reward_model: str | None = Field(
         None,
         description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
-        validation_alias=AliasChoices("reward_model", "reward_model_path", "reward_model_name_or_path"),
+        validation_alias=AliasChoices("reward_model_path", "reward_model_name_or_path"),
     )
-    model: Annotated[str, AfterValidator(_current_name)] = Field(
+    model: Annotated[str, AfterValidator(lambda model: BUILTIN if model == ALSO_BUILTIN else model)] = Field(
         BUILTIN,
         description="folder of a model, an adapter or a run, or a Hub id",
-        validation_alias=AliasChoices("model", "model_name_or_path", "sft_model_path"),
+        validation_alias=AliasChoices("model_name_or_path", "sft_model_path"),
     )
-    data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
+    data: Specs = Field(
         [BUILTIN],
-        description="data: a file (.json, .jsonl, .csv, .parquet, .gz), a folder, or a Hub id; repeatable, with shares "
-        "as in FILE:weight=2",
-        validation_alias=AliasChoices("data", "dataset_name"),
+        description="file (.json, .jsonl, .csv, .parquet, .gz), folder, Hub id; repeatable; FILE:weight=2 sets a share",
+        validation_alias=AliasChoices("dataset_name"),
     )
-    eval_data: Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)] = Field(
+    eval_data: Specs = Field(
         [], description="data to evaluate on before and after training; unset: rows of --data, held out; repeatable"
     )
     data_config: str | None = Field(
         None,
-        description="configuration of a Hub data set",
-        validation_alias=AliasChoices("data_config", "dataset_config_name", "subset_name"),
+        description="configuration of a Hub dataset",
+        validation_alias=AliasChoices("dataset_config_name", "subset_name"),
     )
     formatter: str | None = Field(None, description="format of the data; unset: found from the columns")
     skip_bad_rows: bool = Field(False, description="leave out rows that can't be converted, and say how many")
     system_prompt: str | None = Field(
-        None, description="system message where a row has none; '' for none at all; unset: the reward's"
+        None, description="system message for rows without one; '' for none; unset: the reward's"
     )
     chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
     output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
-    callback: list[str] = Field([], description="further observer of the run, by plugin name; repeatable")
+    callback: list[str] = Field([], description="trainer callback, by plugin name; repeatable")
     num_processes: PositiveInt = Field(1, description="processes on this machine, one for each GPU")
-    num_machines: PositiveInt = Field(1, description="machines, on each of which the same command is typed")
+    num_machines: PositiveInt = Field(1, description="number of machines; the same command is started on each")
     machine_rank: NonNegativeInt = Field(0, description="number of this machine, from 0")
     master_addr: str | None = Field(
         None,
         description="HOST:PORT of machine 0, where there are several",
-        validation_alias=AliasChoices("master_addr", "main_address"),
+        validation_alias=AliasChoices("main_address"),
     )
     distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
-        "ddp",
-        description="what is split between processes: only the data (ddp), gradients and optimizer state too (zero2), "
-        "or the weights too (fsdp, zero3)",
+        "ddp", description="split only the data (ddp), gradients and optimizer state too (zero2), or all (fsdp, zero3)"
     )
     set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
     options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)
@@ -123,26 +120,25 @@ MAIN = {name: field for name, field in RunConfig.model_fields.items() if not fie
 
 def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Method]:
     """Validate merged keys and load the method. Raises `UserError` that names the key and what is allowed."""
-    values = dict(values)
     if not values.get("method"):
         names = ", ".join(entry.name for entry in catalog.entries("methods"))
         raise UserError(f"which method? Write --method NAME. Installed: {names}.")
     method = catalog.load("methods", values["method"])[0]()
-    main_keys = dict(spellings(MAIN))
-    option_keys = dict(spellings(method.Options.model_fields))
+    main_keys, option_keys = spellings(MAIN), spellings(method.Options.model_fields)
     for key in values:
         if key not in main_keys and key not in option_keys:
             hint = did_you_mean(key, {*main_keys, *option_keys})
             raise UserError(
-                f"method {method.name} knows no option {key!r}.{hint} See rlhf run --method {method.name} --help"
+                f"method {method.name} has no option {key!r}.{hint} See rlhf run --method {method.name} --help"
             )
     main = {main_keys[key]: value for key, value in values.items() if key in main_keys}
     given = {option_keys[key]: value for key, value in values.items() if key in option_keys}
     if isinstance(main.get("set"), Mapping):  # `--set beta=0.1` is `--beta 0.1`, for evaluation and config.yaml too
         given |= {option_keys[key]: value for key, value in main["set"].items() if key in option_keys}
         main["set"] = {key: value for key, value in main["set"].items() if key not in option_keys}
-    preset = method.preset() if main.get("model", BUILTIN) in (BUILTIN, ALSO_BUILTIN) else {}
-    preset = {name: value for name, value in preset.items() if name not in given}
+    preset = {}
+    if main.get("model", BUILTIN) in (BUILTIN, ALSO_BUILTIN):
+        preset = {name: value for name, value in method.preset().items() if name not in given}
     try:
         options = method.Options.model_validate({**preset, **given})
         config = RunConfig.model_validate({**main, "options": options, "preset": preset})
@@ -157,14 +153,14 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
             raise UserError(f"method {method.name} samples no answers: leave out --{name.replace('_', '-')}")
     method.check(config)
     if config.num_machines > 1 and not config.master_addr:
-        raise UserError("several machines need --master-addr HOST:PORT, that of machine 0")
+        raise UserError("a run on several machines needs --master-addr HOST:PORT, the address of machine 0")
     return config, method
 
 
 def read_rewards(entries: Sequence[str | Mapping[str, Any]], reward_model: str | None = None) -> list[RewardSpec]:
     """The rewards of a run, from its keys `reward` and `reward_model`."""
-    specs = [RewardSpec.read(entry) for entry in _listed(entries)]
-    return [*specs, RewardSpec("reward_model", {"path": reward_model})] if reward_model else specs
+    trained = [RewardSpec("reward_model", {"path": reward_model})] if reward_model else []
+    return [*map(RewardSpec.read, _listed(entries)), *trained]
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -180,12 +176,13 @@ def read_file(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def spellings(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(spelling, field name) for every name and alias of a model's fields."""
+def spellings(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
+    """The field's name by every name and alias of a model's fields."""
+    names = {name: name for name in fields}
     for name, field in fields.items():
-        yield name, name
         if isinstance(field.validation_alias, AliasChoices):
-            yield from ((str(alias), name) for alias in field.validation_alias.choices)
+            names |= {str(alias): name for alias in field.validation_alias.choices}
+    return names
 
 
 def explain(error: ValidationError) -> str:

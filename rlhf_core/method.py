@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 if TYPE_CHECKING:
     import transformers
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rlhf_core.config import RunConfig
     from rlhf_core.training.run import Run
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 def _names(value: Any) -> Any:
@@ -40,64 +40,52 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True, allow_inf_nan=False)
 
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="peak learning rate")
+    learning_rate: Positive = Field(1e-5, description="peak learning rate")
     lr_scheduler_type: str = Field("linear", description="schedule of the learning rate, by transformers' name")
-    warmup_steps: Fraction = Field(0.0, description="steps of warm-up; below 1, a share of all steps")
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over the data")
-    max_steps: int = Field(-1, description="optimizer steps in all; -1: as many as the epochs need")
-    per_device_train_batch_size: Positive = Field(4, description="rows in one forward pass on one device")
-    gradient_accumulation_steps: Positive = Field(4, description="forward passes before the optimizer steps")
+    warmup_steps: NotNegative = Field(0.0, description="steps of warm-up; below 1, a share of all steps")
+    num_train_epochs: Positive = Field(1.0, description="passes over the data")
+    max_steps: int = Field(-1, description="total optimizer steps; -1: as many as the epochs need")
+    per_device_train_batch_size: PositiveInt = Field(4, description="rows in one forward pass on one device")
+    gradient_accumulation_steps: PositiveInt = Field(4, description="forward passes for one optimizer step")
     optim: str = Field("adamw_torch", description="optimizer, by transformers' name")
-    weight_decay: Fraction = Field(0.0, description="decoupled weight decay")
-    max_grad_norm: Fraction = Field(1.0, description="gradients are scaled down to this norm; 0: never")
+    weight_decay: NotNegative = Field(0.0, description="decoupled weight decay")
+    max_grad_norm: NotNegative = Field(1.0, description="gradients are scaled down to this norm; 0: never")
     gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass: less memory")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="type of the weights; auto: float32 if they are trained, bfloat16 if frozen on a GPU that has it",
+        "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
     )
     seed: int = Field(42, description="seed of sampling, shuffling and initialization")
 
     attn_implementation: str | None = Field(
-        None,
-        description="attention, by transformers' name (sdpa, flash_attention_2, …); unset: one that shares prompts",
+        None, description="attention, by transformers' name, such as flash_attention_2; unset: one that shares prompts"
     )
-    shared_prefix: bool = Field(
-        True, description="compute each prompt once for all its completions, where the model and its attention allow it"
-    )
+    shared_prefix: bool = Field(True, description="compute each prompt once for all its completions, where possible")
 
     lora: bool | None = Field(
         None, description="train a LoRA adapter; unset: for a billion parameters or more, and with 4-bit or 8-bit"
     )
-    lora_r: Positive = Field(16, description="rank of the adapter")
-    lora_alpha: Positive = Field(32, description="scale of the adapter")
+    lora_r: PositiveInt = Field(16, description="rank of the adapter")
+    lora_alpha: PositiveInt = Field(32, description="scale of the adapter")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
     lora_target_modules: Annotated[str | list[str], BeforeValidator(_names)] = Field(
-        "all-linear", description="modules that get an adapter: all-linear, or names with commas between"
+        "all-linear", description="modules that get an adapter: all-linear, or names separated by commas"
     )
-    load_in_4bit: bool = Field(
-        False,
-        description="4-bit NF4 weights (QLoRA)",
-        validation_alias=AliasChoices("load_in_4bit", "qlora"),
-    )
+    load_in_4bit: bool = Field(False, description="4-bit NF4 weights (QLoRA)", validation_alias=AliasChoices("qlora"))
     load_in_8bit: bool = Field(False, description="8-bit weights")
 
-    max_prompt_length: Positive = Field(
-        2048,
-        description="tokens a prompt may have",
-        validation_alias=AliasChoices("max_prompt_length", "max_source_length"),
+    max_prompt_length: PositiveInt = Field(
+        2048, description="tokens a prompt may have", validation_alias=AliasChoices("max_source_length")
     )
     overlong_prompts: Literal["error", "truncate", "drop"] = Field(
-        "error", description="what to do with longer ones: truncate drops old turns, then the end of the question"
+        "error", description="prompts longer than that: truncate drops old turns, then the end of the question"
     )
     overlong_completions: Literal["error", "truncate", "drop"] = Field(
-        "drop", description="what to do with answers to learn from that are too long: truncate cuts their end"
+        "drop", description="training answers that are too long: truncate cuts off their end"
     )
-    max_completion_length: Positive = Field(
-        512,
-        description="tokens an answer may have",
-        validation_alias=AliasChoices("max_completion_length", "max_target_length"),
+    max_completion_length: PositiveInt = Field(
+        512, description="tokens an answer may have", validation_alias=AliasChoices("max_target_length")
     )
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="temperature at which answers are sampled")
+    temperature: Positive = Field(1.0, description="temperature at which answers are sampled")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="sample from the likeliest tokens that make up this share of the probability"
     )
@@ -105,21 +93,19 @@ class TrainingOptions(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="leave out tokens with less than this share of the likeliest token's probability"
     )
-    repetition_penalty: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="divides the logits of tokens that the text already has; 1: no penalty"
-    )
+    repetition_penalty: Positive = Field(1.0, description="divides the logits of tokens already in the text; 1: off")
 
-    logging_steps: Positive = Field(10, description="steps between two lines of metrics")
-    save_steps: Positive = Field(100, description="steps between two checkpoints")
-    save_total_limit: Positive = Field(2, description="checkpoints to keep")
+    logging_steps: PositiveInt = Field(10, description="steps between two lines of metrics")
+    save_steps: PositiveInt = Field(100, description="steps between two checkpoints")
+    save_total_limit: PositiveInt = Field(2, description="checkpoints to keep")
     num_eval_prompts: Annotated[int, Field(ge=0)] = Field(
         16,
         description="held-out prompts answered before and after training; 0: none",
-        validation_alias=AliasChoices("num_eval_prompts", "eval_prompts"),
+        validation_alias=AliasChoices("eval_prompts"),
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__()  # pydantic hands the keywords to the next method, when the options are known
+        super().__init_subclass__()  # pydantic passes the keywords to the next method, once the fields exist
 
     @classmethod
     def __pydantic_init_subclass__(cls, *, defaults: Mapping[str, Any] | None = None) -> None:  # type: ignore[override]
@@ -130,8 +116,12 @@ class TrainingOptions(BaseModel):
         cls.model_rebuild(force=True)
 
     @property
+    def quantized(self) -> bool:
+        return self.load_in_4bit or self.load_in_8bit
+
+    @property
     def shares_prompts(self) -> bool:
-        """Whether prompts are shared: that takes our own attention, so not with `attn_implementation`."""
+        """Whether prompts are shared, which needs our own attention: not with `attn_implementation`."""
         return self.shared_prefix and self.attn_implementation is None
 
     @model_validator(mode="after")
@@ -140,12 +130,12 @@ class TrainingOptions(BaseModel):
             raise ValueError("max_steps is a positive number, or -1 for as many as the epochs need")
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
-        if self.lora is False and (self.load_in_4bit or self.load_in_8bit):
+        if self.lora is False and self.quantized:
             raise ValueError("quantized weights can't be trained: leave out --no-lora")
         return self
 
 
-# Options that only methods whose model writes can use, in training or for the answers of the evaluation.
+# Options that only methods whose model writes can use, in training or evaluation.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 # What suits the built-in model whatever the method, before the method's own `builtin_preset`.
@@ -163,13 +153,12 @@ BUILTIN_PRESET = {
 class Method:
     """A training method. Subclasses set the class variables and return a `transformers.Trainer`.
 
-    `data`: what each row must have, `"prompts"`, `"preferences"` (chosen and rejected) or `"conversations"`.
-    `rewards`: whether `--reward` is `"required"`, `"optional"` or `"none"`.
+    `data`: what each row must have; `"preferences"` are a chosen and a rejected answer.
+    `rewards`: whether a run takes `--reward`.
     `generates`: whether the trained model answers prompts, so that answers before and after can be shown.
     `task`: what is trained, a model that writes or one that scores.
     `config`: `"package:Class"` of the training arguments that `--set` may set.
-    `builtin_preset`: values of `Options` that suit the built-in model, where the defaults suit an 8B one, on top of
-    `BUILTIN_PRESET`, which all methods share.
+    `builtin_preset`: values of `Options` for the built-in model, on top of `BUILTIN_PRESET`, which all methods share.
     """
 
     name: ClassVar[str]
@@ -187,17 +176,17 @@ class Method:
         return {**BUILTIN_PRESET, **cls.builtin_preset}
 
     def resolve_options(self, options: Any, *, lora: bool) -> TrainingOptions:
-        """`options` with what was left unset and depends on others filled in, before they are shown and saved.
+        """Fill in options that were left unset and depend on others, before they are shown and saved.
 
-        `lora`: whether an adapter is trained, decided from the options and the model's size. It must change nothing
-        when it is called with its own result, so that the saved configuration repeats the run.
+        `lora`: whether an adapter is trained. Called with its own result, this must change nothing, so that the saved
+        configuration repeats the run.
         """
         return options
 
     def check(self, config: RunConfig) -> None:
         """Raise `UserError` for options and `--set` values that have no effect or don't fit together.
 
-        Called when the command line has been read, before data and model are: it imports nothing heavy.
+        Called before data and model are read: it imports nothing heavy.
         """
 
     def trainer(self, run: Run) -> transformers.Trainer:

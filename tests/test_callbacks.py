@@ -70,7 +70,7 @@ def save(checkpoints, arguments, tmp_path, step: int) -> None:
     checkpoints.on_save(arguments, TrainerState(global_step=step), TrainerControl())
 
 
-def test_a_checkpoint_appears_complete_and_old_ones_go(tmp_path, arguments):
+def test_checkpoints_appear_complete_and_old_ones_are_deleted(tmp_path, arguments):
     checkpoints = Checkpoints(tmp_path, keep=2, every=1)
     for step in (2, 10, 9):
         save(checkpoints, arguments, tmp_path, step)
@@ -78,7 +78,7 @@ def test_a_checkpoint_appears_complete_and_old_ones_go(tmp_path, arguments):
     assert not list((tmp_path / WRITING).iterdir())
 
 
-def test_one_that_was_being_written_is_not_found(tmp_path):
+def test_an_incomplete_checkpoint_is_not_found(tmp_path):
     (tmp_path / WRITING / "checkpoint-5").mkdir(parents=True)
     assert list_checkpoints(tmp_path) == []
 
@@ -109,7 +109,7 @@ def test_the_monitor_stops_the_run_above_a_fifth_over_twenty_steps(tmp_path, arg
     assert checkpoints.stop_reason == (reason if stops else None)
 
 
-def test_a_reward_that_failed_at_first_is_forgiven(tmp_path, arguments):
+def test_early_failures_of_a_reward_are_forgotten(tmp_path, arguments):
     monitor = FailureMonitor(Rewards(r=(0, 0)), Checkpoints(tmp_path, keep=2, every=1))
     steps(monitor, arguments, {"r": (10, 10)}, 3)
     steps(monitor, arguments, {"r": (0, 10)}, 40)

@@ -1,4 +1,4 @@
-"""A chat keeps what is said, takes back what is taken back, and says clearly what it can't do."""
+"""A chat stores what is said, removes what is undone, and explains clearly what it cannot do."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def text(chat, style: str | None = None) -> str:
 
 
 def roles(chat) -> str:
-    return "".join(turn["role"][0] for turn in chat.messages)
+    return "".join(turn["role"][0] for turn in chat._with_system(chat.turns))
 
 
 def piped(model, lines: str, *arguments):
@@ -83,7 +83,7 @@ class Stops:
         raise KeyboardInterrupt
 
 
-def test_an_answer_comes_in_pieces_and_is_kept_as_it_was_shown(chat):
+def test_an_answer_comes_in_pieces_and_is_stored_as_shown(chat):
     chat.ask("发热怎么办？")
     pieces = [part for part, style in chat.said if style == ""]
     assert len(pieces) > 3
@@ -131,7 +131,7 @@ def test_half_a_character_at_the_end_is_shown_at_the_end(loaded):
     assert said
 
 
-def test_retry_samples_anew_and_undo_takes_back(chat):
+def test_retry_samples_again_and_undo_removes(chat):
     chat.ask("one")
     chat.ask("two")
     before = [dict(turn) for turn in chat.turns]
@@ -144,7 +144,7 @@ def test_retry_samples_anew_and_undo_takes_back(chat):
     chat.undo()
     assert (chat.turns, chat.answer_ids) == ([], [])
     for command in ("/undo", "/retry", "/reward", "/save x.jsonl"):
-        with pytest.raises(UserError, match="Nothing has been said yet"):
+        with pytest.raises(UserError, match="There is no answer yet"):
             chat.do(command)
 
 
@@ -156,12 +156,12 @@ def test_greedy_repeats_itself(chat):
     assert chat.turns[-1]["content"] == before
 
 
-def test_an_interrupted_answer_is_kept(chat):
+def test_an_interrupted_answer_is_stored(chat):
     model, chat.model = chat.model, Stops(chat.model, 3)
     chat.ask("one")
     assert chat.turns[-1]["content"] == chat.tokenizer.decode([40, 41, 42])
     assert chat.answer_ids == [[40, 41, 42]]
-    assert "the answer so far is kept" in text(chat, "note")
+    assert "the answer up to here stays" in text(chat, "note")
     chat.model = model
     chat.ask("two")
     assert roles(chat) == "uaua"
@@ -175,8 +175,8 @@ def test_an_answer_interrupted_before_its_first_word_changes_nothing(chat):
     chat.retry()
     assert chat.turns == before
     assert len(chat.answer_ids) == 1
-    assert "the question is taken back" in text(chat, "note")
-    assert "the answer from before stays" in text(chat, "note")
+    assert "your question is removed" in text(chat, "note")
+    assert "the previous answer is restored" in text(chat, "note")
 
 
 def test_what_does_not_fit_is_left_out_from_the_start(chat):
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_left_out_from_the_start(chat):
     chat.model.config.max_position_embeddings, limit = 1024, chat.model.config.max_position_embeddings
     try:
         chat.turns.append({"role": "user", "content": "last"})
-        ids = chat._prompt()
+        ids = chat._prompt(chat.turns)
         shown = chat.tokenizer.decode(ids)
         assert len(ids) + 8 <= 1024
         assert "Be brief." in shown
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_left_out_from_the_start(chat):
         assert left_out % 2 == 0
         assert f"Q{left_out // 2} " in shown
         said = len(chat.said)
-        chat._prompt()
+        chat._prompt(chat.turns)
         assert len(chat.said) == said
         assert len(chat.turns) == 25
         chat.turns.pop()
@@ -222,7 +222,7 @@ def test_rewards_of_the_last_answer(rewarded):
     assert "right   1.000" in text(rewarded)
 
 
-def test_without_rewards_it_says_how_to_have_some(chat):
+def test_without_rewards_the_message_shows_how_to_add_one(chat):
     chat.ask("one")
     with pytest.raises(UserError, match="--reward NAME"):
         chat.do("/reward")
@@ -244,7 +244,7 @@ def test_columns_are_read(written, expected):
     assert read_columns(written) == expected
 
 
-@pytest.mark.parametrize(("written", "message"), [("肺炎", "is not column=value"), ("a=[1", "begins as JSON does")])
+@pytest.mark.parametrize(("written", "message"), [("肺炎", "is not column=value"), ("a=[1", "is not valid JSON")])
 def test_columns_that_cant_be_read(written, message):
     with pytest.raises(UserError, match=message):
         read_columns(written)
@@ -261,13 +261,13 @@ def test_a_saved_conversation_is_data(chat, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
     assert [len(line["messages"]) for line in lines] == [3, 5]
     rows = data.load([DataSpec(str(tmp_path / "talk.jsonl"))], "conversations", Catalog()).train
-    assert chat.messages in [row["messages"] for row in rows]
+    assert chat._with_system(chat.turns) in [row["messages"] for row in rows]
 
 
-def test_saving_where_it_cant_be(chat, tmp_path):
+def test_files_that_cant_be_saved_to(chat, tmp_path):
     chat.ask("one")
     for command, message in (
-        ("/save", "Where to"),
+        ("/save", "To which file"),
         (f"/save {tmp_path}/x.txt", "has to end in .jsonl"),
         (f"/save {tmp_path}/no/x.jsonl", "No such file"),
     ):
@@ -276,7 +276,7 @@ def test_saving_where_it_cant_be(chat, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_lines_that_are_no_questions(chat):
+def test_lines_that_are_not_questions(chat):
     assert chat.do("   ")
     assert chat.do("/help")
     assert "/retry" in text(chat)
@@ -308,7 +308,7 @@ def test_a_scripted_chat_through_a_pipe(tiny_model, tmp_path):
     assert [turn["role"] for turn in messages] == ["system", "user", "assistant"]
     assert messages[1]["content"] == "one\nmore"
     assert messages[2]["content"] in result.output
-    for part in ("Did you mean '/retry'?", "Taken back: two", "medical_format  0.000", "System: 你好"):
+    for part in ("Did you mean '/retry'?", "Removed: two", "medical_format  0.000", "System: 你好"):
         assert part in result.output
     assert "> " not in result.output
     assert "\x1b" not in result.output

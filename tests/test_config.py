@@ -88,12 +88,12 @@ def test_keys_may_be_written_with_dashes(tmp_path):
 MISTAKES = {
     "no method": ({"method": None}, "which method\\?.*Installed: .*grpo"),
     "unknown method": ({"method": "gpro"}, "there is no method 'gpro'. Did you mean 'grpo'"),
-    "unknown key": ({"lerning_rate": 1}, "knows no option 'lerning_rate'. Did you mean 'learning_rate'"),
+    "unknown key": ({"lerning_rate": 1}, "has no option 'lerning_rate'. Did you mean 'learning_rate'"),
     "no reward": ({"reward": []}, "method grpo needs a reward"),
     "not a number": ({"learning_rate": "fast"}, "--learning-rate fast: input should be a valid number"),
     "out of range": ({"num_generations": 1}, "--num-generations 1: input should be greater than or equal to 2"),
     "not a choice": ({"dtype": "int3"}, "--dtype int3: input should be 'auto', 'float32'"),
-    "no whole groups": (
+    "incomplete groups": (
         {"num_generations": 7},
         "= 32 answers, which can't be split into groups of num_generations = 7",
     ),

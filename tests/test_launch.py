@@ -94,7 +94,7 @@ def command(values: dict) -> subprocess.CompletedProcess:
 
 
 def start(values: dict) -> subprocess.Popen:
-    """As a shell starts it: in a process group of its own, which Ctrl-C reaches as a whole."""
+    """As a shell starts it: in a process group of its own, all of which Ctrl-C reaches."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(typed(values), start_new_session=True, **streams)
 
@@ -122,7 +122,7 @@ def test_a_step_of_two_processes_is_that_of_one(settings, method):
     assert apart < 0.02 * moved
 
 
-def test_a_mistake_is_told_once_before_processes_are_started(settings):
+def test_a_mistake_is_reported_once_before_processes_start(settings):
     Path("bad.jsonl").write_text('{"frage": "x"}')
     done = command({**settings, "method": "sft", "data": "bad.jsonl", "num_processes": 2})
     assert done.returncode == 2
@@ -147,9 +147,9 @@ def test_ctrl_c_stops_all_processes_after_the_same_step(settings):
     resumed = command({"resume": "cut"})
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resuming after checkpoint-{step}." in resumed.stdout
-    whole = command({**values, "output_dir": "whole"})
-    assert whole.returncode == 0, whole.stderr
-    one, other = (load_file(f"{name}/model/model.safetensors") for name in ("cut", "whole"))
+    full = command({**values, "output_dir": "full"})
+    assert full.returncode == 0, full.stderr
+    one, other = (load_file(f"{name}/model/model.safetensors") for name in ("cut", "full"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -196,7 +196,7 @@ def test_no_process_is_left_when_the_command_ends(settings, tmp_path, signals, c
         ({"distributed": "fsdp", "num_processes": 2}, "fsdp needs GPUs"),
     ],
 )
-def test_a_distribution_that_can_not_be_had_is_refused_before_anything_loads(settings, monkeypatch, flags, message):
+def test_an_unavailable_distribution_is_refused_before_anything_loads(settings, monkeypatch, flags, message):
     config, made = resolve({**settings, **CHATS, "method": "sft", "model": "nowhere", **flags}, Catalog())
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -222,7 +222,7 @@ def trainer(world: int, kind: str):
         ({}, (2, "MULTI_CPU"), None),
     ],
 )  # fmt: skip
-def test_less_than_was_asked_for_is_refused(asked, got, message):
+def test_fewer_processes_than_requested_are_refused(asked, got, message):
     config, _ = resolve({"method": "sft", **asked}, Catalog())
     if message is None:
         launch.check(config, trainer(*got))
@@ -290,9 +290,7 @@ def rlhf_callbacks(run): return [RunsOut(run)]
 
 
 @pytest.mark.parametrize(("processes", "short"), [(1, "0"), (2, "01"), (2, "1")])
-def test_a_run_that_is_out_of_memory_goes_on_with_a_smaller_micro_batch(
-    settings, tmp_path, monkeypatch, processes, short
-):
+def test_a_run_out_of_memory_resumes_with_a_smaller_micro_batch(settings, tmp_path, monkeypatch, processes, short):
     """All processes start again, also when only one of them ran out."""
     site = tmp_path / "site"
     (site / "runs_out-1.0.dist-info").mkdir(parents=True)

@@ -56,7 +56,7 @@ def logits(model, text: str = "发热、咳嗽三天 fever") -> torch.Tensor:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_merged_model_says_what_base_and_adapter_say(task, tiny_model, tmp_path):
+def test_the_merged_model_has_the_logits_of_base_and_adapter(task, tiny_model, tmp_path):
     folder = write_adapter(tiny_model, tmp_path / "adapter", task)
     result = merge(folder)
     assert result.exit_code == 0, result.output + repr(result.exception)
@@ -123,7 +123,7 @@ def test_the_difference_is_a_share_of_the_largest_logit(after, expected):
     assert merging._difference([torch.tensor([2.0, -4.0])], [torch.tensor(after)]) == expected
 
 
-def test_a_difference_that_is_no_number_is_one():
+def test_nan_counts_as_a_difference():
     difference = merging._difference([torch.tensor([1.0])], [torch.tensor([float("nan")])])
     with pytest.raises(UserError, match="differ by nan"):
         merging._check(difference, "float32", "x")

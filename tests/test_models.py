@@ -47,12 +47,12 @@ def test_lora_is_the_default_from_a_billion_parameters():
     ("model", "message"),
     [("./nowhere", "there is no such folder"), ("a/b/c", "there is no such folder"), ("nowhere", "no such folder")],
 )
-def test_a_model_that_is_not_there(model, message):
+def test_a_missing_model(model, message):
     with pytest.raises(UserError, match=message):
         find(model, "--model")
 
 
-def test_a_folder_that_is_no_model(tmp_path):
+def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(UserError, match=f"--model {tmp_path} is neither a run's folder nor a model's"):
         find(str(tmp_path), "--model")
     (tmp_path / "config.json").write_text("{}")

@@ -60,7 +60,7 @@ def test_each_pair_of_a_step_weighs_the_same_though_no_batch_is_full(made_run):
         assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
 
 
-def test_a_process_that_sees_several_gpus_is_told_what_to_do(made_run, monkeypatch):
+def test_a_process_that_sees_several_gpus_is_refused(made_run, monkeypatch):
     from transformers import TrainingArguments
 
     run = made_run()

@@ -12,14 +12,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rlhf_core import pipeline as pipelines
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
-from rlhf_core.pipeline import Overrides, Pipeline
+from rlhf_core.pipeline import plan as planning
+from rlhf_core.pipeline import running
+from rlhf_core.pipeline.plan import GUIDE, Overrides, Pipeline, select
 
 CATALOG = Catalog()
-PPO = {"stages": pipelines.GUIDE["ppo"][1]}
+PPO = {"stages": GUIDE["ppo"][1]}
 FILE = """
 model: some/model
 load_in_4bit: true
@@ -38,7 +39,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def plan(description, **overrides):
-    return pipelines.plan(description, Path("out"), CATALOG, Overrides(**overrides))
+    return planning.plan(description, Path("out"), CATALOG, Overrides(**overrides))
 
 
 class FakeRuns:
@@ -59,7 +60,7 @@ class FakeRuns:
 
     @property
     def names(self):
-        """Each run's stage, with -resume where it went on, and other commands by their name."""
+        """Each run's stage, with -resume where it was resumed, and other commands by their name."""
         return [
             (Path(c[-1]).name if "--config" in c else Path(c[-1]).name + "-resume") if c[0] == "run" else c[0]
             for c in self.commands
@@ -68,8 +69,8 @@ class FakeRuns:
 
 def carry_out(runs, description=PPO, *, first=None, last=None, only=None, compare=False, catalog=CATALOG, **overrides):
     stages = plan(description, **overrides)
-    selected = pipelines.select(stages, first, last, only)
-    return pipelines.carry_out(Pipeline(Path("out"), stages, selected, compare), catalog, runs, runs.said.append)
+    selected = select(stages, first, last, only)
+    return running.carry_out(Pipeline(Path("out"), stages, selected, compare), catalog, runs, runs.said.append)
 
 
 # Planning
@@ -94,7 +95,7 @@ def test_models_made_from_the_builtin_one_keep_their_methods_preset():
     assert not any(stage.preset for stage in plan(PPO, model="some/model").values())
 
 
-def test_shared_keys_hold_where_the_method_knows_them():
+def test_shared_keys_apply_where_the_method_has_them():
     stages = plan(yaml.safe_load(FILE))
     assert stages["sft"].config.model == "some/model"
     assert stages["second"].config.model == "out/sft/model"
@@ -104,7 +105,7 @@ def test_shared_keys_hold_where_the_method_knows_them():
     assert "num_generations" not in stages["sft"].values
 
 
-def test_flags_win_over_the_file_and_leave_the_feeding_as_it_is():
+def test_flags_win_over_the_file_but_stages_still_feed_each_other():
     stages = plan(
         yaml.safe_load(FILE), model="other/model", data=["pairs.jsonl"], reward=["length"], stages={"sft": {"seed": 7}}
     )
@@ -116,7 +117,7 @@ def test_flags_win_over_the_file_and_leave_the_feeding_as_it_is():
 
 
 def test_every_pipeline_of_the_guide_is_complete():
-    for name, (line, stages) in pipelines.GUIDE.items():
+    for name, (line, stages) in GUIDE.items():
         assert line
         planned = plan({"stages": stages})
         assert list(planned)[-1] == name
@@ -147,10 +148,10 @@ MISTAKES = {
         "trains a model that writes answers, which can't be used as reward_model",
     ),
     "model is a list": ({"stages": {"sft": {"model": ["a"]}}}, "stage sft: --model ['a']"),
-    "unknown key": ({"stages": {"sft": {"max_stps": 1}}}, "knows no option 'max_stps'. Did you mean 'max_steps'?"),
+    "unknown key": ({"stages": {"sft": {"max_stps": 1}}}, "has no option 'max_stps'. Did you mean 'max_steps'?"),
     "unknown shared key": ({"max_stps": 1, "stages": {"sft": {}}}, "no stage's method knows 'max_stps'"),
-    "shared method": ({"method": "sft", "stages": {"sft": {}}}, "method can't stand beside `stages`"),
-    "output folder": ({"stages": {"sft": {"output-dir": "x"}}}, "output_dir is the pipeline's to choose"),
+    "shared method": ({"method": "sft", "stages": {"sft": {}}}, "method can't be set beside `stages`"),
+    "output folder": ({"stages": {"sft": {"output-dir": "x"}}}, "leave out output_dir: the pipeline chooses out/sft"),
     "bad value": ({"stages": {"sft": {"max_steps": "many"}}}, "stage sft: --max-steps many"),
     "no reward": ({"stages": {"sft": {}, "grpo": {"model": "sft"}}}, "stage grpo: method grpo needs a reward"),
     "unknown reward": ({"stages": {"grpo": {"reward": ["lenght"]}}}, "there is no reward 'lenght'. Did you mean"),
@@ -187,7 +188,7 @@ def test_the_folder_alone_is_the_same_pipeline():
     assert runs.names == []
 
 
-def test_going_on_with_another_model_drops_the_builtin_preset():
+def test_resuming_with_another_model_drops_the_builtin_preset():
     carry_out(FakeRuns())
     written = yaml.safe_load(Path("out/pipeline.yaml").read_text())
     assert written["stages"]["ppo"] == {"method": "ppo", "model": "sft", "reward_model": "reward_model"}
@@ -199,7 +200,7 @@ def test_going_on_with_another_model_drops_the_builtin_preset():
     ("changed", "runs_again"),
     [("sft", ["sft", "reward_model", "ppo"]), ("reward_model", ["reward_model", "ppo"]), ("ppo", ["ppo"])],
 )
-def test_a_changed_stage_and_those_that_use_it_are_run_anew(changed, runs_again):
+def test_a_changed_stage_and_those_that_use_it_run_again(changed, runs_again):
     carry_out(FakeRuns())
     runs = FakeRuns()
     carry_out(runs, stages={changed: {"seed": 1}})
@@ -222,7 +223,7 @@ def test_changed_data_change_a_stage():
 
 
 @pytest.mark.parametrize("code", [1, 130])
-def test_a_interrupted_stage_goes_on(code):
+def test_an_interrupted_stage_is_resumed(code):
     runs = FakeRuns(0, code)
     assert carry_out(runs) == code
     assert runs.names == ["sft", "reward_model"]
@@ -232,7 +233,7 @@ def test_a_interrupted_stage_goes_on(code):
     assert runs.names == ["reward_model-resume", "ppo"]
 
 
-def test_a_interrupted_stage_that_has_changed_begins_anew():
+def test_an_interrupted_stage_that_has_changed_starts_again():
     carry_out(FakeRuns(1))
     runs = FakeRuns()
     carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
@@ -240,7 +241,7 @@ def test_a_interrupted_stage_that_has_changed_begins_anew():
     assert Path("out/sft.old-1").is_dir()
 
 
-def test_a_stage_that_was_refused_has_trained_nothing_to_set_aside():
+def test_a_refused_stage_leaves_no_folder_to_rename():
     assert carry_out(FakeRuns(2)) == 2
     runs = FakeRuns()
     carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
@@ -248,11 +249,11 @@ def test_a_stage_that_was_refused_has_trained_nothing_to_set_aside():
     assert not list(Path("out").glob("*.old-*"))
 
 
-def test_what_is_no_stage_is_left_alone():
+def test_other_folders_are_not_touched():
     Path("out/reward_model").mkdir(parents=True)
     Path("out/reward_model/notes.txt").write_text("mine")
     runs = FakeRuns()
-    with pytest.raises(UserError, match="is no stage of a pipeline"):
+    with pytest.raises(UserError, match="is not a stage of a pipeline"):
         carry_out(runs)
     assert runs.names == []
 
@@ -261,7 +262,7 @@ def test_from_to_and_only():
     stages = plan(PPO)
 
     def names(*flags):
-        return [stage.name for stage in pipelines.select(stages, *flags)]
+        return [stage.name for stage in select(stages, *flags)]
 
     assert names(None, None, None) == ["sft", "reward_model", "ppo"]
     assert names("reward_model", None, None) == ["reward_model", "ppo"]
@@ -274,11 +275,11 @@ def test_from_to_and_only():
         (("ppo", None, "sft"), "--only is one stage"),
     ]:
         with pytest.raises(UserError) as caught:
-            pipelines.select(stages, *flags)
+            select(stages, *flags)
         assert message in str(caught.value)
 
 
-def test_stages_that_are_left_out_must_be_finished_if_they_are_used():
+def test_skipped_stages_must_be_finished_if_they_are_used():
     with pytest.raises(UserError, match="stage ppo needs stage sft, which is not finished in out"):
         carry_out(FakeRuns(), only="ppo")
     carry_out(FakeRuns(), last="reward_model")
@@ -327,7 +328,7 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
         assert "--dry-run" in arguments
         return 0
 
-    monkeypatch.setattr(pipelines, "run_process", checked)
+    monkeypatch.setattr(running, "run_process", checked)
     result = CliRunner().invoke(rlhf, ["pipeline", "ppo", "--output-dir", "out", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "[2/3] reward_model: rlhf run --config out/reward_model/stage.yaml --output-dir out/reward_model" in (
@@ -337,7 +338,7 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
     assert "Its data can't be checked yet: that needs the model of stage reward_model." in result.output
     assert [(c["method"], c["model"]) for c in configs] == [("sft", "builtin"), ("reward_model", "builtin")]
     assert not Path("out").exists()
-    monkeypatch.setattr(pipelines, "run_process", lambda arguments: 2)
+    monkeypatch.setattr(running, "run_process", lambda arguments: 2)
     assert CliRunner().invoke(rlhf, ["pipeline", "dpo", "--dry-run"]).exit_code == 2
 
 
@@ -345,13 +346,13 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("answer", ["3", "orpo"])
-def test_typed_alone_in_a_terminal_it_asks(answer, monkeypatch):
+def test_without_a_name_it_asks_in_a_terminal(answer, monkeypatch):
     runs = FakeRuns()
     monkeypatch.setattr("rlhf_core.cli.pipeline._in_terminal", lambda: True)
-    monkeypatch.setattr(pipelines, "run_process", runs)
+    monkeypatch.setattr(running, "run_process", runs)
     result = CliRunner().invoke(rlhf, ["pipeline", "--no-compare"], input=f"9\n{answer}\n")
     assert result.exit_code == 0, result.output
-    for number, (name, (line, _)) in enumerate(pipelines.GUIDE.items(), start=1):
+    for number, (name, (line, _)) in enumerate(GUIDE.items(), start=1):
         assert f"{number}  {name:6}{line}" in result.output
     assert runs.names == ["sft", "orpo"]
     assert "out" not in os.listdir()
@@ -369,7 +370,7 @@ REFUSED = {
     "stage": (["ppo", "--stage", "sfft:seed=1"], "--stage sfft: there is no such stage. Did you mean 'sft'?"),
     "stage without keys": (["ppo", "--stage", "sft"], "sets nothing: write NAME:key=value"),
     "stage with dashes": (["ppo", "--stage", "sft:max-steps=1"], "with keys such as max_steps"),
-    "reward": (["dpo", "--reward", "length"], "no stage of this pipeline learns from a reward"),
+    "reward": (["dpo", "--reward", "length"], "no stage of this pipeline uses a reward"),
 }
 
 
@@ -396,7 +397,7 @@ def test_a_mistake_ends_the_process_with_2():
     assert (result.returncode, result.stderr.partition("'")[0]) == (2, "Error: there is no pipeline ")
 
 
-def test_a_killed_process_is_told_apart(monkeypatch, capsys):
+def test_a_killed_process_is_reported(monkeypatch, capsys):
     class Killed:
         def __init__(self, *_):
             pass
@@ -405,7 +406,7 @@ def test_a_killed_process_is_told_apart(monkeypatch, capsys):
             return -9
 
     monkeypatch.setattr(subprocess, "Popen", Killed)
-    assert pipelines.run_process(["run"]) == 1
+    assert running.run_process(["run"]) == 1
     assert "SIGKILL" in capsys.readouterr().out
 
 

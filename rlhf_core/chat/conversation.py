@@ -1,6 +1,6 @@
-"""A conversation with a model: answers as they are sampled, taken back, tried again, saved and scored.
+"""A conversation with a model: answers are sampled, removed, sampled again, saved and scored.
 
-`Chat` knows no terminal: it gets lines and writes pieces of text with a style. All turns are kept; the model
+`Chat` needs no terminal: it is given lines and writes pieces of text with a style. All turns are stored; the model
 reads as many of the last ones as fit.
 
     rlhf chat RUN_OR_MODEL
@@ -22,17 +22,17 @@ from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
 
 COMMANDS = {
-    "/retry": "another answer in place of the last",
-    "/undo": "take the last question and its answer back",
+    "/retry": "replace the last answer with another",
+    "/undo": "remove the last question and its answer",
     "/reward": "the scores of the last answer; with columns: /reward answer=肺炎",
     "/system": "show the system message; /system TEXT sets it, /system '' removes it",
-    "/save": "/save FILE.jsonl adds the conversation to a file that --data reads",
+    "/save": "/save FILE.jsonl adds the conversation to a file for --data",
     "/help": "this list",
-    "/quit": "end, as Ctrl-D does",
+    "/quit": "leave the chat, as Ctrl-D does",
 }
 OTHER_HELP = (
     "A line that ends with \\ continues in the next one. // begins a message with /.\n"
-    "Ctrl-C stops an answer and keeps it so far."
+    "Ctrl-C stops an answer; the part that was written stays."
 )
 _COLUMN = re.compile(r"(?:^|[\s,]+)([A-Za-z_]\w*)=")
 
@@ -62,24 +62,17 @@ class Chat:
     answer_ids: list[list[int]] = field(default_factory=list)
     left_out: int = 0
 
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """The system message, where there is one, and the turns."""
-        return self._with_system(self.turns)
-
     def _with_system(self, turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]
 
     def do(self, line: str) -> bool:
         """Carry out a command or answer a question; False is the end. Raises `UserError`, with nothing changed."""
         text = line.strip()
-        if not text:
-            return True
         if not text.startswith("/") or text.startswith("//"):
-            self.ask(text.removeprefix("/") if text.startswith("//") else text)
+            if text:
+                self.ask(text.removeprefix("/"))
             return True
-        name, *rest = text.split(maxsplit=1)
-        argument = rest[0] if rest else ""
+        name, argument = [*text.split(maxsplit=1), ""][:2]
         if name in ("/quit", "/exit"):
             return False
         actions = {
@@ -96,38 +89,23 @@ class Chat:
         return True
 
     def ask(self, question: str) -> None:
-        """Answer `question`. Without one word of an answer, by Ctrl-C or an error, the question is taken back."""
-        self.turns.append({"role": "user", "content": question})
-        try:
-            answered = self._answer()
-        except BaseException:
-            self.turns.pop()
-            raise
-        if not answered:
-            self.turns.pop()
-            self.write("Stopped before the first word; the question is taken back.\n", "note")
+        """Answer `question`, and remember both unless Ctrl-C or an error comes before the first word."""
+        turns = [*self.turns, {"role": "user", "content": question}]
+        self._answer(turns, self.answer_ids, "Stopped before the first word; your question is removed.")
 
     def retry(self) -> None:
-        """Sample the last answer anew. The old one stays if nothing comes in its place."""
+        """Sample the last answer again. Without a new one, the old one remains."""
         self._check_answered()
-        turn, ids = self.turns.pop(), self.answer_ids.pop()
-        answered = False
-        try:
-            answered = self._answer()
-        finally:
-            if not answered:
-                self.turns.append(turn)
-                self.answer_ids.append(ids)
-        if not answered:
-            self.write("Stopped before the first word; the answer from before stays.\n", "note")
+        restored = "Stopped before the first word; the previous answer is restored."
+        self._answer(self.turns[:-1], self.answer_ids[:-1], restored)
 
     def undo(self) -> None:
-        """Take the last question and its answer back."""
+        """Remove the last question and its answer."""
         self._check_answered()
         question = self.turns[-2]["content"]
         del self.turns[-2:], self.answer_ids[-1:]
         self.left_out = 0
-        self.write(f"Taken back: {_shortened(question)}\n", "note")
+        self.write(f"Removed: {_shortened(question)}\n", "note")
 
     def set_system(self, text: str) -> None:
         """Set the system message for all that follows; without text, show it."""
@@ -139,12 +117,12 @@ class Chat:
         """Add the conversation to a JSONL file as one line, `{"messages": [...]}`."""
         self._check_answered()
         if not file:
-            raise UserError("Where to? Write /save FILE.jsonl")
+            raise UserError("To which file? Write /save FILE.jsonl")
         path = Path(file.strip("'\"")).expanduser()
         path = path.with_suffix(".jsonl") if not path.suffix else path
         if path.suffix != ".jsonl":
             raise UserError(f"{path}: the name has to end in .jsonl, or --data can't tell how to read it")
-        line = json.dumps({"messages": self.messages}, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps({"messages": self._with_system(self.turns)}, ensure_ascii=False).encode() + b"\n"
         try:
             before = path.read_bytes() if path.exists() else b""
             with path.open("ab") as stream:
@@ -154,64 +132,61 @@ class Chat:
         self.write(f"Saved to {path}, which holds {len(before.splitlines()) + 1} now.\n", "note")
 
     def score(self, columns: Mapping[str, Any]) -> None:
-        """Show what each reward gives the last answer. `columns` are those of the row it would have in training."""
+        """Show the last answer's scores. `columns` are those that its row would have in training."""
         self._check_answered()
         if not self.rewards:
             raise UserError("There are no rewards here. Start with some: rlhf chat … --reward NAME")
-        batch = RewardBatch(
-            [self._with_system(self.turns[:-1])],
-            [[self.turns[-1]]],
-            self.answer_ids[-1:],
-            {name: [value] for name, value in columns.items()},
-        )
+        row = {name: [value] for name, value in columns.items()}
+        prompt = self._with_system(self.turns[:-1])
+        batch = RewardBatch([prompt], [[self.turns[-1]]], self.answer_ids[-1:], row)
         width = max(map(len, self.rewards))
         for name, runtime in self.rewards.items():
             reward = runtime.rewards[0]
-            missing = reward.missing_columns(list(columns))
-            result = _needs(missing) if missing else _outcome(runtime.evaluate(batch)[name], reward)
+            if missing := reward.missing_columns(list(columns)):
+                example = " ".join(f"{column}=…" for column in missing)
+                result = f"needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}: /reward {example}"
+            else:
+                result = _outcome(runtime.evaluate(batch)[name], reward)
             self.write(f"{name.ljust(width)}  {result}\n", "line")
 
     def help(self) -> None:
-        width = max(map(len, COMMANDS))
         for name, what in COMMANDS.items():
-            self.write(f"{name.ljust(width)}  {what}\n", "line")
+            self.write(f"{name:7}  {what}\n", "line")
         self.write(OTHER_HELP + "\n", "line")
 
     def _check_answered(self) -> None:
         if not self.turns:
-            raise UserError("Nothing has been said yet.")
+            raise UserError("There is no answer yet.")
 
-    def _answer(self) -> bool:
-        """Sample and show an answer to the last question; False if it was stopped before it began."""
+    def _answer(self, turns: list[dict[str, str]], answer_ids: list[list[int]], if_stopped: str) -> None:
+        """Sample and show an answer to `turns`, and store both, unless it is stopped before the first word."""
         from rlhf_core.prefix import eos_token_ids
 
-        prompt = self._prompt()
+        prompt, eos = self._prompt(turns), eos_token_ids(self.model, self.tokenizer)
         pieces = Pieces(self._decode, thoughts_apart(self.write))
         try:
-            self._generate(prompt, pieces)
+            self._generate(prompt, pieces, eos)
         except KeyboardInterrupt:
             pieces.end()
             if not pieces.ids:
-                return False
-            self.write("\nStopped; the answer so far is kept.\n", "note")
+                self.write(if_stopped + "\n", "note")
+                return
+            self.write("\nStopped; the answer up to here stays.\n", "note")
         else:
             self.write("\n")
-            if pieces.ids[-1:] and pieces.ids[-1] not in eos_token_ids(self.model, self.tokenizer):
+            if pieces.ids and pieces.ids[-1] not in eos:
                 self.write(f"Cut off after {len(pieces.ids)} tokens; allow more with --max-new-tokens.\n", "note")
         answer = self._decode(pieces.ids)
         if not answer.strip():
             self.write("The answer is empty.\n", "note")
-        self.turns.append({"role": "assistant", "content": answer})
-        self.answer_ids.append(pieces.ids)
-        return True
+        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        self.answer_ids = [*answer_ids, pieces.ids]
 
-    def _generate(self, prompt: list[int], pieces: Pieces) -> None:
+    def _generate(self, prompt: list[int], pieces: Pieces, eos: list[int]) -> None:
         import torch
 
-        from rlhf_core.prefix import eos_token_ids
-
-        s, eos = self.settings, eos_token_ids(self.model, self.tokenizer)
-        how = {"temperature": s.temperature, "top_p": s.top_p, "top_k": 0}
+        s = self.settings
+        how = {} if s.greedy else {"temperature": s.temperature, "top_p": s.top_p, "top_k": 0}
         ids = torch.tensor([prompt], device=self.model.device)
         try:
             self.model.generate(
@@ -222,18 +197,18 @@ class Chat:
                 pad_token_id=eos[0],
                 streamer=pieces,
                 do_sample=not s.greedy,
-                **({} if s.greedy else how),
+                **how,
             )
         except torch.OutOfMemoryError as error:
             raise UserError("The device ran out of memory. /undo, or start with a smaller --max-new-tokens.") from error
 
-    def _prompt(self) -> list[int]:
-        """Token ids of as many of the last exchanges as fit beside an answer, at least the last question."""
+    def _prompt(self, turns: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of as many of the last exchanges as fit with an answer, at least the last question."""
         limit, start = self._max_tokens(), 0
-        ids = self._render(self.turns)
-        while len(ids) + self.settings.max_new_tokens > limit and start + 2 < len(self.turns):
+        ids = self._render(turns)
+        while len(ids) + self.settings.max_new_tokens > limit and start + 2 < len(turns):
             start += 2
-            ids = self._render(self.turns[start:])
+            ids = self._render(turns[start:])
         if len(ids) >= limit:
             raise UserError(f"That is {len(ids):,} tokens, and the model reads {limit:,} at most, its answer included.")
         if start > self.left_out:
@@ -252,7 +227,7 @@ class Chat:
             raise UserError(f"The model's chat template refuses this conversation: {error}") from error
 
     def _max_tokens(self) -> int:
-        """Tokens that the model reads at most; of a model without such a limit, more than anyone writes."""
+        """Tokens that the model reads at most; a very large number if it has no limit."""
         return max_tokens(self.model.config) or 2**31
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -261,24 +236,17 @@ class Chat:
 
 def read_columns(text: str) -> dict[str, Any]:
     """`answer=肺炎 keywords=["a", "b"]` as a row's columns. A value is text, or JSON if it begins with one of [ { "."""
-    before, *pairs = _COLUMN.split(text.strip())
-    if before.strip():
-        raise UserError(f"{before.strip()!r} is not column=value. Write it as in /reward answer=肺炎")
-    return {name: _value(name, value.strip()) for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
-
-
-def _value(name: str, text: str) -> Any:
-    if not text.startswith(("[", "{", '"')):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}={text} begins as JSON does, but {error.msg.lower()}") from error
-
-
-def _needs(columns: Sequence[str]) -> str:
-    example = " ".join(f"{name}=…" for name in columns)
-    return f"needs the column{'s' * (len(columns) > 1)} {', '.join(columns)}: /reward {example}"
+    before, *pairs = (part.strip() for part in _COLUMN.split(text.strip()))
+    if before:
+        raise UserError(f"{before!r} is not column=value. Write it as in /reward answer=肺炎")
+    columns: dict[str, Any] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    for name, value in columns.items():
+        if value.startswith(("[", "{", '"')):
+            try:
+                columns[name] = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{name}={value} is not valid JSON: {error.msg.lower()}") from error
+    return columns
 
 
 def _outcome(column: Column, reward: BoundReward) -> str:

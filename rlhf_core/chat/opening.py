@@ -1,13 +1,10 @@
-"""Open a conversation: find the model, bind the rewards of its run or those that were given, load both.
-
-rlhf chat RUN_OR_MODEL
-"""
+"""Open a conversation: find the model, bind the rewards of its run or those that were given, load both."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from rlhf_core.catalog import Catalog
@@ -15,7 +12,6 @@ from rlhf_core.chat.conversation import Chat, Settings
 from rlhf_core.chat.streaming import Write
 from rlhf_core.config import read_file, read_rewards
 from rlhf_core.errors import UserError, first_line
-from rlhf_core.grammar import RewardSpec
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.rewards.binding import BoundReward, bind_all
@@ -37,32 +33,26 @@ def open_chat(
     reference, catalog = find(model), Catalog()
     if reference.is_reward_model:
         raise UserError(
-            f"{model} is a reward model, which gives scores and no answers. Chat with a language model and let it "
-            f"score: rlhf chat MODEL --reward reward_model:path={reference.path}"
+            f"{model} is a reward model: it scores answers and writes none. Chat with a language model, and have its "
+            f"answers scored: rlhf chat MODEL --reward reward_model:path={reference.path}"
         )
     file = reference.run / "config.yaml" if reference.run else None
     ran = read_file(file) if file and file.is_file() else {}
-    if reward:
-        rewards = bind_all([RewardSpec.read(text) for text in reward], catalog)
-    else:
-        rewards = _rewards_of_run(ran, catalog, write)
+    rewards = bind_all(read_rewards(reward), catalog) if reward else _rewards_of_run(ran, catalog, write)
     with quiet_libraries():
         from rlhf_core.training.plan import system_prompt_for
         from rlhf_core.ui.screen import Screen
 
-        runtimes: dict[str, RewardRuntime] = {}
-        try:
+        with ExitStack() as opened:
             with Screen().working("Loading the model …") if terminal else nullcontext():
                 loaded, tokenizer = _load(reference, chat_template, settings)
                 decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
-                runtimes.update({r.name: RewardRuntime([r], decode) for r in rewards})
+                runtimes = {r.name: RewardRuntime([r], decode) for r in rewards}
                 for runtime in runtimes.values():
+                    opened.callback(runtime.close)
                     runtime.start()
             prompt, _ = system_prompt_for(ran.get("system_prompt") if system is None else system, rewards)
             yield Chat(loaded, tokenizer, write, settings, prompt, runtimes)
-        finally:
-            for runtime in runtimes.values():
-                runtime.close()
 
 
 def _rewards_of_run(ran: Mapping[str, Any], catalog: Catalog, write: Write) -> list[BoundReward]:
@@ -86,7 +76,7 @@ def _load(reference: ModelReference, chat_template: str | None, settings: Settin
 
     info = models.inspect(reference, chat_template=chat_template)
     try:
-        # With `lora` an adapter stays beside the weights, and those are in bfloat16 where the device has it.
+        # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.
         model = models.load(info, TrainingOptions(lora=True))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{reference.called} can't be loaded: {first_line(error)}") from error

@@ -1,27 +1,22 @@
-"""An answer on its way to the terminal, token by token."""
+"""Shows an answer token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are decoded to
 
 
-class Write(Protocol):
-    """Shows text, its line ends included. `style` is "" or "thought" for a piece of an answer, "line", "note" or "bold"
-    for full lines.
-    """
-
-    def __call__(self, text: str, style: str = "") -> None: ...
+# Shows (text, style=""), with no line end added; "thought" is a style too, and "line", "note" and "bold" are for lines.
+Write = Callable[..., None]
 
 
 class Pieces:
-    """A streamer: writes what `generate` hands over as soon as characters are complete, and keeps the token ids."""
+    """A streamer for `generate`: writes characters as soon as they are complete, and collects the token ids."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], write: Write) -> None:
-        self.decode = decode
-        self.write = write
+        self.decode, self.write = decode, write
         self.ids: list[int] = []
         self._prompt_is_next = True
         self._start = self._shown = 0  # decoded from, and shown up to: one token's text depends on the one before
@@ -44,7 +39,7 @@ class Pieces:
 
 
 def thoughts_apart(write: Write) -> Write:
-    """`write`, with what stands between <think> and </think> in a style of its own."""
+    """`write`, with what is between <think> and </think> in a style of its own."""
     before = ""
 
     def styled(text: str, style: str = "") -> None:

@@ -14,35 +14,27 @@ if TYPE_CHECKING:
     from rlhf_core.chat.streaming import Write
 
 
+POSITIVE, SHARE = click.FloatRange(0, min_open=True), click.FloatRange(0, 1, min_open=True)
+COUNT = click.IntRange(1)
+
+
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--system", metavar="TEXT", help="System message; '' for none; unset: the run's, else the rewards'.")
 @click.option("--reward", multiple=True, metavar="SPEC", help="Reward for /reward; repeatable; unset: the run's.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=0.7,
-    metavar="X",
-    help="Divides the logits: lower is more alike.  [0.7]",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    metavar="X",
-    help="Sample from the likeliest tokens that make up this share.  [1.0]",
-)
-@click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=512, metavar="N", help="Longest answer, in tokens.  [512]"
-)
+@click.option("--temperature", type=POSITIVE, default=0.7, metavar="X", help="Lower is less random.  [0.7]")
+@click.option("--top-p", type=SHARE, default=1.0, metavar="X", help="Share of likeliest tokens to sample.  [1.0]")
+@click.option("--max-new-tokens", type=COUNT, default=512, metavar="N", help="Longest answer, in tokens.  [512]")
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Repeat a chat; unset: another each time.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the answers; unset: a random one."
+)
 @click.option("--chat-template", metavar="FILE", help="Chat template (Jinja), for a model without one.")
 def chat(**values: Any) -> None:
     """Talk with a model in the terminal.
 
-    RUN_OR_MODEL is a run's folder, a model's or an adapter's, a Hub id, or `builtin`. In the chat, /help lists what
-    else can be done: try an answer again, take it back, save it, see what the rewards give it.
+    RUN_OR_MODEL is the folder of a run, a model or an adapter, a Hub id, or `builtin`. In the chat, /help lists the
+    commands: sample an answer again, remove it, save the conversation, show the rewards' scores.
 
     rlhf chat runs/grpo-20260101-120000
     """
@@ -58,7 +50,7 @@ def chat(**values: Any) -> None:
 
 
 def _writer(terminal: bool) -> Write:
-    """Writes pieces as they come; in colour only to a terminal, and never what a model says to the terminal itself."""
+    """Write pieces as they come; to a terminal in colour, with control characters escaped."""
     if not terminal:
         return lambda text, style="": click.echo(text, nl=False)
     from rich.console import Console

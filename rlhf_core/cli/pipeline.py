@@ -9,14 +9,15 @@ from typing import Any
 
 import click
 
-from rlhf_core import pipeline as pipelines
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import read_file
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.pipeline import running
+from rlhf_core.pipeline.plan import GUIDE, PLAN, Overrides, Pipeline, plan, read_stage_flags, select
 
 
 @click.command()
-@click.argument("name", required=False, metavar=f"[{'|'.join(pipelines.GUIDE)}]")
+@click.argument("name", required=False, metavar=f"[{'|'.join(GUIDE)}]")
 @click.option("--config", metavar="FILE", help="YAML file with the stages, instead of a name.")
 @click.option("--output-dir", metavar="FOLDER", help="Folder of the pipeline; one that exists is resumed.")
 @click.option("--model", metavar="MODEL", help="Model that the first stages start from.")
@@ -46,57 +47,45 @@ def pipeline(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
     catalog = Catalog()
-    overrides = pipelines.Overrides(
-        flags["model"], flags["data"], flags["reward"], pipelines.read_stage_flags(flags["stage"])
-    )
-    stages = pipelines.plan(description, folder, catalog, overrides)
-    selected = pipelines.select(stages, flags["from_stage"], flags["to_stage"], flags["only"])
-    again = [
-        word
-        for key in ("from_stage", "to_stage", "only")
-        if flags[key]
-        for word in ("--" + key.replace("_", "-"), flags[key])
-    ]
-    plan = pipelines.Pipeline(
-        folder, stages, selected, compare=not no_compare, flags=again + ["--no-compare"] * no_compare
-    )
+    overrides = Overrides(flags["model"], flags["data"], flags["reward"], read_stage_flags(flags["stage"]))
+    stages = plan(description, folder, catalog, overrides)
+    chosen = {"--from-stage": flags["from_stage"], "--to-stage": flags["to_stage"], "--only": flags["only"]}
+    selected = select(stages, *chosen.values())
+    again = [word for flag, stage in chosen.items() if stage for word in (flag, stage)] + ["--no-compare"] * no_compare
     click.echo(f"Stages  {' → '.join(stage.name for stage in selected)}\nFolder  {folder}\n")
-    carry_out = pipelines.dry_run if dry_run else pipelines.carry_out
-    sys.exit(carry_out(plan, catalog, pipelines.run_process, click.echo))
+    carry_out = running.dry_run if dry_run else running.carry_out
+    pipeline = Pipeline(folder, stages, selected, compare=not no_compare, flags=again)
+    sys.exit(carry_out(pipeline, catalog, running.run_process, click.echo))
 
 
 def _description(name: str | None, config: str | None, folder: Path | None) -> tuple[str, dict[str, Any]]:
-    """(title, stages with what they share): by name, from a file, of the folder to resume, or by the menu."""
+    """(title, stages with what they share): by name, from a file, from the folder to resume, or by asking."""
     if name and config:
         raise UserError(f"either {name} or --config {config}, not both")
     if config:
         return Path(config).stem, read_file(Path(config))
     if name is None and folder is not None:
-        if not (folder / pipelines.PLAN).is_file():
-            raise UserError(f"--output-dir {folder} holds no pipeline to resume: name one of {_names()}")
-        return folder.name, read_file(folder / pipelines.PLAN)
+        if not (folder / PLAN).is_file():
+            raise UserError(f"--output-dir {folder} holds no pipeline to resume: name one of {', '.join(GUIDE)}")
+        return folder.name, read_file(folder / PLAN)
     name = name or _ask()
-    if name not in pipelines.GUIDE:
+    if name not in GUIDE:
         raise UserError(
-            f"there is no pipeline {name!r}.{did_you_mean(name, pipelines.GUIDE)} There are {_names()}, and "
+            f"there is no pipeline {name!r}.{did_you_mean(name, GUIDE)} There are {', '.join(GUIDE)}, and "
             "--config FILE for stages of your own."
         )
-    return name, {"stages": pipelines.GUIDE[name][1]}
+    return name, {"stages": GUIDE[name][1]}
 
 
 def _ask() -> str:
     if not _in_terminal():
-        raise UserError(f"which pipeline? Write rlhf pipeline NAME, one of {_names()}, or --config FILE")
-    for number, (name, (line, _)) in enumerate(pipelines.GUIDE.items(), start=1):
-        click.echo(f"{number}  {name:6}{line}")
-    numbers = {str(number): name for number, name in enumerate(pipelines.GUIDE, start=1)}
-    answer = click.prompt("Which", type=click.Choice([*numbers, *pipelines.GUIDE]), show_choices=False)
+        raise UserError(f"which pipeline? Write rlhf pipeline NAME, one of {', '.join(GUIDE)}, or --config FILE")
+    numbers = {str(number): name for number, name in enumerate(GUIDE, start=1)}
+    for number, name in numbers.items():
+        click.echo(f"{number}  {name:6}{GUIDE[name][0]}")
+    answer = click.prompt("Which", type=click.Choice([*numbers, *GUIDE]), show_choices=False)
     return numbers.get(answer, answer)
 
 
 def _in_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def _names() -> str:
-    return ", ".join(pipelines.GUIDE)

@@ -24,7 +24,7 @@ LATEST = "latest"
 
 
 class RunCommand(click.Command):
-    """Adds one flag for each option of the method before parsing, so that its help and its typos are click's."""
+    """Adds one flag for each option of the method before parsing, so that click shows their help and reports typos."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = Catalog()
@@ -38,20 +38,13 @@ class RunCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {
-            "Run": [],
-            "Options of this method": [],
-            "Options of every method": [],
-        }
-        titles = dict.fromkeys(TrainingOptions.model_fields, "Options of every method")
-        titles |= dict.fromkeys(self.own, "Options of this method")
-        for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
-                sections[titles.get(str(param.name), "Run")].append(record)
-        for title, records in sections.items():
-            if records:
+        main, own, shared = "Run", "Options of this method", "Options of every method"
+        titles = dict.fromkeys(TrainingOptions.model_fields, shared) | dict.fromkeys(self.own, own)
+        records = {param.name: record for param in self.get_params(ctx) if (record := param.get_help_record(ctx))}
+        for title in (main, own, shared):
+            if lines := [record for name, record in records.items() if titles.get(str(name), main) == title]:
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl(lines)
         if not self.own:
             formatter.write_text("A method's own options: rlhf run --method NAME --help")
 
@@ -85,15 +78,14 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: b
     code = train(config, method, catalog, resume=resume, dry_run=dry_run)
     if code == launch.OUT_OF_MEMORY and "RANK" not in os.environ:
         folder = Path(str(config.output_dir))
-        settings = launch.take_smaller(folder) or {}
-        again = launch.retry_arguments(folder, settings)
-        os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all that was held
+        again = launch.retry_arguments(folder, launch.take_smaller(folder) or {})
+        os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all memory
     launch.end_process(code)
     return code
 
 
 def _arguments(config: RunConfig, resume: bool) -> list[str]:
-    """What the processes of a run are given: as typed, with the folder that was chosen for all of them."""
+    """The arguments for the processes of a run: as typed, with the folder that was chosen for all of them."""
     typed = sys.argv[sys.argv.index("run") + 1 :]
     chosen = any(word.startswith(("--output-dir", "--output_dir")) for word in typed)
     return typed if resume or chosen else [*typed, "--output-dir", str(config.output_dir)]
@@ -109,7 +101,7 @@ def _find_run(resume: str) -> Path:
     if resume != LATEST:
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
-            raise UserError(f"--resume {resume}: no run is there (a run's folder has a config.yaml)")
+            raise UserError(f"--resume {resume}: this is not a run's folder: it has no config.yaml")
         return folder
     runs = sorted(Path("runs").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     if not runs:
@@ -118,59 +110,51 @@ def _find_run(resume: str) -> Path:
 
 
 def _peek_method(args: list[str]) -> str | None:
-    """The method that these arguments name, before they are parsed."""
-    found: dict[str, str | None] = {"method": None, "config": None, "resume": None}
-    for position, argument in enumerate(args):
-        flag, _, value = argument.partition("=")
-        name = flag.removeprefix("--")
-        if flag.startswith("--") and name in found:
-            following = args[position + 1] if position + 1 < len(args) else None
-            found[name] = value or (following if following and not following.startswith("-") else LATEST)
-    if found["method"] not in (None, LATEST):
+    """The method that these arguments name, before its flags are known."""
+    options = [option for option in _main_flags() if option.name in ("method", "config", "resume")]
+    lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
+    command = click.Command("run", params=options, add_help_option=False, context_settings=lenient)
+    found = command.make_context("run", list(args), resilient_parsing=True).params
+    if found["method"]:
         return found["method"]
     folder = _find_run(found["resume"]) if found["resume"] else None
     return _file_values(found["config"], folder).get("method")
 
 
 def _main_flags() -> list[click.Parameter]:
+    latest: dict[str, Any] = {"is_flag": False, "flag_value": LATEST, "metavar": "[FOLDER]"}
     return [
         *_flags(MAIN),
         click.Option(["--config"], metavar="FILE", help="YAML file with the same keys as these flags; flags win."),
-        click.Option(
-            ["--resume"],
-            is_flag=False,
-            flag_value=LATEST,
-            metavar="[FOLDER]",
-            help="Resume a run; without a folder the latest.",
-        ),
-        click.Option(
-            ["--dry-run"], is_flag=True, help="Resolve and check everything, show one example, train nothing."
-        ),
+        click.Option(["--resume"], help="Resume a run; without a folder the latest.", **latest),
+        click.Option(["--dry-run"], is_flag=True, help="Check everything, show one example, train nothing."),
     ]
 
 
 def _flags(fields: Mapping[str, FieldInfo]) -> list[click.Parameter]:
-    names: dict[str, list[str]] = {}
-    for spelling, name in spellings(fields):
-        names.setdefault(name, []).append("--" + spelling.replace("_", "-"))
-    return [_flag(name, field, list(dict.fromkeys(names[name]))) for name, field in fields.items()]
+    flags: dict[str, list[str]] = {}
+    for spelling, name in spellings(fields).items():
+        flags.setdefault(name, []).append("--" + spelling.replace("_", "-"))
+    return [_flag(name, field, flags[name]) for name, field in fields.items()]
 
 
-def _flag(name: str, field: FieldInfo, spellings: list[str]) -> click.Option:
+def _flag(name: str, field: FieldInfo, flags: list[str]) -> click.Option:
     help_text = _help(field)
     kind = _base_type(field.annotation)
     if kind is bool:
-        switches = f"{spellings[0]}/--no-{spellings[0].removeprefix('--')}"
-        return click.Option([name, switches, *spellings[1:]], default=None, help=help_text)
-    if typing.get_origin(kind) in (list, dict) and not _takes_string(field.annotation):
+        switches = f"{flags[0]}/--no-{flags[0].removeprefix('--')}"
+        return click.Option([name, switches, *flags[1:]], default=None, help=help_text)
+    if typing.get_origin(kind) in (list, dict):
         metavar = {"set": "NAME=VALUE", "reward": "SPEC"}.get(name, "NAME")
-        return click.Option([name, *spellings], multiple=True, metavar=metavar, help=help_text)
-    return click.Option([name, *spellings], default=None, type=str, metavar=_metavar(kind), help=help_text)
+        return click.Option([name, *flags], multiple=True, metavar=metavar, help=help_text)
+    metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+    if typing.get_origin(kind) is typing.Literal:
+        metavar = "[" + "|".join(map(str, typing.get_args(kind))) + "]"
+    return click.Option([name, *flags], type=str, metavar=metavar, help=help_text)
 
 
 def _help(field: FieldInfo) -> str:
-    text = (field.description or "").strip()
-    default = field.get_default()
+    text, default = field.description or "", field.get_default()
     if isinstance(default, bool):
         default = "yes" if default else "no"
     default = ", ".join(default) if isinstance(default, list) else default
@@ -179,23 +163,10 @@ def _help(field: FieldInfo) -> str:
 
 
 def _base_type(annotation: Any) -> Any:
-    """The type inside `Annotated`, and of `X | None` the X."""
-    if typing.get_origin(annotation) is typing.Annotated:
+    """The type inside `Annotated`; of a union the first, such as the X of `X | None` and the string of `str | list`."""
+    if typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
         return _base_type(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return _base_type(next(arg for arg in typing.get_args(annotation) if arg is not type(None)))
     return annotation
-
-
-def _takes_string(annotation: Any) -> bool:
-    """Whether one string stands for the full value, as in `str | list[str]`."""
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType) and str in typing.get_args(annotation)
-
-
-def _metavar(kind: Any) -> str:
-    if typing.get_origin(kind) is typing.Literal:
-        return "[" + "|".join(map(str, typing.get_args(kind))) + "]"
-    return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def _pair(text: str) -> tuple[str, Any]:

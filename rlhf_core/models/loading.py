@@ -1,8 +1,4 @@
-"""Models: what can be known before the weights load, and loading them.
-
-Everything that a user can get wrong about a model (a path, a missing chat template, prompts that are too long) is found
-from its configuration and tokenizer, which cost little.
-"""
+"""Models: reading configuration and tokenizer, which shows every user mistake at little cost, and loading weights."""
 
 from __future__ import annotations
 
@@ -41,7 +37,7 @@ class ModelInfo:
 def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_template: str | None = None) -> ModelInfo:
     """Read configuration and tokenizer. `chat_template` is a file with one, for a model that has none.
 
-    Raises `UserError` for a model that is not there or has no chat template.
+    Raises `UserError` for a model that does not exist or has no chat template.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -51,13 +47,16 @@ def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_templat
         tokenizer = load_tokenizer(reference)
     except (OSError, ValueError, KeyError) as error:
         local = Path(reference.base).is_dir()
-        where = "can't be loaded" if local else "is no folder here, and the Hub could not give it"
-        raise UserError(f"{reference.base_called} {where}: {first_line(error)}") from error
+        problem = "can't be loaded" if local else "is not a folder here, and can't be loaded from the Hub"
+        raise UserError(f"{reference.base_called} {problem}: {first_line(error)}") from error
     if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--chat-template {chat_template}: {error.strerror}") from error
     if tokenizer.chat_template is None:
         raise UserError(
-            f"{reference.base_called} has no chat template, so it can't be given messages. Use its instruction-tuned "
+            f"{reference.base_called} has no chat template, so it can't read messages. Use its instruction-tuned "
             "version, or give a template: --chat-template FILE"
         )
     tokenizer.padding_side = "left"
@@ -70,23 +69,16 @@ def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_templat
 
 
 def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside an adapter, otherwise the base model's."""
+    """The tokenizer in an adapter's folder, otherwise the base model's."""
     from transformers import AutoTokenizer
 
     own = (Path(reference.path) / "tokenizer_config.json").is_file()
     return AutoTokenizer.from_pretrained(reference.path if own else reference.base)
 
 
-def _read_template(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--chat-template {file}: {error.strerror}") from error
-
-
 def max_tokens(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model reads at most, its answer included; None where there is no such limit."""
-    # Probed: some models have no such setting, and others give it by another name, which this looks up.
+    """Tokens that a model reads at most, its answer included; None if there is no limit."""
+    # Probed: some models have no such setting, and the configuration maps other names of it to this one.
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -94,7 +86,7 @@ def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
     """What was asked for; else for large or quantized models, and for a run that starts from an adapter."""
     if options.lora is not None:
         return options.lora
-    return bool(options.load_in_4bit or options.load_in_8bit or info.adapter or info.parameters >= LORA_FROM)
+    return bool(options.quantized or info.adapter or info.parameters >= LORA_FROM)
 
 
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
@@ -102,13 +94,17 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     arguments: dict[str, Any] = {"dtype": weight_dtype(options, uses_lora(options, info))}
     if options.attn_implementation:
         arguments["attn_implementation"] = options.attn_implementation
-    if options.load_in_4bit or options.load_in_8bit:
+    if options.quantized:
         arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": device()}}
     model = from_pretrained(info.path, info.task, info.tokenizer, arguments)
-    if options.load_in_4bit or options.load_in_8bit:
+    if options.quantized:
         model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger
-        if device().type == "cpu":
-            _keep_4bit_weights(model)
+        if device().type == "cpu":  # with bfloat16, bitsandbytes would repack 4-bit weights and lose a little each time
+            import bitsandbytes
+
+            for module in model.modules():
+                if isinstance(module, bitsandbytes.nn.Linear4bit):
+                    module.support_avx512bf16_for_cpu = False
     if info.adapter:
         from peft import PeftModel
 
@@ -123,15 +119,6 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
 
         share(model)
     return model
-
-
-def _keep_4bit_weights(model: PreTrainedModel) -> None:
-    """On CPUs with bfloat16, bitsandbytes repacks 4-bit weights for inference and back, with some loss each time."""
-    import bitsandbytes
-
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:
@@ -175,7 +162,7 @@ def from_pretrained(
 
 
 def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
-    """The adapter to train, unless there is none or the run trains on the one it starts from."""
+    """The adapter to add and train; None without LoRA, or if the run starts from an adapter."""
     if info.adapter or not uses_lora(options, info):
         return None
     from peft import LoraConfig
@@ -192,7 +179,7 @@ def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
 
 
 def weight_dtype(options: TrainingOptions, lora: bool) -> torch.dtype:
-    """`auto`: frozen weights in bfloat16 on a GPU that has it; weights that are trained in float32."""
+    """The type of the weights; `auto` is bfloat16 for frozen weights on a GPU that has it, otherwise float32."""
     import torch
 
     if options.dtype != "auto":
@@ -207,7 +194,6 @@ def gpu_has_bfloat16() -> bool:
 
 
 def device() -> torch.device:
-    """Where this process computes."""
     from accelerate import PartialState
 
     return PartialState().device

@@ -1,8 +1,7 @@
-"""An adapter put into the weights of its base model, so that what was trained is one model like any other.
+"""Merges an adapter into the weights of its base model.
 
-The base is loaded unquantized in float32, also where it was quantized in training. The logits of a few fixed prompts
-are compared three times over: adapter beside the base, adapter in the weights, and the files that were written. Nothing
-stands under the output's name before all of them agree.
+The base is loaded unquantized in float32, also if it was quantized in training. The logits of a few fixed prompts are
+compared: before merging, after it, and of the files that were written. These get the output's name only if all agree.
 
     rlhf merge RUN_OR_MODEL
 """
@@ -24,43 +23,44 @@ if TYPE_CHECKING:
 
 PROMPTS = ("What helps against a fever?", "咳嗽三天，可能是什么病？", "12 + 30 = 42, so 42 - 12 =", "<think>\n")
 # Largest difference of the logits relative to their scale, by the type of the saved weights. In float32 only the order
-# of the sums differs; else each weight is rounded (by 2^-9 and 2^-12 of it at most) and the errors add up over layers.
+# of the sums differs; otherwise each weight is rounded and the errors add up over layers.
 ALLOWED = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") -> None:
-    """Merge, compare, save and say so. Raises `UserError`; whatever it raises, nothing is left behind."""
+    """Merge, compare, save and report it. Raises `UserError`, and then leaves nothing behind."""
     reference = find(model)
-    folder = Path(output).expanduser() if output else _default_output(reference)
+    path = Path(reference.path).resolve()
+    folder = reference.run / "merged" if reference.run else path.with_name(path.name + "-merged")
+    folder = Path(output).expanduser() if output else folder
     _refuse(reference, folder)
     with quiet_libraries():
+        from transformers import AutoConfig
+
         from rlhf_core.ui.screen import Screen
 
         screen = Screen()
         with screen.working("Loading the base model and the adapter …"):
             merged, tokenizer, expected, difference = _merged(reference)
-        dtype = _saved_dtype(merged, dtype)
+        if dtype == "auto":  # as the base model is published, if it is one of our types
+            dtype = str(AutoConfig.from_pretrained(reference.base).dtype).removeprefix("torch.")
+            dtype = dtype if dtype in ALLOWED else "float32"
         with screen.working("Saving, and reading it again …"):
             saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
     screen.say(f"Merged   {reference.path} into {reference.base}")
-    screen.say(f"Logits   in float32 the same to {difference:.1e} of their scale (at most {ALLOWED['float32']:.0e})")
-    screen.say(f"         as saved in {dtype} to {saved_difference:.1e} (at most {ALLOWED[dtype]:.0e})")
+    screen.say(f"Logits   merged in float32 differ by {difference:.1e} of their scale (limit {ALLOWED['float32']:.0e})")
+    screen.say(f"         as saved in {dtype} differ by {saved_difference:.1e} (limit {ALLOWED[dtype]:.0e})")
     screen.say(f"Model    {folder}")
     use = "run --method ppo --reward-model" if reference.is_reward_model else "chat"
     screen.say(f"Next     rlhf {use} {folder}", "bold")
 
 
-def _default_output(reference: ModelReference) -> Path:
-    folder = Path(reference.path).resolve()
-    return reference.run / "merged" if reference.run else folder.with_name(folder.name + "-merged")
-
-
 def _refuse(reference: ModelReference, output: Path) -> None:
-    """Everything that can be wrong with what was asked for, before torch is imported."""
+    """Raise `UserError` for everything that can be wrong with the request, before torch is imported."""
     given = reference.called
     if reference.adapter is None:
         if not Path(reference.path).is_dir():
-            raise UserError(f"{given}: there is no such folder here; an adapter on the Hub has to be downloaded first")
+            raise UserError(f"{given}: there is no such folder here; download an adapter from the Hub first")
         raise UserError(f"{given}: nothing to merge, it is a full model already")
     if output.exists() or output.is_symlink():
         raise UserError(f"--output {output} exists already. Give another folder, or remove it")
@@ -70,35 +70,29 @@ def _refuse(reference: ModelReference, output: Path) -> None:
 
 
 def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[torch.Tensor], float]:
-    """(model with the adapter in its weights, tokenizer, logits before, how far those after are from them)."""
-    model, tokenizer = _load(reference)
-    expected = _logits(model, tokenizer)
-    try:
-        model = model.merge_and_unload(safe_merge=True)
-    except (ValueError, NotImplementedError) as error:  # not finite, or a kind of adapter that stays beside
-        raise UserError(f"{reference.path} can't be merged: {error}") from error
-    difference = _difference(expected, _logits(model, tokenizer))
-    _check(difference, "float32", f"{reference.path} can't be merged: with the adapter in the weights")
-    return model, tokenizer, expected, difference
-
-
-def _load(reference: ModelReference) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The base model in float32 on the CPU, where the most memory is, with the adapter beside its weights."""
+    """(merged model, tokenizer, logits before merging, difference after it); in float32, on the CPU."""
     from peft import PeftModel
     from safetensors import SafetensorError
 
     from rlhf_core.models.loading import load_tokenizer
 
-    base = reference.base
     try:
         tokenizer = load_tokenizer(reference)
-        model = _read(base, reference, tokenizer)
+        base = _read(reference.base, reference, tokenizer)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the base model {base} can't be loaded: {first_line(error)}") from error
+        raise UserError(f"the base model {reference.base} can't be loaded: {first_line(error)}") from error
     try:
-        return PeftModel.from_pretrained(model, reference.path).eval(), tokenizer
+        model = PeftModel.from_pretrained(base, reference.path).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the adapter {reference.path} does not fit {base}: {first_line(error)}") from error
+        raise UserError(f"the adapter {reference.path} does not fit {reference.base}: {first_line(error)}") from error
+    expected = _logits(model, tokenizer)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError) as error:  # not finite, or a kind of adapter that can't be merged
+        raise UserError(f"{reference.path} can't be merged: {error}") from error
+    difference = _difference(expected, _logits(merged, tokenizer))
+    _check(difference, "float32", f"{reference.path} can't be merged: after merging")
+    return merged, tokenizer, expected, difference
 
 
 def _read(path: str, reference: ModelReference, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -112,7 +106,7 @@ def _read(path: str, reference: ModelReference, tokenizer: PreTrainedTokenizerBa
 
 
 def _logits(model: Any, tokenizer: Any) -> list[torch.Tensor]:
-    """Of each prompt (tokens, vocabulary), or (1, 1) of a reward model."""
+    """For each prompt (tokens, vocabulary), or (1,) of a reward model."""
     import torch
 
     ids = [tokenizer(text)["input_ids"] for text in PROMPTS]
@@ -134,16 +128,6 @@ def _check(difference: float, dtype: str, what: str, hint: str = "") -> None:
         )
 
 
-def _saved_dtype(model: PreTrainedModel, asked: str) -> str:
-    """What was asked for; `auto` is the type in which the base model was published, where that is one of ours."""
-    if asked != "auto":
-        return asked
-    from transformers import AutoConfig
-
-    published = str(AutoConfig.from_pretrained(model.config._name_or_path).dtype).removeprefix("torch.")
-    return published if published in ALLOWED else "float32"
-
-
 def _save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -152,7 +136,7 @@ def _save(
     output: Path,
     dtype: str,
 ) -> float:
-    """Write under a temporary name, read it again, compare with the `expected` logits, and only then rename."""
+    """Write to a temporary folder, read it again, compare with the `expected` logits, and only then rename it."""
     import torch
     from safetensors import SafetensorError
 

@@ -1,6 +1,4 @@
-"""The frozen reference of DPO's loss and of a KL penalty: the model as this run found it. Under LoRA it is no second
-copy of the weights.
-"""
+"""The frozen reference of DPO's loss and of a KL penalty: the model as the run starts from it."""
 
 from __future__ import annotations
 
@@ -15,28 +13,27 @@ REFERENCE_ADAPTER = "ref"
 
 
 class ReferenceModel:
-    """Made before training begins. `with reference() as model:` gives the model to compute with, without gradients.
+    """Made before training begins. `with reference() as model:` returns the model to compute with, without gradients.
 
-    A fresh adapter is switched off. An adapter that the run started from is kept, frozen, as a second one. Without an
-    adapter the model is copied; `prepare` divides the copy among processes where the trained model is divided.
+    A fresh adapter is switched off; of an adapter that the run started from, a frozen copy is added. Without an adapter
+    all weights are copied, and `prepare` shards that copy among processes as the trained model is.
     """
 
     def __init__(self, model: Any, *, fresh_adapter: bool) -> None:
         from peft import PeftModel
 
-        self.model = model
-        self.fresh_adapter = fresh_adapter
-        self.sharded = False
+        self.model, self.fresh_adapter = model, fresh_adapter
         self.copy: Any = None
+        self.sharded = False
         if not isinstance(model, PeftModel):
             self.copy = copy.deepcopy(model).requires_grad_(False).eval()
         elif not fresh_adapter:
             model.add_adapter(REFERENCE_ADAPTER, model.peft_config["default"])
             weights = model.state_dict()
-            trained = {name: value for name, value in weights.items() if ".default." in name}
             with torch.no_grad():
-                for name, value in trained.items():
-                    weights[name.replace(".default.", f".{REFERENCE_ADAPTER}.")].copy_(value)
+                for name, value in weights.items():
+                    if ".default." in name:
+                        weights[name.replace(".default.", f".{REFERENCE_ADAPTER}.")].copy_(value)
             model.set_adapter("default")
 
     def prepare(self, accelerator: Any) -> None:

@@ -21,8 +21,8 @@ from rlhf_core.training import environment
 class ModelReference:
     """A model that exists, or may exist on the Hub.
 
-    `path` is its folder or Hub id and `called` how messages name it. `run` is the folder of the run that it is from, if
-    it is from one, and `adapter` the content of its adapter_config.json, if it is an adapter.
+    `path` is its folder or Hub id, `called` its name in messages, `run` the folder of the run that it is from, if any,
+    and `adapter` the content of its adapter_config.json, if it is an adapter.
     """
 
     path: str
@@ -50,9 +50,8 @@ class ModelReference:
 
 
 def find(given: str, flag: str = "") -> ModelReference:
-    """What a run's folder, a model's, an adapter's, a Hub id or `builtin` refers to. Raises `UserError` for other text.
-
-    `flag` stands before `given` in messages.
+    """The model that the folder of a run, model or adapter, a Hub id or `builtin` refers to. Raises `UserError` for
+    other text, in which `flag` comes before `given`.
     """
     called = f"{flag} {given}".strip()
     if given in (BUILTIN, ALSO_BUILTIN):
@@ -65,9 +64,9 @@ def find(given: str, flag: str = "") -> ModelReference:
             raise UserError(f"{called}: there is no such folder")
         return ModelReference(given, called)
     run, model = _run_and_model(folder)
-    if run is not None and not _is_model(model):
-        raise UserError(f"{called}: the run has no model yet. Resume it: rlhf run --resume {given}")
     if not _is_model(model):
+        if run is not None:
+            raise UserError(f"{called}: the run has no model yet. Resume it: rlhf run --resume {given}")
         raise UserError(f"{called} is neither a run's folder nor a model's: it has no config.yaml and no config.json")
     if not (model / "adapter_config.json").is_file():
         return ModelReference(str(model), called, run)
@@ -86,15 +85,13 @@ def is_hub_id(name: str) -> bool:
 
 
 def _run_and_model(folder: Path) -> tuple[Path | None, Path]:
-    """A run's folder stands for the model in it, and a model that lies in a run's folder is that run's."""
+    """(run's folder or None, model's folder), whichever of the two `folder` is."""
     if _is_model(folder):
         run = folder.resolve().parent
-        return (run if folder.resolve().name in ("model", "merged") and _is_run(run) else None), folder
-    return (folder, folder / "model") if _is_run(folder) or _is_model(folder / "model") else (None, folder)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
+        is_its = folder.resolve().name in ("model", "merged") and (run / "config.yaml").is_file()
+        return (run if is_its else None), folder
+    is_run = (folder / "config.yaml").is_file() or _is_model(folder / "model")
+    return (folder, folder / "model") if is_run else (None, folder)
 
 
 def _is_model(folder: Path) -> bool:
@@ -107,7 +104,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} is no JSON object")
+        raise UserError(f"{file} is not a JSON object")
     return values
 
 

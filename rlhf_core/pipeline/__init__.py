@@ -9,20 +9,3 @@
 Every stage is an `rlhf run` in a process of its own, so its memory is free before the next begins. A stage's folder
 holds stage.yaml, what it was started with, and stage.json, its fingerprint and whether it is finished.
 """
-
-from rlhf_core.pipeline.plan import GUIDE, PLAN, Overrides, Pipeline, Stage, plan, read_stage_flags, select
-from rlhf_core.pipeline.running import carry_out, dry_run, run_process
-
-__all__ = [
-    "GUIDE",
-    "PLAN",
-    "Overrides",
-    "Pipeline",
-    "Stage",
-    "carry_out",
-    "dry_run",
-    "plan",
-    "read_stage_flags",
-    "run_process",
-    "select",
-]

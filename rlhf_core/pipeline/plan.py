@@ -40,8 +40,8 @@ class Stage:
     """One run of a pipeline.
 
     `values` are its keys under the names of `RunConfig` and the method's options, earlier stages by their name; `feeds`
-    are those keys with their stages. `config` is what the run will be, `origin` the model its chain of stages starts
-    from, and `preset` what it keeps of its method's built-in preset although its model is a folder.
+    are those keys with their stages. `origin` is the model that its chain of stages starts from, and `preset` what it
+    keeps of its method's built-in preset although its model is a folder.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What flags say. `model` replaces what is not an earlier stage's; `stages` holds one stage's own keys each."""
+    """What flags set. `model` replaces models that are no earlier stage's; `stages` are keys for single stages."""
 
     model: str | None = None
     data: Sequence[str] = ()
@@ -109,107 +109,98 @@ def plan(description: Mapping[str, Any], folder: Path, catalog: Catalog, overrid
         raise UserError(f"--stage {name}: there is no such stage.{did_you_mean(name, written)} {_listed(written)}")
     shared = {key: value for key, value in description.items() if key != "stages"}
     for key in shared.keys() & {"method", "output_dir"}:
-        raise UserError(
-            f"{key} can't stand beside `stages`: methods are the stages', the folder is --output-dir FOLDER"
-        )
-    stages: dict[str, Stage] = {}
-    known: set[str] = set()
+        raise UserError(f"{key} can't be set beside `stages`: set methods in the stages, the folder with --output-dir")
+    planner = _Planner(written, shared, folder, catalog, overrides)
     for name in written:
         try:
-            stage, keys = _plan_stage(name, written, shared, stages, folder, catalog, overrides)
+            planner.add(name)
         except UserError as error:
             raise type(error)(f"stage {name}: {error}") from error
-        stages[name] = stage
-        known |= keys
     for key in shared:
-        if key not in known:
-            hint = did_you_mean(key, {*known, "stages"})
-            raise UserError(f"no stage's method knows {key!r}, which stands beside `stages`.{hint}")
-    if overrides.reward and not any(stage.method.rewards == "required" for stage in stages.values()):
-        raise UserError(f"--reward {overrides.reward[0]}: no stage of this pipeline learns from a reward")
-    return stages
+        if key not in planner.known:
+            hint = did_you_mean(key, {*planner.known, "stages"})
+            raise UserError(f"no stage's method knows {key!r}, which is set beside `stages`.{hint}")
+    if overrides.reward and not any(stage.method.rewards == "required" for stage in planner.stages.values()):
+        raise UserError(f"--reward {overrides.reward[0]}: no stage of this pipeline uses a reward")
+    return planner.stages
 
 
-def _plan_stage(
-    name: str,
-    written: Mapping[str, Any],
-    shared: Mapping[str, Any],
-    earlier: Mapping[str, Stage],
-    folder: Path,
-    catalog: Catalog,
-    overrides: Overrides,
-) -> tuple[Stage, set[str]]:
-    """(the stage, the keys that its method knows)."""
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name == COMPARISON:
-        raise UserError(f"{name!r} can't name a stage: use letters, digits, _ and -, and not {COMPARISON!r}")
-    own = written[name] if written[name] is not None else {}
-    if not isinstance(own, Mapping):
-        raise UserError(f"expected keys and values, such as {{method: sft}}, not {own!r}")
-    own = {str(key).replace("-", "_"): value for key, value in own.items()}
-    flags = overrides.stages.get(name, {})
-    if "output_dir" in {**own, **flags}:
-        raise UserError(f"output_dir is the pipeline's to choose: {folder / name}")
-    method_name = str(flags.get("method") or own.get("method") or name)
-    method: Method = catalog.load("methods", method_name)[0]()
-    known = dict(spellings(MAIN)) | dict(spellings(method.Options.model_fields))
-    shared, own, flags = ({known.get(key, key): v for key, v in keys.items()} for keys in (shared, own, flags))
-    common = {key: value for key, value in shared.items() if key in known}
-    values = {"method": method_name, **_merged(method, common, own, flags, overrides, written)}
-    feeds = _feeds(values, written, earlier)
-    origin = earlier[feeds["model"]].origin if "model" in feeds else str(values["model"])
-    preset: dict[str, Any] = {}
-    if "model" in feeds and origin == BUILTIN:
-        preset = {key: value for key, value in method.preset().items() if key not in values}
-    values |= preset
-    fed = {key: str(earlier[stage].model) for key, stage in feeds.items()}
-    config, method = resolve({**values, **fed, "output_dir": str(folder / name)}, catalog)
-    stage = Stage(name, folder / name, values, feeds, config, method, origin, preset)
-    _check_inputs(stage, catalog)
-    return stage, set(known)
+@dataclass
+class _Planner:
+    """Adds one stage after the other. `known` collects the keys that any stage's method knows."""
 
+    written: Mapping[str, Any]
+    shared: Mapping[str, Any]
+    folder: Path
+    catalog: Catalog
+    overrides: Overrides
+    stages: dict[str, Stage] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
 
-def _merged(
-    method: Method,
-    shared: dict[str, Any],
-    own: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    overrides: Overrides,
-    written: Mapping[str, Any],
-) -> dict[str, Any]:
-    """A stage's keys: its own win over shared ones, flags over both, and flags for this stage over all."""
-    rewarded = method.rewards == "required"
-    unused = [*([] if rewarded else ("reward", "reward_model")), *([] if method.generates else SAMPLING)]
-    shared = {key: value for key, value in shared.items() if key not in unused}
-    values = {"model": BUILTIN, **shared, **own}
-    if overrides.model is not None and str(values["model"]) not in written:
-        values["model"] = overrides.model
-    if overrides.data:
-        values["data"] = list(overrides.data)
-    if overrides.reward and rewarded:
-        values["reward"] = list(overrides.reward)
-    return {**values, **flags}
+    def add(self, name: str) -> None:
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name == COMPARISON:
+            raise UserError(f"{name!r} can't name a stage: use letters, digits, _ and -, and not {COMPARISON!r}")
+        own = self.written[name] if self.written[name] is not None else {}
+        if not isinstance(own, Mapping):
+            raise UserError(f"expected keys and values, such as {{method: sft}}, not {own!r}")
+        own = {str(key).replace("-", "_"): value for key, value in own.items()}
+        flags = self.overrides.stages.get(name, {})
+        if "output_dir" in {**own, **flags}:
+            raise UserError(f"leave out output_dir: the pipeline chooses {self.folder / name}")
+        method_name = str(flags.get("method") or own.get("method") or name)
+        method: Method = self.catalog.load("methods", method_name)[0]()
+        known = spellings(MAIN) | spellings(method.Options.model_fields)
+        self.known |= known.keys()
+        shared, own, flags = ({known.get(key, key): v for key, v in keys.items()} for keys in (self.shared, own, flags))
+        shared = {key: value for key, value in shared.items() if key in known}
+        values = {"method": method_name, **self._merged(method, shared, own, flags)}
+        feeds = self._feeds(values)
+        origin = self.stages[feeds["model"]].origin if "model" in feeds else str(values["model"])
+        preset: dict[str, Any] = {}
+        if "model" in feeds and origin == BUILTIN:
+            preset = {key: value for key, value in method.preset().items() if key not in values}
+        values |= preset
+        fed = {key: str(self.stages[stage].model) for key, stage in feeds.items()}
+        config, method = resolve({**values, **fed, "output_dir": str(self.folder / name)}, self.catalog)
+        stage = Stage(name, self.folder / name, values, feeds, config, method, origin, preset)
+        _check_inputs(stage, self.catalog)
+        self.stages[name] = stage
 
+    def _merged(
+        self, method: Method, shared: dict[str, Any], own: Mapping[str, Any], flags: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """A stage's keys: its own win over shared ones, flags over both, and flags for this stage over all."""
+        rewarded = method.rewards == "required"
+        unused = [*([] if rewarded else ("reward", "reward_model")), *([] if method.generates else SAMPLING)]
+        values = {"model": BUILTIN, **{key: v for key, v in shared.items() if key not in unused}, **own}
+        if self.overrides.model is not None and str(values["model"]) not in self.written:
+            values["model"] = self.overrides.model
+        if self.overrides.data:
+            values["data"] = list(self.overrides.data)
+        if self.overrides.reward and rewarded:
+            values["reward"] = list(self.overrides.reward)
+        return {**values, **flags}
 
-def _feeds(values: Mapping[str, Any], written: Mapping[str, Any], earlier: Mapping[str, Stage]) -> dict[str, str]:
-    """The keys that name an earlier stage. Raises `UserError` for other stages and for what is nowhere."""
-    feeds: dict[str, str] = {}
-    for key, task in FEEDS.items():
-        value = values.get(key)
-        if not isinstance(value, str):
-            continue
-        if value in earlier:
-            if earlier[value].method.task != task:
-                what = "scores answers" if task == "causal_lm" else "writes answers"
-                raise UserError(f"{key}: stage {value!r} trains a model that {what}, which can't be used as {key}")
-            feeds[key] = value
-        elif value in written:
-            raise UserError(f"{key}: {value!r} is not an earlier stage: a stage uses those that stand before it")
-        elif not (value == BUILTIN or Path(value).expanduser().is_dir() or (key == "model" and is_hub_id(value))):
-            raise UserError(
-                f"{key}: {value!r} is neither a model nor an earlier stage.{did_you_mean(value, earlier)} "
-                f"{_listed(earlier)}"
-            )
-    return feeds
+    def _feeds(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """The keys that name an earlier stage. Raises `UserError` for other stages and for models not found."""
+        feeds: dict[str, str] = {}
+        for key, task in FEEDS.items():
+            value = values.get(key)
+            if not isinstance(value, str):
+                continue
+            if value in self.stages:
+                if self.stages[value].method.task != task:
+                    what = "scores answers" if task == "causal_lm" else "writes answers"
+                    raise UserError(f"{key}: stage {value!r} trains a model that {what}, which can't be used as {key}")
+                feeds[key] = value
+            elif value in self.written:
+                raise UserError(f"{key}: {value!r} is not an earlier stage: a stage can only use stages above it")
+            elif not (value == BUILTIN or Path(value).expanduser().is_dir() or (key == "model" and is_hub_id(value))):
+                hint = did_you_mean(value, self.stages)
+                raise UserError(
+                    f"{key}: {value!r} is neither a model nor an earlier stage.{hint} {_listed(self.stages)}"
+                )
+        return feeds
 
 
 def _listed(names: Any) -> str:
@@ -238,16 +229,14 @@ def python_file(target: str) -> Path | None:
 
 
 def select(stages: Mapping[str, Stage], first: str | None, last: str | None, only: str | None) -> list[Stage]:
-    """The stages from `first` to `last`, or `only` one. Raises `UserError` for names that are none."""
+    """The stages from `first` to `last`, or `only` one. Raises `UserError` for unknown names."""
     if only and (first or last):
         raise UserError("--only is one stage: leave out --from-stage and --to-stage")
     names = list(stages)
-    places = []
-    for flag, name, default in (("--from-stage", first, names[0]), ("--to-stage", last, names[-1])):
-        flag, name = ("--only", only) if only else (flag, name or default)
-        if name not in stages:
+    for flag, name in {"--from-stage": first, "--to-stage": last, "--only": only}.items():
+        if name and name not in stages:
             raise UserError(f"{flag} {name}: there is no such stage.{did_you_mean(name, names)} {_listed(names)}")
-        places.append(names.index(name))
-    if places[0] > places[1]:
+    start, end = names.index(only or first or names[0]), names.index(only or last or names[-1])
+    if start > end:
         raise UserError(f"--from-stage {first} comes after --to-stage {last}. {_listed(names)}")
-    return [stages[name] for name in names[places[0] : places[1] + 1]]
+    return [stages[name] for name in names[start : end + 1]]

@@ -1,7 +1,12 @@
-"""Carrying out a pipeline, stage by stage, each in a process of its own."""
+"""Carrying out a pipeline, stage by stage, each in a process of its own.
+
+stage.json, in the folder of each, says what the stage was made of, by a fingerprint, and whether it is finished.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import signal
 import subprocess
@@ -17,45 +22,46 @@ import yaml
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.errors import UserError
-from rlhf_core.pipeline.plan import COMPARISON, PLAN, Pipeline, RunCommand, Stage
-from rlhf_core.pipeline.state import fingerprint, is_finished, record, recorded, set_aside, state
+from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
 from rlhf_core.training.launch import INTERRUPTED, on_signals
+from rlhf_core.training.run_folder import write_atomically
+from rlhf_core.ui.screen import clock
 
 COMPARED_PROMPTS = 48
 FORMAT_REWARD = "medical_format"  # for the format of the answers in the built-in data
+Say = Callable[[str], None]
 
 
-def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callable[[str], None]) -> int:
+def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> int:
     """Run the selected stages and the comparison. Returns 0, or the exit code of what stopped it."""
     marks, states = _survey(pipeline)
     pipeline.folder.mkdir(parents=True, exist_ok=True)
     _dump({"stages": {name: stage.written for name, stage in pipeline.stages.items()}}, pipeline.folder / PLAN)
     for title, stage in _numbered(pipeline.selected):
-        mark = marks[stage.name]
-        if states[stage.name] == "finished":
+        state = states[stage.name]
+        if state == "finished":
             say(f"{title}: finished and unchanged, skipped")
             continue
-        if states[stage.name] == "changed":
-            say(f"{title}: changed; its old folder is now {set_aside(stage.folder)}")
-        record(stage.folder, mark, finished=False)
-        if states[stage.name] != "interrupted":
-            _dump(_run_values(stage, pipeline.stages), stage.folder / "stage.yaml")
-        command = _run_command(stage, states[stage.name])
-        say(_announcement(title, stage, command) + "\n")
+        if state == "changed":
+            say(f"{title}: changed; its old folder is now {rename_old(stage.folder)}")
+        record(stage.folder, marks[stage.name], finished=False)
+        if state != "interrupted":
+            _dump(_run_values(stage, pipeline), stage.folder / "stage.yaml")
+        command = _announced(title, stage, state, say)
+        say("")
         started = time.monotonic()
         if code := run(command):
             say(f"\nStopped in stage {stage.name}. Resume the pipeline: {pipeline.resume_command}")
             return code
-        record(stage.folder, mark, finished=True)
-        say(f"\n{title}: done in {_minutes(time.monotonic() - started)}\n")
-    last = pipeline.selected[-1]
-    say(f"Model   {last.model}")
-    if not pipeline.compare or last.name != list(pipeline.stages)[-1]:
+        record(stage.folder, marks[stage.name], finished=True)
+        say(f"\n{title}: done in {clock(time.monotonic() - started)}\n")
+    say(f"Model   {stage.model}")
+    if not _is_compared(pipeline):
         return 0
-    return _compare(pipeline, last, marks[last.name], catalog, run, say)
+    return _compare(pipeline, marks[stage.name], catalog, run, say)
 
 
-def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callable[[str], None]) -> int:
+def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> int:
     """Show what would be run, and check every stage as far as its inputs exist. Writes nothing to the folder.
 
     A stage whose model is not trained yet is checked with the model that its chain starts from, which has the same
@@ -63,43 +69,41 @@ def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Callable
     """
     _, states = _survey(pipeline)
     for title, stage in _numbered(pipeline.selected):
-        if states[stage.name] == "finished":
+        state = states[stage.name]
+        if state == "finished":
             say(f"{title}: finished and unchanged, would be skipped")
             continue
-        if states[stage.name] == "changed":
+        if state == "changed":
             say(f"{title}: changed; its folder would be renamed")
-        say(_announcement(title, stage, _run_command(stage, states[stage.name])))
+        _announced(title, stage, state, say)
         missing = {key: name for key, name in stage.feeds.items() if not pipeline.stages[name].model.is_dir()}
         if "reward_model" in missing:
             say(f"Its data can't be checked yet: that needs the model of stage {missing['reward_model']}.\n")
             continue
         with tempfile.TemporaryDirectory() as temporary:
-            values = _run_values(stage, pipeline.stages)
+            values = _run_values(stage, pipeline)
             if "model" in missing:
                 values["model"] = stage.origin
                 say(f"Checked with {stage.origin}, since the model of stage {missing['model']} is not trained yet:")
             _dump(values, Path(temporary) / "stage.yaml")
-            output = stage.folder if states[stage.name] == "new" else Path(temporary) / stage.name
-            checked = ["run", "--config", f"{temporary}/stage.yaml", "--output-dir", str(output), "--dry-run"]
+            output = stage.folder if state == "new" else Path(temporary) / stage.name
             say("")
-            if code := run(checked):
+            if code := run(["run", "--config", f"{temporary}/stage.yaml", "--output-dir", str(output), "--dry-run"]):
                 say(f"\nStage {stage.name} can't be run as it is.")
                 return code
             say("")
-    last = pipeline.selected[-1]
-    if pipeline.compare and last.name == list(pipeline.stages)[-1] and last.method.generates:
-        say(f"Last: {shlex.join(['rlhf', *_compare_command(pipeline, last, catalog)])}")
+    if _is_compared(pipeline):
+        say(f"Last: {shlex.join(['rlhf', *_compare_command(pipeline, catalog)])}")
     return 0
 
 
 def _survey(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, str]]:
-    """(fingerprints, states) of the selected stages. Stages that are left out count as they were run."""
-    selected = {stage.name for stage in pipeline.selected}
+    """(fingerprints, states) of the selected stages. Stages that are not selected count as they were run."""
     marks: dict[str, str] = {}
     states: dict[str, str] = {}
     for stage in pipeline.selected:
         for name in stage.feeds.values():
-            if name in selected:
+            if name in states:
                 continue
             if not is_finished(pipeline.stages[name]):
                 raise UserError(
@@ -108,7 +112,7 @@ def _survey(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, str]]:
                 )
             marks[name] = recorded(pipeline.stages[name].folder)["fingerprint"]
         marks[stage.name] = fingerprint(stage, marks)
-        states[stage.name] = state(stage, marks[stage.name])
+        states[stage.name] = state_of(stage, marks[stage.name])
     return marks, states
 
 
@@ -117,21 +121,20 @@ def _numbered(stages: Sequence[Stage]) -> Iterator[tuple[str, Stage]]:
         yield f"[{number}/{len(stages)}] {stage.name}", stage
 
 
-def _announcement(title: str, stage: Stage, command: Sequence[str]) -> str:
-    values = ", ".join(f"{name} {value}" for name, value in stage.preset.items())
-    preset = f"\nPreset  for models made from the built-in one: {values}" if values else ""
-    return f"{title}: {shlex.join(['rlhf', *command])}{preset}"
-
-
-def _run_command(stage: Stage, state: str) -> list[str]:
+def _announced(title: str, stage: Stage, state: str, say: Say) -> list[str]:
+    """The arguments of `rlhf` for a stage, after showing them."""
+    command = ["run", "--config", str(stage.folder / "stage.yaml"), "--output-dir", str(stage.folder)]
     if state == "interrupted":
-        return ["run", "--resume", str(stage.folder)]
-    return ["run", "--config", str(stage.folder / "stage.yaml"), "--output-dir", str(stage.folder)]
+        command = ["run", "--resume", str(stage.folder)]
+    say(f"{title}: {shlex.join(['rlhf', *command])}")
+    if stage.preset:
+        say("Preset  for models made from the built-in one: " + ", ".join(f"{k} {v}" for k, v in stage.preset.items()))
+    return command
 
 
-def _run_values(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, Any]:
+def _run_values(stage: Stage, pipeline: Pipeline) -> dict[str, Any]:
     """The stage's keys for `rlhf run`: folders in place of stages."""
-    return {**stage.values, **{key: str(stages[name].model) for key, name in stage.feeds.items()}}
+    return {**stage.values, **{key: str(pipeline.stages[name].model) for key, name in stage.feeds.items()}}
 
 
 def _dump(values: Mapping[str, Any], file: Path) -> None:
@@ -139,23 +142,24 @@ def _dump(values: Mapping[str, Any], file: Path) -> None:
     file.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _compare(
-    pipeline: Pipeline, last: Stage, mark: str, catalog: Catalog, run: RunCommand, say: Callable[[str], None]
-) -> int:
-    """The model that the pipeline began with against the one it made."""
-    if not last.method.generates:
-        return 0
+def _is_compared(pipeline: Pipeline) -> bool:
+    last = pipeline.selected[-1]
+    return pipeline.compare and last.method.generates and last.name == list(pipeline.stages)[-1]
+
+
+def _compare(pipeline: Pipeline, mark: str, catalog: Catalog, run: RunCommand, say: Say) -> int:
+    """Compare the model that the pipeline began with to the one it made."""
     folder = pipeline.folder / COMPARISON
     if recorded(folder).get("fingerprint") == mark:
         say(f"Compared before and after: {folder}")
         return 0
-    command = _compare_command(pipeline, last, catalog)
+    command = _compare_command(pipeline, catalog)
     shown = shlex.join(["rlhf", *command])
     if not any(entry.name == "compare" and not entry.problem for entry in catalog.entries("commands")):
         say(f"To compare before and after: pip install rlhf-tools && {shown}")
         return 0
     if folder.exists():
-        set_aside(folder)
+        rename_old(folder)
     say(f"\nBefore and after: {shown}\n")
     if code := run(command):
         say(f"\nThe stages are finished; the comparison is not. Resume it: {pipeline.resume_command}")
@@ -164,7 +168,8 @@ def _compare(
     return 0
 
 
-def _compare_command(pipeline: Pipeline, last: Stage, catalog: Catalog) -> list[str]:
+def _compare_command(pipeline: Pipeline, catalog: Catalog) -> list[str]:
+    last = pipeline.selected[-1]
     specs = [str(spec) for spec in last.config.reward_specs]
     if not specs and last.config.data == [BUILTIN] and any(e.name == FORMAT_REWARD for e in catalog.entries("rewards")):
         specs = [FORMAT_REWARD]
@@ -173,18 +178,13 @@ def _compare_command(pipeline: Pipeline, last: Stage, catalog: Catalog) -> list[
     return ["compare", last.origin, str(last.model), "--prompts", str(COMPARED_PROMPTS), *rewards, *output]
 
 
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def run_process(arguments: Sequence[str]) -> int:
     """Run `rlhf ARGUMENTS` in a process of its own that writes to this terminal. Returns its exit code."""
     # -P: like the installed script, Python does not import from the current folder first
     process = subprocess.Popen([sys.executable, "-P", "-m", "rlhf_core", *arguments])
 
     def pass_on(number: int, frame: Any) -> None:
-        """Ctrl-C has reached the process through the terminal; it saves, and we wait for it."""
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM:  # Ctrl-C has reached the process through the terminal
             process.send_signal(number)
 
     with on_signals(pass_on):
@@ -195,3 +195,65 @@ def run_process(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     print(f"The process was ended by {signal.Signals(-code).name}.", flush=True)
     return 1
+
+
+def fingerprint(stage: Stage, marks: Mapping[str, str]) -> str:
+    """SHA-256 over the stage's keys, the stages it uses by their `marks`, and the local files it reads: models, which
+    are large, by size and time, other files by content.
+    """
+    config = stage.config
+    read = [Path(spec.source) for spec in [*config.data_specs, *config.eval_specs]]
+    read += [file for spec in config.reward_specs if (file := python_file(spec.target))]
+    read += [Path(config.chat_template)] if config.chat_template else []
+    models = [Path(str(stage.values[key])) for key in FEEDS if stage.values.get(key) and key not in stage.feeds]
+    files: dict[str, list[Any]] = {str(file): [_sha256(file)] for path in read for file in _each(path)}
+    for file in (file for path in models for file in _each(path)):
+        files[str(file)] = [file.stat().st_size, file.stat().st_mtime_ns]
+    stages = {key: marks[name] for key, name in stage.feeds.items()}
+    content = {"values": stage.values, "stages": stages, "files": files}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _each(path: Path) -> list[Path]:
+    path = path.expanduser()
+    return [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path] * path.is_file()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """stage.json, empty where there is none."""
+    file = folder / "stage.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def record(folder: Path, mark: str, *, finished: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))
+
+
+def is_finished(stage: Stage) -> bool:
+    return bool(recorded(stage.folder).get("finished")) and stage.model.is_dir()
+
+
+def state_of(stage: Stage, mark: str) -> str:
+    """`new`, `changed`, or unchanged and `finished` or `interrupted`. Raises `UserError` for other files."""
+    found = recorded(stage.folder)
+    if not found and stage.folder.exists() and (stage.folder.is_file() or any(stage.folder.iterdir())):
+        raise UserError(f"{stage.folder} exists and is not a stage of a pipeline: choose another --output-dir")
+    if not (stage.folder / "config.yaml").is_file():  # nothing was trained
+        return "new"
+    if found["fingerprint"] != mark:
+        return "changed"
+    return "finished" if is_finished(stage) else "interrupted"
+
+
+def rename_old(folder: Path) -> Path:
+    """Rename a folder to NAME.old-N with the next free number."""
+    number = 1
+    while (old := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return folder.rename(old)

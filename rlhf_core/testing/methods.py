@@ -190,7 +190,7 @@ def _steps_between_checkpoints(lab: Lab) -> int:
         from rlhf_core.training.plan import make_plan
         from rlhf_core.training.run import Run
 
-        return max(2, method.steps_per_rollout(method.trainer(Run.of(make_plan(config, method, Catalog())))))
+        return max(2, method.steps_per_rollout(method.trainer(Run(make_plan(config, method, Catalog())))))
 
 
 def _finite(rule: Result, trials: list[Trial]) -> None:

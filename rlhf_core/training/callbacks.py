@@ -1,4 +1,4 @@
-"""Observers of the trainer: checkpoints, metrics on disk, and a monitor for rewards that keep failing."""
+"""Trainer callbacks: checkpoints, metrics on disk, and a monitor for rewards that keep failing."""
 
 from __future__ import annotations
 
@@ -28,21 +28,17 @@ class AlreadyTrained(Exception):
 
 
 class Checkpoints(TrainerCallback):
-    """Saves complete checkpoints only, between two batches of answers, and stops the run there when it is asked to.
+    """Saves complete checkpoints only, at multiples of `every` steps, and stops the run there when it is asked to.
 
-    The trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is renamed to
-    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. A stop that was requested waits for the next
-    step that is a multiple of `every`, because only from a checkpoint between two batches of answers can a resumed run
-    continue as if it had never stopped. A file at `stop_file` requests a stop, too.
+    Only from a checkpoint between two batches of answers can a resumed run continue as if it had never stopped. The
+    trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is renamed to
+    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. A file at `stop_file` requests a stop, too.
     """
 
     INTERRUPTED = "interrupted"
 
     def __init__(self, folder: Path, keep: int, every: int, stop_file: Path | None = None) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.every = every
-        self.stop_file = stop_file
+        self.folder, self.keep, self.every, self.stop_file = folder, keep, every, stop_file
         self.stop_reason: str | None = None
         self._due = False
 
@@ -57,18 +53,21 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop_file is not None and self.stop_file.exists():
             self.request_stop(self.INTERRUPTED)
-        stop = any_process(self.stop_reason is not None, args.device)
+        stop = self.stop_reason is not None
+        if torch.distributed.is_initialized():  # all stop when one is asked to
+            any_stop = torch.tensor(float(stop), device=args.device)
+            torch.distributed.all_reduce(any_stop, op=torch.distributed.ReduceOp.MAX)
+            stop = bool(any_stop)
         self._due = self._due or control.should_save or stop
         if state.global_step >= state.max_steps:
-            return control
+            return
         here = state.global_step % self.every == 0
         control.should_save = self._due and here
         if here:
             self._due = False
-            control.should_training_stop = control.should_training_stop or stop
             if stop:
-                self.stop_reason = self.stop_reason or self.INTERRUPTED  # in another process
-        return control
+                control.should_training_stop = True
+                self.request_stop(self.INTERRUPTED)
 
     def on_save(self, args, state, control, **kwargs):
         if torch.distributed.is_initialized():
@@ -99,10 +98,7 @@ class Metrics(TrainerCallback):
 
 
 class FailureMonitor(TrainerCallback):
-    """Requests a stop when more than a fifth of a reward's rows failed in the last twenty steps.
-
-    Counts are summed over all processes at every step, so that they decide alike.
-    """
+    """Requests a stop when more than a fifth of a reward's rows failed in the last twenty steps, in all processes."""
 
     def __init__(self, rewards: RewardRuntime, checkpoints: Checkpoints) -> None:
         self.rewards = rewards
@@ -113,9 +109,8 @@ class FailureMonitor(TrainerCallback):
         counts = self.rewards.counts
         if not counts:
             return
-        step = torch.tensor([counts[name] for name in counts], dtype=torch.float32, device=args.device)
-        for name in counts:
-            counts[name] = [0, 0]
+        step = torch.tensor(list(counts.values()), dtype=torch.float32, device=args.device)
+        counts.update({name: [0, 0] for name in counts})
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(step)
         self._window.append(step)
@@ -124,13 +119,12 @@ class FailureMonitor(TrainerCallback):
             return
         for name, (failed, seen) in zip(counts, total.tolist(), strict=True):
             if seen and failed / seen > FAILURE_SHARE:
-                self.checkpoints.request_stop(
-                    f"reward {name!r} failed on {failed / seen:.0%} of its rows in the last {WINDOW_STEPS} steps"
-                )
+                reason = f"failed on {failed / seen:.0%} of its rows in the last {WINDOW_STEPS} steps"
+                self.checkpoints.request_stop(f"reward {name!r} {reason}")
 
 
 def observe(trainer: Any, callbacks: Sequence[TrainerCallback], folder: Path) -> None:
-    """Our callbacks instead of the ones that print, and TensorBoard in the run's folder."""
+    """Add `callbacks` in place of the ones that print, and TensorBoard in the run's folder."""
     from torch.utils.tensorboard import SummaryWriter
 
     for unwanted in (PrinterCallback, ProgressCallback):
@@ -139,12 +133,3 @@ def observe(trainer: Any, callbacks: Sequence[TrainerCallback], folder: Path) ->
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard"))))
-
-
-def any_process(flag: bool, device: Any) -> bool:
-    """Whether `flag` is set in any process of the run."""
-    if not torch.distributed.is_initialized():
-        return flag
-    tensor = torch.tensor(float(flag), device=device)
-    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
-    return bool(tensor.item())

@@ -1,4 +1,4 @@
-"""Answers to held-out prompts, sampled before and after training with one seed, and what the rewards say of them."""
+"""Answers to held-out prompts, sampled before and after training with one seed, and their scores."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,22 +22,17 @@ if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 
-# What says whether a method learned; all else that a trainer measures is in metrics.jsonl.
+# What shows whether a method learned; everything else that a trainer measures is in metrics.jsonl.
 METRICS = (
-    "loss",
-    "accuracy",
-    "margin",
-    "mean_token_accuracy",
-    "rewards/accuracies",
-    "rewards/margins",
-    "log_odds_chosen",
+    *("loss", "accuracy", "margin", "mean_token_accuracy"),
+    *("rewards/accuracies", "rewards/margins", "log_odds_chosen"),
 )
 
 
 @dataclass
 class Evaluation:
-    """Means over the held-out rows. `metrics` are the trainer's, without `eval_`; of the answers `length` is in tokens
-    and `finished` the share that ended before the limit.
+    """Means over the held-out rows, and the answers. `metrics` are the trainer's, without `eval_`; `length`
+    is in tokens, `finished` the share of answers that ended before the limit.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -51,7 +47,7 @@ class Evaluation:
 class EvaluateAtStart(TrainerCallback):
     """Evaluates when training begins: before that, the trainer has not prepared its model for several processes.
 
-    `before` is the result, given already where a resumed run has it.
+    `before` is the result, which a resumed run has from its start.
     """
 
     def __init__(self, evaluate: Callable[[], Evaluation], before: Evaluation | None) -> None:
@@ -66,20 +62,18 @@ class EvaluateAtStart(TrainerCallback):
 def evaluate(trainer: Any, method: Method, run: Run) -> Evaluation:
     """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
 
-    Every process takes part in measuring; the first one answers.
+    Every process takes part in measuring; only the first one answers.
     """
     result = Evaluation()
     if trainer.eval_dataset is not None:
-        measured = trainer.evaluate()
-        names = {name.removeprefix("eval_"): name for name in measured}
-        result.metrics = {name: measured[names[name]] for name in METRICS if name in names}
+        measured = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+        result.metrics = {name: measured[name] for name in METRICS if name in measured}
     if method.generates and trainer.is_world_process_zero():
         _answer(result, method.policy(trainer), run)
     return result
 
 
 def save(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
-    """Write evaluation.json."""
     values = {"before": before and asdict(before), "after": after and asdict(after)}
     write_atomically(folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
 
@@ -94,36 +88,29 @@ def load_before(folder: Path) -> Evaluation | None:
 def _answer(result: Evaluation, model: Any, run: Run) -> None:
     """Answer the held-out prompts once each, as in training, and score the answers."""
     prompts = [prompt_of(row) for row in run.held_out]
-    ids, finished = sample(model, prompts, run)
+    rollouts = _sample(model, prompts, run)
+    ids = [answer.completion for answer in rollouts]
     texts = [run.rewards.decode(answer) for answer in ids]
     keys = [key for key in run.held_out[0] if key not in ("prompt", "messages", "chosen", "rejected")]
     columns = {key: [row.get(key) for row in run.held_out] for key in keys}
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     scored = run.rewards.evaluate(RewardBatch(prompts, messages, ids, columns))
-    result.rewards = {name: mean([s for s in column.scores if s is not None]) for name, column in scored.items()}
-    result.length, result.finished = mean([len(answer) for answer in ids]), mean(finished)
+    applicable = {name: [s for s in column.scores if s is not None] for name, column in scored.items()}
+    result.rewards = {name: fmean(scores) if scores else None for name, scores in applicable.items()}
+    result.length, result.finished = fmean(map(len, ids)), fmean(answer.finished for answer in rollouts)
     result.prompts, result.answers = prompts, texts
     result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(texts))]
 
 
 @torch.no_grad()
-def sample(model: Any, prompts: Sequence[Any], run: Run) -> tuple[list[list[int]], list[bool]]:
-    """One answer to each prompt: (token ids without padding, whether each ended by itself).
-
-    The random state is restored afterwards, so that the evaluation does not change the run.
-    """
+def _sample(model: Any, prompts: Sequence[Any], run: Run) -> list[Rollout]:
+    """One answer to each prompt. The random state is restored, so that the evaluation does not change the run."""
     options, tokenizer = run.options, run.tokenizer
     settings = options.model_dump(include=set(SAMPLING))
     sampling = Sampling(options.max_completion_length, eos_token_ids(model, tokenizer), **settings)
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
-    rollouts: list[Rollout] = []
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
-        for start in range(0, len(ids), size):
-            rollouts += rollout(model, ids[start : start + size], 1, sampling)
-    return [one.completion for one in rollouts], [one.finished for one in rollouts]
-
-
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+        starts = range(0, len(ids), size)
+        return [answer for start in starts for answer in rollout(model, ids[start : start + size], 1, sampling)]

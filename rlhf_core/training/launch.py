@@ -5,10 +5,10 @@
 
 Ctrl-C and SIGTERM reach only the command that was typed. It writes the file `stop` to the run's folder, and the
 processes, which check for it after every step, stop together with a checkpoint. When that command is killed, its
-processes end with it (on Linux, where the kernel sees to it).
+processes end with it (on Linux).
 
 A process that runs out of memory writes the file `smaller.json`; the launcher, or the process itself where it is the
-only one, then starts again from the last checkpoint with a smaller micro-batch and as much more accumulation.
+only one, then starts again from the last checkpoint with a smaller micro-batch and more accumulation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rlhf_core.training.run_folder import write_atomically
 if TYPE_CHECKING:
     from rlhf_core.method import TrainingOptions
 
-OUT_OF_MEMORY = 75  # exit code of a run that wants to be started again with `smaller` settings
+OUT_OF_MEMORY = 75  # exit code of a run that is to be started again with smaller settings
 SMALLER = "smaller.json"
 STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
 LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
@@ -46,12 +46,12 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def needed(config: RunConfig) -> bool:
-    """Whether other processes are to carry out this run: it asks for several, and this one is not one of them."""
+    """Whether this run asks for several processes, and this is not one of them."""
     return config.num_processes * config.num_machines > 1 and "RANK" not in os.environ
 
 
 def launch(config: RunConfig, arguments: list[str]) -> int:
-    """Start the processes of this machine with the same command-line `arguments`; returns their exit code."""
+    """Start the processes of this machine with the same command-line `arguments`, and return their exit code."""
     folder = Path(str(config.output_dir))
     code = _start(config, folder, arguments)
     while code != 0 and (smaller := take_smaller(folder)):
@@ -71,49 +71,43 @@ def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
         host, _, port = str(config.master_addr).partition(":")
         command += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
         command += ["--master-addr", host, "--master-port", port or "29500"]
+    command += ["-m", "rlhf_core", "run", *arguments]
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
     environment = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10", **os.environ}
-    run = ["-m", "rlhf_core", "run", *arguments]
-    process = subprocess.Popen([*command, *run], env=environment, start_new_session=True)  # out of Ctrl-C's reach
-    asked: list[int] = []
+    process = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C does not reach it
+    received: list[int] = []
 
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
             process.send_signal(signal.SIGUSR1)
             return
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STOP).touch()
         print(STOPPING, flush=True)
 
-    with on_signals(ask):
+    with on_signals(stop):
         code = process.wait()
     (folder / STOP).unlink(missing_ok=True)
-    resume = shlex.join(["rlhf", "run", "--resume", str(folder)])
-    if len(asked) > 1:
-        print(f"\nStopped at once. Resume from the last checkpoint: {resume}", flush=True)
+    ended_by = {int(known): known.name for known in signal.Signals}.get(-code if code < 0 else code - 128)  # see `main`
+    resume = f"Resume from the last checkpoint: {shlex.join(['rlhf', 'run', '--resume', str(folder)])}"
+    if len(received) > 1:
+        print(f"\nStopped at once. {resume}", flush=True)
         return INTERRUPTED
-    if name := _signal(code):
-        print(f"\nA process of the run was ended by {name}. Resume from the last checkpoint: {resume}", flush=True)
+    if ended_by and code != INTERRUPTED:
+        print(f"\nA process of the run was ended by {ended_by}. {resume}", flush=True)
         return 1
     return code
 
 
-def _signal(code: int) -> str | None:
-    """The signal that ended a process with this exit code, its own or as `main` passes it on."""
-    number = -code if code < 0 else code - 128
-    names = {int(known): known.name for known in signal.Signals}
-    return None if code == INTERRUPTED else names.get(number)
-
-
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks and writes for the run."""
+    """Whether this process is the one that prints and writes for the run."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
 def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call `handle` for Ctrl-C and SIGTERM, where this is the main thread: only it may."""
+    """Call `handle` for Ctrl-C and SIGTERM, if this is the main thread: only it may."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -126,10 +120,7 @@ def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def main() -> int:
-    """What `launch` starts: torch's launcher, which ends with `launch` and with the exit code of what it started.
-
-    Its arguments are the process that started it and those of `torchrun`.
-    """
+    """Run torch's launcher. The arguments are the id of the process that this one ends with, then `torchrun`'s."""
     end_with(int(sys.argv[1]))
     os.environ[LAUNCHER] = str(os.getpid())
     for number in (signal.SIGINT, signal.SIGTERM):  # a batch system may send them to every process of a job
@@ -138,7 +129,7 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
     try:
         run.run(run.parse_args(sys.argv[2:]))
     except ChildFailedError as error:
@@ -149,14 +140,8 @@ def main() -> int:
     return 0
 
 
-def end_with_launcher() -> None:
-    """In a process that `launch` started: end when its launcher does."""
-    if LAUNCHER in os.environ:
-        end_with(int(os.environ[LAUNCHER]))
-
-
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its `parent` dies, so that no trainer is left running. Only Linux can."""
+    """Let the kernel kill this process when its `parent` dies (on Linux), so that no trainer is left running."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -165,21 +150,20 @@ def end_with(parent: int) -> None:
 
 
 def check_distributed(config: RunConfig) -> None:
-    """Raise `UserError` for a kind of distribution that can't be had here, before anything is loaded or started."""
+    """Raise `UserError` for a kind of distribution that is not available, before anything is loaded or started."""
     kind = config.distributed
     if kind == "ddp":
         return
     if config.num_processes * config.num_machines == 1 and "RANK" not in os.environ:
-        raise UserError(f"--distributed {kind} shares a model between processes: add --num-processes N, one a GPU")
+        raise UserError(
+            f"--distributed {kind} splits a model between processes: add --num-processes N, one for each GPU"
+        )
     if kind in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"--distributed {kind} needs DeepSpeed: pip install deepspeed. Or use --distributed fsdp")
     import torch
 
     if not torch.accelerator.is_available():
-        raise UserError(
-            f"--distributed {kind} needs GPUs, and there is none here: accelerate would train copies of the full "
-            "model instead. On CPUs leave it out (ddp)"
-        )
+        raise UserError(f"--distributed {kind} needs GPUs, and this machine has none: leave it out to train on CPUs")
 
 
 def check(config: RunConfig, trainer: Any) -> None:
@@ -190,9 +174,7 @@ def check(config: RunConfig, trainer: Any) -> None:
     kind = trainer.accelerator.distributed_type.name
     expected = {"ddp": ("MULTI",), "fsdp": ("FSDP",), "zero2": ("DEEPSPEED",), "zero3": ("DEEPSPEED",)}
     if max(wanted, got) > 1 and not kind.startswith(expected[config.distributed]):
-        raise UserError(
-            f"the run asked for {config.distributed} and got {kind}: stopping instead of training another way"
-        )
+        raise UserError(f"the run asked for {config.distributed} and got {kind}: stopping instead of training with it")
 
 
 def arguments_for(distributed: str) -> dict[str, Any]:
@@ -207,7 +189,7 @@ def arguments_for(distributed: str) -> dict[str, Any]:
 
 
 def ask_for_smaller(folder: Path, options: TrainingOptions) -> dict[str, int] | None:
-    """Write half the micro-batch and twice the accumulation, with as many rows in a step; None for one row."""
+    """Write half the micro-batch and twice the accumulation, or one row where it is odd; None for one row."""
     rows, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
     if rows == 1:
         return None
@@ -218,19 +200,16 @@ def ask_for_smaller(folder: Path, options: TrainingOptions) -> dict[str, int] | 
 
 
 def take_smaller(folder: Path) -> dict[str, int] | None:
-    """The settings that a process which ran out of memory wrote, once."""
+    """The settings that a process wrote which ran out of memory; also deletes them."""
     file = folder / SMALLER
-    if not file.exists():
-        return None
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    file.unlink()
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    file.unlink(missing_ok=True)
     return settings
 
 
 def retry_arguments(folder: Path, settings: dict[str, int]) -> list[str]:
     """The command line of `rlhf run` that resumes with `settings`."""
-    flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    return ["--resume", str(folder), *flags]
+    return ["--resume", str(folder), *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
 
 
 def restart_message(settings: dict[str, int]) -> str:
@@ -239,10 +218,10 @@ def restart_message(settings: dict[str, int]) -> str:
 
 
 def end_process(code: int) -> None:
-    """In one of several processes: end here, after what `atexit` has, and not as Python ends. Otherwise nothing.
+    """End one of several processes after its `atexit` functions, without Python's own clean-up; otherwise do nothing.
 
-    A thread of gloo's that gives up its last tensor while Python ends aborts the process, now and then, and the
-    launcher takes that for a failure (pytorch/pytorch#179291). Leaving the group is not enough: DDP keeps it.
+    A gloo thread that frees its last tensor while Python ends sometimes aborts the process, and the launcher takes that
+    for a failure (pytorch/pytorch#179291). Leaving the group is not enough: DDP keeps it.
     """
     from torch import distributed
 

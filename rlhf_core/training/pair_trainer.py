@@ -1,4 +1,4 @@
-"""The trainer of every method that learns from pairs of a chosen and a rejected answer: a method brings its loss.
+"""The trainer of every method that learns from pairs of a chosen and a rejected answer: a method supplies its loss.
 
     class SimPO(Method):
         name, data = "simpo", "preferences"
@@ -6,9 +6,8 @@
             return PairTrainer.from_run(run, lambda pairs: simpo_loss(pairs, run.options.beta, run.options.gamma))
 
 The loss is a pure function of `PairLogps` (a model that writes) or `PairScores` (a model that scores). It returns each
-pair's loss and what is to be logged of each pair. Both answers of a pair are computed behind one prompt where the model
-allows it, and every pair of an optimizer step weighs the same, however the step is divided into forward passes and
-processes.
+pair's loss and metrics. The prompt is computed once for both answers where the model allows it, and every pair of an
+optimizer step weighs the same, however the step is divided into forward passes and processes.
 
 Left out on purpose: losses that compare one pair of a batch with others, and the router's loss of mixtures of experts.
 """
@@ -34,8 +33,8 @@ class PairLogps(NamedTuple):
     """The pairs of one forward pass. Each tensor is (pairs,), in float32.
 
     `chosen`, `rejected`: log-probabilities of the answers, summed over their tokens, in nats, differentiable.
-    `*_tokens`: how many tokens the answers have, with their end token. `ref_*`: the same log-probabilities under the
-    frozen reference, without gradient; None for a method that asked for no reference.
+    `*_tokens`: the answers' lengths, with their end token. `ref_*`: the log-probabilities under the frozen reference,
+    without gradient; None without a reference.
     """
 
     chosen: Tensor
@@ -53,7 +52,7 @@ class PairScores(NamedTuple):
     rejected: Tensor
 
 
-# (losses (pairs,), what is logged of each pair under its name, (pairs,); the same names at every call)
+# -> (losses (pairs,), metrics by name, each (pairs,); the same names at every call)
 PairLoss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -61,8 +60,7 @@ class PairTrainer(Trainer):
     """Trains on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, as `encode_pairs` makes them.
 
     `loss` gets `PairScores` if `scores` is true, which needs a model with a score head, else `PairLogps`, with the
-    log-probabilities of `reference` if there is one. `args` need `remove_unused_columns=False`. `from_run` makes all of
-    this from a run.
+    log-probabilities of `reference` if there is one. `args` need `remove_unused_columns=False`.
     """
 
     def __init__(
@@ -71,8 +69,8 @@ class PairTrainer(Trainer):
         super().__init__(**arguments, data_collator=pair_groups, compute_metrics=self._held_out_means)
         if self.args.n_gpu > 1:
             raise UserError(
-                "this process sees several GPUs, and a process trains on one: add --num-processes to use them all, or "
-                "set CUDA_VISIBLE_DEVICES=0 to use one"
+                "a process trains on one GPU, and this one sees several: add --num-processes to use them all, or set "
+                "CUDA_VISIBLE_DEVICES=0 to use one"
             )
         self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
         self.pair_loss, self.reference, self.scores = loss, reference, scores
@@ -83,19 +81,12 @@ class PairTrainer(Trainer):
 
     @classmethod
     def from_run(cls, run: Run, loss: PairLoss, *, reference: bool = False) -> PairTrainer:
-        """The trainer of a method's `trainer(run)`. With `reference`, the loss also gets what the model as this run
-        found it makes of the answers.
-        """
+        """The trainer of a method's `trainer(run)`. The frozen reference, if any, is the model as it is now."""
         from rlhf_core.data.encoding import encode_pairs
 
-        options = run.options
-        args = run.arguments(
-            TrainingArguments,
-            per_device_eval_batch_size=options.per_device_train_batch_size,
-            remove_unused_columns=False,
-        )
-        model = _trainable(run, args)
-        held_out, limit = run.eval_dataset, options.max_completion_length
+        rows, limit = run.options.per_device_train_batch_size, run.options.max_completion_length
+        args = run.arguments(TrainingArguments, per_device_eval_batch_size=rows, remove_unused_columns=False)
+        model, held_out = _trainable(run, args), run.eval_dataset
         return cls(
             loss=loss,
             reference=ReferenceModel(model, fresh_adapter=run.peft_config is not None) if reference else None,
@@ -108,15 +99,14 @@ class PairTrainer(Trainer):
         )
 
     def losses(self, model: Any, groups: list[Group]) -> tuple[Tensor, Tensor]:
-        """(losses (pairs,), what is logged (pairs, metrics) without gradient) by one pass of `model`."""
-        entropy = {}
+        """(losses (pairs,), metrics (pairs, metrics) without gradient) by one pass of `model`."""
         if self.scores:
             losses, metrics = self.pair_loss(pair_scores(model, groups))
         else:
-            pairs, entropies = pair_logps(model, groups, self.reference)
+            pairs, entropy = pair_logps(model, groups, self.reference)
             losses, metrics = self.pair_loss(pairs)
-            entropy = {"entropy": entropies}
-        metrics = {"loss": losses, **metrics, **entropy}
+            metrics = {**metrics, "entropy": entropy}
+        metrics = {"loss": losses, **metrics}
         self.metric_names = list(metrics)
         return losses, torch.stack([value.detach().float() for value in metrics.values()], dim=1)
 
@@ -127,7 +117,7 @@ class PairTrainer(Trainer):
         return batches, self.accelerator.reduce(pairs, "sum")
 
     def compute_loss(self, model, inputs: list[Group], return_outputs=False, num_items_in_batch=None):
-        """This pass's part of the mean over the pairs of the step, or without their number, its own mean."""
+        """This pass's part of the mean over the pairs of the step; its own mean if their number is not given."""
         losses, measured = self.losses(model, inputs)
         sums = torch.cat([measured.sum(0), measured.new_tensor([len(measured)])])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -137,20 +127,20 @@ class PairTrainer(Trainer):
         return losses.sum() * self.current_gradient_accumulation_steps * self.args.world_size / num_items_in_batch
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Gives what is logged of each pair, so that means are exact however pairs share passes and processes."""
+        """Return the metrics of each pair, so that means are exact for any division into passes and processes."""
         with torch.no_grad():
             _, measured = self.losses(model, inputs)
-        return None, measured, measured  # without labels the trainer would not come to `compute_metrics`
+        return None, measured, measured  # labels, or the trainer skips `compute_metrics`
 
     def _held_out_means(self, evaluated: EvalPrediction) -> dict[str, float]:
         return dict(zip(self.metric_names, evaluated.predictions.mean(0).tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to a line of training the means over all pairs, in all processes, since the last one."""
+        """Add to a line of training metrics the means over all pairs, in all processes, since the last line."""
         if "loss" in logs and self._sums is not None:
             *sums, pairs = self.accelerator.reduce(self._sums, "sum").tolist()
             self._sums = None
-            logs = {**dict(zip(self.metric_names, (value / pairs for value in sums), strict=True)), **logs}
+            logs = {**{name: total / pairs for name, total in zip(self.metric_names, sums, strict=True)}, **logs}
         super().log(logs, start_time)
 
 
@@ -163,9 +153,9 @@ def pair_logps(model: Any, groups: list[Group], reference: ReferenceModel | None
     """(the log-probabilities of both answers, mean entropy of a token's distribution (pairs,) in nats)."""
     frozen: tuple[Tensor, ...] = ()
     if reference is not None:
-        with reference() as model_as_found:
-            before = completion_logps(model_as_found, groups).logps.sum(1)
-        frozen = (before[0::2], before[1::2])
+        with reference() as frozen_model:
+            ref_logps = completion_logps(frozen_model, groups).logps.sum(1)
+        frozen = (ref_logps[0::2], ref_logps[1::2])
     scored = completion_logps(model, groups)
     logps, tokens, entropies = scored.logps.sum(1), scored.mask.sum(1), scored.entropies.sum(1)
     entropy = (entropies[0::2] + entropies[1::2]) / (tokens[0::2] + tokens[1::2])
@@ -173,9 +163,7 @@ def pair_logps(model: Any, groups: list[Group], reference: ReferenceModel | None
 
 
 def pair_scores(model: Any, groups: list[Group]) -> PairScores:
-    """The scores of both answers, read where transformers' `ForSequenceClassification` models read them: at the last
-    token that is not the padding token.
-    """
+    """The scores of both answers, read as in transformers, at the last token that is not the padding token."""
     padding = unwrap(model).config.pad_token_id
     groups = [_without_padding_at_the_end(group, padding) for group in groups]
     answers = [list(answer) for group in groups for answer in group.completions]
@@ -196,9 +184,7 @@ def pair_scores(model: Any, groups: list[Group]) -> PairScores:
 
 
 def _without_padding_at_the_end(group: Group, padding: int | None) -> Group:
-    """The same rows, with the padding tokens that end the prompt counted to the answers, so that the prompt's last
-    token is one where a score may be read.
-    """
+    """The same rows, with padding tokens at the prompt's end moved to the answers: no score may be read at them."""
     end = len(group.prompt)
     while end > 1 and group.prompt[end - 1] == padding:
         end -= 1
@@ -212,23 +198,18 @@ def _trainable(run: Run, args: TrainingArguments) -> Any:
     from peft import PeftModel, get_peft_model
 
     model = run.model
-    if run.peft_config is not None:
-        _without_dropout(model)
+    if not isinstance(model, PeftModel):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if run.peft_config is None:
+            return model
         model = get_peft_model(model, run.peft_config)
-    elif not isinstance(model, PeftModel):
-        _without_dropout(model)
-        return model
     # A score head, which PEFT leaves in the frozen weights' type, would round small updates away. ZeRO-3 gathers
     # weights of one type only: https://github.com/deepspeedai/DeepSpeed/issues/8072
-    plugin, quantized = args.deepspeed_plugin, run.options.load_in_4bit or run.options.load_in_8bit
-    one_type = plugin is not None and plugin.zero_stage == 3 and not quantized
+    plugin = args.deepspeed_plugin
+    one_type = plugin is not None and plugin.zero_stage == 3 and not run.options.quantized
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model.dtype if one_type else torch.float32)
     return model
-
-
-def _without_dropout(model: Any) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import pydantic
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError, did_you_mean, first_line
 from rlhf_core.method import Method
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import find
 from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import SmokeTest, smoke_test
-from rlhf_core.training.arguments import check_settings
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
     import datasets
+
+
+SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass
@@ -39,14 +44,13 @@ class Plan:
     rewards: RewardRuntime
     system_prompt: str | None
     system_prompt_from: str
-    tried: SmokeTest | None = None
+    smoke_test: SmokeTest | None = None
 
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
     """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
-    rewards = bind_all(config.reward_specs, catalog)
-    options = config.options
-    check_settings(method.config, config.set)
+    rewards, options = bind_all(config.reward_specs, catalog), config.options
+    _check_settings(method.config, config.set)
     data = data_module.load(
         config.data_specs,
         method.data,
@@ -74,6 +78,23 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     return Plan(config.model_copy(update={"options": options}), chosen, data, info, runtime, system_prompt, origin)
 
 
+def _check_settings(config_class: str, settings: dict[str, Any]) -> None:
+    """Check `--set` against the fields of `"package:Class"`. Raises `UserError` with the nearest name."""
+    if not settings:
+        return
+    module, _, name = config_class.partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    known = {field.name for field in fields(cls) if field.init} - {"output_dir"}
+    hints = get_type_hints(cls)
+    for key, value in settings.items():
+        if key not in known:
+            raise UserError(f"--set {key}: {name} has no such field.{did_you_mean(key, known)}")
+        try:
+            pydantic.TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+        except pydantic.ValidationError as error:
+            raise UserError(f"--set {key}={value}: {error.errors()[0]['msg'].lower()}") from error
+
+
 def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tuple[str | None, str]:
     """(system prompt, where it is from): the one `given`, '' for none; else those that the rewards expect, joined."""
     if given is not None:
@@ -86,37 +107,34 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     """The lines shown before the weights load."""
     import torch
 
-    config, data = plan.config, plan.data
-    options = config.options
+    config, data, options = plan.config, plan.data, plan.config.options
     entry = catalog.find("methods", config.method)
     bits = "4-bit" if options.load_in_4bit else "8-bit" if options.load_in_8bit else ""
     dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
     trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    rows = [
-        ("Method", f"{config.method}: {entry.summary}"),
-        ("Model", f"{config.model}, {_count(plan.info.parameters)} parameters, {trained}, {dtype}"),
-    ]
+    size = next((f"{plan.info.parameters / n:.1f} {u}" for n, u in SIZES if plan.info.parameters >= n), "<1 k")
+    rows = [("Method", f"{config.method}: {entry.summary}")]
+    rows += [("Model", f"{config.model}, {size} parameters, {trained}, {dtype}")]
     rows += [("Data", str(part)) for part in data.parts]
     rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
     rows += [("Warning", text) for text in data.warnings]
-    for reward in plan.rewards.rewards:
-        origin = reward.distribution or "by path"
-        rows.append(("Reward", f"{reward.spec} (weight {reward.weight:g}; {origin})"))
-    rows += plan.tried.lines() if plan.tried else []
+    for r in plan.rewards.rewards:
+        rows.append(("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})"))
+    rows += plan.smoke_test.lines() if plan.smoke_test else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
-    if plan.chosen:
-        values = ", ".join(f"{name} {value}" for name, value in plan.chosen.items())
-        rows.append(("Options", f"unset, so chosen by the method: {values}"))
-    if config.preset:
-        values = ", ".join(f"{name} {value}" for name, value in config.preset.items())
-        rows.append(("Preset", f"for the built-in model: {values}"))
+    for label, why, values in (
+        ("Options", "unset, so chosen by the method", plan.chosen),
+        ("Preset", "for the built-in model", config.preset),
+    ):
+        if values:
+            rows.append((label, f"{why}: " + ", ".join(f"{name} {value}" for name, value in values.items())))
     return [*rows, ("Device", device), ("Output", str(config.output_dir))]
 
 
 def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    """`rows` as a data set. Raises `UserError` for a column whose values are of different types."""
+    """`rows` as a dataset. Raises `UserError` for a column whose values are of different types."""
     import datasets
     import pyarrow
 
@@ -126,17 +144,9 @@ def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
         for name in rows[0]:
             kinds = sorted({type(row[name]).__name__ for row in rows if row[name] is not None})
             if len(kinds) > 1:
-                raise UserError(
-                    f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
-                ) from error
-        raise UserError(f"the data's columns don't fit a table: {first_line(error)}") from error
-
-
-def _count(number: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return str(number)
+                message = f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
+                raise UserError(message) from error
+        raise UserError(f"the data's columns can't be made into a table: {first_line(error)}") from error
 
 
 def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
@@ -149,23 +159,24 @@ def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards.rewards]
 
 
-def try_rewards(plan: Plan) -> SmokeTest | None:
-    """What the rewards say of the first rows' own answers."""
-    tokenizer = plan.info.tokenizer
-    return smoke_test(
-        plan.data.train, plan.rewards, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    )
+def run_smoke_test(plan: Plan) -> None:
+    """Score the first rows' reference answers."""
+
+    def encode(text: str) -> list[int]:
+        return plan.info.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    plan.smoke_test = smoke_test(plan.data.train, plan.rewards, encode)
 
 
 def dry_run(plan: Plan, screen: Screen) -> None:
-    """The rewards on the first rows and one rendered prompt."""
-    if tried := plan.tried:
-        kind = "a placeholder" if tried.placeholder else "the reference"
-        for name, column in tried.columns.items():
-            for answer, score, error in zip(tried.answers, column.scores, column.errors, strict=True):
+    """Show the scores of the first rows and one rendered prompt."""
+    if tested := plan.smoke_test:
+        kind = "a placeholder" if tested.placeholder else "the reference"
+        for name, column in tested.columns.items():
+            for answer, score, error in zip(tested.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")
     first = plan.data.train[0]
     screen.say("\nThe first prompt, as the model gets it:\n")
     prompt = first.get("prompt") or first["messages"]
     screen.say(plan.info.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    screen.say("Everything resolves. Nothing was trained (--dry-run).", "bold")
+    screen.say("All checks passed. Nothing was trained (--dry-run).", "bold")

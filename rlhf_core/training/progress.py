@@ -17,25 +17,16 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.ui.screen import number, question, scores_text
+from rlhf_core.ui.screen import clock, number, question, scores_text
 
 BARS = "▁▂▃▄▅▆▇█"
-CURVES = {
-    "reward": "reward",
-    "completions/mean_length": "length",
-    "kl": "kl",
-    "loss": "loss",
-    "eval_loss": "eval loss",
-}
+CURVES = {"reward": "reward", "completions/mean_length": "length", "kl": "kl", "loss": "loss", "eval_loss": "eval loss"}
 SAMPLES = 10  # sample answers shown in the course of a run
 
 
 class ProgressCallback(TrainerCallback):
-    """A live view of a run: progress and time left, the main metrics as small curves, a sample answer now and then."""
-
     def __init__(self, console: Console, rewards: RewardRuntime) -> None:
-        self.console = console
-        self.rewards = rewards
+        self.console, self.rewards = console, rewards
         self.history: dict[str, list[float]] = {}
         self.sample: Mapping[str, Any] | None = None
         self.live: Live | None = None
@@ -66,9 +57,8 @@ class ProgressCallback(TrainerCallback):
             self.history.setdefault(name, []).append(value)
         if self.live is None and shown and "train_runtime" not in (logs or {}):
             numbers = "  ".join(f"{name} {number(value)}" for name, value in shown.items())
-            self.console.print(
-                f"step {self.step}/{self.total}  {numbers}  {_clock(self._left())} left", soft_wrap=True, markup=False
-            )
+            line = f"step {self.step}/{self.total}  {numbers}  {self._left()} left"
+            self.console.print(line, soft_wrap=True, markup=False)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.training = False
@@ -76,13 +66,12 @@ class ProgressCallback(TrainerCallback):
 
     def close(self) -> None:
         if self.live is not None:
-            self.live.refresh()
-            self.live.stop()
+            self.live.stop()  # after a last refresh
             self.live = None
 
-    def _left(self) -> float:
+    def _left(self) -> str:
         done = self.step - self.first_step
-        return (time.monotonic() - self.begun) / done * (self.total - self.step) if done else float("nan")
+        return clock((time.monotonic() - self.begun) / done * (self.total - self.step)) if done else "?"
 
     def _render(self) -> Group:
         bar = Progress(
@@ -91,20 +80,15 @@ class ProgressCallback(TrainerCallback):
             TextColumn("{task.fields[left]}"),
             expand=True,
         )
-        bar.add_task("", total=self.total, completed=self.step, left=self._status())
+        left = f"{self._left()} left" if self.step > self.first_step else "first step…"
+        if self.step >= self.total:
+            left = f"took {clock(time.monotonic() - self.begun)}"
+        bar.add_task("", total=self.total, completed=self.step, left=left)
         curves = Table.grid(padding=(0, 2))
         for name, values in self.history.items():
             width = max(10, min(60, self.console.width - 32))
             curves.add_row(Text(name, style="bold"), Text(number(values[-1])), Text(curve(values, width), style="cyan"))
-        parts: list[Any] = [bar, curves]
-        if self.sample is not None:
-            parts.append(self._sample_panel(self.sample))
-        return Group(*parts)
-
-    def _status(self) -> str:
-        if self.step >= self.total:
-            return f"took {_clock(time.monotonic() - self.begun)}"
-        return f"{_clock(self._left())} left" if self.step > self.first_step else "first step…"
+        return Group(bar, curves, *([self._sample_panel(self.sample)] if self.sample else []))
 
     def _sample_panel(self, sample: Mapping[str, Any]) -> Panel:
         lines = max(6, self.console.height - len(self.history) - 8)
@@ -122,7 +106,7 @@ class ProgressCallback(TrainerCallback):
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """`values` as a line of block characters, averaged down to at most `width` of them."""
+    """`values` as at most `width` block characters, each the average of its part."""
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
@@ -132,20 +116,12 @@ def curve(values: Sequence[float], width: int) -> str:
 
 
 def _shown(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics worth a curve, by the names a person knows them by."""
+    """The metrics that are shown, by short names."""
     numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
     shown = {short: numbers[name] for name, short in CURVES.items() if name in numbers}
     parts = [name for name in logs if name.startswith("rewards/") and name.endswith("/mean")]
     if len(parts) > 1:
         shown |= {name.split("/")[1]: numbers[name] for name in parts if name in numbers}
     if "reward" in shown:
-        shown.pop("loss", None)  # a policy-gradient loss hovers around zero and says nothing
+        shown.pop("loss", None)  # a policy-gradient loss hovers around zero and means nothing
     return shown
-
-
-def _clock(seconds: float) -> str:
-    if seconds != seconds:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

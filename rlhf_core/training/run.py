@@ -1,6 +1,6 @@
 """One run from start to end: resolve and check everything, load the model, evaluate, train, evaluate again, save.
 
-Nothing that the user got wrong survives the checks before the weights load; nothing that was trained is lost after.
+Everything that a user can get wrong is found before the weights load; nothing that was trained is lost after.
 torch and its stack are imported after the first checks, so that a misspelt name is reported at once.
 """
 
@@ -11,88 +11,61 @@ import json
 import logging
 import os
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.errors import first_line
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.models import loading as models
 from rlhf_core.training import environment, launch, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
-    import datasets
     import transformers
     from peft import LoraConfig
 
-    from rlhf_core.models.loading import ModelInfo
-    from rlhf_core.rewards.runtime import RewardRuntime
     from rlhf_core.training.callbacks import Checkpoints
     from rlhf_core.training.progress import ProgressCallback
 
 
-@dataclass
+# Options that are training arguments under the same name.
+SHARED = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "max_grad_norm"),
+    *("gradient_checkpointing", "logging_steps", "save_steps", "seed"),
+)
+
+
 class Run:
     """What a method builds its trainer from.
 
     `model` is loaded when it is first asked for, so a method makes its training arguments before. `held_out` are
-    projected rows that are not trained on; `eval_dataset` is the same for a trainer that measures on them.
+    projected rows that are not trained on; `eval_dataset` is the same for a trainer that measures on them, or None.
     """
 
-    config: RunConfig
-    folder: Path
-    info: ModelInfo
-    train_dataset: datasets.Dataset
-    held_out: list[dict[str, Any]]
-    rewards: RewardRuntime
-    resume_from: Path | None = None
-    eval_dataset: datasets.Dataset | None = None
-
-    @classmethod
-    def of(cls, plan: Plan, resume_from: Path | None = None) -> Run:
-        """The run that `plan` describes, from the checkpoint `resume_from` on."""
-        held_out = plan.data.held_out
-        return cls(
-            config=plan.config,
-            folder=Path(str(plan.config.output_dir)),
-            info=plan.info,
-            train_dataset=planning.dataset(plan.data.train),
-            held_out=held_out,
-            rewards=plan.rewards,
-            resume_from=resume_from,
-            eval_dataset=planning.dataset(held_out) if held_out else None,
-        )
-
-    @property
-    def options(self) -> TrainingOptions:
-        return self.config.options
-
-    @property
-    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
-        return self.info.tokenizer
+    def __init__(self, plan: Plan, resume_from: Path | None = None) -> None:
+        self.config, self.info, self.rewards, self.held_out = plan.config, plan.info, plan.rewards, plan.data.held_out
+        self.options: TrainingOptions = plan.config.options
+        self.tokenizer: transformers.PreTrainedTokenizerBase = plan.info.tokenizer
+        self.folder = Path(str(plan.config.output_dir))
+        self.train_dataset = planning.dataset(plan.data.train)
+        self.eval_dataset = planning.dataset(self.held_out) if self.held_out else None
+        self.resume_from = resume_from
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # processes of this run
 
     @functools.cached_property
     def model(self) -> transformers.PreTrainedModel:
         """The model with its weights, and with its adapter where the run starts from one."""
-        from rlhf_core.models import loading as models
-
         return models.load(self.info, self.options)
 
     @functools.cached_property
     def peft_config(self) -> LoraConfig | None:
         """The adapter to add to the model, if one is to be added."""
-        from rlhf_core.models import loading as models
-
         return models.new_adapter(self.info, self.options)
-
-    @property
-    def world_size(self) -> int:
-        """Processes of this run."""
-        return int(os.environ.get("WORLD_SIZE", 1))
 
     @property
     def epochs_done(self) -> int:
@@ -103,33 +76,54 @@ class Run:
 
     def arguments(self, cls: type, **fields: Any) -> Any:
         """Training arguments of class `cls` from the shared options, `fields`, and the user's `--set`, which wins."""
-        from rlhf_core.training.arguments import make_arguments
+        import torch
 
-        return make_arguments(cls, self.config, self.folder, fields)
+        options = self.options
+        values = {
+            **options.model_dump(include=set(SHARED)),
+            "output_dir": str(self.folder / "checkpoints" / run_folder.WRITING),
+            "save_strategy": "steps",
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other
+            "bf16": models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
+            "fp16": options.dtype == "float16",
+            "report_to": [],
+            "disable_tqdm": True,
+            **launch.arguments_for(self.config.distributed),
+            **fields,
+            **self.config.set,
+        }
+        try:
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"the training arguments don't fit together: {error}") from error
 
 
 def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool = False, dry_run: bool = False) -> int:
     """Carry out a run. Raises `UserError` for mistakes; returns the exit code otherwise.
 
-    0: done. 1: it had to stop, and said how to resume. 130: it was interrupted. `launch.OUT_OF_MEMORY`: it is to be
-    started again, with the settings that it wrote to its folder.
+    0: done. 1: it had to stop, and said how to resume. 130: it was interrupted. `launch.OUT_OF_MEMORY`: start it again,
+    with the settings that it wrote to its folder.
     """
     environment.prepare()
-    launch.end_with_launcher()
+    if launch.LAUNCHER in os.environ:
+        launch.end_with(int(os.environ[launch.LAUNCHER]))
     launch.check_distributed(config)
     folder = run_folder.choose(config, resume)
     screen = Screen(quiet=not launch.is_first_process())
     with screen.working("Reading data and model configuration …"):
         plan = planning.make_plan(config, method, catalog, folder=folder)
-        plan.tried = planning.try_rewards(plan) if launch.is_first_process() else None
+        if launch.is_first_process():
+            planning.run_smoke_test(plan)
     try:
         screen.resolved(planning.summary(plan, catalog))
         if dry_run:
             planning.dry_run(plan, screen)
             return 0
         with run_folder.log_file(folder):
-            run = Run.of(plan, run_folder.latest_checkpoint(folder) if resume else None)
-            trainer = _build(run, method, plan, catalog, screen)
+            run = Run(plan, run_folder.latest_checkpoint(folder) if resume else None)
+            with screen.working("Loading the model …"):
+                trainer = _build(run, method, planning.plugins_used(plan, catalog))
             return _carry_out(run, method, trainer, catalog, screen)
     finally:
         plan.rewards.close()
@@ -143,17 +137,16 @@ def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) 
     planning.make_plan(config, method, catalog).rewards.close()
 
 
-def _build(run: Run, method: Method, plan: Plan, catalog: Catalog, screen: Screen) -> transformers.Trainer:
-    """The method's trainer, and the run's folder with what it is made of."""
+def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer:
+    """The method's trainer; also writes config.yaml and manifest.json."""
     import transformers
 
-    with screen.working("Loading the model …"):
-        transformers.set_seed(run.options.seed)
-        trainer = method.trainer(run)
+    transformers.set_seed(run.options.seed)
+    trainer = method.trainer(run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
         run_folder.prepare(run)
-        run_folder.write_manifest(run, planning.plugins_used(plan, catalog))
+        run_folder.write_manifest(run, plugins)
     trainer.accelerator.wait_for_everyone()
     return trainer
 
@@ -163,17 +156,15 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     from rlhf_core.training import callbacks, evaluation
     from rlhf_core.training.progress import ProgressCallback
 
-    def evaluate_before() -> evaluation.Evaluation:
-        with screen.working("Evaluating on the held-out rows …"):
-            before = evaluation.evaluate(trainer, method, run)
+    def evaluate(before: evaluation.Evaluation | None = None) -> evaluation.Evaluation:
+        with screen.working(f"Evaluating on the held-out rows{' again' if before else ''} …"):
+            now = evaluation.evaluate(trainer, method, run)
         if trainer.is_world_process_zero():
-            evaluation.save(run.folder, before, None)
-        return before
+            evaluation.save(run.folder, before or now, now if before else None)
+        return now
 
+    at_start = evaluation.EvaluateAtStart(evaluate, evaluation.load_before(run.folder) if run.resume_from else None)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
-    at_start = evaluation.EvaluateAtStart(
-        evaluate_before, evaluation.load_before(run.folder) if run.resume_from else None
-    )
     checkpoints = callbacks.Checkpoints(
         run.folder / "checkpoints",
         run.options.save_total_limit,
@@ -181,34 +172,27 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
         run.folder / launch.STOP,
     )
     progress = ProgressCallback(screen.console, run.rewards)
-    metrics = callbacks.Metrics(run.folder / "metrics.jsonl")
-    ours = [callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints, metrics]
-    ours += [at_start, progress] if evaluates else [progress]
+    ours = [callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
+    ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([at_start] if evaluates else []), progress]
     others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
     callbacks.observe(trainer, [*ours, *others], run.folder)
     if run.resume_from:
         screen.say(f"Resuming after {run.resume_from.name}.", "bold")
-    if code := _train(trainer, run, method, checkpoints, progress, screen):
+    if code := _train(trainer, run, checkpoints, progress, screen):
         return code
     trainer.save_model(str(run.folder / "model"))
     if trainer.is_world_process_zero():
         run_folder.finish_model(run)
     if evaluates:
-        with screen.working("Evaluating on the held-out rows again …"):
-            after = evaluation.evaluate(trainer, method, run)
-        if trainer.is_world_process_zero():
-            evaluation.save(run.folder, at_start.before, after)
-        screen.results(at_start.before, after)
+        screen.results(at_start.before, evaluate(at_start.before))
     _say_failures(run, screen)
     screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
     screen.say(f"Next     {_next_command(run, method)}", "bold")
     return 0
 
 
-def _train(
-    trainer: Any, run: Run, method: Method, checkpoints: Checkpoints, progress: ProgressCallback, screen: Screen
-) -> int:
-    """Train to the end: 0. Otherwise the exit code, after saying how to resume."""
+def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressCallback, screen: Screen) -> int:
+    """Train to the end and return 0; otherwise say how to resume and return the exit code."""
     from rlhf_core.training import callbacks
 
     def stop(number: int, frame: Any) -> None:
@@ -239,7 +223,7 @@ def _train(
         screen.say(f"\nStopped after step {step}: {reason}.", "bold")
         _say_failures(run, screen)
         screen.say(f"Resume when it is fixed: {_resume_command(run)}", "bold")
-    trainer.accelerator.wait_for_everyone()  # the first process to end with an error code has the others killed
+    trainer.accelerator.wait_for_everyone()  # the launcher kills all when one ends with an error
     return launch.INTERRUPTED if interrupted else 1
 
 
@@ -264,19 +248,18 @@ def _failed(error: BaseException, run: Run, screen: Screen) -> int:
         return launch.OUT_OF_MEMORY
     else:
         traceback.print_exception(error)
-        what = f"A bug, or a fault of the machine. The log: {run.folder / 'run.log'}"
+        what = f"This is a bug, or a fault of the machine. The log: {run.folder / 'run.log'}"
     screen.say(f"\n{what}\nResume: {_resume_command(run)}", "bold")
     return 1
 
 
 def _say_failures(run: Run, screen: Screen) -> None:
-    """A line for each reward that failed, and where its rows are."""
     from rlhf_core.rewards.outcomes import failures
 
     file = run.folder / "reward_errors.jsonl"
     if lines := failures(file, run.folder / "samples.jsonl"):
+        lines.append(f"A failed row counts neither for nor against its answer. The rows: {file}")
         screen.say("\n" + "\n".join(lines), "yellow")
-        screen.say(f"A failed row counts neither for nor against its answer. The rows: {file}", "yellow")
 
 
 def _resume_command(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""A run's folder: where it is, what is written to it, and what of it survives a resume.
+"""A run's folder: where it is, what is written to it, and what a resumed run keeps.
 
 config.yaml, manifest.json, metrics.jsonl, samples.jsonl, reward_errors.jsonl, evaluation.json, run.log, tensorboard/,
 checkpoints/ and model/.
@@ -28,7 +28,7 @@ from rlhf_core.errors import UserError
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
-WRITING = ".writing"  # the folder in checkpoints/ in which one is written until it is complete
+WRITING = ".writing"  # the folder in checkpoints/ for one that is not complete yet
 LIBRARIES = ("rlhf-core", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
@@ -57,9 +57,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def prepare(run: Run) -> None:
-    """Write config.yaml, and drop what a stopped run wrote after its checkpoint: an incomplete checkpoint, and lines of
-    its logs, which the resumed run will write again.
-    """
+    """Write config.yaml, and remove what a stopped run wrote after its checkpoint: a resumed run writes it again."""
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(run.folder / "checkpoints" / WRITING, ignore_errors=True)
     write_atomically(run.folder / "config.yaml", run.config.to_yaml())
@@ -86,7 +84,7 @@ def _step(line: str) -> float:
 
 
 def finish_model(run: Run) -> None:
-    """Put the tokenizer and a model card beside the saved weights."""
+    """Write the tokenizer and a model card beside the saved weights."""
     config = run.config
     run.tokenizer.save_pretrained(run.folder / "model")
     rewards = "".join(f"\n- reward: `{spec}`" for spec in config.reward_specs)
@@ -127,23 +125,19 @@ def log_file(folder: Path) -> Iterator[None]:
 
 
 def write_manifest(run: Run, plugins: Sequence[str]) -> None:
-    """manifest.json: what the run is made with, so that it can be understood and repeated."""
+    """Write manifest.json: what the run is made with, so that it can be understood and repeated."""
+    source = [str(spec) for spec in run.config.data_specs]
     manifest = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "plugins": list(plugins),
-        "data": {
-            "source": [str(spec) for spec in run.config.data_specs],
-            "rows": len(run.train_dataset),
-            "sha256": fingerprint(run.train_dataset),
-        },
+        "data": {"source": source, "rows": len(run.train_dataset), "sha256": fingerprint(run.train_dataset)},
         "seed": run.options.seed,
         "git_commit": _git_commit(),
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(run.folder / "manifest.json", text)
+    write_atomically(run.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
@@ -162,7 +156,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the folder the command was run in, if it is a git checkout."""
+    """The commit of the current folder, if it is a git checkout."""
     try:
         result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -59,8 +60,9 @@ class Screen:
         table = Table(count if after.answers else "held out", box=box.SIMPLE_HEAD)
         for column in ("before", "after"):
             table.add_column(column, justify="right")
-        for name, row in _result_rows(before, after):
-            table.add_row(name, *row)
+        then = _numbers(before) if before else {}
+        for name, value in _numbers(after).items():
+            table.add_row(name, number(then.get(name)) if before else "", number(value))
         self.console.print(table)
         for i in range(min(EXAMPLES, len(after.answers))):
             self._example(i, before, after)
@@ -80,16 +82,9 @@ def question(prompt: Any) -> str:
     return next((turn["content"] for turn in reversed(prompt) if turn["role"] == "user"), "")
 
 
-def _result_rows(before: Evaluation | None, after: Evaluation) -> list[tuple[str, tuple[str, str]]]:
-    def pair(get: Any) -> tuple[str, str]:
-        return (number(get(before)) if before else "", number(get(after)))
-
-    rows = [(name, pair(lambda e, name=name: e.metrics.get(name))) for name in after.metrics]
-    rows += [(name, pair(lambda e, name=name: e.rewards.get(name))) for name in after.rewards]
-    if after.answers:
-        rows.append(("length in tokens", pair(lambda e: e.length)))
-        rows.append(("ended before the limit", pair(lambda e: e.finished)))
-    return rows
+def _numbers(evaluation: Evaluation) -> dict[str, float | None]:
+    of_answers = {"length in tokens": evaluation.length, "ended before the limit": evaluation.finished}
+    return {**evaluation.metrics, **evaluation.rewards, **(of_answers if evaluation.answers else {})}
 
 
 def scores_text(scores: Mapping[str, float | None]) -> str:
@@ -104,3 +99,8 @@ def number(value: float | None) -> str:
     if abs(value) >= 10:
         return f"{value:.1f}"
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as M:SS or H:MM:SS."""
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")

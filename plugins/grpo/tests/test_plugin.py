@@ -34,7 +34,7 @@ def run(tmp_path):
         config, method = resolve({**base, "num_eval_prompts": 0, **values}, Catalog())
         plan = make_plan(config, method, Catalog())
         plan.data.train[32:] = []
-        return Run.of(plan)
+        return Run(plan)
 
     return make
 

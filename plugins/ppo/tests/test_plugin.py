@@ -164,7 +164,7 @@ def trainer(settings):
 
     def make(**values):
         config, method = resolve({"output_dir": "out", **settings, **values}, Catalog())
-        return method.trainer(Run.of(make_plan(config, method, Catalog())))
+        return method.trainer(Run(make_plan(config, method, Catalog())))
 
     return make
 
