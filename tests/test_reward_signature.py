@@ -129,7 +129,7 @@ def test_async(function, expected):
 def test_reward_refuses_what_it_cannot_keep():
     with pytest.raises(TypeError, match="needs a function"):
         Reward("length")
-    with pytest.raises(ValueError, match="view is"):
+    with pytest.raises(ValueError, match="view must be"):
         Reward(plain, view="tokens")
     with pytest.raises(ValueError, match="timeout needs"):
         Reward(plain, timeout=3)
