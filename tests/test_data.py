@@ -325,7 +325,7 @@ def test_a_third_partys_formatter_is_found_by_its_columns(distribution, write_js
 
 def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
     third_party(distribution, '{"frage"}')
-    with pytest.raises(UserError, match="formatter third needs frage; there is question, answer"):
+    with pytest.raises(UserError, match="formatter third needs frage; the row has question, answer"):
         load_file(write_jsonl("a.jsonl", [QA]), "prompts", formatter="third")
 
 
