@@ -130,7 +130,7 @@ BAD_BYTES = {
     "no parquet": ("a.parquet", b"PAR1 no", "a.parquet is not a Parquet file"),
     "too many cells": ("a.csv", b"question,answer\n1,2\n1,2,3\n", "a.csv line 3: 3 cells under 2 columns"),
     "open quote": ("a.csv", b'question,answer\n1,"2\n', "a.csv line 2: unexpected end of data"),
-    "one name twice": ("a.csv", b"question,question\n1,2\n", "two columns of the first line have one name"),
+    "one name twice": ("a.csv", b"question,question\n1,2\n", "two columns of the first line have the same name"),
 }
 
 

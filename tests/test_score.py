@@ -253,9 +253,9 @@ MISTAKES = {
     ),
     "no prompt": ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"completion": "b"}', "line 2 has no prompt"),
     "a prompt alone": ("a.jsonl", '{"prompt": "a"}', "a.jsonl line 1 has no completion to score"),
-    "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion is text or a list of {role, content}"),
-    "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt is text or a list"),
-    "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions is a list of one or more, not 'b'"),
+    "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion must be text or a list of {role, content}"),
+    "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt must be text or a list"),
+    "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions must be a list of one or more, not 'b'"),
     "no format": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
 }
 
