@@ -444,12 +444,12 @@ def test_uninstall_takes_plugins_and_distributions(one_of_each_state, removed):
     result = invoke("plugins", "uninstall", "--yes", "bad", "off", "Gone", "a", "one/twice", "fine")
     assert result.exit_code == 0, result.exception
     assert removed == ["uninstall", "--yes", "bad", "off", "gone", "fine", "one"]
-    assert "one holds: reward twice" in result.output
+    assert "one has: reward twice" in result.output
 
 
 UNINSTALL = {
     "ambiguous": ("twice", "offered by one and two"),
-    "the core": ("rlhf_core", "rlhf-core is the trainer itself"),
+    "the core": ("rlhf_core", "rlhf-core is the trainer, not a plugin"),
     "no plugin": ("click", "no plugin is called 'click'"),
     "misspelt": ("god", "no plugin is called 'god'"),
     "not in that distribution": ("one/a", "no plugin is called 'one/a'"),
@@ -548,5 +548,5 @@ def test_freeze_of_a_run_is_what_it_was_made_with(tmp_path, distribution):
 def test_freeze_of_what_is_no_run(tmp_path, text):
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match="is no run's folder"):
+    with pytest.raises(UserError, match="is not a run's folder"):
         freeze.of_run(tmp_path)
