@@ -180,7 +180,7 @@ def test_a_reward_is_shown_with_what_its_signature_tells(distribution):
 FORMS = {
     "a class": ("class a:\n    def __init__(self, *, limit: int): pass\n    def __call__(self, completions, level): pass",
                 "limit: int (required)", "needs level"),
-    "a factory": ("def a(limit: int = 3): return print", "limit: int = 3", "known once"),
+    "a factory": ("def a(limit: int = 3): return print", "limit: int = 3", "known when"),
     "async": ("async def a(completions, level, limit=3): pass", "limit = 3", "needs level"),
     "a partial": ("from functools import partial\ndef f(completions, level, limit=3): pass\na = partial(f, limit=4)",
                   "limit = 4", "needs level"),
