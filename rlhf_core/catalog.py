@@ -1,7 +1,7 @@
-"""The catalog of installed plugins: list them from their metadata, load the one that is asked for.
+"""The catalog of installed plugins, listed from their metadata.
 
-A listing imports no plugin. Loading imports one module, and a plugin that fails there breaks only the command that
-asked for it. `RLHF_DISABLE_PLUGINS=a,b` leaves distributions out.
+A listing imports no plugin. Loading a plugin imports its module; a failure breaks only the command that needs it.
+`RLHF_DISABLE_PLUGINS=a,b` leaves distributions out.
 """
 
 from __future__ import annotations

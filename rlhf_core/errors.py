@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class PluginError(UserError):
-    """A plugin that was asked for could not be loaded. The message names it and its distribution."""
+    """A plugin could not be loaded. The message names it and its distribution."""
 
 
 def describe(error: BaseException) -> str:

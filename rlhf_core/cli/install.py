@@ -114,7 +114,7 @@ def listed() -> list[Entry]:
 @click.argument("names", nargs=-1, required=True)
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 def uninstall(names: tuple[str, ...], yes: bool) -> None:
-    """Remove the distributions of plugins, given by their own name or the name of a plugin.
+    """Remove the distributions of plugins, by the name of the distribution or of a plugin.
 
     rlhf plugins uninstall brevity
     """

@@ -97,7 +97,7 @@ def _parameter_line(parameter: Described) -> str:
 def _method(method: type[Method]) -> Described:
     """First the options that it adds or that have another default than the shared ones."""
     shared, fields = TrainingOptions.model_fields, method.Options.model_fields
-    own = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
+    changed = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
     return {
         **{name: getattr(method, name) for name in ("data", "rewards", "task", "generates", "config")},
         "options": [
@@ -107,10 +107,10 @@ def _method(method: type[Method]) -> Described:
                 "type": _type(fields[name].annotation),
                 "default": None if fields[name].is_required() else fields[name].get_default(call_default_factory=True),
                 "description": fields[name].description,
-                "own": name in own,
+                "own": name in changed,
                 "shared": name in shared,
             }
-            for name in sorted(fields, key=lambda name: name not in own)
+            for name in sorted(fields, key=lambda name: name not in changed)
         ],
         "builtin_preset": method.preset(),
     }

@@ -168,8 +168,8 @@ def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
     folders = sorted({name.partition("/")[0] for name in files if "/" in name and _kind(name)})
     config = spec.config if spec.config in folders else GUIDE_CONFIGS.get(spec.config or "", spec.config)
     if config not in folders:
-        asked = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
-        raise UserError(f"{spec.source} {asked}: write --data-config with one of {', '.join(folders)}")
+        problem = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
+        raise UserError(f"{spec.source} {problem}: write --data-config with one of {', '.join(folders)}")
     inside = [name for name in files if name.startswith(f"{config}/") and _kind(name)]
     chosen, _ = _training_files(inside, spec.source)
     called = "" if config == spec.config else f" (--data-config {spec.config})"

@@ -1,4 +1,4 @@
-"""The answers that `rlhf score` scores: rows with completions, a run's samples, or a data set's own answers.
+"""The answers for `rlhf score`: rows with completions, a run's samples, or a data set's answers.
 
 A row with `prompt` and `completion` (or `completions`, a list) is used as it is: text or messages, even empty ones. A
 run's samples.jsonl has its columns in an object. Every other format is read by the formatters; both answers of a pair
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of one source: the data's own answers if `own`, else a model's."""
+    """The answers of one source: the data's answers if `own`, else a model's."""
 
     source: str
     format: str

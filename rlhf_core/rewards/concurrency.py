@@ -95,7 +95,7 @@ def score_rows(
     """Start to score each row in its own call on a thread. Returns a function that waits for their column."""
     started = time.perf_counter()
     columns, trl = fresh()
-    # Logging is for whole batches, in the order of their rows.
+    # Logging is for full batches, in the order of their rows.
     inputs = columns, {name: value for name, value in trl.items() if name not in ("log_extra", "log_metric")}
     futures = [pool.submit(attempt, reward.call, only_row(inputs, i), 1) for i in range(size)]
 

@@ -112,7 +112,7 @@ def _number(value: Any) -> tuple[float | None, str | None]:
         score = float(value)
     except OverflowError:
         return None, "an integer too large for a number"
-    except Exception:  # a tensor of several values raises a RuntimeError, an object of the reward's own anything
+    except Exception:  # a tensor of several values, or any other object that a reward returns
         return None, f"{value!r:.80} is {type(value).__name__}, not a number"
     return (score, None) if math.isfinite(score) else (None, f"{score} is not a finite number")
 

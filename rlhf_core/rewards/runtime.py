@@ -155,7 +155,7 @@ class RewardRuntime:
         return score_rows(reward, fresh, size, self._pool)
 
     def _inputs(self, reward: BoundReward, batch: RewardBatch) -> Inputs:
-        """(columns, TRL's names) for one reward: lists of its own, so that no reward can change what another sees."""
+        """(columns, TRL's names) for one reward: copies, so that no reward can change the inputs of another."""
         completions = batch.texts if reward.reward.view == "text" else [_copy(c) for c in batch.completions]
         trl = {
             "prompts": [_copy(prompt) for prompt in batch.prompts],
