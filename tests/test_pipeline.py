@@ -292,7 +292,7 @@ class Commands(Catalog):
 
     def __init__(self, *names: str) -> None:
         super().__init__()
-        self._entries["commands"] = [Entry("commands", name, "module", "rlhf-tools", "1", "") for name in names]
+        self._entries = [Entry("commands", name, "module", "rlhf-tools", "1", "") for name in names]
 
 
 def test_the_comparison_is_made_once_after_the_last_stage():

@@ -92,11 +92,7 @@ def load(
 
 
 def _part(
-    spec: DataSpec,
-    need: Need,
-    catalog: Catalog,
-    skip_bad_rows: bool,
-    split: Literal["train", "heldout"] = "train",
+    spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, split: Literal["train", "heldout"] = "train"
 ) -> Part:
     """The rows of one source; `split` is for the built-in one."""
     rows, warnings = (read_file(builtin.data_file(need, split)), []) if spec.source == BUILTIN else read(spec)
