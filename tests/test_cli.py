@@ -85,7 +85,7 @@ def test_mistakes(case, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_misspelt_flag_is_clicks_to_tell():
+def test_a_misspelt_flag_is_an_error_of_click():
     result = run(*GRPO, "--max-stpes", "3")
     assert result.exit_code == 2
     assert "--max-steps" in result.output
@@ -104,7 +104,7 @@ def test_exit_codes_of_the_process(tmp_path):
     assert code("run", "--no-such-flag").returncode == 2
 
 
-def test_a_mistake_in_the_data_is_told_before_torch_is_imported(tmp_path, monkeypatch):
+def test_a_mistake_in_the_data_is_reported_before_torch_is_imported(tmp_path, monkeypatch):
     code = (
         "import sys\nfrom rlhf_core.errors import UserError\nfrom rlhf_core.cli import rlhf\n"
         "try: rlhf.main(sys.argv[1:], standalone_mode=False)\n"

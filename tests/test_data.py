@@ -142,7 +142,7 @@ def test_bad_bytes(tmp_path, case):
         load_file(str(tmp_path / name), "prompts")
 
 
-def test_of_a_folder_with_splits_the_training_files_are_read_and_it_is_said(tmp_path, write_jsonl):
+def test_of_a_folder_with_splits_the_training_files_are_read_with_a_warning(tmp_path, write_jsonl):
     write_jsonl("train-1.jsonl", [QA])
     write_jsonl("train-2.jsonl", [QA])
     write_jsonl("test.jsonl", [{**QA, "question": "secret"}])
@@ -341,7 +341,7 @@ def test_the_most_columns_win(write_jsonl):
     assert choose_formatter(rows[0], "a.jsonl", Catalog(), None).name == "preference"
 
 
-def test_a_system_prompt_goes_where_there_is_none():
+def test_a_system_prompt_is_added_to_prompts_without_one():
     rows = [{"prompt": [{"role": "user", "content": "q"}]}, {"prompt": [{"role": "system", "content": "own"}]}]
     assert add_system_prompt(rows, "new") == 1
     assert [row["prompt"][0]["content"] for row in rows] == ["new", "own"]

@@ -1,4 +1,4 @@
-"""`rlhf plugins` and `show`: told from metadata, honest about what is broken, and never in the way of a run."""
+"""`rlhf plugins` and `show`: listed from metadata, with the state of broken plugins, without any effect on runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_listing_fits_the_terminal_and_cuts_no_reason(one_of_each_state, mon
     assert "no_such_package_of_a_long_name'" in said
 
 
-def test_a_pipe_gets_whole_lines(one_of_each_state, monkeypatch):
+def test_a_pipe_gets_full_lines(one_of_each_state, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = [line.split() for line in invoke("plugins").output.splitlines()]
     assert ["reward", "a", "fine", "1.0", "ok", "made", "up"] in lines
@@ -219,7 +219,7 @@ def test_listings_are_json_too(kind):
     assert {e["name"] for e in json.loads(invoke(kind, "--json").output)} == {e.name for e in Catalog().entries(kind)}
 
 
-def test_a_name_without_show_is_told_what_to_write():
+def test_a_name_without_show_is_an_error_with_the_right_command():
     result = invoke("rewards", "length")
     assert (result.exit_code, "rlhf rewards show length" in result.output) == (2, True)
     assert "Did you mean 'length'" in str(invoke("rewards", "show", "lenght").exception)
@@ -269,7 +269,7 @@ def test_a_new_package_passes_its_own_tests(package, tmp_path):
     assert " passed" in result.stdout
 
 
-def test_a_new_package_is_whole_and_clean(package):
+def test_a_new_package_is_complete_and_clean(package):
     kind, folder = package
     module = f"rlhf_{kind}_near_it"
     project = tomllib.loads((folder / "pyproject.toml").read_text())
