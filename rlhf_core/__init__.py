@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+# ruff: noqa: F401 (these are the names of `_MODULES`, for type checkers)
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig, resolve
@@ -25,64 +26,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Catalog": "catalog",
-    "Example": "formatter",
-    "Formatter": "formatter",
-    "IGNORED": "data.encoding",
-    "Messages": "formatter",
-    "Method": "method",
-    "PairLogps": "training.pair_trainer",
-    "PairScores": "training.pair_trainer",
-    "PairTrainer": "training.pair_trainer",
-    "PluginError": "errors",
-    "ReferenceModel": "models.reference",
-    "Reward": "reward",
-    "RewardBatch": "rewards.runtime",
-    "RewardRuntime": "rewards.runtime",
-    "Run": "training.run",
-    "RunConfig": "config",
-    "TrainingOptions": "method",
-    "UserError": "errors",
-    "encode_answer": "data.encoding",
-    "encode_conversations": "data.encoding",
-    "encode_pairs": "data.encoding",
-    "hookimpl": "hookspecs",
-    "hookspec": "hookspecs",
-    "load_scorer": "models.loading",
-    "resolve": "config",
-    "train": "training.run",
+_MODULES = {
+    "catalog": ("Catalog",),
+    "config": ("RunConfig", "resolve"),
+    "data.encoding": ("IGNORED", "encode_answer", "encode_conversations", "encode_pairs"),
+    "errors": ("PluginError", "UserError"),
+    "formatter": ("Example", "Formatter", "Messages"),
+    "hookspecs": ("hookimpl", "hookspec"),
+    "method": ("Method", "TrainingOptions"),
+    "models.loading": ("load_scorer",),
+    "models.reference": ("ReferenceModel",),
+    "reward": ("Reward",),
+    "rewards.runtime": ("RewardBatch", "RewardRuntime"),
+    "training.pair_trainer": ("PairLogps", "PairScores", "PairTrainer"),
+    "training.run": ("Run", "train"),
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "IGNORED",
-    "Catalog",
-    "Example",
-    "Formatter",
-    "Messages",
-    "Method",
-    "PairLogps",
-    "PairScores",
-    "PairTrainer",
-    "PluginError",
-    "ReferenceModel",
-    "Reward",
-    "RewardBatch",
-    "RewardRuntime",
-    "Run",
-    "RunConfig",
-    "TrainingOptions",
-    "UserError",
-    "__version__",
-    "encode_answer",
-    "encode_conversations",
-    "encode_pairs",
-    "hookimpl",
-    "hookspec",
-    "load_scorer",
-    "resolve",
-    "train",
-]
+if not TYPE_CHECKING:  # they can't evaluate it
+    __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:

@@ -1,7 +1,7 @@
-"""The catalog of installed plugins: list them from their metadata, load the one that is asked for.
+"""The catalog of installed plugins, listed from their metadata.
 
-A listing imports no plugin. Loading imports one module, and a plugin that fails there breaks only the command that
-asked for it. `RLHF_DISABLE_PLUGINS=a,b` leaves distributions out.
+A listing imports no plugin. Loading a plugin imports its module; a failure breaks only the command that needs it.
+`RLHF_DISABLE_PLUGINS=a,b` leaves distributions out.
 """
 
 from __future__ import annotations
@@ -25,23 +25,13 @@ import pluggy
 
 from rlhf_core.errors import PluginError, UserError, describe, did_you_mean
 
-HOOKS = {
-    "methods": "rlhf_methods",
-    "rewards": "rlhf_rewards",
-    "formatters": "rlhf_formatters",
-    "callbacks": "rlhf_callbacks",
-    "commands": "rlhf_commands",
-}
-
+HOOKS = {kind: f"rlhf_{kind}" for kind in ("methods", "rewards", "formatters", "callbacks", "commands")}
 STATES = ("ok", "disabled", "core version unmet", "module missing", "failed", "duplicate name")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the metadata says of one plugin. `problem` is None, or why it can't be used as it stands.
-
-    `state` is the problem in a word or two: one of `STATES`.
-    """
+    """What the metadata says of one plugin. `problem` is why it can't be used, `state` the same as one of `STATES`."""
 
     kind: str
     name: str
@@ -54,7 +44,7 @@ class Entry:
 
     @property
     def detail(self) -> str:
-        """One line for a listing: the problem, unless the state says it all, else the summary."""
+        """One line for a listing: the problem, unless `state` is enough, else the summary."""
         return self.summary if self.problem in (None, "disabled") else " ".join(self.problem.split())
 
 
@@ -63,42 +53,34 @@ class Catalog:
 
     def __init__(self) -> None:
         self._managers: dict[str, pluggy.PluginManager] = {}
-        self._entries: dict[str, list[Entry]] = {}
-        self._installed: list[tuple[Entry, tuple[str, ...]]] | None = None
+        self._entries: list[Entry] | None = None
 
     def entries(self, kind: str) -> list[Entry]:
         """All plugins of a kind, sorted by name, importing none."""
-        if kind not in self._entries:
-            if self._installed is None:
-                self._installed = list(_installed())
-            disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
-            failures = _read_failures()
-            found = [
-                _with_problem(entry, requires, disabled, failures)
-                for entry, requires in self._installed
-                if entry.kind == kind
-            ]
-            found.sort(key=lambda entry: (entry.name, entry.distribution))
-            self._entries[kind] = [_with_duplicates(entry, found) for entry in found]
-        return self._entries[kind]
+        return [entry for entry in self.all_entries() if entry.kind == kind]
 
     def all_entries(self) -> list[Entry]:
         """The plugins of every kind."""
-        return [entry for kind in HOOKS for entry in self.entries(kind)]
+        if self._entries is None:
+            disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
+            failures = _read_failures()
+            found = [_with_problem(entry, requires, disabled, failures) for entry, requires in _installed()]
+            found.sort(key=lambda entry: (list(HOOKS).index(entry.kind), entry.name, entry.distribution))
+            self._entries = [_with_duplicates(entry, found) for entry in found]
+        return self._entries
 
     def find(self, kind: str, name: str) -> Entry:
-        """The plugin called `name` or `distribution/name`. Raises `UserError` that says what there is."""
+        """The plugin called `name` or `distribution/name`. Raises `UserError` that lists the installed ones."""
         distribution, _, short = name.rpartition("/")
         entries = self.entries(kind)
         same = [e for e in entries if e.name == short]
         if distribution:
             same = [e for e in same if normalize(e.distribution) == normalize(distribution)]
-        usable = [e for e in same if e.state != "disabled"]
         if not same:
-            known = ", ".join(dict.fromkeys(e.name for e in entries)) or "none"
-            raise UserError(
-                f"there is no {kind[:-1]} {name!r}.{did_you_mean(short, {e.name for e in entries})} Installed: {known}."
-            )
+            known = dict.fromkeys(e.name for e in entries)
+            installed = ", ".join(known) or "none"
+            raise UserError(f"there is no {kind[:-1]} {name!r}.{did_you_mean(short, known)} Installed: {installed}.")
+        usable = [e for e in same if e.state != "disabled"]
         if not usable:
             raise UserError(f"{kind[:-1]} {name!r} is disabled: {same[0].distribution} is in RLHF_DISABLE_PLUGINS")
         if len(usable) > 1:
@@ -129,30 +111,26 @@ class Catalog:
     def _collect(self, entry: Entry, **arguments: Any) -> list[Any]:
         """Everything that the hook of this entry's module returns, as one list."""
         hook = HOOKS[entry.kind]
-        manager = self._manager(entry)
         try:
-            returned = getattr(manager.hook, hook)(**arguments)
-            objects = [found for group in returned for found in group]  # a generator raises here, inside the guard
-        except (Exception, SystemExit) as error:
+            returned = getattr(self._manager(entry.module).hook, hook)(**arguments)
+            objects = [found for group in returned for found in group]  # a generator raises here
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
             raise self._failed(entry, describe(error)) from error
         if not returned:
             raise self._failed(entry, f"module {entry.module} implements no hook {hook}")
         return objects
 
-    def _manager(self, entry: Entry) -> pluggy.PluginManager:
-        """One PluginManager per module, since one module may stand behind several entry points."""
-        if entry.module not in self._managers:
+    def _manager(self, module: str) -> pluggy.PluginManager:
+        """One PluginManager per module, which may have several entry points."""
+        if module not in self._managers:
             from rlhf_core import hookspecs
 
             manager = pluggy.PluginManager("rlhf")
             manager.add_hookspecs(hookspecs)
-            try:
-                manager.register(importlib.import_module(entry.module), name=entry.module)
-                manager.check_pending()
-            except (Exception, SystemExit) as error:
-                raise self._failed(entry, describe(error)) from error
-            self._managers[entry.module] = manager
-        return self._managers[entry.module]
+            manager.register(importlib.import_module(module), name=module)
+            manager.check_pending()
+            self._managers[module] = manager
+        return self._managers[module]
 
     def _failed(self, entry: Entry, reason: str) -> PluginError:
         _record(entry, reason)
@@ -171,17 +149,17 @@ def _installed() -> Iterator[tuple[Entry, tuple[str, ...]]]:
         text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
         fields = email.parser.HeaderParser().parsestr(text.partition("\n\n")[0])  # what follows is the README
         name = fields["Name"]
-        if not name or normalize(name) in seen:  # what has no name can't be named, and of two the first is imported
+        if not name or normalize(name) in seen:  # of two with the same name, the first is imported
             continue
         seen.add(normalize(name))
         version, summary = fields["Version"] or "", " ".join((fields["Summary"] or "").split())
         for kind, point, module in _points_of(points):
-            entry = Entry(kind, point, module, name, version, summary)
-            yield entry, tuple(fields.get_all("Requires-Dist", []))
+            if kind in HOOKS:
+                yield Entry(kind, point, module, name, version, summary), tuple(fields.get_all("Requires-Dist", []))
 
 
 def _points_of(text: str) -> Iterator[tuple[str, str, str]]:
-    """(kind, name, module) of each of our lines in an entry_points.txt; the module of a line that is none is empty."""
+    """(kind, name, module) of each of our lines in an entry_points.txt; a malformed line has no module."""
     kind = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
@@ -205,7 +183,8 @@ def _with_problem(entry: Entry, requires: tuple[str, ...], disabled: set[str], f
 
 
 def _with_duplicates(entry: Entry, entries: list[Entry]) -> Entry:
-    others = [e.distribution for e in entries if e.name == entry.name and e is not entry and e.state != "disabled"]
+    same = [e for e in entries if (e.kind, e.name) == (entry.kind, entry.name)]
+    others = [e.distribution for e in same if e is not entry and e.state != "disabled"]
     if not others or entry.problem:
         return entry
     problem = f"also offered by {', '.join(others)}: write {entry.distribution}/{entry.name}"
@@ -214,7 +193,7 @@ def _with_duplicates(entry: Entry, entries: list[Entry]) -> Entry:
 
 @functools.cache
 def _core_unmet(requirements: tuple[str, ...]) -> str | None:
-    """What a distribution asks of rlhf-core and does not get."""
+    """The version of rlhf-core that a distribution requires, if this one does not satisfy it."""
     for text in requirements:
         if not normalize(text).startswith("rlhf-core"):
             continue
@@ -225,17 +204,16 @@ def _core_unmet(requirements: tuple[str, ...]) -> str | None:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
-            return f"needs {text!r}, which is no requirement"
-        if normalize(requirement.name) != "rlhf-core":
-            continue
+            return f"needs {text!r}, which is not a valid requirement"
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and not requirement.specifier.contains(__version__, prereleases=True):
+        satisfied = requirement.specifier.contains(__version__, prereleases=True)
+        if normalize(requirement.name) == "rlhf-core" and applies and not satisfied:
             return f"needs rlhf-core{requirement.specifier}, this is {__version__}"
     return None
 
 
 def _module_missing(module: str) -> str | None:
-    """Looks for the module's file without importing it, nor the packages above it."""
+    """Search for the module's file without importing it or its parent packages."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -250,11 +228,9 @@ def _module_missing(module: str) -> str | None:
 def _name_of(kind: str, found: Any) -> str | None:
     from rlhf_core.reward import Reward
 
-    if kind == "rewards":
-        if not isinstance(found, Reward):
-            return f"{type(found).__name__} (wrap the function: Reward(function))"
-        return found.label
-    return found.name
+    if kind != "rewards":
+        return found.name
+    return found.label if isinstance(found, Reward) else f"{type(found).__name__} (wrap the function: Reward(function))"
 
 
 def normalize(name: str) -> str:
@@ -262,7 +238,7 @@ def normalize(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-# What went wrong when a plugin was last loaded, so that a listing can tell without importing it.
+# Why plugins failed when they were last loaded, so that a listing can show it without importing them.
 
 
 def _failure_file() -> Path:
@@ -282,14 +258,12 @@ def _read_failures() -> dict[str, str]:
 
 def _record(entry: Entry, reason: str | None) -> None:
     failures = _read_failures()
-    key = _failure_key(entry)
-    if failures.get(key) is None and reason is None:
+    if failures.pop(_failure_key(entry), None) is None and reason is None:
         return
-    failures.pop(key, None)
     if reason is not None:
-        failures[key] = f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}"
+        failures[_failure_key(entry)] = f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}"
     try:
         _failure_file().parent.mkdir(parents=True, exist_ok=True)
         _failure_file().write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
     except OSError:
-        pass  # a listing that can't say why a plugin failed is no reason to stop a run
+        pass  # this is for a later listing only

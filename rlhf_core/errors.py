@@ -1,4 +1,4 @@
-"""The one error type for what a user can put right, and how errors are worded."""
+"""The one error type for mistakes that a user can correct, and how errors are worded."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake the user can correct: shown as one message without a traceback, exit code 2.
-
-    The message says what was given, what is allowed and what to do.
-    """
+    """A mistake the user can correct: one message (what was given, what is allowed, what to do) and exit code 2."""
 
 
 class PluginError(UserError):
-    """A plugin that was asked for could not be loaded. The message names it and its distribution."""
+    """A plugin could not be loaded. The message names it and its distribution."""
 
 
 def describe(error: BaseException) -> str:
@@ -23,7 +20,7 @@ def describe(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, which may go on for pages."""
+    """The first line of a library's message, which may have hundreds."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 

@@ -17,9 +17,9 @@ Messages = list[dict[str, str]]
 class Example:
     """One row in TRL's conversational format. Message lists hold `{"role": …, "content": …}`.
 
-    `prompt` ends with a user message. `completion`, `chosen` and `rejected` are the assistant's messages that
-    follow it. `answer` is the short reference answer that rewards compare with. `columns` are further columns for
-    rewards; the row's own columns are passed through without being named here.
+    `prompt` ends with a user message. `completion`, `chosen` and `rejected` are the assistant's messages after it.
+    `answer` is the short reference answer for rewards, `columns` are more columns for them beside the row's columns,
+    which are passed through.
     """
 
     prompt: Messages
@@ -34,7 +34,7 @@ class Example:
 class Formatter:
     """Converts rows that have `columns`.
 
-    `convert(row) -> Example` raises `ValueError` for a row that it can't convert; the core adds the row's place.
+    `convert(row) -> Example` raises `ValueError` for a row that it can't convert; the core adds the row's location.
     `matches(row) -> bool` decides between formatters whose columns fit equally well.
     """
 

@@ -1,6 +1,6 @@
-"""What `--reward` and `--data` take, and how it is written: `TARGET:key=value,key=value`, where values may be JSON.
+"""The syntax of `--reward` and `--data`: `TARGET:key=value,key=value`, where values may be JSON.
 
-In YAML it is such a text, or a mapping of one entry: `{TARGET: {key: value}}`.
+In YAML: the same text, or a mapping of one entry, `{TARGET: {key: value}}`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ DATA_KEYS = ("weight", "config", "formatter")
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """`--reward TARGET[:key=value,…]`, as the user wrote it; `rewards/binding.py` makes a reward of it.
+    """`--reward TARGET[:key=value,…]`, as the user wrote it.
 
-    `target` is an installed name, `distribution/name`, `package.module:attribute` or `./file.py:attribute`. `weight`,
-    `name` (which allows the same reward twice) and `concurrent` (None: as the reward declares) belong to rlhf, every
-    other key is a parameter of the reward.
+    `target` is an installed name, `distribution/name`, `package.module:attribute` or `./file.py:attribute`. Keys other
+    than `weight`, `name` (to use a reward twice) and `concurrent` (None: as it declares) are the reward's parameters.
     """
 
     target: str
@@ -36,28 +35,29 @@ class RewardSpec:
 
     @classmethod
     def read(cls, entry: str | Mapping[str, Any]) -> RewardSpec:
-        """Read `SPEC[:key=value,…]`, or the mapping of one SPEC to its values. Raises `UserError`."""
+        """Read a command-line text or a YAML entry. Raises `UserError`."""
         target, values = read_entry(entry, "--reward", "NAME")
         weight, name, concurrent = (values.pop(key, None) for key in ("weight", "name", "concurrent"))
         weight = 1.0 if weight is None else weight
         if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"--reward {target}: weight is a number, not {weight!r}")
+            raise UserError(f"--reward {target}: weight must be a number, not {weight!r}")
         if not isinstance(concurrent, bool | None):
-            raise UserError(f"--reward {target}: concurrent is true or false, not {concurrent!r}")
+            raise UserError(f"--reward {target}: concurrent must be true or false, not {concurrent!r}")
         return cls(target, values, float(weight), None if name is None else str(name), concurrent)
 
     def __str__(self) -> str:
         """The text that `read` reads back."""
-        own = {"weight": None if self.weight == 1.0 else self.weight, "name": self.name, "concurrent": self.concurrent}
-        return join(self.target, {**self.parameters, **{k: v for k, v in own.items() if v is not None}})
+        weight = None if self.weight == 1.0 else self.weight
+        settings = _set(weight=weight, name=self.name, concurrent=self.concurrent)
+        return _write(self.target, {**self.parameters, **settings})
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """`--data SOURCE[:key=value,…]`, as the user wrote it; `data/loading.py` reads its rows.
+    """`--data SOURCE[:key=value,…]`, as the user wrote it.
 
-    `source` is a file, a folder, a Hub id, or `builtin`. `weight` is the share of the training rows that come from it
-    when several are mixed, `config` the configuration of a Hub data set, `formatter` the format of its rows.
+    `source` is a file, a folder, a Hub id, or `builtin`. `weight` is its share of the rows when several sources are
+    mixed, `config` the configuration of a Hub data set, `formatter` the format of its rows.
     """
 
     source: str
@@ -67,78 +67,72 @@ class DataSpec:
 
     @classmethod
     def read(cls, entry: str | Mapping[str, Any]) -> DataSpec:
-        """Read `SOURCE[:key=value,…]`, or the mapping of one SOURCE to its values. Raises `UserError`."""
+        """Read a command-line text or a YAML entry. Raises `UserError`."""
         source, values = read_entry(entry, "--data", "SOURCE")
         for key in values:
             if key not in DATA_KEYS:
                 raise UserError(f"--data {source}: there is no setting {key!r}.{did_you_mean(key, DATA_KEYS)}")
         weight = values.get("weight")
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
-            raise UserError(f"--data {source}: weight is a number above 0, not {weight!r}")
-        source = "builtin" if source == "embedded" else source  # the name that earlier versions gave it
+            raise UserError(f"--data {source}: weight must be a number above 0, not {weight!r}")
+        source = "builtin" if source == "embedded" else source  # its name in earlier versions
         texts = {key: None if values.get(key) is None else str(values[key]) for key in ("config", "formatter")}
         return cls(source, weight, **texts)
 
     def __str__(self) -> str:
-        values = {key: value for key in DATA_KEYS if (value := getattr(self, key)) is not None}
-        return join(self.source, values)
+        return _write(self.source, _set(weight=self.weight, config=self.config, formatter=self.formatter))
 
 
 def read_data(entries: Sequence[str | Mapping[str, Any]], config: str | None, formatter: str | None) -> list[DataSpec]:
-    """All sources of one run. `config` and `formatter` hold for those that say nothing of their own."""
+    """All sources of one run. `config` and `formatter` are for the sources that do not set them."""
     given = [DataSpec.read(entry) for entry in entries]
     specs = [DataSpec(s.source, s.weight, s.config or config, s.formatter or formatter) for s in given]
-    if any(spec.weight for spec in specs) and not all(spec.weight for spec in specs):
-        without = ", ".join(spec.source for spec in specs if not spec.weight)
-        raise UserError(f"--data: either every source has a weight or none; missing for {without}")
+    without = [spec.source for spec in specs if not spec.weight]
+    if without and len(without) < len(specs):
+        raise UserError(f"--data: either every source has a weight or none; missing for {', '.join(without)}")
     return specs
 
 
 def read_entry(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[str, dict[str, Any]]:
-    """(target, values) of `entry`, a text or a mapping of one target to its values. Raises `UserError`."""
-    if isinstance(entry, str):
-        return split(entry, flag, target)
-    if len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping | None):
-        raise UserError(f"{flag} {dict(entry)!r} can't be read: write a string or {{{target}: {{key: value}}}}")
-    name, values = next(iter(entry.items()))
-    return name, dict(values or {})
+    """(target, values) of a text or a mapping. `flag` and `target` are for the message of the `UserError`."""
+    if isinstance(entry, Mapping):
+        if len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping | None):
+            raise UserError(f"{flag} {dict(entry)!r} can't be read: write a string or {{{target}: {{key: value}}}}")
+        [(name, given)] = entry.items()
+        return name, dict(given or {})
+    start = _FIRST_KEY.search(entry)
+    name = entry[: start.start()] if start else entry
+    if not name or (start is None and entry.endswith(":")):
+        raise UserError(f"{flag} {entry!r} can't be read: write {target} or {target}:key=value,key=value")
+    values: dict[str, Any] = {}
+    position = start.end() if start else len(entry)
+    while position < len(entry):
+        key = _KEY.match(entry, position)
+        if key is None:
+            raise UserError(f"{flag} {entry!r}: {entry[position:]!r} is not key=value")
+        if key[1] in values:
+            raise UserError(f"{flag} {entry!r}: {key[1]} is given twice")
+        values[key[1]], position = _parse_value(entry, key.end())
+    return name, values
 
 
-def split(text: str, flag: str, target: str) -> tuple[str, dict[str, Any]]:
-    """(target, values) of `text`. `flag` and `target` are for the message of the `UserError` where it can't be read."""
-    start = _FIRST_KEY.search(text)
-    before = text[: start.start()] if start else text
-    if not before or (start is None and text.endswith(":")):
-        raise UserError(f"{flag} {text!r} can't be read: write {target} or {target}:key=value,key=value")
-    return before, _parse_values(text, start.end(), flag) if start else {}
+def _set(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def join(target: str, values: Mapping[str, Any]) -> str:
-    """The text that `split` reads back."""
+def _write(target: str, values: Mapping[str, Any]) -> str:
     return target + (":" if values else "") + ",".join(f"{key}={write(value)}" for key, value in values.items())
 
 
 def write(value: Any) -> str:
-    """One value as it is read back."""
+    """The text that is read back as `value`."""
     if isinstance(value, str) and _parse_value(value, 0) == (value, len(value) + 1):
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parse_values(text: str, position: int, flag: str) -> dict[str, Any]:
-    """`key=value,key=value` from `position` on. A value that is not JSON runs to the next `,key=` or the end."""
-    values: dict[str, Any] = {}
-    while position < len(text):
-        key = _KEY.match(text, position)
-        if key is None:
-            raise UserError(f"{flag} {text!r}: {text[position:]!r} is not key=value")
-        if key[1] in values:
-            raise UserError(f"{flag} {text!r}: {key[1]} is given twice")
-        values[key[1]], position = _parse_value(text, key.end())
-    return values
-
-
 def _parse_value(text: str, position: int) -> tuple[Any, int]:
+    """(value at `position`, position of the next key). A value that is not JSON ends at the next `,key=` or the end."""
     try:
         value, end = json.JSONDecoder().raw_decode(text, position)
         if end == len(text) or (text[end] == "," and _KEY.match(text, end + 1)):

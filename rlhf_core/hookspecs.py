@@ -1,14 +1,7 @@
 """Every hook of rlhf. A plugin implements one or more of them and names its module as an entry point.
 
-| hook              | entry-point group  | loaded by          |
-|-------------------|--------------------|--------------------|
-| rlhf_methods      | `rlhf.methods`     | `--method NAME`    |
-| rlhf_rewards      | `rlhf.rewards`     | `--reward NAME`    |
-| rlhf_formatters   | `rlhf.formatters`  | the data's columns |
-| rlhf_callbacks    | `rlhf.callbacks`   | `--callback NAME`  |
-| rlhf_commands     | `rlhf.commands`    | typing its name    |
-
-The entry point's name is what the user types; its value is the module that holds the implementation.
+The entry-point group of the hook `rlhf_methods` is `rlhf.methods`, and so on. The entry point's name is what the user
+types, its value is the module with the implementation.
 """
 
 from __future__ import annotations
@@ -35,24 +28,24 @@ hookimpl = pluggy.HookimplMarker("rlhf")
 
 @hookspec
 def rlhf_methods() -> Iterable[type[Method]]:
-    """Training methods: subclasses of `Method`, each with a `name`."""
+    """Training methods for `--method NAME`: subclasses of `Method`, each with a `name`."""
 
 
 @hookspec
 def rlhf_rewards() -> Iterable[Reward]:
-    """Rewards: functions that score completions, wrapped in `Reward`."""
+    """Rewards for `--reward NAME`: functions that score completions, wrapped in `Reward`."""
 
 
 @hookspec
 def rlhf_formatters() -> Iterable[Formatter]:
-    """Formatters: how rows of one data format become examples."""
+    """Formatters: how rows of one data format become examples. Chosen by the columns of the data."""
 
 
 @hookspec
 def rlhf_callbacks(run: Run) -> Iterable[TrainerCallback]:
-    """Observers of a run (trackers, alarms), added to its trainer."""
+    """Observers of a run (trackers, alarms) for `--callback NAME`, added to its trainer."""
 
 
 @hookspec
 def rlhf_commands() -> Iterable[click.Command]:
-    """Further commands of `rlhf`, imported when they are typed."""
+    """More commands of `rlhf`, imported when they are called."""

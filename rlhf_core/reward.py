@@ -1,6 +1,6 @@
-"""Rewards: functions that score completions, and what is read off their signatures.
+"""Rewards: functions that score completions, and what their signatures say.
 
-A reward is TRL's reward function, so every TRL reward already is one:
+A reward is a TRL reward function:
 
     def f(prompts, completions, <columns>, <parameters=defaults>, **_) -> Sequence[float | None]
 
@@ -19,12 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any, Literal
 
-# What TRL hands to a reward function besides the data's columns.
-TRL_NAMES = frozenset(
-    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-)
-# The part of it that lives in the trainer's process and so can't reach a worker.
+# What TRL passes to a reward function besides the data's columns. Callbacks exist only in the trainer's process.
 CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
 
 
 @dataclass(frozen=True)
@@ -34,18 +31,17 @@ class Reward:
     `range`: lowest and highest score, for reports and checks.
     `view`: `"text"` passes completions as strings decoded from their token ids without special tokens,
     `"messages"` as TRL passes chat data, `[{"role": "assistant", "content": …}]` each.
-    `isolation`: `"process"` runs the function in a worker process of its own, killed after `timeout` seconds a batch.
+    `isolation`: `"process"` runs the function in its own worker process, killed after `timeout` seconds a batch.
     `timeout`: seconds a batch may take; needs a worker process or an async function.
-    `memory_gb`: gigabytes that the worker may take beyond what it has when the reward is built (Linux only). What goes
-    beyond fails with a `MemoryError`, and the worker is started anew.
-    `system_prompt`: the one that the reward expects, used where the data and the user give none. (`instruction` is its
-    old name.)
+    `memory_gb`: gigabytes that the worker may allocate after the reward is built (Linux only). Above it a `MemoryError`
+    fails the batch, and the worker is restarted.
+    `system_prompt`: used where the data and the user give none. (`instruction` is its old name.)
     `optional`: columns that may be missing from the data although the function declares them with a default.
-    `deterministic`: the same input gives the same scores.
-    `batchwise`: scores depend on the whole batch, so its rows are never scored one by one, not even after an error.
-    `concurrent`: each row is scored in a call of its own, many at once on threads: for functions that wait, such as for
-    an API. A run can say so of any reward: `--reward NAME:concurrent=true`.
-    `name`: needed where it differs from the function's own, or where there is none (partials, instances).
+    `deterministic`: the same input gets the same scores.
+    `batchwise`: scores depend on the full batch, so its rows are never scored one by one, not even after an error.
+    `concurrent`: each row is scored in its own call, many at the same time on threads: for functions that wait, such as
+    for an API. A run can set it for any reward: `--reward NAME:concurrent=true`.
+    `name`: needed where it differs from the function's name, or where there is none (partials, instances).
     """
 
     function: Callable[..., Any]
@@ -69,31 +65,31 @@ class Reward:
         if not callable(self.function):
             raise TypeError(f"Reward needs a function, not {self.function!r}")
         if self.view not in ("text", "messages"):
-            raise ValueError(f"view is 'text' or 'messages', not {self.view!r}")
+            raise ValueError(f"view must be 'text' or 'messages', not {self.view!r}")
         if self.isolation not in ("inline", "process"):
-            raise ValueError(f"isolation is 'inline' or 'process', not {self.isolation!r}")
+            raise ValueError(f"isolation must be 'inline' or 'process', not {self.isolation!r}")
         if self.timeout is not None and self.isolation == "inline" and not is_async(self.function):
             raise ValueError("timeout needs isolation='process' or an async function: a thread can't be stopped")
         if self.memory_gb is not None and self.isolation == "inline":
-            raise ValueError("memory_gb needs isolation='process': the trainer's own memory can't be limited")
+            raise ValueError("memory_gb needs isolation='process': the trainer's memory can't be limited")
         if self.concurrent and self.batchwise:
-            raise ValueError("batchwise rewards score whole batches, concurrent ones single rows: choose one of them")
+            raise ValueError("batchwise rewards score full batches, concurrent ones single rows: choose one of them")
         if self.concurrent and self.isolation == "process":
             raise ValueError("concurrent needs isolation='inline': a worker process has one thread for its reward")
         if self.concurrent and is_async(self.function):
-            raise ValueError("concurrent is for ordinary functions: an async one awaits its rows together by itself")
+            raise ValueError("concurrent is for ordinary functions: an async one already awaits its rows together")
         for limit, value in (("timeout", self.timeout), ("memory_gb", self.memory_gb)):
             if value is not None and value <= 0:
-                raise ValueError(f"{limit} is a number above 0, not {value!r}")
+                raise ValueError(f"{limit} must be a number above 0, not {value!r}")
 
     @property
     def label(self) -> str | None:
-        """The name given, else the function's own, else None."""
+        """The given name, else the function's, else None."""
         return self.name or own_name(self.function)
 
     @property
     def is_maker(self) -> bool:
-        """Whether `function` is a class or a factory: the reward is what calling it with the parameters gives."""
+        """Whether `function` is a class or a factory, whose call with the parameters returns the reward."""
         return inspect.isclass(self.function) or is_factory(self.function)
 
     @property
@@ -123,7 +119,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """What one callable takes: TRL's names, data columns, parameters, and whether it takes everything else."""
+    """The arguments of one callable: TRL's names, data columns, parameters; `keywords`: it has `**kwargs`."""
 
     trl: frozenset[str]
     required_trl: frozenset[str]
@@ -135,28 +131,24 @@ class Signature:
 
 
 def read_signature(function: Callable[..., Any], optional: tuple[str, ...] = ()) -> Signature:
-    """Sort the arguments of `function` by the rules above. `optional` names those that are columns all the same."""
-    arguments = _arguments(function)
-    hints = _annotations(function)
-    named = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    own = [p for p in named if p.name not in TRL_NAMES]
+    """Sort the arguments of `function` by the rules above. Those in `optional` are columns despite a default."""
+    # Not following __wrapped__: a call meets the wrapper's arguments, and partials keep their bound values.
+    arguments = inspect.signature(function, follow_wrapped=False).parameters.values()
+    named = _named(function)
+    others = [p for p in named if p.name not in TRL_NAMES]
     return Signature(
         trl=frozenset(p.name for p in named) & TRL_NAMES,
-        required_trl=frozenset(p.name for p in named if p.default is p.empty) & TRL_NAMES,
-        columns=tuple(p.name for p in own if p.default is p.empty and p.name not in optional),
-        optional=tuple(p.name for p in own if p.name in optional),
-        parameters={
-            p.name: Parameter(p.name, hints.get(p.name, p.annotation), p.default)
-            for p in own
-            if p.default is not p.empty and p.name not in optional
-        },
+        required_trl=frozenset(p.name for p in named if p.required) & TRL_NAMES,
+        columns=tuple(p.name for p in others if p.required and p.name not in optional),
+        optional=tuple(p.name for p in others if p.name in optional),
+        parameters={p.name: p for p in others if not p.required and p.name not in optional},
         keywords=any(p.kind is p.VAR_KEYWORD for p in arguments),
-        positional_only=tuple(p.name for p in named if p.kind is p.POSITIONAL_ONLY),
+        positional_only=tuple(p.name for p in arguments if p.kind is p.POSITIONAL_ONLY),
     )
 
 
 def is_factory(function: Callable[..., Any]) -> bool:
-    """A callable, not a class, that takes none of TRL's names and no `**kwargs`: calling it makes the reward."""
+    """A callable, not a class, that takes none of TRL's names and no `**kwargs`: its call returns the reward."""
     if inspect.isclass(function):
         return False
     signature = read_signature(function)
@@ -165,12 +157,7 @@ def is_factory(function: Callable[..., Any]) -> bool:
 
 def maker_parameters(maker: Callable[..., Any]) -> dict[str, Parameter]:
     """The parameters of a reward class's `__init__`, or of a factory: all of its named arguments."""
-    hints = _annotations(typing.cast(Any, maker).__init__ if inspect.isclass(maker) else maker)
-    return {
-        p.name: Parameter(p.name, hints.get(p.name, p.annotation), p.default)
-        for p in _arguments(maker)
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    }
+    return {p.name: p for p in _named(maker)}
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -187,20 +174,21 @@ def own_name(function: Callable[..., Any]) -> str | None:
     return function.__name__ if inspect.isroutine(function) or inspect.isclass(function) else None
 
 
-def _arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    # Not following __wrapped__: a wrapper's own arguments are what a call meets, and partials keep their bound values.
-    return list(inspect.signature(function, follow_wrapped=False).parameters.values())
-
-
-def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+def _named(function: Callable[..., Any]) -> list[Parameter]:
+    """The arguments of `function` but `*args` and `**kwargs`; of a class, those of its `__init__`."""
+    arguments = inspect.signature(function, follow_wrapped=False).parameters.values()
     while isinstance(function, functools.partial):
         function = function.func
-    if not inspect.isroutine(function):
+    if inspect.isclass(function):
+        function = function.__init__
+    elif not inspect.isroutine(function):
         function = type(function).__call__
     try:
-        return typing.get_type_hints(function)
+        hints = typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # names that exist only for the type checker
-        return {}
+        hints = {}
+    named = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [Parameter(p.name, hints.get(p.name, p.annotation), p.default) for p in named]
 
 
 def _type_name(annotation: Any) -> str:

@@ -400,7 +400,7 @@ def test_without_names_every_plugin_gets_a_line(distribution, monkeypatch):
         {"ends": "import os; os._exit(7)"},
         {"rlhf.rewards": {"ends": "ends"}, "rlhf.callbacks": {"seen": "ends"}},
     )
-    entries = Catalog.entries
+    entries = Catalog.all_entries
     few = {
         "methods": [],
         "rewards": ["ends", "length", "reward_model"],
@@ -408,7 +408,7 @@ def test_without_names_every_plugin_gets_a_line(distribution, monkeypatch):
         "callbacks": ["seen"],
         "commands": ["compare"],
     }
-    monkeypatch.setattr(Catalog, "entries", lambda self, kind: [e for e in entries(self, kind) if e.name in few[kind]])
+    monkeypatch.setattr(Catalog, "all_entries", lambda self: [e for e in entries(self) if e.name in few[e.kind]])
     result = CliRunner().invoke(rlhf, ["plugins", "check"])
     assert result.exit_code == 1
     lines = result.output.splitlines()

@@ -130,7 +130,7 @@ BAD_BYTES = {
     "no parquet": ("a.parquet", b"PAR1 no", "a.parquet is not a Parquet file"),
     "too many cells": ("a.csv", b"question,answer\n1,2\n1,2,3\n", "a.csv line 3: 3 cells under 2 columns"),
     "open quote": ("a.csv", b'question,answer\n1,"2\n', "a.csv line 2: unexpected end of data"),
-    "one name twice": ("a.csv", b"question,question\n1,2\n", "two columns of the first line have one name"),
+    "one name twice": ("a.csv", b"question,question\n1,2\n", "two columns of the first line have the same name"),
 }
 
 
@@ -142,7 +142,7 @@ def test_bad_bytes(tmp_path, case):
         load_file(str(tmp_path / name), "prompts")
 
 
-def test_of_a_folder_with_splits_the_training_files_are_read_and_it_is_said(tmp_path, write_jsonl):
+def test_of_a_folder_with_splits_the_training_files_are_read_with_a_warning(tmp_path, write_jsonl):
     write_jsonl("train-1.jsonl", [QA])
     write_jsonl("train-2.jsonl", [QA])
     write_jsonl("test.jsonl", [{**QA, "question": "secret"}])
@@ -225,8 +225,8 @@ SPECS = {
     "with settings": (["a/b:config=c,weight=0.5,formatter=alpaca"], [DataSpec("a/b", 0.5, "c", "alpaca")]),
     "a mapping": ([{"a/b": {"weight": 2}}], [DataSpec("a/b", 2)]),
     "one weight missing": (["a:weight=1", "b"], "every source has a weight or none; missing for b"),
-    "a negative weight": (["a:weight=-1"], "weight is a number above 0"),
-    "no number": (["a:weight=lots"], "weight is a number above 0"),
+    "a negative weight": (["a:weight=-1"], "weight must be a number above 0"),
+    "no number": (["a:weight=lots"], "weight must be a number above 0"),
     "unknown key": (["a:weigth=1"], "no setting 'weigth'. Did you mean .weight"),
     "two sources in one mapping": ([{"a": {}, "b": {}}], "can't be read"),
     "nothing": ([":weight=1"], "can't be read"),
@@ -325,7 +325,7 @@ def test_a_third_partys_formatter_is_found_by_its_columns(distribution, write_js
 
 def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
     third_party(distribution, '{"frage"}')
-    with pytest.raises(UserError, match="formatter third needs frage; there is question, answer"):
+    with pytest.raises(UserError, match="formatter third needs frage; the row has question, answer"):
         load_file(write_jsonl("a.jsonl", [QA]), "prompts", formatter="third")
 
 
@@ -341,7 +341,7 @@ def test_the_most_columns_win(write_jsonl):
     assert choose_formatter(rows[0], "a.jsonl", Catalog(), None).name == "preference"
 
 
-def test_a_system_prompt_goes_where_there_is_none():
+def test_a_system_prompt_is_added_to_prompts_without_one():
     rows = [{"prompt": [{"role": "user", "content": "q"}]}, {"prompt": [{"role": "system", "content": "own"}]}]
     assert add_system_prompt(rows, "new") == 1
     assert [row["prompt"][0]["content"] for row in rows] == ["new", "own"]

@@ -189,7 +189,7 @@ def test_an_empty_answer_is_the_end_token(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["builtin", "chatml", "llama", "drops thoughts"])
-def test_a_reply_of_several_turns_is_shown_whole(original, name):
+def test_a_reply_of_several_turns_is_shown_in_full(original, name):
     """A pair may part before its last question: what comes between is shown, with its own end tokens."""
     tokenizer = with_template(original, name)
     reply = [assistant("Yes."), user("Why?"), assistant("Yes.")]

@@ -51,7 +51,7 @@ def test_overlong_answers(tokenizer, side):
     rows = [SHORT_PAIR, long, SHORT_PAIR]
     tokens = len(encoding.encode_answer(tokenizer, long["prompt"], long[side])[1])
     said = f"1 of 3 pairs have an answer of more than --max-completion-length 50 tokens, the longest {tokens}"
-    with pytest.raises(UserError, match=f"{said}. Allow more, or say --overlong-completions"):
+    with pytest.raises(UserError, match=f"{said}. Allow more, or use --overlong-completions"):
         lengths.limit_answers(rows, tokenizer, 50, "error")
     assert lengths.limit_answers(rows, tokenizer, 50, "drop") == ([SHORT_PAIR] * 2, [f"{said}: left out"])
     assert lengths.limit_answers(rows, tokenizer, 50, "truncate") == (rows, [f"{said}: cut"])
@@ -76,7 +76,7 @@ def test_pairs_that_are_the_same_once_cut_are_left_out(tokenizer):
 
 
 def test_nothing_left_is_an_error_that_says_what_to_do(tokenizer):
-    with pytest.raises(UserError, match="2 of 2 pairs.*say --overlong-completions truncate"):
+    with pytest.raises(UserError, match="2 of 2 pairs.*use --overlong-completions truncate"):
         lengths.limit_answers([pair(LONG, "x")] * 2, tokenizer, 50, "drop")
     rows = [pair(LONG, "x")] * 2
     assert lengths.limit_answers(rows, tokenizer, 50, "truncate")[0] == rows

@@ -90,7 +90,7 @@ def rendered(row: dict, tokenizer) -> int:
 
 def test_lengths_are_exact_where_they_could_matter(tokenizer):
     some = rows("short", "发热、咳嗽" * 20)
-    found = lengths.prompt_lengths(some, tokenizer, limit=60)
+    found = [lengths.prompt_length(row["prompt"], tokenizer, limit=60) for row in some]
     assert found[0] <= 60
     assert found[1] == rendered(some[1], tokenizer)
 
@@ -107,7 +107,7 @@ def test_overlong_prompts_can_be_dropped(tokenizer):
     assert left == rows("short")
     assert warning.startswith("1 of 2 prompts have more than")
     assert warning.endswith(": left out")
-    with pytest.raises(UserError, match="1 of 1 prompts have more than.*say --overlong-prompts truncate"):
+    with pytest.raises(UserError, match="1 of 1 prompts have more than.*use --overlong-prompts truncate"):
         lengths.limit_prompts(rows("fever " * 80), tokenizer, 40, "drop")
 
 

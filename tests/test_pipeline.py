@@ -293,7 +293,10 @@ class Commands(Catalog):
 
     def __init__(self, *names: str) -> None:
         super().__init__()
-        self._entries["commands"] = [Entry("commands", name, "module", "rlhf-tools", "1", "") for name in names]
+        self.commands = [Entry("commands", name, "module", "rlhf-tools", "1", "") for name in names]
+
+    def entries(self, kind: str) -> list[Entry]:
+        return self.commands if kind == "commands" else super().entries(kind)
 
 
 def test_the_comparison_is_made_once_after_the_last_stage():

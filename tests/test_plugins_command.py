@@ -1,4 +1,4 @@
-"""`rlhf plugins` and `show`: told from metadata, honest about what is broken, and never in the way of a run."""
+"""`rlhf plugins` and `show`: listed from metadata, with the state of broken plugins, without any effect on runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_listing_fits_the_terminal_and_cuts_no_reason(one_of_each_state, mon
     assert "no_such_package_of_a_long_name'" in said
 
 
-def test_a_pipe_gets_whole_lines(one_of_each_state, monkeypatch):
+def test_a_pipe_gets_full_lines(one_of_each_state, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = [line.split() for line in invoke("plugins").output.splitlines()]
     assert ["reward", "a", "fine", "1.0", "ok", "made", "up"] in lines
@@ -180,7 +180,7 @@ def test_a_reward_is_shown_with_what_its_signature_tells(distribution):
 FORMS = {
     "a class": ("class a:\n    def __init__(self, *, limit: int): pass\n    def __call__(self, completions, level): pass",
                 "limit: int (required)", "needs level"),
-    "a factory": ("def a(limit: int = 3): return print", "limit: int = 3", "known once"),
+    "a factory": ("def a(limit: int = 3): return print", "limit: int = 3", "known when"),
     "async": ("async def a(completions, level, limit=3): pass", "limit = 3", "needs level"),
     "a partial": ("from functools import partial\ndef f(completions, level, limit=3): pass\na = partial(f, limit=4)",
                   "limit = 4", "needs level"),
@@ -219,7 +219,7 @@ def test_listings_are_json_too(kind):
     assert {e["name"] for e in json.loads(invoke(kind, "--json").output)} == {e.name for e in Catalog().entries(kind)}
 
 
-def test_a_name_without_show_is_told_what_to_write():
+def test_a_name_without_show_is_an_error_with_the_right_command():
     result = invoke("rewards", "length")
     assert (result.exit_code, "rlhf rewards show length" in result.output) == (2, True)
     assert "Did you mean 'length'" in str(invoke("rewards", "show", "lenght").exception)
@@ -269,7 +269,7 @@ def test_a_new_package_passes_its_own_tests(package, tmp_path):
     assert " passed" in result.stdout
 
 
-def test_a_new_package_is_whole_and_clean(package):
+def test_a_new_package_is_complete_and_clean(package):
     kind, folder = package
     module = f"rlhf_{kind}_near_it"
     project = tomllib.loads((folder / "pyproject.toml").read_text())
@@ -444,12 +444,12 @@ def test_uninstall_takes_plugins_and_distributions(one_of_each_state, removed):
     result = invoke("plugins", "uninstall", "--yes", "bad", "off", "Gone", "a", "one/twice", "fine")
     assert result.exit_code == 0, result.exception
     assert removed == ["uninstall", "--yes", "bad", "off", "gone", "fine", "one"]
-    assert "one holds: reward twice" in result.output
+    assert "one has: reward twice" in result.output
 
 
 UNINSTALL = {
     "ambiguous": ("twice", "offered by one and two"),
-    "the core": ("rlhf_core", "rlhf-core is the trainer itself"),
+    "the core": ("rlhf_core", "rlhf-core is the trainer, not a plugin"),
     "no plugin": ("click", "no plugin is called 'click'"),
     "misspelt": ("god", "no plugin is called 'god'"),
     "not in that distribution": ("one/a", "no plugin is called 'one/a'"),
@@ -548,5 +548,5 @@ def test_freeze_of_a_run_is_what_it_was_made_with(tmp_path, distribution):
 def test_freeze_of_what_is_no_run(tmp_path, text):
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match="is no run's folder"):
+    with pytest.raises(UserError, match="is not a run's folder"):
         freeze.of_run(tmp_path)

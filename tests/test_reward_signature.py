@@ -129,13 +129,13 @@ def test_async(function, expected):
 def test_reward_refuses_what_it_cannot_keep():
     with pytest.raises(TypeError, match="needs a function"):
         Reward("length")
-    with pytest.raises(ValueError, match="view is"):
+    with pytest.raises(ValueError, match="view must be"):
         Reward(plain, view="tokens")
     with pytest.raises(ValueError, match="timeout needs"):
         Reward(plain, timeout=3)
     with pytest.raises(ValueError, match="memory_gb needs"):
         Reward(plain, memory_gb=1)
-    with pytest.raises(ValueError, match="timeout is a number above 0"):
+    with pytest.raises(ValueError, match="timeout must be a number above 0"):
         Reward(awaited, timeout=0)
     with pytest.raises(ValueError, match="choose one of them"):
         Reward(plain, batchwise=True, concurrent=True)

@@ -153,11 +153,11 @@ def test_a_reward_that_computes_is_not_advised_to_wait(made, caplog, monkeypatch
 
 
 REFUSED = {
-    "whole:concurrent=true": "batchwise rewards score whole batches",
-    "late:concurrent=true": "awaits its rows together by itself",
+    "whole:concurrent=true": "batchwise rewards score full batches",
+    "late:concurrent=true": "already awaits its rows together",
     "p_one:concurrent=true": "needs isolation='inline'",
-    "logs:concurrent=true": "takes log_extra, for whole batches",
-    "waits:concurrent=1": "concurrent is true or false, not 1",
+    "logs:concurrent=true": "takes log_extra, for full batches",
+    "waits:concurrent=1": "concurrent must be true or false, not 1",
 }
 
 

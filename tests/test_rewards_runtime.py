@@ -215,7 +215,7 @@ def test_a_worker_that_died_is_started_again(runtime):
     assert rewards.evaluate(healthy)["p_exits"].scores == [1.0] * 4
 
 
-def test_a_reward_that_cannot_be_built_in_its_worker_is_the_users_to_know(runtime):
+def test_a_reward_that_cannot_be_built_in_its_worker_is_a_user_error(runtime):
     with pytest.raises(UserError, match="could not be set up: OSError: no lexicon"):
         runtime("p_broken").start()
 

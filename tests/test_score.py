@@ -1,4 +1,4 @@
-"""`rlhf score`: rewards tried on completions that are there, without a model and without torch."""
+"""`rlhf score`: rewards tried on existing completions, without a model and without torch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def rows(*levels: float | None, prompt: str = "q") -> list[dict]:
     return [{"prompt": prompt, "completion": f"answer {i}", "level": level} for i, level in enumerate(levels)]
 
 
-def test_what_is_said_of_a_reward_is_what_its_scores_are(score):
+def test_the_statistics_of_a_reward_are_those_of_its_scores(score):
     found = score([*rows(0.0, 1.0), *rows(0.5, 0.5, prompt="p"), *rows(None, prompt="n")], "level")
     level = found["rewards"]["level"]
     assert (found["completions"], found["groups"]) == (5, 3)
@@ -154,7 +154,7 @@ def test_failures_are_counted_by_kind_with_the_first_message(score):
     ]
 
 
-def test_what_a_trainer_would_give_a_reward_has_a_stand_in(score):
+def test_arguments_of_a_trainer_have_placeholders(score):
     found = score(rows(1, 2), "asks")
     assert found["rewards"]["asks"]["mean"] == len("answer 0")
     assert "asks takes completion_ids" in found["warnings"][0]
@@ -253,9 +253,9 @@ MISTAKES = {
     ),
     "no prompt": ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"completion": "b"}', "line 2 has no prompt"),
     "a prompt alone": ("a.jsonl", '{"prompt": "a"}', "a.jsonl line 1 has no completion to score"),
-    "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion is text or a list of {role, content}"),
-    "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt is text or a list"),
-    "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions is a list of one or more, not 'b'"),
+    "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion must be text or a list of {role, content}"),
+    "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt must be text or a list"),
+    "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions must be a list of one or more, not 'b'"),
     "no format": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
 }
 
@@ -365,7 +365,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_needs_no_network_and_escapes_all_text(here):
+def test_the_page_is_complete_needs_no_network_and_escapes_all_text(here):
     html = page.render(scored(here, "level", "odd", "size"))
     checker = Checker()
     checker.feed(html)

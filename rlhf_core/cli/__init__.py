@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from rlhf_core.cli.lazy import LazyGroup
 from rlhf_core.errors import UserError
 
 # name -> (module, attribute, help line)
@@ -20,29 +22,51 @@ COMMANDS = {
     "methods": ("cli.listings", "methods", "List the installed training methods, or show one."),
     "rewards": ("cli.listings", "rewards", "List the installed rewards, or show one."),
     "formatters": ("cli.listings", "formatters", "List the data formats that are understood, or show one."),
-    "plugins": ("cli.plugins", "plugins", "List, check, write, install and remove plugins."),
+    "plugins": ("cli.listings", "plugins", "List, check, write, install and remove plugins."),
 }
+
+
+class LazyGroup(click.Group):
+    """A group of commands. `table`: name -> (module of `rlhf_core`, attribute, help line)."""
+
+    def __init__(self, *arguments: Any, table: Mapping[str, tuple[str, str, str]], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.table = table
+
+    def help_rows(self) -> list[tuple[str, str]]:
+        """(name, help line) of every command."""
+        return [(name, line) for name, (_, _, line) in self.table.items()]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, _ in self.help_rows()]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.table:
+            return None
+        module, attribute, _ = self.table[name]
+        return getattr(importlib.import_module(f"rlhf_core.{module}"), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(self.help_rows())
 
 
 class Commands(LazyGroup):
     """The commands in the table above, then those of installed plugins."""
 
     def help_rows(self) -> list[tuple[str, str]]:
-        rows = super().help_rows()
-        return rows + [(e.name, e.summary) for e in _plugin_commands() if e.name not in self.table]
+        from rlhf_core.catalog import Catalog
+
+        plugins = Catalog().entries("commands")
+        return super().help_rows() + [(entry.name, entry.summary) for entry in plugins if entry.name not in self.table]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.table and any(entry.name == name for entry in _plugin_commands()):
-            from rlhf_core.catalog import Catalog
+        from rlhf_core.catalog import Catalog
 
-            return Catalog().load("commands", name)[0]
+        catalog = Catalog()
+        if name not in self.table and any(entry.name == name for entry in catalog.entries("commands")):
+            return catalog.load("commands", name)[0]
         return super().get_command(ctx, name)
-
-
-def _plugin_commands() -> list:
-    from rlhf_core.catalog import Catalog
-
-    return Catalog().entries("commands")
 
 
 @click.command(

@@ -3,7 +3,7 @@
     rlhf plugins freeze > requirements.txt
     rlhf plugins freeze runs/grpo-20260101-120000 --install-command
 
-Where a distribution came from is read off PEP 610's direct_url.json, which pip writes. What was installed from a local
+The source of a distribution is in PEP 610's direct_url.json, which pip writes. One that was installed from a local
 folder is on no index, so it becomes a comment.
 """
 
@@ -26,7 +26,7 @@ from rlhf_core.errors import UserError, describe
 
 @dataclass(frozen=True)
 class Pin:
-    """One distribution: its requirement for pip, if it has one. `note` says why not, or what else there is to know."""
+    """One distribution: its requirement for pip, if it has one, and a comment."""
 
     requirement: str | None
     note: str = ""
@@ -41,39 +41,34 @@ class Pin:
 @click.argument("run_folder", required=False, metavar="[RUN_FOLDER]")
 @click.option("--install-command", is_flag=True, help="Print one command line of pip instead.")
 def freeze(run_folder: str | None, install_command: bool) -> None:
-    """Print the core and the installed plugins as requirements; with RUN_FOLDER, what that run was made with.
+    """Print the core and the installed plugins as requirements; with RUN_FOLDER, those of that run.
 
     rlhf plugins freeze runs/grpo-20260101-120000 --install-command
     """
-    pins = of_run(Path(run_folder)) if run_folder else of_environment()
-    if not install_command:
-        for pin in pins:
-            click.echo(str(pin))
-        return
-    for pin in pins:
-        if pin.requirement is None or pin.note:
-            click.echo(str(Pin(None, pin.note)))
-    click.echo(shlex.join(["pip", "install", *(pin.requirement for pin in pins if pin.requirement)]))
-
-
-def of_environment() -> list[Pin]:
-    """rlhf-core and every distribution that holds plugins, as they are installed."""
-    entries = sorted(Catalog().all_entries(), key=lambda e: normalize(e.distribution))
-    versions = {"rlhf-core": __version__, **{e.distribution: e.version for e in entries}}
-    return [pin(name, version) for name, version in versions.items()]
+    if run_folder:
+        pins = of_run(Path(run_folder))
+    else:
+        entries = sorted(Catalog().all_entries(), key=lambda e: normalize(e.distribution))
+        versions = {"rlhf-core": __version__, **{e.distribution: e.version for e in entries}}
+        pins = [pin(name, version) for name, version in versions.items()]
+    if install_command:
+        comments = [Pin(None, one.note) for one in pins if one.note]
+        install = shlex.join(["pip", "install", *(one.requirement for one in pins if one.requirement)])
+        click.echo("\n".join(map(str, [*comments, install])))
+    else:
+        click.echo("\n".join(map(str, pins)))
 
 
 def of_run(folder: Path) -> list[Pin]:
-    """What `manifest.json` says. Raises `UserError` where there is none."""
-    file = folder / "manifest.json"
+    """The distributions in `manifest.json`. Raises `UserError` if it can't be read."""
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         versions, plugins, python = manifest["versions"], manifest["plugins"], manifest["python"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else describe(error)
         raise UserError(
-            f"{folder} is no run's folder: its manifest.json can't be read ({reason}). Give a folder as rlhf run "
-            "leaves it, such as runs/grpo-20260101-120000"
+            f"{folder} is not a run's folder: its manifest.json can't be read ({reason}). Give a folder that rlhf run "
+            "wrote, such as runs/grpo-20260101-120000"
         ) from error
     pins = [Pin(None, f"Python {python}, on which the run was made")]
     pins += [pin(name, version) for name, version in versions.items()]
@@ -89,22 +84,23 @@ def of_run(folder: Path) -> list[Pin]:
 
 
 def pin(name: str, version: str) -> Pin:
-    """`version` of a distribution, from where it is installed if that is the version installed."""
+    """The requirement of a distribution: its source if this version is installed, else its version."""
     public, _, label = version.partition("+")
     source = _direct_url(name, version)
     if source is None:
         return Pin(f"{name}=={public}", f"{name} was {version}" if label else "")
     url = str(source["url"])
-    if vcs := source.get("vcs_info"):
-        return Pin(f"{name} @ {vcs['vcs']}+{_without_password(url)}@{vcs['commit_id']}" + _subdirectory(source))
-    if "dir_info" in source or url.startswith("file:"):
-        editable = source.get("dir_info", {}).get("editable", False)
+    if "dir_info" in source or (url.startswith("file:") and "vcs_info" not in source):
+        how = "editable, from" if source.get("dir_info", {}).get("editable", False) else "from"
         folder = url.removeprefix("file://")
-        how = "editable, from" if editable else "from"
         return Pin(None, f"{name}=={version} is installed {how} {folder}, which is on this machine only")
+    if url.startswith("http"):
+        url = re.sub(r"(?<=://)[^/@]*@(?!$)", "", url)  # the output is passed on: no password or token
+    fragment = f"#subdirectory={source['subdirectory']}" if source.get("subdirectory") else ""
+    if vcs := source.get("vcs_info"):
+        return Pin(f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{fragment}")
     digest = (source.get("archive_info") or {}).get("hashes", {}).get("sha256")
-    fragment = f"#sha256={digest}" if digest else ""
-    return Pin(f"{name} @ {_without_password(url)}{fragment or _subdirectory(source)}")
+    return Pin(f"{name} @ {url}" + (f"#sha256={digest}" if digest else fragment))
 
 
 def _direct_url(name: str, version: str) -> dict[str, Any] | None:
@@ -114,12 +110,3 @@ def _direct_url(name: str, version: str) -> dict[str, Any] | None:
         return json.loads(text) if text else None
     except (importlib.metadata.PackageNotFoundError, json.JSONDecodeError):
         return None
-
-
-def _subdirectory(source: dict[str, Any]) -> str:
-    return f"#subdirectory={source['subdirectory']}" if source.get("subdirectory") else ""
-
-
-def _without_password(url: str) -> str:
-    """What is printed is passed on, and a token in it would be too."""
-    return re.sub(r"(?<=://)[^/@]*@(?!$)", "", url) if url.startswith("http") else url

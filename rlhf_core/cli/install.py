@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,7 +26,7 @@ from rlhf_core.catalog import Catalog, Entry, normalize
 from rlhf_core.cli.listings import show_entries
 from rlhf_core.errors import UserError, did_you_mean
 
-# What a plugin may not move under a trained model or a run that is to be resumed.
+# Plugins may not change the versions that models were trained with and that runs are resumed with.
 PINNED = ("rlhf-core", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -64,20 +65,19 @@ def pinned() -> dict[str, str]:
 
 
 def run_pip(*arguments: str) -> tuple[int, str]:
-    """(exit code, all that pip said). It is shown as it comes, but for the lines about what is installed already.
+    """(exit code, pip's output), which is also shown, without the packages that are already installed.
 
-    Raises `UserError` where there is no pip.
+    Raises `UserError` if there is no pip.
     """
     if importlib.util.find_spec("pip") is None:
         raise UserError(
-            f"this environment has no pip. Add it with {sys.executable} -m ensurepip, or use your own installer, as in "
-            "uv pip install NAME"
+            f"this environment has no pip. Add it with {sys.executable} -m ensurepip, or use another installer, such "
+            "as uv pip install NAME"
         )
     command = [sys.executable, "-m", "pip", arguments[0], "--disable-pip-version-check", *arguments[1:]]
     lines = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as pip:
+    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **streams, text=True, errors="replace") as pip:
         for line in pip.stdout or ():
             if not line.startswith("Requirement already satisfied"):
                 click.echo(line, nl=False)
@@ -86,25 +86,25 @@ def run_pip(*arguments: str) -> tuple[int, str]:
 
 
 def explain(output: str, pins: dict[str, str]) -> str:
-    """Why pip failed: which plugin wanted a pinned package at another version, or that pip said why."""
+    """Why pip failed: which plugin needs another version of a pinned package, or else a reference to pip's output."""
     wanted = []
     for who, need in re.findall(r"^\s*(\S.*?) depends on (\S.*)$", output, re.MULTILINE):
         name = normalize(re.split(r"[\s\[<>=!~;@(]", need, maxsplit=1)[0])
         if name in pins:
             wanted.append(f"{who} needs {need.strip()}, and {name} {pins[name]} is installed")
-    asked = re.findall(r"\(constraint\) ([\w.-]+)==", output)
     if not wanted:
-        wanted = [f"another {name} than the installed {pins[name]} is needed" for name in asked if name in pins]
+        constraints = re.findall(r"\(constraint\) ([\w.-]+)==", output)
+        wanted = [f"another {name} than the installed {pins[name]} is needed" for name in constraints if name in pins]
     if not wanted:
         return "pip did not install it: see above"
     return (
         f"{'; '.join(dict.fromkeys(wanted))}. It is pinned, so that a plugin can't change the libraries that runs are "
-        "trained with. Take a version of the plugin that fits, or change it knowingly, with pip itself: pip install …"
+        "trained with. Use another version of the plugin, or change the library yourself with pip install …"
     )
 
 
 def listed() -> list[Entry]:
-    """The plugins that a new process finds: this one would miss an editable one that was just installed."""
+    """The plugins that a new process finds; this one would miss a new editable one."""
     command = [sys.executable, "-P", "-m", "rlhf_core", "plugins", "list", "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return [Entry(**values) for values in found]
@@ -114,35 +114,32 @@ def listed() -> list[Entry]:
 @click.argument("names", nargs=-1, required=True)
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 def uninstall(names: tuple[str, ...], yes: bool) -> None:
-    """Remove the distributions of plugins, given by their own name or the name of a plugin.
+    """Remove the distributions of plugins, by the name of the distribution or of a plugin.
 
     rlhf plugins uninstall brevity
     """
     entries = Catalog().all_entries()
     chosen = list(dict.fromkeys(find_distribution(name, entries) for name in names))
     for distribution in chosen:
-        holds = ", ".join(f"{e.kind[:-1]} {e.name}" for e in entries if e.distribution == distribution)
-        click.echo(f"{distribution} holds: {holds}")
+        plugins = ", ".join(f"{e.kind[:-1]} {e.name}" for e in entries if e.distribution == distribution)
+        click.echo(f"{distribution} has: {plugins}")
     if not yes:
         if not _in_terminal():
-            raise UserError(f"to remove {', '.join(chosen)} without being asked, add --yes")
+            raise UserError(f"to remove {', '.join(chosen)} without a question, add --yes")
         click.confirm(f"Remove {', '.join(chosen)}?", abort=True)
-    code, _ = run_pip("uninstall", "--yes", *chosen)
-    if code:
+    if run_pip("uninstall", "--yes", *chosen)[0]:
         raise UserError("pip did not remove it: see above")
 
 
 def find_distribution(name: str, entries: Sequence[Entry]) -> str:
-    """The distribution that `name` means: its own name, a plugin's, or `distribution/plugin`."""
+    """The distribution with this name, with a plugin of this name, or of `distribution/plugin`."""
     if normalize(name) == "rlhf-core":
-        raise UserError("rlhf-core is the trainer itself, no plugin. To remove it: pip uninstall rlhf-core")
-    distribution, _, short = name.rpartition("/")
+        raise UserError("rlhf-core is the trainer, not a plugin. To remove it: pip uninstall rlhf-core")
     for entry in entries:
-        if normalize(entry.distribution) == normalize(distribution or name) and (
-            not distribution or entry.name == short
-        ):
+        full = normalize(entry.distribution)
+        if normalize(name) in (full, normalize(f"{full}/{entry.name}")):
             return entry.distribution
-    found = list(dict.fromkeys(e.distribution for e in entries if not distribution and e.name == name))
+    found = list(dict.fromkeys(e.distribution for e in entries if e.name == name))
     if len(found) > 1:
         raise UserError(f"{name!r} is offered by {' and '.join(found)}: give the name of one of them")
     if not found:

@@ -1,4 +1,7 @@
-"""`rlhf methods`, `rewards` and `formatters`: what is installed, as its metadata says; `show NAME` loads that one."""
+"""`rlhf methods`, `rewards`, `formatters` and `plugins`: what is installed, according to its metadata.
+
+No plugin is imported, so a broken one can always be listed and removed; only `show NAME` loads its plugin.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import asdict
 import click
 
 from rlhf_core.catalog import Catalog, Entry
+from rlhf_core.cli import LazyGroup
 from rlhf_core.ui.table import print_json, table
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -34,7 +38,7 @@ def _listing(kind: str, help_text: str, about: str) -> click.Group:
         elif as_json:
             raise click.UsageError(f"--json goes after the name: rlhf {kind} show NAME --json")
 
-    @listing.command(help=about, short_help=about.partition("\n")[0])
+    @listing.command(help=about, short_help=about)
     @click.argument("name")
     @JSON
     def show(name: str, as_json: bool) -> None:
@@ -46,7 +50,7 @@ def _listing(kind: str, help_text: str, about: str) -> click.Group:
 
 
 def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
-    """Print plugins of one kind, or of all where `kind` is `plugins`. Of one with a problem, the reason is printed."""
+    """Print plugins of one kind, or of all where `kind` is `plugins`. Problems are printed in full."""
     full = [number for number, entry in enumerate(entries) if entry.problem]
     if as_json:
         print_json([asdict(entry) for entry in entries])
@@ -54,13 +58,43 @@ def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
         click.echo(f"No {kind} are installed.")
     elif kind == "plugins":
         header = ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
-        rows = [[e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail] for e in entries]
-        table(header, rows, full)
+        table(header, [[e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail] for e in entries], full)
     else:
-        rows = [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries]
-        table(["NAME", "DISTRIBUTION", "SUMMARY"], rows, full)
+        header = ["NAME", "DISTRIBUTION", "SUMMARY"]
+        table(header, [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries], full)
 
 
 methods = _listing("methods", "List the installed training methods, or show one.", "Show a method and its options.")
 rewards = _listing("rewards", "List the installed rewards, or show one.", "Show a reward and what it takes.")
 formatters = _listing("formatters", "List the data formats that are understood, or show one.", "Show a data format.")
+
+# name -> (module, attribute, help line)
+PLUGIN_COMMANDS = {
+    "list": ("cli.listings", "list_plugins", "List every plugin with its state."),
+    "check": ("testing.commands", "check", "Test plugins by the rules of the conformance kit."),
+    "new": ("testing.commands", "new", "Write the package of a new plugin."),
+    "install": ("cli.install", "install", "Install plugins, and leave the training libraries as they are."),
+    "uninstall": ("cli.install", "uninstall", "Remove plugins."),
+    "freeze": ("cli.freeze", "freeze", "Print the installed plugins as requirements."),
+}
+
+
+@click.group(cls=LazyGroup, table=PLUGIN_COMMANDS, invoke_without_command=True)
+@JSON
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool) -> None:
+    """List all plugins and their state, or check, write, install and remove them."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_plugins, as_json=as_json)
+    elif as_json:
+        raise click.UsageError(f"--json goes after the command: rlhf plugins {ctx.invoked_subcommand} --json")
+
+
+@click.command()
+@JSON
+def list_plugins(as_json: bool) -> None:
+    """List every plugin with its state, importing none.
+
+    A plugin that is not ok has the reason in place of its summary.
+    """
+    show_entries(Catalog().all_entries(), "plugins", as_json)

@@ -1,4 +1,4 @@
-"""`rlhf score`: what rewards give to existing completions. No model, no torch."""
+"""`rlhf score`: rewards tried on existing completions. No model, no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from rlhf_core.errors import UserError
-
-if TYPE_CHECKING:
-    from rlhf_core.grammar import RewardSpec
+from rlhf_core.grammar import RewardSpec
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,9 +26,9 @@ if TYPE_CHECKING:
 def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_json: bool, html: str | None) -> None:
     """Try rewards on completions, before any training.
 
-    FILE has a prompt and a completion (or completions, a list) a row, and the columns that the rewards need; several
-    completions of one prompt are a group. Or it is a run's folder, whose samples are scored, or any data that
-    `rlhf run --data` takes, whose own answers are. Without FILE: the built-in data.
+    Each row of FILE has a prompt, a completion (or completions, a list) and the columns that the rewards need; several
+    completions of one prompt are a group. FILE may also be a run's folder, to score its samples, or any data that
+    `rlhf run --data` takes, to score its answers. Without FILE: the built-in data.
 
     rlhf score my_data.jsonl --reward verifier --reward length:max=300
     """
@@ -44,7 +41,7 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):
         raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder does not exist"))
     catalog, screen = Catalog(), Screen(quiet=as_json)
-    with _kept_clean() if as_json else nullcontext():
+    with _stdout_to_stderr() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)
         if source in (None, BUILTIN):
             found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
@@ -69,30 +66,29 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
 
 
 @contextmanager
-def _kept_clean() -> Iterator[None]:
-    """What rewards print, also in their own processes, goes to stderr: stdout is for the result alone."""
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send the output of rewards, also of their own processes, to stderr: stdout is for the result alone."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:
-    """The rewards given, else those of the run that is scored."""
+    """The given rewards, else those of the run that is scored."""
     from rlhf_core.config import read_file
-    from rlhf_core.grammar import RewardSpec
 
     entries: list = list(given)
     if not entries and source is not None:
         folder = Path(source).parent if Path(source).name == "samples.jsonl" else Path(source)
         if (folder / "config.yaml").is_file():
-            written = read_file(folder / "config.yaml").get("reward") or []
-            entries = written if isinstance(written, list) else [written]
+            found = read_file(folder / "config.yaml").get("reward") or []
+            entries = found if isinstance(found, list) else [found]
     if not entries:
         raise UserError("which reward? Write --reward NAME (rlhf rewards lists them)")
     return [RewardSpec.read(entry) for entry in entries]

@@ -1,7 +1,7 @@
 """`rlhf rewards show NAME`, and the same for methods and formatters: what one plugin takes and where it is from.
 
-The plugin is loaded, the libraries that it trains with are not. Each kind has one function that says what there is to
-know as plain data (`--json`) and one that words it.
+The plugin is loaded, without the libraries that it trains with. For each kind, one function describes a plugin as plain
+data (`--json`) and another turns it into lines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import click
 from rlhf_core.catalog import Catalog
 from rlhf_core.formatter import Formatter
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.reward import Parameter, Reward, Signature, read_signature
+from rlhf_core.reward import Parameter, Reward, read_signature
 from rlhf_core.ui.table import facts, print_json
 
 Described = Mapping[str, Any]
@@ -28,7 +28,7 @@ Lines = list[tuple[str, str]]
 
 
 def show(kind: str, name: str, as_json: bool) -> None:
-    """Print what there is to know of one plugin. Raises `UserError` if there is none of that name, or it can't load."""
+    """Print a description of one plugin. Raises `UserError` if there is none of that name, or it can't be loaded."""
     found, entry = Catalog().load(kind, name)
     describe, word, where = KINDS[kind]
     described = {key: getattr(entry, key) for key in ("name", "summary", "distribution", "version", "module")}
@@ -45,8 +45,11 @@ def show(kind: str, name: str, as_json: bool) -> None:
 
 
 def _reward(reward: Reward) -> Described:
-    """The columns are None where only calling the reward's factory would tell them."""
-    signature = _signature(reward)
+    """The columns are None for a factory, which would have to be called for them."""
+    call: Any = None if reward.is_maker else reward.function
+    if inspect.isclass(reward.function):
+        call = functools.partial(reward.function.__call__, None)  # without `self`
+    signature = call and read_signature(call, reward.optional)
     declared = ("range", "view", "isolation", "timeout", "deterministic", "batchwise", "concurrent", "system_prompt")
     return {
         "parameters": [_parameter(p) for p in reward.parameters.values()],
@@ -57,13 +60,6 @@ def _reward(reward: Reward) -> Described:
     }
 
 
-def _signature(reward: Reward) -> Signature | None:
-    if inspect.isclass(reward.function):
-        signature = read_signature(reward.function.__call__, reward.optional)
-        return replace(signature, columns=tuple(name for name in signature.columns if name != "self"))
-    return None if reward.is_maker else read_signature(reward.function, reward.optional)
-
-
 def _parameter(parameter: Parameter) -> Described:
     kind = str(replace(parameter, default=inspect.Parameter.empty)).partition(": ")[2] or None
     default = {} if parameter.required else {"default": parameter.default}
@@ -71,15 +67,15 @@ def _parameter(parameter: Parameter) -> Described:
 
 
 def _reward_lines(d: Described) -> Lines:
-    columns = "known once its parameters are set and it is made"
+    columns = "known when its parameters are set"
     if d["columns"] is not None:
         columns = f"needs {', '.join(d['columns']) or 'none'}"
         columns += f"; uses {', '.join(d['optional_columns'])} if the data has it" if d["optional_columns"] else ""
     timeout = f", at most {d['timeout']:g} s a batch" if d["timeout"] else ""
     scores = {
         "scores differ from call to call": not d["deterministic"],
-        "scores depend on the whole batch": d["batchwise"],
-        "rows are scored at once": d["concurrent"],
+        "scores depend on the full batch": d["batchwise"],
+        "rows are scored at the same time": d["concurrent"],
     }
     return [
         ("Use", f"rlhf run --method grpo --reward {d['name']}"),
@@ -87,7 +83,7 @@ def _reward_lines(d: Described) -> Lines:
         ("Columns", columns),
         ("Range", f"{d['range'][0]:g} to {d['range'][1]:g}" if d["range"] else "not declared"),
         ("View", {"text": "text: completions as strings", "messages": "messages: completions as chat"}[d["view"]]),
-        ("Isolation", {"inline": "inline", "process": "a process of its own"}[d["isolation"]] + timeout),
+        ("Isolation", {"inline": "inline", "process": "its own process"}[d["isolation"]] + timeout),
         ("Scores", "; ".join(text for text, holds in scores.items() if holds)),
         ("System prompt", d["system_prompt"] or ""),
     ]
@@ -99,9 +95,9 @@ def _parameter_line(parameter: Described) -> str:
 
 
 def _method(method: type[Method]) -> Described:
-    """Its own options first: those that it adds, and those with another default than the shared ones."""
+    """First the options that it adds or that have another default than the shared ones."""
     shared, fields = TrainingOptions.model_fields, method.Options.model_fields
-    own = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
+    changed = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
     return {
         **{name: getattr(method, name) for name in ("data", "rewards", "task", "generates", "config")},
         "options": [
@@ -111,10 +107,10 @@ def _method(method: type[Method]) -> Described:
                 "type": _type(fields[name].annotation),
                 "default": None if fields[name].is_required() else fields[name].get_default(call_default_factory=True),
                 "description": fields[name].description,
-                "own": name in own,
+                "own": name in changed,
                 "shared": name in shared,
             }
-            for name in sorted(fields, key=lambda name: name not in own)
+            for name in sorted(fields, key=lambda name: name not in changed)
         ],
         "builtin_preset": method.preset(),
     }
@@ -142,7 +138,7 @@ def _method_lines(d: Described) -> Lines:
         ("Use", f"rlhf run --method {d['name']}" + (" --reward NAME" if d["rewards"] == "required" else "")),
         ("Data", d["data"]),
         ("Rewards", d["rewards"]),
-        ("Trains", {"causal_lm": "a model that writes", "sequence_classification": "a model that scores"}[d["task"]]),
+        ("Trains", {"causal_lm": "a language model", "sequence_classification": "a model that scores"}[d["task"]]),
         ("Config", f"{d['config']} (its fields: --set name=value)"),
         ("Options", "\n".join(lines)),
         ("Built-in", "  ".join(f"{name}={value}" for name, value in d["builtin_preset"].items())),
@@ -154,26 +150,26 @@ def _formatter(formatter: Formatter) -> Described:
 
 
 def _formatter_lines(d: Described) -> Lines:
-    also = "; the values decide as well" if d["looks_at_values"] else ""
+    also = "; their values must match, too" if d["looks_at_values"] else ""
     use = f"rlhf run --method sft --data FILE:formatter={d['name']}"
     return [("Use", use), ("Columns", ", ".join(d["columns"]) + also)]
 
 
 def _source(found: Any) -> Described:
-    """Where the object is written, and its docstring; of a partial or an instance, those of what it calls."""
+    """Where the object is defined, and its docstring; for a partial, its function's, for an instance, its class's."""
     while isinstance(found, functools.partial):
         found = found.func
     target = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
     try:
         file, line = inspect.getsourcefile(target), inspect.getsourcelines(target)[1]
-    except (OSError, TypeError):  # built-in, or made at run time
+    except (OSError, TypeError):  # built-in, or defined at run time
         file, line = None, None
     module = sys.modules.get(target.__module__)
     docstring = inspect.cleandoc(target.__doc__ or (module and module.__doc__) or "")
     return {"source": target.__module__, "file": file, "line": line, "docstring": docstring}
 
 
-# kind -> (what there is to know, its lines for people, the object whose source is shown)
+# kind -> (description, its lines, the object whose source is shown)
 KINDS: Mapping[str, tuple[Callable[[Any], Described], Callable[[Described], Lines], Callable[[Any], Any]]] = {
     "rewards": (_reward, _reward_lines, lambda reward: reward.function),
     "methods": (_method, _method_lines, lambda method: method),

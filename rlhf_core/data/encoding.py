@@ -1,11 +1,12 @@
-"""From messages to token ids, with exactly the assistant's tokens to learn from, and one end token for each answer.
+"""From messages to token ids: the loss is on the assistant's tokens only, with one end token for each answer.
 
-A prompt is rendered as it is when the model is asked to answer, and what the chat template shows of the answer follows
-it; the two are tokenized apart, as they are when the model samples. An end token's text inside an answer is text.
+A prompt is rendered as for generation, followed by the answer as the chat template shows it. The two are tokenized
+separately, as when the model samples. The end token's text inside an answer stays text.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from rlhf_core.formatter import Messages
 
-IGNORED = -100  # the label of a token that is not learned
+IGNORED = -100  # the label of a token without a loss
 MARK = "\x00"  # a character that no chat template writes
 
 
@@ -40,15 +41,15 @@ def encode_conversations(
 ) -> datasets.Dataset:
     """Columns `input_ids` and `labels`, cut after `max_length` tokens.
 
-    A conversation gives one row, or one for each answer where the chat template does not show each as the model is
-    asked for it and with its end token (as templates do that drop old thoughts).
+    A conversation becomes one row, or one for each answer if the chat template shows earlier answers otherwise than
+    when they were generated (such as without their thoughts). Rows without a label are left out.
     """
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         parts = [part for messages in batch["messages"] for part in encode_conversation(tokenizer, messages)]
         cut = [(ids[:max_length], labels[:max_length]) for ids, labels in parts]
-        kept = [(ids, labels) for ids, labels in cut if any(label != IGNORED for label in labels)]
-        return {"input_ids": [ids for ids, _ in kept], "labels": [labels for _, labels in kept]}
+        learned = [(ids, labels) for ids, labels in cut if any(label != IGNORED for label in labels)]
+        return {"input_ids": [ids for ids, _ in learned], "labels": [labels for _, labels in learned]}
 
     return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
@@ -56,18 +57,13 @@ def encode_conversations(
 def encode_answer(
     tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages
 ) -> tuple[list[int], list[int]]:
-    """(token ids of the prompt, token ids of the answer up to and with one end token).
-
-    An answer of several turns, which begins and ends with the assistant's, has the others between its own.
-    """
+    """(token ids of the prompt, token ids of the answer with one end token). The answer may have several turns."""
     *earlier, last = answer
     before, rendered = _render(tokenizer, [*prompt, *earlier], last)
-    asked = before
-    if earlier:
-        asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    between = before[_shared(asked, before) :]
+    prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    between = before[_shared(prompt_text, before) :]
     text, _ = _split_end(tokenizer, rendered, last["content"])
-    return _ids(tokenizer, asked), _ids(tokenizer, between) + _answer_ids(tokenizer, text)
+    return _ids(tokenizer, prompt_text), _ids(tokenizer, between) + _answer_ids(tokenizer, text)
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[list[int], list[int]]]:
@@ -81,41 +77,34 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) 
         before, rendered = _render(tokenizer, messages[:i], messages[i])
         text, end = _split_end(tokenizer, rendered, messages[i]["content"])
         if len(turns) > 1 and not (end and full.startswith(before + text + end)):
-            return [_last_answer(tokenizer, messages[: i + 1]) for i in turns]
-        asked, learned = _ids(tokenizer, before[position:]), _answer_ids(tokenizer, text)
-        ids += asked + learned
-        labels += [IGNORED] * len(asked) + learned
+            pairs = [encode_answer(tokenizer, messages[:i], messages[i : i + 1]) for i in turns]
+            return [(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in pairs]
+        prompt_ids, answer_ids = _ids(tokenizer, before[position:]), _answer_ids(tokenizer, text)
+        ids += prompt_ids + answer_ids
+        labels += [IGNORED] * len(prompt_ids) + answer_ids
         position = len(before + text + end)
     return [(ids, labels)]
 
 
-def _last_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
-    prompt_ids, answer_ids = encode_answer(tokenizer, messages[:-1], messages[-1:])
-    return prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids
-
-
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: dict[str, str]) -> tuple[str, str]:
-    """(the prompt as the model is asked, what follows it in the conversation with the answer)."""
+    """(the prompt with its generation prompt, the rest of the conversation with the answer)."""
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     full = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
     if full.startswith(before):
         return before, full[len(before) :]
-    # Some templates open an answer otherwise than they show one (with an empty thought). An answer that shares no
-    # character with that shows where it begins.
+    # Some templates begin an answer differently when it is generated (with an empty thought). The answer MARK shares no
+    # character with that beginning, so it shows where answers begin.
     marked = tokenizer.apply_chat_template([*prompt, {**answer, "content": MARK}], tokenize=False)
     return before, full[_shared(before, marked) :]
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters the two begin with alike."""
-    length = 0
-    while length < len(one) and one[length] == other[length : length + 1]:
-        length += 1
-    return length
+    """The length of their common prefix."""
+    return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (characters are meant)
 
 
 def _split_end(tokenizer: PreTrainedTokenizerBase, rendered: str, content: str) -> tuple[str, str]:
-    """(`rendered` up to its end, the end tokens there, "" if the template has none). What is after them is dropped."""
+    """(`rendered` up to its end tokens, the end tokens, "" if there are none). The text after them is dropped."""
     end = tokenizer.eos_token
     content = content.rstrip()
     while content.endswith(end):
@@ -124,14 +113,13 @@ def _split_end(tokenizer: PreTrainedTokenizerBase, rendered: str, content: str) 
     before, found, after = rendered[start:].partition(end)
     if not found:
         return rendered[:start] + before.rstrip(), ""
-    more = len(after)
     while after.startswith(end):
-        after = after.removeprefix(end)
-    return rendered[:start] + before, found + end * ((more - len(after)) // len(end))
+        found, after = found + end, after.removeprefix(end)
+    return rendered[:start] + before, found
 
 
 def _answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """`text` and one end token; where the text says the end token's name, it is spelt in other tokens."""
+    """`text` and one end token. The end token's name inside the text is split into other tokens."""
     end = tokenizer.eos_token
     first, *others = text.split(end)
     ids = _ids(tokenizer, first)

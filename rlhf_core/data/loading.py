@@ -1,13 +1,13 @@
-"""From sources to the rows a method trains on.
+"""From sources to the rows that a method trains on.
 
-Rows are read, a formatter is found by their columns, each row becomes an `Example`, and the example is projected onto
-what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's location.
+Rows are read, a formatter is chosen by their columns, each row becomes an `Example`, which is projected onto what the
+method needs: `prompts`, `preferences` or `conversations`. Every error names the row's location.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.data.sources import Row, read, read_file
 from rlhf_core.errors import PluginError, UserError
-from rlhf_core.formatter import Example, Formatter, Messages
+from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
-# Names that TRL gives a meaning of its own, so a row's own column of that name can't be passed through.
+# Names with a meaning in TRL: a row's column of that name can't be passed through.
 CANONICAL = ("prompt", "completion", "completion_ids", "chosen", "rejected", "messages")
 Need = Literal["prompts", "preferences", "conversations"]
 HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
@@ -28,7 +28,7 @@ HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
 
 @dataclass(frozen=True)
 class Part:
-    """One source's projected rows. `total` is how many it has, of which `weight` may have left some out."""
+    """One source's projected rows. It has `total`, of which its weight may leave some out."""
 
     spec: DataSpec
     formatter: str
@@ -43,10 +43,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """Projected rows: `train` to learn from, `held_out` to evaluate on. `parts` say where `train` is from.
+    """Projected rows: `train`, which come from `parts`, and `held_out`, to evaluate on.
 
-    Rows of several sources have the columns of all of them, None where a source has no such column; `columns` are those
-    that every source has. `warnings` say what was left out, and what else a user should know.
+    Rows have the columns of all sources, with None where their source has no such column; `columns` are those that
+    every source has. `warnings` name the rows and files that were left out.
     """
 
     train: list[dict[str, Any]]
@@ -70,22 +70,20 @@ def load(
 
     The held-out rows are those of `eval_specs`, or of the built-in set if that is the only source, else `held_out` rows
     chosen by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
-    which is as large as it can be without a row twice. A row that can't be converted is an error, or with
+    which is as large as possible without a row twice. A row that can't be converted is an error, or with
     `skip_bad_rows` left out and counted in the warnings.
     """
     parts = [_part(spec, need, catalog, skip_bad_rows) for spec in specs]
     others = [row for spec in eval_specs for row in _part(spec, need, catalog, skip_bad_rows).rows]
     if not others and [spec.source for spec in specs] == [BUILTIN]:
-        rest = read_file(builtin.data_file(need, "heldout"))
-        others = _convert(rest, specs[0], need, catalog)[1]
+        others = _part(specs[0], need, catalog, skip_bad_rows, "heldout").rows
     mixed = _weigh(parts, random.Random(f"{seed} weights"))
     rows = [row for part in mixed for row in part.rows]
+    if not others or len(parts) > 1:
+        random.Random(seed).shuffle(rows)
     if others:
-        if len(parts) > 1:
-            random.Random(seed).shuffle(rows)
         train, others = rows, others[:held_out]
     else:
-        random.Random(seed).shuffle(rows)
         count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
         train, others = rows[count:], rows[:count]
     columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
@@ -93,35 +91,32 @@ def load(
     return Data(_same_columns(train), _same_columns(others), mixed, columns, warnings)
 
 
-def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool) -> Part:
-    rows, warnings = (read_file(builtin.data_file(need, "train")), []) if spec.source == BUILTIN else read(spec)
+def _part(
+    spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, split: Literal["train", "heldout"] = "train"
+) -> Part:
+    """The rows of one source; `split` is for the built-in one."""
+    rows, warnings = (read_file(builtin.data_file(need, split)), []) if spec.source == BUILTIN else read(spec)
     if not rows:
         raise UserError(f"{spec.source}: there is no row in it")
-    formatter, projected, bad = _convert(rows, spec, need, catalog)
-    if bad and not (skip_bad_rows and projected):
-        hint = "" if skip_bad_rows else " Leave such rows out: --skip-bad-rows"
-        raise UserError(f"{bad[0]}." + (f" {len(bad):,} of {len(rows):,} rows can't be used.{hint}" if hint else ""))
-    if bad:
-        warnings.append(f"{spec.source}: left out {len(bad):,} of {len(rows):,} rows; the first: {bad[0]}")
-    return Part(spec, formatter, projected, len(projected), warnings)
-
-
-def _convert(
-    rows: list[Row], spec: DataSpec, need: Need, catalog: Catalog
-) -> tuple[str, list[dict[str, Any]], list[str]]:
-    """(name of the formatter, projected rows, what is wrong with those that can't be)."""
-    chosen = choose_formatter(rows[0], spec.source, catalog, spec.formatter)
+    formatter = choose_formatter(rows[0], spec.source, catalog, spec.formatter)
     projected, bad = [], []
     for row in rows:
         try:
-            projected.append(project(row, chosen, need))
+            projected.append(project(row, formatter, need))
         except UserError as error:
             bad.append(str(error))
-    return chosen.name, projected, bad
+    count = f"{len(bad):,} of {len(rows):,} rows"
+    if bad and not skip_bad_rows:
+        raise UserError(f"{bad[0]}. {count} can't be used. Leave such rows out: --skip-bad-rows")
+    if bad and not projected:
+        raise UserError(f"{bad[0]}.")
+    if bad:
+        warnings.append(f"{spec.source}: left out {count}; the first: {bad[0]}")
+    return Part(spec, formatter.name, projected, len(projected), warnings)
 
 
 def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
-    """Draw from each part so that their sizes stand as their weights do."""
+    """Draw rows from each part so that their numbers have the ratio of the weights."""
     weights = [part.spec.weight for part in parts if part.spec.weight]
     if len(weights) < 2:
         return parts
@@ -139,39 +134,51 @@ def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None) -> Formatter:
-    """The formatter with the most columns among those that fit `row`; built-in ones go before others."""
+    """The formatter with the most columns among those that fit `row`; built-in ones take precedence."""
     if forced is not None:
         chosen = catalog.load("formatters", forced)[0]
         if missing := chosen.columns - row.values.keys():
-            raise UserError(
-                f"{row.location}: formatter {forced} needs {_names(missing)}; there is {_names(row.values)}"
-            )
+            needs = f"formatter {forced} needs {_names(sorted(missing))}"
+            raise UserError(f"{row.location}: {needs}; the row has {_names(row.values)}")
         return chosen
-    known: list[Formatter] = []
+    formats: list[str] = []
     broken: list[str] = []
-    entries = [e for e in catalog.entries("formatters") if e.problem != "disabled"]
     for built_in in (True, False):
-        group = []
-        for entry in entries:
-            if (entry.distribution == BUILT_IN_FORMATTERS) == built_in:
-                try:
-                    group.append(catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0])
-                except PluginError as error:
-                    broken.append(str(error))
-        if fitting := [f for f in group if f.fits(row.values)]:
+        fitting = []
+        for entry in catalog.entries("formatters"):
+            if entry.problem == "disabled" or (entry.distribution == BUILT_IN_FORMATTERS) != built_in:
+                continue
+            try:
+                formatter = catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0]
+            except PluginError as error:
+                broken.append(f"\n  ({error})")
+                continue
+            formats.append(f"\n  {formatter.name}: {_names(sorted(formatter.columns))}")
+            if formatter.fits(row.values):
+                fitting.append(formatter)
+        if fitting:
             return max(fitting, key=lambda f: (len(f.columns), f.matches is not None))
-        known += group
-    formats = [f"\n  {f.name}: {_names(f.columns)}" for f in known] + [f"\n  ({message})" for message in broken]
     raise UserError(
         f"{source}: no formatter fits. {row.location} has the columns {_names(row.values)}. Known formats:"
-        + "".join(formats)
+        + "".join(formats + broken)
     )
 
 
 def project(row: Row, formatter: Formatter, need: Need) -> dict[str, Any]:
-    """What a method that needs `need` gets of a row: TRL's columns, the reference answer, the row's other columns."""
+    """The row for a method that needs `need`: TRL's columns, the reference answer, the row's other columns."""
     example = convert(row, formatter)
-    return {**_PROJECTIONS[need](example, row), **row_columns(row, example)}
+    others = row_columns(row, example)
+    if need == "conversations":
+        completion = example.completion or example.chosen
+        if completion is None:
+            raise UserError(f"{row.location}: this method needs an answer to learn; the data has only a prompt")
+        return {"messages": [*example.prompt, *completion], **others}
+    pair = {"chosen": example.chosen, "rejected": example.rejected} if need == "preferences" else {}
+    if None in pair.values():
+        raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; the data has none")
+    if not example.prompt or example.prompt[-1]["role"] != "user":
+        raise UserError(f"{row.location}: the prompt does not end with a user's message")
+    return {"prompt": example.prompt, **pair, **others}
 
 
 def convert(row: Row, formatter: Formatter) -> Example:
@@ -184,35 +191,9 @@ def convert(row: Row, formatter: Formatter) -> Example:
 
 
 def row_columns(row: Row, example: Example) -> dict[str, Any]:
-    """What rewards may ask for: the row's own columns, those that the formatter added, the reference answer."""
+    """The columns for rewards: the row's, those that the formatter added, the reference answer."""
     answer = {} if example.answer is None else {"answer": example.answer}
     return {k: v for k, v in {**row.values, **example.columns, **answer}.items() if k not in CANONICAL}
-
-
-def _prompts(example: Example, row: Row) -> dict[str, Any]:
-    return {"prompt": _ends_with_user(example.prompt, row)}
-
-
-def _preferences(example: Example, row: Row) -> dict[str, Any]:
-    if example.chosen is None or example.rejected is None:
-        raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; the data has none")
-    return {"prompt": _ends_with_user(example.prompt, row), "chosen": example.chosen, "rejected": example.rejected}
-
-
-def _conversations(example: Example, row: Row) -> dict[str, Any]:
-    completion = example.completion or example.chosen
-    if completion is None:
-        raise UserError(f"{row.location}: this method needs an answer to learn; the data has only a prompt")
-    return {"messages": [*example.prompt, *completion]}
-
-
-_PROJECTIONS = {"prompts": _prompts, "preferences": _preferences, "conversations": _conversations}
-
-
-def _ends_with_user(prompt: Messages, row: Row) -> Messages:
-    if not prompt or prompt[-1]["role"] != "user":
-        raise UserError(f"{row.location}: the prompt does not end with a user's message")
-    return prompt
 
 
 def prompt_of(row: dict[str, Any]) -> Any:
@@ -225,7 +206,7 @@ def prompt_of(row: dict[str, Any]) -> Any:
 
 
 def add_system_prompt(rows: Sequence[dict[str, Any]], system_prompt: str) -> int:
-    """Put a system message before prompts without one; returns to how many."""
+    """Put a system message before prompts without one. Returns their number."""
     changed = 0
     for row in rows:
         key = "messages" if "messages" in row else "prompt"
@@ -235,5 +216,5 @@ def add_system_prompt(rows: Sequence[dict[str, Any]], system_prompt: str) -> int
     return changed
 
 
-def _names(columns: Mapping[str, Any] | set[str] | frozenset[str]) -> str:
-    return ", ".join(sorted(columns) if isinstance(columns, set | frozenset) else columns) or "none"
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(columns) or "none"

@@ -1,7 +1,7 @@
-"""Rows from files, folders and the Hub. Every row knows its location, for messages.
+"""Rows from files, folders and the Hub, each with its location for messages.
 
-.json (a list, or an object a line), .jsonl, .csv and .parquet, each also as .gz. A folder, or a Hub repository whose
-loading script can't be run, is read by its file names: where some say `train`, the others are left out.
+.json (a list, or an object per line), .jsonl, .csv and .parquet, each also as .gz. Of a folder, or a Hub repository
+whose loading script can't be run, files with `train` in their name are read, or all if there are none.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rlhf_core.errors import UserError, did_you_mean, first_line
 from rlhf_core.grammar import DataSpec
 
 KINDS = (".json", ".jsonl", ".csv", ".parquet")
-# What the medical guide calls the configurations of shibing624/medical, whose folders are named otherwise.
+# The medical guide's names for the configurations of shibing624/medical, whose folders have other names.
 GUIDE_CONFIGS = {"dpo": "reward", "orpo": "reward", "grpo": "finetune", "ppo": "finetune", "sft": "finetune"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row and where it stands, as in `data.jsonl line 3`."""
+    """One row and its location, such as `data.jsonl line 3`."""
 
     location: str
     values: dict[str, Any]
@@ -51,7 +51,7 @@ def read(spec: DataSpec) -> tuple[list[Row], list[str]]:
 
 
 def read_file(path: Path, name: str | None = None) -> list[Row]:
-    """The rows of one file; `name` is what messages call it."""
+    """The rows of one file, which messages call `name`."""
     kind = _kind(path.name)
     if kind is None:
         raise UserError(f"{path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
@@ -71,13 +71,13 @@ def read_file(path: Path, name: str | None = None) -> list[Row]:
 
 
 def _kind(name: str) -> str | None:
-    """The suffix that says how to read it, with or without .gz after it."""
+    """The suffix without .gz, if such files can be read."""
     suffix = PurePosixPath(name.removesuffix(".gz")).suffix
     return suffix if suffix in KINDS else None
 
 
 def _training_files(names: list[str], source: str) -> tuple[list[str], list[str]]:
-    """Of file names that speak of a split, those that say `train`; and a warning about the others."""
+    """(the names with `train`, or all if there are none, a warning about the others)."""
     chosen = [name for name in names if "train" in PurePosixPath(name).name.lower()]
     if not chosen or len(chosen) == len(names):
         return names, []
@@ -85,10 +85,8 @@ def _training_files(names: list[str], source: str) -> tuple[list[str], list[str]
     return chosen, [f"{source}: read {', '.join(chosen)}; left out, as not for training: {', '.join(left)}"]
 
 
-# Each of these gives ("line 3" or "row 3", what is there).
-
-
 def _text(path: Path, content: bytes, kind: str) -> Iterator[tuple[str, Any]]:
+    """("line 3" or "row 3", its value) of each row."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -107,7 +105,7 @@ def _text(path: Path, content: bytes, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json(path: Path, text: str, line: int = 1) -> Any:
-    """The value of `text`, which begins at this line of the file."""
+    """The value of `text`, which begins in this line of the file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -122,7 +120,7 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         names = next(lines)
         if len(set(names)) != len(names):
-            raise UserError(f"{path}: two columns of the first line have one name: {', '.join(names)}")
+            raise UserError(f"{path}: two columns of the first line have the same name: {', '.join(names)}")
         for cells in filter(None, lines):
             if len(cells) != len(names):
                 raise UserError(f"{path} line {lines.line_num}: {len(cells)} cells under {len(names)} columns")
@@ -157,27 +155,24 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
     except UserError:
         raise
     except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
-        raise UserError(
-            f"{spec.source}: there is no such file, and the Hub could not give it: {type(error).__name__}: "
-            f"{first_line(error)}"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{spec.source}: there is no such file, and it can't be read from the Hub: {reason}") from error
     return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
 
 
 def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
-    """The files of a repository's configuration, whose own script datasets no longer runs."""
+    """The files of one configuration of a repository whose loading script datasets no longer runs."""
     import huggingface_hub
 
     files = huggingface_hub.HfApi().list_repo_files(spec.source, repo_type="dataset")
     folders = sorted({name.partition("/")[0] for name in files if "/" in name and _kind(name)})
     config = spec.config if spec.config in folders else GUIDE_CONFIGS.get(spec.config or "", spec.config)
     if config not in folders:
-        asked = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
-        raise UserError(f"{spec.source} {asked}: write --data-config with one of {', '.join(folders)}")
+        problem = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
+        raise UserError(f"{spec.source} {problem}: write --data-config with one of {', '.join(folders)}")
     inside = [name for name in files if name.startswith(f"{config}/") and _kind(name)]
     chosen, _ = _training_files(inside, spec.source)
     called = "" if config == spec.config else f" (--data-config {spec.config})"
-    rows: list[Row] = []
-    for name in chosen:
-        rows += read_file(Path(huggingface_hub.hf_hub_download(spec.source, name, repo_type="dataset")), name)
+    local = [Path(huggingface_hub.hf_hub_download(spec.source, name, repo_type="dataset")) for name in chosen]
+    rows = [row for path, name in zip(local, chosen, strict=True) for row in read_file(path, name)]
     return rows, [f"{spec.source}: its loading script is not run; read {', '.join(chosen)}{called}"]

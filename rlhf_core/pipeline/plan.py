@@ -92,7 +92,7 @@ def read_stage_flags(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`--stage NAME:key=value,…` by stage; what is given later wins."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        name, values = grammar.split(text, "--stage", "NAME")
+        name, values = grammar.read_entry(text, "--stage", "NAME")
         if not values:
             raise UserError(f"--stage {text!r} sets nothing: write NAME:key=value, with keys such as max_steps")
         found.setdefault(name, {}).update(values)

@@ -1,8 +1,8 @@
-"""What `rlhf score` scores: rows with completions, a run's samples, or a data set's own answers.
+"""The answers for `rlhf score`: rows with completions, a run's samples, or a data set's answers.
 
-A row with `prompt` and `completion` (or `completions`, a list) is taken as it is, whether they are text or messages and
-also where the completion is empty, as a model may have left it. A run's samples.jsonl is such a file whose columns are
-in an object of their own. Every other format is read by the formatters; of a pair both answers are scored.
+A row with `prompt` and `completion` (or `completions`, a list) is used as it is: text or messages, even empty ones. A
+run's samples.jsonl has its columns in an object. Every other format is read by the formatters; both answers of a pair
+are scored.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rlhf_core.formatter import Formatter, Messages
 from rlhf_core.grammar import DataSpec
 
 SAMPLES = "samples.jsonl"
-# The built-in sets, the most telling first: its pairs show whether a reward prefers the chosen answer.
+# Pairs come first: they show whether a reward prefers the chosen answer.
 BUILTIN_KINDS: tuple[Literal["preferences", "prompts"], ...] = ("preferences", "prompts")
 FORMATS = "prompt with completion (or completions, a list), or a format with answers (rlhf formatters lists them)"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion. Answers of one `group` are compared with each other, as GRPO compares them."""
+    """One completion. Answers of the same `group` are compared, as GRPO does."""
 
     location: str
     prompt: Messages
@@ -45,10 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of one source. `columns` are those of any row; a row without one has None there.
-
-    `own` says that they are the data's own, from which models learn, rather than what a model wrote.
-    """
+    """The answers of one source: the data's answers if `own`, else a model's."""
 
     source: str
     format: str
@@ -58,11 +55,12 @@ class Answers:
 
     @property
     def columns(self) -> list[str]:
+        """The columns that any row has."""
         return list(dict.fromkeys(name for row in self.rows for name in row.columns))
 
 
 def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Answers:
-    """The answers of the first `limit` rows of a file, a run's folder or any source of data. Raises `UserError`."""
+    """The answers of the first `limit` rows of a file, a run's folder or any `--data`. Raises `UserError`."""
     spec = DataSpec.read(source)
     path = Path(spec.source).expanduser()
     if (path / "config.yaml").is_file():
@@ -75,7 +73,7 @@ def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Ans
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:
-    """The built-in data's own answers: of its kinds the first whose columns fit, else the last."""
+    """The built-in data's answers: the first kind whose columns fit, else the last."""
     for kind in BUILTIN_KINDS:
         rows = read_file(builtin.data_file(kind, "train"))
         found = _answers(f"builtin {kind}", rows[:limit], [], catalog, None)
@@ -99,23 +97,23 @@ def _answers(source: str, rows: list[Row], warnings: list[str], catalog: Catalog
 
 
 def _flat(row: Row) -> Row:
-    """A run's sample with its columns beside the completion. What it scored then is left out."""
-    values = row.values
-    if not isinstance(values.get("columns"), Mapping):
+    """A run's sample with its columns beside the completion, without its scores."""
+    columns = row.values.get("columns")
+    if not isinstance(columns, Mapping):
         raise UserError(f"{row.location}: a run's sample has its columns in an object, and this row has none")
-    kept = {key: value for key, value in values.items() if key in ("prompt", "completion", "step")}
-    return Row(row.location, {**values["columns"], **kept})
+    values = {key: value for key, value in row.values.items() if key in ("prompt", "completion", "step")}
+    return Row(row.location, {**columns, **values})
 
 
 def _completions(row: Row) -> Iterator[Answer]:
-    """The completions of a row, each in the group of its prompt (of a run's samples: of its prompt and step)."""
+    """The completions of a row, grouped by prompt (a run's samples: by prompt and step)."""
     values = row.values
     names = [name for name in ("completion", "completions") if name in values]
     if "prompt" not in values or not names:
         raise UserError(f"{row.location} has no {'completion' if 'prompt' in values else 'prompt'}; {_has(row)}")
     given = values[names[0]] if names[0] == "completions" else [values["completion"]]
     if not isinstance(given, list) or not given:
-        raise UserError(f"{row.location}: completions is a list of one or more, not {given!r:.60}")
+        raise UserError(f"{row.location}: completions must be a list of one or more, not {given!r:.60}")
     prompt = _messages(values["prompt"], "user", f"{row.location}: prompt")
     columns = {key: value for key, value in values.items() if key not in (*CANONICAL, "completions", "step")}
     group = json.dumps([values.get("step"), prompt])
@@ -128,17 +126,17 @@ def _messages(value: Any, role: str, location: str) -> Messages:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     turns = [value] if isinstance(value, Mapping) else value
-    complete = isinstance(turns, list) and all(
-        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+    valid = isinstance(turns, list) and all(
+        isinstance(turn, Mapping) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
         for turn in turns
     )
-    if not turns or not complete:
-        raise UserError(f"{location} is text or a list of {{role, content}}, not {value!r:.60}")
+    if not turns or not valid:
+        raise UserError(f"{location} must be text or a list of {{role, content}}, not {value!r:.60}")
     return [dict(turn) for turn in turns]
 
 
 def _own(row: Row, formatter: Formatter) -> Iterator[Answer]:
-    """The answers that a data set itself gives: the pair, else the completion, else the reference answer."""
+    """The data set's answers in a row: the pair, else the completion, else the reference answer."""
     example = convert(row, formatter)
     columns = row_columns(row, example)
     if example.chosen is not None and example.rejected is not None:
@@ -154,4 +152,4 @@ def _own(row: Row, formatter: Formatter) -> Iterator[Answer]:
 
 
 def _has(row: Row) -> str:
-    return f"its columns: {', '.join(row.values)}. What can be scored: {FORMATS}."
+    return f"its columns: {', '.join(row.values)}. Formats that can be scored: {FORMATS}."

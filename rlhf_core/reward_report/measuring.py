@@ -1,13 +1,13 @@
-"""Call rewards on answers, a batch at a time as training does, and say what came out as plain data.
+"""Call rewards on answers in batches, as training does, and report the outcome as plain data.
 
-There is no tokenizer here: a reward that takes `completion_ids` gets one id a character, of which a warning tells.
+There is no tokenizer: a reward that takes `completion_ids` gets one id per character, and a warning says so.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rlhf_core.errors import UserError
@@ -19,13 +19,13 @@ from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
 from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 
 BATCH = 64  # completions, or one group if that is larger
-EXAMPLES = 5  # best and worst answers that are kept
-LONGEST = 4000  # characters kept of an example
-_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")  # what differs between errors of one kind
+EXAMPLES = 5  # best and worst answers that are included
+LONGEST = 4000  # characters of an example that are included
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")  # differ between errors of one kind
 
 
 def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
-    """Everything that is shown, as JSON has it. Raises `UserError` for a missing column, and where nothing succeeds."""
+    """All results, for JSON. Raises `UserError` for a missing column, and if every reward failed on all rows."""
     runtime = RewardRuntime(rewards, lambda ids: "".join(map(chr, ids)))
     runtime.check_columns(answers.columns, answers.source)
     try:
@@ -37,28 +37,34 @@ def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
         failed = "".join(f"\n  {name}: {_failures(column, rows)[0]['message']}" for name, column in columns.items())
         raise UserError(f"{answers.source}: every reward failed on all of its {len(rows):,} completions:{failed}")
     results = {reward.name: _result(reward, columns[reward.name], rows) for reward in rewards}
+    about_ids = (
+        f"{reward.name} takes completion_ids: without a tokenizer it got one id per character, so its lengths are in "
+        "characters here"
+        for reward in rewards
+        if "completion_ids" in reward.signature.trl
+    )
+    advice = (text for name, result in results.items() for text in warnings(name, result, own=answers.own))
     return {
         "source": answers.source,
         "format": answers.format,
         "completions": len(rows),
         "groups": len({row.group for row in rows}),
         "rewards": results,
-        "correlations": list(_correlations(columns)),
-        "warnings": [
-            *answers.warnings,
-            *(text for reward in rewards for text in _about_ids(reward)),
-            *(text for name, result in results.items() for text in warnings(name, result, own=answers.own)),
+        "correlations": [
+            {"rewards": [a, b], "spearman": statistics.spearman(columns[a].scores, columns[b].scores)}
+            for a, b in itertools.combinations(columns, 2)
         ],
+        "warnings": [*answers.warnings, *about_ids, *advice],
         "own_answers": answers.own,
     }
 
 
 def _call(runtime: RewardRuntime, answers: Answers) -> tuple[list[Answer], dict[str, Column]]:
-    """(the answers, those of a group beside each other; one column a reward over all of them)."""
+    """(the answers, those of a group beside each other; each reward's column for all of them)."""
     names = answers.columns
     rows: list[Answer] = []
     columns = {reward.name: Column([], []) for reward in runtime.rewards}
-    for part in batches(answers.rows):
+    for part in _batches(answers.rows):
         batch = RewardBatch(
             [row.prompt for row in part],
             [row.completion for row in part],
@@ -76,8 +82,8 @@ def _call(runtime: RewardRuntime, answers: Answers) -> tuple[list[Answer], dict[
     return rows, columns
 
 
-def batches(rows: Sequence[Answer]) -> Iterator[list[Answer]]:
-    """Batches of whole groups, so that a reward which compares the answers of a prompt sees all of them."""
+def _batches(rows: Sequence[Answer]) -> Iterator[list[Answer]]:
+    """Batches of full groups, so that a reward which compares the answers of a prompt gets all of them."""
     members: dict[str, list[Answer]] = {}
     for row in rows:
         members.setdefault(row.group, []).append(row)
@@ -91,9 +97,12 @@ def batches(rows: Sequence[Answer]) -> Iterator[list[Answer]]:
 
 
 def _result(reward: BoundReward, column: Column, rows: Sequence[Answer]) -> dict[str, Any]:
-    """What one reward said of all rows."""
+    """One reward's results for all rows."""
     scores = [score for score in column.scores if score is not None]
-    sides = {side: [s for s, row in zip(column.scores, rows, strict=True) if row.side == side] for side in _SIDES}
+    chosen, rejected = (
+        [score for score, row in zip(column.scores, rows, strict=True) if row.side == side]
+        for side in ("chosen", "rejected")
+    )
     lowest = sorted((score, i) for i, score in enumerate(column.scores) if score is not None)
     highest = sorted(lowest, key=lambda each: -each[0])
     return {
@@ -107,7 +116,7 @@ def _result(reward: BoundReward, column: Column, rows: Sequence[Answer]) -> dict
         **statistics.summary(scores),
         "histogram": statistics.histogram(scores, reward.reward.range),
         "groups": statistics.groups(column.scores, [row.group for row in rows]),
-        "pairs": statistics.pairs(*sides.values()) if sides["chosen"] else None,
+        "pairs": statistics.pairs(chosen, rejected) if chosen else None,
         "length_correlation": statistics.spearman(column.scores, [float(len(row.text)) for row in rows]),
         "seconds_per_row": column.seconds / len(rows),
         "seconds_per_batch": column.seconds / len(rows) * BATCH,
@@ -117,49 +126,28 @@ def _result(reward: BoundReward, column: Column, rows: Sequence[Answer]) -> dict
     }
 
 
-_SIDES = ("chosen", "rejected")
-
-
 def _failures(column: Column, rows: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The errors by kind, the most frequent first, each with the first message of its kind and where that was."""
+    """The errors by kind, the most frequent first, each with the message and location of the first of its kind."""
     kinds: dict[str, dict[str, Any]] = {}
     for error, row in zip(column.errors, rows, strict=True):
         if error is not None:
-            kind = kinds.setdefault(
-                _PARTICULARS.sub("…", error), {"message": error, "location": row.location, "count": 0}
-            )
-            kind["count"] += 1
+            first = {"message": error, "location": row.location, "count": 0}
+            kinds.setdefault(_PARTICULARS.sub("…", error), first)["count"] += 1
     return sorted(kinds.values(), key=lambda kind: -kind["count"])
 
 
-def _examples(order: Iterator[int], column: Column, rows: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The first few answers of different text."""
-    shown: dict[str, dict[str, Any]] = {}
+def _examples(order: Iterable[int], column: Column, rows: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The first few answers with different texts."""
+    first: dict[str, int] = {}
     for i in order:
-        row = rows[i]
-        shown.setdefault(
-            row.text,
-            {
-                "score": column.scores[i],
-                "location": row.location,
-                "side": row.side,
-                "prompt": row.prompt[-1]["content"][:LONGEST],
-                "completion": row.text[:LONGEST],
-            },
-        )
-        if len(shown) == EXAMPLES:
-            break
-    return list(shown.values())
-
-
-def _correlations(columns: Mapping[str, Column]) -> Iterator[dict[str, Any]]:
-    for (a, first), (b, second) in itertools.combinations(columns.items(), 2):
-        yield {"rewards": [a, b], "spearman": statistics.spearman(first.scores, second.scores)}
-
-
-def _about_ids(reward: BoundReward) -> Iterator[str]:
-    if "completion_ids" in reward.signature.trl:
-        yield (
-            f"{reward.name} takes completion_ids: without a tokenizer it was given one id a character, so what it says "
-            "of lengths is in characters here"
-        )
+        first.setdefault(rows[i].text, i)
+    return [
+        {
+            "score": column.scores[i],
+            "location": rows[i].location,
+            "side": rows[i].side,
+            "prompt": rows[i].prompt[-1]["content"][:LONGEST],
+            "completion": text[:LONGEST],
+        }
+        for text, i in itertools.islice(first.items(), EXAMPLES)
+    ]

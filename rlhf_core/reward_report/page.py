@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -22,40 +22,43 @@ td:first-child { text-align: right }
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The whole page."""
-    rows = [("completions", f"{result['completions']:,}"), ("read as", result["format"])]
-    rows.append(("different prompts or pairs", f"{result['groups']:,}"))
+    """The HTML of the page."""
+    completions, groups = f"{result['completions']:,}", f"{result['groups']:,}"
     parts = [
-        _list(rows),
+        _list([("completions", completions), ("read as", result["format"]), ("different prompts or pairs", groups)]),
         *(f'<p class="warning">{escape(text)}</p>' for text in result["warnings"]),
         *(part for name, reward in result["rewards"].items() for part in _reward(name, reward)),
-        *_correlations(known(result["correlations"])),
     ]
+    if pairs := known(result["correlations"]):
+        rows = ((correlation(pair["spearman"]), " and ".join(pair["rewards"])) for pair in pairs)
+        parts.append(f"<h2>Correlation between rewards (Spearman)</h2>{_table(rows)}")
     return document(f"Rewards on {result['source']}", parts, STYLE)
 
 
-def _list(rows: Sequence[tuple[str, str]]) -> str:
+def _list(rows: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows) + "</dl>"
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    cells = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _reward(name: str, reward: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2>{escape(title(name, reward))}</h2>"
-    yield _list([(label, text) for label, text in facts(reward) if label != "distribution"])
+    yield _list((label, text) for label, text in facts(reward) if label != "distribution")
     if reward["histogram"]:
         yield _histogram(reward["histogram"])
     if reward["failures"]:
-        cells = "".join(
-            f"<tr><td>{kind['count']:,}</td><td>{escape(kind['message'])}</td><td>{escape(kind['location'])}</td></tr>"
-            for kind in reward["failures"]
-        )
-        yield f'<p class="soft">Failures, with the location of the first of each kind:</p><table>{cells}</table>'
+        rows = ((f"{kind['count']:,}", kind["message"], kind["location"]) for kind in reward["failures"])
+        yield f'<p class="soft">Failures, with the location of the first of each kind:</p>{_table(rows)}'
     for kind in kinds(reward):
         if reward[kind]:
             yield f"<details><summary>{kind} completions</summary>{''.join(map(_example, reward[kind]))}</details>"
 
 
 def _histogram(histogram: Mapping[str, Any]) -> str:
-    """Ten bars, each with its count as a tooltip, over their range."""
+    """A bar for each count, with the count as a tooltip, above their range."""
     counts, low, high = histogram["counts"], histogram["low"], histogram["high"]
     width, most = 100 / len(counts), max(counts)
     bars = "".join(
@@ -63,9 +66,9 @@ def _histogram(histogram: Mapping[str, Any]) -> str:
         f'height="{100 * count / most:.1f}%"><title>{count:,}</title></rect>'
         for i, count in enumerate(counts)
     )
-    said = ", ".join(f"{count:,}" for count in counts)
+    listed = ", ".join(f"{count:,}" for count in counts)
     return (
-        f'<figure><svg role="img" aria-label="counts from {number(low)} to {number(high)}: {said}">{bars}</svg>'
+        f'<figure><svg role="img" aria-label="counts from {number(low)} to {number(high)}: {listed}">{bars}</svg>'
         f'<figcaption class="soft"><span>{number(low)}</span><span>{number(high)}</span></figcaption></figure>'
     )
 
@@ -77,12 +80,3 @@ def _example(example: Mapping[str, Any]) -> str:
         f"{escape(example['prompt'])}</div>"
         f'<div class="text">{escape(example["completion"].strip()) or "(empty)"}</div>'
     )
-
-
-def _correlations(pairs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if pairs:
-        cells = "".join(
-            f"<tr><td>{correlation(pair['spearman'])}</td><td>{escape(' and '.join(pair['rewards']))}</td></tr>"
-            for pair in pairs
-        )
-        yield f"<h2>Correlation between rewards (Spearman)</h2><table>{cells}</table>"

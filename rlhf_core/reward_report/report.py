@@ -44,7 +44,7 @@ def title(name: str, reward: Mapping[str, Any]) -> str:
 
 
 def facts(reward: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(label, what the reward did), a line each."""
+    """(label, text) of each line."""
     timed_out = f", {reward['timed_out']:,} of them timeouts" if reward["timed_out"] else ""
     yield (
         "scored",
@@ -56,42 +56,33 @@ def facts(reward: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "lowest, highest", f"{number(reward['min'])}, {number(reward['max'])}"
         yield "distribution", f"{number(low)} ▕{bars(counts)}▏ {number(high)}"
     groups, pairs = reward["groups"], reward["pairs"]
-    if pairs:
-        yield "chosen scores higher", shares(pairs)
+    if pairs and (total := sum(pairs.values())):
+        higher, tied, lower = (f"{pairs[key] / total:.1%}" for key in ("chosen_higher", "tied", "rejected_higher"))
+        yield "chosen scores higher", f"in {higher} of {total:,} pairs, tied in {tied}, lower in {lower}"
+    elif pairs:
+        yield "chosen scores higher", "–, no pair has two scores"
+    elif compared := groups["compared"]:
+        share = groups["with_signal"] / compared
+        yield "groups with signal", f"{share:.1%} of {compared:,} groups have scores that differ"
     else:
-        yield "groups with signal", signal(groups)
-    yield "length correlation", f"{correlation(reward['length_correlation'])} (Spearman, with the characters)"
+        yield "groups with signal", "–, no prompt has two scored completions"
+    yield "length correlation", f"{correlation(reward['length_correlation'])} (Spearman, with the number of characters)"
     yield "time", f"{seconds(reward['seconds_per_row'])} a row, {seconds(reward['seconds_per_batch'])} a batch of 64"
 
 
-def signal(groups: Mapping[str, int]) -> str:
-    if not groups["compared"]:
-        return "–, no prompt has two scored completions"
-    share = groups["with_signal"] / groups["compared"]
-    return f"{share:.1%} of {groups['compared']:,} groups have scores that differ"
-
-
-def shares(pairs: Mapping[str, int]) -> str:
-    total = sum(pairs.values())
-    if not total:
-        return "–, no pair has two scores"
-    higher, tied, lower = (f"{pairs[key] / total:.1%}" for key in ("chosen_higher", "tied", "rejected_higher"))
-    return f"in {higher} of {total:,} pairs, tied in {tied}, lower in {lower}"
-
-
 def bars(counts: Sequence[int]) -> str:
-    """Two characters a part; a dot is an empty one."""
+    """Two characters for each count, dots for zero."""
     most = max(counts)
     return "".join(2 * (BARS[round(count / most * (len(BARS) - 1))] if count else "·") for count in counts)
 
 
 def known(correlations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that are defined: both rewards vary over completions that both score."""
+    """The correlations that are defined: both rewards vary over the completions that both score."""
     return [pair for pair in correlations if pair["spearman"] is not None]
 
 
 def kinds(reward: Mapping[str, Any]) -> tuple[str, ...]:
-    """The best answers and the worst, which are the same where all scores are."""
+    """The best and the worst answers, which are the same if all scores are."""
     return ("best",) if reward["min"] == reward["max"] else ("best", "worst")
 
 
@@ -105,7 +96,7 @@ def seconds(value: float) -> str:
 
 
 def _examples(screen: Screen, kind: str, examples: Sequence[Mapping[str, Any]]) -> None:
-    """Two lines each, cut to the width of the screen, in which a Chinese character counts two."""
+    """Two lines for each example, cut to the width of the screen."""
     if examples:
         screen.say(f"  {kind}")
     for example in examples:
@@ -118,16 +109,7 @@ def _examples(screen: Screen, kind: str, examples: Sequence[Mapping[str, Any]]) 
 
 
 def visible(text: str) -> str:
-    """`text` on one line, with control and formatting characters shown rather than obeyed."""
-    return "".join(_visible(character) if not character.isprintable() else character for character in text.strip())
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    if character == "\n":
-        return "↵"
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if unicodedata.category(character) == "Zs":
-        return " "
-    return f"\\u{code:04x}"
+    """`text` on one line, with symbols for control and formatting characters."""
+    spaces = "".join(" " if unicodedata.category(character) == "Zs" else character for character in text.strip())
+    symbols = spaces.translate({code: "↵" if code == ord("\n") else chr(0x2400 + code) for code in range(0x20)})
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in symbols)

@@ -1,7 +1,6 @@
-"""What can be said of scores before training. Pure functions on numbers, with results as JSON has them.
+"""Statistics of scores: pure functions on numbers, with results for JSON.
 
-Correlations are Spearman's: of ranks, so that one huge score or one very long answer does not make them, and any steady
-rise counts as one, straight or not.
+Correlations are Spearman's, of ranks, so that one huge score or one very long answer does not determine them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def summary(scores: Sequence[float]) -> dict[str, float | None]:
 def histogram(scores: Sequence[float], limits: tuple[float, float] | None = None) -> dict[str, Any] | None:
     """`counts` of the scores in each of `BINS` equal parts from `low` to `high`; the last part has its upper edge.
 
-    Over `limits` where all scores lie within, else from the lowest score to the highest.
+    From `limits` if all scores are within them, else from the lowest score to the highest.
     """
     if not scores:
         return None
@@ -44,10 +43,7 @@ def histogram(scores: Sequence[float], limits: tuple[float, float] | None = None
 
 
 def groups(scores: Sequence[float | None], names: Sequence[Hashable]) -> dict[str, int]:
-    """Of the groups `compared`, which have two scores or more, those `with_signal`: GRPO learns from no others.
-
-    `names[i]` is the group of `scores[i]`.
-    """
+    """The number of groups with two scores or more, and of those that differ. `names[i]` is the group of row i."""
     members: dict[Hashable, list[float]] = {}
     for score, name in zip(scores, names, strict=True):
         if score is not None:

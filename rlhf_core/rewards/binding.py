@@ -1,16 +1,14 @@
-"""From a `--reward` specification to a reward that can be called: find it, import it, set its parameters."""
+"""From a `--reward` specification to a reward that can be called: import it and set its parameters."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import hashlib
-import importlib
-import importlib.machinery
+import importlib.util
 import inspect
 import re
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +25,7 @@ _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*
 
 @dataclass(frozen=True)
 class BoundReward:
-    """A reward with its parameters set, ready to be called. `function` is None where it is built in a worker only."""
+    """A reward with its parameters set. `function` is None where it is built only in a worker."""
 
     name: str
     weight: float
@@ -49,32 +47,31 @@ class BoundReward:
         return "concurrent" if self.reward.concurrent else "ordinary"
 
     def missing_columns(self, available: Sequence[str]) -> list[str]:
-        """The columns this reward needs that the data does not have."""
+        """The columns that this reward needs and the data does not have."""
         return [name for name in self.signature.columns if name not in available and name not in self.parameters]
 
     def arguments(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call: TRL's names, columns and set parameters that the function accepts."""
         s = self.signature
-        taken = {name: trl[name] for name in trl if name in s.trl or s.keywords}
         wanted = {*s.columns, *s.optional, *(s.parameters if self.by_path else ())}
-        for name, values in columns.items():
-            if name in wanted or (s.keywords and name not in s.parameters):
-                taken[name] = values
-        return {**taken, **self.parameters}
+        return {
+            **{name: value for name, value in trl.items() if name in s.trl or s.keywords},
+            **{k: v for k, v in columns.items() if k in wanted or (s.keywords and k not in s.parameters)},
+            **self.parameters,
+        }
 
     def call(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
-        """Score a batch. `columns` maps names to one list each; the result is whatever the function returns."""
-        if self.function is None:
-            raise RuntimeError(f"reward {self.name!r} is called in its worker process only")
+        """Score a batch of `columns` (one list each). Returns what the function returns."""
+        assert self.function is not None, f"reward {self.name!r} is called only in its worker process"
         arguments = self.arguments(columns, trl)
         positional = [arguments.pop(name) for name in self.signature.positional_only]
         return self.function(*positional, **arguments)
 
 
 def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> BoundReward:
-    """Find the reward, check and set its parameters. Raises `UserError` that says what is wrong with the specification.
+    """Find the reward, check and set its parameters. Raises `UserError` for a mistake in the specification.
 
-    A reward with `isolation="process"` is built only where `in_worker` is true; elsewhere its signature is read.
+    A reward with `isolation="process"` is built only if `in_worker`; otherwise only its signature is read.
     """
     reward, name, by_path, distribution = _find(spec.target, catalog)
     name = spec.name or name
@@ -90,23 +87,22 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
     elif elsewhere and inspect.isclass(reward.function):
         call = functools.partial(reward.function.__call__, None)
     else:
-        call = _make(name, reward.function, values)
-    function = None if elsewhere else call
+        call, values = _make(name, reward.function, values), {}
     signature = read_signature(call, reward.optional)
     if "environments" in signature.required_trl:
         raise UserError(f"reward {name!r} needs environments, which rlhf does not provide")
     if reward.isolation == "process" and (callbacks := signature.required_trl & CALLBACK_NAMES):
         raise UserError(f"reward {name!r} runs in its own process and can't take {', '.join(sorted(callbacks))}")
     if reward.concurrent and is_async(call):
-        raise UserError(f"reward {name!r} is async, and awaits its rows together by itself: it can't be concurrent")
+        raise UserError(f"reward {name!r} is async and already awaits its rows together: it can't be concurrent")
     if reward.concurrent and (logs := signature.trl & {"log_extra", "log_metric"}):
-        raise UserError(f"reward {name!r} takes {', '.join(sorted(logs))}, for whole batches: it can't be concurrent")
-    bound = {} if reward.is_maker else values
-    return BoundReward(name, spec.weight, reward, spec, signature, function, bound, by_path, distribution)
+        raise UserError(f"reward {name!r} takes {', '.join(sorted(logs))}, for full batches: it can't be concurrent")
+    function = None if elsewhere else call
+    return BoundReward(name, spec.weight, reward, spec, signature, function, values, by_path, distribution)
 
 
 def bind_all(entries: Sequence[RewardSpec], catalog: Catalog) -> list[BoundReward]:
-    """Bind each of `entries`; the same name twice is an error that says how to name them apart."""
+    """Bind each of `entries`. Raises `UserError` where two have the same name."""
     rewards: list[BoundReward] = []
     for spec in entries:
         reward = bind(spec, catalog)
@@ -119,7 +115,7 @@ def bind_all(entries: Sequence[RewardSpec], catalog: Catalog) -> list[BoundRewar
 
 
 def _find(target: str, catalog: Catalog) -> tuple[Reward, str, bool, str | None]:
-    """The reward that `target` names: (reward, name, given by path, distribution)."""
+    """(reward, name, whether it is a plain function given by path, distribution) of `target`."""
     if match := _FILE.fullmatch(target):
         found = _attribute(target, _import_file(Path(match["path"]), match["attribute"]), match["attribute"])
     elif match := _MODULE.fullmatch(target):
@@ -148,12 +144,10 @@ def _import_file(path: Path, attribute: str | None) -> Any:
         raise UserError(f"--reward {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
     name = f"rlhf_reward_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
-        loader = importlib.machinery.SourceFileLoader(name, str(path))
-        module = types.ModuleType(name)
-        module.__file__ = str(path)
-        sys.modules[name] = module
+        spec: Any = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
-            loader.exec_module(module)
+            spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
             raise UserError(f"--reward {path}: importing it failed: {describe(error)}") from error
@@ -162,7 +156,7 @@ def _import_file(path: Path, attribute: str | None) -> Any:
 
 def _import_module(module: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # a package of the user's own, beside which the command is run
+        sys.path.append(str(Path.cwd()))  # for a package in the current folder
     try:
         return importlib.import_module(module)
     except Exception as error:
@@ -174,7 +168,7 @@ def _attribute(target: str, module: Any, attribute: str) -> Any:
     for part in attribute.split("."):
         if part not in dir(found):
             public = [name for name in dir(found) if not name.startswith("_")]
-            raise UserError(f"--reward {target}: there is no {part!r} in it.{did_you_mean(part, public)}")
+            raise UserError(f"--reward {target}: it has no {part!r}.{did_you_mean(part, public)}")
         found = getattr(found, part)
     return found
 
@@ -186,8 +180,8 @@ def _make(name: str, maker: Callable[..., Any], values: Mapping[str, Any]) -> Ca
         raise UserError(f"reward {name!r} could not be set up: {describe(error)}") from error
     if not callable(made):
         raise UserError(
-            f"reward {name!r}: calling {own_name(maker) or maker!r} gave {type(made).__name__}, not a function. "
-            "A reward takes `completions` (or **kwargs); what takes neither is called to make one."
+            f"reward {name!r}: calling {own_name(maker) or maker!r} returned {type(made).__name__}, not a function. "
+            "A reward takes `completions` (or **kwargs); a function that takes neither is called to make a reward."
         )
     return made
 
@@ -204,7 +198,7 @@ def _check_parameters(name: str, given: Mapping[str, Any], known: Mapping[str, P
 
 
 def _coerce(name: str, parameter: Parameter, value: Any) -> Any:
-    """`value` as the annotation has it; without one that can be read, as it was written."""
+    """`value` converted to the annotation; as it is, where there is none or it can't be read."""
     if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
         return value
     import pydantic

@@ -1,6 +1,5 @@
-"""How a batch is scored in this process.
-
-Ordinary rewards run on the main thread, the rows of concurrent ones on threads, async ones on event loops of their own.
+"""How this process scores a batch: ordinary rewards run on the main thread, the rows of concurrent ones on threads, and
+each async reward on its own event loop.
 """
 
 from __future__ import annotations
@@ -13,27 +12,17 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 
 from rlhf_core.rewards.binding import BoundReward
-from rlhf_core.rewards.outcomes import (
-    Column,
-    Inputs,
-    OutOfTime,
-    RewardFailed,
-    attempt,
-    attempt_rows,
-    check,
-    failure,
-    join,
-    only_row,
-)
+from rlhf_core.rewards.outcomes import Column, Inputs, OutOfTime, RewardFailed, attempt, check, failure, join, only_row
+from rlhf_core.rewards.outcomes import score as score_batch
 from rlhf_core.rewards.worker import BATCH_SECONDS
 
 AT_ONCE = 64  # rows that are scored at the same time
-SLOW_ROW = 0.005  # seconds a row from which scoring rows at once is worth while
-GRACE = 5.0  # seconds after which an event loop that did not stop an overdue reward is given up
+SLOW_ROW = 0.005  # seconds a row from which scoring rows at the same time is worth the effort
+GRACE = 5.0  # seconds that an event loop has to stop an overdue reward before it is abandoned
 
 
 class AsyncRunner:
-    """An async reward's event loop, on a thread of its own, so that a function that blocks it holds up no other."""
+    """An async reward's event loop, on its own thread, so that a function that blocks it delays no other."""
 
     def __init__(self, reward: BoundReward) -> None:
         self.reward = reward
@@ -41,7 +30,7 @@ class AsyncRunner:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def submit(self, fresh: Callable[[], Inputs], size: int) -> Callable[[], Column]:
-        """Start to score a batch; the function returned waits for its column."""
+        """Start to score a batch. Returns a function that waits for its column."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name=f"rlhf-{self.reward.name}", daemon=True).start()
@@ -55,8 +44,8 @@ class AsyncRunner:
                 found = failure(RewardFailed("CancelledError, by the reward itself"), size)
             except TimeoutError:
                 self.close()
-                why = f"no answer within {self.seconds:g} s, and it could not be stopped: it blocks its event loop"
-                found = failure(OutOfTime(why), size)
+                blocked = f"no answer within {self.seconds:g} s, and it could not be stopped: it blocks its event loop"
+                found = failure(OutOfTime(blocked), size)
             found.seconds = time.perf_counter() - started
             return found
 
@@ -92,12 +81,9 @@ class AsyncRunner:
 
 
 def score_here(reward: BoundReward, fresh: Callable[[], Inputs], size: int) -> Column:
-    """The batch on this thread, and row by row if it raised."""
-    started, processor = time.perf_counter(), time.process_time()
-    column = attempt(reward.call, fresh(), size)
-    if column.raised and size > 1 and not reward.reward.batchwise:
-        column = attempt_rows(reward.call, fresh(), size)
-    column.seconds = time.perf_counter() - started
+    """Score the batch on this thread."""
+    processor = time.process_time()
+    column = score_batch(reward.call, fresh, size, batchwise=reward.reward.batchwise)
     processor = time.process_time() - processor
     column.waited = size > 1 and column.seconds > SLOW_ROW * size and processor < column.seconds / 2
     return column
@@ -106,10 +92,10 @@ def score_here(reward: BoundReward, fresh: Callable[[], Inputs], size: int) -> C
 def score_rows(
     reward: BoundReward, fresh: Callable[[], Inputs], size: int, pool: ThreadPoolExecutor
 ) -> Callable[[], Column]:
-    """Start to score each row in a call of its own on a thread; the function returned waits for their column."""
+    """Start to score each row in its own call on a thread. Returns a function that waits for their column."""
     started = time.perf_counter()
     columns, trl = fresh()
-    # What a reward logs belongs to a batch, in its rows' order.
+    # Logging is for full batches, in the order of their rows.
     inputs = columns, {name: value for name, value in trl.items() if name not in ("log_extra", "log_metric")}
     futures = [pool.submit(attempt, reward.call, only_row(inputs, i), 1) for i in range(size)]
 
@@ -122,12 +108,12 @@ def score_rows(
 
 
 def advice(reward: BoundReward, column: Column) -> str | None:
-    """What to say of an ordinary reward that waited while nobody has decided whether its rows are scored at once."""
+    """A hint for an ordinary reward that mostly waited, where the user has not set `concurrent`."""
     logs = reward.signature.trl & {"log_extra", "log_metric"}
     if not column.waited or reward.reward.batchwise or logs or reward.spec.concurrent is not None:
         return None
     return (
         f"reward {reward.name!r} took {column.seconds:.2g} s for {len(column.scores)} rows and mostly waited. If the "
-        "score of a row depends on that row alone, have its rows scored at once: "
+        "score of a row depends on that row alone, score the rows at the same time with "
         f"--reward '{replace(reward.spec, concurrent=True)}'"
     )

@@ -1,9 +1,10 @@
-"""What a reward said of each row: a score, `None` (does not apply) or an error. Needs no torch."""
+"""The outcome of each row: a score, `None` (the reward does not apply) or an error. Needs no torch."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,19 +26,18 @@ class OutOfTime(TimeoutError):
 
 
 class RewardFailed(RuntimeError):
-    """The reward raised, in its worker. The message has the exception's type and text."""
+    """The reward raised in its worker: the message has the exception's type and text."""
 
 
 class WrongResult(RuntimeError):
-    """The reward returned something that is not one score for each row."""
+    """The reward did not return one score for each row."""
 
 
 @dataclass
 class Column:
-    """What one reward said of a batch. `scores[i]` is a number or None; `errors[i]` says why it failed, or is None.
+    """One reward's outcome for a batch: `scores[i]` is a number or None, `errors[i]` says why row i failed, or is None.
 
-    `raised`: the function itself raised, so its rows may be tried one by one. `waited`: it took long with the processor
-    idle.
+    `raised`: the function itself raised, so its rows may be tried one by one. `waited`: it was slow, with the CPU idle.
     """
 
     scores: list[float | None]
@@ -52,8 +52,19 @@ class Column:
         return sum(error is not None for error in self.errors)
 
 
+def score(call: Callable[..., Any], fresh: Callable[[], Inputs], size: int, *, batchwise: bool) -> Column:
+    """One call for the batch. If it raised and is not `batchwise`, one call for each row."""
+    started = time.perf_counter()
+    column = attempt(call, fresh(), size)
+    if column.raised and size > 1 and not batchwise:
+        inputs = fresh()
+        column = join([attempt(call, only_row(inputs, i), 1) for i in range(size)])
+    column.seconds = time.perf_counter() - started
+    return column
+
+
 def attempt(call: Callable[..., Any], inputs: Inputs, size: int) -> Column:
-    """One call. Whatever goes wrong in it becomes the rows' errors."""
+    """One call. An exception becomes the error of every row."""
     try:
         return check(call(*inputs), size)
     except (Exception, SystemExit) as error:  # a reward may raise anything
@@ -61,18 +72,17 @@ def attempt(call: Callable[..., Any], inputs: Inputs, size: int) -> Column:
 
 
 def failure(error: BaseException, size: int) -> Column:
-    """All rows failed with `error`. `raised` says that the function did so itself and may be asked row by row."""
+    """All rows failed with `error`."""
+    ours = isinstance(error, OutOfTime | WorkerDied | WrongResult | UserError)
+    message = str(error) if ours or isinstance(error, RewardFailed) else describe(error)
     if isinstance(error, OutOfTime):
-        return Column([None] * size, [f"timeout: {error}"] * size, timed_out=size)
-    if isinstance(error, WorkerDied | WrongResult | UserError):
-        return Column([None] * size, [str(error)] * size)
-    message = str(error) if isinstance(error, RewardFailed) else describe(error)
+        message = f"timeout: {message}"
     timed_out = size if isinstance(error, TimeoutError) else 0
-    return Column([None] * size, [message] * size, timed_out=timed_out, raised=True)
+    return Column([None] * size, [message] * size, timed_out, raised=not ours)
 
 
 def check(result: Any, size: int) -> Column:
-    """Sort a function's result into scores, rows it does not apply to, and errors. Raises `WrongResult`."""
+    """The outcome of each row from a function's result. Raises `WrongResult`."""
     column = Column([None] * size, [None] * size)
     for i, value in enumerate(as_list(result, size)):
         if value is not None:
@@ -82,48 +92,41 @@ def check(result: Any, size: int) -> Column:
 
 def as_list(result: Any, size: int) -> list[Any]:
     """The values in `result`. Raises `WrongResult` unless they are `size`."""
-    wrong_type = WrongResult(f"returned {type(result).__name__}, not a list of {size} scores")
-    if isinstance(result, str | bytes | Mapping):
-        raise wrong_type
     try:
-        iterator = iter(result)
+        values = None if isinstance(result, str | bytes | Mapping) else iter(result)
     except TypeError:
-        raise wrong_type from None
-    values = list(iterator)
+        values = None
+    if values is None:
+        raise WrongResult(f"returned {type(result).__name__}, not a list of {size} scores")
+    values = list(values)
     if len(values) != size:
         raise WrongResult(f"returned {len(values)} scores for {size} completions")
     return values
 
 
 def _number(value: Any) -> tuple[float | None, str | None]:
-    """(score, None) or (None, what is wrong with it)."""
+    """(score, None) or (None, error)."""
     if isinstance(value, str | bytes):
         return None, f"{value!r:.80} is text, not a number"
     try:
         score = float(value)
     except OverflowError:
         return None, "an integer too large for a number"
-    except Exception:  # a tensor of several values raises a RuntimeError, an object of the reward's own anything
+    except Exception:  # a tensor of several values, or any other object that a reward returns
         return None, f"{value!r:.80} is {type(value).__name__}, not a number"
     return (score, None) if math.isfinite(score) else (None, f"{score} is not a finite number")
 
 
-def attempt_rows(call: Callable[..., Any], inputs: Inputs, size: int) -> Column:
-    """One call for each row, one after the other."""
-    return join([attempt(call, only_row(inputs, i), 1) for i in range(size)])
-
-
 def join(rows: Sequence[Column]) -> Column:
     """One column of rows that were scored one by one."""
-    return Column(
-        [row.scores[0] for row in rows], [row.errors[0] for row in rows], timed_out=sum(row.timed_out for row in rows)
-    )
+    timed_out = sum(row.timed_out for row in rows)
+    return Column([row.scores[0] for row in rows], [row.errors[0] for row in rows], timed_out)
 
 
 def blank(columns: Sequence[Column]) -> None:
-    """Leave a row with an error out of every column: summed before it is normalized, one None would act as a zero."""
-    for i in range(len(columns[0].scores) if columns else 0):
-        if any(column.errors[i] is not None for column in columns):
+    """Remove a row with an error from every column: in a sum before normalization, one None would act as a zero."""
+    for i, errors in enumerate(zip(*(column.errors for column in columns), strict=True)):
+        if any(error is not None for error in errors):
             for column in columns:
                 column.scores[i] = None
 
@@ -140,7 +143,7 @@ def failures(errors: Path, samples: Path) -> list[str]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     with errors.open(encoding="utf-8") as lines:
         for row in map(json.loads, lines):
-            found[row["reward"]][row["error"].splitlines()[0] if row["error"] else ""] += 1
+            found[row["reward"]][row["error"].partition("\n")[0]] += 1
     if not found:
         return []
     with samples.open("rb") as lines_of_samples:

@@ -1,10 +1,9 @@
-"""Rewards at run time: all rewards of a run are evaluated jointly, once a batch.
+"""Rewards at run time: all rewards of a run are evaluated together, once for each batch.
 
 Each row's outcome is a score, `None` (does not apply) or an error. An error never ends the run and never counts as
-zero. A batch whose function raised is retried row by row; a wrong length fails the whole batch; a wrong type, NaN and
-infinity fail their row. No row is scored again to find something out. Async rewards, concurrent ones and workers run
-beside each other; the rest runs on the main thread, where nothing can stop it: a reward that may hang or end its
-process asks for `isolation="process"`. Needs no torch.
+zero. A batch whose function raised is retried row by row; a wrong length fails the full batch; a wrong type, NaN and
+infinity fail their row. Async rewards, concurrent ones and workers run at the same time, the others on the main thread,
+where nothing can stop them. Needs no torch.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RewardBatch:
-    """What rewards score: a list entry for each row, of which a trainer's groups are consecutive.
+    """What rewards score: lists with one entry per row. The rows of a group are consecutive.
 
     `prompts` and `completions` hold messages, `completion_ids` the completion's tokens, `columns` the data's other
-    columns by name. `trl`: what else rewards may ask for, by TRL's names: `trainer_state`, `log_metric(name, value)`,
-    `log_extra(column, values)`. Without it nothing is logged.
+    columns by name. `trl` has TRL's other arguments (`trainer_state`, `log_metric(name, value)`,
+    `log_extra(column, values)`); without it nothing is logged.
     """
 
     prompts: Sequence[Any]
@@ -42,7 +41,7 @@ class RewardBatch:
     completion_ids: Sequence[Sequence[int]]
     columns: Mapping[str, Sequence[Any]]
     trl: Mapping[str, Any] = field(default_factory=dict)
-    texts: Sequence[str] = field(default=(), compare=False)  # the completions, decoded when they are first needed
+    texts: Sequence[str] = field(default=(), compare=False)  # the decoded completions, set by `evaluate`
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -52,10 +51,7 @@ class RewardRuntime:
     """The rewards of one run. `decode` turns token ids into text; samples and errors are written to `folder`."""
 
     def __init__(
-        self,
-        rewards: Sequence[BoundReward],
-        decode: Callable[[Sequence[int]], str],
-        folder: Path | None = None,
+        self, rewards: Sequence[BoundReward], decode: Callable[[Sequence[int]], str], folder: Path | None = None
     ) -> None:
         self.rewards = list(rewards)
         self.decode = decode
@@ -83,7 +79,7 @@ class RewardRuntime:
                 )
 
     def start(self) -> None:
-        """Start the worker processes, so that a reward that can't be built there is found before training."""
+        """Start the worker processes, so that a reward that can't be built is an error before training."""
         for worker in self._workers.values():
             worker.start()
 
@@ -95,16 +91,16 @@ class RewardRuntime:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def functions(self, *, blank_errors: bool = False) -> list[Callable[..., list[float | None]]]:
-        """One column function per reward, as TRL calls them; the first to be called for a batch evaluates them all.
+        """One column function per reward, as TRL calls them. The first call for a batch evaluates all rewards.
 
-        `blank_errors`: a row in which one reward failed has no score of any, for trainers that sum a row's scores
-        before they compare rows. There a missing score would act as a zero.
+        `blank_errors`: a row for which one reward failed gets no score from any. For trainers that sum a row's scores
+        before they compare rows, where a missing score would act as a zero.
         """
         return [self._column_function(reward.name, blank_errors) for reward in self.rewards]
 
     def _column_function(self, name: str, blank_errors: bool) -> Callable[..., list[float | None]]:
         def column(prompts: Any, completions: Any, completion_ids: Any, **rest: Any) -> list[float | None]:
-            if self._scored[0] is not completions:  # TRL hands the same list to every function of a batch
+            if self._scored[0] is not completions:  # TRL passes the same list to every function of a batch
                 trl = {key: rest.pop(key) for key in CALLBACK_NAMES if key in rest}
                 batch = RewardBatch(prompts, completions, completion_ids, rest, trl)
                 columns = self.evaluate(batch)
@@ -124,33 +120,33 @@ class RewardRuntime:
         """
         columns = self.evaluate(batch)
         self._after_batch(batch, columns)
-        for name, column in columns.items():
-            if given := [score for score in column.scores if score is not None]:
-                _log_metric(batch)(f"rewards/{name}/mean", sum(given) / len(given))
-        return [self._total(columns, i) for i in range(len(batch))]
-
-    def _total(self, columns: Mapping[str, Column], i: int) -> float | None:
-        scored = [(r.weight, score) for r in self.rewards if (score := columns[r.name].scores[i]) is not None]
-        failed = any(column.errors[i] is not None for column in columns.values())
-        return sum(weight * score for weight, score in scored) if scored and not failed else None
+        totals: list[float | None] = [None] * len(batch)
+        for reward in self.rewards:
+            scores = columns[reward.name].scores
+            if scored := [(i, score) for i, score in enumerate(scores) if score is not None]:
+                mean = sum(score for _, score in scored) / len(scored)
+                _log_metric(batch)(f"rewards/{reward.name}/mean", mean)
+            for i, score in scored:
+                totals[i] = (totals[i] or 0.0) + reward.weight * score
+        failed = {i for column in columns.values() for i, error in enumerate(column.errors) if error is not None}
+        return [None if i in failed else total for i, total in enumerate(totals)]
 
     def evaluate(self, batch: RewardBatch) -> dict[str, Column]:
-        """Score a batch with every reward. What does not need the main thread runs meanwhile."""
-        if not batch.texts and any(reward.reward.view == "text" for reward in self.rewards):
-            batch.texts = self._decoded(batch)
+        """Score a batch with every reward. Those that do not need the main thread run meanwhile."""
+        batch.texts = batch.texts or [self.decode(ids) for ids in batch.completion_ids]
         size, here = len(batch), [reward for reward in self.rewards if reward.kind == "ordinary"]
-        begun = {r.name: self._begin(r, batch, size) for r in self.rewards if r.kind != "ordinary"}
+        waiting = {r.name: self._start_batch(r, batch, size) for r in self.rewards if r.kind != "ordinary"}
         columns = {r.name: score_here(r, functools.partial(self._inputs, r, batch), size) for r in here}
-        columns |= {name: wait() for name, wait in begun.items()}
+        columns |= {name: wait() for name, wait in waiting.items()}
         for reward in here:
-            said = advice(reward, columns[reward.name])
-            if said and reward.name not in self._advised:
+            hint = advice(reward, columns[reward.name])
+            if hint and reward.name not in self._advised:
                 self._advised.add(reward.name)
-                logger.warning(said)
+                logger.warning(hint)
         return {reward.name: columns[reward.name] for reward in self.rewards}
 
-    def _begin(self, reward: BoundReward, batch: RewardBatch, size: int) -> Callable[[], Column]:
-        """Start to score a batch off the main thread; the function returned waits for its column."""
+    def _start_batch(self, reward: BoundReward, batch: RewardBatch, size: int) -> Callable[[], Column]:
+        """Start to score a batch off the main thread. Returns a function that waits for its column."""
         fresh = functools.partial(self._inputs, reward, batch)
         if reward.kind == "process":
             return self._pool.submit(self._workers[reward.name].column, fresh, size).result
@@ -158,11 +154,8 @@ class RewardRuntime:
             return self._async[reward.name].submit(fresh, size)
         return score_rows(reward, fresh, size, self._pool)
 
-    def _decoded(self, batch: RewardBatch) -> list[str]:
-        return [self.decode(ids) for ids in batch.completion_ids]
-
     def _inputs(self, reward: BoundReward, batch: RewardBatch) -> Inputs:
-        """(columns, TRL's names) for one reward: lists of its own, so that no reward can change what another sees."""
+        """(columns, TRL's names) for one reward: copies, so that no reward can change the inputs of another."""
         completions = batch.texts if reward.reward.view == "text" else [_copy(c) for c in batch.completions]
         trl = {
             "prompts": [_copy(prompt) for prompt in batch.prompts],
@@ -174,7 +167,7 @@ class RewardRuntime:
         return {key: [_copy(value) for value in values] for key, values in batch.columns.items()}, trl
 
     def _after_batch(self, batch: RewardBatch, columns: Mapping[str, Column]) -> None:
-        """Count, log and record what came out."""
+        """Count, log and record the outcomes."""
         log_metric = _log_metric(batch)
         for name, column in columns.items():
             self.counts[name][0] += column.failed
@@ -182,10 +175,18 @@ class RewardRuntime:
             log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
             log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
             log_metric(f"rewards/{name}/latency", column.seconds)
-        texts = batch.texts or self._decoded(batch)
         state = batch.trl.get("trainer_state")
         step = state.global_step + 1 if state else 0
-        self.last = [_sample(batch, texts[i], columns, i, step) for i in range(len(batch))]
+        self.last = [
+            {
+                "step": step,
+                "prompt": batch.prompts[i],
+                "completion": text,
+                "rewards": {name: column.scores[i] for name, column in columns.items()},
+                "columns": {name: values[i] for name, values in batch.columns.items()},
+            }
+            for i, text in enumerate(batch.texts)
+        ]
         if self.folder is not None:
             failed = [
                 {"step": step, "reward": name, "error": error, "prompt": one["prompt"], "completion": one["completion"]}
@@ -201,14 +202,8 @@ def _log_metric(batch: RewardBatch) -> Callable[[str, float], None]:
     return batch.trl.get("log_metric", lambda name, value: None)
 
 
-def _sample(batch: RewardBatch, text: str, columns: Mapping[str, Column], i: int, step: int) -> dict[str, Any]:
-    row = {name: values[i] for name, values in batch.columns.items()}
-    scores = {name: column.scores[i] for name, column in columns.items()}
-    return {"step": step, "prompt": batch.prompts[i], "completion": text, "rewards": scores, "columns": row}
-
-
 def _copy(value: Any) -> Any:
-    """Lists and dicts copied through, the rest as it is."""
+    """A copy of all lists and dicts, with the same leaves."""
     if isinstance(value, list):
         return [_copy(item) for item in value]
     if isinstance(value, dict):
@@ -217,13 +212,8 @@ def _copy(value: Any) -> Any:
 
 
 def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines by one write, since all processes of a run write to the same file."""
+    """Append lines with one write, since all processes of a run write to the same file."""
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    data = text.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON writes it
     with file.open("ab", buffering=0) as stream:
-        stream.write(b"".join(_line(row) for row in rows))
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate in the data
-        return json.dumps(row, default=str).encode() + b"\n"
+        stream.write(data)

@@ -1,9 +1,8 @@
-"""A reward in a process of its own: `isolation="process"`.
+"""A reward in its own process: `isolation="process"`.
 
-The worker is spawned, builds the reward from its specification (nothing is pickled to it but plain data, nothing is
-unpickled from it), runs it on its main thread and is killed, with the processes it started, when a batch takes longer
-than the reward's timeout. A worker that died is started anew for the next batch. It ends when the run ends, even by
-kill -9.
+The worker builds the reward from its specification (only plain data is pickled for it, and nothing it sends is
+unpickled), runs it on its main thread and is killed, with the processes it started, when a batch takes longer than the
+reward's timeout. A worker that died is restarted for the next batch. It ends with the run, even by kill -9.
 """
 
 from __future__ import annotations
@@ -25,20 +24,10 @@ from typing import Any
 from rlhf_core.errors import UserError, describe
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import BoundReward, bind
-from rlhf_core.rewards.outcomes import (
-    Column,
-    Inputs,
-    OutOfTime,
-    RewardFailed,
-    WorkerDied,
-    WrongResult,
-    as_list,
-    attempt,
-    attempt_rows,
-)
+from rlhf_core.rewards.outcomes import Column, Inputs, OutOfTime, RewardFailed, WorkerDied, WrongResult, as_list, score
 
-BATCH_SECONDS = 600.0  # that a batch may take where the reward declares no timeout
-START_SECONDS = 120.0  # a worker may import a lot before its first batch
+BATCH_SECONDS = 600.0  # the time limit of a batch where the reward declares no timeout
+START_SECONDS = 120.0  # the time limit for building the reward, which may import a lot
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class _Process:
         deadline = time.monotonic() + timeout
         try:
             while not self.pipe.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
-                # What the process forked may hold its end of the pipe open when it is gone.
+                # A child of a process that has ended may keep its end of the pipe open.
                 if self.process.exitcode is not None and not self.pipe.poll():
                     break
                 if time.monotonic() >= deadline:
@@ -68,7 +57,7 @@ class _Process:
         if os.name == "posix" and self.process.pid is not None:
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):  # it is gone, or had not yet made its group
+            except (ProcessLookupError, PermissionError):  # it has ended, or had not yet made its process group
                 pass
         self.process.kill()
         self.process.join(5)
@@ -92,8 +81,7 @@ class Worker:
         process.start()
         theirs.close()
         running = self.running = _Process(process, ours)
-        # Not a daemon, which could start no processes by multiprocessing. Python would wait for it when it exits.
-        atexit.register(self.stop)
+        atexit.register(self.stop)  # it is not a daemon, which could start no processes, so Python would wait for it
         try:
             answer = running.receive(START_SECONDS)
         except (WorkerDied, OutOfTime) as error:
@@ -105,10 +93,7 @@ class Worker:
         return running
 
     def score(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any], seconds: float | None = None) -> Any:
-        """The reward's scores for a batch, for which it has `seconds`, or else its timeout.
-
-        Raises `OutOfTime`, `WorkerDied`, `RewardFailed` or `WrongResult`.
-        """
+        """The reward's scores for a batch. Raises `OutOfTime`, `WorkerDied`, `RewardFailed` or `WrongResult`."""
         seconds = self.timeout if seconds is None else seconds
         if seconds <= 0:
             raise OutOfTime("the rows before it used up the time")
@@ -131,21 +116,21 @@ class Worker:
         return answer["scores"]
 
     def column(self, fresh: Callable[[], Inputs], size: int) -> Column:
-        """The batch, and row by row if it raised; all rows together have the same time again."""
-        started = time.perf_counter()
-        column = attempt(self.score, fresh(), size)
-        if column.raised and size > 1 and not self.reward.reward.batchwise:
+        """Score the batch, or its rows one by one, which have the timeout together."""
+        deadline = 0.0
+
+        def inputs() -> Inputs:
+            nonlocal deadline
             deadline = time.monotonic() + self.timeout
+            return fresh()
 
-            def call(columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
-                return self.score(columns, trl, deadline - time.monotonic())
+        def call(columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
+            return self.score(columns, trl, deadline - time.monotonic())
 
-            column = attempt_rows(call, fresh(), size)
-        column.seconds = time.perf_counter() - started
-        return column
+        return score(call, inputs, size, batchwise=self.reward.reward.batchwise)
 
     def stop(self) -> None:
-        """Kill the process, if there is one. The next batch starts another."""
+        """Kill the process, if there is one. The next batch starts a new one."""
         atexit.unregister(self.stop)
         running, self.running = self.running, None
         if running is not None:
@@ -157,7 +142,7 @@ def _work(pipe: Connection, spec: str) -> None:
     from rlhf_core.catalog import Catalog
 
     if os.name == "posix":
-        os.setsid()  # a group of its own to be killed by; Ctrl-C is the trainer's to deal with
+        os.setsid()  # its own group, which is killed as one; Ctrl-C is handled by the trainer
     threading.Thread(target=_end_with_the_trainer, daemon=True).start()
     try:
         reward = bind(RewardSpec(**json.loads(spec)), Catalog(), in_worker=True)
@@ -176,7 +161,7 @@ def _work(pipe: Connection, spec: str) -> None:
 
 
 def _answer(reward: BoundReward, columns: dict[str, list[Any]], trl: dict[str, Any]) -> dict[str, Any]:
-    """`scores`, or what went wrong as `error` or `wrong`; `spent` if the worker should be started anew."""
+    """`scores`, or the reason for none as `error` or `wrong`; `spent` if the worker should be restarted."""
     import asyncio
 
     size = len(trl["completions"])
@@ -196,12 +181,12 @@ def _answer(reward: BoundReward, columns: dict[str, list[Any]], trl: dict[str, A
 
 
 def _plain(score: Any) -> Any:
-    """A number as JSON has it; anything else as text, which the caller refuses as it would here."""
+    """None, a float or a text, which JSON can represent; the caller refuses texts."""
     if score is None or isinstance(score, str):
         return score
     try:
         return float(score)
-    except Exception:  # an object of the reward's own may raise anything
+    except Exception:  # a reward may return any object
         return f"<{type(score).__name__}>"
 
 
@@ -214,7 +199,7 @@ def _end_with_the_trainer() -> None:
 
 
 def _limit_memory(gigabytes: float) -> None:
-    """Let the process take `gigabytes` more than it has now: what goes beyond fails with a `MemoryError`."""
+    """Let the process allocate `gigabytes` more than now, then fail with a `MemoryError`."""
     if sys.platform != "linux":
         return
     import resource

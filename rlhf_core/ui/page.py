@@ -1,7 +1,6 @@
-"""The frame of every HTML page we write: one file that needs no network and no script, light or dark as the reader has
-it. Whoever fills it escapes what comes from data or models.
+"""The frame of every HTML page: one file without scripts that needs no network, in the reader's light or dark mode.
 
-    document("a and b compared", parts, STYLE_OF_ITS_OWN)
+The caller escapes text from data and models.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ details { border-top: 1px solid var(--line); padding: .6rem 0 } summary { cursor
 
 
 def document(title: str, parts: Iterable[str], style: str = "") -> str:
-    """A whole page under `title`, which is text; `parts` are HTML."""
+    """The HTML of a page with `title`, which is escaped, and `parts`, which are not."""
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
