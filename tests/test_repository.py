@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
 import shutil
@@ -37,6 +39,28 @@ def test_a_plugin_folder_is_a_distribution_of_its_own(folder):
     for group, points in project["entry-points"].items():
         assert group.removeprefix("rlhf.") in HOOKS
         assert set(points.values()) == {module}
+
+
+PUBLIC = ("rlhf_core", "rlhf_core.commands", "rlhf_core.prefix", "rlhf_core.testing")
+MODULES = [
+    file
+    for folder in ("plugins", "reward_functions", "docs/examples")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+    if "tests" not in file.parts
+]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_plugins_import_only_what_is_public(file):
+    """So that others can write what our own plugins do."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert {alias.name for alias in node.names if alias.name.startswith("rlhf_core")} <= set(PUBLIC)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rlhf_core":
+            assert node.module in PUBLIC
+            names = set(importlib.import_module(node.module).__all__)
+            submodules = {name.partition(".")[2] for name in PUBLIC} if node.module == "rlhf_core" else set()
+            assert {alias.name for alias in node.names} <= names | submodules
 
 
 def test_every_hook_has_a_kind_a_sentence_and_a_place_in_the_architecture():
