@@ -10,9 +10,9 @@ import pytest
 
 from rlhf_core.builtin import DATA, MODEL, data_file
 from scripts.make_builtin import data, items
+from scripts.make_builtin.answer_format import final_answer, formatted, has_format
 from scripts.make_builtin.conditions import CONDITIONS, DEPARTMENTS
 from scripts.make_builtin.flaws import FLAWS
-from scripts.make_builtin.layout import final_answer, laid_out, well_laid_out
 from scripts.make_builtin.phrases import SYSTEM
 
 KINDS = ("prompts", "preferences", "conversations")
@@ -129,32 +129,32 @@ def test_right_answers_name_the_gold_answer_and_the_keywords():
     rng = random.Random(0)
     for _ in range(500):
         item = items.item(rng)
-        text = laid_out(item.thought, item.reply)
+        text = formatted(item.thought, item.reply)
         assert re.search(rf"\b{re.escape(item.answer)}\b", final_answer(text)), text
         assert all(word.lower() in text.lower() for word in item.keywords), (item.keywords, text)
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_preferences_have_every_flaw_and_a_chosen_answer_in_the_layout(split):
+def test_preferences_have_every_flaw_and_a_chosen_answer_in_the_format(split):
     rows = read("preferences", split)
     assert {row["flaw"] for row in rows} == set(FLAWS)
     for row in rows:
-        assert well_laid_out(row["response_chosen"])
+        assert has_format(row["response_chosen"])
         assert row["response_chosen"] != row["response_rejected"]
-        assert well_laid_out(row["response_rejected"]) != (row["flaw"] in ("missing_layout", "truncated"))
+        assert has_format(row["response_rejected"]) != (row["flaw"] in ("missing_layout", "truncated"))
         assert isinstance(row["system"], str)
         assert all(len(pair) == 2 for pair in row["history"])
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_conversations_alternate_and_answer_in_the_layout(split):
+def test_conversations_alternate_and_answer_in_the_format(split):
     rows = read("conversations", split)
     for row in rows:
         messages = list(row["messages"])
         if messages[0]["role"] == "system":
             assert messages.pop(0)["content"]
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
-        assert all(well_laid_out(m["content"]) for m in messages[1::2])
+        assert all(has_format(m["content"]) for m in messages[1::2])
     systems = [row["messages"][0]["content"] for row in rows if row["messages"][0]["role"] == "system"]
     assert 0.03 < len(systems) / len(rows) < 0.2
     assert SYSTEM in systems
@@ -180,8 +180,8 @@ def test_conversations_alternate_and_answer_in_the_layout(split):
         ("<think>a</think><answer>b", False),
     ],
 )
-def test_layout(text, kept):
-    assert well_laid_out(text) is kept
+def test_format(text, kept):
+    assert has_format(text) is kept
 
 
 # Tokenizer and model

@@ -71,7 +71,7 @@ HH = "\n\nHuman: a\n\nsecond part\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
 FULL = {"chosen": [user("a"), assistant("good")], "rejected": [user("a"), assistant("bad")]}
 
 # a row, the format that is found, and the prompt
-LAYOUTS = {
+FORMATS = {
     "GSM8K": ({**Q, "answer": "So\n#### 4"}, "question_answer", [user("Fever?")]),
     "no options after all": ({**OPTIONS, "options": None, "answer": "flu"}, "question_answer", [user("Fever?")]),
     "no options in an array": ({**Q, "choices": np.array([]), "answer": "flu"}, "question_answer", [user("Fever?")]),
@@ -100,7 +100,7 @@ LAYOUTS = {
     "prompt preference": (PROMPT, "prompt_preference", [user("a")]),
     "its messages": ({"prompt": [system("s"), user("a")], "chosen": [assistant("good")], "rejected": [assistant("bad")]}, "prompt_preference", [system("s"), user("a")]),
     "UltraFeedback": ({"prompt": "a", "messages": FULL["chosen"], **FULL}, "prompt_preference", [user("a")]),
-    "whole conversations after a system prompt": ({"prompt": [system("s"), user("a")], **FULL}, "prompt_preference", [system("s"), user("a")]),
+    "full conversations after a system prompt": ({"prompt": [system("s"), user("a")], **FULL}, "prompt_preference", [system("s"), user("a")]),
     "implicit prompt": (FULL, "implicit_preference", [user("a")]),
     "ShareGPT preference": ({"system": "s", **CHAT}, "sharegpt_preference", [system("s"), user("a")]),
     "LLaMA-Factory": ({**CHAT, "chosen": gpt("good"), "rejected": gpt("bad")}, "sharegpt_preference", [user("a")]),
@@ -112,9 +112,9 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", LAYOUTS)
+@pytest.mark.parametrize("case", FORMATS)
 def test_format(case):
-    row, name, turns = LAYOUTS[case]
+    row, name, turns = FORMATS[case]
     assert formatter_of(row).name == name
     example = converted(row)
     assert example.prompt == turns
@@ -125,7 +125,7 @@ def test_format(case):
 def test_every_formatter_is_declared_tested_and_described():
     names = {formatter.name for formatter in rlhf_formatters()}
     assert names == {e.name for e in Catalog().entries("formatters") if e.distribution == "rlhf-formatter-common"}
-    assert names == {name for _, name, _ in LAYOUTS.values()}
+    assert names == {name for _, name, _ in FORMATS.values()}
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert not [name for name in names if f"`{name}`" not in readme]
 
@@ -191,7 +191,7 @@ def test_the_reference_is_the_rows_own_answer_or_else_the_completion(row, comple
     assert converted(row).completion == [assistant(completion)]
     assert converted(row).answer == completion
     assert converted({**row, "answer": 42}).answer == "42"
-    assert converted({**row, "answer": ["4", "2"]}).answer is None  # rides along as it is
+    assert converted({**row, "answer": ["4", "2"]}).answer is None  # is passed through as it is
 
 
 def test_a_pair_that_parts_early_keeps_all_its_turns():
