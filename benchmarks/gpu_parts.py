@@ -95,7 +95,7 @@ def same_results(scale: Scale, dtype: torch.dtype, name: str) -> None:
 
 
 def same_rollouts(scale: Scale, dtype: torch.dtype, name: str) -> None:
-    """Greedy: the tokens of `generate`. In bfloat16 near ties may go either way, so only log-probabilities must agree."""
+    """Greedy: the tokens of `generate`. In bfloat16, where near ties may differ, only log-probabilities must agree."""
     generator = torch.Generator().manual_seed(1)
     plain, sharing = equality_model(scale, dtype), equality_model(scale, dtype)
     share(sharing)

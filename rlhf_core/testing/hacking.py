@@ -16,7 +16,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Probed:
-    """The best text that one probe made from one golden answer: its score, and that as a share of the answer's score."""
+    """The best text that one probe made from one golden answer: its score, also as a share of the answer's."""
 
     case: Case
     probe: str

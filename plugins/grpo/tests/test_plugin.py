@@ -175,8 +175,8 @@ def test_what_was_left_open_is_filled_in(given, lora, expected):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"set": {"sync_ref_model": True}, "beta": 0.1, "lora": True}, "needs a reference of its own"),
-        ({"set": {"sync_ref_model": True}}, "needs a reference of its own"),
+        ({"set": {"sync_ref_model": True}, "beta": 0.1, "lora": True}, "needs a separate reference model"),
+        ({"set": {"sync_ref_model": True}}, "needs a separate reference model"),
         ({"set": {"router_aux_loss_coef": 0.1}}, "the model has no router"),
         ({"set": {"generation_batch_size": 6}}, "don't fit together"),
         ({"set": {"generation_batch_size": 16}, "steps_per_generation": 4}, "don't fit together"),

@@ -211,6 +211,6 @@ def test_a_path_without_a_model_is_refused_before_weights_load(resolved, tiny_mo
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(models, "load", refused)
-    with pytest.raises(UserError, match="path=nowhere: no model is there"):
+    with pytest.raises(UserError, match="path=nowhere is not a model"):
         train(config, method, Catalog())
     assert not Path("out").exists()
