@@ -175,7 +175,7 @@ def test_a_lexicon_of_one_s_own(tmp_path):
 
 
 BAD = {
-    "doubled": ("甲物\n乙物 | 甲物\n", "line 2: '甲物' stands on line 1"),
+    "doubled": ("甲物\n乙物 | 甲物\n", "line 2: '甲物' is on line 1"),
     "empty term": ("甲物 | | 乙物\n", "line 1: '' is too short"),
     "nothing": ("# only this\n", "has no terms"),
     "not text": (b"\xff\xfe\x00", "can't be read"),
