@@ -1,4 +1,4 @@
-"""The built-in data and model: consistent, reproducible, and knowing the medicine."""
+"""The built-in data and model: consistent and reproducible, and the model knows the medicine."""
 
 import itertools
 import json
@@ -66,7 +66,7 @@ def test_no_two_conditions_share_three_symptoms(language):
 
 
 @pytest.mark.parametrize("language", [0, 1], ids=items.LANGUAGES)
-def test_no_name_hides_in_another_nor_in_symptoms_and_advice(language):
+def test_no_name_is_part_of_another_or_of_symptoms_and_advice(language):
     for names in ([c.name[language] for c in CONDITIONS], [d[language] for d in DEPARTMENTS.values()]):
         for one, other in itertools.permutations(names, 2):
             assert one.lower() not in other.lower()
@@ -162,7 +162,7 @@ def test_conversations_alternate_and_answer_in_the_format(split):
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "expected"),
     [
         ("<think>\na\n</think>\n<answer>\nb\n</answer>", True),
         ("  <think>a</think>  <answer>b</answer>\n", True),
@@ -180,8 +180,8 @@ def test_conversations_alternate_and_answer_in_the_format(split):
         ("<think>a</think><answer>b", False),
     ],
 )
-def test_format(text, kept):
-    assert has_format(text) is kept
+def test_format(text, expected):
+    assert has_format(text) is expected
 
 
 # Tokenizer and model
@@ -197,7 +197,7 @@ def test_tags_are_single_tokens_that_decoding_keeps(tokenizer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokenizer_gives_every_text_back(tokenizer, kind):
+def test_every_text_survives_encoding_and_decoding(tokenizer, kind):
     texts = [last_question(row) for row in read(kind, "heldout")]
     texts += [row["response_chosen"] for row in read("preferences", "heldout")]
     texts += ["Élan\t 100 %\n\n  ¿qué? 🩺 龘"]
@@ -208,18 +208,18 @@ def test_template_marks_the_assistant_tokens_with_their_end(tokenizer):
     rows = [r["messages"] for r in read("conversations", "heldout") if len(r["messages"]) > 3]
     encoded = tokenizer.apply_chat_template(rows, return_dict=True, return_assistant_tokens_mask=True)
     for messages, ids, mask in zip(rows, encoded["input_ids"], encoded["assistant_masks"], strict=True):
-        marked = tokenizer.decode([i for i, kept in zip(ids, mask, strict=True) if kept])
+        marked = tokenizer.decode([i for i, masked in zip(ids, mask, strict=True) if masked])
         answers = [m["content"] for m in messages if m["role"] == "assistant"]
         assert marked == "".join(f"{answer}<|im_end|>" for answer in answers)
 
 
-def test_template_of_a_beginning_is_a_beginning_of_the_template(tokenizer):
+def test_the_rendered_start_of_a_conversation_is_the_start_of_the_rendered_conversation(tokenizer):
     messages = next(r["messages"] for r in read("conversations", "heldout") if len(r["messages"]) > 3)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    full = tokenizer.apply_chat_template(messages, tokenize=False)
     for end in range(1, len(messages)):
         asks = messages[end]["role"] == "assistant"
         part = tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=asks)
-        assert whole.startswith(part)
+        assert full.startswith(part)
     one = [{"role": "user", "content": "?"}]
     assert tokenizer.apply_chat_template(one, tokenize=False) == "<|im_start|>user\n?<|im_end|>\n"
 

@@ -187,14 +187,14 @@ def test_messages():
         ({"instruction": "q", "output": "full answer"}, "full answer"),
     ],
 )
-def test_the_reference_is_the_rows_own_answer_or_else_the_completion(row, completion):
+def test_the_reference_is_the_answer_of_the_row_or_else_the_completion(row, completion):
     assert converted(row).completion == [assistant(completion)]
     assert converted(row).answer == completion
     assert converted({**row, "answer": 42}).answer == "42"
     assert converted({**row, "answer": ["4", "2"]}).answer is None  # is passed through as it is
 
 
-def test_a_pair_that_parts_early_keeps_all_its_turns():
+def test_a_pair_that_differs_early_keeps_all_its_turns():
     turns = [user("a"), assistant("good"), user("c"), assistant("d")]
     example = implicit_preference({"chosen": turns, "rejected": [user("a"), assistant("bad")]})
     assert (example.prompt, example.chosen, example.rejected) == (turns[:1], turns[1:], [assistant("bad")])
@@ -205,7 +205,7 @@ def test_an_identical_pair_is_left_as_it_is():
     assert (example.prompt, example.chosen, example.rejected) == ([user("a")], [assistant("good")], [assistant("good")])
 
 
-def test_a_dialogue_with_an_empty_turn_joins_its_neighbours():
+def test_an_empty_turn_of_a_dialogue_is_dropped_and_its_neighbours_joined():
     text = "\n\nHuman: a\n\nAssistant: \n\nHuman: b\n\nAssistant: "
     assert hh({"chosen": text + "c", "rejected": text + "d"}).prompt == [user("a\n\nb")]
 
@@ -250,7 +250,7 @@ def test_multiple_choice(case):
     assert example.completion == [assistant(f"{letter}. {example.columns['options'][place]}")]
 
 
-def test_multiple_choice_gives_a_verifier_the_letter_and_the_options():
+def test_multiple_choice_has_the_letter_and_the_options_for_a_verifier():
     row = {"question": "发热咳嗽？", "options": ["感冒", "肺炎"], "answer": "肺炎"}
     projected = project(Row("row 1", row), formatter_of(row), "prompts")
     assert projected == {

@@ -1,4 +1,4 @@
-"""GRPO: what the plugin adds to TRL, and the private places of TRL that it leans on."""
+"""GRPO: what the plugin adds to TRL, and the private methods of TRL that it depends on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(tmp_path):
     return make
 
 
-def test_the_guides_values():
+def test_the_defaults_are_those_of_the_guide():
     options = GRPO.Options()
     assert (options.num_generations, options.max_prompt_length, options.max_completion_length) == (4, 2048, 512)
     assert (options.lora_r, options.lora_alpha) == (16, 32)

@@ -1,4 +1,4 @@
-"""The reward model: its loss, its score head, and scores that are the same wherever and with whatever they are made."""
+"""The reward model: its loss, its score head, and scores that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VALUES = {"method": "reward_model", "max_completion_length": 64}
 
 
 def score(model, ids: list[int]) -> torch.Tensor:
-    """The head on the hidden state of the last token, worked out without the model's own pooling."""
+    """The head on the hidden state of the last token, computed without the model's pooling."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden_TH = inner.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
     return inner.score(hidden_TH[-1])[0]
@@ -41,7 +41,7 @@ def score(model, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("center", [None, 0.3])
-def test_loss_and_gradients_are_the_formulas(made_run, lora, center):
+def test_loss_and_gradients_equal_those_of_the_formula(made_run, lora, center):
     trainer = RewardModel().trainer(made_run(lora=lora, center_rewards_coefficient=center))
     model = trainer.model.double()
     rows = [trainer.train_dataset[i] for i in range(4)]
@@ -71,7 +71,7 @@ def test_each_answer_ends_with_one_end_token(made_run):
             assert row[name].count(end) == 1
 
 
-def test_held_out_pairs_give_the_metrics_of_training(go):
+def test_held_out_pairs_have_the_metrics_of_training(go):
     code, folder = go(num_eval_prompts=2, max_steps=2)
     assert code == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -83,7 +83,7 @@ def test_held_out_pairs_give_the_metrics_of_training(go):
 
 
 def test_a_prompt_that_ends_with_padding_is_scored_where_transformers_scores_it(go):
-    """Where the end token pads and an empty answer leaves none of its own to read the score at."""
+    """The end token pads, and an empty answer has no token at which to read the score."""
     code, _ = go(max_steps=1)
     assert code == 0
     model = go.trainers[-1].model.eval()
@@ -109,7 +109,7 @@ def adapter_of_another_method(go) -> str:
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "from an adapter", "from a merged adapter"])
-def test_a_saved_model_gives_the_trained_scores_in_any_batch(go, kind):
+def test_a_saved_model_computes_the_trained_scores_in_any_batch(go, kind):
     values = {"full": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
     if "adapter" in kind:
         values = {"model": adapter_of_another_method(go), "lora": False if "merged" in kind else None}
@@ -130,7 +130,7 @@ def test_a_saved_model_gives_the_trained_scores_in_any_batch(go, kind):
     assert max(together) - min(together) > 1e-3
 
 
-def test_it_learns_to_prefer_what_is_preferred(go):
+def test_it_learns_to_score_chosen_answers_higher(go):
     code, folder = go(max_steps=20, learning_rate=1e-2)
     assert code == 0
     good, bad = RewardModelScore(path=str(folder / "model"))(PROMPTS[:2], ["Rest and drink. ", "Run 1 miles."])
@@ -157,7 +157,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_accumulated_steps_are_one_large_step(go):
+def test_accumulated_steps_equal_one_large_step(go):
     folders = []
     for size, steps in ((2, 2), (4, 1)):
         values = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_grad_norm": 0}
@@ -169,7 +169,7 @@ def test_accumulated_steps_are_one_large_step(go):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
+def test_a_resumed_run_equals_one_that_was_never_stopped(go, lora):
     code, full = go(output_dir="full", lora=lora, num_eval_prompts=2)
     assert code == 0
     _, cut = go(output_dir="cut", lora=lora, num_eval_prompts=2)

@@ -36,7 +36,7 @@ VALUES = {"method": "sft", "max_length": 128}
 
 
 def cross_entropy(model, rows) -> torch.Tensor:
-    """-log p of each learned token given all before it, the mean over all such tokens of the rows."""
+    """The mean over all tokens in the loss of -log p, given the tokens before."""
     losses = []
     for row in rows:
         log_probs_TV = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
@@ -51,7 +51,7 @@ def test_the_defaults():
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_loss_and_gradients_are_the_formulas(made_run, tiny_model, lora):
+def test_loss_and_gradients_equal_those_of_the_formula(made_run, tiny_model, lora):
     """In float64 but for TRL's output layer, which is joined with the loss and sums in float32."""
     trainer = SFT().trainer(made_run(lora=lora))
     model = trainer.model.double()
@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_the_formulas(made_run, tiny_model, lora):
         torch.testing.assert_close(gradient, wanted[name], **CLOSE)
 
 
-def test_batches_learn_the_assistants_tokens_and_nothing_else(made_run):
+def test_the_loss_has_the_assistants_tokens_and_nothing_else(made_run):
     trainer = SFT().trainer(made_run(num_eval_prompts=2, shared_prefix=False))  # a row each, padded
     tokenizer = trainer.processing_class
     end = tokenizer.eos_token_id
@@ -99,7 +99,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_run_leaves_a_model_that_gives_the_same_logits(resolved, monkeypatch, lora):
+def test_the_saved_model_computes_the_same_logits(resolved, monkeypatch, lora):
     trainers = []
     config, method = resolved(lora=lora, max_steps=3, num_eval_prompts=1, max_completion_length=4)
     build = method.trainer
@@ -111,7 +111,7 @@ def test_a_run_leaves_a_model_that_gives_the_same_logits(resolved, monkeypatch, 
         torch.testing.assert_close(loaded(input_ids=ids).logits, trainers[0].model(input_ids=ids).logits, **CLOSE)
 
 
-def test_accumulated_steps_are_one_large_step(go):
+def test_accumulated_steps_equal_one_large_step(go):
     """The answers differ in length, so that a mean of means over batches would not be the mean over tokens."""
     folders = []
     for size, steps in ((2, 2), (4, 1)):
@@ -124,8 +124,8 @@ def test_accumulated_steps_are_one_large_step(go):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
-    code, whole = go(output_dir="whole", lora=lora)
+def test_a_resumed_run_equals_one_that_was_never_stopped(go, lora):
+    code, full = go(output_dir="full", lora=lora)
     assert code == 0
     _, cut = go(output_dir="cut", lora=lora)
     shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
@@ -133,7 +133,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
     code, cut = go(output_dir="cut", lora=lora, resume=True)
     assert code == 0
     name = "adapter_model.safetensors" if lora else "model.safetensors"
-    assert same(weights(cut, name), weights(whole, name))
+    assert same(weights(cut, name), weights(full, name))
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

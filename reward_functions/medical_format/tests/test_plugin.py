@@ -1,4 +1,4 @@
-"""Every way of keeping and breaking the format, with what it earns."""
+"""Every way of keeping and breaking the format, with its score."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_sections_outside_the_answer_do_not_count():
     assert medical_format([text], sections="诊断/依据/建议") == [0.5]
 
 
-def test_a_broken_format_never_earns_what_a_complete_one_does():
+def test_a_broken_format_never_scores_as_high_as_a_complete_one():
     broken = [score for text, score in CASES.values() if score < 1.0]
     assert max(broken) < 0.5 * min(score for _, score in SECTIONS.values())
 
