@@ -141,8 +141,8 @@ def length_note(name: str, wins: WinRate, length: Length) -> str | None:
     if like is None or like.prompts < ENOUGH:
         count = like.prompts if like else 0
         return (
-            f"{said}. Only {count} of {wins.prompts} prompts have answers of similar length (within {percent(SIMILAR)}): "
-            "too few to tell whether length explains the win rate."
+            f"{said}. Only {count} of {wins.prompts} prompts have answers of similar length "
+            f"(within {percent(SIMILAR)}): too few to tell whether length explains the win rate."
         )
     return (
         f"{said}. Among answers of similar length (within {percent(SIMILAR)}; {like.prompts} prompts) it wins "

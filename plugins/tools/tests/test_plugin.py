@@ -269,8 +269,8 @@ def test_names(tmp_path, monkeypatch):
     assert candidates._split("a=b/c") == ("a", "b/c")
     assert candidates._split("runs/lr=1") == (None, "runs/lr=1")
     assert candidates._split("lr=1") == (None, "lr=1")
-    assert candidates._own_name("runs/first/model") == "first"
-    assert candidates._own_name("Qwen/Qwen3-0.6B") == "Qwen3-0.6B"
+    assert candidates._default_name("runs/first/model") == "first"
+    assert candidates._default_name("Qwen/Qwen3-0.6B") == "Qwen3-0.6B"
     assert candidates._unique(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
     with pytest.raises(UserError, match="write NAME=PATH"):
         candidates._split("a=")
