@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 from rlhf_method_dpo import DPO, dpo_loss
-from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from rlhf_core import PairLogps
-from rlhf_core.catalog import Catalog
 from rlhf_core.models.loading import load
-from rlhf_core.training.run import train
-from rlhf_core.training.run_folder import list_checkpoints
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -181,60 +175,6 @@ def test_the_reference_of_a_merged_adapter_is_merged_too(go, made_run):
     trainer.reference.copy.double()
     policy.load_state_dict(trainer.model.state_dict())
     agree(trainer, policy, reference, 0.1)
-
-
-def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / name)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_the_saved_model_computes_the_same_logits(resolved, monkeypatch, lora):
-    trainers = []
-    config, method = resolved(lora=lora, max_steps=3)
-    build = method.trainer
-    monkeypatch.setattr(method, "trainer", lambda run: trainers.append(build(run)) or trainers[0])
-    assert train(config, method, Catalog()) == 0
-    loaded = AutoModelForCausalLM.from_pretrained("out/model", dtype=torch.float32)
-    ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(input_ids=ids).logits, trainers[0].model(input_ids=ids).logits, **CLOSE)
-
-
-def test_accumulated_steps_equal_one_large_step(go):
-    folders = []
-    for size, steps in ((2, 2), (4, 1)):
-        values = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_grad_norm": 0}
-        code, folder = go(output_dir=f"of{size}", optim="sgd", learning_rate=0.1, max_steps=1, **values)
-        assert code == 0
-        folders.append(folder)
-    for one, other in zip(*(weights(folder).values() for folder in folders), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("start", ["full", "adapter"])
-def test_a_resumed_run_equals_one_that_was_never_stopped(go, start):
-    values = {"model": trained_adapter(go)} if start == "adapter" else {}
-    code, full = go(output_dir="full", **values)
-    assert code == 0
-    _, cut = go(output_dir="cut", **values)
-    shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
-    shutil.rmtree(cut / "model")
-    code, cut = go(output_dir="cut", resume=True, **values)
-    assert code == 0
-    name = "model.safetensors" if start == "full" else "adapter_model.safetensors"
-    assert same(weights(cut, name), weights(full, name))
-
-
-@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_quantized_weights(go, bits):
-    pytest.importorskip("bitsandbytes")
-    code, folder = go(**{bits: True}, max_steps=1)
-    assert code == 0
-    assert all(torch.isfinite(tensor).all() for tensor in weights(folder, "adapter_model.safetensors").values())
 
 
 def test_each_answer_ends_with_one_end_token(made_run):
