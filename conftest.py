@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import textwrap
@@ -77,6 +78,13 @@ def go(resolved):
 
     start.trainers = []
     return start
+
+
+@pytest.fixture
+def said(caplog):
+    """said() -> our warnings so far."""
+    caplog.set_level(logging.WARNING, logger="rlhf")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "rlhf"]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from rlhf_core.prefix import Group, completion_logps, head, padded, share, shares, sharing, two_phase, unwrap
+from tests.prefix_models import assert_same
 
 GROUPS = [
     Group([5], [[8, 9], [10]]),
@@ -55,14 +56,6 @@ def gradients(model, scored):
     model.zero_grad()
     (scored.logps * GRAD_OUTPUT).sum().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def assert_same(ours, theirs, tolerance):
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 3
-    for name, one in ours.items():
-        assert theirs[name].norm() > 0, name
-        assert (one - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
 
 
 def assert_shared_is_padded(model, values, grads):

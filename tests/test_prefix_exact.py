@@ -20,6 +20,7 @@ from transformers import (
 
 from rlhf_core.prefix import Group, completion_hidden, completion_logps, packed, share, shares, two_phase
 from rlhf_core.prefix import sharing as engine
+from tests.prefix_models import assert_same
 
 WORDS = 67  # a prime, so that no size is confused with another
 # A prompt of one token, a completion of one token, a group of one, a group of four.
@@ -122,15 +123,6 @@ def gradients(model, loss):
     model.zero_grad()
     loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def assert_same(ours, theirs, tolerance):
-    """Every gradient exists, none is zero throughout, and each is as near as `tolerance` of its norm."""
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 3
-    for name, one in ours.items():
-        assert theirs[name].norm() > 0, name
-        assert (one - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
 
 
 @every_way

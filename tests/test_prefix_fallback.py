@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 
 import pytest
 import torch
@@ -39,39 +38,14 @@ from rlhf_core.prefix import (
     two_phase,
 )
 from rlhf_core.prefix.kernels import DENSE, KERNELS, Kernel, SpanPairs
+from tests.prefix_models import GROUPS, SIZES, random_model
 
-GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
 ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
-SIZES = {
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-
-
-def random_model(config, dtype=torch.float64):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * 0.3 + (weight.dim() == 1))
-    return model
 
 
 @pytest.fixture
 def model():
     return random_model(Qwen3Config(**SIZES))
-
-
-@pytest.fixture
-def said(caplog):
-    """said() -> the warnings so far."""
-    caplog.set_level(logging.WARNING, logger="rlhf")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "rlhf"]
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -22,28 +21,15 @@ from transformers import (
 )
 
 from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
+from tests.prefix_models import SIZES, random_model
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 WORDS = 11  # small enough that two tokens in a row can be counted
 
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-
-
-def random_model(words, spread=0.3, config=Qwen3Config, **settings):
-    config = config(vocab_size=words, **SIZES | settings)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * spread + (weight.dim() == 1))
+def generator(words, spread=0.3, config=Qwen3Config, **settings):
+    """A model whose `generate` stops at no token."""
+    model = random_model(config(**SIZES | {"vocab_size": words} | settings), spread=spread)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None
     return model
@@ -51,7 +37,7 @@ def random_model(words, spread=0.3, config=Qwen3Config, **settings):
 
 @pytest.fixture(scope="module")
 def plain():
-    return random_model(67)
+    return generator(67)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +49,7 @@ def model(plain):
 
 @pytest.fixture(scope="module")
 def few_words():
-    model = random_model(WORDS, spread=0.2)
+    model = generator(WORDS, spread=0.2)
     assert share(model) is None
     return model
 
@@ -119,7 +105,7 @@ OTHERS = {
 @pytest.mark.parametrize("family", OTHERS)
 def test_greedy_rollouts_equal_those_of_generate_in_other_families(family, lora):
     config, settings = OTHERS[family]
-    model = random_model(67, config=config, **settings)
+    model = generator(67, config=config, **settings)
     if lora:
         torch.manual_seed(1)
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import LlamaConfig, Qwen3Config
 
 from rlhf_core.prefix import Group, attention, share, shares, sharing
 from rlhf_core.prefix.kernels import SpanPairs
 from rlhf_core.prefix.self_check import distinct_groups
-
-GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
-SIZES = {
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-
-
-def random_model(config, dtype=torch.float64, spread=0.3):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * spread + (weight.dim() == 1))
-    return model.to(dtype)
+from tests.prefix_models import GROUPS, SIZES, random_model
 
 
 @pytest.fixture
 def model():
     return random_model(Qwen3Config(**SIZES))
-
-
-@pytest.fixture
-def said(caplog):
-    """said() -> the warnings so far."""
-    caplog.set_level(logging.WARNING, logger="rlhf")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "rlhf"]
 
 
 def blind(metadata, layer, query, key, value, scale):
