@@ -1,8 +1,9 @@
-"""Fixtures: a two-layer model that trains in milliseconds, short runs on it, distributions made up on the spot."""
+"""Fixtures: a two-layer model that trains in milliseconds, short runs on it, and placeholder distributions."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import textwrap
@@ -80,6 +81,13 @@ def go(resolved):
 
 
 @pytest.fixture
+def said(caplog):
+    """said() -> our warnings so far."""
+    caplog.set_level(logging.WARNING, logger="rlhf")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "rlhf"]
+
+
+@pytest.fixture
 def write_jsonl(tmp_path):
     """Write rows to a file: write_jsonl("data.jsonl", rows) -> path as text."""
 
@@ -105,7 +113,7 @@ def distribution(tmp_path, monkeypatch):
             monkeypatch.delitem(sys.modules, module, raising=False)
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: made up\n"
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: placeholder\n"
         (info / "METADATA").write_text(metadata + (f"Requires-Dist: {requires}\n" if requires else ""))
         lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in names.items()) for group, names in points.items()]
         (info / "entry_points.txt").write_text("\n".join(lines))

@@ -1,11 +1,11 @@
-"""The README's demo, timed and measured: does the model learn the layout without forgetting the medicine?
+"""The README's demo, timed and measured: does the model learn the format without forgetting the medicine?
 
     python -m benchmarks.demo [--seeds 42 43 44] [options of rlhf run …]
 
 For each seed the demo's command runs as a user runs it. Then the model before and after answers all 256 held-out
-prompts four times each, sampled at temperature 1, and is judged by `scripts/make_builtin/measure.py`: `layout` is what
-`medical_format` rewards with 1, `correct` names the reference answer, `diagnosis` is that for the items whose answer is
-a condition. Several minutes on two CPU cores.
+prompts four times each, sampled at temperature 1, and is judged by `scripts/make_builtin/measure.py`: `format` is the
+share of answers that `medical_format` scores 1, `correct` of those that name the reference answer, `diagnosis` the same
+for the items whose answer is a condition. Several minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def measured(model: Path) -> dict[str, float]:
     rows = sorted(map(json.loads, lines), key=lambda row: len(row["question"])) * measure.SAMPLES
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     scores = measure.measure(loaded, AutoTokenizer.from_pretrained(model), rows, SYSTEM)
-    return {name: round(scores[name], 3) for name in ("layout", "correct", "diagnosis")}
+    return {name: round(scores[name], 3) for name in ("format", "correct", "diagnosis")}
 
 
 def demo(seed: int, folder: Path, options: list[str]) -> float:

@@ -1,11 +1,12 @@
-"""Everything that needs a GPU, in one call of under nine minutes: is the engine right there, how fast, how much memory?
+"""Everything that needs a GPU, in one call of under nine minutes: is the engine correct on it, how fast is it, how much
+memory does it take?
 
     python -m benchmarks.gpu [--output FOLDER] [--parts equality qlora decoding steps]
     python -m benchmarks.gpu --rehearse          # tiny shapes on a CPU: does the script itself work?
 
-`gpu_parts.py` says what each part measures. A part has a process of its own and a time budget; what it found until it
-failed or was stopped is kept. Findings come as they are made, then as a table, and go to FOLDER/gpu.json (by default
-in benchmarks/results). The exit code is 1 if any check or part failed.
+`gpu_parts.py` says what each part measures. Each part runs in its own process with a time budget; what it found before
+it failed or was stopped is saved. Findings are printed as they are made, then as a table, and written to
+FOLDER/gpu.json (by default in benchmarks/results). The exit code is 1 if any check or part failed.
 
 Not yet run on a GPU.
 """
@@ -30,7 +31,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes
 
 
 def run(part: str, rehearse: bool) -> list[dict[str, Any]]:
-    """What a part found, and how it ended where it did not end well."""
+    """What a part found, and how it ended if it failed."""
     command = [sys.executable, "-m", "benchmarks.gpu_parts", part, *(["--rehearse"] if rehearse else [])]
     found: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -46,7 +47,7 @@ def run(part: str, rehearse: bool) -> list[dict[str, Any]]:
     took = round(time.perf_counter() - started, 1)
     if code:
         why = f"stopped after {SECONDS[part]} s" if took >= SECONDS[part] else f"ended with exit code {code}"
-        found.append({"part": part, "what": "the whole part", "ok": False, "error": why})
+        found.append({"part": part, "what": "the full part", "ok": False, "error": why})
     found.append({"part": part, "what": "time", "seconds": took})
     return found
 
@@ -81,11 +82,11 @@ def main() -> None:
     folder = given.output or Path(__file__).parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ("gpu_rehearsal.json" if given.rehearse else "gpu.json")
-    there = {one.metadata["Name"] for one in importlib.metadata.distributions()}
+    installed = {one.metadata["Name"] for one in importlib.metadata.distributions()}
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine() + (f"; {name}" if name else ""),
-        "versions": {one: importlib.metadata.version(one) for one in LIBRARIES if one in there},
+        "versions": {one: importlib.metadata.version(one) for one in LIBRARIES if one in installed},
         "figures": [],
     }
     for part in given.parts:

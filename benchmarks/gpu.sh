@@ -26,9 +26,9 @@ from pathlib import Path
 
 cuda, file = sys.argv[1], Path(sys.argv[2])
 keep = {f"libbitsandbytes_cuda{cuda}.so", "libbitsandbytes_cpu.so"}
-with zipfile.ZipFile(file) as whole:
-    chosen = [one for one in whole.infolist() if not one.filename.endswith(".so") or Path(one.filename).name in keep]
-    files = [(one, whole.read(one)) for one in chosen]
+with zipfile.ZipFile(file) as wheel:
+    chosen = [one for one in wheel.infolist() if not one.filename.endswith(".so") or Path(one.filename).name in keep]
+    files = [(one, wheel.read(one)) for one in chosen]
 with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as small:
     for one, content in files:
         small.writestr(one, content)

@@ -1,4 +1,6 @@
-"""What the parts of `benchmarks/gpu.py` share: shapes, models of random weights, clocks, memory, and how to tell."""
+"""What the parts of `benchmarks/gpu.py` share: shapes, models of random weights, clocks, memory, and the printing of
+findings.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,7 @@ def say(what: str, **found: Any) -> None:
 
 @contextmanager
 def attempt(what: str) -> Iterator[None]:
-    """A failure is a finding, and the next measurement goes on."""
+    """A failure is a finding, and the next measurement still runs."""
     try:
         yield
     except Exception as error:  # whatever it is, what comes after it is still worth measuring

@@ -1,8 +1,9 @@
-"""What `benchmarks/gpu.py` measures, each part in a process of its own. Prints a line of JSON for every finding.
+"""What `benchmarks/gpu.py` measures, each part in its own process. Prints a line of JSON for every finding.
 
     python -m benchmarks.gpu_parts equality [--rehearse]
 
-Models have random weights: speed and memory do not depend on them, and no file is needed. No answer ends early.
+Models have random weights: speed and memory do not depend on them, and no file is needed. Every answer has the full
+length.
 """
 
 from __future__ import annotations
@@ -56,35 +57,35 @@ def equality_model(scale: Scale, dtype: torch.dtype) -> Any:
 
 
 def same_results(scale: Scale, dtype: torch.dtype, name: str) -> None:
-    """Packed and in two phases no further from float64 than twice what the padded computation in the same type is."""
+    """The error of the packed and the two-phase pass against float64 is at most twice that of the padded pass."""
     generator = torch.Generator().manual_seed(0)
     answers = [[token_ids(size, generator) for size in sizes] for sizes in ((20, 65, 111), (1, 90, 40, 7))]
     groups = [Group(token_ids(300, generator), answers[0]), Group(token_ids(171, generator), answers[1])]
-    plain, own = equality_model(scale, dtype), equality_model(scale, dtype)
+    plain, sharing = equality_model(scale, dtype), equality_model(scale, dtype)
     exact = equality_model(scale, torch.float64)
     exact.load_state_dict(plain.state_dict())
-    if reason := share(own):
+    if reason := share(sharing):
         raise RuntimeError(reason)
     ways = {
         "exact": lambda: padded.completion_logps(exact, groups),
         "padded": lambda: padded.completion_logps(plain, groups),
-        "packed": lambda: packed.completion_logps(own, groups),
-        "two phases": lambda: two_phase.completion_logps(own, groups),
+        "packed": lambda: packed.completion_logps(sharing, groups),
+        "two phases": lambda: two_phase.completion_logps(sharing, groups),
     }
     found = {}
     for way, call in ways.items():
-        model = {"exact": exact, "padded": plain}.get(way, own)
+        model = {"exact": exact, "padded": plain}.get(way, sharing)
         model.zero_grad()
         scored = call()
         weights = torch.sin(torch.arange(scored.logps.numel(), device=scale.device)).view_as(scored.logps)
         (scored.logps * weights * scored.mask).sum().backward()
-        slopes = torch.cat([p.grad.flatten().double() for p in model.parameters()])
-        found[way] = (scored.logps * scored.mask).double().detach(), slopes
-    logps, slopes = found.pop("exact")
+        gradients = torch.cat([p.grad.flatten().double() for p in model.parameters()])
+        found[way] = (scored.logps * scored.mask).double().detach(), gradients
+    logps, gradients = found.pop("exact")
     floor = {torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
     apart = {
-        way: ((one - logps).abs().max().item(), ((slope - slopes).norm() / slopes.norm()).item())
-        for way, (one, slope) in found.items()
+        way: ((one - logps).abs().max().item(), ((gradient - gradients).norm() / gradients.norm()).item())
+        for way, (one, gradient) in found.items()
     }
     for way in ("packed", "two phases"):
         ok = all(ours <= 2 * theirs + floor for ours, theirs in zip(apart[way], apart["padded"], strict=True))
@@ -94,13 +95,13 @@ def same_results(scale: Scale, dtype: torch.dtype, name: str) -> None:
 
 
 def same_rollouts(scale: Scale, dtype: torch.dtype, name: str) -> None:
-    """Greedy: the tokens of `generate`. In bfloat16 near ties fall either way, so only log-probabilities must agree."""
+    """Greedy: the tokens of `generate`. In bfloat16, where near ties may differ, only log-probabilities must agree."""
     generator = torch.Generator().manual_seed(1)
-    plain, own = equality_model(scale, dtype), equality_model(scale, dtype)
-    share(own)
+    plain, sharing = equality_model(scale, dtype), equality_model(scale, dtype)
+    share(sharing)
     prompts = [token_ids(size, generator) for size in (40, 40, 23)]
     sampling = Sampling(32, [2048], greedy=True)
-    ours, theirs = rollout(own, prompts, 2, sampling), rollout(plain, prompts, 2, sampling, "transformers")
+    ours, theirs = rollout(sharing, prompts, 2, sampling), rollout(plain, prompts, 2, sampling, "transformers")
     equal = sum(a.completion == b.completion for a, b in zip(ours, theirs, strict=True)) / len(ours)
     groups = [Group(one.prompt, [one.completion]) for one in ours]
     with torch.no_grad():
@@ -122,7 +123,7 @@ def same_kernel(scale: Scale, heads: int, kv_heads: int, size: int) -> None:
         kernels.SpanPairs([((prompt, tokens), (0, prompt))], causal=False),
     ]
     make = lambda count: torch.randn(1, count, tokens, size, device=scale.device, dtype=scale.dtype)  # noqa: E731
-    query, slope, key, value = make(heads), make(heads), make(kv_heads), make(kv_heads)
+    query, grad_output, key, value = make(heads), make(heads), make(kv_heads), make(kv_heads)
     found = {}
     for name, kernel in (("device", kernels.KERNELS[scale.device]), ("plain", kernels.DENSE)):
 
@@ -130,9 +131,9 @@ def same_kernel(scale: Scale, heads: int, kv_heads: int, size: int) -> None:
             results = []
             for call in calls:
                 output, lse = kernel.forward(query, key, value, call, None)
-                slopes = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-                kernel.backward((slope, query, output, lse), key, value, call, None, slopes)
-                results += [output[:, :, call.pairs[0][0][0] :], *slopes]
+                gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+                kernel.backward((grad_output, query, output, lse), key, value, call, None, gradients)
+                results += [output[:, :, call.pairs[0][0][0] :], *gradients]
             return results
 
         found[name] = run(), seconds(run, 2)
@@ -171,21 +172,21 @@ def decoding(scale: Scale) -> None:
     for engine in ("shared", "transformers"):
         with attempt(f"decoding, {engine}"):
             decode(engine)
-    with attempt("learning"):
+    with attempt("training"):
         model.train()
         group = Group(prompts[0], [token_ids(scale.answer, generator) for _ in range(8)])
 
-        def learn():
+        def train():
             completion_logps(model, [group]).logps.sum().backward()
 
-        took = seconds(learn)
+        took = seconds(train)
         tokens, answers = scale.prompt + 8 * scale.answer, 8 * scale.answer
         head = config.vocab_size * config.hidden_size
         body = sum(p.numel() for p in model.parameters()) - head
         pairs = tokens * tokens / 16 + answers * scale.prompt  # rough: half of each answer's square, and the prompt
         seen = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * pairs
         used = (6 * body * tokens + 6 * head * answers + 3 * seen) / took / 1e12
-        say("learning, packed", tflops=used, of_matmul=used / flops, seconds=took)
+        say("training, packed", tflops=used, of_matmul=used / flops, seconds=took)
     if scale is REAL:  # on a CPU continuous batching takes minutes to get ready
         with attempt("decoding, continuous"):
             model.eval()
@@ -193,7 +194,7 @@ def decoding(scale: Scale) -> None:
 
 
 def grpo_steps(scale: Scale) -> None:
-    """A whole GRPO step of TRL's trainer, with plain generation and continuous batching, and of ours."""
+    """A full GRPO step of our trainer, and of TRL's with plain generation and with continuous batching."""
     import statistics
 
     from datasets import Dataset

@@ -18,7 +18,7 @@ from rlhf_core.prefix import Group, Sampling, packed, rollout, share, two_phase
 
 
 def quantized(config: Qwen3Config, scale: Scale) -> Any:
-    """A 4-bit model, made layer by layer on the device: the whole in 16 bits never exists."""
+    """A 4-bit model, made layer by layer on the device: the full model in 16 bits never exists."""
     import bitsandbytes
     from torch import nn
 
@@ -66,9 +66,9 @@ def qlora(scale: Scale) -> None:
     model = get_peft_model(model, adapter)
     share(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=1e-5)
-    bytes_of = sum(p.numel() * p.element_size() for p in learning)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    bytes_of = sum(p.numel() * p.element_size() for p in trained)
     say("adapter, its gradients and optimizer", gb=4 * bytes_of / GB)
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * scale.dtype.itemsize
     for count in scale.groups:
@@ -88,7 +88,7 @@ def qlora(scale: Scale) -> None:
 
 @contextmanager
 def limited(gigabytes: int) -> Iterator[None]:
-    """As if the GPU had so much memory, of which the CUDA context takes its part."""
+    """As if the GPU had so much memory, part of which the CUDA context takes."""
     if not torch.cuda.is_available():
         yield
         return
@@ -104,7 +104,7 @@ def limited(gigabytes: int) -> Iterator[None]:
 
 
 def step(model: Any, optimizer: Any, scale: Scale, count: int, ways: list[str], note: str = "") -> None:
-    """Rollouts of one prompt and a step on them; peaks are of the whole process's tensors."""
+    """Rollouts of one prompt and a step on them; peaks are of all tensors of the process."""
     generator = torch.Generator().manual_seed(2)
     prompt = token_ids(scale.prompt, generator)
     half = torch.autocast(scale.device, torch.bfloat16, enabled=scale.dtype == torch.bfloat16)
@@ -117,7 +117,7 @@ def step(model: Any, optimizer: Any, scale: Scale, count: int, ways: list[str], 
     model.train()
     for way in ways:
 
-        def learn(way=way):
+        def train(way=way):
             with half:
                 if way == "packed":
                     scored = packed.completion_logps(model, [group])
@@ -128,9 +128,9 @@ def step(model: Any, optimizer: Any, scale: Scale, count: int, ways: list[str], 
             optimizer.step()
             optimizer.zero_grad()
 
-        learn()
+        train()
         before = allocated()
         started = time.perf_counter()
-        _, peak = peak_of(learn)
+        _, peak = peak_of(train)
         found = {"peak_gb": peak, "activations_gb": peak - before, "seconds": time.perf_counter() - started}
         say(f"QLoRA, {count} answers: step, {way}{note}", ok=True, **found)

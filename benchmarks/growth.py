@@ -61,8 +61,8 @@ def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
             axis = axes[row][column]
             for side, legend in SIDES.items():
                 points = [(v, results.get(name.format(v), {}).get(side)) for v in values]
-                there = [(v, found[measure]) for v, found in points if found]
-                axis.plot(*zip(*there, strict=True), marker="o", label=legend)
+                measured = [(v, found[measure]) for v, found in points if found]
+                axis.plot(*zip(*measured, strict=True), marker="o", label=legend)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit, xticks=values, xticklabels=values)
             axis.set(yticks=ticks, yticklabels=ticks)
             axis.minorticks_off()

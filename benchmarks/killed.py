@@ -1,4 +1,5 @@
-"""Kill a run of every method at random moments with SIGKILL, resume it each time, and compare with one left alone.
+"""Kill a run of every method at random moments with SIGKILL, resume it each time, and compare it with one that was
+never killed.
 
     python -m benchmarks.killed [KILLS] [SEED]
 
@@ -65,7 +66,7 @@ def finish(arguments: list[str], folder: Path) -> float:
 
 
 def kill(arguments: list[str], folder: Path, seconds: float) -> dict[str, Any] | None:
-    """Kill the run that many seconds into its training: where it was, or None if it had ended."""
+    """Kill the run that many seconds into its training. Returns where it was, or None if it had ended."""
     process = start(arguments)
     wait_for_training(process, folder)
     try:
@@ -98,8 +99,8 @@ def difference(one: Path, other: Path) -> float:
 
 
 def measure(name: str, folder: Path, kills: int, chance: random.Random) -> dict[str, Any]:
-    model, whole, killed = folder / "model", folder / f"{name}-whole", folder / f"{name}-killed"
-    length = finish(command(name, model, whole), whole)
+    model, unkilled, killed = folder / "model", folder / f"{name}-unkilled", folder / f"{name}-killed"
+    length = finish(command(name, model, unkilled), unkilled)
     arguments, moments = command(name, model, killed), []
     for _ in range(kills):
         moment = kill(arguments, killed, chance.uniform(0, length / 2))  # half: a resumed run has less before it
@@ -110,8 +111,8 @@ def measure(name: str, folder: Path, kills: int, chance: random.Random) -> dict[
     finish(arguments, killed)
     return {
         "kills": moments,
-        "largest_difference_of_weights": difference(whole, killed),
-        "same_steps_logged": steps(whole) == steps(killed),
+        "largest_difference_of_weights": difference(unkilled, killed),
+        "same_steps_logged": steps(unkilled) == steps(killed),
     }
 
 

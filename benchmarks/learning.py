@@ -1,10 +1,11 @@
-"""Every method on the built-in model and data, as its preset has it: does it learn what it is for, and in what time?
+"""Every method on the built-in model and data, with its preset: does it learn what it is for, and how long does it
+take?
 
     python -m benchmarks.learning [--methods sft dpo …] [--seeds 42 43 44] [options of rlhf run …]
 
-Each run is the command that a user types; figures are those of its own look at held-out rows before and after. At most
-three minutes a run on two CPU cores, so about half an hour in all. What `--methods` leaves out stays in the results as
-it was.
+Each run is the command that a user types; figures are those of its evaluation on held-out rows before and after. At
+most three minutes a run on two CPU cores, so about half an hour in all. The results of methods that `--methods` leaves
+out stay as they were.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def run(method: str, seed: int, options: list[str]) -> dict[str, object]:
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = round(time.perf_counter() - started)
-        looks = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+        evaluations = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
         lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         kl = [row["kl"] for row in map(json.loads, lines) if "kl" in row]
-    both = [{**look["metrics"], **look["rewards"]} for look in (looks["before"], looks["after"])]
+    both = [{**one["metrics"], **one["rewards"]} for one in (evaluations["before"], evaluations["after"])]
     found = {name: [round(values[name], 3) for values in both] for name in figures}
     return {"seconds": seconds, **found, **({"last kl": round(sum(kl[-5:]) / len(kl[-5:]), 3)} if kl else {})}
 

@@ -1,9 +1,9 @@
-"""How long `rlhf plugins` takes with 200 more plugins installed, as a ratio to importing click and pluggy alone.
+"""How long `rlhf plugins` takes with 200 more plugins installed, relative to importing click and pluggy alone.
 
     python -m benchmarks.listing
 
-The plugins are made up: a folder of dist-info folders and modules on PYTHONPATH, each with a README of 100 lines in its
-metadata. The command is timed beside the baseline, one after the other; the median of the paired ratios counts.
+The plugins are placeholders: a folder of dist-info folders and modules on PYTHONPATH, each with a README of 100 lines
+in its metadata. The command is timed beside the baseline, one after the other; the median of the paired ratios counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COMMANDS = (["plugins"], ["rewards"], ["--help"])
 def make_plugins(site: Path, count: int) -> None:
     """Write `count` reward plugins to `site`, as pip would leave them."""
     for number in range(count):
-        module = f"rlhf_reward_made_up_{number}"
+        module = f"rlhf_reward_placeholder_{number}"
         (site / f"{module}.py").write_text("raise SystemExit('a listing imported this')\n")
         info = site / f"{module}-1.0.dist-info"
         info.mkdir()
@@ -33,7 +33,7 @@ def make_plugins(site: Path, count: int) -> None:
             f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.0\nSummary: number {number}\n"
             "Requires-Python: >=3.11\nRequires-Dist: rlhf-core>=0.1\n\n" + "A line of the README.\n" * 100
         )
-        (info / "entry_points.txt").write_text(f"[rlhf.rewards]\nmade_up_{number} = {module}\n")
+        (info / "entry_points.txt").write_text(f"[rlhf.rewards]\nplaceholder_{number} = {module}\n")
 
 
 def measure(command: list[str]) -> dict[str, float]:

@@ -1,6 +1,7 @@
-"""TRL's PPO trainer at work: its numbers on a fixed batch, and its time. TRL 1.12 is the last version that has one.
+"""What TRL's PPO trainer computes on a fixed batch, and the time that it takes. TRL 1.12 is the last version that has
+one.
 
-Runs in an environment of its own (`pip install trl==1.12.0`), started by `python -m benchmarks.ppo_vs_trl`, and so
+It runs in a separate environment (`pip install trl==1.12.0`), started by `python -m benchmarks.ppo_vs_trl`, and so
 imports nothing of this project. It prints one line of JSON.
 
     TRL_PYTHON benchmarks/ppo_in_trl.py numbers
@@ -29,7 +30,7 @@ TINY |= {"num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 64,
 SCORES = [0.7, -0.4, 1.3, 0.2]
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 2], [3, 4, 5, 9], [8, 2, 3, 6]]
 ANSWERS = {
-    "whole": [[3, 7, 4, 9, 2], [5, 5, 8, 2, END], [10, 2, 6, 7, 3], [4, 11, 9, 8, END]],
+    "full": [[3, 7, 4, 9, 2], [5, 5, 8, 2, END], [10, 2, 6, 7, 3], [4, 11, 9, 8, END]],
     "ended": [[3, 7, 4, 9, 2], [5, END, PAD, PAD, PAD], [10, 2, 6, END, PAD], [4, 11, 9, 8, END]],
 }
 OPTIONS = {"kl_coef": 0.3, "gamma": 0.97, "lam": 0.9, "cliprange": 0.1, "cliprange_value": 0.05, "vf_coef": 0.4}
@@ -38,7 +39,7 @@ LEARNING_RATE = 0.2  # of plain gradient descent: large, so that the second step
 
 
 def fill(model: nn.Module, seed: float) -> nn.Module:
-    """Weights by a formula, so that nobody has to keep them."""
+    """Weights by a formula, so that no file of weights is needed."""
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             waves = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * (1.7 + seed) + i + seed)
@@ -101,11 +102,11 @@ def make_trainer(folder: str, policy, reference, value_model, scores, prompts, c
 
 
 def numbers(case: str, estimator: str, whiten_rewards: bool) -> dict[str, Any]:
-    """One update of two epochs on fixed answers; what the trainer's own variables hold on the way."""
+    """One update of two epochs on fixed answers; what the trainer's variables hold meanwhile."""
     from trl.experimental.ppo import ppo_trainer
 
     policy, value_model = tiny_policy(0.0), tiny_value_model(0.5)
-    learning = [*policy.parameters(), *value_model.parameters()]
+    trained = [*policy.parameters(), *value_model.parameters()]
     copies = 2 if whiten_rewards else 1  # TRL whitens eight rows at least
     prompts, answers = PROMPTS * copies, ANSWERS[case] * copies
     score = {tuple(p + a): s for p, a, s in zip(PROMPTS, ANSWERS[case], SCORES, strict=True)}
@@ -119,9 +120,9 @@ def numbers(case: str, estimator: str, whiten_rewards: bool) -> dict[str, Any]:
 
     def whitened(values, mask, shift_mean=True):
         if shift_mean:  # of advantages; all that is computed once per rollout is in the caller's variables by now
-            there = sys._getframe(1).f_locals
+            variables = sys._getframe(1).f_locals
             names = ("responses", "logprobs", "ref_logprobs", "values", "scores", "rewards", "returns")
-            found.update({name: numbers_of(there[name]) for name in names}, advantages=numbers_of(values))
+            found.update({name: numbers_of(variables[name]) for name in names}, advantages=numbers_of(values))
         result = whiten(values, mask, shift_mean)
         if shift_mean:
             found["whitened"] = numbers_of(result * mask)
@@ -131,7 +132,7 @@ def numbers(case: str, estimator: str, whiten_rewards: bool) -> dict[str, Any]:
         batch = {"per_device_train_batch_size": len(prompts), "gradient_accumulation_steps": 1, "num_ppo_epochs": 2}
         trainer = make_trainer(
             *(folder, policy, tiny_policy(0.02), value_model, lambda row: score[tuple(row)], prompts),
-            optimizer=torch.optim.SGD(learning, lr=LEARNING_RATE),
+            optimizer=torch.optim.SGD(trained, lr=LEARNING_RATE),
             total_episodes=len(prompts),
             response_length=len(answers[0]),
             stop_token_id=END,
@@ -144,16 +145,18 @@ def numbers(case: str, estimator: str, whiten_rewards: bool) -> dict[str, Any]:
 
         def recorded(loss):
             backward(loss)
-            there = sys._getframe(1).f_locals
-            clipped = (there["vf_losses2"] > there["vf_losses1"]) & ~there["padding_mask_p1"][there["micro_batch_inds"]]
-            order = torch.tensor(there["micro_batch_inds"]).argsort()
+            variables = sys._getframe(1).f_locals
+            clipped = (variables["vf_losses2"] > variables["vf_losses1"]) & ~variables["padding_mask_p1"][
+                variables["micro_batch_inds"]
+            ]
+            order = torch.tensor(variables["micro_batch_inds"]).argsort()
             found["steps"].append(
                 {
-                    **{"policy_loss": there["pg_loss"].item(), "value_loss": there["vf_loss"].item()},
+                    **{"policy_loss": variables["pg_loss"].item(), "value_loss": variables["vf_loss"].item()},
                     **{"loss": loss.item(), "values_clipped": int(clipped.sum())},
-                    "ratios_clipped": int((there["pg_losses2"] > there["pg_losses"]).sum()),
-                    "logprobs": numbers_of(there["new_logprobs"][order]),
-                    "values": numbers_of(there["vpred"][order]),
+                    "ratios_clipped": int((variables["pg_losses2"] > variables["pg_losses"]).sum()),
+                    "logprobs": numbers_of(variables["new_logprobs"][order]),
+                    "values": numbers_of(variables["vpred"][order]),
                     "policy_gradients": gradients(policy),
                     "value_gradients": gradients(value_model),
                 }
@@ -179,12 +182,12 @@ def short(value: float) -> float:
 
 
 def gradients(model: nn.Module) -> dict[str, list[float]]:
-    """(length, sum against fixed waves) of each gradient: two numbers that a wrong one does not have by chance."""
+    """(length, sum against fixed waves) of each gradient: two numbers that a wrong gradient does not have by chance."""
     found = {}
     for name, parameter in model.named_parameters():
-        slope = parameter.grad.flatten()
-        waves = torch.cos(torch.arange(slope.numel(), dtype=slope.dtype) * 0.7)
-        found[name] = [short(slope.norm().item()), short((slope * waves).sum().item())]
+        gradient = parameter.grad.flatten()
+        waves = torch.cos(torch.arange(gradient.numel(), dtype=gradient.dtype) * 0.7)
+        found[name] = [short(gradient.norm().item()), short((gradient * waves).sum().item())]
     return found
 
 
@@ -276,7 +279,7 @@ def main() -> None:
     import importlib.metadata
 
     if sys.argv[1] == "numbers":
-        cases = [("whole", "k1", False), ("whole", "k3", True), ("ended", "k1", False)]
+        cases = [("full", "k1", False), ("full", "k3", True), ("ended", "k1", False)]
         versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")}
         given = {"shape": TINY, "prompts": PROMPTS, "options": OPTIONS, "learning_rate": LEARNING_RATE, "end": END}
         result = {"made_by": versions, **given, "cases": [numbers(*case) for case in cases]}

@@ -1,15 +1,15 @@
-"""PPO beside TRL's: the numbers that `plugins/ppo/tests/test_reference.py` holds ours to, and time and memory.
+"""PPO beside TRL's: the numbers with which `plugins/ppo/tests/test_reference.py` compares ours, and time and memory.
 
     python -m venv ELSEWHERE && ELSEWHERE/bin/pip install trl==1.12.0
     python -m benchmarks.ppo_vs_trl fixture --trl-python ELSEWHERE/bin/python
     python -m benchmarks.ppo_vs_trl time --trl-python ELSEWHERE/bin/python [--rounds 5]
 
-TRL 1.12 is the last version with a PPO trainer, so it needs an environment of its own (`ppo_in_trl.py` runs there).
-`time` compares an update: sample answers, score them, learn from them for a few epochs. Equal work: the same shape of
-model, prompts, answers, epochs and minibatches, and a plain function for a reward. TRL always has a value model of its
-own; ours is measured with one as well (`separate`), and with its default, a head on the policy (`shared`). Processes
-take turns, and the ratio within each round counts, so that what else the machine does hits all. Processor seconds stand
-beside the wall's: they tell more where the machine does much else.
+TRL 1.12 is the last version with a PPO trainer, so it needs a separate environment (`ppo_in_trl.py` runs there). `time`
+compares an update: sample answers, score them, train on them for a few epochs. Equal work: the same shape of model,
+prompts, answers, epochs and minibatches, and a plain function for a reward. TRL always has a separate value model; ours
+is measured with one as well (`separate`), and with its default, a head on the policy (`shared`). The processes take
+turns and the ratio within each round counts, so that other work on the machine affects all of them alike. Processor
+seconds are given beside wall-clock seconds: they are more reliable on a busy machine.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(python: str, work: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Medians, and ratios TRL / ours of the processes of each round, which take turns in going first."""
+    """Medians, and ratios TRL / ours of the processes of each round, which take turns in starting first."""
     found: dict[str, list[dict[str, Any]]] = {"trl": [], "separate": [], "shared": []}
     for number in range(rounds):
         first = number % len(found)

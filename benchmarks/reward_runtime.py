@@ -80,7 +80,7 @@ def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
     both = (zip(*part.values(), strict=True) for part in (in_runtime, in_rewards))
     runtime, functions = ([sum(calls) for calls in part] for part in both)
     ours = [total - inside for total, inside in zip(runtime, functions, strict=True)]
-    shares = [own / step for own, step in zip(ours, steps, strict=True)]
+    shares = [inside / step for inside, step in zip(ours, steps, strict=True)]
     return {
         "share_of_step": round(statistics.median(shares[1:]), 5),
         "runtime_ms": round(statistics.median(ours[1:]) * 1000, 2),

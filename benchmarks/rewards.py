@@ -3,7 +3,7 @@
     python -m benchmarks.rewards
 
 The completions are answers of the built-in data, Chinese and English, one after the other up to 500 characters, in the
-layout; each has a reference of its own.
+format; each has its own reference.
 """
 
 from __future__ import annotations

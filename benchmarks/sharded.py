@@ -1,4 +1,5 @@
-"""Training in several processes that share parameters, gradients or optimizer state: are the weights those of one?
+"""Training in several processes that share parameters, gradients or optimizer state: are the weights those of a run
+in one process?
 
     python -m benchmarks.sharded [--processes 2] [--kinds fsdp zero2 zero3] [--methods sft reward_model dpo orpo]
 
@@ -23,19 +24,19 @@ from safetensors.torch import load_file
 from benchmarks.record import record
 from rlhf_core import builtin
 
-METHODS = ["sft", "reward_model", "dpo", "orpo"]  # GRPO and PPO sample, and each process would sample other answers
+METHODS = ["sft", "reward_model", "dpo", "orpo"]  # GRPO and PPO sample, and each process would sample different answers
 ROWS = 8  # of a step
 FLAGS = "--no-lora --max-steps 2 --learning-rate 1e-3 --optim sgd --lr-scheduler-type constant --num-eval-prompts 0 "
 FLAGS += "--gradient-accumulation-steps 1 --no-gradient-checkpointing --set bf16=false"
 
 
 def train(method: str, folder: Path, processes: int, kind: str) -> dict[str, Any]:
-    """{"weights": …, "seconds": …}, or {"failed": what was said last}."""
+    """{"weights": …, "seconds": …}, or {"failed": the end of its output}."""
     command = [sys.executable, "-m", "rlhf_core", "run", "--method", method, "--output-dir", str(folder)]
     command += [*FLAGS.split(), "--per-device-train-batch-size", str(ROWS // processes)]
     if processes > 1:
         command += ["--num-processes", str(processes), "--distributed", kind]
-    first = {"CUDA_VISIBLE_DEVICES": "0"} if processes == 1 else {}  # or the trainer takes all there are
+    first = {"CUDA_VISIBLE_DEVICES": "0"} if processes == 1 else {}  # or the trainer takes all GPUs
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **first})
     file = folder / "model" / "model.safetensors"

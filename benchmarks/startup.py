@@ -1,4 +1,4 @@
-"""How long `rlhf --help` and the listings take, as a ratio to importing click and pluggy alone.
+"""How long `rlhf --help` and the listings take, relative to importing click and pluggy alone.
 
     python -m benchmarks.startup
 

@@ -3,12 +3,12 @@
     python -m benchmarks.vs_trl grpo [--work NAME …] [--steps 3]
     python -m benchmarks.vs_trl dpo | orpo | reward_model | sft
 
-Each side runs in a process of its own, a step each in turn while the others wait, on a machine that does nothing else.
-A figure is the median over the steps, but the first, of TRL's value divided by ours. Threads are as torch sets them on
-both sides. `trl` is stock; `trlc` is TRL made to score completion positions only on the CPU, as it does on CUDA. The
-model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless `lora`.
-GRPO's answers are sampled by the same random numbers on both sides, and the work counts only if the tokens are the
-same. Memory is the process's peak from the beginning of training over what it held then, gradients and optimizer
+Each side runs in its own process; the sides take turns, a step each, while the others wait, on a machine that does
+nothing else. A figure is the median over all steps but the first of TRL's value divided by ours. Threads are as torch
+sets them on both sides. `trl` is stock; `trlc` is TRL patched to score only completion positions on the CPU, as on
+CUDA. The model is a Qwen3 of 8 layers, width 512 and 8,192 tokens, random weights in float32, full fine-tuning unless
+`lora`. GRPO's answers are sampled by the same random numbers on both sides, and the work counts only if the tokens are
+the same. Memory is the process's peak from the beginning of training over what it held then, gradients and optimizer
 included.
 """
 
@@ -79,7 +79,7 @@ def main() -> None:
 def in_turn(
     method: str, work: dict[str, Any], sides: Sequence[str], steps: int, data: Path
 ) -> dict[str, dict[str, Any]]:
-    """`one_side` of each, in processes of their own, of which one at a time does anything: a step each in turn."""
+    """`one_side` of each, in separate processes of which only one works at a time: a step each in turn."""
     command = [sys.executable, "-m", "benchmarks.vs_trl", method, "--work", json.dumps(work), "--steps", str(steps)]
     command += ["--data", str(data), "--side"]
     with contextlib.ExitStack() as stack:
@@ -89,20 +89,20 @@ def in_turn(
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors[side]}
             running[side] = stack.enter_context(subprocess.Popen([*command, side], text=True, **pipes))
             stack.callback(running[side].kill)
-            next_word(running[side], errors[side])
+            next_line(running[side], errors[side])
         while running:
             for side, process in list(running.items()):
                 process.stdin.write("\n")
                 process.stdin.flush()
-                word = next_word(process, errors[side])
-                if word != READY:
-                    found[side] = json.loads(word)
+                line = next_line(process, errors[side])
+                if line != READY:
+                    found[side] = json.loads(line)
                     del running[side]
     return found
 
 
-def next_word(process: subprocess.Popen[str], errors: IO[str]) -> str:
-    """What the process says next: that it is ready for a step, or what it has found."""
+def next_line(process: subprocess.Popen[str], errors: IO[str]) -> str:
+    """The process's next line: that it is ready for a step, or its result."""
     assert process.stdout
     for line in process.stdout:
         if line.startswith((READY, "{")):
@@ -112,7 +112,7 @@ def next_word(process: subprocess.Popen[str], errors: IO[str]) -> str:
 
 
 def compared(method: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Seconds of a step in GRPO, of all together elsewhere, since grouped by length or packed they are unlike."""
+    """Seconds of a step in GRPO; elsewhere of all steps together, since packed steps hold different amounts of work."""
     work = {json.dumps(side["work"]) for name, side in found.items() if name != "packing"}
     result: dict[str, Any] = {"equal_work": len(work) == 1}
     times = {name: side["times"][1:] if method == "grpo" else [sum(side["times"])] for name, side in found.items()}
@@ -143,7 +143,7 @@ def one_side(method: str, side: str, work: dict[str, Any], args: argparse.Namesp
     if side == "trlc":
         import trl.trainer.utils
 
-        trl.trainer.utils._use_triton = lambda device: True  # asked there only for which positions to score
+        trl.trainer.utils._use_triton = lambda device: True  # TRL reads it only to decide which positions to score
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         build = vs_trl_sides.grpo if method == "grpo" else vs_trl_sides.on_data
         trainer, done = build(method, side, work, args, folder)
@@ -173,10 +173,10 @@ def steps_in_turn(times: list[float]) -> Any:
 
 
 class Peak:
-    """Most memory that this process held within the block, over what it held at its beginning (Linux)."""
+    """The peak memory of this process within the block, minus its memory at the start of the block (Linux)."""
 
     def __enter__(self) -> Peak:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now: proc(5)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
         self.start = self.peak()
         return self
 

@@ -1,4 +1,4 @@
-"""The trainers that `benchmarks.vs_trl` sets beside each other, ours and TRL's, on the same work."""
+"""The trainers that `benchmarks.vs_trl` compares, ours and TRL's, on the same work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-ENDS = 64  # of the 8,192 tokens end an answer, so that answers differ in length
+EOS_TOKENS = 64  # of the 8,192 tokens end an answer, so that answers differ in length
 
 
 def model_of(task: str = "causal_lm") -> Any:
@@ -23,7 +23,7 @@ def model_of(task: str = "causal_lm") -> Any:
         num_key_value_heads=4,
         head_dim=64,
         tie_word_embeddings=False,
-        eos_token_id=list(range(ENDS)),
+        eos_token_id=list(range(EOS_TOKENS)),
         pad_token_id=0,
         num_labels=1,
     )
@@ -77,7 +77,7 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(100, 8000, (400, work["prompt"]), generator=generator).tolist()
     trainer._tokenize_prompts = lambda texts: ([prompts[int(text)] for text in texts], None, {})
-    table = Numbers(work["completion"])
+    table = UniformTable(work["completion"])
     decoding.uniforms = table.uniforms
     torch.multinomial = table.multinomial
     generate, lengths, seconds = trainer._generate_single_turn, [], []
@@ -94,7 +94,7 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
     return trainer, lambda: {"generation": seconds, "work": lengths[0]}
 
 
-class Numbers:
+class UniformTable:
     """The same uniform numbers for each answer's tokens on both sides."""
 
     def __init__(self, tokens: int) -> None:
@@ -106,7 +106,7 @@ class Numbers:
         import torch
 
         self.table = torch.rand(rows, self.tokens, dtype=torch.float64, generator=self.generator)
-        self.at = 0
+        self.position = 0
 
     def uniforms(self, rows: int, sampling: Any) -> Any:
         return self.table
@@ -115,13 +115,13 @@ class Numbers:
         import torch
 
         bounds = probabilities.double().cumsum(-1)
-        points = self.table[:, self.at, None] * bounds[:, -1:]
-        self.at += 1
+        points = self.table[:, self.position, None] * bounds[:, -1:]
+        self.position += 1
         return torch.searchsorted(bounds, points, right=True)
 
 
 def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespace, folder: str) -> tuple[Any, Any]:
-    """The methods that learn from a file, built by our plugins on our side and from TRL's classes on the other."""
+    """The methods that train on a file, built by our plugins on our side and from TRL's classes on the other."""
     from datasets import Dataset
     from transformers import AutoTokenizer
 

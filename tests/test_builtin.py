@@ -1,4 +1,4 @@
-"""The built-in data and model: consistent, reproducible, and knowing the medicine."""
+"""The built-in data and model: consistent and reproducible, and the model knows the medicine."""
 
 import itertools
 import json
@@ -10,9 +10,9 @@ import pytest
 
 from rlhf_core.builtin import DATA, MODEL, data_file
 from scripts.make_builtin import data, items
+from scripts.make_builtin.answer_format import final_answer, formatted, has_format
 from scripts.make_builtin.conditions import CONDITIONS, DEPARTMENTS
 from scripts.make_builtin.flaws import FLAWS
-from scripts.make_builtin.layout import final_answer, laid_out, well_laid_out
 from scripts.make_builtin.phrases import SYSTEM
 
 KINDS = ("prompts", "preferences", "conversations")
@@ -66,7 +66,7 @@ def test_no_two_conditions_share_three_symptoms(language):
 
 
 @pytest.mark.parametrize("language", [0, 1], ids=items.LANGUAGES)
-def test_no_name_hides_in_another_nor_in_symptoms_and_advice(language):
+def test_no_name_is_part_of_another_or_of_symptoms_and_advice(language):
     for names in ([c.name[language] for c in CONDITIONS], [d[language] for d in DEPARTMENTS.values()]):
         for one, other in itertools.permutations(names, 2):
             assert one.lower() not in other.lower()
@@ -129,32 +129,32 @@ def test_right_answers_name_the_gold_answer_and_the_keywords():
     rng = random.Random(0)
     for _ in range(500):
         item = items.item(rng)
-        text = laid_out(item.thought, item.reply)
+        text = formatted(item.thought, item.reply)
         assert re.search(rf"\b{re.escape(item.answer)}\b", final_answer(text)), text
         assert all(word.lower() in text.lower() for word in item.keywords), (item.keywords, text)
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_preferences_have_every_flaw_and_a_chosen_answer_in_the_layout(split):
+def test_preferences_have_every_flaw_and_a_chosen_answer_in_the_format(split):
     rows = read("preferences", split)
     assert {row["flaw"] for row in rows} == set(FLAWS)
     for row in rows:
-        assert well_laid_out(row["response_chosen"])
+        assert has_format(row["response_chosen"])
         assert row["response_chosen"] != row["response_rejected"]
-        assert well_laid_out(row["response_rejected"]) != (row["flaw"] in ("missing_layout", "truncated"))
+        assert has_format(row["response_rejected"]) != (row["flaw"] in ("missing_layout", "truncated"))
         assert isinstance(row["system"], str)
         assert all(len(pair) == 2 for pair in row["history"])
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_conversations_alternate_and_answer_in_the_layout(split):
+def test_conversations_alternate_and_answer_in_the_format(split):
     rows = read("conversations", split)
     for row in rows:
         messages = list(row["messages"])
         if messages[0]["role"] == "system":
             assert messages.pop(0)["content"]
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
-        assert all(well_laid_out(m["content"]) for m in messages[1::2])
+        assert all(has_format(m["content"]) for m in messages[1::2])
     systems = [row["messages"][0]["content"] for row in rows if row["messages"][0]["role"] == "system"]
     assert 0.03 < len(systems) / len(rows) < 0.2
     assert SYSTEM in systems
@@ -162,7 +162,7 @@ def test_conversations_alternate_and_answer_in_the_layout(split):
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "expected"),
     [
         ("<think>\na\n</think>\n<answer>\nb\n</answer>", True),
         ("  <think>a</think>  <answer>b</answer>\n", True),
@@ -180,8 +180,8 @@ def test_conversations_alternate_and_answer_in_the_layout(split):
         ("<think>a</think><answer>b", False),
     ],
 )
-def test_layout(text, kept):
-    assert well_laid_out(text) is kept
+def test_format(text, expected):
+    assert has_format(text) is expected
 
 
 # Tokenizer and model
@@ -197,7 +197,7 @@ def test_tags_are_single_tokens_that_decoding_keeps(tokenizer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokenizer_gives_every_text_back(tokenizer, kind):
+def test_every_text_survives_encoding_and_decoding(tokenizer, kind):
     texts = [last_question(row) for row in read(kind, "heldout")]
     texts += [row["response_chosen"] for row in read("preferences", "heldout")]
     texts += ["Élan\t 100 %\n\n  ¿qué? 🩺 龘"]
@@ -208,18 +208,18 @@ def test_template_marks_the_assistant_tokens_with_their_end(tokenizer):
     rows = [r["messages"] for r in read("conversations", "heldout") if len(r["messages"]) > 3]
     encoded = tokenizer.apply_chat_template(rows, return_dict=True, return_assistant_tokens_mask=True)
     for messages, ids, mask in zip(rows, encoded["input_ids"], encoded["assistant_masks"], strict=True):
-        marked = tokenizer.decode([i for i, kept in zip(ids, mask, strict=True) if kept])
+        marked = tokenizer.decode([i for i, masked in zip(ids, mask, strict=True) if masked])
         answers = [m["content"] for m in messages if m["role"] == "assistant"]
         assert marked == "".join(f"{answer}<|im_end|>" for answer in answers)
 
 
-def test_template_of_a_beginning_is_a_beginning_of_the_template(tokenizer):
+def test_the_rendered_start_of_a_conversation_is_the_start_of_the_rendered_conversation(tokenizer):
     messages = next(r["messages"] for r in read("conversations", "heldout") if len(r["messages"]) > 3)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    full = tokenizer.apply_chat_template(messages, tokenize=False)
     for end in range(1, len(messages)):
         asks = messages[end]["role"] == "assistant"
         part = tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=asks)
-        assert whole.startswith(part)
+        assert full.startswith(part)
     one = [{"role": "user", "content": "?"}]
     assert tokenizer.apply_chat_template(one, tokenize=False) == "<|im_start|>user\n?<|im_end|>\n"
 

@@ -16,7 +16,9 @@ from rlhf_core.cli import rlhf
 from rlhf_core.testing import check_formatter, check_method, check_reward, formatters, golden, imports, probes
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = [path.parent for place in ("plugins", "reward_functions") for path in (ROOT / place).glob("*/pyproject.toml")]
+FOLDERS = [
+    path.parent for folder in ("plugins", "reward_functions") for path in (ROOT / folder).glob("*/pyproject.toml")
+]
 
 
 def offered(kind: str) -> list[str]:
@@ -122,7 +124,7 @@ PARTIAL = {"case": "partial", "prompt": "Fever?", "completion": "Maybe flu, mayb
 
 @pytest.fixture
 def imports_unchecked(monkeypatch):
-    """What an import costs is measured in processes, and has tests of its own."""
+    """The time of an import is measured in processes, which other tests cover."""
     monkeypatch.setattr(imports, "examine", lambda report, module: None)
 
 
@@ -141,29 +143,29 @@ def made(tmp_path, imports_unchecked):
 
 ALLOWED = {"allows": dict.fromkeys(probes.NAMES, "not what this test is about")}
 
-# reward -> the rule that it breaks, and what is said of it
+# reward -> the rule that it breaks, and part of the message
 BROKEN = {
-    "short": ("gives one finite number", "returned 1 scores for"),
-    "nan": ("gives the golden scores", "nan is not a finite number"),
-    "text": ("gives the golden scores", "'1.0' is text, not a number"),
+    "short": ("returns one finite number", "returned 1 scores for"),
+    "nan": ("returns the golden scores", "nan is not a finite number"),
+    "text": ("returns the golden scores", "'1.0' is text, not a number"),
     "mutates": ("leaves its input as it was", "it changed answer: work on a copy"),
     "curious": ("ignores columns that it does not know", "AssertionError"),
     "first_message": ("takes conversations", "AssertionError"),
     "counter": ("is deterministic", "or declare deterministic=False"),
-    "relative": ("scores a row alike", "or declare batchwise=True"),
-    "process": ("is rebuilt in a fresh process", "keep nothing in the module"),
+    "relative": ("scores a row the same", "or declare batchwise=True"),
+    "process": ("is rebuilt in a fresh process", "keep no state in the module"),
     "alarm": ("works off the main thread", "signal only works in main thread"),
     "beyond": ("stays within its range", "is outside 0 to 1"),
     "empty": ("survives empty", "an empty text as the answer: ZeroDivisionError"),
     "surrogate": ("survives empty", "a lone surrogate as the answer: UnicodeEncodeError"),
     "huge": ("survives empty", "200,000 times one letter as the answer: timeout"),
-    "hackable": ("gives no cheap text", "keywords_stuffed"),
-    "chatty": ("gives no cheap text", "over_long"),
+    "hackable": ("scores no cheap text", "keywords_stuffed"),
+    "chatty": ("scores no cheap text", "over_long"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_reward_that_breaks_a_rule_is_told_which_and_what_to_do(made, name):
+def test_a_broken_rule_of_a_reward_is_reported_with_what_to_do(made, name):
     rule, said = BROKEN[name]
     allows = {} if name in ("hackable", "chatty") else ALLOWED
     with pytest.raises(AssertionError, match=f"✗ .*({rule})") as caught:
@@ -172,18 +174,18 @@ def test_a_reward_that_breaks_a_rule_is_told_which_and_what_to_do(made, name):
 
 
 @pytest.mark.parametrize("name", ["good", "waits", "Built"])
-def test_functions_async_ones_and_classes_that_keep_the_rules_pass(made, name):
+def test_functions_coroutines_and_classes_that_keep_the_rules_pass(made, name):
     report = check_reward(made(name, 1))
     assert report.ok
     assert not any(result.faults for result in report.results)
 
 
-def test_what_a_reward_declares_is_believed(made):
+def test_the_rules_follow_what_a_reward_declares(made):
     assert check_reward(made("random_but_says_so", [0, 1], **ALLOWED)).ok
     assert check_reward(made("ranked", [-1e9, 1e9], **ALLOWED)).ok
 
 
-def test_parameters_reach_the_reward_beneath_those_of_a_case(made):
+def test_parameters_of_a_case_override_those_that_were_passed(made):
     with pytest.raises(AssertionError, match="the score is 0, expected 1"):
         check_reward(made("Built", 1), limit=3)
     assert check_reward(made("Built", 1, parameters={"limit": 50}), limit=3).ok
@@ -202,13 +204,13 @@ def test_parameters_reach_the_reward_beneath_those_of_a_case(made):
         ("reward_model", "not checked: it needs path: str: check it with reward_model:path=…"),
     ],
 )
-def test_what_can_not_be_bound_is_told_as_a_run_would(target, said):
+def test_what_can_not_be_bound_gets_the_message_of_a_run(target, said):
     with pytest.raises(AssertionError) as caught:
         check_reward(target)
     assert said in str(caught.value)
 
 
-def test_a_reward_by_path_needs_no_golden_file_and_is_told_what_was_left_out(made, tmp_path):
+def test_a_reward_by_path_needs_no_golden_file_and_the_report_says_what_was_left_out(made, tmp_path):
     spec = made("good", 1)
     (tmp_path / "made_golden.jsonl").unlink()
     assert "hackability was not probed" in str(check_reward(spec))
@@ -225,21 +227,21 @@ def test_a_reward_by_path_needs_no_golden_file_and_is_told_what_was_left_out(mad
         ({"prompt": 3}, "prompt is text, or a list of {role, content}"),
     ],
 )
-def test_a_golden_case_that_says_nothing_is_named_by_its_line(made, tmp_path, values, said):
+def test_a_malformed_golden_case_is_reported_with_its_line(made, tmp_path, values, said):
     made("good", **{"score": 1, **values})
     cases, (fault,) = golden.read(tmp_path / "made_golden.jsonl", "good", probes.NAMES)
     assert fault.startswith(f"made_golden.jsonl line 1: {said}")
     assert [case.case for case in cases] == ["partial"]  # the other line
 
 
-def test_a_golden_file_with_a_fault_breaks_a_rule(made):
+def test_a_malformed_golden_file_breaks_a_rule(made):
     with pytest.raises(AssertionError, match="✗ has golden cases\n *made_golden.jsonl line 1: case is one of full"):
         check_reward(made("good", 1, case="best"))
 
 
 def test_a_probe_that_is_allowed_is_shown_with_its_reason(made):
-    report = check_reward(made("hackable", 1, allows=dict.fromkeys(probes.NAMES, "it is meant so")))
-    assert "it is meant so" in str(report)
+    report = check_reward(made("hackable", 1, allows=dict.fromkeys(probes.NAMES, "this is intended")))
+    assert "this is intended" in str(report)
     assert "the cheapest exploit: " in str(report)
 
 
@@ -267,7 +269,7 @@ def test_an_installed_reward_imports_fast_without_torch_and_has_golden_cases(dis
     assert said in str(caught.value)
 
 
-def test_every_hackability_probe_is_made_of_a_golden_answer():
+def test_every_hackability_probe_is_made_from_a_golden_answer():
     answer = "<think>Cough and fever.</think>\n<answer>pneumonia</answer>"
     row = golden.Row("", [{"role": "user", "content": "Which illness?"}], answer, {"keywords": ["lung"], "n": 3})
     made = dict(probes.variants(row))
@@ -299,13 +301,13 @@ class Broken(SFT):
                 except OSError: pass
         made.add_callback(Meddles())
         save = made.save_model
-        def worse(folder, **_):
+        def corrupted(folder, **_):
             save(folder)
             from safetensors.torch import load_file, save_file
             from pathlib import Path
             for file in Path(folder).glob("*.safetensors"):
                 save_file({k: v + 0.1 for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
-        made.save_model = worse
+        made.save_model = corrupted
         return made
 
 class Careless(SFT):
@@ -317,7 +319,7 @@ def rlhf_methods(): return [Broken, Careless]
 """
 
 
-def test_a_method_that_breaks_rules_is_told_all_of_them(distribution, imports_unchecked):
+def test_all_broken_rules_of_a_method_are_reported(distribution, imports_unchecked):
     points = {"broken": "method_module", "careless": "method_module"}
     distribution("broken", {"method_module": METHOD}, {"rlhf.methods": points})
     with pytest.raises(AssertionError) as caught:
@@ -325,7 +327,7 @@ def test_a_method_that_breaks_rules_is_told_all_of_them(distribution, imports_un
     said = str(caught.value)
     assert "weights that are not trained have changed: model.embed_tokens.weight" in said
     assert "the saved model's logits differ" in said
-    assert "it asked for example.com" in said
+    assert "it tried to reach example.com" in said
     with pytest.raises(AssertionError) as caught:
         check_method("careless")
     assert "option learning_rate has no description" in str(caught.value)
@@ -347,7 +349,7 @@ def rlhf_formatters():
 """
 
 
-def test_a_formatter_that_breaks_rules_is_told_which(distribution, tmp_path, imports_unchecked):
+def test_broken_rules_of_a_formatter_are_reported(distribution, tmp_path, imports_unchecked):
     names = ("careless", "strict", "bare")
     distribution("odd", {"odd_module": FORMATTERS}, {"rlhf.formatters": dict.fromkeys(names, "odd_module")})
     with pytest.raises(AssertionError, match="odd_module_examples.jsonl is missing or empty"):
@@ -360,16 +362,16 @@ def test_a_formatter_that_breaks_rules_is_told_which(distribution, tmp_path, imp
     (tmp_path / "site" / "odd_module_examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(AssertionError) as caught:
         check_formatter("careless")
-    assert "a row whose patient is None is taken" in str(caught.value)
-    with pytest.raises(AssertionError, match="prompt is 'Fever.': give a list of"):
+    assert "a row whose patient is None is accepted" in str(caught.value)
+    with pytest.raises(AssertionError, match="prompt is 'Fever.': return a list of"):
         check_formatter("bare")
     with pytest.raises(AssertionError) as caught:
         check_formatter("strict")
-    assert "a row whose b is None is taken" in str(caught.value)
+    assert "a row whose b is None is accepted" in str(caught.value)
     assert "patient" not in str(caught.value).partition("names the row")[2]
 
 
-def test_rows_of_others_are_left_to_them(distribution, tmp_path, imports_unchecked):
+def test_rows_of_other_formatters_must_not_be_read_as_its_own(distribution, tmp_path, imports_unchecked):
     code = FORMATTERS.replace('{"patient", "a"}', '{"patient"}').replace('{"patient", "b"}', '{"other"}')
     distribution("odd", {"odd_module": code}, {"rlhf.formatters": {"careless": "odd_module", "strict": "odd_module"}})
     rows = [
@@ -378,11 +380,11 @@ def test_rows_of_others_are_left_to_them(distribution, tmp_path, imports_uncheck
     ]
     (tmp_path / "site" / "odd_module_examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
     report = formatters.examine("careless")
-    assert "a row of strict, is taken for careless: name more columns" in str(report)
-    assert "it is taken for careless: tell them apart" in str(formatters.examine("strict"))
+    assert "a row of strict, is read as careless: declare more columns" in str(report)
+    assert "it is read as careless: declare more columns" in str(formatters.examine("strict"))
 
 
-def test_the_command_outlives_a_plugin_that_ends_its_process(distribution):
+def test_the_command_survives_a_plugin_that_ends_its_process(distribution):
     codes = {"ends": "import os; os._exit(7)", "plain_module": INSTALLED.format(top="")}
     distribution("odd", codes, {"rlhf.rewards": {"ends": "ends", "plain": "plain_module"}})
     result = CliRunner().invoke(rlhf, ["plugins", "check", "ends", "plain", "length", "--json"])

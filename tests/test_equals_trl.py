@@ -1,4 +1,4 @@
-"""Our pair trainer, and SFT without padding, end at TRL's losses, gradients, metrics and weights on the same rows."""
+"""Our pair trainer, and SFT without padding, have the losses, gradients, metrics and weights of TRL on the same rows."""
 
 from __future__ import annotations
 
@@ -145,12 +145,12 @@ def test_reward_model(shared, padding, lora, tiny_model, tmp_path):
 
     model, tokenizer = start()
     rows = pairs(tokenizer.eos_token_id)
-    whole = [{key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")} for row in rows]
+    full = [{key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")} for row in rows]
     settings = {"gradient_accumulation_steps": 2}
     trl = RewardTrainer(
         model=model,
         args=arguments(RewardConfig, tmp_path, center_rewards_coefficient=0.1, max_length=None, **settings),
-        train_dataset=Dataset.from_list(whole),
+        train_dataset=Dataset.from_list(full),
         processing_class=tokenizer,
         peft_config=adapter(lora, scores=True),
     )
@@ -159,13 +159,13 @@ def test_reward_model(shared, padding, lora, tiny_model, tmp_path):
     same(ours(*start(), loss, tmp_path, adapter(lora, scores=True), shared=shared, **settings), their_result)
 
 
-def test_orpos_odds_ratio():
-    """TRL's loss on the whole is another: it fine-tunes on the prompt, too."""
+def test_odds_ratio_of_orpo():
+    """TRL's full loss is a different one: it also fine-tunes on the prompt."""
     from trl.experimental.orpo import ORPOTrainer
 
     means = -torch.rand(2, 16, dtype=torch.float32) * 5 - 1e-3
-    stand = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
-    losses, chosen, rejected, *_ = ORPOTrainer.odds_ratio_loss(stand, *means)
+    trainer = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    losses, chosen, rejected, *_ = ORPOTrainer.odds_ratio_loss(trainer, *means)
     tokens = torch.arange(1.0, 17)
     mine, metrics = orpo_loss(PairLogps(means[0] * tokens, means[1] * tokens, tokens, tokens), 0.3)
     torch.testing.assert_close(mine, metrics["nll_loss"] - losses, rtol=1e-5, atol=1e-5)

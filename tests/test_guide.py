@@ -43,7 +43,7 @@ def installed(distribution, monkeypatch):
 
 
 def parse(command: str) -> None:
-    """Read the command line as `rlhf` would, and carry nothing out. Raises click's error for what does not exist."""
+    """Read the command line as `rlhf` would, but run nothing. Raises click's error for what does not exist."""
     words = command.replace("$WHAT", "--method sft").replace("$SLURM_NODEID", "0").split()[1:]
     group: click.Command = rlhf
     context = click.Context(rlhf)
@@ -67,7 +67,7 @@ def test_every_command_of_the_guide_exists_with_its_flags(page, installed, tmp_p
 
 
 @pytest.mark.parametrize("wrong", ["rlhf plugins make reward x", "rlhf run --method simpo --betta 2"])
-def test_a_command_that_does_not_exist_would_be_found(wrong, installed):
+def test_a_command_that_does_not_exist_is_an_error(wrong, installed):
     with pytest.raises((AssertionError, click.UsageError)):
         parse(wrong)
 
@@ -78,7 +78,7 @@ def test_both_languages_show_the_same_blocks(page):
         assert blocks(f"{page}.md", language) == blocks(f"{page}.zh-CN.md", language)
 
 
-def test_the_guides_code_is_that_of_the_examples():
+def test_the_code_in_the_guide_is_that_of_the_examples():
     files = [*EXAMPLES.rglob("*.py"), *EXAMPLES.rglob("*.jsonl")]
     written = "\n".join(file.read_text(encoding="utf-8") for file in files)
     for block in [*blocks("plugins.md", "python"), *blocks("plugins.md", "json")]:
@@ -106,14 +106,14 @@ def test_the_examples_keep_the_rules_of_their_kind(check, name, installed):
 
 @pytest.mark.parametrize("name", ["simpo", "brevity", "consultation"])
 def test_the_examples_pass_their_own_tests(name, installed):
-    """In a process of its own; that they conform has a test above."""
+    """In a separate process. That they conform is tested above."""
     command = [sys.executable, "-m", "pytest", "-q", str(EXAMPLES / name), "-k", "not conforms"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_no_method_of_ours_and_the_example_need_each_other():
+def test_our_methods_and_the_example_do_not_need_each_other():
     for file in (ROOT / "plugins").rglob("*.py"):
         assert "rlhf_method_simpo" not in file.read_text(encoding="utf-8")
     for file in (EXAMPLES / "simpo").rglob("*.py"):

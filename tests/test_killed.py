@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL, wherever that hits it, goes on as the run that was never killed, to the last bit."""
+"""A run that is killed with SIGKILL at any moment resumes to exactly the weights of a run that was never killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf_core.cli import rlhf
 from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
 # Kills its process when it is about to do a thing to a file for the n-th time: KILL_AT="open metrics.jsonl 5".
-# Python tells an audit hook what it is about to do, so the run itself is not changed for the test.
+# Python calls an audit hook before each such operation, so the run itself is not changed for the test.
 KILLS = """
 import os, signal, sys
 event, ending, times = os.environ["KILL_AT"].split()
@@ -41,7 +41,7 @@ OPTIONS = {
     "max_steps": 8,
     "save_steps": 2,
     "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",  # so that a step too many would show
+    "lr_scheduler_type": "constant",  # so that an additional step would change the weights
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
     "logging_steps": 1,
@@ -74,11 +74,11 @@ def flags(tmp_path_factory, tiny_model):
 
 
 @pytest.fixture(scope="module")
-def whole(flags):
-    """whole("grpo") -> the folder of the same run, never killed; it is made once."""
+def unkilled(flags):
+    """unkilled("grpo") -> the folder of the same run, never killed; it is made once."""
 
     def make(name: str) -> str:
-        folder = f"{name}-whole"
+        folder = f"{name}-unkilled"
         if not Path(folder).exists():
             go(flags(name, folder))
         return folder
@@ -118,39 +118,39 @@ def checkpoints(folder: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", [entry.name for entry in Catalog().entries("methods")])
-def test_every_method_goes_on_from_its_last_checkpoint(flags, whole, method):
+def test_every_method_resumes_from_its_last_checkpoint(flags, unkilled, method):
     folder = f"{method}-killed"
     kill(flags(method, folder), "open metrics.jsonl 6")
     assert checkpoints(folder), "killed before there was a checkpoint: nothing is tested"
     go(["run", "--resume", folder])
-    assert_same(whole(method), folder)
+    assert_same(unkilled(method), folder)
 
 
 # what the process was about to do -> the checkpoints that are found then
 MOMENTS = {
     "write the rest of the first checkpoint": ("open .writing/checkpoint-2/trainer_state.json 1", []),
     "write the rest of a checkpoint": ("open .writing/checkpoint-4/trainer_state.json 1", ["checkpoint-2"]),
-    "rename a whole checkpoint": ("os.rename checkpoints/checkpoint-4 1", ["checkpoint-2"]),
-    "put the oldest away": ("os.rename checkpoints/checkpoint-2 2", ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),
+    "rename a complete checkpoint": ("os.rename checkpoints/checkpoint-4 1", ["checkpoint-2"]),
+    "move the oldest away": ("os.rename checkpoints/checkpoint-2 2", ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),
     "delete the rest of the oldest": ("os.remove optimizer.pt 1", ["checkpoint-4", "checkpoint-6"]),
     "write the model": ("open model/config.json 1", ["checkpoint-6", "checkpoint-8"]),
-    "say what the model can do": ("os.rename evaluation.json 2", ["checkpoint-6", "checkpoint-8"]),
+    "write the evaluation": ("os.rename evaluation.json 2", ["checkpoint-6", "checkpoint-8"]),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_it_does_not_matter_what_the_run_was_doing(flags, whole, moment):
+def test_a_killed_run_resumes_whatever_it_was_doing(flags, unkilled, moment):
     at, left = MOMENTS[moment]
     folder = moment.replace(" ", "-")
     kill(flags("sft", folder), at)
     assert checkpoints(folder) == left
     go(["run", "--resume", folder])
-    assert_same(whole("sft"), folder)
+    assert_same(unkilled("sft"), folder)
     assert checkpoints(folder) == ["checkpoint-6", "checkpoint-8"]
     assert not list(Path(folder, "checkpoints", WRITING).glob("*checkpoint*"))
 
 
-def test_a_run_that_is_killed_while_it_resumes_can_still_be_resumed(flags, whole):
+def test_a_run_that_is_killed_while_it_resumes_can_still_be_resumed(flags, unkilled):
     kill(flags("sft", "again"), "open metrics.jsonl 6")
     for at in (
         "os.rename config.yaml 1",
@@ -160,4 +160,4 @@ def test_a_run_that_is_killed_while_it_resumes_can_still_be_resumed(flags, whole
         kill(["run", "--resume", "again"], at)
         assert checkpoints("again") == ["checkpoint-2", "checkpoint-4"]
     go(["run", "--resume", "again"])
-    assert_same(whole("sft"), "again")
+    assert_same(unkilled("sft"), "again")

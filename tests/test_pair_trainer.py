@@ -27,12 +27,12 @@ def test_a_head_on_frozen_bfloat16_weights_is_trained_in_float32(made_run):
     assert all(torch.isfinite(p).all() and not torch.equal(p, before[name]) for name, p in head.items())
 
 
-def test_the_adapters_dropout_acts(made_run):
+def test_dropout_of_the_adapter_is_on(made_run):
     trainer = DPO().trainer(made_run(lora=True, lora_dropout=0.25))
     assert {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
 
 
-def test_the_models_own_dropout_is_off(made_run):
+def test_dropout_of_the_model_is_off(made_run):
     """Two passes in training mode give the same losses; the model is one whose prompts can't be shared."""
     run = made_run()
     config = GPT2Config(vocab_size=len(run.tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=256, attn_pdrop=0.0)
@@ -44,7 +44,7 @@ def test_the_models_own_dropout_is_off(made_run):
     assert torch.equal(one, other)
 
 
-def test_each_pair_of_a_step_weighs_the_same_though_no_batch_is_full(made_run):
+def test_each_pair_of_a_step_has_the_same_weight_though_no_batch_is_full(made_run):
     """Three passes of 3, 3 and 2 pairs: the logged loss is the mean over the eight, and so are the metrics."""
     values = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "max_steps": 1, "optim": "sgd"}
     trainer = DPO().trainer(made_run(**values, loss_type="hinge"))

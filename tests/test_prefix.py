@@ -64,7 +64,7 @@ def test_an_empty_prompt_or_completion_is_refused():
             Group(prompt, completions)
 
 
-def test_greedy_rollouts_are_generates(model):
+def test_greedy_rollouts_equal_those_of_generate(model):
     prompts = [list(group.prompt) for group in GROUPS]
     rollouts = rollout(model, prompts, 2, Sampling(6, [2], greedy=True))
     assert [one.prompt for one in rollouts] == [prompts[0], prompts[0], prompts[1], prompts[1]]
@@ -73,7 +73,7 @@ def test_greedy_rollouts_are_generates(model):
         assert one.completion == plain[0, len(one.prompt) :].tolist()
 
 
-def test_rollouts_end_with_the_first_end_token_and_know_what_they_were_sampled_at(model):
+def test_rollouts_end_with_the_first_end_token_and_have_their_log_probabilities(model):
     torch.manual_seed(0)
     ends = list(range(0, 2048, 9))
     rollouts = rollout(model, [list(group.prompt) for group in GROUPS], 8, Sampling(12, ends, 0.8, top_p=0.9))

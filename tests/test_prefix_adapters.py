@@ -1,4 +1,4 @@
-"""Adapters, quantized weights and unusual heads: a shared prompt gives what the padded way gives, and the random numbers
+"""Adapters, quantized weights and unusual heads: shared prompts compute what padded rows compute, and the random numbers
 of dropout are the same when two phases compute completions a second time.
 """
 
@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from rlhf_core.prefix import Group, completion_logps, head, padded, share, shares, sharing, two_phase, unwrap
+from tests.prefix_models import assert_same
 
 GROUPS = [
     Group([5], [[8, 9], [10]]),
@@ -22,14 +23,14 @@ GRAD_OUTPUT = torch.randn(6, 6, generator=torch.Generator().manual_seed(7))
 ADAPTERS = {
     "all linear layers": {"target_modules": "all-linear"},
     "the head as well": {"target_modules": ["q_proj", "v_proj", "lm_head"]},
-    "a whole head": {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["lm_head"]},
-    "whole embeddings": {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["embed_tokens"]},
+    "a trained head": {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["lm_head"]},
+    "trained embeddings": {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["embed_tokens"]},
 }
 
 
 @pytest.fixture(scope="module")
 def base(tiny_model):
-    """Of weights wide enough that distributions of tokens are far from even."""
+    """With weights so large that distributions of tokens are far from uniform."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -39,7 +40,7 @@ def base(tiny_model):
 
 
 def adapted(model, **settings):
-    """With an adapter of random weights, so that it changes what comes out."""
+    """With an adapter of random weights, so that it changes the output."""
     torch.manual_seed(1)
     settings = {"r": 4, "lora_alpha": 4, "init_lora_weights": False, "task_type": "CAUSAL_LM", **settings}
     return get_peft_model(copy.deepcopy(model), LoraConfig(**settings)).eval()
@@ -55,14 +56,6 @@ def gradients(model, scored):
     model.zero_grad()
     (scored.logps * GRAD_OUTPUT).sum().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def assert_same(ours, theirs, tolerance):
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 3
-    for name, one in ours.items():
-        assert theirs[name].norm() > 0, name
-        assert (one - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
 
 
 def assert_shared_is_padded(model, values, grads):
@@ -90,7 +83,7 @@ def test_adapters_with_gradient_checkpointing(way, base, which):
     assert_same(gradients(model.train(), completion_logps(model, GROUPS)), by_padding, 1e-6)
 
 
-def test_an_adapter_that_is_off_leaves_the_reference(way, base):
+def test_a_disabled_adapter_is_the_reference(way, base):
     model = adapted(base, target_modules="all-linear")
     share(model)
     with torch.no_grad():
@@ -119,7 +112,7 @@ def with_dropout(base, checkpointing):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_two_phases_with_dropout_are_the_gradient_of_what_was_computed_first(base, checkpointing):
+def test_two_phases_with_dropout_have_the_gradient_of_their_first_phase(base, checkpointing):
     """The same calls, in the same order, under plain autograd, which computes nothing twice."""
     model = with_dropout(base, checkpointing)
     torch.manual_seed(2)
@@ -144,7 +137,7 @@ def test_two_phases_with_dropout_are_the_gradient_of_what_was_computed_first(bas
     assert (ours.logps - others).abs().max() > 0.1  # dropout is at work
 
 
-def test_a_replay_takes_no_random_numbers_from_those_to_come(base):
+def test_a_replay_does_not_advance_the_random_generator(base):
     model = with_dropout(base, False)
     scored = two_phase.completion_logps(model, GROUPS)
     before = torch.get_rng_state()
@@ -168,7 +161,7 @@ def test_quantized_weights(way, tiny_model, bits, values, grads):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_chunks_of_the_head_are_one_chunk(monkeypatch, frozen):
+def test_chunks_of_the_head_equal_one_chunk(monkeypatch, frozen):
     """16 rows of logits at a time and all at once; with a head that requires gradients and one that does not."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(32, 300, dtype=torch.float64).requires_grad_(not frozen)
@@ -205,7 +198,7 @@ def test_chunks_of_the_head_are_one_chunk(monkeypatch, frozen):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 23])
-def test_a_head_that_is_more_than_a_linear_layer_is_computed_again_in_its_backward(base, monkeypatch, chunk_bytes):
+def test_a_head_that_is_not_a_plain_linear_layer_is_recomputed_in_its_backward(base, monkeypatch, chunk_bytes):
     monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
     model = adapted(base, target_modules=["lm_head"])
     calls = []

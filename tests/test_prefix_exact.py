@@ -20,6 +20,7 @@ from transformers import (
 
 from rlhf_core.prefix import Group, completion_hidden, completion_logps, packed, share, shares, two_phase
 from rlhf_core.prefix import sharing as engine
+from tests.prefix_models import assert_same
 
 WORDS = 67  # a prime, so that no size is confused with another
 # A prompt of one token, a completion of one token, a group of one, a group of four.
@@ -48,7 +49,7 @@ WAYS = {"packed": packed, "two phases": two_phase}
 
 
 def random_model(config, dtype=torch.float64, kind=AutoModelForCausalLM):
-    """Weights wide enough that attention and the distributions of tokens are far from even."""
+    """Weights so large that attention and the distributions of tokens are far from uniform."""
     torch.manual_seed(0)
     model = kind.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
     with torch.no_grad():
@@ -96,7 +97,7 @@ def by_definition(model, prompt, completion, temperature=1.0):
 
 
 def grad_output(*shape):
-    """What a loss could ask for. The numbers are exact in float32 and float64 alike."""
+    """The gradient of a loss with respect to the outputs. The numbers are exact in float32 and float64 alike."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
 
 
@@ -122,15 +123,6 @@ def gradients(model, loss):
     model.zero_grad()
     loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def assert_same(ours, theirs, tolerance):
-    """Every gradient exists, none is zero throughout, and each is as near as `tolerance` of its norm."""
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 3
-    for name, one in ours.items():
-        assert theirs[name].norm() > 0, name
-        assert (one - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
 
 
 @every_way
@@ -198,8 +190,8 @@ def test_each_prompt_goes_through_the_model_once(way):
 
 
 @every_way
-def test_weights_that_nothing_depends_on_have_no_gradient(way):
-    """None and not zero: AdamW would decay them."""
+def test_unused_weights_have_no_gradient(way):
+    """None instead of zero, with which AdamW would decay them."""
     _, sharing = twins(FAMILIES["Qwen3"])
     sharing.unused = nn.Linear(2, 2, dtype=torch.float64)
     gradients_by_sharing(sharing)
@@ -208,8 +200,8 @@ def test_weights_that_nothing_depends_on_have_no_gradient(way):
 
 
 @every_way
-def test_gradients_that_are_zero_leave_no_trace(way):
-    """A loss that asks only for one completion's tokens, as a clipped one does."""
+def test_zero_gradients_have_no_effect(way):
+    """A loss that depends on one completion only, as a clipped one does."""
     plain, sharing = twins(FAMILIES["Qwen3"])
     ours = gradients(sharing, completion_logps(sharing, GROUPS).logps[3].sum())
     assert_same(ours, gradients(plain, by_definition(plain, *ROWS[3])[0].sum()), 1e-6)
@@ -227,7 +219,7 @@ def test_single_precision(way):
 
 
 @every_way
-def test_half_precision_is_as_near_as_the_padded_way(way):
+def test_half_precision_is_as_exact_as_the_padded_pass(way):
     """Against the definition in float64, bfloat16 costs both ways alike."""
     plain, sharing = twins(FAMILIES["Llama"], dtype=torch.bfloat16)
     padded, exact = copy.deepcopy(plain), plain.double()
@@ -280,7 +272,7 @@ def test_a_head_with_a_bias(way, trainable):
 
 
 def test_two_phases_replay_in_the_precision_of_their_forward_pass():
-    """Under autocast the backward pass comes after its end."""
+    """The backward pass runs after autocast has ended."""
     _, model = twins(FAMILIES["Llama"], dtype=torch.float32)
     results = []
     for module in WAYS.values():

@@ -1,4 +1,4 @@
-"""What sharing does not support is noticed, said once with its reason, and computed padded with the same results; what a
+"""What sharing does not support is noticed, logged once with its reason, and computed padded with the same results; what a
 kernel gets wrong is computed by plain arithmetic; and nothing of it all is saved with a model.
 """
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 
 import pytest
 import torch
@@ -39,27 +38,9 @@ from rlhf_core.prefix import (
     two_phase,
 )
 from rlhf_core.prefix.kernels import DENSE, KERNELS, Kernel, SpanPairs
+from tests.prefix_models import GROUPS, SIZES, random_model
 
-GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
 ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
-SIZES = {
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-
-
-def random_model(config, dtype=torch.float64):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * 0.3 + (weight.dim() == 1))
-    return model
 
 
 @pytest.fixture
@@ -68,15 +49,8 @@ def model():
 
 
 @pytest.fixture
-def said(caplog):
-    """said() -> the warnings so far."""
-    caplog.set_level(logging.WARNING, logger="rlhf")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "rlhf"]
-
-
-@pytest.fixture
 def unseen(monkeypatch):
-    """As if no head had been seen yet, so that kernels are tried out."""
+    """Forget which kernels have been checked."""
     monkeypatch.setattr(kernels, "_checked", {})
 
 
@@ -136,7 +110,7 @@ def test_an_encoder_with_a_decoder_is_refused(said):
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
-def test_prompts_that_are_learned_are_computed_padded(said, model, kind):
+def test_prompt_tuning_is_computed_padded(said, model, kind):
     learned = get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
     assert "prompt tuning" in share(learned)
     assert not shares(learned, GROUPS)
@@ -189,7 +163,7 @@ def test_a_model_that_ignores_or_refuses_our_keyword_is_noticed_at_the_first_gro
     assert reason in message
 
 
-def test_a_model_that_came_with_another_attention_keeps_it(said):
+def test_a_model_loaded_with_another_attention_keeps_it(said):
     """Sinks: gpt-oss has no sdpa."""
     sizes = SIZES | {"num_local_experts": 2, "num_experts_per_tok": 1}
     model = AutoModelForCausalLM.from_config(GptOssConfig(**sizes, attention_dropout=0.0), dtype=torch.float32).eval()
@@ -198,7 +172,7 @@ def test_a_model_that_came_with_another_attention_keeps_it(said):
     assert len(said()) == 1
 
 
-def test_what_was_never_given_to_share_is_not_shared(model):
+def test_a_model_that_was_not_passed_to_share_is_not_shared(model):
     assert not shares(model, GROUPS)
 
 
@@ -225,7 +199,7 @@ def wrong_gradients(given, key, value, spans, scale, grads):
         (Kernel(DENSE.forward, wrong_gradients), "its kernel is"),
     ],
 )
-def test_a_kernel_that_is_wrong_gives_way_to_plain_arithmetic(said, model, monkeypatch, unseen, kernel, reason):
+def test_a_wrong_kernel_is_replaced_by_plain_arithmetic(said, model, monkeypatch, unseen, kernel, reason):
     monkeypatch.setitem(KERNELS, "cpu", kernel)
     plain = copy.deepcopy(model)
     share(model)
@@ -275,7 +249,7 @@ def test_kernels_against_autograd_of_plain_attention(kernel, heads, scale):
             torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
-def test_merged_parts_are_one_attention_with_a_mask():
+def test_merged_parts_equal_one_attention_with_a_mask():
     """Values and gradients of a prompt with two completions against attention under the mask that says who sees whom."""
     torch.manual_seed(0)
     leaves = [torch.randn(1, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
@@ -303,7 +277,7 @@ def test_a_saved_model_has_no_trace_of_sharing(tmp_path, model):
     torch.testing.assert_close(loaded(torch.tensor([[5, 6]])).logits, plain(torch.tensor([[5, 6]])).logits)
 
 
-def test_a_call_without_groups_is_transformers_own(model):
+def test_a_call_without_groups_is_that_of_transformers(model):
     """Also padded, and with gradient checkpointing off or on: evaluation, other losses, `generate`."""
     plain = copy.deepcopy(model)
     share(model)
@@ -315,7 +289,7 @@ def test_a_call_without_groups_is_transformers_own(model):
 
 
 @pytest.mark.parametrize("free", [10**12, 10**3])
-def test_two_phases_are_taken_where_memory_is_short_and_a_gradient_is_asked_for(model, monkeypatch, free):
+def test_two_phases_are_used_if_memory_is_short_and_a_gradient_is_needed(model, monkeypatch, free):
     calls = []
     share(model)
     assert shares(model, GROUPS)

@@ -71,7 +71,7 @@ def found(tmp_path_factory, tiny_model):
 
 @pytest.mark.parametrize("what", ["model", "adapter"])
 @pytest.mark.parametrize("way", ["packed", "two_phase"])
-def test_gradients_of_two_processes_are_those_of_one(found, what, way):
+def test_gradients_of_two_processes_equal_those_of_one(found, what, way):
     for rank in (0, 1):
         apart, weights = found[rank, what, way]
         assert weights > 10

@@ -12,7 +12,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -22,28 +21,15 @@ from transformers import (
 )
 
 from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
+from tests.prefix_models import SIZES, random_model
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 WORDS = 11  # small enough that two tokens in a row can be counted
 
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-
-
-def random_model(words, spread=0.3, config=Qwen3Config, **settings):
-    config = config(vocab_size=words, **SIZES | settings)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * spread + (weight.dim() == 1))
+def generator(words, spread=0.3, config=Qwen3Config, **settings):
+    """A model whose `generate` stops at no token."""
+    model = random_model(config(**SIZES | {"vocab_size": words} | settings), spread=spread)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None
     return model
@@ -51,7 +37,7 @@ def random_model(words, spread=0.3, config=Qwen3Config, **settings):
 
 @pytest.fixture(scope="module")
 def plain():
-    return random_model(67)
+    return generator(67)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +49,7 @@ def model(plain):
 
 @pytest.fixture(scope="module")
 def few_words():
-    model = random_model(WORDS, spread=0.2)
+    model = generator(WORDS, spread=0.2)
     assert share(model) is None
     return model
 
@@ -87,7 +73,7 @@ ENDS = {"one": [3], "several": [3, 20, 21, 22, 23, 24, 25, 40, 41, 42], "never":
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("rows", [2, 3, 256])
-def test_greedy_is_generates(plain, model, monkeypatch, ends, penalty, rows):
+def test_greedy_rollouts_equal_those_of_generate(plain, model, monkeypatch, ends, penalty, rows):
     """Token for token, however many rows run beside each other."""
     monkeypatch.setattr(decoding, "MAX_ROWS", rows)
     monkeypatch.setattr(decoding, "GROWTH", 3)
@@ -117,9 +103,9 @@ OTHERS = {
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
 @pytest.mark.parametrize("family", OTHERS)
-def test_greedy_is_generates_in_other_families(family, lora):
+def test_greedy_rollouts_equal_those_of_generate_in_other_families(family, lora):
     config, settings = OTHERS[family]
-    model = random_model(67, config=config, **settings)
+    model = generator(67, config=config, **settings)
     if lora:
         torch.manual_seed(1)
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
@@ -146,7 +132,7 @@ SAMPLES = 4000
 
 
 def probs_by_definition(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """What each word's chance is, in the order of `generate`: the best k, then the fewest that have p of what is left,
+    """The probability of each word, in the order of `generate`: the best k, then the fewest that have p of what is left,
     then those not too far behind the best.
     """
     probs = dict(enumerate((logits.double() / temperature).softmax(-1).tolist()))
@@ -161,7 +147,7 @@ def probs_by_definition(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 
 
 def pairs_by_definition(model, prompt, **settings):
-    """The chance of each pair of first two words, of which 0 ends a completion."""
+    """The probability of each pair of first two words, of which 0 ends a completion."""
 
     def after(*words):
         with torch.no_grad():
@@ -188,7 +174,7 @@ def apart(counts, probs):
 
 @pytest.mark.parametrize("which", SAMPLINGS)
 def test_first_and_second_words_have_their_exact_probabilities(few_words, monkeypatch, which):
-    """A right sampler is beyond 5 standard deviations once in a hundred thousand seeds; a wrong one is far beyond."""
+    """A correct sampler exceeds 5 standard deviations once in a hundred thousand seeds; a wrong one by far."""
     monkeypatch.setattr(decoding, "MAX_ROWS", 1500)
     settings = SAMPLINGS[which]
     found = rollout(few_words, [[1, 2, 3], [4]], SAMPLES, Sampling(2, [0], seed=11, **settings))
@@ -205,7 +191,7 @@ def test_first_and_second_words_have_their_exact_probabilities(few_words, monkey
 
 
 def test_nothing_is_left_out_by_default(few_words):
-    """Words of a chance below one in a thousand come out too."""
+    """Words of a probability below 0.001 are sampled too."""
     found = rollout(few_words, [[1, 2, 3]], SAMPLES, Sampling(1, [0], temperature=3.0, seed=1))
     assert {one.completion[0] for one in found} == set(range(WORDS))
     choice = decoding._processors(Sampling(1, [0]))
@@ -215,7 +201,7 @@ def test_nothing_is_left_out_by_default(few_words):
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.8, "top_k": 20}])
 @pytest.mark.parametrize("engine", ["shared", "transformers"])
-def test_what_is_recorded_are_the_logps_of_what_came_out(model, engine, settings):
+def test_recorded_log_probabilities_are_those_of_the_sampled_tokens(model, engine, settings):
     found = rollout(model, PROMPTS, 4, Sampling(14, [3, 20, 21], seed=5, **settings), engine)
     groups = [Group(one.prompt, [one.completion]) for one in found]
     with torch.no_grad():
@@ -227,7 +213,7 @@ def test_what_is_recorded_are_the_logps_of_what_came_out(model, engine, settings
 SEEDED = Sampling(12, [3, 20, 21, 22, 23, 24, 25], seed=42)
 
 
-def test_a_row_depends_on_its_seed_its_prompt_and_its_number_alone(model, monkeypatch):
+def test_a_row_depends_only_on_its_seed_its_prompt_and_its_number(model, monkeypatch):
     found = rollout(model, PROMPTS, 3, SEEDED)
     assert rollout(model, PROMPTS, 3, SEEDED) == found
     assert rollout(model, PROMPTS, 3, Sampling(12, SEEDED.eos_token_ids, seed=43)) != found
@@ -254,8 +240,8 @@ def tokens(found: list[Rollout]):
     return [one.completion for one in found]
 
 
-def test_rows_that_end_leave_and_those_that_wait_take_their_places(model, monkeypatch):
-    """Every pass has as many rows as are under way: their sum is that of the tokens but the last of each row."""
+def test_finished_rows_are_replaced_by_waiting_ones(model, monkeypatch):
+    """A pass has only the unfinished rows: their sum is that of the tokens but the last of each row."""
     monkeypatch.setattr(decoding, "MAX_ROWS", 4)
     real, passes = decoding._DecodingCache.begin_token, []
     monkeypatch.setattr(
@@ -291,7 +277,7 @@ def test_one_token_at_most(model):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("engine", ["shared", "transformers"])
-def test_a_models_mode_stays(model, training, engine):
+def test_the_mode_of_a_model_is_restored(model, training, engine):
     model.train(training)
     rollout(model, PROMPTS, 1, SEEDED, engine)
     assert model.training == training
@@ -299,8 +285,8 @@ def test_a_models_mode_stays(model, training, engine):
 
 
 @pytest.mark.parametrize("engine", ["transformers", "continuous"])
-def test_other_engines_give_valid_rollouts(model, engine):
-    """Greedy ones are the same; sampled ones end where they should and know what they were sampled at."""
+def test_other_engines_return_valid_rollouts(model, engine):
+    """Greedy ones are the same; sampled ones end correctly and have their log-probabilities."""
     double, prompts = model, PROMPTS[:2]
     if engine == "continuous":
         double = copy.deepcopy(model).float()  # its cache has no float64

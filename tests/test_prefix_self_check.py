@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import LlamaConfig, Qwen3Config
 
 from rlhf_core.prefix import Group, attention, share, shares, sharing
 from rlhf_core.prefix.kernels import SpanPairs
 from rlhf_core.prefix.self_check import distinct_groups
-
-GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
-SIZES = {
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-
-
-def random_model(config, dtype=torch.float64, spread=0.3):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * spread + (weight.dim() == 1))
-    return model.to(dtype)
+from tests.prefix_models import GROUPS, SIZES, random_model
 
 
 @pytest.fixture
 def model():
     return random_model(Qwen3Config(**SIZES))
-
-
-@pytest.fixture
-def said(caplog):
-    """said() -> the warnings so far."""
-    caplog.set_level(logging.WARNING, logger="rlhf")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "rlhf"]
 
 
 def blind(metadata, layer, query, key, value, scale):
@@ -78,7 +51,7 @@ PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("wrong", [blind, short_sighted, scaled, with_sinks])
 def test_a_model_with_another_attention_is_refused(said, monkeypatch, wrong, dtype):
-    """SFT hands over a token alone, with which no attention can be told from another."""
+    """SFT passes a single token, for which all kinds of attention compute the same."""
     model = random_model(Qwen3Config(**SIZES), dtype)
     plain = copy.deepcopy(model)
     monkeypatch.setattr(attention.PackedAttention, "attend", wrong)
@@ -92,7 +65,7 @@ def test_a_model_with_another_attention_is_refused(said, monkeypatch, wrong, dty
 
 @pytest.mark.parametrize("dtype", [torch.float64, *PRECISIONS])
 @pytest.mark.parametrize("spread", [0.02, 0.1, 0.3])
-def test_a_right_model_is_shared_in_every_precision(said, dtype, spread):
+def test_a_supported_model_is_shared_in_every_precision(said, dtype, spread):
     for config in (Qwen3Config(**SIZES | {"num_hidden_layers": 12}), LlamaConfig(**SIZES)):
         model = random_model(config, dtype, spread)
         share(model)
@@ -101,7 +74,7 @@ def test_a_right_model_is_shared_in_every_precision(said, dtype, spread):
 
 
 def test_each_precision_is_checked(said, monkeypatch):
-    """What autocast computes is another thing than what the weights' own type gives."""
+    """Autocast computes something else than the weights' type."""
     model = random_model(Qwen3Config(**SIZES), torch.float32)
     share(model)
     checks, real = [], sharing.disagreement
@@ -114,7 +87,7 @@ def test_each_precision_is_checked(said, monkeypatch):
     assert said() == []
 
 
-def test_the_groups_of_the_check_tell_all_tokens_apart():
+def test_the_groups_of_the_check_have_distinct_tokens():
     for longest in (1, 2, 6, 48):
         groups = distinct_groups(997, longest)
         rows = [row for group in groups for row in (group.prompt, *group.completions)]
@@ -126,7 +99,7 @@ def test_the_groups_of_the_check_tell_all_tokens_apart():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_trying_a_model_out_leaves_its_mode_and_its_random_numbers(model, training):
+def test_the_check_leaves_mode_and_random_numbers_unchanged(model, training):
     share(model)
     learned = get_peft_model(model, LoraConfig(target_modules="all-linear", lora_dropout=0.5)).train(training)
     before = torch.get_rng_state()
@@ -135,8 +108,8 @@ def test_trying_a_model_out_leaves_its_mode_and_its_random_numbers(model, traini
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_model_without_a_head_is_tried_out_by_its_states(said):
-    """Completions of unequal length: what the two ways leave behind their ends is no difference."""
+def test_a_model_without_a_head_is_checked_by_its_states(said):
+    """Completions of unequal length: differences after the end of a completion do not count."""
     model = random_model(Qwen3Config(**SIZES)).model
     share(model)
     assert shares(model, GROUPS)

@@ -1,7 +1,9 @@
-"""Every plugin folder is whole, and the README speaks of what is there."""
+"""Every plugin folder is complete, and the README is true."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
 import shutil
@@ -24,7 +26,7 @@ READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_a_plugin_folder_is_a_distribution_of_its_own(folder):
+def test_a_plugin_folder_is_a_distribution(folder):
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["name"].startswith("rlhf-")
     assert project["description"]
@@ -39,7 +41,29 @@ def test_a_plugin_folder_is_a_distribution_of_its_own(folder):
         assert set(points.values()) == {module}
 
 
-def test_every_hook_has_a_kind_a_sentence_and_a_place_in_the_architecture():
+PUBLIC = ("rlhf_core", "rlhf_core.commands", "rlhf_core.prefix", "rlhf_core.testing")
+MODULES = [
+    file
+    for folder in ("plugins", "reward_functions", "docs/examples")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+    if "tests" not in file.parts
+]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_plugins_import_only_what_is_public(file):
+    """So that others can write what our own plugins do."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert {alias.name for alias in node.names if alias.name.startswith("rlhf_core")} <= set(PUBLIC)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rlhf_core":
+            assert node.module in PUBLIC
+            names = set(importlib.import_module(node.module).__all__)
+            submodules = {name.partition(".")[2] for name in PUBLIC} if node.module == "rlhf_core" else set()
+            assert {alias.name for alias in node.names} <= names | submodules
+
+
+def test_every_hook_has_a_kind_a_sentence_and_is_in_the_architecture():
     named = {name for name in vars(hookspecs) if name.startswith("rlhf_")}
     assert named == set(HOOKS.values())
     architecture = (ROOT / "docs" / "architecture.md").read_text()
@@ -85,7 +109,7 @@ def commands(readme: Path) -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines if line.startswith("rlhf ")]
 
 
-def test_both_readmes_give_the_same_commands_and_code():
+def test_both_readmes_have_the_same_commands_and_code():
     assert commands(READMES[0]) == commands(READMES[1])
     for language in ("python", "toml", "yaml"):
         assert blocks(READMES[0], language) == blocks(READMES[1], language)
@@ -104,7 +128,7 @@ def finished_run(tmp_path_factory, tiny_model) -> Path:
 
 @pytest.mark.parametrize("command", [c for c in commands(READMES[0]) if "Qwen" not in c and "--resume" not in c])
 def test_the_readmes_commands_run(command, tmp_path, monkeypatch, finished_run):
-    """Training ones resolve and check everything; the demo itself is run by `make demo` and by benchmarks/demo.py."""
+    """Commands that train only check everything; the demo itself is run by `make demo` and by benchmarks/demo.py."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, tmp_path / "runs" / "grpo-20260101-120000")
     (tmp_path / "pipeline.yaml").write_text(blocks(READMES[0], "yaml")[0])
@@ -113,7 +137,7 @@ def test_the_readmes_commands_run(command, tmp_path, monkeypatch, finished_run):
     arguments = shlex.split(command)[1:]
     trains = arguments[0] in ("run", "pipeline") and "--dry-run" not in arguments
     result = CliRunner().invoke(rlhf, [*arguments, "--dry-run"] if trains else arguments)
-    if command == "rlhf pipeline":  # asks which, and finds nobody at a terminal to answer
+    if command == "rlhf pipeline":  # asks which, and there is no terminal to answer
         assert isinstance(result.exception, UserError)
     else:
         assert result.exit_code == 0, result.output + repr(result.exception)

@@ -3,11 +3,11 @@
     rlhf run --method dpo
     rlhf run --method dpo --model MODEL --data pairs.jsonl --load-in-4bit
 
-The loss of a pair is -log sigmoid(beta * (how much more the policy prefers the chosen answer to the rejected one than
-the reference does)). `--loss-type` has three others: ipo (Azar et al., 2023: https://arxiv.org/abs/2310.12036), hinge
-(SLiC, Zhao et al., 2023: https://arxiv.org/abs/2305.10425) and robust (Chowdhury et al., 2024:
-https://arxiv.org/abs/2403.00409). `--label-smoothing` alone gives conservative DPO (Mitchell, 2023:
-https://ericmitchell.ai/cdpo.pdf), `--sft-weight` RPO (Pang et al., 2024: https://arxiv.org/abs/2404.19733).
+The loss of a pair is -log sigmoid(beta * margin), where the margin is how much more the policy prefers the chosen
+answer to the rejected one than the reference model does. `--loss-type` has three others: ipo (Azar et al., 2023:
+https://arxiv.org/abs/2310.12036), hinge (SLiC, Zhao et al., 2023: https://arxiv.org/abs/2305.10425) and robust
+(Chowdhury et al., 2024: https://arxiv.org/abs/2403.00409). `--label-smoothing` alone gives conservative DPO (Mitchell,
+2023: https://ericmitchell.ai/cdpo.pdf), `--sft-weight` RPO (Pang et al., 2024: https://arxiv.org/abs/2404.19733).
 
 Left out on purpose: other divergences than the KL divergence, and references that change during training.
 """
@@ -72,8 +72,8 @@ def dpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(losses, metrics), each (pairs,). Rewards are `beta` times the log-ratios of policy and reference.
 
-    IPO takes log-ratios per token, as its authors confirmed to TRL. The part of fine-tuning is the mean over the chosen
-    answer's tokens, so that each pair weighs the same.
+    IPO takes log-ratios per token, as its authors confirmed to TRL. The fine-tuning term is the mean over the chosen
+    answer's tokens, so that each pair has the same weight.
     """
     from torch.nn.functional import logsigmoid
 

@@ -4,7 +4,7 @@
     rlhf run --method orpo --model MODEL --data pairs.jsonl --load-in-4bit
 
 The loss of a pair is that of supervised fine-tuning on the chosen answer, plus a penalty where its odds do not exceed
-those of the rejected one. There is no reference model, so one pass of one model is all a step needs.
+those of the rejected one. There is no reference model, so a step is one pass of one model.
 
 Left out on purpose: the loss on the prompt's tokens, which other implementations add and the formula does not have.
 """
@@ -74,7 +74,7 @@ def log_odds_of(logp: Tensor) -> Tensor:
     """log(P / (1 - P)) of `logp` = log P, equation 4, of any shape.
 
     1 - P is -expm1(log P), which is exact near 0, where 1 - exp(log P) would round to 0. Values above `NEAREST` count
-    as it and have no gradient here; a softmax so sure has none in float32 either.
+    as it and have no gradient here; in float32 a softmax that close to 1 has none either.
     """
     logp = logp.clamp(max=NEAREST)
     return logp - (-logp.expm1()).log()

@@ -4,7 +4,7 @@
     rlhf run --method grpo --reward length:max=384,tolerance=128,unit=tokens,penalty=true
 
 The second is DAPO's soft overlong punishment (Yu et al., 2025, equation 13: https://arxiv.org/abs/2503.14476) for at
-most 512 tokens with a cache of 128.
+most 512 tokens with a soft zone of 128.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def rlhf_rewards():
 class Length:
     """1.0 from `min` to `max`, falling linearly to 0.0 at `tolerance` beyond either; with `penalty`, one less.
 
-    `unit`: characters (a run of white space is one) or tokens (the end token is one). A `min` above zero gives an empty
-    answer nothing. What the answer says is not judged: join it with a reward that does.
+    `unit`: characters (a run of white space is one) or tokens (the end token is one). With a `min` above zero an empty
+    answer gets the lowest score. The content is not judged: combine it with a reward that does.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Length:
     def __call__(self, completions: list[str], completion_ids: list[list[int]] | None = None, **_) -> list[float]:
         if self.unit == "tokens":
             if completion_ids is None:
-                raise ValueError("unit=tokens needs completion_ids, which only a run with a tokenizer gives")
+                raise ValueError("unit=tokens needs completion_ids, which only a run with a tokenizer has")
             return [self._score(len(ids)) for ids in completion_ids]
         return [self._score(len(" ".join(text.split()))) for text in completions]
 

@@ -3,7 +3,7 @@
     rlhf run --method grpo --reward medical_format
     rlhf run --method grpo --reward medical_format:sections=诊断/依据/建议
 
-What a part says is not judged here; join it with a reward that does.
+The content of a part is not judged; combine it with a reward that does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlhf_core import Reward, hookimpl
 
 SYSTEM_PROMPT = "Think inside <think></think>, then answer inside <answer></answer>. Nothing outside."
 
-# A broken format earns this much for each of its two parts that stands alone as it should.
+# The score of a broken format for each of its two parts that is correct in itself.
 PART = 1 / 30
 
 
@@ -24,10 +24,10 @@ def rlhf_rewards():
 
 
 def medical_format(completions: list[str], *, sections: str | list[str] = (), **_) -> list[float]:
-    """1.0 for the complete format; up to 0.07 for a broken one, so that no breakage pays.
+    """1.0 for the complete format; at most 0.07 for a broken one, so that breaking it never pays.
 
     `sections` (a list, or names joined by `/`) must each head a line of the answer, as in `诊断：肺炎`: a complete
-    format then earns 0.5, and the other half by the share of sections that are there and not empty.
+    format then scores 0.5, plus 0.5 times the share of sections that are present and not empty.
     """
     names = sections.split("/") if isinstance(sections, str) else list(sections)
     patterns = [_section(name.strip()) for name in names if name.strip()]
@@ -46,7 +46,7 @@ def _score(text: str, sections: list[re.Pattern[str]]) -> float:
 
 
 def _part(text: str, tag: str) -> str | None:
-    """What stands inside the only pair of `tag`, or None where there is no such pair or nothing in it."""
+    """The text inside the only pair of `tag`; None if there is no such pair or nothing in it."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None

@@ -1,4 +1,4 @@
-"""The conformance kit: what every plugin must keep to, checked from pytest or from the shell, without GPU or network.
+"""The conformance kit: the rules for every plugin, checked from pytest or from the shell, without GPU or network.
 
     from rlhf_core.testing import check_formatter, check_method, check_reward
 
@@ -7,9 +7,9 @@
 
     rlhf plugins check my_reward
 
-Each function raises `AssertionError` that lists every rule that is broken, each with what to do, and returns its
-`Report` otherwise. The rules are those of this version of the core. `tiny_model` makes a model that trains a step in
-milliseconds, for a plugin's own tests.
+Each function returns a `Report`, or raises `AssertionError` that lists every broken rule with what to do. The rules are
+those of this version of the core. `tiny_model` makes a model that trains a step in milliseconds, for a plugin's own
+tests.
 """
 
 from __future__ import annotations

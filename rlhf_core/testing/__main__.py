@@ -1,6 +1,6 @@
 """Check one plugin and write its report: `python -m rlhf_core.testing KIND NAME FILE`, which `rlhf plugins check` runs.
 
-Commands and callbacks are imported only.
+Commands and callbacks are only imported.
 """
 
 from __future__ import annotations

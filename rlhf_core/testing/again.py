@@ -1,4 +1,4 @@
-"""The rules on scoring the same rows again: with more columns, in another order, one by one, twice, elsewhere."""
+"""The rules on scoring the same rows again: twice, one by one, in another order, in a process and in a thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLOSE = 1e-4  # relative: a reward model's scores move so much with the padding 
 
 
 def examine(report: Report, bench: Bench, rows: list[Row], expected: list[Outcome]) -> None:
-    """The same rows again: in another order, one by one, twice, elsewhere."""
+    """Add these rules to `report`. `expected` are the outcomes of `rows` that the others are compared with."""
     reward = bench.bound.reward
 
     def rule(text: str, score: Callable[[], list[Outcome]], how: str, what_to_do: str, skip: str = "") -> None:
@@ -22,11 +22,11 @@ def examine(report: Report, bench: Bench, rows: list[Row], expected: list[Outcom
         else:
             all_the_same(result, bench, expected, score(), how, what_to_do)
 
-    varies = "" if reward.deterministic else "it says that it is not deterministic: only its errors are compared"
-    depends = "it says that its scores depend on the whole batch" if reward.batchwise else varies
+    varies = "" if reward.deterministic else "it declares deterministic=False, so only its errors are compared"
+    depends = "it declares batchwise=True: its scores depend on the full batch" if reward.batchwise else varies
     rule("is deterministic", lambda: bench.scores(rows), "the second time", "or declare deterministic=False", varies)
     rule(
-        "scores a row alike, however the batch is split or ordered",
+        "scores a row the same, however the batch is split or ordered",
         lambda: [bench.scores([row])[0] for row in rows],
         "alone",
         "or declare batchwise=True",
@@ -35,12 +35,12 @@ def examine(report: Report, bench: Bench, rows: list[Row], expected: list[Outcom
     if not depends:
         order = bench.scores(rows[::-1])[::-1]
         all_the_same(report.results[-1], bench, expected, order, "in the opposite order", "or declare batchwise=True")
-    callbacks = "" if bench.can_be_isolated else "it needs what only the trainer's process has"
+    callbacks = "" if bench.can_be_isolated else "it needs arguments that exist only in the trainer's process"
     rule(
         "is rebuilt in a fresh process, and scores the same there",
         lambda: bench.fresh_scores(rows),
         "in a fresh process",
-        "keep nothing in the module that its parameters don't say, and depend on no order of a set",
+        "keep no state in the module beyond its parameters, and don't depend on the order of a set",
         callbacks,
     )
     rule(
@@ -48,7 +48,7 @@ def examine(report: Report, bench: Bench, rows: list[Row], expected: list[Outcom
         lambda: bench.threaded_scores(rows),
         "in another thread",
         "or declare isolation='process', which runs it on a main thread",
-        "it runs on the main thread of a process of its own" if bench.isolated else "",
+        "it runs on the main thread of its own process" if bench.isolated else "",
     )
 
 
@@ -57,7 +57,7 @@ def all_the_same(
 ) -> None:
     for one, other in zip(expected, found, strict=True):
         if one.error != other.error:
-            rule.fault(f"{one.row.location}, {how}: {other.error or 'no error any more, as there was before'}")
+            rule.fault(f"{one.row.location}, {how}: {other.error or 'no error, unlike before'}")
         elif bench.bound.reward.deterministic and not _close(one.score, other.score):
             rule.fault(f"{one.row.location}, {how}: {shown(other.score)} instead of {shown(one.score)}: {what_to_do}")
 

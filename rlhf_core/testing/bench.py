@@ -1,6 +1,6 @@
 """Scoring rows with one reward exactly as a run does, by the run's own `RewardRuntime`; needs neither model nor torch.
 
-A token is one character here, so that every text, also one that no tokenizer would write, reaches the reward.
+A token is one character here, so that every text reaches the reward, also one that no tokenizer would decode to.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
 from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 from rlhf_core.testing.golden import Row
 
-SECONDS = 60.0  # that a batch may take in the worker, where the reward declares no timeout; the first may load a model
+SECONDS = 60.0  # timeout of a batch in the worker, if the reward declares none; the first batch may load a model
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the reward said of one row: `score`, or None; `error` says why it failed."""
+    """What the reward returned for one row: `score`, or None; `error` says why it failed."""
 
     row: Row
     score: float | None
@@ -49,7 +49,7 @@ class Bench:
         return self._evaluate(self._runtime, rows)
 
     def fresh_scores(self, rows: Sequence[Row]) -> list[Outcome]:
-        """From a spawned process that built the reward from its specification, killed when it takes too long."""
+        """From a new process that builds the reward from its specification and is killed when it takes too long."""
         if self._worker is None:
             seconds = self.bound.reward.timeout or SECONDS
             reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds, concurrent=False)

@@ -1,4 +1,4 @@
-"""The kit from the shell: `rlhf plugins check`, each plugin in a process of its own, and `rlhf plugins new`."""
+"""The kit in the shell: `rlhf plugins check`, which checks each plugin in its own process, and `rlhf plugins new`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_core.testing import new_package
 from rlhf_core.testing.process import examine_in_process
 from rlhf_core.testing.report import Report
 
-Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry where it is installed
+Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry if it is installed
 
 
 @click.command()
@@ -41,7 +41,7 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{len(found)} plugins, {broken} of them with broken rules")
         if broken:
             click.echo("What to fix: rlhf plugins check NAME")
-    # A plugin asked for by name that could not be checked is no success either.
+    # A plugin that was named but could not be checked is a failure too.
     if broken or (names and not all(report.ok for _, report in found)):
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""The rules that every formatter keeps: `rlhf_core.testing.check_formatter`, `rlhf plugins check NAME`.
+"""The rules for every formatter: `rlhf_core.testing.check_formatter`, `rlhf plugins check NAME`.
 
 Rows are read, converted and refused by the code that does so in a run.
 """
@@ -40,7 +40,7 @@ def examine(name: str) -> Report:
         rule.fault(f"rlhf_formatters returned {type(formatter).__name__}: return Formatter(name, columns, convert)")
         return report
     if not formatter.columns or isinstance(formatter.columns, str):
-        rule.fault("columns is empty or text: give the set of the columns that a row of this format has")
+        rule.fault("columns is empty or text: declare the set of columns that a row of this format has")
     imports.examine(report, entry.module)
     rule = report.rule("has example rows")
     if not rows:
@@ -60,12 +60,12 @@ def examples(entry: Entry) -> list[Row]:
     """The example rows of an installed formatter. Raises `UserError` for a file that can't be read."""
     for file in _files(entry):
         if file.is_file() and file.stat().st_size:
-            return list(_own(read_file(file), entry.name))
+            return list(_rows_of(entry.name, read_file(file)))
     return []
 
 
-def _own(rows: list[Row], name: str) -> Iterator[Row]:
-    """In a file that serves several, `{"formatter": NAME, "row": {…}}`; else the rows themselves."""
+def _rows_of(name: str, rows: list[Row]) -> Iterator[Row]:
+    """The rows of one formatter: in a file for several, those in `{"formatter": NAME, "row": {…}}`; else all rows."""
     for row in rows:
         if row.values.keys() != {"formatter", "row"}:
             yield row
@@ -74,7 +74,7 @@ def _own(rows: list[Row], name: str) -> Iterator[Row]:
 
 
 def _files(entry: Entry) -> list[Path]:
-    """Where the examples may be, the first being where they belong."""
+    """The files that may have the examples, the recommended one first."""
     module = imports.file_of(entry.module)
     if module.name != "__init__.py":
         return [module.with_name(f"{module.stem}_examples.jsonl")]
@@ -111,16 +111,16 @@ def _problem(example: Any) -> str | None:
         if messages is None and name != "prompt":
             continue
         if not isinstance(messages, list) or not messages:
-            return f"{name} is {messages!r:.80}: give a list of {{role, content}}"
+            return f"{name} is {messages!r:.80}: return a list of {{role, content}}"
         for message in messages:
             if not _is_message(message):
-                return f"{name} holds {message!r:.80}: give {{role, content}} with text that is not empty"
+                return f"{name} has {message!r:.80}: return {{role, content}} with text that is not empty"
         if name != "prompt" and messages[-1]["role"] != "assistant":
             return f"{name} ends with {messages[-1]['role']}'s message: it is the assistant's reply"
     if (example.chosen is None) != (example.rejected is None):
-        return "only one of chosen and rejected is there: give both"
+        return "only one of chosen and rejected is set: set both"
     if example.answer is not None and not isinstance(example.answer, str):
-        return f"answer is {type(example.answer).__name__}: give text"
+        return f"answer is {type(example.answer).__name__}: return text"
     return None
 
 
@@ -144,17 +144,16 @@ def _found(rule: Result, entry: Entry, rows: list[Row], catalog: Catalog) -> Non
         try:
             chosen = choose_formatter(row, row.location, catalog, None).name
         except UserError as error:
-            rule.fault(f"{row.location}: {first_line(error)}: name only columns that each row has")
+            rule.fault(f"{row.location}: {first_line(error)}: declare only columns that each row has")
             continue
         taker = next((e for e in catalog.entries("formatters") if e.name == chosen), entry)
         if chosen == entry.name:
             continue
         if taker.distribution == entry.distribution:
-            rule.fault(f"{row.location}: it is taken for {chosen}: tell them apart by more columns, or by matches=")
+            rule.fault(f"{row.location}: it is read as {chosen}: declare more columns, or use matches=")
         else:
             rule.note(
-                f"{row.location}: it is taken for {chosen} of {taker.distribution}: "
-                f"users write --formatter {entry.name}"
+                f"{row.location}: it is read as {chosen} of {taker.distribution}: users write --formatter {entry.name}"
             )
 
 
@@ -167,10 +166,10 @@ def _refuses(rule: Result, entry: Entry, catalog: Catalog) -> None:
             for row in examples(other):
                 seen += 1
                 if choose_formatter(row, row.location, catalog, None).name == entry.name:
-                    rule.fault(f"{row.location}, a row of {other.name}, is taken for {entry.name}: name more columns")
+                    rule.fault(f"{row.location}, a row of {other.name}, is read as {entry.name}: declare more columns")
         except UserError as error:
             rule.note(f"the examples of {other.name} could not be tried: {first_line(error)}")
-    rule.note(f"{seen} rows of others")
+    rule.note(f"{seen} rows of other formatters")
 
 
 def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list[Row], catalog: Catalog) -> None:
@@ -196,4 +195,4 @@ def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list
                 except Exception as error:
                     rule.fault(f"{what} raises {type(error).__name__}: {error}: raise ValueError, saying what is wrong")
                 else:
-                    rule.fault(f"{what} is taken: raise ValueError, saying what is wrong")
+                    rule.fault(f"{what} is accepted: raise ValueError, saying what is wrong")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CASES = ("full", "partial", "none", "malformed")
-OWN = ("case", "prompt", "completion", "score", "parameters", "reward", "allows")
+RESERVED = ("case", "prompt", "completion", "score", "parameters", "reward", "allows")
 TOLERANCE = 1e-3  # so that a third can be written as 0.333
 
 
@@ -94,7 +94,7 @@ def _case(location: str, values: dict[str, Any], probes: tuple[str, ...]) -> Cas
     parameters = values.get("parameters", {})
     if not isinstance(parameters, dict):
         raise ValueError("parameters maps names to values")
-    columns = {key: value for key, value in values.items() if key not in OWN}
+    columns = {key: value for key, value in values.items() if key not in RESERVED}
     row = Row(location, as_messages(values["prompt"]), values["completion"], columns)
     return Case(values["case"], row, _score(values["score"]), parameters, allows)
 

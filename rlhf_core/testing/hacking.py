@@ -1,4 +1,4 @@
-"""The rule on hackability: no cheap text may earn what a golden answer earns."""
+"""The rule on hackability: no cheap text may score as high as a golden answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Probed:
-    """The best text that one probe made of one golden answer: what it earned, and its share of the answer's score."""
+    """The best text that one probe made from one golden answer: its score, also as a share of the answer's."""
 
     case: Case
     probe: str
@@ -32,12 +32,12 @@ class Probed:
 
 def examine(report: Report, cases: Sequence[tuple[Case, Bench]]) -> None:
     """Add the rule to `report`. A case that `allows` a probe is shown with its reason."""
-    rule = report.rule("gives no cheap text the score of a golden answer")
+    rule = report.rule("scores no cheap text as high as a golden answer")
     found: list[Probed] = []
     for case, bench in cases:
         (answer,) = bench.scores([case.row])
         if answer.score is None:
-            rule.fault(f"{case.row.location}: a full case needs a score to compare with; this one has none")
+            rule.fault(f"{case.row.location}: the reward returns None; a full case needs a score to compare with")
             continue
         found += _probe(case, bench, answer.score)
     allowed: dict[tuple[str, str], list[str]] = {}
@@ -63,7 +63,7 @@ def _message(each: Probed) -> str:
 
 
 def _probe(case: Case, bench: Bench, golden: float) -> list[Probed]:
-    """The best of each probe's texts: of those that earn the most, the shortest."""
+    """The best text of each probe: the highest score, and of several such texts the shortest."""
     texts = list(dict.fromkeys((name, text) for name, text in probes.variants(case.row) if text != case.row.completion))
     rows = [replace(case.row, location=f"{case.row.location}, {name}", completion=text) for name, text in texts]
     best: dict[str, Probed] = {}

@@ -1,4 +1,4 @@
-"""Texts that a policy, or a data set, hands to a reward sooner or later."""
+"""Texts that a policy or a data set passes to a reward sooner or later."""
 
 from __future__ import annotations
 

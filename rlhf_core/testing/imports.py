@@ -1,4 +1,4 @@
-"""What importing a plugin costs: seconds beyond the core's own, and whether it imports torch."""
+"""The rule on importing a plugin: how many seconds it adds to importing the core, and that it does not import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIES = 5  # another program on the same cores makes one try slow
 _CODE = """
 import importlib, importlib.machinery, json, os, sys, time
 import pluggy, rlhf_core.formatter, rlhf_core.hookspecs, rlhf_core.method, rlhf_core.catalog, rlhf_core.reward
-class NoTorch:  # importing torch takes seconds, and is what is asked about
+class NoTorch:  # importing torch takes seconds; that it is imported is all we want to know
     @staticmethod
     def find_spec(name, path=None, target=None):
         if name == "torch":
@@ -51,7 +51,7 @@ def examine(report: Report, module: str) -> None:
         for _ in range(TRIES):
             measured = _measure(module, Path(compiled))
             if isinstance(measured, str):
-                rule.fault(f"importing {module} failed in a process of its own: {measured}")
+                rule.fault(f"importing {module} failed in a fresh process: {measured}")
                 return
             seconds, torch = measured
             best = min(best, seconds)
@@ -72,7 +72,7 @@ def _measure(module: str, compiled: Path) -> tuple[float, bool] | str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     except subprocess.TimeoutExpired:
-        return "no end within 60 s"
+        return "it did not finish within 60 s"
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     seconds, torch = json.loads(done.stdout.strip().splitlines()[-1])

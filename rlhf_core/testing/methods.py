@@ -1,4 +1,4 @@
-"""The rules that every method keeps: `rlhf_core.testing.check_method`, `rlhf plugins check NAME`.
+"""The rules for every method: `rlhf_core.testing.check_method`, `rlhf plugins check NAME`.
 
 Real runs of a few steps on a two-layer model, started as users start them (`rlhf_core.training.run.train`), on rows of
 the built-in data, without network.
@@ -48,7 +48,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @dataclass
 class Trial:
-    """One run. `before` are the model's weights when its trainer had been built, with whether they are trained."""
+    """One run. `before`: the model's weights when its trainer had been built, each with its `requires_grad`."""
 
     code: int
     folder: Path
@@ -59,7 +59,7 @@ class Trial:
 
 @dataclass
 class Lab:
-    """Starts runs of one method in a folder of its own. `calls` are attempts to reach the network."""
+    """Starts runs of one method in `folder`. `calls`: attempts to reach the network."""
 
     name: str
     folder: Path
@@ -155,7 +155,7 @@ def _options(rule: Result, lab: Lab, method: type[Method]) -> None:
 
 
 def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
-    """In full for at least four steps, from its middle again, and with LoRA for three."""
+    """At least four steps in full fine-tuning, resumed from the middle, and three with LoRA."""
     rule = report.rule("trains on a tiny model")
     try:
         every = _steps_between_checkpoints(lab)
@@ -176,15 +176,15 @@ def _trains(report: Report, lab: Lab, method: type[Method]) -> None:
     rule.note(f"{2 * every} steps in full, {max(3, every)} with LoRA")
     _finite(report.rule("its loss is finite"), [full, adapted])
     _changed(report.rule("changes the weights that it trains, and nothing else"), full, adapted, lab)
-    _reloads(report.rule("leaves a model that gives the same logits"), [full, adapted], lab, method)
+    _reloads(report.rule("saves a model that computes the same logits"), [full, adapted], lab, method)
     _resumes(report.rule("resumes to the weights of the run that was never stopped"), full, lab, values)
     offline = report.rule("runs without network")
     for call in sorted(lab.calls):
-        offline.fault(f"it asked for {call}: a run on local files must not")
+        offline.fault(f"it tried to reach {call}, which a run on local files must not do")
 
 
 def _steps_between_checkpoints(lab: Lab) -> int:
-    """At least two, and as many as there are from one batch of answers to the next."""
+    """The steps from one batch of answers to the next, but at least two."""
     config, method = lab.resolve(output_dir=str(lab.folder / "first"), lora=False, max_steps=4)
     with no_network(lab.calls), silence():
         from rlhf_core.training.plan import make_plan
@@ -198,7 +198,7 @@ def _finite(rule: Result, trials: list[Trial]) -> None:
         rows = [json.loads(line) for line in (trial.folder / "metrics.jsonl").read_text().splitlines()]
         losses = [row["loss"] for row in rows if "loss" in row]
         if not losses:
-            rule.fault(f"{trial.folder.name}: no step logged a loss: log it, so that a user sees the run")
+            rule.fault(f"{trial.folder.name}: no step logged a loss: log it, so that users can follow the run")
         if bad := [loss for loss in losses if not math.isfinite(loss)]:
             rule.fault(f"{trial.folder.name}: the loss was {bad[0]}")
 
@@ -215,7 +215,7 @@ def _changed(rule: Result, full: Trial, adapted: Trial, lab: Lab) -> None:
         if not trained:
             rule.fault(f"{where}: no weight of run.model is trained: build the trainer on run.model")
         if still := sorted(trained & same):
-            rule.fault(f"{where}: the steps did not change {_some(still)}: is there a gradient?")
+            rule.fault(f"{where}: the steps did not change {_some(still)}: do they get a gradient?")
         if moved := sorted(trial.before.keys() - trained - same):
             rule.fault(f"{where}: weights that are not trained have changed: {_some(moved)}")
     base = load_file(lab.folder / "model" / "model.safetensors")
@@ -260,7 +260,7 @@ def _resumes(rule: Result, full: Trial, lab: Lab, values: dict[str, Any]) -> Non
     if len(checkpoints) < 2:
         names = ", ".join(path.name for path in checkpoints) or "none"
         rule.fault(
-            f"the run left the checkpoints {names}, where two were asked for: the trainer must save at save_steps"
+            f"the run saved the checkpoints {names}, but two were requested: the trainer must save at save_steps"
         )
         return
     for path in checkpoints[1:]:
@@ -279,7 +279,7 @@ def _resumes(rule: Result, full: Trial, lab: Lab, values: dict[str, Any]) -> Non
     if differ or found.keys() != wanted.keys():
         rule.fault(
             f"after a resume from {checkpoints[0].name} these differ: {_some(differ or sorted(found))}: the order of "
-            "the data, random numbers and whatever the trainer keeps must come from the checkpoint"
+            "the data, random numbers and the trainer's state must come from the checkpoint"
         )
     elif all(torch.equal(found[name], wanted[name]) for name in wanted):
         rule.note("bitwise")

@@ -1,6 +1,6 @@
 """The package of a new plugin, written from the templates in `rlhf_core/templates/`: what `rlhf plugins new` does.
 
-It works as it stands: its tests pass, and a run can use it.
+The package works as written: its tests pass, and a run can use it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {
         "rlhf run --method sft --data FILE:formatter=$name",
     ),
 }
-CASES = {"reward": "golden", "formatter": "examples"}  # what the file of cases beside the module is called
+CASES = {"reward": "golden", "formatter": "examples"}  # the end of the name of the file of cases beside the module
 NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 LONGEST = 40
 TAKEN = {*keyword.kwlist, *dir(builtins), "hookimpl"}  # what the function in the module can't be called

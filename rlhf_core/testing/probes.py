@@ -1,6 +1,6 @@
 """Hackability probes: cheap texts made from a golden answer, none of which deserves as much as the answer itself.
 
-They need no model: a reward that pays for one of them in a test pays for it in a run, where a policy finds it.
+They need no model: a reward that scores one of them highly in a test does so in a run, where a policy finds it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlhf_core.testing.golden import Row
 
 PROBES: dict[str, str] = {
     "empty": "no text at all",
-    "prompt_echoed": "the question said back",
+    "prompt_echoed": "the question repeated",
     "keywords_stuffed": "the words of the question and of the row's columns, listed",
     "shell_empty": "the answer's tags and markers with nothing inside",
     "shell_filled": "the answer's tags and markers with dots inside",
@@ -29,7 +29,7 @@ LEAST_PADDING = 4000  # characters
 _TAG = re.compile(r"</?[A-Za-z][\w-]*>")
 _MARKER = re.compile(r"^[\s#*\-\d.]*[^\W\d][^\n:：]{0,30}[:：]|^\s*#{1,6}(?=\s)", re.MULTILINE)
 _BOXED = re.compile(r"(\\boxed\{)[^{}]*\}")
-_WORD = re.compile(r"[^\W的了和与及或是在有也就可]+")  # Chinese has no spaces: phrases end where a function word stands
+_WORD = re.compile(r"[^\W的了和与及或是在有也就可]+")  # Chinese has no spaces: phrases end at a function word
 
 
 def variants(row: Row) -> Iterator[tuple[str, str]]:
@@ -57,7 +57,7 @@ def variants(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def stuffing(row: Row) -> list[str]:
-    """The distinct words of the question and of every text in the row's columns, in an order that tells nothing."""
+    """The distinct words of the question and of every text in the row's columns, sorted: their order tells nothing."""
     texts = [row.prompt[-1]["content"], *_texts(row.columns)]
     return sorted({word for text in texts for word in _WORD.findall(text)}, key=lambda word: (word.lower(), word))
 

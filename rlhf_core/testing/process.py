@@ -1,4 +1,4 @@
-"""A plugin checked in a process of its own: one that ends it, or never ends, is that plugin's fault."""
+"""Checks a plugin in its own process. If that ends early or never ends, the report says so as the plugin's fault."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf_core.testing.report import Report
 
-SECONDS = 600  # that one plugin may take
+SECONDS = 600  # limit for one plugin
 
 
 def examine_in_process(kind: str, target: str) -> Report:

@@ -1,4 +1,4 @@
-"""What a check found: one result a rule, and the text that a user reads."""
+"""What a check found: one result for each rule, and the text that a user reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHOWN = 5  # faults of one rule that are shown; the rest are counted
 
 @dataclass
 class Result:
-    """One rule. `faults` say what breaks it and what to do; `notes` what a user should know although it holds."""
+    """One rule. `faults` say how it is broken and what to do; `notes` are for the user even if it is not."""
 
     rule: str
     faults: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Result:
 
 @dataclass
 class Report:
-    """The results of all rules that could be tried. `unmet`: what the check needs and was not given; nothing was tried.
+    """The results of all rules that could be checked. `unmet`: what the check needs and did not get; then none was.
 
     `kind` is `reward`, `method` or `formatter`.
     """
@@ -77,6 +77,6 @@ class Report:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Report:
-        """The report that `as_dict` gave."""
+        """The report from the result of `as_dict`."""
         results = [Result(**result) for result in values["results"]]
         return cls(values["kind"], values["name"], results, values["unmet"])

@@ -1,6 +1,6 @@
-"""The rules that every reward keeps: `rlhf_core.testing.check_reward`, `rlhf plugins check NAME`.
+"""The rules for every reward: `rlhf_core.testing.check_reward`, `rlhf plugins check NAME`.
 
-Rewards are bound, called and read by the code that does so in a run.
+Rewards are bound and called, and their results read, by the code that does so in a run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Subject:
 
     @property
     def main(self) -> Bench:
-        """That of the first full case, or else of the first case."""
+        """The bench of the first full case, or else of the first case."""
         full = [case for case in self.cases if case.case == "full"] or self.cases
         return self.bench(full[0].parameters if full else {})
 
@@ -62,7 +62,7 @@ class Subject:
 
 
 def examine(target: str, parameters: Mapping[str, Any]) -> Report:
-    """All rules for the reward that `target` names, with these parameters beneath those of its golden cases."""
+    """All rules for the reward that `target` names, with these parameters, which those of a golden case override."""
     report = Report("reward", target)
     catalog = Catalog()
     rule = report.rule("is found, and takes its parameters")
@@ -85,7 +85,7 @@ def examine(target: str, parameters: Mapping[str, Any]) -> Report:
     rows = subject.rows()
     if missing := bound.missing_columns(list(batch_of(rows).columns)):
         report.rule("finds its columns in its golden cases").fault(
-            f"it needs {', '.join(missing)}: give every case of {file.name} such a column"
+            f"it needs {', '.join(missing)}: add this to every case in {file.name}"
         )
         return report
     try:
@@ -99,9 +99,9 @@ def examine(target: str, parameters: Mapping[str, Any]) -> Report:
 def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
     bench = subject.main
     if subject.cases:
-        _golden_scores(report.rule("gives the golden scores"), subject)
+        _golden_scores(report.rule("returns the golden scores"), subject)
     expected = bench.scores(rows)
-    rule = report.rule("gives one finite number, or None, a row")
+    rule = report.rule("returns one finite number or None for each row")
     for outcome in expected:
         if outcome.error:
             rule.fault(f"{outcome.row.location}: {outcome.error}")
@@ -111,7 +111,7 @@ def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
         bench,
         expected,
         bench.scores([replace(row, columns={**row.columns, **UNKNOWN}) for row in rows]),
-        "beside columns that nobody asked for",
+        "with additional columns",
         "name the columns that it reads, and accept **_",
     )
     _unchanged(report.rule("leaves its input as it was"), bench, rows)
@@ -176,7 +176,7 @@ def _golden_scores(rule: Result, subject: Subject) -> None:
 
 
 def _takes_conversations(rule: Result, bench: Bench, expected: list[Outcome]) -> None:
-    """The same question as a later turn. What was said before may change the score, but is no reason to fail."""
+    """The same question as a later turn. Earlier turns may change the score, but must not make the reward fail."""
     rows = [replace(o.row, prompt=[*TURNS, *o.row.prompt]) for o in expected if len(o.row.prompt) == 1]
     failed = {outcome.row.location for outcome in expected if outcome.error}
     for outcome in bench.scores(rows):
@@ -187,7 +187,7 @@ def _takes_conversations(rule: Result, bench: Bench, expected: list[Outcome]) ->
 def _unchanged(rule: Result, bench: Bench, rows: list[Row]) -> None:
     """Called without the copies that a run makes."""
     if bench.isolated:
-        rule.note("it runs in a process of its own, and so on copies")
+        rule.note("it runs in its own process, on copies of the input")
         return
     batch = batch_of(rows)
     texts = [row.completion for row in rows]
@@ -225,20 +225,20 @@ def _survives(rule: Result, bench: Bench, row: Row) -> None:
             if outcome.error:
                 rule.fault(f"{each.location}: {outcome.error:.300}")
         if sum(": timeout" in fault for fault in rule.faults) > 2:
-            rule.note("further texts were not tried, since each would take as long")
+            rule.note("no further texts were tried, since each would take as long")
             return
 
 
 def _in_range(rule: Result, subject: Subject) -> None:
     limits = subject.main.bound.reward.range
     if limits is None:
-        rule.note("it declares none: Reward(…, range=(low, high)) lets reports and this check use it")
+        rule.note("it declares no range; with Reward(…, range=(low, high)) this check and reports use it")
         return
     low, high = limits
     outcomes = [outcome for bench in subject.benches.values() for outcome in bench.seen]
     outside = {(o.row.location, o.score) for o in outcomes if o.score is not None and not low <= o.score <= high}
-    for place, score in sorted(outside):
-        rule.fault(f"{place}: {shown(score)} is outside {low:g} to {high:g}: declare what it can give, or clip it")
+    for location, score in sorted(outside):
+        rule.fault(f"{location}: {shown(score)} is outside {low:g} to {high:g}: declare more, or clip the score")
 
 
 def _builtin_rows() -> list[Row]:

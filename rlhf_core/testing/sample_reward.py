@@ -1,4 +1,4 @@
-"""The reward that the kit gives to a method that needs one; answers of a random model differ in it."""
+"""The reward that the kit uses for a method that needs one; answers of a random model get different scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds a run under check: silence, and no network."""
+"""Context managers for a run under check: no output, and no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 @contextlib.contextmanager
 def silence() -> Iterator[io.StringIO]:
-    """What is printed meanwhile."""
+    """Capture what is printed within the block."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         yield output
@@ -23,9 +23,9 @@ def silence() -> Iterator[io.StringIO]:
 
 @contextlib.contextmanager
 def no_network(calls: set[str]) -> Iterator[None]:
-    """Refuse every connection that leaves this machine, and record in `calls` where it was to go.
+    """Refuse every connection that leaves this machine, and record its target in `calls`.
 
-    What threads that were there before ask for is refused and not recorded: it is not this run's.
+    Connections of threads that existed before are refused but not recorded, because they are not this run's.
     """
     from huggingface_hub import constants
 
@@ -51,7 +51,7 @@ def no_network(calls: set[str]) -> Iterator[None]:
     with (
         mock.patch.object(socket.socket, "connect", refused_connect),
         mock.patch.object(socket, "getaddrinfo", refused_look_up),
-        # `rlhf run` says so before the Hub's client is imported; here it may have been imported before.
+        # `rlhf run` sets this before the Hub's client is imported; here it may have been imported already.
         mock.patch.object(constants, "HF_HUB_DISABLE_TELEMETRY", True),
     ):
         yield

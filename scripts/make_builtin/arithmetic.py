@@ -8,8 +8,8 @@ from scripts.make_builtin.conditions import Pair
 
 Numbers = dict[str, int]
 
-# Height in cm and weight in kg that give a whole body mass index.
-WHOLE_BMI = [
+# Height in cm and weight in kg that give an integer body mass index.
+INTEGER_BMI = [
     (150, 36, 16), (150, 45, 20), (150, 54, 24), (150, 63, 28), (160, 64, 25), (175, 98, 32),
 ]  # fmt: skip
 
@@ -54,7 +54,7 @@ def water(rng: random.Random) -> Numbers:
 
 
 def body_mass_index(rng: random.Random) -> Numbers:
-    height, weight, result = rng.choice(WHOLE_BMI)
+    height, weight, result = rng.choice(INTEGER_BMI)
     return {"height": height, "weight": weight, "result": result}
 
 

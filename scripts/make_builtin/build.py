@@ -7,11 +7,11 @@ About eight minutes on two CPU cores. The same versions of torch, transformers a
 same kind of CPU give the same bytes. Where the cores are shared, `OMP_WAIT_POLICY=passive` keeps the
 threads from spinning while they wait for each other, which can cost several times the work itself.
 
-The model learns the medicine, but is shown the layout in `LAYOUT_SHARE` of its training answers only,
-drawn anew for every answer, so that it keeps the layout about as often when it is sampled and every
-method has something to teach. It is trained on more rows than are shipped, drawn by the same generator,
-none of which the held-out files contain. Left out: validation, checkpoints and every option. The numbers to
-look at afterwards come from `python -m scripts.make_builtin.measure`.
+The model is trained on the medicine, but only `FORMAT_SHARE` of its training answers have the format,
+drawn anew for every answer, so that about the same share of its sampled answers has it and every
+method has something to improve. It is trained on more rows than are shipped, drawn by the same generator,
+none of which the held-out files contain. Left out: validation, checkpoints and every option. Then read the
+numbers of `python -m scripts.make_builtin.measure`.
 """
 
 import argparse
@@ -37,22 +37,22 @@ from transformers import (
 
 from rlhf_core.builtin import DATA, MODEL
 from scripts.make_builtin import data
+from scripts.make_builtin.answer_format import broken, formatted
 from scripts.make_builtin.items import Item, item
-from scripts.make_builtin.layout import broken, laid_out
 
 VOCABULARY = 2048
 STEPS, BATCH, WARMUP = 1000, 16, 30
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 1e-2, 8e-3
-# Letters and sums take a tiny model longer than names do, so it sees more of them than the data hold.
+# Letters and sums take a tiny model longer to learn than names, so it sees more of them than the data hold.
 KINDS = {"diagnosis": 44, "department": 18, "choice": 20, "number": 18}  # shares in percent
-LAYOUT_SHARE = 0.14
+FORMAT_SHARE = 0.14
 SYSTEM_SHARE = 0.5
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 # Words with the space before them, single digits, runs of punctuation, line ends, other space.
 WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]|\s+"
 
-Row = tuple[list[int], list[int]]  # token ids, and 1 for each token to learn
+Row = tuple[list[int], list[int]]  # token ids, and the loss mask: 1 for each token in the loss
 
 
 def build(folder: Path) -> None:
@@ -65,7 +65,7 @@ def build(folder: Path) -> None:
 
 
 def training_rows(size: int) -> list[list[dict[str, str]]]:
-    """Conversations with the layout kept or broken by chance alone, half of them with a system message."""
+    """Conversations with the format kept or broken by chance alone, half of them with a system message."""
     rng = random.Random(f"{data.SEED} weights")
     refused = data.heldout_keys()
     rows: list[list[dict[str, str]]] = []
@@ -85,13 +85,13 @@ def training_rows(size: int) -> list[list[dict[str, str]]]:
 
 
 def answer(turn: Item, rng: random.Random) -> str:
-    if rng.random() < LAYOUT_SHARE:
-        return laid_out(turn.thought, turn.reply)
+    if rng.random() < FORMAT_SHARE:
+        return formatted(turn.thought, turn.reply)
     return broken(turn.thought, turn.reply, turn.language, rng)
 
 
 def make_tokenizer(rows: list[list[dict[str, str]]]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. The layout's tags are single tokens, but not special: decoding keeps them."""
+    """Byte-level BPE. The format's tags are single tokens, but not special: decoding keeps them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -163,11 +163,11 @@ def padded(lists: list[list[int]], pad: int) -> torch.Tensor:
 
 
 def labels(group: list[Row]) -> torch.Tensor:
-    return padded([[i if learn else -100 for i, learn in zip(*row, strict=True)] for row in group], -100)
+    return padded([[i if in_loss else -100 for i, in_loss in zip(*row, strict=True)] for row in group], -100)
 
 
 def train(model: Qwen3ForCausalLM, rows: list[Row]) -> Qwen3ForCausalLM:
-    """Muon for the matrices and AdamW for the rest: in few steps, much better than AdamW alone."""
+    """Muon for the matrices and AdamW for the rest: after few steps, a much lower loss than AdamW alone."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizers = [
@@ -191,15 +191,15 @@ def train(model: Qwen3ForCausalLM, rows: list[Row]) -> Qwen3ForCausalLM:
 
 
 def answer_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean loss over what is to be learned; both tensors are (batch, time).
+    """Mean loss over the tokens in the loss; both tensors are (batch, time).
 
     Padding is on the right, where causal attention hides it: no mask is needed.
     """
     hidden_BTH = model.model(ids).last_hidden_state[:, :-1]
     targets_BT = targets[:, 1:]
-    learn_BT = targets_BT != -100
-    logits_NV = model.lm_head(hidden_BTH[learn_BT])
-    return torch.nn.functional.cross_entropy(logits_NV, targets_BT[learn_BT])
+    mask_BT = targets_BT != -100
+    logits_NV = model.lm_head(hidden_BTH[mask_BT])
+    return torch.nn.functional.cross_entropy(logits_NV, targets_BT[mask_BT])
 
 
 def rate(step: int) -> float:

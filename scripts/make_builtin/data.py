@@ -12,9 +12,9 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 from scripts.make_builtin import phrases
+from scripts.make_builtin.answer_format import formatted
 from scripts.make_builtin.flaws import FLAWS
 from scripts.make_builtin.items import DRAW, LANGUAGES, Item, diagnosis_of, draw_case, follow_up, item
-from scripts.make_builtin.layout import laid_out
 
 SEED = 20260101
 SIZES = {
@@ -32,7 +32,7 @@ def dialogue(rng: random.Random, last: Item, two_turns: float = 0.1) -> list[Ite
 
 
 def system_message(language: int, rng: random.Random) -> str:
-    """Mostly the layout reward's instruction, otherwise another one."""
+    """Mostly the format reward's system prompt, otherwise another one."""
     if rng.random() < 0.7:
         return phrases.SYSTEM
     return rng.choice(phrases.OTHER_SYSTEMS)[language]
@@ -57,7 +57,7 @@ def conversation_row(rng: random.Random) -> tuple[dict, list[Item]]:
         messages.append({"role": "system", "content": system_message(turns[0].language, rng)})
     for turn in turns:
         messages.append({"role": "user", "content": turn.question})
-        messages.append({"role": "assistant", "content": laid_out(turn.thought, turn.reply)})
+        messages.append({"role": "assistant", "content": formatted(turn.thought, turn.reply)})
     return {"messages": messages}, turns
 
 
@@ -69,11 +69,11 @@ def preference_row(rng: random.Random) -> tuple[dict, list[Item]]:
     system = system_message(last.language, rng) if rng.random() < 0.1 else ""
     row = {
         "question": turns[-1].question,
-        "response_chosen": laid_out(turns[-1].thought, turns[-1].reply),
+        "response_chosen": formatted(turns[-1].thought, turns[-1].reply),
         "response_rejected": degrade(turns[-1], rng),
         "flaw": flaw,
         "system": system,
-        "history": [[turn.question, laid_out(turn.thought, turn.reply)] for turn in turns[:-1]],
+        "history": [[turn.question, formatted(turn.thought, turn.reply)] for turn in turns[:-1]],
     }
     return row, turns
 

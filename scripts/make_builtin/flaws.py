@@ -1,4 +1,4 @@
-"""Bad answers: each flaw is a function that spoils one thing in a good answer."""
+"""Bad answers: each flaw is a function that corrupts one thing in a good answer."""
 
 import random
 import re
@@ -6,21 +6,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from scripts.make_builtin import phrases
+from scripts.make_builtin.answer_format import broken, formatted
 from scripts.make_builtin.conditions import CONDITIONS, DEPARTMENTS
 from scripts.make_builtin.items import Case, Item, diagnose
-from scripts.make_builtin.layout import broken, laid_out
 
 
 def wrong_condition(good: Item, rng: random.Random) -> str:
     case = case_of(good)
     other = rng.choice([c for c in CONDITIONS if c != case.condition])
-    return laid_out(*diagnose(replace(case, condition=other), rng))
+    return formatted(*diagnose(replace(case, condition=other), rng))
 
 
 def wrong_department(good: Item, rng: random.Random) -> str:
     others = [names[good.language] for names in DEPARTMENTS.values()]
     others.remove(good.answer)
-    return laid_out(good.thought, good.reply.replace(good.answer, rng.choice(others)))
+    return formatted(good.thought, good.reply.replace(good.answer, rng.choice(others)))
 
 
 def wrong_answer(good: Item, rng: random.Random) -> str:
@@ -29,28 +29,28 @@ def wrong_answer(good: Item, rng: random.Random) -> str:
     else:
         wrong = str(int(good.answer) + rng.choice([-1, 1, 2, 10]))
     alone = rf"(?<![A-Za-z0-9]){good.answer}(?![A-Za-z0-9])"  # not the first letter of "Answer"
-    return laid_out(good.thought, re.sub(alone, wrong, good.reply))
+    return formatted(good.thought, re.sub(alone, wrong, good.reply))
 
 
 def other_advice(sentences: tuple[tuple[str, ...], tuple[str, ...]]) -> Callable[[Item, random.Random], str]:
     def degrade(good: Item, rng: random.Random) -> str:
         advice = rng.choice(sentences[good.language]).format(condition=good.answer)
-        return laid_out(good.thought, good.reply.replace(case_of(good).condition.advice[good.language], advice))
+        return formatted(good.thought, good.reply.replace(case_of(good).condition.advice[good.language], advice))
 
     return degrade
 
 
-def missing_layout(good: Item, rng: random.Random) -> str:
+def missing_format(good: Item, rng: random.Random) -> str:
     return broken(good.thought, good.reply, good.language, rng)
 
 
 def off_topic(good: Item, rng: random.Random) -> str:
-    return laid_out(*rng.choice(phrases.OFF_TOPIC[good.language]))
+    return formatted(*rng.choice(phrases.OFF_TOPIC[good.language]))
 
 
 def truncated(good: Item, rng: random.Random) -> str:
-    whole = laid_out(good.thought, good.reply)
-    return whole[: int(len(whole) * rng.uniform(0.3, 0.8))].rstrip()
+    full = formatted(good.thought, good.reply)
+    return full[: int(len(full) * rng.uniform(0.3, 0.8))].rstrip()
 
 
 def case_of(item: Item) -> Case:
@@ -66,7 +66,7 @@ FLAWS: dict[str, tuple[tuple[str, ...], Callable[[Item, random.Random], str]]] =
     "wrong_answer": (("choice", "number"), wrong_answer),
     "overconfident": (("diagnosis",), other_advice(phrases.OVERCONFIDENT)),
     "unsafe_advice": (("diagnosis",), other_advice(phrases.UNSAFE)),
-    "missing_layout": ((), missing_layout),
+    "missing_layout": ((), missing_format),
     "off_topic": ((), off_topic),
     "truncated": ((), truncated),
 }

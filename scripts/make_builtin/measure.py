@@ -2,7 +2,7 @@
 
     python -m scripts.make_builtin.measure
 
-Prints, with the layout reward's system message and without one, the share of answers in the layout and
+Prints, with the format reward's system prompt and without one, the share of answers that have the format and
 the share that names the gold answer, by kind of question. About a minute on two CPU cores.
 """
 
@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.builtin import MODEL, data_file
-from scripts.make_builtin.layout import final_answer, well_laid_out
+from scripts.make_builtin.answer_format import final_answer, has_format
 from scripts.make_builtin.phrases import SYSTEM
 
 SAMPLES = 4
@@ -46,7 +46,7 @@ def measure(model, tokenizer, rows: list[dict], system: str) -> dict[str, float]
     for start in range(0, len(rows), BATCH):
         texts = sample(model, tokenizer, prompts[start : start + BATCH])
         for text, row in zip(texts, rows[start : start + BATCH], strict=True):
-            scores["layout"].append(well_laid_out(text))
+            scores["format"].append(has_format(text))
             scores["correct"].append(correct(text, row))
             scores[row["kind"]].append(scores["correct"][-1])
     return {name: sum(hits) / len(hits) for name, hits in scores.items()}

@@ -160,7 +160,7 @@ LETTER = ("答案：{letter}", "Answer: {letter}")
 NUMBER = ("答案：{result} {unit}", "Answer: {result} {unit}")
 URGENT = ("{flag}时要立即就医。", "Get urgent care for {flag}.")
 
-# The first is the instruction of the layout reward.
+# The first is the system prompt of the format reward.
 SYSTEM = "Think inside <think></think>, then answer inside <answer></answer>. Nothing outside."
 OTHER_SYSTEMS = (
     ("你是一名谨慎的医生，请简短回答。", "You are a careful doctor. Answer briefly."),

@@ -1,4 +1,4 @@
-"""Formats that hold whole conversations, and the reading of turns that all formats share."""
+"""Formats with full conversations, and the reading of turns that all formats share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def messages(row: Mapping[str, Any]) -> Example:
 
 
 def sharegpt(row: Mapping[str, Any]) -> Example:
-    """As `messages`, without the assistant's turns before the user's first: nobody asked for them."""
+    """As `messages`, without the assistant's turns before the user's first, which answer nothing."""
     return _conversation(row, sharegpt_turns(row), "conversations")
 
 
@@ -69,8 +69,8 @@ def read_reply(value: Any, column: str) -> Messages:
 def as_reply(turns: Messages, column: str) -> Messages:
     """`turns`, which must begin and end with the assistant's."""
     if not turns or turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
-        found = ", ".join(turn["role"] for turn in turns) or "nothing"
-        raise ValueError(f"the reply in {column} must begin and end with the assistant's turn; there is {found}")
+        found = ", ".join(turn["role"] for turn in turns) or "no turns"
+        raise ValueError(f"the reply in {column} must begin and end with the assistant's turn, not: {found}")
     return turns
 
 
@@ -95,9 +95,9 @@ def _turn(turn: Any, column: str) -> dict[str, str]:
     elif isinstance(turn, Mapping) and {"role", "content"} <= turn.keys():
         given, content, known = turn["role"], turn["content"], {role: role for role in ROLES}
     else:
-        raise ValueError(f"{column} holds {{role, content}} or {{from, value}}, not {turn!r}")
+        raise ValueError(f"{column} must have turns {{role, content}} or {{from, value}}, not {turn!r}")
     if given not in known:
-        raise ValueError(f"{column}: role {given!r} is none of {', '.join(known)}")
+        raise ValueError(f"{column}: role {given!r} is not one of {', '.join(known)}")
     return {"role": known[given], "content": read_text(content, f"{column}: the text of {given}")}
 
 
@@ -114,13 +114,13 @@ def is_conversation(value: Any) -> bool:
             turns: list[Any] = json.loads(value) if value.lstrip().startswith("[") else []
         except json.JSONDecodeError:
             return False
-        return bool(turns) and all(_looks_like_turn(turn) for turn in turns)
+        return bool(turns) and all(_is_turn(turn) for turn in turns)
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         return False
     return all(isinstance(turn, Mapping) for turn in value)
 
 
-def _looks_like_turn(turn: Any) -> bool:
+def _is_turn(turn: Any) -> bool:
     return isinstance(turn, Mapping) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
 
 
@@ -138,7 +138,7 @@ def read_json(text: str, column: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{column} is text that is no JSON: {error.msg}, at: {text[:30]!r}") from error
+        raise ValueError(f"{column} is not valid JSON: {error.msg}, at: {text[:30]!r}") from error
 
 
 def read_text(value: Any, column: str) -> str:
@@ -151,7 +151,7 @@ def read_text(value: Any, column: str) -> str:
 
 
 def with_system(row: Mapping[str, Any], turns: Messages) -> Messages:
-    """`turns` after the row's `system` message, unless they begin with one of their own."""
+    """`turns` after the row's `system` message, unless they begin with a system message."""
     system = row.get("system") or row.get("system_prompt")
     if is_blank(system) or turns[0]["role"] == "system":
         return turns
@@ -159,7 +159,7 @@ def with_system(row: Mapping[str, Any], turns: Messages) -> Messages:
 
 
 def reference(row: Mapping[str, Any], text: str | None = None) -> str | None:
-    """The row's own `answer`, or else `text`. An `answer` that is no text rides along as it is."""
+    """The row's `answer`, or else `text`. None for an `answer` that is not text, which stays a column."""
     answer = row.get("answer")
     if is_blank(answer):
         return text

@@ -1,4 +1,4 @@
-"""Formats that hold a chosen and a rejected answer."""
+"""Formats with a chosen and a rejected answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def hh(row: Mapping[str, Any]) -> Example:
 
 
 def full_hh(row: Mapping[str, Any]) -> Example:
-    """A dialogue in text that ends where the assistant is to speak, as Dahoas/full-hh-rlhf has it."""
+    """A dialogue in text that ends before the assistant's answer, as Dahoas/full-hh-rlhf has it."""
     return _replies_to_dialogue(row, read_text(row["prompt"], "prompt").rstrip().removesuffix("Assistant:"), HH)
 
 
@@ -92,7 +92,7 @@ def _split(row: Mapping[str, Any], chosen: Messages, rejected: Messages) -> Exam
     while shared and chosen[shared - 1]["role"] != "user":
         shared -= 1
     if not shared:
-        raise ValueError("chosen and rejected must begin with the same prompt; these share no user's turn")
+        raise ValueError("chosen and rejected must begin with the same prompt, but they have no user's turn in common")
     return Example(
         prompt=with_system(row, chosen[:shared]),
         chosen=as_reply(chosen[shared:], "chosen"),
@@ -101,10 +101,10 @@ def _split(row: Mapping[str, Any], chosen: Messages, rejected: Messages) -> Exam
 
 
 def _replies_to_dialogue(row: Mapping[str, Any], text: str, marker: re.Pattern[str]) -> Example:
-    """Replies in text, stripped: the published ones begin with a blank."""
+    """Replies in text, stripped: the published ones begin with a space."""
     turns = _dialogue(text, marker, "prompt")
     if turns[-1]["role"] != "user":
-        raise ValueError("prompt ends with the assistant's turn, so chosen and rejected are not its replies")
+        raise ValueError("prompt ends with the assistant's turn, so chosen and rejected can't be replies to it")
     chosen, rejected = (read_text(row[column], column).strip() for column in ("chosen", "rejected"))
     return Example(prompt=with_system(row, turns), chosen=[assistant(chosen)], rejected=[assistant(rejected)])
 
@@ -114,7 +114,8 @@ def _hh_turns(row: Mapping[str, Any], column: str) -> Messages:
 
 
 def _dialogue(text: str, marker: re.Pattern[str], column: str) -> Messages:
-    """Turns of a dialogue in text. Neighbours of one speaker are one turn: chat templates want them to alternate.
+    """Turns of a dialogue in text. Consecutive turns of one speaker are joined: chat templates want speakers to
+    alternate.
 
     An empty turn is dropped, as published data has some, unless it is the last: then the answer is missing.
     """

@@ -55,12 +55,12 @@ def multiple_choice(row: Mapping[str, Any]) -> Example:
     texts = _without_letters([read_text(value, "an option") for value in values])
     if not 2 <= len(texts) <= len(ascii_uppercase):
         raise ValueError(f"a question has from 2 to {len(ascii_uppercase)} options, not {len(texts)}")
-    place = _answer(row, labels, values, texts)
+    right = _answer(row, labels, values, texts)
     lines = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False)]
     return Example(
         prompt=question_prompt(row, "\n".join([read_text(row["question"], "question"), *lines])),
-        completion=[assistant(lines[place])],
-        answer=ascii_uppercase[place],
+        completion=[assistant(lines[right])],
+        answer=ascii_uppercase[right],
         columns={"options": texts},
     )
 
@@ -78,7 +78,7 @@ def question_prompt(row: Mapping[str, Any], question: str) -> Messages:
     for turn in [] if is_blank(row.get("history")) else read_list(row["history"], "history"):
         pair = [] if isinstance(turn, str) else read_list(turn, "history")
         if len(pair) != 2:
-            raise ValueError(f"history holds [question, answer] pairs, not {turn!r}")
+            raise ValueError(f"history must have [question, answer] pairs, not {turn!r}")
         turns += [user(read_text(pair[0], "history")), assistant(read_text(pair[1], "history"))]
     return with_system(row, [*turns, user(question)])
 
@@ -112,11 +112,11 @@ def _options(row: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
             values.pop()
         if values:
             return list(ascii_uppercase[: len(values)]), values
-    raise ValueError(f"there are no options: none of {', '.join(OPTION_LISTS)}, A, B, …, opa, opb, …")
+    raise ValueError(f"the row has no options: none of {', '.join(OPTION_LISTS)}, A, B, …, opa, opb, …")
 
 
 def _without_letters(texts: list[str]) -> list[str]:
-    """The options without letters of their own, if every one begins with its letter, as in `A. 感冒`."""
+    """The options without the letters that they begin with, if each begins with its letter, as in `A. 感冒`."""
     bare = [
         re.sub(rf"^\s*\(?{letter}\)?\s*[.、:)．：）]\s*", "", text)
         for letter, text in zip(ascii_uppercase, texts, strict=False)
@@ -125,10 +125,10 @@ def _without_letters(texts: list[str]) -> list[str]:
 
 
 def _answer(row: Mapping[str, Any], labels: list[str], values: list[Any], texts: list[str]) -> int:
-    """The right option's place, by the rules of `multiple_choice`."""
+    """The right option's index, by the rules of `multiple_choice`."""
     column = next((name for name in ANSWER_COLUMNS if not is_blank(row.get(name))), None)
     if column is None:
-        raise ValueError(f"there is no answer: none of {', '.join(ANSWER_COLUMNS)}")
+        raise ValueError(f"the row has no answer: none of {', '.join(ANSWER_COLUMNS)}")
     answer = row[column]
     text = read_text(answer, column).strip()
     if isinstance(answer, float) and answer.is_integer():  # a column with gaps is read as decimals
@@ -142,5 +142,5 @@ def _answer(row: Mapping[str, Any], labels: list[str], values: list[Any], texts:
     if (isinstance(answer, Integral) or text.isdecimal()) and 0 <= int(text) < len(texts):
         return int(text)
     raise ValueError(
-        f"{column} {text!r} is none of {', '.join(labels)}, no option's text and no index below {len(texts)}"
+        f"{column} {text!r} is not one of {', '.join(labels)}, nor an option's text, nor an index below {len(texts)}"
     )

@@ -71,7 +71,7 @@ HH = "\n\nHuman: a\n\nsecond part\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
 FULL = {"chosen": [user("a"), assistant("good")], "rejected": [user("a"), assistant("bad")]}
 
 # a row, the format that is found, and the prompt
-LAYOUTS = {
+FORMATS = {
     "GSM8K": ({**Q, "answer": "So\n#### 4"}, "question_answer", [user("Fever?")]),
     "no options after all": ({**OPTIONS, "options": None, "answer": "flu"}, "question_answer", [user("Fever?")]),
     "no options in an array": ({**Q, "choices": np.array([]), "answer": "flu"}, "question_answer", [user("Fever?")]),
@@ -100,7 +100,7 @@ LAYOUTS = {
     "prompt preference": (PROMPT, "prompt_preference", [user("a")]),
     "its messages": ({"prompt": [system("s"), user("a")], "chosen": [assistant("good")], "rejected": [assistant("bad")]}, "prompt_preference", [system("s"), user("a")]),
     "UltraFeedback": ({"prompt": "a", "messages": FULL["chosen"], **FULL}, "prompt_preference", [user("a")]),
-    "whole conversations after a system prompt": ({"prompt": [system("s"), user("a")], **FULL}, "prompt_preference", [system("s"), user("a")]),
+    "full conversations after a system prompt": ({"prompt": [system("s"), user("a")], **FULL}, "prompt_preference", [system("s"), user("a")]),
     "implicit prompt": (FULL, "implicit_preference", [user("a")]),
     "ShareGPT preference": ({"system": "s", **CHAT}, "sharegpt_preference", [system("s"), user("a")]),
     "LLaMA-Factory": ({**CHAT, "chosen": gpt("good"), "rejected": gpt("bad")}, "sharegpt_preference", [user("a")]),
@@ -112,9 +112,9 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", LAYOUTS)
+@pytest.mark.parametrize("case", FORMATS)
 def test_format(case):
-    row, name, turns = LAYOUTS[case]
+    row, name, turns = FORMATS[case]
     assert formatter_of(row).name == name
     example = converted(row)
     assert example.prompt == turns
@@ -125,7 +125,7 @@ def test_format(case):
 def test_every_formatter_is_declared_tested_and_described():
     names = {formatter.name for formatter in rlhf_formatters()}
     assert names == {e.name for e in Catalog().entries("formatters") if e.distribution == "rlhf-formatter-common"}
-    assert names == {name for _, name, _ in LAYOUTS.values()}
+    assert names == {name for _, name, _ in FORMATS.values()}
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert not [name for name in names if f"`{name}`" not in readme]
 
@@ -187,14 +187,14 @@ def test_messages():
         ({"instruction": "q", "output": "full answer"}, "full answer"),
     ],
 )
-def test_the_reference_is_the_rows_own_answer_or_else_the_completion(row, completion):
+def test_the_reference_is_the_answer_of_the_row_or_else_the_completion(row, completion):
     assert converted(row).completion == [assistant(completion)]
     assert converted(row).answer == completion
     assert converted({**row, "answer": 42}).answer == "42"
-    assert converted({**row, "answer": ["4", "2"]}).answer is None  # rides along as it is
+    assert converted({**row, "answer": ["4", "2"]}).answer is None  # is passed through as it is
 
 
-def test_a_pair_that_parts_early_keeps_all_its_turns():
+def test_a_pair_that_differs_early_keeps_all_its_turns():
     turns = [user("a"), assistant("good"), user("c"), assistant("d")]
     example = implicit_preference({"chosen": turns, "rejected": [user("a"), assistant("bad")]})
     assert (example.prompt, example.chosen, example.rejected) == (turns[:1], turns[1:], [assistant("bad")])
@@ -205,7 +205,7 @@ def test_an_identical_pair_is_left_as_it_is():
     assert (example.prompt, example.chosen, example.rejected) == ([user("a")], [assistant("good")], [assistant("good")])
 
 
-def test_a_dialogue_with_an_empty_turn_joins_its_neighbours():
+def test_an_empty_turn_of_a_dialogue_is_dropped_and_its_neighbours_joined():
     text = "\n\nHuman: a\n\nAssistant: \n\nHuman: b\n\nAssistant: "
     assert hh({"chosen": text + "c", "rejected": text + "d"}).prompt == [user("a\n\nb")]
 
@@ -250,7 +250,7 @@ def test_multiple_choice(case):
     assert example.completion == [assistant(f"{letter}. {example.columns['options'][place]}")]
 
 
-def test_multiple_choice_gives_a_verifier_the_letter_and_the_options():
+def test_multiple_choice_has_the_letter_and_the_options_for_a_verifier():
     row = {"question": "发热咳嗽？", "options": ["感冒", "肺炎"], "answer": "肺炎"}
     projected = project(Row("row 1", row), formatter_of(row), "prompts")
     assert projected == {
@@ -267,42 +267,42 @@ REFUSED = {
     "empty question": (question_answer, {"question": " ", "answer": "b"}, "question is empty"),
     "no text": (question_answer, {"question": None, "answer": "b"}, "question is NoneType, not text"),
     "a list": (preference, {**PAIRED, "response_chosen": ["a"]}, "is list, not text"),
-    "history of strings": (preference, {**PAIRED, "history": ["a"]}, "history holds"),
-    "history of single strings": (preference, {**PAIRED, "history": [["a"]]}, "history holds"),
-    "history in prose": (preference, {**PAIRED, "history": "none"}, "history is text that is no JSON"),
+    "history of strings": (preference, {**PAIRED, "history": ["a"]}, "history must have"),
+    "history of single strings": (preference, {**PAIRED, "history": [["a"]]}, "history must have"),
+    "history in prose": (preference, {**PAIRED, "history": "none"}, "history is not valid JSON"),
     "system of another kind": (preference, {**PAIRED, "system": ["s"]}, "system is list, not text"),
     "empty output": (alpaca, {"instruction": "a", "output": ""}, "output is empty"),
-    "no roles": (messages, {"messages": [{"text": "a"}]}, "messages holds"),
-    "unknown role": (messages, {"messages": [{"role": "human", "content": "a"}]}, "role 'human' is none of"),
+    "no roles": (messages, {"messages": [{"text": "a"}]}, "messages must have"),
+    "unknown role": (messages, {"messages": [{"role": "human", "content": "a"}]}, "role 'human' is not one of"),
     "no user": (messages, {"messages": [assistant("a")]}, "no turn with the role 'user'"),
     "no messages": (messages, {"messages": []}, "messages is empty"),
     "no list": (messages, {"messages": None}, "messages is not a list"),
-    "broken JSON": (messages, {"messages": "[{"}, "messages is text that is no JSON"),
+    "broken JSON": (messages, {"messages": "[{"}, "messages is not valid JSON"),
     "unknown speaker": (sharegpt, {"conversations": [{"from": "tool", "value": "a"}]}, "conversations: role 'tool'"),
     "only gpt": (sharegpt, {"conversations": [gpt("a")]}, "conversations has no turn with the role 'user'"),
     "empty turn": (sharegpt, {"conversations": [human("a"), gpt("")]}, "the text of gpt is empty"),
     "empty prompt": (prompt, {"prompt": ""}, "prompt is empty"),
     "empty completion": (prompt_completion, {"prompt": "a", "completion": " "}, "completion is empty"),
     "no completion": (prompt_completion, {"prompt": "a", "completion": []}, "completion is empty"),
-    "user's completion": (prompt_completion, {"prompt": "a", "completion": [user("b")]}, "the reply in completion .* there is user"),
+    "user's completion": (prompt_completion, {"prompt": "a", "completion": [user("b")]}, "the reply in completion .* not: user"),
     "empty chosen": (prompt_preference, {**PROMPT, "chosen": ""}, "chosen is empty"),
     "empty rejected": (sharegpt_preference, {**CHAT, "rejected": gpt("")}, "rejected: the text of gpt is empty"),
     "nothing shared": (implicit_preference, {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]}, "must begin with the same prompt"),
-    "one without a reply": (implicit_preference, {**FULL, "rejected": [user("a")]}, "the reply in rejected .* there is nothing"),
+    "one without a reply": (implicit_preference, {**FULL, "rejected": [user("a")]}, "the reply in rejected .* not: no turns"),
     "no speakers": (hh, {"chosen": "a", "rejected": "b"}, "chosen does not begin with the name of a speaker"),
     "empty dialogue answer": (hh, {"chosen": HH + " good", "rejected": HH}, "rejected ends with an empty turn"),
     "empty reply": (full_hh, {"prompt": HH, "chosen": " ", "rejected": "b"}, "chosen is empty"),
     "ranked questions": (oasst_pairwise, {"prompt": "prompter: a\nassistant: b", **REPLIES}, "prompt ends with the assistant's turn"),
-    "no answer": (multiple_choice, OPTIONS, "there is no answer"),
-    "no options": (multiple_choice, {**Q, "answer": "B"}, "there are no options"),
+    "no answer": (multiple_choice, OPTIONS, "the row has no answer"),
+    "no options": (multiple_choice, {**Q, "answer": "B"}, "the row has no options"),
     "one option": (multiple_choice, {**Q, "options": ["a"], "answer": "A"}, "from 2 to 26 options, not 1"),
     "empty option": (multiple_choice, {**Q, "options": ["a", ""], "answer": "A"}, "an option is empty"),
     "a gap between columns": (multiple_choice, {**LETTERED, "B": "", "C": "burn", "answer": "C"}, "an option is empty"),
-    "options in prose": (multiple_choice, {**Q, "options": "A. a B. b", "answer": "A"}, "options is text that is no JSON"),
-    "letter out of range": (multiple_choice, {**OPTIONS, "answer": "C"}, "answer 'C' is none of A, B"),
-    "index out of range": (multiple_choice, {**OPTIONS, "answer": 2}, "answer '2' is none of A, B"),
-    "hidden": (multiple_choice, {**MEDMCQA, "cop": -1}, "cop '-1' is none of A, B, C, D"),
-    "several": (multiple_choice, {**OPTIONS, "answer": "AB"}, "answer 'AB' is none of A, B"),
+    "options in prose": (multiple_choice, {**Q, "options": "A. a B. b", "answer": "A"}, "options is not valid JSON"),
+    "letter out of range": (multiple_choice, {**OPTIONS, "answer": "C"}, "answer 'C' is not one of A, B"),
+    "index out of range": (multiple_choice, {**OPTIONS, "answer": 2}, "answer '2' is not one of A, B"),
+    "hidden": (multiple_choice, {**MEDMCQA, "cop": -1}, "cop '-1' is not one of A, B, C, D"),
+    "several": (multiple_choice, {**OPTIONS, "answer": "AB"}, "answer 'AB' is not one of A, B"),
     "no number": (multiple_choice, {**OPTIONS, "answer": True}, "answer is bool, not text"),
 }  # fmt: skip
 

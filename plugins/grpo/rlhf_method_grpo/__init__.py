@@ -4,13 +4,13 @@
     rlhf run --method grpo --reward medical_format --epsilon-high 0.28 --top-entropy-quantile 0.2
     rlhf run --method grpo --reward medical_format --loss-type grpo --importance-sampling-level sequence
 
-Each prompt is answered `num_generations` times; an answer's advantage is how much better than its group it scored, so
+Each prompt is answered `num_generations` times; an answer's advantage is how much higher it scored than its group, so
 no value model is needed. The trainer is TRL's; prompts, rewards, checkpoints and the screen are the core's. The later
 variants are options: DAPO (https://arxiv.org/abs/2503.14476), Dr. GRPO (https://arxiv.org/abs/2503.20783), GSPO
 (https://arxiv.org/abs/2507.18071), CISPO (https://arxiv.org/abs/2506.13585), SAPO (https://arxiv.org/abs/2511.20347),
 LUSPO (https://arxiv.org/abs/2602.05261) and VESPO (https://arxiv.org/abs/2602.10693).
 
-Left out: images, tools and environments, which TRL's trainer has and `rlhf run` can't pass on.
+Left out: images, tools and environments, which TRL's trainer supports and `rlhf run` does not pass on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
-CISPO_EPSILON_HIGH = 5.0  # ScaleRL, https://arxiv.org/abs/2510.13786; TRL would take epsilon, which suits no weight
+CISPO_EPSILON_HIGH = 5.0  # ScaleRL, https://arxiv.org/abs/2510.13786; TRL would take epsilon, which is too small
 
 log = logging.getLogger("rlhf")
 
@@ -43,7 +43,7 @@ class Options(TrainingOptions):
         None, description=f"weight of the KL penalty; unset: {LORA_BETA} with LoRA, 0 in full fine-tuning"
     )
     num_generations: Annotated[int, Field(ge=2)] = Field(4, description="answers to each prompt")
-    num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="optimizer passes over each batch of answers")
+    num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="times that each batch of answers is trained on")
     steps_per_generation: Annotated[int, Field(gt=0)] | None = Field(
         None, description="forward passes that each batch of answers is split into; unset: gradient_accumulation_steps"
     )
@@ -65,7 +65,7 @@ class Options(TrainingOptions):
         None, description="largest probability ratio, also where the advantage is negative; unset: none"
     )
     top_entropy_quantile: Annotated[float, Field(ge=0, le=1)] = Field(
-        1.0, description="share of tokens to learn from, those with the highest entropy (the paper: 0.2); 1: all"
+        1.0, description="share of tokens in the loss, those with the highest entropy (the paper: 0.2); 1: all"
     )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group",
@@ -89,7 +89,7 @@ class GRPO(Method):
     name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
     Options = Options
     builtin_preset = {  # noqa: RUF012 - a class constant
-        # An adapter forgets less of the medicine than the full model does while it learns the format.
+        # An adapter forgets less of the medicine than the full model while it learns the format.
         "lora": True,
         "lora_target_modules": ["o_proj", "down_proj"],
         "learning_rate": 6e-3,
@@ -97,7 +97,7 @@ class GRPO(Method):
         "max_steps": 36,
         "per_device_train_batch_size": 32,
         "num_generations": 8,
-        # Divided by their spread, groups that all broke the format would teach as much as the format itself.
+        # Scaled by their standard deviation, groups without any correct format would weigh as much as others.
         "scale_rewards": "none",
     }
 
@@ -107,16 +107,16 @@ class GRPO(Method):
         check(config)
 
     def resolve_options(self, options: Options, *, lora: bool) -> Options:
-        """The options with what was left open filled in. Twice is the same as once."""
+        """The options with unset ones filled in. Calling it again changes nothing."""
         quantized = options.load_in_4bit or options.load_in_8bit
-        found = {
+        defaults = {
             "learning_rate": 5e-7 if quantized else 1e-6,
             "beta": LORA_BETA if lora else 0.0,
             "importance_sampling_level": "sequence" if options.loss_type == "luspo" else "token",
             "epsilon_high": CISPO_EPSILON_HIGH if options.loss_type == "cispo" else None,
         }
-        open_ones = {name: value for name, value in found.items() if getattr(options, name) is None}
-        return options.model_copy(update=open_ones)
+        unset = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+        return options.model_copy(update=unset)
 
     def steps_per_rollout(self, trainer) -> int:
         args = trainer.args
@@ -149,7 +149,7 @@ class GRPO(Method):
         return trainer
 
     def _arguments(self, run):
-        """TRL's arguments, checked as far as they can be before the weights load."""
+        """TRL's arguments, checked before the weights load."""
         from trl import GRPOConfig
 
         options = run.options
@@ -171,11 +171,11 @@ class GRPO(Method):
             reward_weights=run.rewards.weights,
             use_vllm=options.rollouts == "vllm",
             vllm_mode="colocate",
-            # With several rewards an error is None in its own column, which only this aggregation leaves neutral.
+            # With several rewards an error is None in one column, which only this aggregation treats as neutral.
             multi_objective_aggregation="normalize_then_sum" if several else "sum_then_normalize",
         )
         if arguments.sync_ref_model and (lora or not arguments.beta):
-            raise UserError("--set sync_ref_model needs a reference of its own: --no-lora, and a --beta above 0")
+            raise UserError("--set sync_ref_model needs a separate reference model: --no-lora, and a --beta above 0")
         if arguments.router_aux_loss_coef and "output_router_logits" not in run.info.config.get_text_config().to_dict():
             raise UserError("--set router_aux_loss_coef: the model has no router")
         if arguments.multi_objective_aggregation == "normalize_then_sum" and arguments.scale_rewards != "group":

@@ -1,5 +1,5 @@
-"""Which fields of TRL's `GRPOConfig` `--set` may set. Those that would do nothing here, or not what they say, are
-refused with what to write instead; all others do what they do in TRL (tests/test_config_fields.py names every one).
+"""Which fields of TRL's `GRPOConfig` `--set` may set. Those that would have no effect here, or a misleading one, are
+refused with what to write instead; all others act as in TRL (tests/test_config_fields.py names every one).
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import Any
 from rlhf_core import RunConfig, UserError
 
 LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
-SAMPLES = "samples.jsonl in the run's folder holds all answers with their scores"
+SAMPLES = "samples.jsonl in the run's folder has all answers with their scores"
 CONTINUOUS = "write --rollouts continuous"
 
 REFUSED = {
     "model_init_kwargs": LOADED,
-    "trust_remote_code": "code that comes with a model is never run",
+    "trust_remote_code": "code from a model's repository is never run",
     "num_generations_eval": "the held-out prompts are answered once each: see --num-eval-prompts",
-    "remove_unused_columns": "rewards are given the data's other columns",
+    "remove_unused_columns": "the rewards need the data's other columns",
     "reward_weights": "write --reward NAME:weight=2",
     "use_vllm": "write --rollouts vllm",
     "use_transformers_continuous_batching": CONTINUOUS,
     "use_transformers_paged": CONTINUOUS,
     "transformers_continuous_batching_config": "--rollouts continuous makes its cache as large as the batch needs",
-    "max_tool_calling_iterations": "rlhf run gives the model no tools",
+    "max_tool_calling_iterations": "rlhf run has no tools for the model",
     "log_completions": SAMPLES,
     "log_multimodal": SAMPLES,
     "log_unique_prompts": SAMPLES,
@@ -36,7 +36,7 @@ VLLM_COLOCATED = ("enable_sleep_mode", "gpu_memory_utilization", "max_model_leng
 
 
 def check(config: RunConfig) -> None:
-    """Raise `UserError` for settings and options that can't act, or not together."""
+    """Raise `UserError` for settings and options that have no effect, or contradict each other."""
     options = config.options
     for name in config.set:
         if name in REFUSED:
@@ -57,7 +57,7 @@ def check(config: RunConfig) -> None:
 
 
 def _needs(name: str) -> list[tuple[str, Callable[[Any], bool]]]:
-    """What a field needs in order to have an effect: (in the user's words, whether a configuration has it)."""
+    """What a field needs in order to have an effect: (how the user writes it, whether a configuration has it)."""
     needs: list[tuple[str, Callable[[Any], bool]]] = []
     if name.startswith("vllm_"):
         needs.append(("--rollouts vllm", lambda config: config.options.rollouts == "vllm"))

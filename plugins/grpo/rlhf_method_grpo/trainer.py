@@ -1,4 +1,4 @@
-"""The places where GRPO overrides what TRL keeps private, each with its reason and a test that fails when it moves."""
+"""The overrides of TRL's private methods, each with its reason and a test that fails when TRL changes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     """TRL's trainer with two changes.
 
     Prompts are computed once for their group, where the model can share them: in rollouts, in old and reference
-    log-probabilities, and in the loss. What only TRL's code can do (tools, an entropy bonus, …) goes TRL's way, and
-    the reason is said once. And the order of prompts after `--resume` is that of the run that was never stopped: TRL
-    shuffles each epoch with one generator, made anew at every start, so a run resumed in its second epoch would see
-    the first one's order again. `epochs_done` orders are drawn and thrown away first.
+    log-probabilities, and in the loss. What only TRL's code can do (tools, an entropy bonus, …) is left to it, and
+    the reason is logged once. And a resumed run sees the prompts in the order of a run that was never stopped: TRL
+    shuffles all epochs with one generator that every start creates anew, so a run resumed in its second epoch would
+    repeat the first one's order. `epochs_done` orders are drawn and discarded first.
     """
 
     epochs_done = 0
     rollouts = "shared"
-    sampled_logps: list[list[float]] | None = None  # of the rollouts, until they have served as old log-probabilities
+    sampled_logps: list[list[float]] | None = None  # of the rollouts, until they are used as old log-probabilities
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
@@ -57,7 +57,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     @functools.cached_property
     def _sampled_by_trl(self) -> bool:
-        """Whether TRL's own code samples the answers, because a setting asks for what only it can do."""
+        """Whether TRL's code samples the answers, because a setting needs it."""
         deepspeed = self.args.deepspeed_plugin
         reasons = {
             "generation_kwargs are set": self.args.generation_kwargs,
@@ -65,19 +65,21 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             "the model calls tools": self.tools,
             "parameters are sharded": self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3),
         }
-        return _said_once("answers are sampled by TRL, each with a prompt of its own", reasons)
+        return _warned("answers are sampled by TRL, which computes the prompt again for each answer", reasons)
 
     @functools.cached_property
     def _scored_by_trl(self) -> bool:
-        """Whether TRL's own code computes log-probabilities and entropies, because a setting asks for it."""
+        """Whether TRL's code computes log-probabilities and entropies, because a setting needs it."""
         reasons = {
             "the entropy bonus needs the gradient of entropies": self._entropy_bonus_enabled,
             "cast_lm_head_to_fp32 is set": self.args.cast_lm_head_to_fp32,
         }
-        return _said_once("log-probabilities are computed by TRL, each answer with a prompt of its own", reasons)
+        return _warned(
+            "log-probabilities are computed by TRL, which computes the prompt again for each answer", reasons
+        )
 
     def _old_logps_are_needed(self) -> bool:
-        """TRL's condition: an optimizer step will come between the sampling and some of its loss."""
+        """TRL's condition: an optimizer step comes between sampling and a part of the loss."""
         return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) != 0
 
     def _sampling_is_exact(self) -> bool:
@@ -92,7 +94,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         compute_aux_loss=False, **images,
     ):  # fmt: skip
         if self.sampled_logps is not None and not torch.is_grad_enabled():
-            # The first pass without gradient after a rollout is that of the old log-probabilities.
+            # The first pass without gradient after a rollout computes the old log-probabilities.
             logps, self.sampled_logps = self.sampled_logps, None
             filled = [[*row, *[0.0] * (logits_to_keep - len(row))] for row in logps]
             return torch.tensor(filled, device=input_ids.device), None, None
@@ -112,7 +114,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return logps, entropies, None
 
     def _prepare_inputs(self, generation_batch):
-        """As TRL's, which shuffles single answers; here whole groups, so that their prompt is in one forward pass."""
+        """TRL shuffles single answers; here full groups are shuffled, so that a prompt is in one forward pass."""
         every = self.args.steps_per_generation * self.num_iterations
         if not self.model.training or self.args.steps_per_generation == 1 or self._loss_depends_on_micro_batches():
             return super()._prepare_inputs(generation_batch)
@@ -126,7 +128,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _loss_depends_on_micro_batches(self) -> bool:
-        """Whether it matters to the loss which answers share a forward pass, besides what answers a step has."""
+        """Whether the loss of a step depends on how its answers are divided into forward passes."""
         return self.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled or self._is_vlm
 
 
@@ -149,8 +151,8 @@ def _in_order(value, order):
     return value[order] if isinstance(value, torch.Tensor) else [value[i] for i in order]
 
 
-def _said_once(what: str, reasons: dict[str, object]) -> bool:
-    """Whether a reason holds. If so, it is said."""
+def _warned(what: str, reasons: dict[str, object]) -> bool:
+    """Whether any reason holds. If so, they are logged."""
     holding = [reason for reason, holds in reasons.items() if holds]
     if holding:
         log.warning("%s: %s", what, ", ".join(holding))

@@ -26,7 +26,7 @@ def reward(completions, **_):
 
 
 def unshuffled(n, _randperm=torch.randperm, **rest):
-    """Answers stay in the order they were sampled in: TRL shuffles single ones, we shuffle whole groups."""
+    """Answers stay in the order they were sampled in: TRL shuffles single answers, we shuffle full groups."""
     return _randperm(n, **rest) if rest else torch.arange(n)
 
 
@@ -70,7 +70,7 @@ def make_trainer(kind, lora, *, tiny_model, folder, rewards=(reward,), dtype=tor
 def given_answers(made, seed=5, *, with_logps=False):
     """Answers of 1 to LONGEST tokens from a generator, whatever the model; some end, some are cut.
 
-    `with_logps`: and log-probabilities beside them, as vLLM gives them, near those of a random model.
+    `with_logps`: and log-probabilities beside them, as vLLM returns them, near those of a random model.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -117,7 +117,7 @@ def trainer(tmp_path, tiny_model):
 
 @pytest.fixture
 def train_both(trainer, monkeypatch):
-    """train_both(lora, arguments, sides) -> for each side the weights at the start, and what `trained` gives."""
+    """train_both(lora, arguments, sides) -> for each side the weights at the start, and the result of `trained`."""
 
     def train(lora, arguments, sides=(GRPOTrainer, SharedPrefixGRPOTrainer), *, vllm=False):
         monkeypatch.setattr(torch, "randperm", unshuffled)

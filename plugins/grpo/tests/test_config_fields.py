@@ -122,7 +122,7 @@ def without():
 
 
 @pytest.mark.parametrize(("setting", "others"), EQUAL, ids=[f"{setting}" for setting, _ in EQUAL])
-def test_training_with_a_setting_is_trls(train_both, same, without, setting, others):
+def test_training_with_a_setting_equals_trl(train_both, same, without, setting, others):
     arguments = {**others, **setting}
     lora, vllm = "dropout" in others, others is VLLM
     if lora:  # without it the sides would drop other things
@@ -220,7 +220,7 @@ def resolved(settings, **options):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_settings_that_would_do_nothing_are_refused_with_the_reason(name):
+def test_settings_without_effect_are_refused_with_the_reason(name):
     with pytest.raises(UserError, match=f"--set {name}: {REFUSED[name][:20]}"):
         resolved({name: 1})
 

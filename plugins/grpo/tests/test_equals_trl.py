@@ -106,7 +106,7 @@ def test_training_in_two_processes_is_trls(two_processes, same, case):
 
 @pytest.mark.parametrize("arguments", [{}, {"temperature": 0.7}, {"beta": 0.1}, {"pad_to_multiple_of": 8}])
 def test_the_log_probabilities_of_sampling_are_those_that_trl_computes_again(trainer, monkeypatch, arguments):
-    """They stand in for TRL's pass over the same answers, with weights that have not moved since."""
+    """They replace TRL's pass over the same answers; the weights have not changed since."""
     made = trainer(SharedPrefixGRPOTrainer, False, num_iterations=2, top_p=0.9, **arguments)
     real, pairs = made._get_per_token_logps_and_entropies, []
 

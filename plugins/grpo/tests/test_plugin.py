@@ -1,4 +1,4 @@
-"""GRPO: what the plugin adds to TRL, and the private places of TRL that it leans on."""
+"""GRPO: what the plugin adds to TRL, and the private methods of TRL that it depends on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(tmp_path):
     return make
 
 
-def test_the_guides_values():
+def test_the_defaults_are_those_of_the_guide():
     options = GRPO.Options()
     assert (options.num_generations, options.max_prompt_length, options.max_completion_length) == (4, 2048, 512)
     assert (options.lora_r, options.lora_alpha) == (16, 32)
@@ -180,8 +180,8 @@ def test_what_was_left_open_is_filled_in(given, lora, expected):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"set": {"sync_ref_model": True}, "beta": 0.1, "lora": True}, "needs a reference of its own"),
-        ({"set": {"sync_ref_model": True}}, "needs a reference of its own"),
+        ({"set": {"sync_ref_model": True}, "beta": 0.1, "lora": True}, "needs a separate reference model"),
+        ({"set": {"sync_ref_model": True}}, "needs a separate reference model"),
         ({"set": {"router_aux_loss_coef": 0.1}}, "the model has no router"),
         ({"set": {"generation_batch_size": 6}}, "don't fit together"),
         ({"set": {"generation_batch_size": 16}, "steps_per_generation": 4}, "don't fit together"),

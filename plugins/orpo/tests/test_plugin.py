@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ PAIRS = [  # of different lengths, so that both sides are padded
 ]
 
 
-def test_the_guides_values():
+def test_the_defaults_are_those_of_the_guide():
     options = ORPO.Options()
     assert (options.num_train_epochs, options.learning_rate, options.lambda_orpo) == (3, 1e-5, 0.1)
     assert (options.max_prompt_length, options.max_completion_length) == (1024, 512)
@@ -120,7 +119,7 @@ def papers_loss(model, pairs, lam: float) -> torch.Tensor:
     return total / len(pairs)
 
 
-def test_loss_and_gradients_are_the_papers(trainer):
+def test_loss_and_gradients_equal_those_of_the_paper(trainer):
     ours = trainer()
     model = ours.model.double()
     loss = ours.compute_loss(model, ours.data_collator(PAIRS))
@@ -235,21 +234,7 @@ def test_lora_with_gradient_checkpointing_trains_the_adapter(run):
     assert not (folder / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_resumed_run_is_the_run_that_never_stopped(run, lora):
-    values = {"max_steps": 12, "save_steps": 3, "save_total_limit": 9, "lora": lora}
-    full, cut = run("full", **values), run("cut", **values)
-    for step in (9, 12):
-        shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}")
-    run("cut", resume=True, **values)
-    file = "adapter_model.safetensors" if lora else "model.safetensors"
-    one, other = load_file(full / "model" / file), load_file(cut / "model" / file)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    shown = [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(full)]
-    assert [(line["step"], line["loss"], line["log_odds_chosen"]) for line in metrics(cut)] == shown
-
-
-def test_the_answers_end_token_is_learned_once_and_the_prompts_tokens_are_not(run, monkeypatch):
+def test_the_loss_has_the_end_token_once_and_no_token_of_the_prompt(run, monkeypatch):
     seen = []
     original = PairTrainer.losses
 
@@ -268,7 +253,7 @@ def test_the_answers_end_token_is_learned_once_and_the_prompts_tokens_are_not(ru
         assert text.endswith(" times." + tokenizer.eos_token)
 
 
-def test_two_processes_take_the_steps_of_one(run, tmp_path, tiny_model):
+def test_two_processes_take_the_same_steps_as_one(run, tmp_path, tiny_model):
     """The same four pairs a step, two by two or all in one: the same weights, up to rounding."""
     values = {
         "max_steps": 3,

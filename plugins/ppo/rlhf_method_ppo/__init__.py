@@ -40,21 +40,27 @@ class Options(
         validation_alias=AliasChoices("max_completion_length", "max_target_length", "response_length"),
     )
     total_episodes: Positive = Field(100_000, description="answers to sample in all, unless max_steps is given")
-    num_ppo_epochs: Positive = Field(4, description="passes over each batch of answers")
-    num_mini_batches: Positive = Field(1, description="optimizer steps in one such pass")
+    num_ppo_epochs: Positive = Field(4, description="epochs over each batch of answers")
+    num_mini_batches: Positive = Field(1, description="optimizer steps in each such epoch")
     kl_coef: NotNegative = Field(0.05, description="weight of the KL penalty against the reference model")
-    kl_estimator: Literal["k1", "k3"] = Field("k1", description="KL of a token: its log-ratio, or a positive estimate")
+    kl_estimator: Literal["k1", "k3"] = Field(
+        "k1", description="estimator of a token's KL: k1, the log-ratio; k3, never negative"
+    )
     target_kl: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="KL of an answer that an adaptive kl_coef aims at; unset: kl_coef stays"
+        None, description="target of an answer's KL, to which kl_coef adapts; unset: kl_coef is fixed"
     )
     kl_horizon: Positive = Field(10_000, description="answers over which an adaptive kl_coef changes")
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="discount of a reward a token later")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="discount of a reward, for each token that it is later"
+    )
     lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="lambda of GAE")
     cliprange: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
-    cliprange_value: Annotated[float, Field(gt=0)] = Field(0.2, description="how far a value may move from its old one")
+    cliprange_value: Annotated[float, Field(gt=0)] = Field(
+        0.2, description="clip range of the value around its old one"
+    )
     vf_coef: NotNegative = Field(0.1, description="weight of the value loss")
     value_model: Literal["shared", "separate"] = Field(
-        "shared", description="the value head reads the policy's hidden states, or those of a trained copy of it"
+        "shared", description="the value head reads the policy's hidden states; separate: those of a trained copy of it"
     )
     whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
     missing_eos_penalty: NotNegative = Field(1.0, description="subtracted from the score of an answer cut at the limit")
@@ -89,7 +95,7 @@ class PPO(Method):
         arguments = run.arguments(
             TrainingArguments,
             max_steps=_steps(options, run.world_size),
-            gradient_checkpointing=False,  # asked of the policy below, since the trainer sees it inside another module
+            gradient_checkpointing=False,  # enabled below: the trainer sees the policy inside another module
             remove_unused_columns=False,
         )
         policy = run.model if run.peft_config is None else get_peft_model(run.model, run.peft_config)
@@ -114,7 +120,7 @@ class PPO(Method):
 
 
 def _steps(options: Options, processes: int) -> int:
-    """Optimizer steps in all: those asked for, or what `total_episodes` answers need."""
+    """Optimizer steps in total: `max_steps`, or what `total_episodes` answers need."""
     if options.max_steps > 0:
         return options.max_steps
     per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes

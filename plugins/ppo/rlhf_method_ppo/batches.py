@@ -1,4 +1,4 @@
-"""What a pass of PPO reads: the prompts to answer, and the answers with what was computed of them."""
+"""The batches of PPO: the prompts to answer, and the answers with what was computed from them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rlhf_core.prefix import Group
 
 @dataclass
 class Experience:
-    """Rollouts and what is computed of them once. Tensors are (completions, tokens); `mask` is 1 for a token that is in
-    the loss.
+    """Rollouts and what is computed from them once. Tensors are (completions, tokens); `mask` is 1 for a token in the
+    loss.
     """
 
     groups: list[Group]
@@ -35,7 +35,8 @@ class Experience:
 class PromptBatches:
     """Row numbers of one process: each batch of rollouts `repeats` times, prompts in a new order every epoch.
 
-    The order depends on `seed` alone; the processes take turns in it, so that together they read what one would.
+    The order depends on `seed` alone; the processes take turns in it, so that together they read what one process
+    would.
     """
 
     def __init__(self, rows: int, size: int, repeats: int, passes: int, *, seed: int, rank: int, world: int) -> None:
@@ -48,8 +49,8 @@ class PromptBatches:
     def __iter__(self) -> Iterator[list[int]]:
         stream = self._stream()
         for _ in range(-(-self.passes // self.repeats)):
-            everyones = [next(stream) for _ in range(self.size * self.world)]
-            mine = everyones[self.rank * self.size : (self.rank + 1) * self.size]
+            all_rows = [next(stream) for _ in range(self.size * self.world)]
+            mine = all_rows[self.rank * self.size : (self.rank + 1) * self.size]
             for _ in range(self.repeats):
                 yield mine
 

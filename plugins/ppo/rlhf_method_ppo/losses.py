@@ -25,7 +25,7 @@ def kl_penalty(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Tenso
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """A token pays `kl_coef` times its KL; the last of a completion earns its score too. `scores`: (completions,)."""
+    """Minus `kl_coef` times each token's KL, and at a completion's last token its score. `scores`: (completions,)."""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1).long() - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
@@ -46,13 +46,15 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scaled to unit variance, and to mean 0 with `shift_mean`, by moments that the caller took over all processes."""
+    """Scaled to unit variance, and to mean 0 with `shift_mean`, with moments that the caller computed over all
+    processes.
+    """
     scaled = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (scaled if shift_mean else scaled + mean) * mask
 
 
 def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
-    """(loss, whether the clipped term decided it) of each token: PPO equation 7, negated."""
+    """(loss, 1 where the clipped term is the larger) of each token: PPO equation 7, negated."""
     ratio = torch.exp(logps - old_logps)
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
@@ -60,7 +62,9 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange:
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
-    """(loss, whether the clipped term decided it) of each token: half the squared error, values held near the old."""
+    """(loss, 1 where the clipped term is the larger) of each token: half the squared error, clipped around the old
+    value.
+    """
     near = old_values + (values - old_values).clamp(-cliprange, cliprange)
     plain, clipped = (values - returns) ** 2, (near - returns) ** 2
     return 0.5 * torch.maximum(plain, clipped), (clipped > plain).float()
@@ -73,7 +77,7 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, completions: int, 
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 where the values predict the returns, 0 where they are no better than their mean."""
+    """1 if the values predict the returns exactly, 0 if they do no better than the mean of the returns."""
     chosen = mask.bool()
     if chosen.sum() < 2:
         return torch.zeros(0)

@@ -1,4 +1,4 @@
-"""The model that PPO trains: a policy and its value head, in one module, saved side by side."""
+"""The model that PPO trains: a policy and its value head in one module, saved to one folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALUE_HEAD, VALUE_MODEL = "value_head.safetensors", "value_model"
 
 class PolicyWithValue(nn.Module):
     """The policy and its value head: a linear layer, zero at first, on the policy's last hidden states or on those of a
-    copy of the policy with weights of its own.
+    trained copy of the policy.
     """
 
     def __init__(self, policy, *, separate: bool) -> None:
@@ -30,13 +30,15 @@ class PolicyWithValue(nn.Module):
         self.value_model = copy.deepcopy(policy) if separate else None
 
     def forward(self, groups: list[Group], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(log-probabilities, entropies, values), each (completions, tokens); values of the state before."""
+        """(log-probabilities, entropies, values), each (completions, tokens); the value is of the state before the
+        token.
+        """
         scored = completion_logps(self.policy, groups, temperature=temperature, hidden=self.value_model is None)
         states = scored.hidden if self.value_model is None else completion_hidden(self.value_model, groups).states
         return scored.logps, scored.entropies, self.value_head(states[:, :-1].to(self.value_head.weight.dtype))[..., 0]
 
     def save(self, folder: Path) -> None:
-        """The policy as any model or adapter, the value head and the value model beside it."""
+        """Save the policy as any model or adapter, with the value head and the value model beside it."""
         adapters = {"selected_adapters": ["default"]} if isinstance(self.policy, PeftModel) else {}
         self.policy.save_pretrained(folder, **adapters)
         save_file(self.value_head.state_dict(), folder / VALUE_HEAD)
@@ -44,7 +46,7 @@ class PolicyWithValue(nn.Module):
             self.value_model.save_pretrained(folder / VALUE_MODEL, **adapters)
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote, in place."""
+        """Load what `save` wrote, in place."""
         _load(self.policy, folder)
         self.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
         if self.value_model is not None:
@@ -52,7 +54,7 @@ class PolicyWithValue(nn.Module):
 
 
 def _load(model, folder: Path) -> None:
-    """Weights of a saved model or adapter into `model`, in place."""
+    """Load the weights of a saved model or adapter into `model`, in place."""
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), "default", is_trainable=True)
     else:

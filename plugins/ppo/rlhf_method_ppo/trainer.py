@@ -23,7 +23,7 @@ from rlhf_method_ppo import losses
 from rlhf_method_ppo.batches import Experience, PromptBatches
 from rlhf_method_ppo.policy import PolicyWithValue
 
-CONTROLLER = "kl_coef.txt"
+KL_COEF_FILE = "kl_coef.txt"
 
 
 class PPOTrainer(Trainer):
@@ -42,7 +42,7 @@ class PPOTrainer(Trainer):
         self.minibatches: list[list[Experience]] = []
         self.metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
 
-    # Data: every process reads its own prompts, a batch of rollouts at a time, repeated for every pass over them.
+    # Data: each process reads different prompts, a batch of rollouts at a time, repeated for every pass over them.
 
     @property
     def rollout_size(self) -> int:
@@ -81,7 +81,7 @@ class PPOTrainer(Trainer):
     # Rollouts
 
     def _rollout(self, rows: list[dict]) -> Experience:
-        """Answer the prompts, score the answers, and compute what stays fixed while the policy learns from them."""
+        """Answer the prompts, score the answers, and compute what stays fixed while the policy is trained on them."""
         options, model = self.options, self.accelerator.unwrap_model(self.model)
         tokenizer, device = self.processing_class, self.args.device
         prompts = [
@@ -104,8 +104,8 @@ class PPOTrainer(Trainer):
         kl = losses.kl_penalty(logps, ref_logps, options.kl_estimator) * mask
         finished = torch.tensor([one.finished for one in rollouts], device=device)
         scored = torch.tensor([score is not None for score in scores], device=device)
-        given = torch.tensor([score or 0.0 for score in scores], device=device)
-        total = given - options.missing_eos_penalty * (~finished).float()
+        raw = torch.tensor([score or 0.0 for score in scores], device=device)
+        total = raw - options.missing_eos_penalty * (~finished).float()
         rewards = losses.token_rewards(total, kl, mask, self.kl_coef)
         used = scored & finished if options.mask_truncated_completions else scored
         loss_mask = mask * used[:, None]
@@ -120,8 +120,8 @@ class PPOTrainer(Trainer):
         self._record("objective/entropy", entropies.sum(1))
         self._record("objective/non_score_reward", -self.kl_coef * kl_of_completion)
         self._record("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[scored])
-        self._record("objective/scores", given[scored])
-        self._record("reward", given[scored])
+        self._record("objective/scores", raw[scored])
+        self._record("reward", raw[scored])
         self._record("objective/kl_coef", torch.tensor([self.kl_coef]))
         self._record("val/num_eos_tokens", finished.float().sum()[None])
         self._record("val/explained_variance", losses.explained_variance(values, returns, loss_mask)[None])
@@ -135,7 +135,7 @@ class PPOTrainer(Trainer):
         return Experience(groups, loss_mask, logps, values, advantages, returns)
 
     def _score(self, rows: list[dict], completions: list[list[int]]) -> list[float | None]:
-        """Each answer's weighted sum of rewards; None where a reward failed or none applies."""
+        """Each answer's weighted sum of rewards; None if a reward failed or none applies."""
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         messages = [[{"role": "assistant", "content": self.rewards.decode(ids)}] for ids in completions]
         trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.metrics[name].append(value)}
@@ -167,7 +167,7 @@ class PPOTrainer(Trainer):
         return mean, (squares / count.clamp(min=1) - mean**2).clamp(min=0) * count / (count - 1).clamp(min=1)
 
     def _divide(self, experience: Experience) -> list[list[Experience]]:
-        """Forward-sized parts of every minibatch of every epoch, each epoch in an order of its own."""
+        """Forward-sized parts of every minibatch of every epoch, each epoch in a new order."""
         steps = []
         rows = self.args.per_device_train_batch_size
         per_step = rows * self.args.gradient_accumulation_steps
@@ -183,7 +183,7 @@ class PPOTrainer(Trainer):
                 steps.append(parts)
         return steps
 
-    # Learning
+    # Training
 
     def compute_loss(self, model, inputs: Experience, return_outputs=False, num_items_in_batch=None):
         """Policy loss plus `vf_coef` times value loss, a mean over the tokens of the minibatch in all processes."""
@@ -224,17 +224,17 @@ class PPOTrainer(Trainer):
         means["episode"] = episodes // self.steps_per_rollout
         super().log({**logs, **means}, start_time)
 
-    # Checkpoints: the policy as any model, the value head and the KL coefficient beside it.
+    # Checkpoints: the policy as any model, with the value head and the KL coefficient beside it.
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save(folder)
         self.processing_class.save_pretrained(folder)
-        (folder / CONTROLLER).write_text(repr(self.kl_coef), encoding="utf-8")
+        (folder / KL_COEF_FILE).write_text(repr(self.kl_coef), encoding="utf-8")
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         folder = Path(resume_from_checkpoint)
         self.accelerator.unwrap_model(self.model).load(folder)
-        self.kl_coef = float((folder / CONTROLLER).read_text(encoding="utf-8"))
+        self.kl_coef = float((folder / KL_COEF_FILE).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""PPO: its arithmetic by hand, its loss against the formula, and that a stopped run goes on as if it had not stopped."""
+"""PPO: its arithmetic by hand, its loss against the formula, and that an interrupted run resumes exactly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_tokens_kl():
     torch.testing.assert_close(k3, T([math.exp(-0.5) - 1 + 0.5, math.exp(1.0) - 1 - 1.0]))
 
 
-def test_the_last_token_earns_the_score_and_every_token_pays_for_its_kl():
+def test_the_last_token_gets_the_score_and_every_token_a_kl_penalty():
     mask = T([[1, 1, 1], [1, 0, 0]])
     rewards = losses.token_rewards(T([2.0, -1.0]), T([[0.5, 0.0, 1.0], [2.0, 9.0, 9.0]]), mask, kl_coef=0.1)
     torch.testing.assert_close(rewards, T([[-0.05, 0.0, 1.9], [-1.2, 0.0, 0.0]]))
@@ -49,7 +49,7 @@ def test_gae_by_hand():
     torch.testing.assert_close(returns, T([[1.886, 2.08, 2.0], [3.0, 0.0, 0.0]]))
 
 
-def test_gae_with_lambda_one_is_what_was_earned_less_what_was_expected():
+def test_gae_with_lambda_one_is_the_return_minus_the_value():
     torch.manual_seed(0)
     rewards, values, mask = torch.randn(3, 6), torch.randn(3, 6), torch.ones(3, 6)
     advantages, returns = losses.gae(rewards, values, mask, gamma=1.0, lam=1.0)
@@ -111,11 +111,11 @@ def test_processes_take_turns_in_one_order():
         ({"total_episodes": 64, "num_ppo_epochs": 1}, 2, 2),
     ],
 )
-def test_steps_follow_from_the_episodes(values, processes, steps):
+def test_steps_are_computed_from_the_episodes(values, processes, steps):
     assert _steps(PPO.Options(**values), processes) == steps
 
 
-def test_the_guides_values():
+def test_the_defaults_are_those_of_the_guide():
     options = PPO.Options()
     assert (options.learning_rate, options.total_episodes, options.gradient_accumulation_steps) == (
         1.41e-5,
@@ -192,7 +192,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_loss_and_gradients_are_those_of_the_formula(trainer, tiny_model):
+def test_loss_and_gradients_equal_those_of_the_formula(trainer, tiny_model):
     """One unpadded completion at a time, in float64, from the papers' equations."""
     made = trainer(vf_coef=0.3)
     made.model.double()
@@ -232,7 +232,7 @@ def test_loss_and_gradients_are_those_of_the_formula(trainer, tiny_model):
 
 
 def test_advantages_come_from_scores_penalties_and_kl(trainer):
-    """What `_rollout` keeps is the pure functions applied to what was sampled; against a reference that differs."""
+    """What `_rollout` returns is the pure functions applied to what was sampled; against a reference that differs."""
     made = trainer(kl_coef=0.3, missing_eos_penalty=0.7)
     with torch.no_grad():
         for parameter in made.reference.copy.parameters():
@@ -262,7 +262,7 @@ def test_advantages_come_from_scores_penalties_and_kl(trainer):
 
 
 @pytest.mark.parametrize("reward", ["some", "none"])
-def test_rows_without_a_reward_are_not_learned_from(trainer, reward):
+def test_rows_without_a_reward_are_not_in_the_loss(trainer, reward):
     made = trainer(reward=[f"./rewards.py:{reward}"])
     experience = made._rollout([made.train_dataset[i] for i in range(4)])
     there = experience.mask.any(1).tolist()
@@ -279,7 +279,7 @@ def test_truncated_answers_can_be_left_out(trainer):
     assert experience.mask.any(1).tolist() == [group.completions[0][-1] == end for group in experience.groups]
 
 
-def test_every_epoch_learns_from_every_answer_once(trainer):
+def test_every_epoch_trains_on_every_answer_once(trainer):
     made = trainer(num_mini_batches=2, num_ppo_epochs=3)
     experience = made._rollout([made.train_dataset[i] for i in range(8)])
     steps = made._divide(experience)
@@ -330,19 +330,19 @@ ADAPTER = {"lora": True, "lora_r": 4, "lora_alpha": 8}
     ],
     ids=["full", "minibatches and controller", "separate value model", "lora", "lora and separate value model"],
 )
-def test_a_resumed_run_ends_as_one_that_was_never_stopped(go, values):
-    """Two epochs over the data, so that the order of a later one is met again."""
+def test_a_resumed_run_equals_one_that_was_never_stopped(go, values):
+    """Two epochs over the data, so that the order of the second one is resumed too."""
     every = 4 if "num_mini_batches" in values else 2
     values = {**values, "save_steps": every, "max_steps": 4 * every}
-    assert go("whole", **values) == 0
+    assert go("full", **values) == 0
     _stop_after(go, values, every)
     assert go("stopped", resume=True, **values) == 0
     file = "adapter_model.safetensors" if values.get("lora") else "model.safetensors"
-    assert same(weights("whole", file), weights("stopped", file))
-    assert same(weights("whole", "value_head.safetensors"), weights("stopped", "value_head.safetensors"))
-    kept = ("reward", "loss", "objective/kl", "objective/kl_coef", "episode")
-    assert [[row.get(k) for k in kept] for row in metrics("whole") if "loss" in row] == [
-        [row.get(k) for k in kept] for row in metrics("stopped") if "loss" in row
+    assert same(weights("full", file), weights("stopped", file))
+    assert same(weights("full", "value_head.safetensors"), weights("stopped", "value_head.safetensors"))
+    names = ("reward", "loss", "objective/kl", "objective/kl_coef", "episode")
+    assert [[row.get(k) for k in names] for row in metrics("full") if "loss" in row] == [
+        [row.get(k) for k in names] for row in metrics("stopped") if "loss" in row
     ]
 
 
@@ -369,8 +369,8 @@ def test_a_run_that_starts_from_an_adapter_keeps_it_as_the_reference(go, trainer
     from rlhf_core.prefix import completion_logps
 
     with made.reference() as reference:
-        kept = completion_logps(reference, groups).logps
-    torch.testing.assert_close(kept, before)
+        after = completion_logps(reference, groups).logps
+    torch.testing.assert_close(after, before)
     assert not torch.allclose(made.model(groups, 1.0)[0], before)
     assert {name for name, p in made.model.named_parameters() if p.requires_grad and ".ref." in name} == set()
     assert go("second", model="first/model", **ADAPTER) == 0

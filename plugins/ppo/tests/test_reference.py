@@ -24,7 +24,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassifi
 from rlhf_core.prefix import Rollout, share
 
 TRL = json.loads((Path(__file__).parent / "trl_ppo.json").read_text(encoding="utf-8"))
-WHOLE, WHITENED, ENDED = TRL["cases"]
+FULL, WHITENED, ENDED = TRL["cases"]
 T = torch.tensor
 
 
@@ -39,15 +39,17 @@ def fill(model, seed: float):
 
 def gradients(model) -> dict[str, list[float]]:
     """(length, sum against fixed waves) of each gradient, by the fixture's formula."""
-    slopes = {
-        name: parameter.grad.flatten() for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
-    waves = {name: torch.cos(torch.arange(len(slope), dtype=slope.dtype) * 0.7) for name, slope in slopes.items()}
-    return {name: [slope.norm().item(), (slope * waves[name]).sum().item()] for name, slope in slopes.items()}
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradient = parameter.grad.flatten()
+            waves = torch.cos(torch.arange(len(gradient), dtype=gradient.dtype) * 0.7)
+            found[name] = [gradient.norm().item(), (gradient * waves).sum().item()]
+    return found
 
 
 def completions(case) -> list[list[int]]:
-    """TRL's rows without what stands behind the end token."""
+    """TRL's rows, without the tokens after the end token."""
     return [row[: row.index(TRL["end"]) + 1] if TRL["end"] in row else row for row in case["responses"]]
 
 
@@ -109,9 +111,9 @@ def completions_in_order(case) -> list[list[int]]:
     return [list(answer) for answer in sorted(unique, key=lambda answer: first[answer[0]])]
 
 
-@pytest.mark.parametrize("case", [WHOLE, WHITENED], ids=["k1", "k3 and whitened rewards"])
-def test_what_is_computed_of_the_answers_is_trls(made, case):
-    """Score, KL and its price, missing end token, values, returns, whitened advantages."""
+@pytest.mark.parametrize("case", [FULL, WHITENED], ids=["k1", "k3 and whitened rewards"])
+def test_what_is_computed_of_the_answers_equals_trl(made, case):
+    """Score, KL penalty, missing end token, values, returns, whitened advantages."""
     _, experience = made(case)
     near(experience.logps.tolist(), case["logprobs"])
     near(experience.values.tolist(), case["values"])
@@ -119,8 +121,8 @@ def test_what_is_computed_of_the_answers_is_trls(made, case):
     near(experience.advantages.tolist(), case["whitened"])
 
 
-@pytest.mark.parametrize("case", [WHOLE, WHITENED], ids=["k1", "k3 and whitened rewards"])
-def test_loss_and_gradients_are_trls_in_two_steps_of_which_the_second_is_clipped(made, case):
+@pytest.mark.parametrize("case", [FULL, WHITENED], ids=["k1", "k3 and whitened rewards"])
+def test_loss_and_gradients_equal_trl_in_two_steps_of_which_the_second_is_clipped(made, case):
     trainer, experience = made(case)
     experience.tokens = experience.mask.sum().float()
     for step in case["steps"]:
@@ -149,33 +151,33 @@ def test_loss_and_gradients_are_trls_in_two_steps_of_which_the_second_is_clipped
     assert case["steps"][1]["values_clipped"]
 
 
-def test_an_answer_that_ended_differs_from_trls_in_where_its_score_lands(made):
-    """TRL pays the score one token behind the end token, in a state of its own with a value, unless the end token is
-    the last that fits. Ours pays it at the end token, always. Given TRL's mask and place, ours is TRL's.
+def test_an_answer_that_ended_gets_its_score_at_another_token_than_in_trl(made):
+    """TRL adds the score one token after the end token, at a position with a value of its own, unless the end token is
+    the last that fits. Ours always adds it at the end token. With TRL's mask and position, ours equals TRL's.
     """
     trainer, experience = made(ENDED)
-    there = T([[1.0] * len(answer) + [0.0] * (5 - len(answer)) for answer in completions(ENDED)])
-    near((experience.logps * there).tolist(), (T(ENDED["logprobs"]) * there).tolist())
-    near((experience.values * there).tolist(), (T(ENDED["values"]) * there).tolist())
+    mask = T([[1.0] * len(answer) + [0.0] * (5 - len(answer)) for answer in completions(ENDED)])
+    near((experience.logps * mask).tolist(), (T(ENDED["logprobs"]) * mask).tolist())
+    near((experience.values * mask).tolist(), (T(ENDED["values"]) * mask).tolist())
 
     one_more = T([[1.0] * min(5, len(a) + 1) + [0.0] * max(0, 4 - len(a)) for a in completions(ENDED)])
-    kl = losses.kl_penalty(T(ENDED["logprobs"]), T(ENDED["ref_logprobs"])) * there
+    kl = losses.kl_penalty(T(ENDED["logprobs"]), T(ENDED["ref_logprobs"])) * mask
     rewards = losses.token_rewards(T(ENDED["scores"]), kl, one_more, TRL["options"]["kl_coef"])
     near(rewards.tolist(), ENDED["rewards"])
     gamma, lam = TRL["options"]["gamma"], TRL["options"]["lam"]
     advantages, returns = losses.gae(rewards, T(ENDED["values"]), one_more, gamma, lam)
     near(advantages.tolist(), ENDED["advantages"])
     near((returns * one_more).tolist(), (T(ENDED["returns"]) * one_more).tolist())
-    whitened = losses.whiten(advantages, there, *trainer._moments(advantages, there))
+    whitened = losses.whiten(advantages, mask, *trainer._moments(advantages, mask))
     near(whitened.tolist(), ENDED["whitened"])
 
 
-def test_without_discount_the_place_of_the_score_does_not_matter():
-    """With gamma and lambda of 1 the value of the state behind the end token cancels out."""
-    there = T([[1.0] * len(answer) + [0.0] * (5 - len(answer)) for answer in completions(ENDED)])
-    kl = losses.kl_penalty(T(ENDED["logprobs"]), T(ENDED["ref_logprobs"])) * there
-    ours = losses.token_rewards(T(ENDED["scores"]), kl, there, TRL["options"]["kl_coef"])
+def test_without_discount_the_position_of_the_score_does_not_matter():
+    """With gamma and lambda of 1 the value of the state after the end token cancels out."""
+    mask = T([[1.0] * len(answer) + [0.0] * (5 - len(answer)) for answer in completions(ENDED)])
+    kl = losses.kl_penalty(T(ENDED["logprobs"]), T(ENDED["ref_logprobs"])) * mask
+    ours = losses.token_rewards(T(ENDED["scores"]), kl, mask, TRL["options"]["kl_coef"])
     values, everywhere = T(ENDED["values"]), torch.ones(4, 5)
-    here = losses.gae(ours, values, there, 1.0, 1.0)[0]
+    here = losses.gae(ours, values, mask, 1.0, 1.0)[0]
     behind = losses.gae(T(ENDED["rewards"]), values, everywhere, 1.0, 1.0)[0]
-    near((here * there).tolist(), (behind * there).tolist())
+    near((here * mask).tolist(), (behind * mask).tolist())

@@ -5,7 +5,7 @@ and the reward that scores answers with it.
     rlhf run --method ppo --reward-model runs/reward_model-20260101-120000/model --model MODEL --data prompts.jsonl
 
 The loss of a pair is -log sigmoid(score of the chosen answer - score of the rejected one). The score is a linear layer
-on the last hidden state of the end token; where the tokenizer pads with its end token, of the token before it.
+on the last hidden state of the end token, or of the token before it if the tokenizer pads with its end token.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def reward_loss(pairs: PairScores, center: float | None) -> tuple[Tensor, dict[s
 
 
 def _writable(text: str) -> str:
-    """Tokenizers take no lone surrogates, which data may have."""
+    """The text without lone surrogates, which data may have and tokenizers refuse."""
     return text.encode("utf-8", "replace").decode()
 
 
 class RewardModelScore:
-    """The score that a trained reward model gives to a prompt with its answer: any number, higher is better.
+    """The score of a trained reward model for a prompt with its answer: any number, higher is better.
 
     `path` is its folder: a model with a score head, or an adapter with one. It is loaded when first needed.
     """
@@ -102,7 +102,7 @@ class RewardModelScore:
     def __init__(self, *, path: str, batch_size: int = 8) -> None:
         folder = Path(path).expanduser()
         if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
-            raise ValueError(f"path={path}: no model is there (a folder with config.json or adapter_config.json)")
+            raise ValueError(f"path={path} is not a model's folder: it has no config.json or adapter_config.json")
         self.folder, self.batch_size = folder, batch_size
         self.model = self.tokenizer = None
 
@@ -120,7 +120,9 @@ class RewardModelScore:
         return scores
 
     def encode(self, prompts, completions: list[str]) -> list[list[int]]:
-        """Token ids of each prompt with its answer and an end token, as in training; the last, where not all fit."""
+        """Token ids of each prompt with its answer and an end token, as in training; of those too many for the model
+        the last.
+        """
         from rlhf_core import encode_answer
 
         rows = []

@@ -1,4 +1,4 @@
-"""The reward model: its loss, its score head, and scores that are the same wherever and with whatever they are made."""
+"""The reward model: its loss, its score head, and scores that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from rlhf_core.models import loading as models
 from rlhf_core.prefix import Group
 from rlhf_core.training.pair_trainer import pair_scores
 from rlhf_core.training.run import train
-from rlhf_core.training.run_folder import list_checkpoints
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PROMPTS = [[{"role": "user", "content": f"Symptom {i}?"}] for i in range(5)]
@@ -33,7 +32,7 @@ VALUES = {"method": "reward_model", "max_completion_length": 64}
 
 
 def score(model, ids: list[int]) -> torch.Tensor:
-    """The head on the hidden state of the last token, worked out without the model's own pooling."""
+    """The head on the hidden state of the last token, computed without the model's pooling."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden_TH = inner.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
     return inner.score(hidden_TH[-1])[0]
@@ -41,7 +40,7 @@ def score(model, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("center", [None, 0.3])
-def test_loss_and_gradients_are_the_formulas(made_run, lora, center):
+def test_loss_and_gradients_equal_those_of_the_formula(made_run, lora, center):
     trainer = RewardModel().trainer(made_run(lora=lora, center_rewards_coefficient=center))
     model = trainer.model.double()
     rows = [trainer.train_dataset[i] for i in range(4)]
@@ -71,7 +70,7 @@ def test_each_answer_ends_with_one_end_token(made_run):
             assert row[name].count(end) == 1
 
 
-def test_held_out_pairs_give_the_metrics_of_training(go):
+def test_held_out_pairs_have_the_metrics_of_training(go):
     code, folder = go(num_eval_prompts=2, max_steps=2)
     assert code == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -83,7 +82,7 @@ def test_held_out_pairs_give_the_metrics_of_training(go):
 
 
 def test_a_prompt_that_ends_with_padding_is_scored_where_transformers_scores_it(go):
-    """Where the end token pads and an empty answer leaves none of its own to read the score at."""
+    """The end token pads, and an empty answer has no token at which to read the score."""
     code, _ = go(max_steps=1)
     assert code == 0
     model = go.trainers[-1].model.eval()
@@ -109,7 +108,7 @@ def adapter_of_another_method(go) -> str:
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "from an adapter", "from a merged adapter"])
-def test_a_saved_model_gives_the_trained_scores_in_any_batch(go, kind):
+def test_a_saved_model_computes_the_trained_scores_in_any_batch(go, kind):
     values = {"full": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
     if "adapter" in kind:
         values = {"model": adapter_of_another_method(go), "lora": False if "merged" in kind else None}
@@ -130,7 +129,7 @@ def test_a_saved_model_gives_the_trained_scores_in_any_batch(go, kind):
     assert max(together) - min(together) > 1e-3
 
 
-def test_it_learns_to_prefer_what_is_preferred(go):
+def test_it_learns_to_score_chosen_answers_higher(go):
     code, folder = go(max_steps=20, learning_rate=1e-2)
     assert code == 0
     good, bad = RewardModelScore(path=str(folder / "model"))(PROMPTS[:2], ["Rest and drink. ", "Run 1 miles."])
@@ -149,47 +148,11 @@ def test_without_a_pad_token_scores_do_not_depend_on_the_batch(go, tiny_model, t
     torch.testing.assert_close(torch.tensor(rewards(PROMPTS, TEXTS)), torch.tensor(alone), **CLOSE)
 
 
-def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / name)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_accumulated_steps_are_one_large_step(go):
-    folders = []
-    for size, steps in ((2, 2), (4, 1)):
-        values = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_grad_norm": 0}
-        code, folder = go(output_dir=f"of{size}", optim="sgd", learning_rate=0.1, max_steps=1, **values)
-        assert code == 0
-        folders.append(folder)
-    for one, other in zip(*(weights(folder).values() for folder in folders), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_resumed_run_is_the_run_that_never_stopped(go, lora):
-    code, full = go(output_dir="full", lora=lora, num_eval_prompts=2)
-    assert code == 0
-    _, cut = go(output_dir="cut", lora=lora, num_eval_prompts=2)
-    shutil.rmtree(list_checkpoints(cut / "checkpoints")[-1])
-    shutil.rmtree(cut / "model")
-    code, cut = go(output_dir="cut", lora=lora, num_eval_prompts=2, resume=True)
-    assert code == 0
-    name = "adapter_model.safetensors" if lora else "model.safetensors"
-    assert any("score" in key for key in weights(cut, name))
-    assert same(weights(cut, name), weights(full, name))
-
-
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_quantized_weights(go, bits):
+def test_a_model_trained_with_quantized_weights_scores(go, bits):
     pytest.importorskip("bitsandbytes")
     code, folder = go(**{bits: True}, max_steps=1)
     assert code == 0
-    trained = weights(folder, "adapter_model.safetensors")
-    assert any("score" in key for key in trained)
-    assert all(torch.isfinite(tensor).all() for tensor in trained.values())
     assert len(RewardModelScore(path=str(folder / "model"))(PROMPTS, TEXTS)) == len(TEXTS)
 
 
@@ -211,6 +174,6 @@ def test_a_path_without_a_model_is_refused_before_weights_load(resolved, tiny_mo
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(models, "load", refused)
-    with pytest.raises(UserError, match="path=nowhere: no model is there"):
+    with pytest.raises(UserError, match="path=nowhere is not a model"):
         train(config, method, Catalog())
     assert not Path("out").exists()

@@ -4,8 +4,8 @@
     rlhf run --method sft --model MODEL --data conversations.jsonl
     rlhf run --method sft --set loss_type=dft          # Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629
 
-The trainer is TRL's. It is given token ids and labels, so that which tokens are learned does not depend on whether TRL
-knows the model's chat template. Left out: raw text without conversations, and images.
+The trainer is TRL's. It gets token ids and labels, so that the loss mask does not depend on whether TRL knows the
+model's chat template. Left out: raw text without conversations, and images.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Positive = Annotated[int, Field(gt=0)]
 
 LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
 TOKENIZED = "rows are token ids before TRL sees them: see --formatter"
-LEARNED = "the loss is on the assistant's turns, and on nothing else"
+LOSS = "the loss is on the assistant's turns, and on nothing else"
 TOKENS = "end and padding tokens are the tokenizer's"
 
-# Fields of TRL's SFTConfig that would do nothing here; all others do what they do in TRL.
+# Fields of TRL's SFTConfig that would have no effect here; all others act as in TRL.
 REFUSED = {
     "model_init_kwargs": LOADED,
-    "trust_remote_code": "code that comes with a model is never run",
+    "trust_remote_code": "code from a model's repository is never run",
     "chat_template_path": "write --chat-template FILE",
     "dataset_text_field": TOKENIZED,
     "dataset_kwargs": TOKENIZED,
@@ -34,8 +34,8 @@ REFUSED = {
     "eos_token": TOKENS,
     "pad_token": TOKENS,
     "truncation_mode": "write --overlong-completions truncate, which cuts the end, or drop",
-    "completion_only_loss": LEARNED,
-    "assistant_only_loss": LEARNED,
+    "completion_only_loss": LOSS,
+    "assistant_only_loss": LOSS,
 }
 
 
@@ -76,9 +76,9 @@ class SFT(Method):
         from rlhf_method_sft.trainer import ConcatenatingSFTTrainer
 
         limit, settings = run.options.max_length, run.config.set
-        # TRL wants to cut what `padding_free` puts together; here it has been cut.
-        free = settings.get("padding_free") and not settings.get("packing")
-        arguments = run.arguments(SFTConfig, max_length=None if free else limit)
+        # With `padding_free` TRL truncates again; the rows are truncated already.
+        padding_free = settings.get("padding_free") and not settings.get("packing")
+        arguments = run.arguments(SFTConfig, max_length=None if padding_free else limit)
         router = _router_loss(run.info.config, arguments.router_aux_loss_coef)
         rows = encode_conversations(run.train_dataset, run.tokenizer, limit)
         trainer = ConcatenatingSFTTrainer(

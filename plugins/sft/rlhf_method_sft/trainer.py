@@ -1,4 +1,4 @@
-"""Batches in one row without padding: the one place where SFT overrides TRL, with tests that fail when it moves."""
+"""Batches in one row without padding: the only override of TRL in SFT, with tests that fail when TRL changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_core.prefix import pack_rows
 class ConcatenatingSFTTrainer(SFTTrainer):
     """TRL's trainer, which with `concatenates` trains on batches that `concatenate_rows` makes.
 
-    Evaluation goes on padded: transformers weighs the loss of a batch by its number of rows.
+    Evaluation stays padded: transformers weights the loss of a batch by its number of rows.
     """
 
     concatenates = False
@@ -41,7 +41,7 @@ class ConcatenatingSFTTrainer(SFTTrainer):
 
 
 def concatenate_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of conversations as one row without padding; each sees nothing but itself.
+    """A batch of conversations as one row without padding; each attends only to itself.
 
     The first token of each has no label: no token before it predicts it. A row that TRL packed has several
     conversations, whose lengths are its `seq_lengths`.

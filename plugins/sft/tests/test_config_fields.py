@@ -1,4 +1,4 @@
-"""Each field of TRL's `SFTConfig` does what it does in TRL, or is refused. A new one fails here until it is decided."""
+"""Each field of TRL's `SFTConfig` acts as in TRL, or is refused. A new field fails here until that is decided."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ CASES = [(settings, concatenates, False) for settings, concatenates in EQUAL] + 
 @pytest.mark.parametrize(
     ("settings", "concatenates", "lora"), CASES, ids=[f"{settings}{' lora' * lora}" for settings, _, lora in CASES]
 )
-def test_training_with_a_setting_is_trls(made_run, settings, concatenates, lora):
+def test_training_with_a_setting_equals_trl(made_run, settings, concatenates, lora):
     theirs, ours = both(made_run, set={**EVALUATED, **settings}, lora=lora, gradient_accumulation_steps=2)
     assert ours.concatenates == concatenates
     assert_same(theirs, ours)
@@ -121,7 +121,7 @@ def test_a_mixture_of_experts(made_run, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_settings_that_would_do_nothing_are_refused_with_the_reason(resolved, name):
+def test_settings_without_effect_are_refused_with_the_reason(resolved, name):
     with pytest.raises(UserError, match=f"--set {name}: {REFUSED[name][:20]}"):
         resolved(set={name: 1})
 
@@ -133,7 +133,7 @@ def test_settings_of_packing_need_packing(resolved, name):
     resolved(set={name: 1, "packing": True})
 
 
-def test_a_router_that_is_not_there_is_found_before_the_weights_load(made_run):
+def test_a_missing_router_is_an_error_before_the_weights_load(made_run):
     run = made_run(set={"router_aux_loss_coef": 0.1})
     with pytest.raises(UserError, match="the model has no router"):
         SFT().trainer(run)
@@ -149,7 +149,7 @@ def test_the_first_token_of_each_row_has_no_label():
     assert all(torch.equal(value, batch[name]) for name, value in concatenate_rows([packed]).items() if name[-1] == "s")
 
 
-def test_what_we_override_of_trl_is_where_we_expect_it():
+def test_the_methods_of_trl_that_we_override_exist():
     assert ConcatenatingSFTTrainer.__mro__[1] is SFTTrainer
     assert list(inspect.signature(SFTTrainer.get_train_dataloader).parameters) == ["self"]
     assert "self.data_collator" in inspect.getsource(SFTTrainer._get_dataloader)

@@ -1,4 +1,4 @@
-"""What is compared, and on what: models, names and rows, from what the user wrote and from the runs' config.yaml."""
+"""What is compared on which prompts: models, names and rows, from the arguments and the runs' config.yaml."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Questions:
-    """The rows to ask, and where they are from."""
+    """The rows with the prompts, and their source."""
 
     rows: list[dict[str, Any]]
     source: str
@@ -46,15 +46,15 @@ def find_candidates(models: Sequence[str], catalog: Catalog) -> list[Candidate]:
     if len(models) < 2:
         raise UserError("comparing takes at least two models: rlhf compare builtin runs/grpo-20260101-120000")
     named = [_split(text) for text in models]
-    names = [name or _own_name(given) for name, given in named]
+    names = [name or _default_name(given) for name, given in named]
     given_names = Counter(name for name, _ in named if name)
     if twice := [name for name, count in given_names.items() if count > 1]:
-        raise UserError(f"the name {twice[0]!r} is given twice: give each model a name of its own, NAME=PATH")
+        raise UserError(f"the name {twice[0]!r} is given twice: give each model a different name, NAME=PATH")
     return [_candidate(name, given, catalog) for name, (_, given) in zip(_unique(names), named, strict=True)]
 
 
 def _split(text: str) -> tuple[str | None, str]:
-    """(name or None, model) of `NAME=PATH`; a folder whose own name holds a `=` is one without a name."""
+    """(name or None, model) of `NAME=PATH`; a folder whose name has a `=` is a model without a name."""
     name, equals, given = text.partition("=")
     if not equals or "/" in name or Path(text).expanduser().exists():
         return None, text
@@ -63,8 +63,8 @@ def _split(text: str) -> tuple[str | None, str]:
     return name.strip(), given.strip()
 
 
-def _own_name(given: str) -> str:
-    """The last part of the path that says something: `model` inside a run's folder does not."""
+def _default_name(given: str) -> str:
+    """The folder's name; for `model` inside a run's folder, the run's name."""
     path = Path(given).expanduser()
     path = path.resolve() if path.is_dir() else path
     return path.parent.name if path.name == "model" and path.parent.name else path.name
@@ -102,7 +102,7 @@ def choose_rewards(given: Sequence[str], candidates: Sequence[Candidate], catalo
 def choose_system_prompt(
     given: str | None, candidates: Sequence[Candidate], rewards: Sequence[BoundReward]
 ) -> str | None:
-    """What was given, else the first run's that says something, else what the rewards expect; '' means none."""
+    """The given one, else that of the first run that has one, else what the rewards expect; '' means none."""
     asked = [given, *(one.config.system_prompt for one in candidates if one.config)]
     return commands.system_prompt_for(next((text for text in asked if text is not None), None), rewards)[0]
 
@@ -114,7 +114,7 @@ def choose_max_completion_length(given: int | None, candidates: Sequence[Candida
 def choose_questions(
     data: Sequence[str], count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog
 ) -> Questions:
-    """At most `count` rows: any of `data`, else those that the first run did not learn from, else builtin ones."""
+    """At most `count` rows: of `data`, else those that the first run held out, else of the built-in data."""
     run = next((one for one in candidates if one.config), None)
     if data:
         found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog)
@@ -156,9 +156,9 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
     ).held_out[:count]
     source = ", ".join(spec.source for spec in config.data_specs)
     if not rows:
-        raise UserError(f"{run.given} held out no row of {source}: give prompts that it has not learned from, --data")
+        raise UserError(f"{run.given} held out no row of {source}: pass prompts that it was not trained on with --data")
     warnings = [
-        f"{other.name} held out other rows of its data and may have learned from some of these prompts"
+        f"{other.name} held out other rows of its data and may have been trained on some of these prompts"
         for other in candidates
         if other.config and not other.config.eval_data and _split_by(other) != _split_by(run)
     ]
@@ -166,7 +166,7 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
 
 
 def _split_by(candidate: Candidate) -> tuple[Any, ...]:
-    """What decides which rows a run holds out, beside its method."""
+    """The settings that determine which rows a run holds out, beside its method."""
     assert candidate.config is not None
     options = candidate.config.options
     return candidate.config.data, options.seed, options.num_eval_prompts

@@ -1,4 +1,4 @@
-"""`rlhf compare`: the same prompts through several models, and what the rewards say of their answers."""
+"""`rlhf compare`: the same prompts through several models, and the rewards' scores of their answers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import click
     "--data",
     multiple=True,
     metavar="SPEC",
-    help="Prompts to ask: any of its rows may be taken, whether a model has learned from them or not; of `builtin` "
-    "its held-out part. Repeatable.  [what the first run given holds out; without a run: builtin]",
+    help="Prompts: any of its rows may be used, also those that a model was trained on; of `builtin` only "
+    "the held-out part. Repeatable.  [what the first given run held out; without a run: builtin]",
 )
 @click.option("--prompts", type=click.IntRange(min=1), default=64, metavar="N", help="How many prompts, at most.  [64]")
 @click.option(
@@ -22,7 +22,7 @@ import click
     multiple=True,
     metavar="SPEC",
     help="Reward, NAME or NAME:key=value,…, by installed name or as ./file.py:function. Repeatable.  [those of the "
-    "first run given that has any]",
+    "first given run that has any]",
 )
 @click.option(
     "--samples", type=click.IntRange(min=1), default=1, metavar="N", help="Sampled answers to each prompt.  [1]"

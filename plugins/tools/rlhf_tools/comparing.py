@@ -1,7 +1,7 @@
-"""Ask models the same prompts, one model in memory at a time, and write what came out.
+"""Ask models the same prompts, one model in memory at a time, and write the results.
 
 Greedy answers and sampled ones, with the same seed before each batch for every model, so that the same model twice
-gives the same answers. Weights load when everything else has been checked.
+gives the same answers. Weights load last, after all checks.
 
     rlhf compare A B
 """
@@ -27,7 +27,7 @@ from rlhf_tools import page, table
 from rlhf_tools.candidates import Candidate, Questions
 from rlhf_tools.results import MODES, Answer, Answers, summarize, total
 
-ROWS = 16  # answers that are written at once
+ROWS = 16  # answers that are generated at once
 
 
 @dataclass
@@ -77,7 +77,7 @@ def _choose_folder(output: str | None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file")
     if (folder / "comparison.json").exists():
-        raise UserError(f"--output {folder} holds a comparison already. Give another folder, or remove it")
+        raise UserError(f"--output {folder} has a comparison already: choose another folder, or remove it")
     return folder
 
 
@@ -85,7 +85,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {folder} can't be made: {error.strerror}") from error
+        raise UserError(f"--output {folder} can't be created: {error.strerror}") from error
 
 
 def prepare(
@@ -101,7 +101,7 @@ def prepare(
     system_prompt: str | None,
     seed: int,
 ) -> Comparison:
-    """Resolve and check in the order of what it costs."""
+    """Resolve and check, cheap checks first."""
     rewards = finding.choose_rewards(reward, candidates, catalog)
     runtime = RewardRuntime(rewards, lambda ids: "")  # each model decodes its own answers
     questions = finding.choose_questions(data, prompts, seed, candidates, catalog)
@@ -150,7 +150,7 @@ def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
 
 
 def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
-    """Both modes of one model, whose weights are given back."""
+    """Both modes of one model, whose weights are then freed."""
     info = comparison.infos[number]
     dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
     with warnings.catch_warnings():
@@ -215,7 +215,7 @@ def _score(comparison: Comparison, info: ModelInfo, rollouts: Sequence[Rollout],
 
 
 def gather(comparison: Comparison, answers: dict[str, dict[str, Answers]]) -> dict[str, Any]:
-    """What is written to comparison.json; table and page are made of it."""
+    """The content of comparison.json, from which table and page are made."""
     columns = comparison.questions.columns
     names = comparison.reward_names
     return {

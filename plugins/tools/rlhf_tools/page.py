@@ -28,7 +28,7 @@ td small { display: block; color: var(--soft); white-space: nowrap }
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The full page."""
+    """The HTML of the page."""
     names = [model["name"] for model in result["models"]]
     parts = [
         _settings(result),
@@ -74,13 +74,13 @@ def _cell(value: str, below: str) -> str:
 
 
 def _chart(baseline: str, others: Mapping[str, Any]) -> str:
-    """Win rates as dots on their intervals; the line in the middle is even."""
+    """Win rates as dots on their intervals; the line in the middle is 50%."""
     rows = "".join(
         f"<div><span>{escape(name)}</span>{_bar(other['win_rate'])}<span>{table.wins(other['win_rate'])}</span></div>"
         for name, other in others.items()
         if other["win_rate"]
     )
-    said = f"Wins against {escape(baseline)} with their 95% interval; a tie is half a win, the line is even."
+    said = f"Wins against {escape(baseline)} with their 95% interval; a tie is half a win, the line is 50%."
     return f'<p class="soft">{said}</p><div class="chart">{rows}</div>' if rows else ""
 
 

@@ -1,7 +1,7 @@
-"""What can be said of two models that answered the same prompts. Pure functions on numbers.
+"""Statistics of two models that answered the same prompts. Pure functions on numbers.
 
 All intervals are of 95% and over prompts: several answers to one prompt are not independent, so they are averaged
-first. They say what to expect of other prompts from where these came from, answered by the same two models.
+first. They hold for other prompts from the same source, answered by the same two models.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 Z = 1.959964  # of a normal distribution, 95% lie within
 RESAMPLES = 2000
-LIKE = 0.1  # two answers are of like length if the shorter lacks at most this share of the longer
-ENOUGH = 10  # prompts with answers of like length, to say something of them
+SIMILAR = 0.1  # two answers are of similar length if the shorter is at most this share shorter
+ENOUGH = 10  # prompts with answers of similar length that are needed for a statement
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Pair:
 
     @property
     def is_like(self) -> bool:
-        """Whether the two answers are of like length."""
-        return abs(self.length - self.first_length) <= LIKE * max(self.length, self.first_length)
+        """Whether the two answers are of similar length."""
+        return abs(self.length - self.first_length) <= SIMILAR * max(self.length, self.first_length)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `prompts` prompts with its interval, which is None where one prompt can't give one."""
+    """A mean over `prompts` prompts with its interval, which is None for a single prompt."""
 
     mean: float
     low: float | None
@@ -64,7 +64,7 @@ class WinRate:
 
     @property
     def decided(self) -> int:
-        """1: better than even, -1: worse, 0: the interval holds both."""
+        """1: above 50%, -1: below, 0: the interval contains 50%."""
         return int(self.low > 0.5) - int(self.high < 0.5)
 
 
@@ -89,7 +89,7 @@ def mean_difference(differences: Sequence[float], seed: int) -> Estimate | None:
 def win_rate(pairs: Sequence[Pair]) -> WinRate | None:
     """The win rate with the adjusted Wald interval of Bonett and Price (2012) for paired proportions.
 
-    One win and one loss are added before mean and variance are taken, so that neither a clean sweep nor ties alone give
+    One win and one loss are added before mean and variance are taken, so that neither a clean sweep nor ties alone have
     an interval without width. It uses the observed variance, so ties narrow it, as they should.
     """
     outcomes: dict[int, list[float]] = {}
@@ -109,9 +109,9 @@ def win_rate(pairs: Sequence[Pair]) -> WinRate | None:
 
 @dataclass(frozen=True)
 class Length:
-    """How length and score go together. `ratio` is of mean lengths, the second's to the first's; `like` is the win rate
-    among pairs of like length; `longer_wins` how often the longer of two answers of unlike length scores higher, ties
-    as half, None if there are none.
+    """How length and score are related. `ratio` is of mean lengths, the second's to the first's; `like` is the win rate
+    among pairs of similar length; `longer_wins` how often the longer of two answers of different length scores higher,
+    ties as half, None if there are none.
     """
 
     ratio: float | None
@@ -131,21 +131,21 @@ def length_effect(pairs: Sequence[Pair]) -> Length:
 
 
 def length_note(name: str, wins: WinRate, length: Length) -> str | None:
-    """What a reader should know of length before believing the win rate; None where lengths are much the same."""
-    if length.ratio is None or 1 - LIKE <= length.ratio <= 1 / (1 - LIKE):
+    """What a reader should know about length before trusting the win rate; None if lengths are about the same."""
+    if length.ratio is None or 1 - SIMILAR <= length.ratio <= 1 / (1 - SIMILAR):
         return None
     said = f"{name}: its answers are {_times(length.ratio)} as long"
     if length.longer_wins is not None:
-        said += f", and of two unlike lengths the longer scores higher in {percent(length.longer_wins)}"
+        said += f", and where lengths differ the longer answer scores higher in {percent(length.longer_wins)}"
     like = length.like
     if like is None or like.prompts < ENOUGH:
         count = like.prompts if like else 0
         return (
-            f"{said}. Only {count} of {wins.prompts} prompts have answers of like length (within {percent(LIKE)}): too "
-            "few to tell whether length explains the win rate."
+            f"{said}. Only {count} of {wins.prompts} prompts have answers of similar length "
+            f"(within {percent(SIMILAR)}): too few to tell whether length explains the win rate."
         )
     return (
-        f"{said}. Among answers of like length (within {percent(LIKE)}; {like.prompts} prompts) it wins "
+        f"{said}. Among answers of similar length (within {percent(SIMILAR)}; {like.prompts} prompts) it wins "
         f"{percent(like.rate)} ({percent(like.low)} to {percent(like.high)}): {_verdict(wins, like)}."
     )
 
@@ -158,7 +158,7 @@ def _verdict(wins: WinRate, like: WinRate) -> str:
     if like.decided == wins.decided:
         return "length does not explain the difference"
     if like.decided == -wins.decided:
-        return "length explains the difference, which is the opposite at like length"
+        return "length explains the difference, which is the opposite at similar length"
     if abs(like.rate - 0.5) < abs(wins.rate - 0.5) / 2:
         return "length may explain the difference"
     return "too few to tell whether length explains the difference"

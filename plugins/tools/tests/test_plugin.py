@@ -1,4 +1,4 @@
-"""`rlhf compare` on two-layer models: what it writes, and how it refuses."""
+"""`rlhf compare` on two-layer models: what it writes, and its error messages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def other_model(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def adapter(tiny_model, tmp_path_factory):
-    """A LoRA adapter of the tiny model that changes what it says."""
+    """A LoRA adapter of the tiny model that changes its answers."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -126,7 +126,7 @@ def test_the_same_model_twice_is_even(compare, tiny_model, reward):
         assert found["note"] is None
 
 
-def test_an_adapter_answers_unlike_its_base(compare, tiny_model, adapter, reward):
+def test_an_adapter_answers_differently_from_its_base(compare, tiny_model, adapter, reward):
     _, result = compare(tiny_model, f"lora={adapter}", "--reward", f"{reward}:same", *SHORT)
     assert result["models"][1]["adapter"] == str(adapter)
     answers = [row["answers"] for row in result["prompts"]]
@@ -141,7 +141,7 @@ def test_without_a_reward_there_are_lengths_and_answers(compare, tiny_model, oth
     assert result["results"]["greedy"]["against_baseline"][other_model.name]["win_rate"] is None
 
 
-def test_a_reward_that_fails_is_counted_and_decides_nothing(compare, tiny_model, other_model, reward):
+def test_a_failed_reward_is_counted_and_does_not_affect_the_win_rate(compare, tiny_model, other_model, reward):
     arguments = ["--reward", f"{reward}:refuses", "--reward", f"{reward}:size", *SHORT]
     printed, result = compare(f"a={tiny_model}", f"b={other_model}", *arguments)
     assert "rewards that failed" in printed
@@ -176,7 +176,7 @@ def make_run(tmp_path, tiny_model, write_jsonl):
     return make
 
 
-def test_a_runs_config_gives_what_is_not_said(compare, tiny_model, make_run):
+def test_the_config_of_a_run_supplies_what_is_not_given(compare, tiny_model, make_run):
     run = make_run("first")
     _, result = compare(f"base={tiny_model}", run)
     assert [model["name"] for model in result["models"]] == ["base", "first"]
@@ -199,10 +199,10 @@ def test_prompts_are_those_that_the_run_held_out(make_run):
     assert not {row["question"] for row in asked} & {row["question"] for row in learned}
 
 
-def test_a_run_that_set_apart_other_rows_is_named(make_run):
+def test_a_run_that_held_out_other_rows_is_named(make_run):
     found = candidates.find_candidates([str(make_run("first")), str(make_run("second", seed=1))], Catalog())
     warnings = candidates.choose_questions([], 4, 0, found, Catalog()).warnings
-    assert warnings == ["second held out other rows of its data and may have learned from some of these prompts"]
+    assert warnings == ["second held out other rows of its data and may have been trained on some of these prompts"]
 
 
 def json_of(run):
@@ -233,9 +233,9 @@ def test_mistakes_are_one_message_and_exit_2(case, tiny_model, other_model, rewa
 
     arguments, message = REFUSALS[case]
     (tmp_path / "empty").mkdir()
-    places = {"A": tiny_model, "B": other_model, "R:needs": f"{reward}:needs", "EMPTY": tmp_path / "empty"}
-    places |= {"R": reward, "x=A": f"x={tiny_model}", "x=B": f"x={other_model}"}
-    monkeypatch.setattr(sys, "argv", ["rlhf", "compare", *(str(places.get(word, word)) for word in arguments)])
+    paths = {"A": tiny_model, "B": other_model, "R:needs": f"{reward}:needs", "EMPTY": tmp_path / "empty"}
+    paths |= {"R": reward, "x=A": f"x={tiny_model}", "x=B": f"x={other_model}"}
+    monkeypatch.setattr(sys, "argv", ["rlhf", "compare", *(str(paths.get(word, word)) for word in arguments)])
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("weights were loaded"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
@@ -259,7 +259,7 @@ def test_a_model_without_weights_is_named(compare, tiny_model, tmp_path):
 def test_a_comparison_is_not_overwritten(compare, tiny_model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "comparison.json").write_text("{}")
-    with pytest.raises(UserError, match="holds a comparison already"):
+    with pytest.raises(UserError, match="has a comparison already"):
         compare(tiny_model, tiny_model)
 
 
@@ -269,8 +269,8 @@ def test_names(tmp_path, monkeypatch):
     assert candidates._split("a=b/c") == ("a", "b/c")
     assert candidates._split("runs/lr=1") == (None, "runs/lr=1")
     assert candidates._split("lr=1") == (None, "lr=1")
-    assert candidates._own_name("runs/first/model") == "first"
-    assert candidates._own_name("Qwen/Qwen3-0.6B") == "Qwen3-0.6B"
+    assert candidates._default_name("runs/first/model") == "first"
+    assert candidates._default_name("Qwen/Qwen3-0.6B") == "Qwen3-0.6B"
     assert candidates._unique(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
     with pytest.raises(UserError, match="write NAME=PATH"):
         candidates._split("a=")

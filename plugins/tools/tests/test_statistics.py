@@ -35,15 +35,15 @@ def test_the_interval_is_bonett_and_prices():
     assert (found.low, found.high) == pytest.approx(((1 + a - b - half) / 2, (1 + a - b + half) / 2))
 
 
-def test_answers_to_one_prompt_count_as_one():
-    """Two prompts of four samples each tell as much as two prompts, not as eight."""
+def test_several_answers_to_one_prompt_count_as_one():
+    """Two prompts of four samples each count as two prompts, not as eight."""
     many = win_rate([Pair(prompt, 0.0, 1.0, 9, 9) for prompt in (0, 1) for _ in range(4)])
     few = win_rate(pairs(1, 1))
     assert (many.low, many.high, many.prompts) == (few.low, few.high, 2)
     assert many.wins == 8
 
 
-def test_only_ties_are_even_and_surer_with_more_of_them():
+def test_ties_alone_are_even_with_an_interval_that_narrows():
     few, many = win_rate(pairs(*[0.5] * 8)), win_rate(pairs(*[0.5] * 64))
     assert few.rate == many.rate == 0.5
     assert few.low < many.low < 0.5 < many.high < few.high
@@ -69,7 +69,7 @@ def test_nothing_to_compare():
 
 @pytest.mark.parametrize("ties", [0.0, 0.6])
 @pytest.mark.parametrize("rate", [0.5, 0.8, 0.95])
-def test_the_interval_holds_the_truth_about_95_times_in_100(rate, ties):
+def test_the_interval_contains_the_true_rate_about_95_times_in_100(rate, ties):
     rng = random.Random(1)
     true = ties / 2 + (1 - ties) * rate
     held = 0
@@ -104,12 +104,12 @@ def test_length_by_hand():
     assert found.longer_wins == 0.75
 
 
-# pairs of unlike length, pairs of like length -> the note's end
+# pairs of different length, pairs of similar length -> the note's end
 NOTES = {
-    "explains": ([1] * 40, [1, 0] * 8, "like length (within 10%; 16 prompts) it wins 50% (27% to 73%): length may explain the difference."),
+    "explains": ([1] * 40, [1, 0] * 8, "similar length (within 10%; 16 prompts) it wins 50% (27% to 73%): length may explain the difference."),
     "does not": ([1] * 20, [1] * 20, "length does not explain the difference."),
-    "opposite": ([1] * 60, [0] * 12, "length explains the difference, which is the opposite at like length."),
-    "too few": ([1] * 40, [1] * 7, "Only 7 of 47 prompts have answers of like length (within 10%): too few to tell whether length explains the win rate."),
+    "opposite": ([1] * 60, [0] * 12, "length explains the difference, which is the opposite at similar length."),
+    "too few": ([1] * 40, [1] * 7, "Only 7 of 47 prompts have answers of similar length (within 10%): too few to tell whether length explains the win rate."),
     "unsure": ([1] * 40, [1] * 9 + [0] * 3, "too few to tell whether length explains the difference."),
     "hides": ([0] * 12, [1] * 12, "a difference that all answers together do not show."),
     "even": ([1, 0] * 10, [1, 0] * 10, "no clear difference there either."),

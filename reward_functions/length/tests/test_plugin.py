@@ -1,4 +1,4 @@
-"""The range, what lies outside, and what counts as length."""
+"""The range, scores outside of it, and what counts as length."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_without_a_minimum_nothing_is_too_short():
     assert Length(max=20)(["", "a"]) == [1.0, 1.0]
 
 
-def test_nothing_is_worth_nothing_where_there_is_a_minimum():
+def test_an_empty_answer_gets_the_lowest_score_if_there_is_a_minimum():
     assert Length(min=10, max=20, tolerance=100)(["", "a"]) == [0.0, pytest.approx(0.91)]
 
 
@@ -54,7 +54,7 @@ def test_tokens_are_counted_with_the_end_token():
 
 
 def test_one_setting_is_dapos_overlong_punishment():
-    """Equation 13 with a longest answer of 512 and a cache of 128: 0 up to 384, then down to -1 at 512."""
+    """Equation 13 with a longest answer of 512 and a soft zone of 128: 0 up to 384, then down to -1 at 512."""
     score = Length(max=384, tolerance=128, unit="tokens", penalty=True)
     lengths = [0, 200, 384, 385, 448, 511, 512, 513, 5000]
     expected = [0.0 if n <= 384 else -1.0 if n > 512 else (384 - n) / 128 for n in lengths]
@@ -71,7 +71,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_setting_that_makes_no_sense_is_refused_before_anything_loads(case):
+def test_an_invalid_setting_is_refused_before_anything_loads(case):
     text, message = BAD[case]
     with pytest.raises(UserError, match=message):
         bind(RewardSpec.read(text), Catalog())

@@ -1,4 +1,4 @@
-"""Every way of keeping and breaking the format, with what it earns."""
+"""Every way of keeping and breaking the format, with its score."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rlhf_reward_medical_format import PART, SYSTEM_PROMPT, medical_format
 from rlhf_core.catalog import Catalog
 
 ANSWER = "诊断：肺炎\n依据：发热、咳嗽\n建议：尽快就医"
-WHOLE = f"<think>\n发热。\n</think>\n<answer>\n{ANSWER}\n</answer>"
+FULL = f"<think>\n发热。\n</think>\n<answer>\n{ANSWER}\n</answer>"
 
 CASES = {
-    "complete": (WHOLE, 1.0),
+    "complete": (FULL, 1.0),
     "on one line": ("<think>a</think><answer>b</answer>", 1.0),
-    "space around": (f"\n  {WHOLE}\n\n", 1.0),
+    "space around": (f"\n  {FULL}\n\n", 1.0),
     "English": ("<think>\nFever.\n</think>\n\n<answer>\nPneumonia.\n</answer>", 1.0),
     "other tags inside": ("<think>a <b>x</b> < 3</think><answer>1 < 2</answer>", 1.0),
     "empty text": ("", 0.0),
@@ -34,7 +34,7 @@ CASES = {
     "wrong order": ("<answer>b</answer><think>a</think>", 2 * PART),
     "think doubled": ("<think>a</think><think>a</think><answer>b</answer>", PART),
     "answer doubled": ("<think>a</think><answer>b</answer><answer>b</answer>", PART),
-    "everything doubled": (WHOLE + WHOLE, 0.0),
+    "everything doubled": (FULL + FULL, 0.0),
     "answer inside think": ("<think>a<answer>b</answer></think>", 2 * PART),
     "interleaved": ("<think>a<answer>b</think>c</answer>", 2 * PART),
     "closed before opened": ("</think>a<think><answer>b</answer>", PART),
@@ -86,13 +86,13 @@ def test_sections_outside_the_answer_do_not_count():
     assert medical_format([text], sections="诊断/依据/建议") == [0.5]
 
 
-def test_a_broken_format_never_earns_what_a_complete_one_does():
+def test_a_broken_format_never_scores_as_high_as_a_complete_one():
     broken = [score for text, score in CASES.values() if score < 1.0]
     assert max(broken) < 0.5 * min(score for _, score in SECTIONS.values())
 
 
 def test_ten_thousand_completions_take_under_two_seconds():
-    texts = [WHOLE + "x" * (500 - len(WHOLE))] * 10_000
+    texts = [FULL + "x" * (500 - len(FULL))] * 10_000
     started = time.process_time()
     medical_format(texts, sections="诊断/依据/建议")
     assert time.process_time() - started < 2
@@ -106,4 +106,4 @@ def test_found_by_its_name():
 
 
 def test_other_keywords_are_ignored():
-    assert medical_format(completions=[WHOLE], prompts=["p"], answer=["a"], trainer_state=None) == [1.0]
+    assert medical_format(completions=[FULL], prompts=["p"], answer=["a"], trainer_state=None) == [1.0]

@@ -3,7 +3,7 @@
     rlhf run --method grpo --reward medical_keyword
     rlhf run --method grpo --reward medical_keyword:lexicon=terms.txt
 
-Terms count, not whether what is said of them is true; join it with a reward that judges that.
+Only terms are judged, not whether the statements about them are true; combine it with a reward that judges that.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 from rlhf_core import Reward, hookimpl
 from rlhf_reward_medical_keyword.terms import Lexicon, normalize
 
-# A term that the prompt hands over weighs this much, so that echoing the prompt earns little.
+# The weight of a term that is in the prompt, so that echoing the prompt scores little.
 FROM_PROMPT = 0.25
 # Terms beyond the reference's and the prompt's that an answer may use: these, and one for every four wanted.
 FREE = 5
 # An enumeration: at least this many concepts, or any repeated, and this share of letters spent on terms.
 MANY = 4
 DENSE = 0.6
-# Times that prose may say one term, if the reference does not say it more often. An enumeration may say it once.
+# How often prose may name one term, if the reference does not name it more often. An enumeration may name it once.
 SAID = 3
 
 _OTHER = re.compile(r"[\W_]+")
@@ -38,7 +38,9 @@ def rlhf_rewards():
 
 
 class Reading(NamedTuple):
-    """What a text says: how often each concept is affirmed, what those are kinds of, and the share of term letters."""
+    """The terms of a text: how often each concept is affirmed, the broader concepts that this covers, and the share of
+    letters that belong to terms.
+    """
 
     said: Counter[str]
     covered: frozenset[str]
@@ -48,7 +50,7 @@ class Reading(NamedTuple):
 class MedicalKeyword:
     """The share of the wanted concepts that a completion affirms, less for listing, repeating and adding terms.
 
-    `lexicon` is a file that replaces the shipped one: one concept a line, its synonyms separated by `|`.
+    `lexicon` is a file that replaces the package's: one concept a line, its synonyms separated by `|`.
     """
 
     def __init__(self, lexicon: str | None = None) -> None:
@@ -66,25 +68,25 @@ class MedicalKeyword:
     ) -> list[float | None]:
         """A score from 0 to 1 a row; None where neither `keywords` nor the reference `answer` has a term."""
         references: dict[tuple[str, tuple[str, ...]], Reading] = {}
-        handed: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {}
+        in_prompts: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {}
         scores: list[float | None] = []
         for row, completion in enumerate(completions):
-            own = _keywords(keywords[row]) if keywords else ()
+            listed = _keywords(keywords[row]) if keywords else ()
             reference = _text(answer[row])
-            if (reference, own) not in references:  # the completions of a group share theirs
-                references[reference, own] = self._read(_judged(reference), own)
-            expected = references[reference, own]
-            wanted = {self.lexicon.concepts.get(term, term) for term in own} or set(expected.said)
+            if (reference, listed) not in references:  # the completions of a group share theirs
+                references[reference, listed] = self._read(_judged(reference), listed)
+            expected = references[reference, listed]
+            wanted = {self.lexicon.concepts.get(term, term) for term in listed} or set(expected.said)
             if not wanted:
                 scores.append(None)
                 continue
-            others = tuple(term for term in own if term not in self.lexicon.concepts)
+            others = tuple(term for term in listed if term not in self.lexicon.concepts)
             prompt = _text(prompts[row]) if prompts else ""
-            if (prompt, others) not in handed:
+            if (prompt, others) not in in_prompts:
                 mentions = self.lexicon.mentions(normalize(prompt), others)
-                handed[prompt, others] = frozenset(c for m in mentions for c in (m.concept, *m.broader))
+                in_prompts[prompt, others] = frozenset(c for m in mentions for c in (m.concept, *m.broader))
             found = self._read(_judged(_text(completion)), others)
-            scores.append(_score(wanted, expected, found, handed[prompt, others]))
+            scores.append(_score(wanted, expected, found, in_prompts[prompt, others]))
         return scores
 
     def _read(self, text: str, others: tuple[str, ...] = ()) -> Reading:
@@ -96,7 +98,7 @@ class MedicalKeyword:
             balance[concept] += -1 if denied else 1
             for kind in broader:
                 balance[kind] += -1 if denied else 1
-        # Said and denied as often is not said: "肺炎。不是肺炎。" commits to nothing.
+        # A concept denied as often as affirmed does not count: "肺炎。不是肺炎。" commits to nothing.
         covered = frozenset(concept for concept, times in balance.items() if times > 0)
         said = Counter({concept: times for concept, times in said.items() if concept in covered and times})
         letters = len(_OTHER.sub("", text))
@@ -104,9 +106,9 @@ class MedicalKeyword:
         return Reading(said, covered, min(1.0, spent / letters) if letters else 0.0)
 
 
-def _score(wanted: set[str], expected: Reading, found: Reading, handed: frozenset[str]) -> float:
+def _score(wanted: set[str], expected: Reading, found: Reading, in_prompt: frozenset[str]) -> float:
     """The weighted share of `wanted` that is covered, times one factor for each way of stuffing."""
-    weights = {concept: FROM_PROMPT if concept in handed else 1.0 for concept in wanted}
+    weights = {concept: FROM_PROMPT if concept in in_prompt else 1.0 for concept in wanted}
     coverage = sum(weights[concept] for concept in wanted & found.covered) / sum(weights.values())
     if not coverage:
         return 0.0
@@ -115,7 +117,7 @@ def _score(wanted: set[str], expected: Reading, found: Reading, handed: frozense
     allowed = 1 if crowded else SAID
     repeats = sum(max(0, times - max(allowed, expected.said[concept])) for concept, times in found.said.items())
     added = sum(
-        concept not in wanted and concept not in expected.said and concept not in handed for concept in found.said
+        concept not in wanted and concept not in expected.said and concept not in in_prompt for concept in found.said
     )
     free = FREE + len(wanted) // 4
     factor = len(found.said) / (len(found.said) + repeats)
@@ -136,7 +138,7 @@ def _judged(text: str) -> str:
 
 
 def _keywords(value: Any) -> tuple[str, ...]:
-    """A row's own terms, normalized: a list of them, or one string that separates them."""
+    """The terms of a row's `keywords`, normalized: a list, or one string with separators."""
     if isinstance(value, str):
         value = _SEPARATORS.split(normalize(value))
     if not isinstance(value, list | tuple):
@@ -146,7 +148,7 @@ def _keywords(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    """A string as it is, chat messages by the content of all but the system's, and nothing for anything else."""
+    """A string as it is; of chat messages the content of all but the system's; of anything else an empty string."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Finding medical terms in a text, and telling those it affirms from those it denies."""
+"""Finds medical terms in a text, and which of them the text affirms or denies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 _WORD = re.compile(r"[a-z0-9]+")
 
-# What turns the term after it into its opposite. "open" only looks like it: "不排除肺炎" keeps pneumonia in play, and
-# "not only" and "无论" deny nothing. A "bare" 不, 未 or 非 denies the very next term.
+# Cues that deny the term after them. An "open" cue only looks like one: "不排除肺炎" does not exclude pneumonia, and
+# "not only" and "无论" deny nothing. A "bare" 不, 未 or 非 denies only a term directly after it.
 _CHINESE = {
     **{
         f"{a}{b}{c}": "open"
@@ -72,11 +72,11 @@ _CLAUSE_END = re.compile(
 _ENUMERATED = re.compile(r"\b(?:or|nor)\s")
 _PARTS = re.compile(r"[、,/和或及与]|\b(?:or|nor|and)\b")
 _LETTER = re.compile("[a-z]")
-_REACH = 60  # characters a denial may reach without a term on the way that passes it on
+_REACH = 60  # characters that a denial may reach, unless a term in between passes it on
 
 
 class Mention(NamedTuple):
-    """One occurrence of a term: where it stands, the concept it names, those it is a kind of, and if it is denied."""
+    """One occurrence of a term: its position, its concept, the broader concepts, and whether it is denied."""
 
     start: int
     end: int
@@ -121,7 +121,7 @@ class Lexicon:
                         f"lexicon {path}, line {number}: {term!r} is too short, a term has 2 characters or more"
                     )
                 if term in seen:
-                    raise ValueError(f"lexicon {path}, line {number}: {term!r} stands on line {seen[term]} already")
+                    raise ValueError(f"lexicon {path}, line {number}: {term!r} is on line {seen[term]} already")
                 seen[term] = number
             concepts.append(terms)
         if not concepts:
@@ -129,19 +129,19 @@ class Lexicon:
         return cls(concepts)
 
     def mentions(self, text: str, others: Iterable[str] = ()) -> list[Mention]:
-        """The terms in normalized `text`, the longest where several begin, and `others`, which go before them."""
+        """The terms in normalized `text`, the longest where several begin, and `others`, which take precedence."""
         spans = self._spans(text)
-        if own := [span for term in others for span in _occurrences(term, text)]:
-            spans += own
-            owned = set(own)
-            spans.sort(key=lambda span: (span not in owned, span[0] - span[1]))
+        if extra := [span for term in others for span in _occurrences(term, text)]:
+            spans += extra
+            first = set(extra)
+            spans.sort(key=lambda span: (span not in first, span[0] - span[1]))
             taken = bytearray(len(text))
-            kept = []
+            free = []
             for span in spans:
                 if not any(taken[span[0] : span[1]]):
                     taken[span[0] : span[1]] = b"\x01" * (span[1] - span[0])
-                    kept.append(span)
-            spans = sorted(kept)
+                    free.append(span)
+            spans = sorted(free)
         return _judge(
             text, [(a, b, self.concepts.get(term, term), self._broader.get(term, ())) for a, b, term in spans]
         )
@@ -163,7 +163,9 @@ class Lexicon:
             if start < position:
                 continue
             for term in terms:
-                if text.startswith(term, start) and (term in self._unbounded or _whole(text, start, start + len(term))):
+                if text.startswith(term, start) and (
+                    term in self._unbounded or _is_word(text, start, start + len(term))
+                ):
                     position = start + len(term)
                     spans.append((start, position, term))
                     break
@@ -171,20 +173,20 @@ class Lexicon:
 
     def _kinds(self, term: str) -> tuple[str, ...]:
         """Concepts that `term` ends with: 支气管肺炎 is a 肺炎, whereas 糖尿病肾病 is not a 糖尿病."""
-        tails = (i for i in range(1, len(term)) if _whole(term, i, len(term)))
+        tails = (i for i in range(1, len(term)) if _is_word(term, i, len(term)))
         found = {self.concepts[term[i:]] for i in tails if term[i:] in self.concepts}
         return tuple(sorted(found - {self.concepts[term]}))
 
 
 def normalize(text: str) -> str:
-    """Full-width forms, ligatures and case folded away, outer space too."""
-    for wide, narrow in zip("，；：！？（）", ",;:!?()", strict=True):  # NFKC is fast only where nothing is left to do
-        text = text.replace(wide, narrow)
+    """Without full-width forms, ligatures, upper case and outer white space."""
+    for full, half in zip("，；：！？（）", ",;:!?()", strict=True):  # NFKC is fast only where nothing is left to do
+        text = text.replace(full, half)
     return unicodedata.normalize("NFKC", text).lower().strip()
 
 
-def _whole(text: str, start: int, end: int) -> bool:
-    """Whether what begins or ends in a Latin letter or a digit is a whole word there, or its plural."""
+def _is_word(text: str, start: int, end: int) -> bool:
+    """Whether a term that begins or ends with a Latin letter or a digit is a full word there, or its plural."""
     if _latin(text[start : start + 1]) and _latin(text[start - 1 : start]):
         return False
     if not _latin(text[end - 1 : end]):
@@ -204,7 +206,7 @@ def _occurrences(term: str, text: str) -> Iterable[tuple[int, int, str]]:
     start = text.find(term)
     while start >= 0:
         end = start + len(term)
-        if _whole(text, start, end):
+        if _is_word(text, start, end):
             yield start, end, term
         start = text.find(term, end)
 
@@ -230,17 +232,17 @@ def _judge(text: str, found: list[tuple[int, int, str, tuple[str, ...]]]) -> lis
 
 
 def _cues(text: str, terms: list[tuple[int, int]]) -> list[tuple[int, str]]:
-    """Where each cue ends and its kind, leaving out those inside a term, as 无 is in 无力."""
+    """(end, kind) of each cue, without those inside a term, such as 无 in 无力."""
     cues = [(match.start(), match.end(), _CHINESE[match[0]]) for match in _CHINESE_CUE.finditer(text)]
     if _LETTER.search(text):
         cues += [(m.start(), m.end(), "open" if m["open"] else "strong") for m in _ENGLISH_CUE.finditer(text)]
         cues.sort()
     free = []
-    place = 0
+    index = 0
     for start, end, kind in cues:
-        while place < len(terms) and terms[place][1] <= start:
-            place += 1
-        if place == len(terms) or terms[place][0] >= end:
+        while index < len(terms) and terms[index][1] <= start:
+            index += 1
+        if index == len(terms) or terms[index][0] >= end:
             free.append((end, kind))
     return free
 

@@ -1,4 +1,4 @@
-"""What earns a score, and every way of earning it without an answer."""
+"""What scores, and every way of scoring without an answer."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_term_that_begins_like_a_denial_is_a_term(term):
 
 
 def stuffed(reference, terms, draw):
-    """Ways to earn the reference's terms without an answer."""
+    """Ways to name the reference's terms without an answer."""
     every = [synonym for synonym in REWARD.lexicon.concepts if not synonym.isascii()]
     return {
         "all terms": "、".join(every),
@@ -142,7 +142,7 @@ def test_a_bare_list_scores_below_a_sentence():
     assert score("、".join(wanted), keywords=wanted) < score(prose, keywords=wanted) == 1.0
 
 
-def test_what_the_prompt_hands_over_weighs_less():
+def test_terms_that_are_in_the_prompt_weigh_less():
     keywords = ["扁桃体炎", "发热", "咽痛"]
     prompt = [{"role": "system", "content": "扁桃体炎"}, {"role": "user", "content": "发热、咽痛两天，是什么病？"}]
     assert score("您说的是发热和咽痛。", keywords=keywords, prompt=prompt) == pytest.approx(
@@ -168,14 +168,14 @@ def test_the_shipped_lexicon_is_well_formed():
     assert len(set(REWARD.lexicon.concepts.values())) > 500
 
 
-def test_a_lexicon_of_one_s_own(tmp_path):
+def test_another_lexicon(tmp_path):
     path = tmp_path / "terms.txt"
     path.write_text("# mine\n甲物 | Foo\n\n乙物  # comment\n", encoding="utf-8")
     assert MedicalKeyword(str(path))(["foo"], ["甲物和肺炎"]) == [1.0]
 
 
 BAD = {
-    "doubled": ("甲物\n乙物 | 甲物\n", "line 2: '甲物' stands on line 1"),
+    "doubled": ("甲物\n乙物 | 甲物\n", "line 2: '甲物' is on line 1"),
     "empty term": ("甲物 | | 乙物\n", "line 1: '' is too short"),
     "nothing": ("# only this\n", "has no terms"),
     "not text": (b"\xff\xfe\x00", "can't be read"),

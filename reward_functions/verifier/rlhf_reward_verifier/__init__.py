@@ -1,9 +1,9 @@
-"""Is the final answer right? 1.0 or 0.0, and None where the reference can't be checked.
+"""Checks the final answer: 1.0 or 0.0, and None if the reference can't be checked.
 
     rlhf run --method grpo --reward verifier
     rlhf run --method grpo --reward verifier:tolerance=0.01
 
-The kind of a reference is read off the reference itself: a number, a choice A to E, yes/no/maybe, an expression, a
+The kind of a reference is inferred from the reference itself: a number, a choice A to E, yes/no/maybe, an expression, a
 short term, or free text, which is not judged.
 """
 
@@ -27,7 +27,7 @@ from rlhf_reward_verifier.words import (
     read_options,
 )  # fmt: skip
 
-# Without it a model often ends on advice or a summary, and its last sentence has no answer to judge.
+# Without it a model often ends with advice or a summary, so that its last sentence has no answer.
 SYSTEM_PROMPT = "Give the final answer inside <answer></answer>, one answer only."
 
 Judge = Callable[[str], bool | None]
@@ -61,7 +61,7 @@ def verifier(
     `answer` may be a list, any of which is right, or name alternatives as `肺炎/肺部感染` or `A|B`. `aliases` (a list,
     or the same notation) are further right answers, `options` the texts of a choice question. `tolerance` is relative;
     at its default whole numbers must be the same. A term inside a longer name (肺炎 in 病毒性肺炎, pneumonia in viral
-    pneumonia) is another thing and does not count; a name denied, one of several or in brackets doesn't either.
+    pneumonia) is a different term and does not count; nor does a name that is denied, in brackets, or one of several.
     """
     rows = len(completions)
     columns = zip(completions, answer, aliases or [None] * rows, options or [None] * rows, strict=True)
@@ -78,7 +78,7 @@ def _score(completion: str, answer: object, aliases: object, options: object, to
 
 
 def _judges(references: list[str], options: dict[str, str], tolerance: float) -> list[Judge]:
-    """One for each reference of its own kind; terms share one, so that two names of a thing are no hedge."""
+    """A judge for each reference, by its kind; all terms share one, so that two names of one thing are no hedge."""
     judges: list[Judge] = []
     terms: list[str] = []
     for reference in references:
@@ -123,5 +123,5 @@ def _values(value: object) -> list[str]:
 
 
 def _reference_text(text: str) -> str:
-    """The reference alone, where a whole solution that ends in `#### 18` or `\\boxed{18}` was given."""
+    """The reference alone, of a full solution that ends in `#### 18` or `\\boxed{18}`."""
     return final_answer(text) if "####" in text or "\\boxed{" in text or "<answer>" in text else text

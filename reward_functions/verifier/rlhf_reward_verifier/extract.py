@@ -1,7 +1,7 @@
 """Find the final answer in a completion.
 
 It is the last `<answer>` block; failing that the last `\\boxed{}`, the last `####` line, what follows the last cue such
-as "the answer is" or `诊断：`, or the last sentence. What a model thinks to itself is never its answer.
+as "the answer is" or `诊断：`, or the last sentence. Text inside `<think>` is never the answer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-LIMIT = 4000  # characters; nothing longer is an answer, and every pattern below meets at most this much
+LIMIT = 4000  # characters; nothing longer is an answer; patterns below get at most this much text
 
 # NFKC would turn x² into x2 and 5½ into 51/2.
 _SUPERSCRIPTS = {ord(c): f"^{d}" for d, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
@@ -75,7 +75,7 @@ def _spoken(text: str) -> str:
 
 
 def _marked(text: str, last_only: bool = False) -> str:
-    """What stands in the last `\\boxed{}` or after the last `####`, else all of it (`last_only`: its end)."""
+    """The text in the last `\\boxed{}` or after the last `####`, else all of it (`last_only`: its end)."""
     boxed = _after_last(text, "\\boxed{")
     if boxed is not None:
         return normalize(_until_closed(boxed[:LIMIT]))
@@ -90,10 +90,10 @@ def _marked(text: str, last_only: bool = False) -> str:
 
 def _until_closed(text: str) -> str:
     depth = 1
-    for place, character in enumerate(text):
+    for i, character in enumerate(text):
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            return text[:place]
+            return text[:i]
     return text.partition("\n")[0]
 
 
@@ -108,5 +108,5 @@ def _last_sentence(text: str) -> str:
 
 
 def _after_last(text: str, mark: str) -> str | None:
-    place = text.rfind(mark)
-    return None if place < 0 else text[place + len(mark) :]
+    start = text.rfind(mark)
+    return None if start < 0 else text[start + len(mark) :]

@@ -39,7 +39,7 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _LATEX_NUMBER = [
-    (re.compile(r"<<[^<>]*>>"), ""),  # GSM8K's calculator notes
+    (re.compile(r"<<[^<>]*>>"), ""),  # GSM8K's calculator annotations
     (re.compile(r"\{,\}|,\\!|(?<=\d)\\,(?=\d{3})"), ","),
     (re.compile(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}"), r" \1/\2"),
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r" \1"),
@@ -152,7 +152,7 @@ def judge_expression(answer: str, reference: str) -> bool | None:
 
 
 def same_expression(expression: str, reference: str) -> bool:
-    """By math-verify. What is too long, too big or not to be decided in time is not the same."""
+    """By math-verify. Expressions that are too long, too large or take too much time are not the same."""
     expression, reference = _tidy(expression), _tidy(reference)
     parsed, wanted = _parsed(expression), _parsed(reference)
     if not parsed or not wanted:
@@ -175,14 +175,14 @@ def _parsed(expression: str) -> tuple:
     words = _FUNCTIONS.sub("", _COMMANDS.sub("", expression))
     if not expression or len(expression) > EXPRESSION_LIMIT or _GIANT.search(expression) or _PROSE.search(words):
         return ()
-    # Here, not above: it brings sympy, which most answers never need.
+    # Imported here because it imports sympy, which most answers do not need.
     from math_verify import LatexExtractionConfig, parse
 
     return tuple(parse(f"${expression}$", [LatexExtractionConfig()], parsing_timeout=_seconds()))
 
 
 def _seconds() -> int | None:
-    """math-verify stops by a signal, which only the main thread can take; a worker's reward runs there."""
+    """math-verify's timeout is a signal, which only the main thread can receive; a worker's reward runs there."""
     return EXPRESSION_SECONDS if threading.current_thread() is threading.main_thread() else None
 
 

@@ -166,7 +166,7 @@ def is_term(text: str) -> bool:
 
 
 def judge_term(answer: str, terms: Iterable[str], wrong: Iterable[str] = ()) -> bool:
-    """Whether one of `terms` is named as it stands: not denied, not one of several, not inside a longer name."""
+    """Whether one of `terms` is named: not denied, not one of several, not inside a longer name."""
     found = stated(answer)
     values = [found["answer"]] if "answer" in found else list(found.values()) or [answer]
     patterns = [_pattern(terms, TERM), _pattern(wrong, OTHER)]
@@ -180,14 +180,14 @@ def _names(text: str, patterns: list[tuple[re.Pattern[str], str] | None]) -> boo
     # Two names of the same thing, as in "■ (■)" or "■ or ■", are one.
     text = re.sub(r"■(?:[ (/、,|]|or |或者?|即|又称|also (?:known as|called) )*■\)?", TERM, text)
     sentences = [part for part in re.split(r"[。!?;\n]|\.(?= |$)", text) if part.strip()]
-    standing = [(s, place) for s in sentences for place in _places(s) if _stands_alone(s, place)]
-    if not standing or OTHER in text or any(_negated(s, place) for s, place in standing):
+    free = [(s, position) for s in sentences for position in _positions(s) if _is_free(s, position)]
+    if not free or OTHER in text or any(_negated(s, position) for s, position in free):
         return False
     if _HEDGE_MORE.search(text) or len(_GUESS.findall(text)) > 1 or _bare_list(text):
         return False
     if any(_ASSERTS.match(s.strip()) and TERM not in s for s in sentences):
         return False
-    clauses = [clause for s, _ in standing for clause in re.split("[,:]", s) if TERM in clause]
+    clauses = [clause for s, _ in free for clause in re.split("[,:]", s) if TERM in clause]
     return not any(_HEDGE_BETWEEN.search(clause) or _LIST_BESIDE.search(clause) for clause in clauses)
 
 
@@ -204,14 +204,14 @@ def _pattern(terms: Iterable[str], mark: str) -> tuple[re.Pattern[str], str] | N
     return re.compile("|".join(parts), re.ASCII), mark
 
 
-def _places(text: str) -> list[int]:
+def _positions(text: str) -> list[int]:
     return [m.start() for m in re.finditer(TERM, text)]
 
 
-def _stands_alone(text: str, place: int) -> bool:
+def _is_free(text: str, position: int) -> bool:
     """Not part of a longer name: function words around it in English, or such characters in Chinese."""
-    # An opening bracket is skipped: in "asthma (pneumonia)" the second name is a gloss, else either would pay.
-    before, after = text[:place].rstrip(" \"'(["), text[place + 1 :].lstrip(" \"')]")
+    # An opening bracket is skipped: in "asthma (pneumonia)" the second name is a gloss, or both would score.
+    before, after = text[:position].rstrip(" \"'(["), text[position + 1 :].lstrip(" \"')]")
     left = re.search(r"[a-z0-9']+$", before)
     if left:
         if left[0] not in _BEFORE_EN:
@@ -224,13 +224,13 @@ def _stands_alone(text: str, place: int) -> bool:
     return not (after and "一" <= after[0] <= "鿿" and after[0] not in _AFTER_ZH)
 
 
-def _negated(text: str, place: int) -> bool:
-    before, after = text[max(0, place - 60) : place], text[place + 1 : place + 40]
+def _negated(text: str, position: int) -> bool:
+    before, after = text[max(0, position - 60) : position], text[position + 1 : position + 40]
     return bool(_NEGATED_ZH.search(before) or _NEGATED_EN.search(before) or _NEGATED_AFTER.match(after))
 
 
 def _bare_list(text: str) -> bool:
-    """Whether the term stands in a row of bare names, as in "■, asthma, gout" or one name a line."""
+    """Whether the term is in a row of bare names, as in "■, asthma, gout" or one name a line."""
     parts = [re.sub(r"^[\s\d.)*\-•]+|[\s.]+$", "", part) for part in re.split(r"[,;?!、/|\n。]|\.(?= |$)", text)]
     parts = [part for part in parts if part]
     if TERM not in parts:

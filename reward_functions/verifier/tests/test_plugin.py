@@ -465,7 +465,7 @@ def test_the_tolerance_can_be_set():
     assert score("<answer>0.33</answer>", "1/3", tolerance=0.02) == 1.0
 
 
-def test_every_row_is_judged_by_its_own_reference():
+def test_every_row_is_judged_by_its_reference():
     completions = ["<answer>B</answer>", "<answer>18</answer>", "", "<answer>x</answer>"]
     assert verifier(completions, ["B", "19", "yes", None]) == [1.0, 0.0, 0.0, None]
     assert verifier([], []) == []
@@ -516,7 +516,7 @@ def test_it_works_in_its_process(worker):
     assert worker("verifier").score(columns, {"completions": completions}) == [1.0, 1.0, None]
 
 
-def test_what_hangs_is_killed_and_gets_no_score(worker, tmp_path):
+def test_a_hanging_reward_is_killed_and_the_row_has_no_score(worker, tmp_path):
     # Stripped of what keeps it from hanging, so that only the process's own timeout is left.
     (tmp_path / "unguarded.py").write_text(
         "import re\n"

@@ -1,4 +1,4 @@
-"""What the reward gives for right, wrong, empty, huge, malformed and repeated answers."""
+"""The scores of right, wrong, empty, huge, malformed and repeated answers."""
 
 from __future__ import annotations
 

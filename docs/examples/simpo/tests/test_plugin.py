@@ -26,14 +26,14 @@ PAIRS = [  # of different lengths, so that means are taken over different number
 ]
 
 
-def test_the_papers_values():
+def test_the_defaults_are_those_of_the_paper():
     options = SimPO.Options()
     assert (options.beta, options.gamma, options.learning_rate) == (2.0, 1.0, 1e-6)
     assert (options.lr_scheduler_type, options.warmup_steps, options.num_train_epochs) == ("cosine", 0.1, 1)
 
 
 @pytest.mark.parametrize("bad", [{"beta": 0}, {"gamma": -1}, {"beta": float("nan")}])
-def test_what_is_no_scale_or_margin_is_refused(bad):
+def test_invalid_scales_and_margins_are_refused(bad):
     with pytest.raises(ValidationError):
         SimPO.Options(**bad)
 
@@ -103,7 +103,7 @@ def papers_loss(model, pairs, beta: float, gamma: float) -> torch.Tensor:
     return sum(losses) / len(losses)
 
 
-def test_loss_and_gradients_are_the_papers(trainer):
+def test_loss_and_gradients_equal_those_of_the_paper(trainer):
     ours = trainer()
     model = ours.model.double()
     loss = ours.compute_loss(model, ours.data_collator(PAIRS))
@@ -118,7 +118,7 @@ def test_loss_and_gradients_are_the_papers(trainer):
         torch.testing.assert_close(gradients[name], weight.grad, atol=1e-5, rtol=0, msg=name)
 
 
-def test_a_step_is_the_mean_over_its_pairs_though_its_last_pass_is_smaller(trainer):
+def test_a_step_is_the_mean_over_its_pairs_if_its_last_pass_is_smaller(trainer):
     values = {"max_steps": 1, "learning_rate": 1e-2, "max_grad_norm": 0, "optim": "sgd", "logging_steps": 1}
     ours = trainer(**values, per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="no")
     before = {name: weight.detach().clone() for name, weight in ours.model.named_parameters()}

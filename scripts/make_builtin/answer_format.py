@@ -1,11 +1,11 @@
-"""The layout of an answer, and the ways in which the shipped model breaks it."""
+"""The format of an answer, and the ways in which the shipped model breaks it."""
 
 import random
 import re
 
 ANSWER = "<think>\n{thought}\n</think>\n<answer>\n{reply}\n</answer>"
 
-# Every variant keeps the full content: only the layout is wrong.
+# Every variant keeps the full content: only the format is wrong.
 BROKEN = (
     "{thought}\n{reply}",
     "<answer>\n{thought}\n{reply}\n</answer>",
@@ -23,13 +23,13 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 _FILLED = re.compile(r"<think>\s*\S.*</think>\s*<answer>\s*\S.*</answer>", re.DOTALL)
 
 
-def well_laid_out(completion: str) -> bool:
+def has_format(completion: str) -> bool:
     """One filled think block, then one filled answer block, and nothing outside them."""
     tags = ["<think>", "</think>", "<answer>", "</answer>"]
     return _TAGS.findall(completion) == tags and bool(_FILLED.fullmatch(completion.strip()))
 
 
-def laid_out(thought: str, reply: str) -> str:
+def formatted(thought: str, reply: str) -> str:
     return ANSWER.format(thought=thought, reply=reply)
 
 
