@@ -44,17 +44,20 @@ def scorer(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", offered("rewards"))
 def test_our_rewards_keep_the_rules(name, request):
     parameters = {"path": str(request.getfixturevalue("scorer"))} if name == "reward_model" else {}
     check_reward(name, **parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", offered("methods"))
 def test_our_methods_keep_the_rules(name):
     check_method(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", offered("formatters"))
 def test_our_formatters_keep_the_rules(name):
     check_formatter(name)
@@ -254,6 +257,7 @@ def rlhf_rewards(): return [Reward(plain)]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("top", "said"),
     [
@@ -396,6 +400,7 @@ def test_the_command_survives_a_plugin_that_ends_its_process(distribution):
     assert "ends" not in sys.modules
 
 
+@pytest.mark.slow
 def test_without_names_every_plugin_gets_a_line(distribution, monkeypatch):
     distribution(
         "odd",

@@ -102,6 +102,7 @@ def same(one, other):
         torch.testing.assert_close(weight, their_weights[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(
     ("options", "theirs", "settings"),
@@ -129,6 +130,7 @@ def test_dpo(options, theirs, settings, lora, tiny_model, tmp_path):
     same(ours(model, tokenizer, loss, tmp_path, adapter(lora), shared=True, **settings), trained(trl))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("padding", ["pad", "end"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "padded"])

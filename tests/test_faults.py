@@ -138,6 +138,7 @@ def read_lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_a_short_run_finishes_and_says_what_failed(go, faults, capsys, monkeypatch, name):
     monkeypatch.setattr(concurrency, "GRACE", 0.2)

@@ -92,6 +92,7 @@ def test_the_guide_names_every_probe(page):
         assert f"| `{name}` |" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "name"),
     [
@@ -104,6 +105,7 @@ def test_the_examples_keep_the_rules_of_their_kind(check, name, installed):
     check(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simpo", "brevity", "consultation"])
 def test_the_examples_pass_their_own_tests(name, installed):
     """In a separate process. That they conform is tested above."""

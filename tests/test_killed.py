@@ -22,6 +22,8 @@ from rlhf_core.training.run_folder import WRITING, list_checkpoints
 # Python calls an audit hook before each such operation, so the run itself is not changed for the test.
 KILLS = """
 import os, signal, sys
+
+pytestmark = pytest.mark.slow
 event, ending, times = os.environ["KILL_AT"].split()
 left = [int(times)]
 def hook(name, arguments):

@@ -277,6 +277,8 @@ import torch
 from rlhf_core import hookimpl
 from transformers import TrainerCallback
 
+pytestmark = pytest.mark.slow
+
 class RunsOut(TrainerCallback):
     def __init__(self, run): self.run = run
     def on_step_begin(self, args, state, control, **kwargs):

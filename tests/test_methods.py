@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_core.training.run_folder import list_checkpoints
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["sft", "dpo", "orpo", "reward_model"]
 ROWS = [
     {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 5 + 1), "rejected": f"Run {i} miles."}

@@ -413,6 +413,7 @@ def test_a_killed_process_is_reported(monkeypatch, capsys):
     assert "SIGKILL" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_real_pipeline_and_the_same_again(tiny_model, write_jsonl):
     turns = [{"role": "user", "content": "What helps against fever?"}, {"role": "assistant", "content": "Rest."}]
     pair = {"question": "What helps against fever?", "response_chosen": "Rest.", "response_rejected": "Running."}

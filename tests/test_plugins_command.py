@@ -258,6 +258,7 @@ def package(request, tmp_path, monkeypatch) -> tuple[str, Path]:
     sys.modules.pop(f"rlhf_{request.param}_near_it", None)
 
 
+@pytest.mark.slow
 def test_a_new_package_passes_its_own_tests(package, tmp_path):
     _, folder = package
     (tmp_path / "kit.py").write_text(KIT)
@@ -370,6 +371,7 @@ def wheel(folder: Path, requires: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("need", ["torch>=99", "rlhf-core>=99", "numpy==1.0"])
 def test_a_plugin_can_not_move_what_runs_are_trained_with(tmp_path, need):
     result = invoke("plugins", "install", "--dry-run", "--no-index", wheel(tmp_path, need))

@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM
 from rlhf_core.prefix import Group, completion_logps, share, shares, sharing
 from rlhf_core.training import launch
 
+pytestmark = pytest.mark.slow
+
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 batches = [  # of each process two, of which the first's gradient waits for the second's

@@ -172,6 +172,7 @@ def apart(counts, probs):
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", SAMPLINGS)
 def test_first_and_second_words_have_their_exact_probabilities(few_words, monkeypatch, which):
     """A correct sampler exceeds 5 standard deviations once in a hundred thousand seeds; a wrong one by far."""

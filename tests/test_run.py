@@ -145,6 +145,7 @@ def test_the_written_configuration_holds_what_was_used(run, capsys):
     assert (adapted["learning_rate"], adapted["beta"], adapted["lora"]) == (1e-6, 0.001, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "greedy", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}], ids=lambda values: next(iter(values))
 )
@@ -171,6 +172,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_resumed_run_is_the_run_that_never_stopped(run, case):
     values = dict(RESUMED[case])
@@ -232,6 +234,7 @@ def test_a_long_run_with_a_dead_reward_is_stopped_by_the_failure_monitor(run, ca
     assert "rlhf run --resume out" in shown
 
 
+@pytest.mark.slow
 def test_lora_trains_only_the_adapter_and_can_be_trained_on(run, tiny_model):
     _, first = run("first", lora=True)
     files = {path.name for path in (first / "model").iterdir()}
@@ -259,6 +262,7 @@ def test_quantized_weights(run, bits):
     assert (folder / "model" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(run, tmp_path, tiny_model):
     """kill -9 in the middle of a step, from another process, and what comes out equals the run that was not killed."""
     values = {"max_steps": 12, "save_steps": 2}
@@ -280,6 +284,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(run, tmp_path, tiny_model
     assert read_lines(killed / "samples.jsonl") == read_lines(full / "samples.jsonl")
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_resume_together(run, tmp_path, tiny_model):
     """Only the second process's reward fails: without agreement the first would wait for it forever."""
     (tmp_path / "second.py").write_text(

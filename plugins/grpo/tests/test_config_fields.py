@@ -16,6 +16,8 @@ from rlhf_core import Catalog, UserError
 from rlhf_core.cli import rlhf
 from rlhf_core.config import resolve
 
+pytestmark = pytest.mark.slow
+
 # The settings that others need in order to have an effect.
 REUSED = {"num_iterations": 2, "learning_rate": 1.0}  # the second pass over answers has moved far from the first
 REFERENCE = {"beta": 0.1, "learning_rate": 1.0}

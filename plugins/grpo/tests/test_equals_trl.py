@@ -43,6 +43,7 @@ def passes_with_shared_prompts(setattr):
     return passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "way"), [*((case, "packed") for case in CASES), ("full", "two phases"), ("all of it", "two phases")]
 )
@@ -94,6 +95,7 @@ def two_processes(tmp_path_factory, tiny_model):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TWO)
 def test_training_in_two_processes_is_trls(two_processes, same, case):
     start, theirs, ours = torch.load(two_processes / case)

@@ -319,6 +319,7 @@ def test_a_run_writes_a_model_and_the_metrics_of_the_paper(go, tiny_model):
 ADAPTER = {"lora": True, "lora_r": 4, "lora_alpha": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
@@ -357,6 +358,7 @@ def _stop_after(go, values, every):
     assert go("stopped", **{**values, "reward": ["./stop.py:length"]}) == 130
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_an_adapter_keeps_it_as_the_reference(go, trainer):
     assert go("first", **ADAPTER) == 0
     made = trainer(model="first/model", **ADAPTER)
@@ -377,6 +379,7 @@ def test_a_run_that_starts_from_an_adapter_keeps_it_as_the_reference(go, trainer
     assert not (Path("second") / "model" / "ref").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_quantized(go, bits):
     pytest.importorskip("bitsandbytes")

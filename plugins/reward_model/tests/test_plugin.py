@@ -107,6 +107,7 @@ def adapter_of_another_method(go) -> str:
     return str(folder / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora", "from an adapter", "from a merged adapter"])
 def test_a_saved_model_computes_the_trained_scores_in_any_batch(go, kind):
     values = {"full": {"lora": False}, "lora": {"lora": True}}.get(kind, {})
@@ -148,6 +149,7 @@ def test_without_a_pad_token_scores_do_not_depend_on_the_batch(go, tiny_model, t
     torch.testing.assert_close(torch.tensor(rewards(PROMPTS, TEXTS)), torch.tensor(alone), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_a_model_trained_with_quantized_weights_scores(go, bits):
     pytest.importorskip("bitsandbytes")

@@ -14,6 +14,8 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_core import IGNORED, UserError, encode_conversations
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["rest", "and", "drink", "water", "measure", "the", "fever", "again", "call", "a", "doctor", "when", "it"]
 ROWS = [
     {

@@ -448,6 +448,7 @@ HOSTILE = {
 REPEATED = {"terms", "terms in English", "letters", "yes", "huge block", "right to left"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_text_is_wrong_and_quick(case):
     text = HOSTILE[case]
