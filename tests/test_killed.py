@@ -18,12 +18,12 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
+pytestmark = pytest.mark.slow
+
 # Kills its process when it is about to do a thing to a file for the n-th time: KILL_AT="open metrics.jsonl 5".
 # Python calls an audit hook before each such operation, so the run itself is not changed for the test.
 KILLS = """
 import os, signal, sys
-
-pytestmark = pytest.mark.slow
 event, ending, times = os.environ["KILL_AT"].split()
 left = [int(times)]
 def hook(name, arguments):

@@ -27,6 +27,8 @@ from rlhf_core.training import launch
 from rlhf_core.training.run import train
 from rlhf_core.training.run_folder import list_checkpoints
 
+pytestmark = pytest.mark.slow
+
 # Answer i of a group is sampled with the same numbers every time, so that all processes sample alike.
 REWARD = """
 import torch
@@ -276,8 +278,6 @@ import os
 import torch
 from rlhf_core import hookimpl
 from transformers import TrainerCallback
-
-pytestmark = pytest.mark.slow
 
 class RunsOut(TrainerCallback):
     def __init__(self, run): self.run = run

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Writes, for each case, how far the gradients are from those of one process, relative to their norm.
 WORKER = """
 import copy
@@ -21,8 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 from rlhf_core.prefix import Group, completion_logps, share, shares, sharing
 from rlhf_core.training import launch
-
-pytestmark = pytest.mark.slow
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()

@@ -70,6 +70,7 @@ def prefills(monkeypatch):
 ENDS = {"one": [3], "several": [3, 20, 21, 22, 23, 24, 25, 40, 41, 42], "never": [66]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("rows", [2, 3, 256])
@@ -101,6 +102,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
 @pytest.mark.parametrize("family", OTHERS)
 def test_greedy_rollouts_equal_those_of_generate_in_other_families(family, lora):
@@ -285,6 +287,7 @@ def test_the_mode_of_a_model_is_restored(model, training, engine):
     model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["transformers", "continuous"])
 def test_other_engines_return_valid_rollouts(model, engine):
     """Greedy ones are the same; sampled ones end correctly and have their log-probabilities."""

@@ -253,6 +253,7 @@ def test_the_loss_has_the_end_token_once_and_no_token_of_the_prompt(run, monkeyp
         assert text.endswith(" times." + tokenizer.eos_token)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_steps_as_one(run, tmp_path, tiny_model):
     """The same four pairs a step, two by two or all in one: the same weights, up to rounding."""
     values = {

@@ -517,6 +517,7 @@ def test_it_works_in_its_process(worker):
     assert worker("verifier").score(columns, {"completions": completions}) == [1.0, 1.0, None]
 
 
+@pytest.mark.slow
 def test_a_hanging_reward_is_killed_and_the_row_has_no_score(worker, tmp_path):
     # Stripped of what keeps it from hanging, so that only the process's own timeout is left.
     (tmp_path / "unguarded.py").write_text(
