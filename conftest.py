@@ -113,7 +113,7 @@ def distribution(tmp_path, monkeypatch):
             monkeypatch.delitem(sys.modules, module, raising=False)
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: placeholder\n"
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: an example\n"
         (info / "METADATA").write_text(metadata + (f"Requires-Dist: {requires}\n" if requires else ""))
         lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in names.items()) for group, names in points.items()]
         (info / "entry_points.txt").write_text("\n".join(lines))

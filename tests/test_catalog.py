@@ -27,7 +27,7 @@ def test_two_entry_points_on_one_module_share_one_manager(distribution):
     catalog = Catalog()
     (a, entry), (b, _) = catalog.load("rewards", "a"), catalog.load("rewards", "good/b")
     assert (a.label, b.label) == ("a", "b")
-    assert (entry.distribution, entry.version, entry.summary) == ("good", "1.0", "made up")
+    assert (entry.distribution, entry.version, entry.summary) == ("good", "1.0", "an example")
     assert len(catalog._managers) == 1
 
 

@@ -62,7 +62,7 @@ def test_the_listing_has_each_plugin_with_its_state(one_of_each_state):
     assert set(one_of_each_state.values()) == set(STATES)
     found = {e["distribution"]: e for e in json.loads(invoke("plugins", "--json").output)}
     assert {name: found[name]["state"] for name in one_of_each_state} == one_of_each_state
-    assert (found["fine"]["problem"], found["fine"]["summary"]) == (None, "made up")
+    assert (found["fine"]["problem"], found["fine"]["summary"]) == (None, "an example")
     assert "no_such_package_of_a_long_name" in found["bad"]["problem"]
     assert not {"fine_module", "one_module"} & sys.modules.keys()
     assert invoke("plugins", "list", "--json").output == invoke("plugins", "--json").output
@@ -82,7 +82,7 @@ def test_the_listing_fits_the_terminal_and_cuts_no_reason(one_of_each_state, mon
 def test_a_pipe_gets_full_lines(one_of_each_state, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = [line.split() for line in invoke("plugins").output.splitlines()]
-    assert ["reward", "a", "fine", "1.0", "ok", "made", "up"] in lines
+    assert ["reward", "a", "fine", "1.0", "ok", "an", "up"] in lines
     assert ["reward", "off", "off", "1.0", "disabled", "made", "up"] in lines
     assert lines[0] == ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
 
@@ -162,7 +162,7 @@ def test_a_reward_is_shown_with_what_its_signature_tells(distribution):
     distribution("fine", {"fine_module": REWARD}, {"rlhf.rewards": {"a": "fine_module"}})
     output = invoke("rewards", "show", "a").output
     for line in (
-        "a: made up",
+        "a: an example",
         "Distribution   fine 1.0",
         "Parameters     limit: int = 3",
         "Columns        needs answer",
