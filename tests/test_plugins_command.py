@@ -82,8 +82,8 @@ def test_the_listing_fits_the_terminal_and_cuts_no_reason(one_of_each_state, mon
 def test_a_pipe_gets_full_lines(one_of_each_state, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = [line.split() for line in invoke("plugins").output.splitlines()]
-    assert ["reward", "a", "fine", "1.0", "ok", "an", "up"] in lines
-    assert ["reward", "off", "off", "1.0", "disabled", "made", "up"] in lines
+    assert ["reward", "a", "fine", "1.0", "ok", "an", "example"] in lines
+    assert ["reward", "off", "off", "1.0", "disabled", "an", "example"] in lines
     assert lines[0] == ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
 
 
