@@ -133,7 +133,7 @@ def test_a_mistake_is_reported_once_before_processes_start(settings):
 
 def test_ctrl_c_stops_all_processes_after_the_same_step(settings):
     """One checkpoint, one message, exit code 130, and what comes of it is the run that was not interrupted."""
-    values = {**settings, **METHODS["sft"], "method": "sft", "max_steps": 60, "save_steps": 100, "num_processes": 2}
+    values = {**settings, **METHODS["sft"], "method": "sft", "max_steps": 24, "save_steps": 100, "num_processes": 2}
     values |= {"per_device_train_batch_size": 2, "optim": "adamw_torch", "output_dir": "cut"}
     process, metrics = start(values), Path("cut/metrics.jsonl")
     wait_until(lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process)
@@ -142,7 +142,7 @@ def test_ctrl_c_stops_all_processes_after_the_same_step(settings):
     assert (process.returncode, errors.count("Traceback")) == (130, 0), errors
     (saved,) = list_checkpoints(Path("cut/checkpoints"))
     step = int(saved.name.rpartition("-")[2])
-    assert 3 <= step < 60
+    assert 3 <= step < 24
     assert [shown.count(text) for text in ("Stopping with a checkpoint", "rlhf run --resume cut")] == [1, 1]
     assert f"Stopped after step {step}. Resume: rlhf run --resume cut" in shown
     assert not Path("cut", launch.STOP).exists()
