@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -251,29 +249,3 @@ def test_the_loss_has_the_end_token_once_and_no_token_of_the_prompt(run, monkeyp
         text = tokenizer.decode(group.completions[0])
         assert text.startswith("Rest, ")
         assert text.endswith(" times." + tokenizer.eos_token)
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_same_steps_as_one(run, tmp_path, tiny_model):
-    """The same four pairs a step, two by two or all in one: the same weights, up to rounding."""
-    values = {
-        "max_steps": 3,
-        "num_eval_prompts": 3,
-        "gradient_accumulation_steps": 1,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-    }
-    alone = run("alone", **values, per_device_train_batch_size=4)
-    text = (alone / "config.yaml").read_text()
-    text = text.replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 2")
-    (tmp_path / "two.yaml").write_text(text.replace("output_dir: alone", "output_dir: together"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "rlhf_core", "run", "--config", "two.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr
-    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("alone", "together"))
-    for name in one:
-        torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=0, msg=name)
-    for mine, theirs in zip(metrics(alone), metrics(tmp_path / "together"), strict=True):
-        for name in ("loss", "nll_loss", "log_odds_chosen", "rewards/accuracies"):
-            assert theirs[name] == pytest.approx(mine[name], abs=1e-4)
