@@ -27,6 +27,14 @@ def test_the_builtin_model_brings_its_preset_and_flags_win():
     assert "max_steps" not in config.preset
 
 
+def test_embedded_is_the_earlier_name_of_the_builtin_model_and_data():
+    config = resolved(model="embedded", data=["embedded", "embedded:weight=1"], eval_prompts=3, main_address="a:1")
+    assert (config.model, config.data[0], config.options.num_eval_prompts) == ("builtin", "builtin", 3)
+    assert config.preset["num_generations"] == 8
+    assert config.master_addr == "a:1"
+    assert resolved(model="embedded", data="embedded").data_specs == resolved().data_specs
+
+
 def test_another_model_gets_the_guides_values():
     options = resolved(model="Qwen/Qwen3-8B").options
     assert (options.num_generations, options.max_prompt_length, options.max_completion_length) == (4, 2048, 512)
