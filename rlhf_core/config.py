@@ -35,8 +35,17 @@ BUILTIN = "builtin"
 ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
 
 
+def builtin_name(value: Any) -> Any:
+    """`builtin` for its earlier name; any other value as it is."""
+    return BUILTIN if value == ALSO_BUILTIN else value
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
+
+
+def _named(values: list[Any]) -> list[Any]:
+    return [builtin_name(value) for value in values]
 
 
 Specs = Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)]
@@ -56,12 +65,12 @@ class RunConfig(BaseModel):
         description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
         validation_alias=AliasChoices("reward_model_path", "reward_model_name_or_path"),
     )
-    model: Annotated[str, AfterValidator(lambda model: BUILTIN if model == ALSO_BUILTIN else model)] = Field(
+    model: Annotated[str, AfterValidator(builtin_name)] = Field(
         BUILTIN,
         description="folder of a model, an adapter or a run, or a Hub id",
         validation_alias=AliasChoices("model_name_or_path", "sft_model_path"),
     )
-    data: Specs = Field(
+    data: Annotated[Specs, AfterValidator(_named)] = Field(
         [BUILTIN],
         description="file (.json, .jsonl, .csv, .parquet, .gz), folder, Hub id; repeatable; FILE:weight=2 sets a share",
         validation_alias=AliasChoices("dataset_name"),
@@ -137,7 +146,7 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
         given |= {option_keys[key]: value for key, value in main["set"].items() if key in option_keys}
         main["set"] = {key: value for key, value in main["set"].items() if key not in option_keys}
     preset = {}
-    if main.get("model", BUILTIN) in (BUILTIN, ALSO_BUILTIN):
+    if builtin_name(main.get("model", BUILTIN)) == BUILTIN:
         preset = {name: value for name, value in method.preset().items() if name not in given}
     try:
         options = method.Options.model_validate({**preset, **given})

@@ -172,8 +172,8 @@ class Method:
 
     @classmethod
     def preset(cls) -> dict[str, Any]:
-        """All values of `Options` for the built-in model."""
-        return {**BUILTIN_PRESET, **cls.builtin_preset}
+        """All values of `Options` for the built-in model. `embedded_preset` is the earlier name of `builtin_preset`."""
+        return {**BUILTIN_PRESET, **getattr(cls, "embedded_preset", {}), **cls.builtin_preset}
 
     def resolve_options(self, options: Any, *, lora: bool) -> TrainingOptions:
         """Fill in options that were left unset and depend on others, before they are shown and saved.

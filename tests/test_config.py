@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import read_file, resolve
 from rlhf_core.errors import UserError
-from rlhf_core.method import TrainingOptions
+from rlhf_core.method import Method, TrainingOptions
 
 BASE = {"method": "grpo", "reward": ["medical_format"]}
 
@@ -25,6 +25,21 @@ def test_the_builtin_model_brings_its_preset_and_flags_win():
     assert (config.options.max_steps, config.options.num_generations) == (7, 8)
     assert config.preset["num_generations"] == 8
     assert "max_steps" not in config.preset
+
+
+def test_embedded_is_the_earlier_name_of_the_builtin_model_and_data():
+    config = resolved(model="embedded", data=["embedded", "embedded:weight=1"], eval_prompts=3, main_address="a:1")
+    assert (config.model, config.data[0], config.options.num_eval_prompts) == ("builtin", "builtin", 3)
+    assert config.preset["num_generations"] == 8
+    assert config.master_addr == "a:1"
+    assert resolved(model="embedded", data="embedded").data_specs == resolved().data_specs
+
+
+def test_a_preset_by_its_earlier_name_counts():
+    class Earlier(Method):
+        embedded_preset = {"max_steps": 3}  # noqa: RUF012 - a class constant
+
+    assert Earlier.preset() == Method.preset() | {"max_steps": 3}
 
 
 def test_another_model_gets_the_guides_values():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from rlhf_method_dpo import DPO
 from rlhf_method_reward_model import RewardModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_core import PairTrainer, UserError
 from rlhf_core.prefix import Group
+from rlhf_core.training.pair_trainer import _trainable
 
 ROWS = [{"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": "Run."} for i in range(8)]
 VALUES = {"method": "dpo", "max_completion_length": 32}
@@ -79,3 +83,17 @@ def test_a_process_that_sees_several_gpus_is_refused(made_run, monkeypatch):
 def test_settings_of_trls_trainer_are_refused(made_run, setting, message):
     with pytest.raises(UserError, match=message):
         made_run(set=setting)
+
+
+def test_a_models_own_dropout_is_off_and_its_adapters_acts():
+    config = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1)
+    adapter = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.2, target_modules=["c_attn"], fan_in_fan_out=True)
+    options = SimpleNamespace(quantized=False)
+    args = SimpleNamespace(deepspeed_plugin=None)
+    continued = get_peft_model(GPT2LMHeadModel(config), adapter)
+    for model, new in ((GPT2LMHeadModel(config), None), (GPT2LMHeadModel(config), adapter), (continued, None)):
+        trained = _trainable(SimpleNamespace(model=model, peft_config=new, options=options), args)
+        dropout = {name: m.p for name, m in trained.named_modules() if isinstance(m, torch.nn.Dropout)}
+        assert len(dropout) > 3
+        assert {p for name, p in dropout.items() if "lora_dropout" not in name} == {0.0}
+        assert all(p == 0.2 for name, p in dropout.items() if "lora_dropout" in name)

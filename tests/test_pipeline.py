@@ -95,6 +95,14 @@ def test_models_made_from_the_builtin_one_keep_their_methods_preset():
     assert not any(stage.preset for stage in plan(PPO, model="some/model").values())
 
 
+def test_embedded_is_the_earlier_name_of_the_builtin_model():
+    description = {"model": "embedded", "stages": {"sft": {}, "dpo": {"model": "sft"}}}
+    for stages in (plan(description), plan(PPO, model="embedded")):
+        assert stages["sft"].values["model"] == "builtin"
+        assert stages[list(stages)[-1]].origin == "builtin"
+        assert stages[list(stages)[-1]].preset
+
+
 def test_shared_keys_apply_where_the_method_has_them():
     stages = plan(yaml.safe_load(FILE))
     assert stages["sft"].config.model == "some/model"

@@ -15,9 +15,12 @@ from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
     Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     Qwen3Config,
     Qwen3NextConfig,
     T5Config,
@@ -86,6 +89,7 @@ UNSUPPORTED = {
         "linear_attention",
     ),
     "dropout in attention": (LlamaConfig(**SIZES, attention_dropout=0.1), "drops attention at random"),
+    "dropout by another name": (GPT2Config(vocab_size=67, n_embd=32, n_layer=2, n_head=4), "drops attention at random"),
 }
 
 
@@ -101,6 +105,28 @@ def test_a_model_that_is_not_supported_is_computed_padded(said, which):
     (message,) = said()
     assert message.startswith("each completion is computed with a prompt of its own: ")
     assert reason in message
+
+
+def test_a_model_whose_configuration_has_no_key_value_heads_is_shared(said):
+    sizes = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    model = random_model(GPTNeoXConfig(**sizes, num_attention_heads=4))
+    plain = copy.deepcopy(model)
+    assert share(model) is None
+    assert shares(model, GROUPS)
+    assert_exact(model, plain)
+    assert said() == []
+
+
+def test_a_model_that_does_not_call_its_base_model_is_computed_padded(said):
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+    model = random_model(OPTConfig(vocab_size=67, num_attention_heads=4, **sizes))
+    assert share(model) is None
+    scored = completion_logps(model, GROUPS)
+    for ours, row in zip(scored.logps, ROWS, strict=True):
+        torch.testing.assert_close(ours[: len(row[1])].double(), by_definition(model, *row), atol=1e-5, rtol=1e-5)
+    assert not shares(model, GROUPS)
+    (message,) = said()
+    assert message.startswith("prompts are not shared in this model")
 
 
 def test_an_encoder_with_a_decoder_is_refused(said):

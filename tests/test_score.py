@@ -17,6 +17,7 @@ from rich.console import Console
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
+from rlhf_core.cli.score import _specs as specs
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.reward_report import measuring, page, report, statistics
@@ -132,6 +133,19 @@ def test_a_runs_samples_are_groups_of_a_prompt_and_a_step_and_its_rewards_are_th
         result = CliRunner().invoke(rlhf, ["score", source, "--json"], catch_exceptions=False)
         found = json.loads(result.stdout)
         assert found["rewards"]["level"]["groups"] == {"compared": 2, "with_signal": 1}, source
+
+
+def test_a_run_with_a_reward_model_is_scored_with_it(here):
+    (here / "config.yaml").write_text("method: ppo\nreward: []\nreward_model: some/folder")
+    (spec,) = specs(str(here), ())
+    assert (spec.target, spec.parameters) == ("reward_model", {"path": "some/folder"})
+
+
+@pytest.mark.parametrize("source", [[], ["builtin"], ["embedded"]])
+def test_the_builtin_data_have_an_earlier_name(source):
+    arguments = ["score", *source, "--reward", "medical_format", "--limit", "2", "--json"]
+    found = json.loads(CliRunner().invoke(rlhf, arguments, catch_exceptions=False).stdout)
+    assert found["source"] == "builtin preferences"
 
 
 def test_without_a_file_the_builtin_set_that_has_the_columns_is_scored():

@@ -33,7 +33,7 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     rlhf score my_data.jsonl --reward verifier --reward length:max=300
     """
     from rlhf_core.catalog import Catalog
-    from rlhf_core.config import BUILTIN
+    from rlhf_core.config import BUILTIN, builtin_name
     from rlhf_core.reward_report import answers, measuring
     from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.screen import Screen
@@ -43,7 +43,7 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     catalog, screen = Catalog(), Screen(quiet=as_json)
     with _stdout_to_stderr() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)
-        if source in (None, BUILTIN):
+        if source is None or builtin_name(source) == BUILTIN:
             found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
         else:
             found = answers.read_answers(source, catalog, limit)
@@ -81,14 +81,14 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:
     """The given rewards, else those of the run that is scored."""
-    from rlhf_core.config import read_file
+    from rlhf_core.config import read_file, read_rewards
 
-    entries: list = list(given)
-    if not entries and source is not None:
+    specs = read_rewards(given)
+    if not specs and source is not None:
         folder = Path(source).parent if Path(source).name == "samples.jsonl" else Path(source)
         if (folder / "config.yaml").is_file():
-            found = read_file(folder / "config.yaml").get("reward") or []
-            entries = found if isinstance(found, list) else [found]
-    if not entries:
+            ran = read_file(folder / "config.yaml")
+            specs = read_rewards(ran.get("reward") or [], ran.get("reward_model"))
+    if not specs:
         raise UserError("which reward? Write --reward NAME (rlhf rewards lists them)")
-    return [RewardSpec.read(entry) for entry in entries]
+    return specs

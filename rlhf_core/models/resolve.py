@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core import builtin
-from rlhf_core.config import ALSO_BUILTIN, BUILTIN
+from rlhf_core.config import BUILTIN, builtin_name
 from rlhf_core.errors import UserError
 from rlhf_core.training import environment
 
@@ -54,7 +54,7 @@ def find(given: str, flag: str = "") -> ModelReference:
     other text, in which `flag` comes before `given`.
     """
     called = f"{flag} {given}".strip()
-    if given in (BUILTIN, ALSO_BUILTIN):
+    if builtin_name(given) == BUILTIN:
         return ModelReference(str(builtin.MODEL), called)
     folder = Path(given).expanduser()
     if folder.is_file():

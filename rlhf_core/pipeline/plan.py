@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_core import grammar
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import BUILTIN, MAIN, RunConfig, resolve, spellings
+from rlhf_core.config import BUILTIN, MAIN, RunConfig, builtin_name, resolve, spellings
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.method import SAMPLING, Method
 from rlhf_core.models.resolve import is_hub_id
@@ -179,7 +179,8 @@ class _Planner:
             values["data"] = list(self.overrides.data)
         if self.overrides.reward and rewarded:
             values["reward"] = list(self.overrides.reward)
-        return {**values, **flags}
+        values |= flags
+        return {**values, "model": builtin_name(values["model"])}
 
     def _feeds(self, values: Mapping[str, Any]) -> dict[str, str]:
         """The keys that name an earlier stage. Raises `UserError` for other stages and for models not found."""

@@ -53,7 +53,7 @@ def disagreement(model: Any, longest: int | None) -> str | None:
                 theirs = _values(model, padded, groups)
                 with plain.get_input_embeddings().register_forward_hook(_rounding(eps)):
                     rounded = _values(model, padded, groups)
-    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     apart = (ours - theirs).abs().max().item()
     rounding = (rounded - theirs).abs().max().item() + torch.finfo(torch.float32).eps * theirs.abs().max().item()

@@ -98,7 +98,7 @@ def unsupported(model: Any) -> str | None:
         return "the model caps the scores of its attention (attn_logit_softcapping)"
     if settings.get("output_router_logits"):
         return "the model's loss has a part for its router"
-    if settings.get("attention_dropout"):
+    if settings.get("attention_dropout") or settings.get("attn_pdrop"):
         return "the model drops attention at random"
     if (name := attention.implementation(plain)) not in (attention.PLAIN, attention.NAME):
         return f"the model's attention is {name}, and prompts are shared beside {attention.PLAIN} alone"
@@ -118,10 +118,11 @@ def fits(model: Any, groups: Sequence[Group]) -> bool:
     """
     plain = unwrap(model)
     config = plain.config.get_text_config()
-    layers, width = config.num_hidden_layers, config.hidden_size
-    heads = config.num_attention_heads + 2 * config.num_key_value_heads
-    head_dim = config.to_dict().get("head_dim") or width // config.num_attention_heads
-    within = 8 * width + 3 * config.intermediate_size + 3 * heads * head_dim
+    layers, width, queries = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+    optional = "num_key_value_heads", "head_dim", "intermediate_size"  # some models have no such setting
+    key_values, head_dim, inner = (getattr(config, name, None) for name in optional)
+    heads = queries + 2 * (key_values or queries)
+    within = 8 * width + 3 * (inner or 4 * width) + 3 * heads * (head_dim or width // queries)
     numbers = layers * width + 2 * within if plain.is_activation_checkpointing else layers * within
     return sum(map(size, groups)) * numbers * plain.dtype.itemsize < 0.8 * _free_bytes(plain.device)
 

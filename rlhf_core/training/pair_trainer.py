@@ -198,10 +198,10 @@ def _trainable(run: Run, args: TrainingArguments) -> Any:
     from peft import PeftModel, get_peft_model
 
     model = run.model
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:
+            module.p = 0.0
     if not isinstance(model, PeftModel):
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
         if run.peft_config is None:
             return model
         model = get_peft_model(model, run.peft_config)

@@ -18,9 +18,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl
 
@@ -28,6 +28,11 @@ LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the
 CISPO_EPSILON_HIGH = 5.0  # ScaleRL, https://arxiv.org/abs/2510.13786; TRL would take epsilon, which is too small
 
 log = logging.getLogger("rlhf")
+
+
+def _scale(value: Any) -> Any:
+    """TRL's booleans by name: true is group, false is none."""
+    return {True: "group", False: "none"}[value] if isinstance(value, bool) else value
 
 
 @hookimpl
@@ -67,7 +72,7 @@ class Options(TrainingOptions):
     top_entropy_quantile: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="share of tokens in the loss, those with the highest entropy (the paper: 0.2); 1: all"
     )
-    scale_rewards: Literal["group", "batch", "none"] = Field(
+    scale_rewards: Annotated[Literal["group", "batch", "none"], BeforeValidator(_scale)] = Field(
         "group",
         description="advantages are divided by the standard deviation of the group, of the batch, or not at all",
     )

@@ -264,6 +264,11 @@ def test_a_setting_that_is_an_option_is_that_option():
     assert config.set == {}
 
 
+@pytest.mark.parametrize(("given", "name"), [(True, "group"), (False, "none"), ("batch", "batch")])
+def test_scale_rewards_takes_trls_booleans(given, name):
+    assert resolved({"scale_rewards": given}).options.scale_rewards == name
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -10,11 +10,6 @@ import torch
 from torch import Tensor
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions where `mask` is 1."""
-    return (values * mask).sum() / mask.sum()
-
-
 def kl_penalty(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens the policy sampled, in nats.
 
