@@ -120,7 +120,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
         if dry_run:
             planning.dry_run(plan, screen)
             return 0
-        with run_folder.log_file(folder):
+        with run_folder.log_file(folder, screen.say):
             run = Run(plan, run_folder.latest_checkpoint(folder) if resume else None)
             with screen.working("Loading the model …"):
                 trainer = _build(run, method, planning.plugins_used(plan, catalog))

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,8 +98,10 @@ def finish_model(run: Run) -> None:
 
 
 @contextmanager
-def log_file(folder: Path) -> Iterator[None]:
-    """Send what the libraries log, and Python's warnings, to run.log instead of the screen."""
+def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
+    """Send what the libraries log, and Python's warnings, to run.log instead of the screen. Our own warnings go to both:
+    a run says what it ignores.
+    """
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -110,6 +112,9 @@ def log_file(folder: Path) -> Iterator[None]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    ours, shown = logging.getLogger("rlhf"), logging.Handler(logging.WARNING)
+    shown.emit = lambda record: show(f"Warning: {record.getMessage()}")  # type: ignore[method-assign]
+    ours.addHandler(shown)
     logging.captureWarnings(True)
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
@@ -120,6 +125,7 @@ def log_file(folder: Path) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         root.removeHandler(handler)
+        ours.removeHandler(shown)
         root.setLevel(level)
         handler.close()
 
