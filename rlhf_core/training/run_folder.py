@@ -99,8 +99,8 @@ def finish_model(run: Run) -> None:
 
 @contextmanager
 def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
-    """Send what the libraries log, and Python's warnings, to run.log instead of the screen. Our own warnings go to both:
-    a run says what it ignores.
+    """Send what the libraries log, and Python's warnings, to run.log instead of the screen. Our own warnings go to
+    both: a run says what it ignores.
     """
     import datasets
     from transformers.utils import logging as transformers_logging
