@@ -159,8 +159,20 @@ def test_dry_run_trains_nothing(tmp_path, monkeypatch, tiny_model):
     assert result.exit_code == 0, result.output
     assert "format question_answer" in result.output
     assert "reward medical_format of the reference answer 'rest': 0.0" in result.output
-    assert "<|im_start|>user\nWhat helps against fever?" in result.output
+    assert "The first prompt, as the model gets it" in result.output
+    assert "<|im_start|>user\nWhat helps against fever?<|im_end|>\n<|im_start|>assistant\n" in result.output
+    assert "All checks passed. Nothing was trained" in result.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_shows_a_conversation_as_it_is_learned(tmp_path, monkeypatch, tiny_model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
+    result = run("--method", "sft", "--model", str(tiny_model), "--data", "a.jsonl", "--dry-run")
+    assert result.exit_code == 0, result.output
+    shown = result.output.partition("The first conversation, as the model gets it:")[2]
+    assert "<|im_start|>user\nWhat helps against fever?" in shown
+    assert shown.count("<|im_start|>assistant\n") == 1
 
 
 # mistakes that are found once the model's configuration is read, and before its weights are

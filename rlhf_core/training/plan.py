@@ -112,7 +112,9 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     bits = "4-bit" if options.load_in_4bit else "8-bit" if options.load_in_8bit else ""
     dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
     trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     size = next((f"{plan.info.parameters / n:.1f} {u}" for n, u in SIZES if plan.info.parameters >= n), "<1 k")
     rows = [("Method", f"{config.method}: {entry.summary}")]
     rows += [("Model", f"{config.model}, {size} parameters, {trained}, {dtype}")]
@@ -125,7 +127,7 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
     for label, why, values in (
-        ("Options", "unset, so chosen by the method", plan.chosen),
+        ("Options", "chosen by the method", plan.chosen),
         ("Preset", "for the built-in model", config.preset),
     ):
         if values:
@@ -169,14 +171,16 @@ def run_smoke_test(plan: Plan) -> None:
 
 
 def dry_run(plan: Plan, screen: Screen) -> None:
-    """Show the scores of the first rows and one rendered prompt."""
+    """Show the scores of the first rows and one rendered prompt, or conversation."""
     if tested := plan.smoke_test:
         kind = "a placeholder" if tested.placeholder else "the reference"
         for name, column in tested.columns.items():
             for answer, score, error in zip(tested.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")
     first = plan.data.train[0]
-    screen.say("\nThe first prompt, as the model gets it:\n")
-    prompt = first.get("prompt") or first["messages"]
-    screen.say(plan.info.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    screen.say("All checks passed. Nothing was trained (--dry-run).", "bold")
+    prompt = first.get("prompt")
+    screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")
+    template = plan.info.tokenizer.apply_chat_template
+    screen.say(template(prompt or first["messages"], tokenize=False, add_generation_prompt=bool(prompt)))
+    result = "Only the rewards failed, see above." if tested and tested.failed else "All checks passed."
+    screen.say(f"{result} Nothing was trained (--dry-run).", "bold")
