@@ -53,7 +53,7 @@ class RunConfig(BaseModel):
     )
     reward_model: str | None = Field(
         None,
-        description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
+        description="folder of a trained reward model or of its run: short for --reward reward_model:path=FOLDER",
         validation_alias=AliasChoices("reward_model_path", "reward_model_name_or_path"),
     )
     model: Annotated[str, AfterValidator(lambda model: BUILTIN if model == ALSO_BUILTIN else model)] = Field(

@@ -133,7 +133,7 @@ def test_a_saved_model_computes_the_trained_scores_in_any_batch(go, kind):
 def test_it_learns_to_score_chosen_answers_higher(go):
     code, folder = go(max_steps=20, learning_rate=1e-2)
     assert code == 0
-    good, bad = RewardModelScore(path=str(folder / "model"))(PROMPTS[:2], ["Rest and drink. ", "Run 1 miles."])
+    good, bad = RewardModelScore(path=str(folder))(PROMPTS[:2], ["Rest and drink. ", "Run 1 miles."])
     assert good > bad
 
 
