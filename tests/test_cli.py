@@ -212,4 +212,4 @@ def test_an_output_folder_that_holds_a_run(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text("method: grpo")
     result = run(*GRPO, "--output-dir", "old")
-    assert "holds a run already. Resume it: rlhf run --resume old" in str(result.exception)
+    assert "holds a run already. Resume it: rlhf run --resume old. For another run, give another" in str(result.exception)
