@@ -182,5 +182,5 @@ def dry_run(plan: Plan, screen: Screen) -> None:
     screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")
     template = plan.info.tokenizer.apply_chat_template
     screen.say(template(prompt or first["messages"], tokenize=False, add_generation_prompt=bool(prompt)))
-    result = "Only the rewards failed, see above." if tested and tested.failed else "All checks passed."
+    result = "A reward failed on every row, see above." if tested and tested.failed else "All checks passed."
     screen.say(f"{result} Nothing was trained (--dry-run).", "bold")
