@@ -182,6 +182,9 @@ LATER = {
     "missing column": (["--data", "a.jsonl", "--reward", "r.py:needs_level"], "needs the column level, which a.jsonl"),
     "no such model": (["--model", "./nowhere"], "there is no such folder"),
     "too long": (["--data", "a.jsonl", "--max-prompt-length", "8"], "have more than --max-prompt-length 8 tokens"),
+    "no such callback": (["--callback", "foo"], "there is no callback 'foo'"),
+    "no such scheduler": (["--lr-scheduler-type", "cosin"], "knows no such name. Did you mean 'cosine'"),
+    "no such optimizer": (["--optim", "adamw_torhc"], "knows no such name. Did you mean 'adamw_torch'"),
     "unknown setting": (["--set", "epsilon_hihg=1"], "has no such field. Did you mean 'epsilon_high'"),
     "setting of a wrong type": (["--set", "sync_ref_model=much"], "--set sync_ref_model=much"),
     "settings that clash": (["--set", "generation_batch_size=9"], "don't fit together"),
@@ -212,4 +215,6 @@ def test_an_output_folder_that_holds_a_run(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text("method: grpo")
     result = run(*GRPO, "--output-dir", "old")
-    assert "holds a run already. Resume it: rlhf run --resume old. For another run, give another" in str(result.exception)
+    assert "holds a run already. Resume it: rlhf run --resume old. For another run, give another" in str(
+        result.exception
+    )

@@ -15,7 +15,7 @@ from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.errors import UserError, did_you_mean, first_line
-from rlhf_core.method import Method
+from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import find
 from rlhf_core.rewards.binding import BoundReward, bind_all
@@ -50,6 +50,8 @@ class Plan:
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
     """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
     rewards, options = bind_all(config.reward_specs, catalog), config.options
+    for name in config.callback:
+        catalog.find("callbacks", name)
     _check_settings(method.config, config.set)
     data = data_module.load(
         config.data_specs,
@@ -61,6 +63,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
         skip_bad_rows=config.skip_bad_rows,
     )
     info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
+    _check_names(options)
     options = options.model_copy(update={"lora": models.uses_lora(options, info)})
     given = options.model_dump()
     options = method.resolve_options(options, lora=bool(options.lora))
@@ -76,6 +79,20 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings])
     runtime.start()
     return Plan(config.model_copy(update={"options": options}), chosen, data, info, runtime, system_prompt, origin)
+
+
+def _check_names(options: TrainingOptions) -> None:
+    """Check what options call by transformers' name. Raises `UserError` with the nearest name."""
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for flag, value, names in (
+        ("--lr-scheduler-type", options.lr_scheduler_type, SchedulerType),
+        ("--optim", options.optim, OptimizerNames),
+    ):
+        known = [name.value for name in names]
+        if value not in known:
+            raise UserError(f"{flag} {value}: transformers knows no such name.{did_you_mean(value, known)}")
 
 
 def _check_settings(config_class: str, settings: dict[str, Any]) -> None:
