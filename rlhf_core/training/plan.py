@@ -194,6 +194,7 @@ def dry_run(plan: Plan, screen: Screen) -> None:
         for name, column in tested.columns.items():
             for answer, score, error in zip(tested.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")
+    dataset(plan.data.train)  # raises if a column's values are of different types
     first = plan.data.train[0]
     prompt = first.get("prompt")
     screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")

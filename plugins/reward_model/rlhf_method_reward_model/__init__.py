@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rlhf_core import Method, Reward, TrainingOptions, hookimpl
+from rlhf_core import Method, Reward, TrainingOptions, UserError, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ class RewardModelScore:
         if (folder / "model").is_dir() and not (folder / "config.json").is_file():
             folder /= "model"
         if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
-            raise ValueError(f"path={path} is not a model's folder: it has no config.json or adapter_config.json")
+            raise UserError(f"path={path} is not a model's folder: it has no config.json or adapter_config.json")
         self.folder, self.batch_size = folder, batch_size
         self.model = self.tokenizer = None
 
