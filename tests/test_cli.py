@@ -184,6 +184,11 @@ LATER = {
     "too long": (["--data", "a.jsonl", "--max-prompt-length", "8"], "have more than --max-prompt-length 8 tokens"),
     "column of two types": (["--data", "mixed.jsonl"], "column 'x' holds values of different types: int, str"),
     "no such callback": (["--callback", "foo"], "there is no callback 'foo'"),
+    "no such module": (
+        ["--lora-target-modules", "q_proj,o_porj"],
+        "--lora-target-modules o_porj: the model has no such module. Did you mean 'o_proj'",
+    ),
+    "no such single module": (["--lora-target-modules", "oproj"], "no such module. Did you mean 'o_proj'"),
     "no such scheduler": (["--lr-scheduler-type", "cosin"], "knows no such name. Did you mean 'cosine'"),
     "no such optimizer": (["--optim", "adamw_torhc"], "knows no such name. Did you mean 'adamw_torch'"),
     "unknown setting": (["--set", "epsilon_hihg=1"], "has no such field. Did you mean 'epsilon_high'"),

@@ -64,6 +64,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     )
     info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
     _check_names(options)
+    models.check_modules(info, options)
     options = options.model_copy(update={"lora": models.uses_lora(options, info)})
     given = options.model_dump()
     options = method.resolve_options(options, lora=bool(options.lora))
