@@ -62,7 +62,7 @@ class RunConfig(BaseModel):
     )
     reward_model: str | None = Field(
         None,
-        description="folder of a trained reward model: short for --reward reward_model:path=FOLDER",
+        description="folder of a trained reward model or of its run: short for --reward reward_model:path=FOLDER",
         validation_alias=AliasChoices("reward_model_path", "reward_model_name_or_path"),
     )
     model: Annotated[str, AfterValidator(builtin_name)] = Field(
@@ -155,6 +155,8 @@ def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Met
         raise UserError(explain(error)) from error
     if method.rewards == "required" and not config.reward_specs:
         raise UserError(f"method {method.name} needs a reward: write --reward NAME (rlhf rewards lists them)")
+    if method.rewards == "required" and not any(spec.weight for spec in config.reward_specs):
+        raise UserError("every --reward has weight 0: there is nothing to learn from")
     if method.rewards == "none" and config.reward_specs:
         raise UserError(f"method {method.name} uses no reward: leave out --reward")
     for name in () if method.generates else SAMPLING:

@@ -29,7 +29,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 def _names(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) and "," in value else value
+    return value.split(",") if isinstance(value, str) and value != "all-linear" else value
 
 
 class TrainingOptions(BaseModel):

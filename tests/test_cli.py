@@ -159,8 +159,20 @@ def test_dry_run_trains_nothing(tmp_path, monkeypatch, tiny_model):
     assert result.exit_code == 0, result.output
     assert "format question_answer" in result.output
     assert "reward medical_format of the reference answer 'rest': 0.0" in result.output
-    assert "<|im_start|>user\nWhat helps against fever?" in result.output
+    assert "The first prompt, as the model gets it" in result.output
+    assert "<|im_start|>user\nWhat helps against fever?<|im_end|>\n<|im_start|>assistant\n" in result.output
+    assert "All checks passed. Nothing was trained" in result.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_shows_a_conversation_as_it_is_learned(tmp_path, monkeypatch, tiny_model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
+    result = run("--method", "sft", "--model", str(tiny_model), "--data", "a.jsonl", "--dry-run")
+    assert result.exit_code == 0, result.output
+    shown = result.output.partition("The first conversation, as the model gets it:")[2]
+    assert "<|im_start|>user\nWhat helps against fever?" in shown
+    assert shown.count("<|im_start|>assistant\n") == 1
 
 
 # mistakes that are found once the model's configuration is read, and before its weights are
@@ -170,6 +182,15 @@ LATER = {
     "missing column": (["--data", "a.jsonl", "--reward", "r.py:needs_level"], "needs the column level, which a.jsonl"),
     "no such model": (["--model", "./nowhere"], "there is no such folder"),
     "too long": (["--data", "a.jsonl", "--max-prompt-length", "8"], "have more than --max-prompt-length 8 tokens"),
+    "column of two types": (["--data", "mixed.jsonl"], "column 'x' holds values of different types: int, str"),
+    "no such callback": (["--callback", "foo"], "there is no callback 'foo'"),
+    "no such module": (
+        ["--lora-target-modules", "q_proj,o_porj"],
+        "--lora-target-modules o_porj: the model has no such module. Did you mean 'o_proj'",
+    ),
+    "no such single module": (["--lora-target-modules", "oproj"], "no such module. Did you mean 'o_proj'"),
+    "no such scheduler": (["--lr-scheduler-type", "cosin"], "knows no such name. Did you mean 'cosine'"),
+    "no such optimizer": (["--optim", "adamw_torhc"], "knows no such name. Did you mean 'adamw_torch'"),
     "unknown setting": (["--set", "epsilon_hihg=1"], "has no such field. Did you mean 'epsilon_high'"),
     "setting of a wrong type": (["--set", "sync_ref_model=much"], "--set sync_ref_model=much"),
     "settings that clash": (["--set", "generation_batch_size=9"], "don't fit together"),
@@ -187,6 +208,9 @@ def test_mistakes_found_before_the_weights_load(case, tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"question": "a", "answer": "b", "x": 1}\n{"question": "a", "answer": "b", "x": "1"}'
+    )
     (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"}')
     (tmp_path / "r.py").write_text("def needs_level(completions, level): return [0.0] * len(completions)")
     arguments, message = LATER[case]
@@ -200,4 +224,6 @@ def test_an_output_folder_that_holds_a_run(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text("method: grpo")
     result = run(*GRPO, "--output-dir", "old")
-    assert "holds a run already. Resume it: rlhf run --resume old" in str(result.exception)
+    assert "holds a run already. Resume it: rlhf run --resume old. For another run, give another" in str(
+        result.exception
+    )

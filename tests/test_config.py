@@ -105,6 +105,7 @@ MISTAKES = {
     "unknown method": ({"method": "gpro"}, "there is no method 'gpro'. Did you mean 'grpo'"),
     "unknown key": ({"lerning_rate": 1}, "has no option 'lerning_rate'. Did you mean 'learning_rate'"),
     "no reward": ({"reward": []}, "method grpo needs a reward"),
+    "no weight": ({"reward": ["medical_format:weight=0", "length:weight=0"]}, "every --reward has weight 0"),
     "not a number": ({"learning_rate": "fast"}, "--learning-rate fast: input should be a valid number"),
     "out of range": ({"num_generations": 1}, "--num-generations 1: input should be greater than or equal to 2"),
     "not a choice": ({"dtype": "int3"}, "--dtype int3: input should be 'auto', 'float32'"),

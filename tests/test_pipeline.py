@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -349,6 +350,9 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
     assert "Its data can't be checked yet: that needs the model of stage reward_model." in result.output
     assert [(c["method"], c["model"]) for c in configs] == [("sft", "builtin"), ("reward_model", "builtin")]
     assert not Path("out").exists()
+    Path("pipeline.yaml").write_text("stages: {sft: {}}")
+    result = CliRunner().invoke(rlhf, ["pipeline", "--config", "pipeline.yaml", "--dry-run"])
+    assert re.search(r"^Folder  runs/pipeline-\d{8}-\d{6}$", result.output, re.MULTILINE)
     monkeypatch.setattr(running, "run_process", lambda arguments: 2)
     assert CliRunner().invoke(rlhf, ["pipeline", "dpo", "--dry-run"]).exit_code == 2
 

@@ -431,3 +431,4 @@ def test_a_run_reports_a_reward_that_always_fails_and_goes_on(here, tiny_model, 
     assert result.exit_code == 0, result.output
     assert "Warning reward broken failed on each of 4 reference answers: RuntimeError: no key" in result.output
     assert "reward broken of the reference answer 'a': RuntimeError: no key" in result.output
+    assert "A reward failed on every row, see above. Nothing was trained" in result.output

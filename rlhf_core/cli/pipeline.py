@@ -43,7 +43,8 @@ def pipeline(
     """
     folder = Path(output_dir) if output_dir else None
     title, description = _description(name, config, folder)
-    folder = folder or Path("runs") / f"pipeline-{title}-{time.strftime('%Y%m%d-%H%M%S')}"
+    prefix = "pipeline" if title == "pipeline" else f"pipeline-{title}"  # of pipeline.yaml
+    folder = folder or Path("runs") / f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
     catalog = Catalog()

@@ -150,7 +150,7 @@ def _formatter(formatter: Formatter) -> Described:
 
 
 def _formatter_lines(d: Described) -> Lines:
-    also = "; their values must match, too" if d["looks_at_values"] else ""
+    also = "; what they hold must fit, too" if d["looks_at_values"] else ""
     use = f"rlhf run --method sft --data FILE:formatter={d['name']}"
     return [("Use", use), ("Columns", ", ".join(d["columns"]) + also)]
 

@@ -106,10 +106,9 @@ def _part(
         except UserError as error:
             bad.append(str(error))
     count = f"{len(bad):,} of {len(rows):,} rows"
-    if bad and not skip_bad_rows:
-        raise UserError(f"{bad[0]}. {count} can't be used. Leave such rows out: --skip-bad-rows")
-    if bad and not projected:
-        raise UserError(f"{bad[0]}.")
+    if bad and not (skip_bad_rows and projected):
+        hint = " Leave such rows out: --skip-bad-rows" if projected else ""
+        raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
     if bad:
         warnings.append(f"{spec.source}: left out {count}; the first: {bad[0]}")
     return Part(spec, formatter.name, projected, len(projected), warnings)

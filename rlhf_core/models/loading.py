@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError, did_you_mean, first_line
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models.resolve import ModelReference, find
 
@@ -32,6 +32,7 @@ class ModelInfo:
     parameters: int
     adapter: str | None = None
     task: Task = "causal_lm"
+    modules: tuple[str, ...] = ()
 
 
 def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_template: str | None = None) -> ModelInfo:
@@ -65,7 +66,19 @@ def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_templat
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     adapter = reference.path if reference.adapter else None
-    return ModelInfo(reference.base, config, tokenizer, empty.num_parameters(), adapter, task)
+    modules = tuple(name for name, _ in empty.named_modules())
+    return ModelInfo(reference.base, config, tokenizer, empty.num_parameters(), adapter, task, modules)
+
+
+def check_modules(info: ModelInfo, options: TrainingOptions) -> None:
+    """Raise `UserError` for a name in `lora_target_modules` that no module of the model has."""
+    names = options.lora_target_modules
+    if info.adapter or not uses_lora(options, info) or isinstance(names, str):
+        return
+    for name in names:
+        if not any(f".{module}".endswith(f".{name}") for module in info.modules):
+            known = {module.rpartition(".")[2] for module in info.modules}
+            raise UserError(f"--lora-target-modules {name}: the model has no such module.{did_you_mean(name, known)}")
 
 
 def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
@@ -154,9 +167,15 @@ def from_pretrained(
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    if task == "causal_lm":
-        return AutoModelForCausalLM.from_pretrained(path, **arguments)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
+    try:
+        if task == "causal_lm":
+            return AutoModelForCausalLM.from_pretrained(path, **arguments)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
+    except (ValueError, ImportError) as error:
+        name = arguments.get("attn_implementation")
+        if name is None or name not in str(error):
+            raise
+        raise UserError(f"--attn-implementation {name}: {first_line(error)}") from error
     model.config.pad_token_id = tokenizer.pad_token_id  # the score is read at the last token that is not padding
     return model
 

@@ -47,7 +47,7 @@ def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") ->
             dtype = dtype if dtype in ALLOWED else "float32"
         with screen.working("Saving, and reading it again …"):
             saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
-    screen.say(f"Merged   {reference.path} into {reference.base}")
+    screen.say(f"Merged   {reference.path} with its base model {reference.base}")
     screen.say(f"Logits   merged in float32 differ by {difference:.1e} of their scale (limit {ALLOWED['float32']:.0e})")
     screen.say(f"         as saved in {dtype} differ by {saved_difference:.1e} (limit {ALLOWED[dtype]:.0e})")
     screen.say(f"Model    {folder}")

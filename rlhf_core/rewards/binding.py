@@ -176,6 +176,8 @@ def _attribute(target: str, module: Any, attribute: str) -> Any:
 def _make(name: str, maker: Callable[..., Any], values: Mapping[str, Any]) -> Callable[..., Any]:
     try:
         made = maker(**values)
+    except UserError as error:
+        raise UserError(f"reward {name!r}: {error}") from error
     except Exception as error:
         raise UserError(f"reward {name!r} could not be set up: {describe(error)}") from error
     if not callable(made):

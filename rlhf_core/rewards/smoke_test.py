@@ -37,6 +37,11 @@ class SmokeTest:
         """(label, text): one line for each reward, as a warning if it failed on every row."""
         return [self._line(name, column) for name, column in self.columns.items()]
 
+    @property
+    def failed(self) -> bool:
+        """Whether a reward failed on every row."""
+        return any(column.failed == len(self.answers) for column in self.columns.values())
+
     def _line(self, name: str, column: Column) -> tuple[str, str]:
         size = len(self.answers)
         count = f"{size} {'placeholder' if self.placeholder else 'reference'} answer{'s' * (size > 1)}"

@@ -15,7 +15,7 @@ from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.errors import UserError, did_you_mean, first_line
-from rlhf_core.method import Method
+from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import find
 from rlhf_core.rewards.binding import BoundReward, bind_all
@@ -50,6 +50,8 @@ class Plan:
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
     """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
     rewards, options = bind_all(config.reward_specs, catalog), config.options
+    for name in config.callback:
+        catalog.find("callbacks", name)
     _check_settings(method.config, config.set)
     data = data_module.load(
         config.data_specs,
@@ -61,6 +63,8 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
         skip_bad_rows=config.skip_bad_rows,
     )
     info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
+    _check_names(options)
+    models.check_modules(info, options)
     options = options.model_copy(update={"lora": models.uses_lora(options, info)})
     given = options.model_dump()
     options = method.resolve_options(options, lora=bool(options.lora))
@@ -76,6 +80,20 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings])
     runtime.start()
     return Plan(config.model_copy(update={"options": options}), chosen, data, info, runtime, system_prompt, origin)
+
+
+def _check_names(options: TrainingOptions) -> None:
+    """Check what options call by transformers' name. Raises `UserError` with the nearest name."""
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for flag, value, names in (
+        ("--lr-scheduler-type", options.lr_scheduler_type, SchedulerType),
+        ("--optim", options.optim, OptimizerNames),
+    ):
+        known = [name.value for name in names]
+        if value not in known:
+            raise UserError(f"{flag} {value}: transformers knows no such name.{did_you_mean(value, known)}")
 
 
 def _check_settings(config_class: str, settings: dict[str, Any]) -> None:
@@ -112,7 +130,9 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     bits = "4-bit" if options.load_in_4bit else "8-bit" if options.load_in_8bit else ""
     dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
     trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     size = next((f"{plan.info.parameters / n:.1f} {u}" for n, u in SIZES if plan.info.parameters >= n), "<1 k")
     rows = [("Method", f"{config.method}: {entry.summary}")]
     rows += [("Model", f"{config.model}, {size} parameters, {trained}, {dtype}")]
@@ -125,7 +145,7 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
     for label, why, values in (
-        ("Options", "unset, so chosen by the method", plan.chosen),
+        ("Options", "chosen by the method", plan.chosen),
         ("Preset", "for the built-in model", config.preset),
     ):
         if values:
@@ -169,14 +189,17 @@ def run_smoke_test(plan: Plan) -> None:
 
 
 def dry_run(plan: Plan, screen: Screen) -> None:
-    """Show the scores of the first rows and one rendered prompt."""
+    """Show the scores of the first rows and one rendered prompt, or conversation."""
     if tested := plan.smoke_test:
         kind = "a placeholder" if tested.placeholder else "the reference"
         for name, column in tested.columns.items():
             for answer, score, error in zip(tested.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")
+    dataset(plan.data.train)  # raises if a column's values are of different types
     first = plan.data.train[0]
-    screen.say("\nThe first prompt, as the model gets it:\n")
-    prompt = first.get("prompt") or first["messages"]
-    screen.say(plan.info.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    screen.say("All checks passed. Nothing was trained (--dry-run).", "bold")
+    prompt = first.get("prompt")
+    screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")
+    template = plan.info.tokenizer.apply_chat_template
+    screen.say(template(prompt or first["messages"], tokenize=False, add_generation_prompt=bool(prompt)))
+    result = "A reward failed on every row, see above." if tested and tested.failed else "All checks passed."
+    screen.say(f"{result} Nothing was trained (--dry-run).", "bold")

@@ -207,7 +207,7 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
         with launch.on_signals(stop):
             trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     except callbacks.AlreadyTrained:
-        pass
+        screen.say("All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:
         failure = error
     progress.close()

@@ -38,7 +38,10 @@ def choose(config: RunConfig, resume: bool) -> Path:
         config.output_dir = str(Path("runs") / f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(config.output_dir)
     if not resume and (folder / "config.yaml").exists():
-        raise UserError(f"--output-dir {folder} holds a run already. Resume it: rlhf run --resume {folder}")
+        raise UserError(
+            f"--output-dir {folder} holds a run already. Resume it: rlhf run --resume {folder}. For another run, give "
+            "another --output-dir."
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
     return folder

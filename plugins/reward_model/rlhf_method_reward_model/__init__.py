@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rlhf_core import Method, Reward, TrainingOptions, hookimpl
+from rlhf_core import Method, Reward, TrainingOptions, UserError, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,13 +96,16 @@ def _writable(text: str) -> str:
 class RewardModelScore:
     """The score of a trained reward model for a prompt with its answer: any number, higher is better.
 
-    `path` is its folder: a model with a score head, or an adapter with one. It is loaded when first needed.
+    `path` is the folder of a run or of its model: with a score head, or an adapter with one. It is loaded when first
+    needed.
     """
 
     def __init__(self, *, path: str, batch_size: int = 8) -> None:
         folder = Path(path).expanduser()
+        if (folder / "model").is_dir() and not (folder / "config.json").is_file():
+            folder /= "model"
         if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
-            raise ValueError(f"path={path} is not a model's folder: it has no config.json or adapter_config.json")
+            raise UserError(f"path={path} is not a model's folder: it has no config.json or adapter_config.json")
         self.folder, self.batch_size = folder, batch_size
         self.model = self.tokenizer = None
 

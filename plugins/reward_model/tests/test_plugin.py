@@ -14,8 +14,10 @@ from torch.nn.functional import logsigmoid
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.models import loading as models
 from rlhf_core.prefix import Group
+from rlhf_core.rewards.binding import bind
 from rlhf_core.training.pair_trainer import pair_scores
 from rlhf_core.training.run import train
 
@@ -133,7 +135,7 @@ def test_a_saved_model_computes_the_trained_scores_in_any_batch(go, kind):
 def test_it_learns_to_score_chosen_answers_higher(go):
     code, folder = go(max_steps=20, learning_rate=1e-2)
     assert code == 0
-    good, bad = RewardModelScore(path=str(folder / "model"))(PROMPTS[:2], ["Rest and drink. ", "Run 1 miles."])
+    good, bad = RewardModelScore(path=str(folder))(PROMPTS[:2], ["Rest and drink. ", "Run 1 miles."])
     assert good > bad
 
 
@@ -179,3 +181,8 @@ def test_a_path_without_a_model_is_refused_before_weights_load(resolved, tiny_mo
     with pytest.raises(UserError, match="path=nowhere is not a model"):
         train(config, method, Catalog())
     assert not Path("out").exists()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^reward 'reward_model': path=.* is not a model's folder"):
+        bind(RewardSpec("reward_model", {"path": str(tmp_path)}), Catalog())
