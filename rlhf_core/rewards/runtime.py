@@ -24,7 +24,7 @@ from rlhf_core.rewards.concurrency import AT_ONCE, AsyncRunner, advice, score_he
 from rlhf_core.rewards.outcomes import Column, Inputs, blank
 from rlhf_core.rewards.worker import Worker
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("rlhf")
 
 
 @dataclass
@@ -142,7 +142,7 @@ class RewardRuntime:
             hint = advice(reward, columns[reward.name])
             if hint and reward.name not in self._advised:
                 self._advised.add(reward.name)
-                logger.warning(hint)
+                log.warning(hint)
         return {reward.name: columns[reward.name] for reward in self.rewards}
 
     def _start_batch(self, reward: BoundReward, batch: RewardBatch, size: int) -> Callable[[], Column]:

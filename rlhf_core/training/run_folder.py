@@ -100,6 +100,17 @@ def finish_model(run: Run) -> None:
     (run.folder / "model" / "README.md").write_text(card, encoding="utf-8")
 
 
+class _Shown(logging.Handler):
+    """Passes warnings on to the screen."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show(f"Warning: {record.getMessage()}")
+
+
 @contextmanager
 def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     """Send what the libraries log, and Python's warnings, to run.log instead of the screen. Our own warnings go to
@@ -115,8 +126,7 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    ours, shown = logging.getLogger("rlhf"), logging.Handler(logging.WARNING)
-    shown.emit = lambda record: show(f"Warning: {record.getMessage()}")  # type: ignore[method-assign]
+    ours, shown = logging.getLogger("rlhf"), _Shown(show)
     ours.addHandler(shown)
     logging.captureWarnings(True)
     transformers_logging.disable_default_handler()
