@@ -16,6 +16,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a model this small is faster so, also in the processes that tests start
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # benchmarks/gpu.sh is for GPUs
 
 
 @pytest.fixture(scope="session")

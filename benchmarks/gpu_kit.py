@@ -29,6 +29,8 @@ class Scale:
     answer: int
     groups: tuple[int, ...]
     prompts: int
+    answers: tuple[int, ...]
+    sampled: int
     matmul: int
     steps: int
 
@@ -38,14 +40,32 @@ REAL = Scale(
     dtype=torch.bfloat16,
     small={"hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072, "num_attention_heads": 16},
     large={"hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12288, "num_attention_heads": 32},
-    **{"prompt": 1024, "answer": 512, "groups": (4, 8), "prompts": 4, "matmul": 8192, "steps": 2},
+    **{
+        "prompt": 1024,
+        "answer": 512,
+        "groups": (4, 8),
+        "prompts": 4,
+        "answers": (2, 4, 16),
+        "sampled": 32,
+        "matmul": 8192,
+        "steps": 2,
+    },
 )
 REHEARSAL = Scale(
     device="cpu",
     dtype=torch.float32,
     small={"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 2},
     large={"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 2},
-    **{"prompt": 24, "answer": 8, "groups": (2,), "prompts": 2, "matmul": 256, "steps": 1},
+    **{
+        "prompt": 24,
+        "answer": 8,
+        "groups": (2,),
+        "prompts": 2,
+        "answers": (1, 2),
+        "sampled": 4,
+        "matmul": 256,
+        "steps": 1,
+    },
 )
 
 
@@ -100,6 +120,33 @@ def seconds(call: Callable[[], Any], times: int = 3) -> float:
     return min(found[1:])
 
 
+def busy(call: Callable[[], Any], times: int) -> dict[str, Any]:
+    """How much of a call's time the device computes, and how many kernels it is given in each of `times` parts."""
+    from torch.profiler import ProfilerActivity, profile
+
+    if not torch.cuda.is_available():
+        return {}
+    wait()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        started = time.perf_counter()
+        call()
+        wait()
+        took = time.perf_counter() - started
+    kernels = [one for one in found.events() if one.device_type == torch.autograd.DeviceType.CUDA]
+    computed = sum(one.device_time_total for one in kernels) / 1e6
+    return {"busy": computed / took, "kernels": round(len(kernels) / times)}
+
+
+def where_time_goes(call: Callable[[], Any]) -> None:
+    """The functions of Python in which a call spends most of its time, printed."""
+    import cProfile
+    import pstats
+
+    profile = cProfile.Profile()
+    profile.runcall(call)
+    pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+
+
 def allocated() -> float:
     return torch.cuda.memory_allocated() / GB if torch.cuda.is_available() else 0.0
 
@@ -113,6 +160,23 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, float]:
     result = call()
     torch.cuda.synchronize()
     return result, torch.cuda.max_memory_allocated() / GB
+
+
+@contextmanager
+def limited(gigabytes: float) -> Iterator[None]:
+    """As if the GPU had so much memory, part of which the CUDA context takes; 0: as it is."""
+    if not gigabytes or not torch.cuda.is_available():
+        yield
+        return
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction((gigabytes * GB - context) / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 def token_ids(count: int, generator: torch.Generator, vocabulary: int = 2000) -> list[int]:

@@ -24,6 +24,7 @@ from benchmarks.gpu_kit import (
     Scale,
     attempt,
     built,
+    busy,
     peak_of,
     qwen3,
     rates,
@@ -31,8 +32,9 @@ from benchmarks.gpu_kit import (
     seconds,
     token_ids,
     wait,
+    where_time_goes,
 )
-from benchmarks.gpu_qlora import qlora
+from benchmarks.gpu_runs import commands, qlora
 from rlhf_core.prefix import Group, Sampling, completion_logps, kernels, packed, padded, rollout, share, two_phase
 
 # Equality
@@ -130,15 +132,18 @@ def same_kernel(scale: Scale, heads: int, kv_heads: int, size: int) -> None:
         def run(kernel=kernel):
             results = []
             for call in calls:
-                output, lse = kernel.forward(query, key, value, call, None)
+                output, lse = kernel.forward(query, key, value, call, size**-0.5)
                 gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-                kernel.backward((grad_output, query, output, lse), key, value, call, None, gradients)
+                kernel.backward((grad_output, query, output, lse), key, value, call, size**-0.5, gradients)
                 results += [output[:, :, call.pairs[0][0][0] :], *gradients]
             return results
 
         found[name] = run(), seconds(run, 2)
     apart = max(((a - b).norm() / b.norm()).item() for a, b in zip(found["device"][0], found["plain"][0], strict=True))
     limit = 0.02 if scale.dtype == torch.bfloat16 else 1e-4
+    refused = kernels.disagreement(kernels.KERNELS[scale.device], query, key)
+    if refused:
+        say(f"kernel {heads}/{kv_heads} heads of {size} is used", ok=False, reason=refused)
     times = {"ms": 1000 * found["device"][1], "plain_ms": 1000 * found["plain"][1]}
     say(f"kernel {heads}/{kv_heads} heads of {size}", ok=apart < limit, apart=apart, **times)
 
@@ -156,22 +161,29 @@ def decoding(scale: Scale) -> None:
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / GB
     generator = torch.Generator().manual_seed(3)
     prompts = [token_ids(scale.prompt, generator) for _ in range(scale.prompts)]
-    sampling = Sampling(scale.answer // 2, [config.vocab_size], seed=0)
+    sampling = Sampling(scale.sampled, [config.vocab_size], seed=0)
 
-    def decode(engine):
-        rollout(model, prompts, 2, Sampling(4, [config.vocab_size], seed=0), engine)
+    def decode(engine, answers):
+        count = len(prompts) * answers
+        rollout(model, prompts, answers, Sampling(4, [config.vocab_size], seed=0), engine)
         wait()
         started = time.perf_counter()
-        rollouts = rollout(model, prompts, 8, sampling, engine)
+        rollouts = rollout(model, prompts, answers, sampling, engine)
         wait()
         took = time.perf_counter() - started
         tokens = sum(len(one.completion) for one in rollouts)
         floor = weights / bandwidth * sampling.max_new_tokens
-        say(f"decoding, {engine}", tokens_per_s=tokens / took, seconds=took, floor_s=floor, of_floor=floor / took)
+        found = {"tokens_per_s": tokens / took, "seconds": took, "floor_s": floor, "times_floor": took / floor}
+        if engine != "continuous":  # its work is done in a thread of its own
+            short = Sampling(8, [config.vocab_size], seed=0)
+            found |= busy(lambda: rollout(model, prompts, answers, short, engine), 8)
+        say(f"decoding, {count} rows, {engine}", **found)
 
-    for engine in ("shared", "transformers"):
-        with attempt(f"decoding, {engine}"):
-            decode(engine)
+    for answers in scale.answers:
+        for engine in ("shared", "transformers"):
+            with attempt(f"decoding, {engine}"):
+                decode(engine, answers)
+    where_time_goes(lambda: rollout(model, prompts, 2, Sampling(8, [config.vocab_size], seed=0)))
     with attempt("training"):
         model.train()
         group = Group(prompts[0], [token_ids(scale.answer, generator) for _ in range(8)])
@@ -186,11 +198,11 @@ def decoding(scale: Scale) -> None:
         pairs = tokens * tokens / 16 + answers * scale.prompt  # rough: half of each answer's square, and the prompt
         seen = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * pairs
         used = (6 * body * tokens + 6 * head * answers + 3 * seen) / took / 1e12
-        say("training, packed", tflops=used, of_matmul=used / flops, seconds=took)
+        say("training, packed", tflops=used, of_matmul=used / flops, seconds=took, **busy(train, 1))
     if scale is REAL:  # on a CPU continuous batching takes minutes to get ready
         with attempt("decoding, continuous"):
             model.eval()
-            decode("continuous")
+            decode("continuous", scale.answers[-1])
 
 
 def grpo_steps(scale: Scale) -> None:
@@ -227,7 +239,7 @@ def grpo_steps(scale: Scale) -> None:
             arguments = GRPOConfig(
                 folder,
                 per_device_train_batch_size=8 * scale.prompts,
-                **{"num_generations": 8, "max_completion_length": scale.answer // 2, "max_steps": scale.steps + 1},
+                **{"num_generations": 8, "max_completion_length": 2 * scale.sampled, "max_steps": scale.steps + 1},
                 use_transformers_continuous_batching=name.endswith("batching"),
                 **{"bf16": real, "use_cpu": not real, "report_to": [], "save_strategy": "no", "disable_tqdm": True},
                 **{"logging_steps": 1000, "gradient_checkpointing": real, "learning_rate": 1e-6},
@@ -248,7 +260,7 @@ def grpo_steps(scale: Scale) -> None:
             torch.cuda.empty_cache()
 
 
-PARTS = {"equality": equality, "qlora": qlora, "decoding": decoding, "steps": grpo_steps}
+PARTS = {"equality": equality, "qlora": qlora, "decoding": decoding, "steps": grpo_steps, "commands": commands}
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def test_adapters(way, base, which):
 def test_adapters_with_gradient_checkpointing(way, base, which):
     model = adapted(base, **ADAPTERS[which])
     by_padding = gradients(model, padded.completion_logps(model, GROUPS))
-    model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
     share(model)
     assert_same(gradients(model.train(), completion_logps(model, GROUPS)), by_padding, 1e-6)
 
@@ -107,7 +107,7 @@ def with_dropout(base, checkpointing):
     share(model)
     assert shares(model, GROUPS)  # finds out now, since that takes a pass of its own
     if checkpointing:
-        model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+        model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 

@@ -38,7 +38,7 @@ class GroupSpans(NamedTuple):
 class AttentionMetadata(Protocol):
     """What a call does instead of causal attention. `layer`: its number; tensors are (rows, heads, tokens, size)."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor: ...
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor: ...
 
 
 def attention(
@@ -57,6 +57,7 @@ def attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # which knows sdpa, but not the kernels within it
         query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return shared_prefix.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
@@ -76,7 +77,7 @@ class PackedAttention:
         self.use_cache = use_cache
         self.cache: Cache = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if self.use_cache and layer not in self.cache:  # checkpointing comes a second time, with tensors of its own
             self.cache[layer] = (key, value)
         return _SelfAndPrefix.apply(query, key, value, None, None, self.self_spans, self.prefix_spans, scale)
@@ -91,7 +92,7 @@ class ContinuedAttention:
         self.self_spans = SpanPairs([((0, tokens), (0, tokens))], causal=True)
         self.prefix_spans = SpanPairs([((0, tokens), (0, self.start))], causal=False)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         spans = self.self_spans, self.prefix_spans
         return _SelfAndPrefix.apply(query, key, value, *self.cache[layer], *spans, scale)
 

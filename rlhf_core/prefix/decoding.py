@@ -209,10 +209,9 @@ class _DecodingCache:
             at = torch.tensor(lengths, device=self.device)
             self.at = torch.arange(len(lengths), device=self.device), slice(None), at
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         rows, heads, _, size = query.shape
         groups = key.shape[1]
-        scale = size**-0.5 if scale is None else scale
         query = query.reshape(rows, groups, heads // groups, size)
         keys, values = self._with_capacity(layer, key)
         keys[self.at], values[self.at] = key[:, :, 0], value[:, :, 0]

@@ -127,10 +127,10 @@ def _dense_forward(query, key, value, spans: SpanPairs, scale):
     """Plain arithmetic, for devices without a kernel of theirs here, and what the kernels are checked against."""
     output, lse = _empty(query)
     for (a, b), (c, d) in spans.pairs:
-        scores = _scores(query[:, :, a:b], key[:, :, c:d], spans.causal, scale)
+        q, k, v = _for_each_head(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d])
+        scores = _scores(q, k, spans.causal, scale)
         lse[..., a:b] = scores.logsumexp(-1)
-        weights = (scores - lse[..., a:b, None]).exp()
-        output[:, :, a:b] = (weights @ _expanded(value[:, :, c:d], weights)).to(query.dtype)
+        output[:, :, a:b] = ((scores - lse[..., a:b, None]).exp() @ v).to(query.dtype)
     return output, lse
 
 
@@ -138,26 +138,23 @@ def _dense_backward(given, key, value, spans: SpanPairs, scale, grads) -> None:
     grad_output, query, output, lse = given
     for pair in spans.pairs:
         (a, b), (c, d) = pair
+        q, k, v = _for_each_head(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d])
         above = grad_output[:, :, a:b].to(lse.dtype)
-        by_lse = (above * output[:, :, a:b]).sum(-1, keepdim=True)
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_() for t in (query[:, :, a:b], key[:, :, c:d], value[:, :, c:d])]
-            weights = (_scores(leaves[0], leaves[1], spans.causal, scale) - lse[..., a:b, None]).exp()
-            loss = (above * (weights @ _expanded(leaves[2], weights))).sum() - (by_lse * weights).sum()
-        _add(grads, pair, torch.autograd.grad(loss, leaves))
+        weights = (_scores(q, k, spans.causal, scale) - lse[..., a:b, None]).exp()
+        by_weights = above @ v.mT - (above * output[:, :, a:b]).sum(-1, keepdim=True)
+        by_scores = weights * by_weights * scale
+        summed = (part.unflatten(1, (key.shape[1], -1)).sum(2) for part in (by_scores.mT @ q, weights.mT @ above))
+        _add(grads, pair, (by_scores @ k, *summed))
 
 
-def _scores(query, key, causal: bool, scale) -> Tensor:
-    query = query.to(upcast(query.dtype))
-    scores = query @ _expanded(key, query).transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
-    return scores
+def _scores(query: Tensor, key: Tensor, causal: bool, scale: float) -> Tensor:
+    scores = query @ key.mT * scale
+    return scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf) if causal else scores
 
 
-def _expanded(key: Tensor, like: Tensor) -> Tensor:
-    """Keys or values of grouped heads, once for each head of `like`, in its type."""
-    return key.repeat_interleave(like.shape[1] // key.shape[1], dim=1).to(like.dtype)
+def _for_each_head(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """At least in float32, keys and values of grouped heads once for each head of the queries."""
+    return [t.to(upcast(t.dtype)).repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (query, key, value)]
 
 
 def _add(grads: Sequence[Tensor], pair: tuple[Span, Span], parts: Sequence[Tensor]) -> None:
@@ -194,9 +191,9 @@ def disagreement(kernel: Kernel, query: Tensor, key: Tensor) -> str | None:
     try:
         for candidate, found in zip((kernel, DENSE), results, strict=True):
             for spans in (alone, SpanPairs([((5, 12), (0, 5))], causal=False)):
-                output, lse = candidate.forward(q, k, v, spans, None)
+                output, lse = candidate.forward(q, k, v, spans, 0.2)
                 grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-                candidate.backward((g, q, output, lse), k, v, spans, None, grads)
+                candidate.backward((g, q, output, lse), k, v, spans, 0.2, grads)
                 found += [output.double(), lse.nan_to_num(neginf=0).double(), *(grad.double() for grad in grads)]
     except RuntimeError as error:
         return str(error)

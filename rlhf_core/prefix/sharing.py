@@ -123,7 +123,9 @@ def fits(model: Any, groups: Sequence[Group]) -> bool:
     key_values, head_dim, inner = (getattr(config, name, None) for name in optional)
     heads = queries + 2 * (key_values or queries)
     within = 8 * width + 3 * (inner or 4 * width) + 3 * heads * (head_dim or width // queries)
-    numbers = layers * width + 2 * within if plain.is_activation_checkpointing else layers * within
+    # The model's property has another name in other supported versions of transformers.
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in plain.modules())
+    numbers = layers * width + 2 * within if checkpointing else layers * within
     return sum(map(size, groups)) * numbers * plain.dtype.itemsize < 0.8 * _free_bytes(plain.device)
 
 

@@ -69,7 +69,8 @@ def evaluate(trainer: Any, method: Method, run: Run) -> Evaluation:
         measured = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         result.metrics = {name: measured[name] for name in METRICS if name in measured}
     if method.generates and trainer.is_world_process_zero():
-        _answer(result, method.policy(trainer), run)
+        with trainer.accelerator.autocast():
+            _answer(result, method.policy(trainer), run)
     return result
 
 

@@ -100,12 +100,13 @@ class PairTrainer(Trainer):
 
     def losses(self, model: Any, groups: list[Group]) -> tuple[Tensor, Tensor]:
         """(losses (pairs,), metrics (pairs, metrics) without gradient) by one pass of `model`."""
-        if self.scores:
-            losses, metrics = self.pair_loss(pair_scores(model, groups))
-        else:
-            pairs, entropy = pair_logps(model, groups, self.reference)
-            losses, metrics = self.pair_loss(pairs)
-            metrics = {**metrics, "entropy": entropy}
+        with self.accelerator.autocast():  # or only the model's own forward would be in mixed precision
+            if self.scores:
+                losses, metrics = self.pair_loss(pair_scores(model, groups))
+            else:
+                pairs, entropy = pair_logps(model, groups, self.reference)
+                losses, metrics = self.pair_loss(pairs)
+                metrics = {**metrics, "entropy": entropy}
         metrics = {"loss": losses, **metrics}
         self.metric_names = list(metrics)
         return losses, torch.stack([value.detach().float() for value in metrics.values()], dim=1)
@@ -173,7 +174,8 @@ def pair_scores(model: Any, groups: list[Group]) -> PairScores:
         read = states[torch.arange(len(answers), device=states.device), torch.tensor(last, device=states.device)]
         head = unwrap(model).score
         kind = [*head.parameters()][-1].dtype  # of the adapter's head, which PEFT puts behind the base's
-        scores = head(read.to(kind))[:, 0]
+        with torch.autocast(read.device.type, enabled=False):  # which would round scores to half precision
+            scores = head(read.to(kind))[:, 0]
     else:
         rows = [[*group.prompt, *answer] for group in groups for answer in group.completions]
         ids = stacked(rows, fill=padding, device=unwrap(model).device)

@@ -50,7 +50,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             self.repetition_penalty,
         )
         model = self.accelerator.unwrap_model(self.model)
-        rollouts = rollout(model, prompt_ids, 1, sampling, self.rollouts)
+        with self.accelerator.autocast():
+            rollouts = rollout(model, prompt_ids, 1, sampling, self.rollouts)
         if self.model.training and self._old_logps_are_needed() and self._sampling_is_exact():
             self.sampled_logps = [one.logps for one in rollouts]
         return [one.completion for one in rollouts], None
@@ -100,11 +101,14 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             return torch.tensor(filled, device=input_ids.device), None, None
         groups, order = grouped(input_ids, attention_mask, logits_to_keep)
         text_only = not compute_aux_loss and all(value is None for value in images.values())
-        if not (text_only and groups and not self._scored_by_trl and shares(model, groups)):
+        scored = None
+        if text_only and groups and not self._scored_by_trl:
+            with self.accelerator.autocast():
+                if shares(model, groups):
+                    scored = completion_logps(model, groups, temperature=self.temperature)
+        if scored is None:
             batch = (input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss)
             return super()._get_per_token_logps_and_entropies(model, *batch, **images)
-        with self.accelerator.autocast():
-            scored = completion_logps(model, groups, temperature=self.temperature)
         mask = scored.mask.bool()
         rows = torch.tensor(order, device=mask.device)[:, None].expand_as(mask)[mask]
         columns = mask.nonzero()[:, 1]

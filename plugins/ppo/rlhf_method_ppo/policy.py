@@ -35,7 +35,9 @@ class PolicyWithValue(nn.Module):
         """
         scored = completion_logps(self.policy, groups, temperature=temperature, hidden=self.value_model is None)
         states = scored.hidden if self.value_model is None else completion_hidden(self.value_model, groups).states
-        return scored.logps, scored.entropies, self.value_head(states[:, :-1].to(self.value_head.weight.dtype))[..., 0]
+        with torch.autocast(states.device.type, enabled=False):  # which would round values to half precision
+            values = self.value_head(states[:, :-1].to(self.value_head.weight.dtype))[..., 0]
+        return scored.logps, scored.entropies, values
 
     def save(self, folder: Path) -> None:
         """Save the policy as any model or adapter, with the value head and the value model beside it."""

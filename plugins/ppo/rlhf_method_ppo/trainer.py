@@ -96,7 +96,8 @@ class PPOTrainer(Trainer):
             options.min_p,
             options.repetition_penalty,
         )
-        rollouts = rollout(model.policy, prompts, 1, sampling, options.rollouts)
+        with self.accelerator.autocast():
+            rollouts = rollout(model.policy, prompts, 1, sampling, options.rollouts)
         scores = self._score(rows, [one.completion for one in rollouts])
         groups = [Group(one.prompt, [one.completion]) for one in rollouts]
         mask = stacked([[1] * len(one.completion) for one in rollouts], device=device)
@@ -150,7 +151,7 @@ class PPOTrainer(Trainer):
         model.eval()
         for start in range(0, len(groups), size):
             part = groups[start : start + size]
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 measured = list(model(part, temperature))
                 with self.reference() as reference:
                     measured.append(completion_logps(reference, part, temperature=temperature).logps)

@@ -90,7 +90,8 @@ class SFT(Method):
             peft_config=run.peft_config,
         )
         longest = max(rows["input_ids"], key=len)
-        shared = not router and shares(trainer.model, [Group(longest[:1], [longest[1:]])])
+        with trainer.accelerator.autocast():
+            shared = not router and shares(trainer.model, [Group(longest[:1], [longest[1:]])])
         trainer.concatenates = shared and not trainer.reasons_for_trls_batches()
         return trainer
 
