@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,24 +15,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.cli import rlhf
+from rlhf_core.cli import main, rlhf
 from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
 pytestmark = pytest.mark.slow
 
-# Kills its process when it is about to do a thing to a file for the n-th time: KILL_AT="open metrics.jsonl 5".
-# Python calls an audit hook before each such operation, so the run itself is not changed for the test.
-KILLS = """
-import os, signal, sys
-event, ending, times = os.environ["KILL_AT"].split()
-left = [int(times)]
-def hook(name, arguments):
-    if name == event and any(isinstance(a, (str, os.PathLike)) and str(a).endswith(ending) for a in arguments):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-"""
+# A process that has imported everything, and makes copies of itself.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["rlhf_core.training.run", "trl", "peft", "torch.utils.tensorboard"])
 QUESTIONS = [f"What helps against symptom {i}?" for i in range(12)]
 ROWS = {
     "prompts": [{"question": q, "answer": "Rest"} for q in QUESTIONS],
@@ -56,7 +46,6 @@ def flags(tmp_path_factory, tiny_model):
     """flags("grpo", "folder") -> the command line of a run of eight steps, in a folder that all runs are in."""
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("runs"))
-    Path("sitecustomize.py").write_text(KILLS)
     Path("rewards.py").write_text("def length(completions, **_): return [len(str(c)) / 100 for c in completions]")
     for name, rows in ROWS.items():
         Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -94,11 +83,34 @@ def go(arguments: list[str]) -> None:
 
 
 def kill(arguments: list[str], at: str) -> None:
-    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "KILL_AT": at}
-    line = [sys.executable, "-m", "rlhf_core", *arguments]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    """Carry out a command in a process that kills itself when it is about to do a thing to a file for the n-th time:
+    `at` "open metrics.jsonl 5".
+    """
+    process = PROCESSES.Process(target=carry_out, args=(os.getcwd(), arguments, at))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL, Path("output.txt").read_text()
+
+
+def carry_out(folder: str, arguments: list[str], at: str) -> None:
+    """In the process that is killed. Python calls an audit hook before each operation, so the run itself is the same."""
+    os.chdir(folder)
+    with open("output.txt", "w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    event, ending, times = at.split()
+    left = int(times)
+
+    def hook(name, given):
+        nonlocal left
+        if name == event and any(isinstance(one, str | os.PathLike) and str(one).endswith(ending) for one in given):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    sys.argv = ["rlhf", *arguments]
+    main()
 
 
 def assert_same(one: str, other: str) -> None:

@@ -66,18 +66,48 @@ METHODS = {
 }
 
 
-@pytest.fixture
-def settings(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(decoding, "uniforms", decoding.uniforms)  # put back after what the reward does to it
-    Path("rewards.py").write_text(REWARD)
+# One of two processes: several runs, one after another.
+WORKER = """
+import json, sys
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import resolve
+from rlhf_core.training.run import train
+for values in json.loads(sys.argv[1]):
+    config, method = resolve(values, Catalog())
+    assert train(config, method, Catalog()) == 0, values["method"]
+"""
+
+
+def write_inputs(folder: Path) -> None:
+    (folder / "rewards.py").write_text(REWARD)
     rows = [(f"What helps against symptom {i}?", f"Rest {'and water ' * (i % 3)}.") for i in range(20)]
     prompts = [{"question": q, "answer": a} for q, a in rows]
     pairs = [{"question": q, "response_chosen": a, "response_rejected": "No."} for q, a in rows]
     chats = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in rows]
     for name, values in (("prompts", prompts), ("pairs", pairs), ("chats", chats)):
-        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, values)))
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, values)))
+
+
+@pytest.fixture
+def settings(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(decoding, "uniforms", decoding.uniforms)  # put back after what the reward does to it
+    write_inputs(tmp_path)
     return {**FLAGS, "model": str(tiny_model)}
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory, tiny_model) -> Path:
+    """A folder with the run of each method in two processes. They are started once for all."""
+    folder = tmp_path_factory.mktemp("two")
+    write_inputs(folder)
+    (folder / "worker.py").write_text(WORKER)
+    half = {**FLAGS, "model": str(tiny_model), "per_device_train_batch_size": 4, "num_processes": 2}
+    runs = [{**half, **values, "method": name, "output_dir": name} for name, values in METHODS.items()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, "worker.py", json.dumps(runs)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def typed(values: dict) -> list[str]:
@@ -110,13 +140,11 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen | None = Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_of_two_processes_is_that_of_one(settings, method):
+def test_a_step_of_two_processes_is_that_of_one(settings, of_two_processes, method):
     values = {**settings, **METHODS[method], "method": method}
     config, made = resolve({**values, "per_device_train_batch_size": 8}, Catalog())
     assert train(config, made, Catalog()) == 0
-    two = command({**values, "output_dir": "two", "per_device_train_batch_size": 4, "num_processes": 2})
-    assert two.returncode == 0, two.stderr
-    one, other = (load_file(f"{name}/model/model.safetensors") for name in ("one", "two"))
+    one, other = (load_file(folder / "model/model.safetensors") for folder in (Path("one"), of_two_processes / method))
     start = load_file(f"{settings['model']}/model.safetensors")
     moved = max((one[key] - start[key]).abs().max().item() for key in start if key in one)
     apart = max((one[key] - other[key]).abs().max().item() for key in one)
