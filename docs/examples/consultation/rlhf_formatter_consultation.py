@@ -31,5 +31,5 @@ def text(row: Mapping[str, Any], column: str) -> str:
     """The column's text. Raises `ValueError` where there is none; rlhf adds which row it is."""
     value = row[column]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{column} is no text: {value!r}")
+        raise ValueError(f"{column} is not text: {value!r}")
     return value

@@ -22,9 +22,9 @@ def test_a_row_without_a_diagnosis_has_no_reference():
 
 
 BAD = {
-    "empty complaint": ({"complaint": " "}, "complaint is no text"),
-    "no advice": ({"advice": None}, "advice is no text"),
-    "a number": ({"advice": 3}, "advice is no text: 3"),
+    "empty complaint": ({"complaint": " "}, "complaint is not text"),
+    "no advice": ({"advice": None}, "advice is not text"),
+    "a number": ({"advice": 3}, "advice is not text: 3"),
 }
 
 
