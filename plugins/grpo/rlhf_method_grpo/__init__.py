@@ -15,7 +15,6 @@ Left out: images, tools and environments, which TRL's trainer supports and `rlhf
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 from typing import Annotated, Any, Literal
@@ -159,8 +158,6 @@ class GRPO(Method):
 
         options = run.options
         lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
-        if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
-            raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
         several = len(run.rewards.weights) > 1
         passed_on = (
             *("learning_rate", "beta", "num_generations", "max_completion_length", "num_iterations"),

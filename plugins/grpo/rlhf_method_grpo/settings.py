@@ -4,6 +4,7 @@ refused with what to write instead; all others act as in TRL (tests/test_config_
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,8 @@ def check(config: RunConfig) -> None:
         for needed, holds in _needs(name):
             if not holds(config):
                 raise UserError(f"--set {name} has no effect without {needed}")
+    if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
     per_device, processes = options.per_device_train_batch_size, config.num_processes * config.num_machines
     steps = options.steps_per_generation or options.gradient_accumulation_steps
     batch = per_device * steps * processes
