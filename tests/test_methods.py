@@ -63,10 +63,15 @@ def test_accumulated_steps_equal_one_large_step(go, method):
 
 @pytest.mark.parametrize(
     ("method", "start"),
-    [*((method, start) for method in METHODS for start in ("full", "lora")), ("dpo", "adapter")],
+    [*((method, start) for method in METHODS for start in ("full", "lora")), ("dpo", "adapter"), ("grpo", "adapter")],
 )
 def test_a_resumed_run_equals_one_that_was_never_stopped(go, method, start):
     values = {"method": method, "lora": start != "full", "num_eval_prompts": 2}
+    if method == "grpo":
+        Path("spread.py").write_text(
+            "def spread(completions, **_): return [len(str(one)) % 7 / 7 for one in completions]"
+        )
+        values |= {"reward": ["spread.py:spread"], "beta": 0.1, "num_generations": 4, "max_completion_length": 8}
     if start == "adapter":
         code, first = go(**values, output_dir="first", max_steps=2)
         assert code == 0
@@ -76,6 +81,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(go, method, start):
     shutil.rmtree(cut / "model")
     code, _ = go(**values, output_dir="cut", resume=True)
     assert code == 0
+    assert not list(cut.glob("**/ref"))
     ours, theirs = weights(cut), weights(full)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

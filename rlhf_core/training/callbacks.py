@@ -16,6 +16,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from rlhf_core.models.reference import REFERENCE_ADAPTER
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
@@ -75,6 +76,8 @@ class Checkpoints(TrainerCallback):
         if not args.should_save:
             return
         name = f"checkpoint-{state.global_step}"
+        # Every start makes it anew, and transformers before 5.23 loads no other adapter where it is.
+        shutil.rmtree(self.folder / WRITING / name / REFERENCE_ADAPTER, ignore_errors=True)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(self.folder / WRITING / name, self.folder / name)
         for old in list_checkpoints(self.folder)[: -self.keep]:

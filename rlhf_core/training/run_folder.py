@@ -87,8 +87,11 @@ def _step(line: str) -> float:
 
 
 def finish_model(run: Run) -> None:
-    """Write the tokenizer and a model card beside the saved weights."""
+    """Write the tokenizer and a model card beside the saved weights, and leave the reference's adapter out."""
+    from rlhf_core.models.reference import REFERENCE_ADAPTER
+
     config = run.config
+    shutil.rmtree(run.folder / "model" / REFERENCE_ADAPTER, ignore_errors=True)
     run.tokenizer.save_pretrained(run.folder / "model")
     rewards = "".join(f"\n- reward: `{spec}`" for spec in config.reward_specs)
     data = ", ".join(str(spec) for spec in config.data_specs)
