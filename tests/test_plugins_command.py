@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.cells import cell_len
 
 from rlhf_core.catalog import STATES, Catalog, Entry
 from rlhf_core.cli import freeze, install, rlhf
@@ -20,7 +21,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
 from rlhf_core.testing.new_package import CASES, KINDS, check_name, write
-from rlhf_core.ui.table import cut, width
+from rlhf_core.ui.table import table
 
 REWARD = """
 from rlhf_core import Reward, hookimpl
@@ -72,7 +73,7 @@ def test_the_listing_has_each_plugin_with_its_state(one_of_each_state):
 def test_the_listing_fits_the_terminal_and_cuts_no_reason(one_of_each_state, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     output = invoke("plugins").output
-    assert max(map(width, output.splitlines())) <= columns
+    assert max(map(cell_len, output.splitlines())) <= columns
     said = " ".join(output.split())
     for reason in ("needs rlhf-core>=99, this is 0.1.0", "module gone_module is missing", "write one/twice"):
         assert reason in said
@@ -87,9 +88,10 @@ def test_a_pipe_gets_full_lines(one_of_each_state, monkeypatch):
     assert lines[0] == ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
 
 
-def test_chinese_takes_two_columns():
-    assert width("肺炎 a") == 6
-    assert [cut("肺炎肺炎", n) for n in (8, 7, 4)] == ["肺炎肺炎", "肺炎肺…", "肺…"]
+def test_chinese_takes_two_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "44")
+    table(["NAME", "SUMMARY"], [["a", "肺炎" * 10]])
+    assert capsys.readouterr().out.splitlines() == ["NAME  SUMMARY", "a     " + "肺炎" * 9 + "肺", "      炎"]
 
 
 # what an author may have written in entry_points.txt and METADATA, and the state that follows

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,7 @@ from rlhf_core import __version__
 from rlhf_core.catalog import Catalog, normalize
 from rlhf_core.errors import UserError, describe
 
-
-@dataclass(frozen=True)
-class Pin:
-    """One distribution: its requirement for pip, if it has one, and a comment."""
-
-    requirement: str | None
-    note: str = ""
-
-    def __str__(self) -> str:
-        if self.requirement is None:
-            return f"# {self.note}"
-        return self.requirement + (f"  # {self.note}" if self.note else "")
+Pin = tuple[str, str]  # a requirement for pip and a comment, of which one may be empty
 
 
 @click.command()
@@ -51,12 +39,11 @@ def freeze(run_folder: str | None, install_command: bool) -> None:
         entries = sorted(Catalog().all_entries(), key=lambda e: normalize(e.distribution))
         versions = {"rlhf-core": __version__, **{e.distribution: e.version for e in entries}}
         pins = [pin(name, version) for name, version in versions.items()]
+    lines = ["  ".join(filter(None, each)) for each in pins]
     if install_command:
-        comments = [Pin(None, one.note) for one in pins if one.note]
-        install = shlex.join(["pip", "install", *(one.requirement for one in pins if one.requirement)])
-        click.echo("\n".join(map(str, [*comments, install])))
-    else:
-        click.echo("\n".join(map(str, pins)))
+        lines = [comment for _, comment in pins if comment]
+        lines.append(shlex.join(["pip", "install", *(requirement for requirement, _ in pins if requirement)]))
+    click.echo("\n".join(lines))
 
 
 def of_run(folder: Path) -> list[Pin]:
@@ -70,43 +57,37 @@ def of_run(folder: Path) -> list[Pin]:
             f"{folder} is not a run's folder: its manifest.json can't be read ({reason}). Give a folder that rlhf run "
             "wrote, such as runs/grpo-20260101-120000"
         ) from error
-    pins = [Pin(None, f"Python {python}, on which the run was made")]
+    pins = [("", f"# Python {python}, on which the run was made")]
     pins += [pin(name, version) for name, version in versions.items()]
-    found: dict[str, Pin] = {}
     for line in plugins:  # "method grpo: rlhf-method-grpo 0.1.0", or "reward ./my.py:near: by path"
         what, _, origin = line.rpartition(": ")
-        name, _, version = origin.rpartition(" ")
-        if origin == "by path":
-            found.setdefault(what, Pin(None, f"{what}: given by path"))
-        else:
-            found.setdefault(name, pin(name, version))
-    return [*pins, *found.values()]
+        pins.append(("", f"# {what}: given by path") if origin == "by path" else pin(*origin.rsplit(" ", 1)))
+    return list(dict.fromkeys(pins))
 
 
 def pin(name: str, version: str) -> Pin:
     """The requirement of a distribution: its source if this version is installed, else its version."""
-    public, _, label = version.partition("+")
     source = _direct_url(name, version)
-    if source is None:
-        return Pin(f"{name}=={public}", f"{name} was {version}" if label else "")
+    if not source:
+        public, _, label = version.partition("+")
+        return f"{name}=={public}", f"# {name} was {version}" if label else ""
     url = str(source["url"])
     if "dir_info" in source or (url.startswith("file:") and "vcs_info" not in source):
-        how = "editable, from" if source.get("dir_info", {}).get("editable", False) else "from"
+        how = "editable, from" if source.get("dir_info", {}).get("editable") else "from"
         folder = url.removeprefix("file://")
-        return Pin(None, f"{name}=={version} is installed {how} {folder}, which is on this machine only")
+        return "", f"# {name}=={version} is installed {how} {folder}, which is on this machine only"
     if url.startswith("http"):
         url = re.sub(r"(?<=://)[^/@]*@(?!$)", "", url)  # the output is passed on: no password or token
     fragment = f"#subdirectory={source['subdirectory']}" if source.get("subdirectory") else ""
     if vcs := source.get("vcs_info"):
-        return Pin(f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{fragment}")
-    digest = (source.get("archive_info") or {}).get("hashes", {}).get("sha256")
-    return Pin(f"{name} @ {url}" + (f"#sha256={digest}" if digest else fragment))
+        return f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{fragment}", ""
+    digest = source.get("archive_info", {}).get("hashes", {}).get("sha256")
+    return f"{name} @ {url}" + (f"#sha256={digest}" if digest else fragment), ""
 
 
-def _direct_url(name: str, version: str) -> dict[str, Any] | None:
-    try:
-        distribution = importlib.metadata.distribution(name)
-        text = distribution.read_text("direct_url.json") if distribution.version == version else None
-        return json.loads(text) if text else None
-    except (importlib.metadata.PackageNotFoundError, json.JSONDecodeError):
-        return None
+def _direct_url(name: str, version: str) -> dict[str, Any]:
+    """What direct_url.json says; empty where there is none, or another version is installed."""
+    for distribution in importlib.metadata.distributions(name=name):
+        if distribution.version == version:
+            return json.loads(distribution.read_text("direct_url.json") or "{}")
+    return {}

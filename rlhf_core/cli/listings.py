@@ -50,18 +50,17 @@ def _listing(kind: str, help_text: str, about: str) -> click.Group:
 
 
 def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
-    """Print plugins of one kind, or of all where `kind` is `plugins`. Problems are printed in full."""
-    full = [number for number, entry in enumerate(entries) if entry.problem]
+    """Print plugins of one kind, or of all where `kind` is `plugins`."""
     if as_json:
         print_json([asdict(entry) for entry in entries])
     elif not entries:
         click.echo(f"No {kind} are installed.")
     elif kind == "plugins":
         header = ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
-        table(header, [[e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail] for e in entries], full)
+        table(header, [[e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail] for e in entries])
     else:
         header = ["NAME", "DISTRIBUTION", "SUMMARY"]
-        table(header, [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries], full)
+        table(header, [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries])
 
 
 methods = _listing("methods", "List the installed training methods, or show one.", "Show a method and its options.")

@@ -1,74 +1,50 @@
-"""Plain tables for listings, without rich: columns as wide as necessary, the last one fitted to the terminal."""
+"""Plain tables and lists for listings: the last column is wrapped to the terminal, and nothing is cut."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import textwrap
-import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.text import Text
 
-UNLIMITED = 10_000  # for a pipe: nothing is cut that another program reads
+UNLIMITED = 10_000  # for a pipe: nothing is wrapped that another program reads
 NARROW = 34  # if the last column has less room than this, it is printed under its row
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], full: Collection[int] = ()) -> None:
-    """Print `rows`. The last column is cut to the terminal, except in the rows with a number in `full`.
-
-    If there is too little room, it is printed under each row, unless the row before has the same text.
-    """
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print `rows` with the last column wrapped beside the others, or under them where the terminal is narrow."""
     limit = shutil.get_terminal_size((UNLIMITED, 24)).columns
-    widths = [max(width(row[i]) for row in [header, *rows]) for i in range(len(header) - 1)]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header) - 1)]
     left = sum(widths) + 2 * len(widths)
-    under = limit - left < min(NARROW, max((width(row[-1]) for row in rows), default=0))
-    click.echo(cut(_joined(header[:-1] if under else header, widths), limit))
-    indent = " " * (4 if under else left)
-    room = max(limit - len(indent), NARROW)
-    for number, (*cells, text) in enumerate(rows):
-        lines = textwrap.wrap(text, room) if number in full else [cut(text, room)]
-        if under:
-            click.echo(cut(_joined(cells, widths), limit))
-            lines = lines if text and (number == 0 or text != rows[number - 1][-1]) else []
+    for *cells, text in [header, *rows]:
+        names = "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths, strict=True))
+        if limit - left >= NARROW:
+            _print_wrapped(names, text, left, limit)
         else:
-            click.echo(_joined([*cells, *lines[:1]], widths))
-            lines = lines[1:]
-        for line in lines:
-            click.echo(indent + line)
-
-
-def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [cell + " " * (widths[i] - width(cell)) if i < len(widths) else cell for i, cell in enumerate(cells)]
-    return "  ".join(padded).rstrip()
+            _print_wrapped("", names, 0, limit)
+            _print_wrapped("", text, 4, limit)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> None:
     """Print names with their texts wrapped beside them; a fact without text is left out."""
     limit = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    left = max(width(name) for name, _ in rows) + 2
-    wrap = textwrap.TextWrapper(max(20, limit - left), subsequent_indent="    ")
+    left = max(len(name) for name, _ in rows) + 2
     for name, text in rows:
-        lines = [part for line in text.splitlines() for part in wrap.wrap(line) or [""]]
-        for i, line in enumerate(lines):
-            click.echo(((name if i == 0 else "").ljust(left) + line).rstrip())
+        for i, line in enumerate(text.splitlines()):
+            _print_wrapped("" if i else name, line, left, limit, hanging=4)
+
+
+def _print_wrapped(name: str, text: str, left: int, limit: int, hanging: int = 0) -> None:
+    """Print `text` to the right of `name`, which has `left` columns. Lines after the first begin `hanging` later."""
+    lines = Text(text).wrap(Console(), max(20, limit - left - hanging))
+    for i, line in enumerate(lines):
+        click.echo(((" " * (left + hanging) if i else name.ljust(left)) + line.plain).rstrip())
 
 
 def print_json(value: Any) -> None:
     """As JSON for other programs; values that JSON can't represent are printed as text."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def width(text: str) -> int:
-    """Columns of a terminal that `text` takes: Chinese characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def cut(text: str, limit: int) -> str:
-    """`text`, with … where it would be wider than `limit`."""
-    if width(text) <= limit:
-        return text
-    while width(text) > limit - 1:
-        text = text[:-1]
-    return text.rstrip() + "…"
