@@ -91,22 +91,17 @@ class Catalog:
     def load(self, kind: str, name: str) -> tuple[Any, Entry]:
         """Import one plugin and return its object with its entry. Raises `PluginError` if it can't be loaded."""
         entry = self.find(kind, name)
-        objects = self._collect(entry)
-        named = [found for found in objects if _name_of(kind, found) == entry.name]
-        if not named and len(objects) == 1 and _name_of(kind, objects[0]) is None:
-            named = objects  # a partial or an instance takes the entry point's name
-        if not named:
-            names = ", ".join(repr(_name_of(kind, found)) for found in objects) or "nothing"
+        named = {_name_of(kind, found): found for found in self._collect(entry)}
+        if list(named) == [None]:  # a partial or an instance takes the entry point's name
+            named = {entry.name: named[None]}
+        if entry.name not in named:
+            names = ", ".join(map(repr, named)) or "nothing"
             raise self._failed(entry, f"{HOOKS[kind]} returned {names}, and no object called {entry.name!r}")
-        _record(entry, None)
-        return named[0], entry
+        return named[entry.name], entry
 
     def load_callbacks(self, name: str, run: Any) -> list[Any]:
         """The trainer callbacks that the plugin `name` makes for `run`."""
-        entry = self.find("callbacks", name)
-        callbacks = self._collect(entry, run=run)
-        _record(entry, None)
-        return callbacks
+        return self._collect(self.find("callbacks", name), run=run)
 
     def _collect(self, entry: Entry, **arguments: Any) -> list[Any]:
         """Everything that the hook of this entry's module returns, as one list."""
@@ -118,6 +113,7 @@ class Catalog:
             raise self._failed(entry, describe(error)) from error
         if not returned:
             raise self._failed(entry, f"module {entry.module} implements no hook {hook}")
+        _record(entry, None)
         return objects
 
     def _manager(self, module: str) -> pluggy.PluginManager:

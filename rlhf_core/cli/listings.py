@@ -17,36 +17,27 @@ from rlhf_core.ui.table import print_json, table
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class Listing(click.Group):
-    """Lists one kind of plugin; its command `show` takes the name of one."""
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        command = super().get_command(ctx, name)
-        kind = str(self.name)
-        if command is None and any(entry.name == name for entry in Catalog().entries(kind)):
-            ctx.fail(f"to see one {kind[:-1]}: rlhf {kind} show {name}")
-        return command
-
-
-def _listing(kind: str, help_text: str, about: str) -> click.Group:
-    @click.group(kind, cls=Listing, invoke_without_command=True, help=help_text)
+def _listing(kind: str, what: str) -> click.Command:
+    @click.command(kind, help=f"List {what}, or show one.\n\nrlhf {kind} show NAME")
+    @click.argument("words", nargs=-1, metavar="[show NAME]")
     @JSON
-    @click.pass_context
-    def listing(ctx: click.Context, as_json: bool) -> None:
-        if ctx.invoked_subcommand is None:
+    def listing(words: tuple[str, ...], as_json: bool) -> None:
+        if not words:
             show_entries(Catalog().entries(kind), kind, as_json)
-        elif as_json:
-            raise click.UsageError(f"--json goes after the name: rlhf {kind} show NAME --json")
+        elif words[0] == "show" and len(words) == 2:
+            from rlhf_core.cli.show import show
 
-    @listing.command(help=about, short_help=about)
-    @click.argument("name")
-    @JSON
-    def show(name: str, as_json: bool) -> None:
-        from rlhf_core.cli.show import show
-
-        show(kind, name, as_json)
+            show(kind, words[1], as_json)
+        else:
+            name = "NAME" if words[-1] == "show" else words[-1]
+            raise click.UsageError(f"to see one {kind[:-1]}: rlhf {kind} show {name}")
 
     return listing
+
+
+methods = _listing("methods", "the installed training methods")
+rewards = _listing("rewards", "the installed rewards")
+formatters = _listing("formatters", "the data formats that are understood")
 
 
 def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
@@ -62,10 +53,6 @@ def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
         header = ["NAME", "DISTRIBUTION", "SUMMARY"]
         table(header, [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries])
 
-
-methods = _listing("methods", "List the installed training methods, or show one.", "Show a method and its options.")
-rewards = _listing("rewards", "List the installed rewards, or show one.", "Show a reward and what it takes.")
-formatters = _listing("formatters", "List the data formats that are understood, or show one.", "Show a data format.")
 
 # name -> (module, attribute, help line)
 PLUGIN_COMMANDS = {
