@@ -16,10 +16,10 @@ from typing import Any
 import click
 
 from rlhf_core.catalog import Catalog
+from rlhf_core.cli.listings import facts, print_json
 from rlhf_core.formatter import Formatter
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.reward import Reward, read_signature
-from rlhf_core.ui.table import facts, print_json
 
 # A plugin as plain data for `--json`, the same as (name, text) lines, and the object whose source is shown.
 Description = tuple[dict[str, Any], list[tuple[str, str]], Any]
