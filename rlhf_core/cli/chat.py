@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.chat.conversation import Chat, Settings
-from rlhf_core.chat.streaming import Write
+from rlhf_core.chat.conversation import Chat, Settings, Write
 from rlhf_core.config import read_file, read_rewards
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import TrainingOptions
