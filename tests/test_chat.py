@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.chat.conversation import Chat, Pieces, Settings, read_columns
+from rlhf_core.chat import Chat, Pieces, Settings, read_columns
 from rlhf_core.cli import rlhf
 from rlhf_core.data import loading as data
 from rlhf_core.errors import UserError

@@ -1,11 +1,11 @@
-"""`rlhf chat`: talk with a model. Lines come from a terminal or a pipe; `rlhf_core.chat.conversation` acts on them."""
+"""`rlhf chat`: talk with a model. Lines come from a terminal or a pipe; `rlhf_core.chat` acts on them."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import click
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.chat.conversation import Chat, Settings, Write
+from rlhf_core.chat import Chat, Settings, Write
 from rlhf_core.config import read_file, read_rewards
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import TrainingOptions
@@ -69,7 +69,10 @@ def chat(model: str, system: str | None, reward: tuple[str, ...], chat_template:
         prompt, _ = system_prompt_for(ran.get("system_prompt") if system is None else system, rewards)
         conversation = Chat(loaded, tokenizer, write, settings, prompt, runtimes)
         if terminal:
-            _introduce(conversation, model)
+            write(f"{model}\n", "bold")
+            write("/help lists the commands; /quit or Ctrl-D ends.\n", "line")
+            if conversation.system:
+                write(f"System: {conversation.system}\n", "line")
         _converse(conversation, terminal)
 
 
@@ -119,20 +122,12 @@ def _writer(terminal: bool) -> Write:
     return write
 
 
-def _introduce(conversation: Chat, model: str) -> None:
-    try:
-        import readline  # noqa: F401  (gives `input` its editing and history)
-    except ImportError:  # not on every platform
-        pass
-    conversation.write(f"{model}\n", "bold")
-    conversation.write("/help lists the commands; /quit or Ctrl-D ends.\n", "line")
-    if conversation.system:
-        conversation.write(f"System: {conversation.system}\n", "line")
-
-
 def _converse(conversation: Chat, terminal: bool) -> None:
     """Read and do, until /quit, the end of the input, or Ctrl-C and a yes."""
-    if not terminal:
+    if terminal:
+        with suppress(ImportError):  # not on every platform
+            import readline  # noqa: F401  (gives `input` its editing and history)
+    else:
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     while True:
         if terminal:

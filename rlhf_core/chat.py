@@ -17,8 +17,8 @@ from typing import Any
 
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.models.loading import max_tokens
-from rlhf_core.rewards.binding import BoundReward
-from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.ui.screen import number
 
 OTHER_HELP = (
     "A line that ends with \\ continues in the next one. // begins a message with /.\n"
@@ -131,7 +131,11 @@ class Chat:
                 example = " ".join(f"{column}=…" for column in missing)
                 result = f"needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}: /reward {example}"
             else:
-                result = _outcome(runtime.evaluate(batch)[name], reward)
+                column = runtime.evaluate(batch)[name]
+                [score], [error] = column.scores, column.errors
+                weight = "" if reward.weight == 1.0 else f"  (weight {reward.weight:g})"
+                result = "does not apply" if score is None else number(score) + weight
+                result = result if error is None else f"failed: {_shortened(error, 300)}"
             self.write(f"{name.ljust(width)}  {result}\n", "line")
 
     def help(self) -> None:
@@ -263,15 +267,6 @@ def read_columns(text: str) -> dict[str, Any]:
             except json.JSONDecodeError as error:
                 raise UserError(f"{name}={value} is not valid JSON: {error.msg.lower()}") from error
     return columns
-
-
-def _outcome(column: Column, reward: BoundReward) -> str:
-    from rlhf_core.ui.screen import number
-
-    weight = "" if reward.weight == 1.0 else f"  (weight {reward.weight:g})"
-    if column.errors[0] is not None:
-        return f"failed: {_shortened(column.errors[0], 300)}"
-    return "does not apply" if column.scores[0] is None else number(column.scores[0]) + weight
 
 
 def _shortened(text: str, length: int = 60) -> str:
