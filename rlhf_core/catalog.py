@@ -53,21 +53,18 @@ class Catalog:
 
     def __init__(self) -> None:
         self._managers: dict[str, pluggy.PluginManager] = {}
-        self._entries: list[Entry] | None = None
 
-    def entries(self, kind: str) -> list[Entry]:
-        """All plugins of a kind, sorted by name, importing none."""
-        return [entry for entry in self.all_entries() if entry.kind == kind]
+    def entries(self, kind: str | None = None) -> list[Entry]:
+        """The plugins of a kind, or all, sorted by kind and name, importing none."""
+        return [entry for entry in self._entries if kind in (None, entry.kind)]
 
-    def all_entries(self) -> list[Entry]:
-        """The plugins of every kind."""
-        if self._entries is None:
-            disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
-            failures = _read_failures()
-            found = [_with_problem(entry, requires, disabled, failures) for entry, requires in _installed()]
-            found.sort(key=lambda entry: (list(HOOKS).index(entry.kind), entry.name, entry.distribution))
-            self._entries = [_with_duplicates(entry, found) for entry in found]
-        return self._entries
+    @functools.cached_property
+    def _entries(self) -> list[Entry]:
+        disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
+        failures = _read_failures()
+        found = [_with_problem(entry, requires, disabled, failures) for entry, requires in _installed()]
+        found.sort(key=lambda entry: (list(HOOKS).index(entry.kind), entry.name, entry.distribution))
+        return [_with_duplicates(entry, found) for entry in found]
 
     def find(self, kind: str, name: str) -> Entry:
         """The plugin called `name` or `distribution/name`. Raises `UserError` that lists the installed ones."""

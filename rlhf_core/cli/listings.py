@@ -89,7 +89,7 @@ def list_plugins(as_json: bool) -> None:
 
     A plugin that is not ok has the reason in place of its summary.
     """
-    show_entries(Catalog().all_entries(), "plugins", as_json)
+    show_entries(Catalog().entries(), "plugins", as_json)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

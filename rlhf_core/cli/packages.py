@@ -125,7 +125,7 @@ def uninstall(names: tuple[str, ...], yes: bool) -> None:
 
     rlhf plugins uninstall brevity
     """
-    entries = Catalog().all_entries()
+    entries = Catalog().entries()
     chosen = list(dict.fromkeys(find_distribution(name, entries) for name in names))
     for distribution in chosen:
         plugins = ", ".join(f"{e.kind[:-1]} {e.name}" for e in entries if e.distribution == distribution)
@@ -170,7 +170,7 @@ def freeze(run_folder: str | None, install_command: bool) -> None:
     if run_folder:
         pins = of_run(Path(run_folder))
     else:
-        entries = sorted(Catalog().all_entries(), key=lambda e: normalize(e.distribution))
+        entries = sorted(Catalog().entries(), key=lambda e: normalize(e.distribution))
         versions = {"rlhf-core": __version__, **{e.distribution: e.version for e in entries}}
         pins = [pin(name, version) for name, version in versions.items()]
     lines = ["  ".join(filter(None, each)) for each in pins]
