@@ -12,7 +12,6 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import time
@@ -61,10 +60,10 @@ class Catalog:
     @functools.cached_property
     def _entries(self) -> list[Entry]:
         disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
-        failures = _read_failures()
-        found = [_with_problem(entry, requires, disabled, failures) for entry, requires in _installed()]
-        found.sort(key=lambda entry: (list(HOOKS).index(entry.kind), entry.name, entry.distribution))
-        return [_with_duplicates(entry, found) for entry in found]
+        found = list(_installed())
+        enabled = [entry for entry, _ in found if normalize(entry.distribution) not in disabled]
+        entries = [_with_problem(entry, requires, enabled) for entry, requires in found]
+        return sorted(entries, key=lambda entry: (list(HOOKS).index(entry.kind), entry.name, entry.distribution))
 
     def find(self, kind: str, name: str) -> Entry:
         """The plugin called `name` or `distribution/name`. Raises `UserError` that lists the installed ones."""
@@ -163,25 +162,19 @@ def _points_of(text: str) -> Iterator[tuple[str, str, str]]:
             yield kind, name.strip(), re.split(r"[:\[]", value)[0].strip()
 
 
-def _with_problem(entry: Entry, requires: tuple[str, ...], disabled: set[str], failures: dict[str, str]) -> Entry:
-    if normalize(entry.distribution) in disabled:
-        return replace(entry, problem="disabled", state="disabled")
-    if unmet := _core_unmet(requires):
-        return replace(entry, problem=unmet, state="core version unmet")
-    if missing := _module_missing(entry.module):
-        return replace(entry, problem=missing, state="module missing")
-    if failure := failures.get(_failure_key(entry)):
-        return replace(entry, problem=failure, state="failed")
-    return entry
-
-
-def _with_duplicates(entry: Entry, entries: list[Entry]) -> Entry:
-    same = [e for e in entries if (e.kind, e.name) == (entry.kind, entry.name)]
-    others = [e.distribution for e in same if e is not entry and e.state != "disabled"]
-    if not others or entry.problem:
-        return entry
-    problem = f"also offered by {', '.join(others)}: write {entry.distribution}/{entry.name}"
-    return replace(entry, problem=problem, state="duplicate name")
+def _with_problem(entry: Entry, requires: tuple[str, ...], enabled: list[Entry]) -> Entry:
+    """The entry with the first of its problems. `enabled` are the entries whose distributions are not disabled."""
+    others = [e.distribution for e in enabled if (e.kind, e.name) == (entry.kind, entry.name) and e != entry]
+    duplicate = f"also offered by {', '.join(others)}: write {entry.distribution}/{entry.name}"
+    problems = {
+        "disabled": None if entry in enabled else "disabled",
+        "core version unmet": _core_unmet(requires),
+        "module missing": _module_missing(entry.module),
+        "failed": _last_failure(entry),
+        "duplicate name": duplicate if others else None,
+    }
+    state = next((state for state, problem in problems.items() if problem), "ok")
+    return replace(entry, problem=problems.get(state), state=state)
 
 
 @functools.cache
@@ -231,32 +224,27 @@ def normalize(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-# Why plugins failed when they were last loaded, so that a listing can show it without importing them.
+# Why a plugin failed when it was last loaded is remembered in a file, so that a listing can show it without loading it.
 
 
-def _failure_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "plugin_failures.json"
+def _failure_file(entry: Entry) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "rlhf" / "plugin_failures" / f"{entry.distribution}-{entry.version}-{entry.kind}-{entry.name}"
 
 
-def _failure_key(entry: Entry) -> str:
-    return f"{entry.distribution}=={entry.version}:{entry.kind}:{entry.name}"
-
-
-def _read_failures() -> dict[str, str]:
+def _last_failure(entry: Entry) -> str | None:
     try:
-        return json.loads(_failure_file().read_text(encoding="utf-8"))
+        return _failure_file(entry).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 def _record(entry: Entry, reason: str | None) -> None:
-    failures = _read_failures()
-    if failures.pop(_failure_key(entry), None) is None and reason is None:
-        return
-    if reason is not None:
-        failures[_failure_key(entry)] = f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}"
+    file = _failure_file(entry)
     try:
-        _failure_file().parent.mkdir(parents=True, exist_ok=True)
-        _failure_file().write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
-    except OSError:
+        file.unlink(missing_ok=True)
+        if reason is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}", encoding="utf-8")
+    except (OSError, ValueError):  # ValueError: a text or a name that can't be encoded
         pass  # this is for a later listing only
