@@ -16,9 +16,9 @@ BARS = "▁▂▃▄▅▆▇█"
 EXAMPLES = 3  # best and worst answers that are shown
 FAILURES = 5  # kinds of errors that are shown
 STYLE = """
-figure { margin: 1rem 0; max-width: 34rem } figure svg { width: 100%; height: 8rem; display: block;
-  border-bottom: 1px solid var(--line) }
-figure rect { fill: var(--even) } figcaption { display: flex; justify-content: space-between }
+figure { margin: 1rem 0; max-width: 34rem } figcaption { display: flex; justify-content: space-between }
+.bars { display: flex; align-items: end; gap: 1%; height: 8rem; border-bottom: 1px solid var(--line) }
+.bars i { flex: 1; background: var(--even) }
 .warning { border-left: 3px solid var(--bad); padding-left: .8rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
@@ -164,17 +164,12 @@ def _reward_html(name: str, reward: Mapping[str, Any]) -> Iterator[str]:
 
 def _histogram(histogram: Mapping[str, Any]) -> str:
     """A bar for each count, with the count as a tooltip, above their range."""
-    counts, low, high = histogram["counts"], histogram["low"], histogram["high"]
-    width, most = 100 / len(counts), max(counts)
-    bars = "".join(
-        f'<rect x="{i * width + 0.5:.1f}%" width="{width - 1:.1f}%" y="{100 - 100 * count / most:.1f}%" '
-        f'height="{100 * count / most:.1f}%"><title>{count:,}</title></rect>'
-        for i, count in enumerate(counts)
-    )
-    listed = ", ".join(f"{count:,}" for count in counts)
+    low, high, counts = number(histogram["low"]), number(histogram["high"]), histogram["counts"]
+    most, listed = max(counts), ", ".join(f"{count:,}" for count in counts)
+    bars = "".join(f'<i style="height: {100 * count / most:.1f}%" title="{count:,}"></i>' for count in counts)
     return (
-        f'<figure><svg role="img" aria-label="counts from {number(low)} to {number(high)}: {listed}">{bars}</svg>'
-        f'<figcaption class="soft"><span>{number(low)}</span><span>{number(high)}</span></figcaption></figure>'
+        f'<figure><div class="bars" role="img" aria-label="counts from {low} to {high}: {listed}">{bars}</div>'
+        f'<figcaption class="soft"><span>{low}</span><span>{high}</span></figcaption></figure>'
     )
 
 

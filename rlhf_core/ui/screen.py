@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.rule import Rule
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ class Screen:
             for label, text in rows:
                 self.say(f"{label:8}{text}")
             return
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
+        table = Table.grid(Column(style="bold", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
         for label, text in rows:
             table.add_row(label, Text(text))
         self.console.print(table)
@@ -57,9 +55,8 @@ class Screen:
         """The table of before and after, and two answers."""
         self.console.print()
         count = f"{len(after.answers)} held-out prompts, one sampled answer each"
-        table = Table(count if after.answers else "held out", box=box.SIMPLE_HEAD)
-        for column in ("before", "after"):
-            table.add_column(column, justify="right")
+        numbers = (Column(title, justify="right") for title in ("before", "after"))
+        table = Table(count if after.answers else "held out", *numbers, box=box.SIMPLE_HEAD)
         then = _numbers(before) if before else {}
         for name, value in _numbers(after).items():
             table.add_row(name, number(then.get(name)) if before else "", number(value))
