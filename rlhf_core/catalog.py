@@ -50,9 +50,6 @@ class Entry:
 class Catalog:
     """The plugins installed in this environment. Each method's `kind` is a key of `HOOKS`."""
 
-    def __init__(self) -> None:
-        self._managers: dict[str, pluggy.PluginManager] = {}
-
     def entries(self, kind: str | None = None) -> list[Entry]:
         """The plugins of a kind, or all, sorted by kind and name, importing none."""
         return [entry for entry in self._entries if kind in (None, entry.kind)]
@@ -101,9 +98,15 @@ class Catalog:
 
     def _collect(self, entry: Entry, **arguments: Any) -> list[Any]:
         """Everything that the hook of this entry's module returns, as one list."""
+        from rlhf_core import hookspecs
+
         hook = HOOKS[entry.kind]
         try:
-            returned = getattr(self._manager(entry.module).hook, hook)(**arguments)
+            manager = pluggy.PluginManager("rlhf")  # of this module alone: an error is its own
+            manager.add_hookspecs(hookspecs)
+            manager.register(importlib.import_module(entry.module), name=entry.module)
+            manager.check_pending()
+            returned = getattr(manager.hook, hook)(**arguments)
             objects = [found for group in returned for found in group]  # a generator raises here
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             raise self._failed(entry, describe(error)) from error
@@ -111,18 +114,6 @@ class Catalog:
             raise self._failed(entry, f"module {entry.module} implements no hook {hook}")
         _record(entry, None)
         return objects
-
-    def _manager(self, module: str) -> pluggy.PluginManager:
-        """One PluginManager per module, which may have several entry points."""
-        if module not in self._managers:
-            from rlhf_core import hookspecs
-
-            manager = pluggy.PluginManager("rlhf")
-            manager.add_hookspecs(hookspecs)
-            manager.register(importlib.import_module(module), name=module)
-            manager.check_pending()
-            self._managers[module] = manager
-        return self._managers[module]
 
     def _failed(self, entry: Entry, reason: str) -> PluginError:
         _record(entry, reason)

@@ -201,11 +201,13 @@ def of_run(folder: Path) -> list[Pin]:
 
 def pin(name: str, version: str) -> Pin:
     """The requirement of a distribution: its source if this version is installed, else its version."""
-    source = _direct_url(name, version)
-    if not source:
+    installed = (each for each in importlib.metadata.distributions(name=name) if each.version == version)
+    text = next((each.read_text("direct_url.json") for each in installed), None)
+    if not text:
         public, _, label = version.partition("+")
         return f"{name}=={public}", f"# {name} was {version}" if label else ""
-    url = str(source["url"])
+    source = json.loads(text)
+    url = source["url"]
     if "dir_info" in source or (url.startswith("file:") and "vcs_info" not in source):
         how = "editable, from" if source.get("dir_info", {}).get("editable") else "from"
         folder = url.removeprefix("file://")
@@ -217,11 +219,3 @@ def pin(name: str, version: str) -> Pin:
         return f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{fragment}", ""
     digest = source.get("archive_info", {}).get("hashes", {}).get("sha256")
     return f"{name} @ {url}" + (f"#sha256={digest}" if digest else fragment), ""
-
-
-def _direct_url(name: str, version: str) -> dict[str, Any]:
-    """What direct_url.json says; empty where there is none, or another version is installed."""
-    for distribution in importlib.metadata.distributions(name=name):
-        if distribution.version == version:
-            return json.loads(distribution.read_text("direct_url.json") or "{}")
-    return {}
