@@ -164,7 +164,6 @@ def _read(terminal: bool) -> str:
 
 
 def _wants_to_quit() -> bool:
-    try:
+    with suppress(click.Abort):
         return click.confirm("Leave the chat?")
-    except click.Abort:
-        return True
+    return True

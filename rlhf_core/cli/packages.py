@@ -23,7 +23,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -81,10 +80,11 @@ def run_pip(*arguments: str) -> tuple[int, str]:
             f"this environment has no pip. Add it with {sys.executable} -m ensurepip, or use another installer, such "
             "as uv pip install NAME"
         )
-    command = [sys.executable, "-m", "pip", arguments[0], "--disable-pip-version-check", *arguments[1:]]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     lines = []
-    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, **streams, text=True, errors="replace") as pip:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
         for line in pip.stdout or ():
             if not line.startswith("Requirement already satisfied"):
                 click.echo(line, nl=False)

@@ -22,7 +22,6 @@ from rlhf_core.formatter import Formatter, Messages
 from rlhf_core.grammar import DataSpec
 
 SAMPLES = "samples.jsonl"
-FORMATS = "prompt with completion (or completions, a list), or a format with answers (rlhf formatters lists them)"
 
 
 @dataclass(frozen=True)
@@ -150,4 +149,5 @@ def _own(row: Row, formatter: Formatter) -> Iterator[Answer]:
 
 
 def _has(row: Row) -> str:
-    return f"its columns: {', '.join(row.values)}. Formats that can be scored: {FORMATS}."
+    formats = "prompt with completion (or completions, a list), or a format with answers (rlhf formatters lists them)"
+    return f"its columns: {', '.join(row.values)}. Formats that can be scored: {formats}."

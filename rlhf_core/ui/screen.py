@@ -62,16 +62,13 @@ class Screen:
             table.add_row(name, number(then.get(name)) if before else "", number(value))
         self.console.print(table)
         for i in range(min(EXAMPLES, len(after.answers))):
-            self._example(i, before, after)
-
-    def _example(self, i: int, before: Evaluation | None, after: Evaluation) -> None:
-        parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
-        for title, evaluation in (("before", before), ("after", after)):
-            if evaluation is not None:
-                heading = " · ".join(filter(None, (title, scores_text(evaluation.scores[i]))))
-                parts.append(Rule(heading, align="left", style="dim"))
-                parts.append(Text(evaluation.answers[i].strip() or "(empty)"))
-        self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
+            parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
+            for title, evaluation in (("before", before), ("after", after)):
+                if evaluation is not None:
+                    heading = " · ".join(filter(None, (title, scores_text(evaluation.scores[i]))))
+                    parts.append(Rule(heading, align="left", style="dim"))
+                    parts.append(Text(evaluation.answers[i].strip() or "(empty)"))
+            self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
 
 
 def question(prompt: Any) -> str:
