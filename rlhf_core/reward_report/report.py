@@ -57,10 +57,8 @@ def title(name: str, reward: Mapping[str, Any]) -> str:
 def facts(reward: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(label, text) of each line."""
     timed_out = f", {reward['timed_out']:,} of them timeouts" if reward["timed_out"] else ""
-    yield (
-        "scored",
-        f"{reward['scored']:,}, not applicable {reward['not_applicable']:,}, errors {reward['errors']:,}{timed_out}",
-    )
+    errors = f"errors {reward['errors']:,}{timed_out}"
+    yield "scored", f"{reward['scored']:,}, not applicable {reward['not_applicable']:,}, {errors}"
     if reward["histogram"]:
         yield "mean", f"{number(reward['mean'])}, standard deviation {number(reward['std'])}"
         low, high, counts = (reward["histogram"][key] for key in ("low", "high", "counts"))
@@ -114,9 +112,7 @@ def _examples(screen: Screen, kind: str, examples: Sequence[Mapping[str, Any]]) 
         side = f" ({example['side']})" if example["side"] else ""
         first = f"{number(example['score']):>8}  {example['location']}{side}: {visible(example['prompt'])}"
         for line, style in ((first, "dim"), (" " * 10 + (visible(example["completion"]) or "(empty)"), "")):
-            text = Text(line, style=style)
-            text.truncate(screen.console.width, overflow="ellipsis")
-            screen.console.print(text, soft_wrap=True)
+            screen.console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis")
 
 
 def visible(text: str) -> str:
