@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -56,7 +57,7 @@ def _reward(reward: Reward, name: str) -> Description:
         "parameters": [
             {
                 "name": p.name,
-                "type": None if p.annotation is inspect.Parameter.empty else inspect.formatannotation(p.annotation),
+                "type": str(replace(p, default=inspect.Parameter.empty)).partition(": ")[2] or None,
                 "required": p.required,
                 **({} if p.required else {"default": p.default}),
             }
