@@ -12,7 +12,6 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import time
@@ -51,23 +50,17 @@ class Entry:
 class Catalog:
     """The plugins installed in this environment. Each method's `kind` is a key of `HOOKS`."""
 
-    def __init__(self) -> None:
-        self._managers: dict[str, pluggy.PluginManager] = {}
-        self._entries: list[Entry] | None = None
+    def entries(self, kind: str | None = None) -> list[Entry]:
+        """The plugins of a kind, or all, sorted by kind and name, importing none."""
+        return [entry for entry in self._entries if kind in (None, entry.kind)]
 
-    def entries(self, kind: str) -> list[Entry]:
-        """All plugins of a kind, sorted by name, importing none."""
-        return [entry for entry in self.all_entries() if entry.kind == kind]
-
-    def all_entries(self) -> list[Entry]:
-        """The plugins of every kind."""
-        if self._entries is None:
-            disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
-            failures = _read_failures()
-            found = [_with_problem(entry, requires, disabled, failures) for entry, requires in _installed()]
-            found.sort(key=lambda entry: (list(HOOKS).index(entry.kind), entry.name, entry.distribution))
-            self._entries = [_with_duplicates(entry, found) for entry in found]
-        return self._entries
+    @functools.cached_property
+    def _entries(self) -> list[Entry]:
+        disabled = {normalize(name.strip()) for name in os.environ.get("RLHF_DISABLE_PLUGINS", "").split(",")}
+        found = list(_installed())
+        enabled = [entry for entry, _ in found if normalize(entry.distribution) not in disabled]
+        entries = [_with_problem(entry, requires, enabled) for entry, requires in found]
+        return sorted(entries, key=lambda entry: (list(HOOKS).index(entry.kind), entry.name, entry.distribution))
 
     def find(self, kind: str, name: str) -> Entry:
         """The plugin called `name` or `distribution/name`. Raises `UserError` that lists the installed ones."""
@@ -91,46 +84,36 @@ class Catalog:
     def load(self, kind: str, name: str) -> tuple[Any, Entry]:
         """Import one plugin and return its object with its entry. Raises `PluginError` if it can't be loaded."""
         entry = self.find(kind, name)
-        objects = self._collect(entry)
-        named = [found for found in objects if _name_of(kind, found) == entry.name]
-        if not named and len(objects) == 1 and _name_of(kind, objects[0]) is None:
-            named = objects  # a partial or an instance takes the entry point's name
-        if not named:
-            names = ", ".join(repr(_name_of(kind, found)) for found in objects) or "nothing"
+        named = {_name_of(kind, found): found for found in self._collect(entry)}
+        if list(named) == [None]:  # a partial or an instance takes the entry point's name
+            named = {entry.name: named[None]}
+        if entry.name not in named:
+            names = ", ".join(map(repr, named)) or "nothing"
             raise self._failed(entry, f"{HOOKS[kind]} returned {names}, and no object called {entry.name!r}")
-        _record(entry, None)
-        return named[0], entry
+        return named[entry.name], entry
 
     def load_callbacks(self, name: str, run: Any) -> list[Any]:
         """The trainer callbacks that the plugin `name` makes for `run`."""
-        entry = self.find("callbacks", name)
-        callbacks = self._collect(entry, run=run)
-        _record(entry, None)
-        return callbacks
+        return self._collect(self.find("callbacks", name), run=run)
 
     def _collect(self, entry: Entry, **arguments: Any) -> list[Any]:
         """Everything that the hook of this entry's module returns, as one list."""
+        from rlhf_core import hookspecs
+
         hook = HOOKS[entry.kind]
         try:
-            returned = getattr(self._manager(entry.module).hook, hook)(**arguments)
+            manager = pluggy.PluginManager("rlhf")  # of this module alone: an error is its own
+            manager.add_hookspecs(hookspecs)
+            manager.register(importlib.import_module(entry.module), name=entry.module)
+            manager.check_pending()
+            returned = getattr(manager.hook, hook)(**arguments)
             objects = [found for group in returned for found in group]  # a generator raises here
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             raise self._failed(entry, describe(error)) from error
         if not returned:
             raise self._failed(entry, f"module {entry.module} implements no hook {hook}")
+        _record(entry, None)
         return objects
-
-    def _manager(self, module: str) -> pluggy.PluginManager:
-        """One PluginManager per module, which may have several entry points."""
-        if module not in self._managers:
-            from rlhf_core import hookspecs
-
-            manager = pluggy.PluginManager("rlhf")
-            manager.add_hookspecs(hookspecs)
-            manager.register(importlib.import_module(module), name=module)
-            manager.check_pending()
-            self._managers[module] = manager
-        return self._managers[module]
 
     def _failed(self, entry: Entry, reason: str) -> PluginError:
         _record(entry, reason)
@@ -170,25 +153,19 @@ def _points_of(text: str) -> Iterator[tuple[str, str, str]]:
             yield kind, name.strip(), re.split(r"[:\[]", value)[0].strip()
 
 
-def _with_problem(entry: Entry, requires: tuple[str, ...], disabled: set[str], failures: dict[str, str]) -> Entry:
-    if normalize(entry.distribution) in disabled:
-        return replace(entry, problem="disabled", state="disabled")
-    if unmet := _core_unmet(requires):
-        return replace(entry, problem=unmet, state="core version unmet")
-    if missing := _module_missing(entry.module):
-        return replace(entry, problem=missing, state="module missing")
-    if failure := failures.get(_failure_key(entry)):
-        return replace(entry, problem=failure, state="failed")
-    return entry
-
-
-def _with_duplicates(entry: Entry, entries: list[Entry]) -> Entry:
-    same = [e for e in entries if (e.kind, e.name) == (entry.kind, entry.name)]
-    others = [e.distribution for e in same if e is not entry and e.state != "disabled"]
-    if not others or entry.problem:
-        return entry
-    problem = f"also offered by {', '.join(others)}: write {entry.distribution}/{entry.name}"
-    return replace(entry, problem=problem, state="duplicate name")
+def _with_problem(entry: Entry, requires: tuple[str, ...], enabled: list[Entry]) -> Entry:
+    """The entry with the first of its problems. `enabled` are the entries whose distributions are not disabled."""
+    others = [e.distribution for e in enabled if (e.kind, e.name) == (entry.kind, entry.name) and e != entry]
+    duplicate = f"also offered by {', '.join(others)}: write {entry.distribution}/{entry.name}"
+    problems = {
+        "disabled": None if entry in enabled else "disabled",
+        "core version unmet": _core_unmet(requires),
+        "module missing": _module_missing(entry.module),
+        "failed": _last_failure(entry),
+        "duplicate name": duplicate if others else None,
+    }
+    state = next((state for state, problem in problems.items() if problem), "ok")
+    return replace(entry, problem=problems.get(state), state=state)
 
 
 @functools.cache
@@ -238,32 +215,27 @@ def normalize(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-# Why plugins failed when they were last loaded, so that a listing can show it without importing them.
+# Why a plugin failed when it was last loaded is remembered in a file, so that a listing can show it without loading it.
 
 
-def _failure_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "plugin_failures.json"
+def _failure_file(entry: Entry) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "rlhf" / "plugin_failures" / f"{entry.distribution}-{entry.version}-{entry.kind}-{entry.name}"
 
 
-def _failure_key(entry: Entry) -> str:
-    return f"{entry.distribution}=={entry.version}:{entry.kind}:{entry.name}"
-
-
-def _read_failures() -> dict[str, str]:
+def _last_failure(entry: Entry) -> str | None:
     try:
-        return json.loads(_failure_file().read_text(encoding="utf-8"))
+        return _failure_file(entry).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 def _record(entry: Entry, reason: str | None) -> None:
-    failures = _read_failures()
-    if failures.pop(_failure_key(entry), None) is None and reason is None:
-        return
-    if reason is not None:
-        failures[_failure_key(entry)] = f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}"
+    file = _failure_file(entry)
     try:
-        _failure_file().parent.mkdir(parents=True, exist_ok=True)
-        _failure_file().write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
-    except OSError:
+        file.unlink(missing_ok=True)
+        if reason is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}", encoding="utf-8")
+    except (OSError, ValueError):  # ValueError: a text or a name that can't be encoded
         pass  # this is for a later listing only

@@ -15,8 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.chat.conversation import Chat, Settings, read_columns
-from rlhf_core.chat.streaming import Pieces, thoughts_apart
+from rlhf_core.chat import Chat, Pieces, Settings, read_columns
 from rlhf_core.cli import rlhf
 from rlhf_core.data import loading as data
 from rlhf_core.errors import UserError
@@ -293,9 +292,10 @@ def test_lines_that_are_not_questions(chat):
 
 
 def test_thoughts_have_a_style_of_their_own(chat):
-    write = thoughts_apart(chat.write)
-    for part in ("<thi", "nk>", "a fever", "</think>", "Answer"):
-        write(part)
+    parts = ("prompt", "<thi", "nk>", "a fever", "</think>", "Answer")
+    pieces = Pieces(lambda ids: "".join(parts[i] for i in ids), chat.write)
+    for i in range(len(parts)):
+        pieces.put(torch.tensor([i]))
     assert [style for _, style in chat.said] == ["", "thought", "thought", "thought", ""]
 
 

@@ -34,7 +34,7 @@ def imported(*arguments: str) -> tuple[str, set[str]]:
 def test_help_and_listings_import_nothing_heavy_and_no_plugin(arguments):
     text, modules = imported(*arguments)
     assert text.strip()
-    assert modules.isdisjoint({*HEAVY, "pydantic", "rich", "yaml"})
+    assert modules.isdisjoint({*HEAVY, "pydantic", "yaml"})
     assert not [m for m in modules if m.startswith(("rlhf_method", "rlhf_reward", "rlhf_formatter"))]
 
 

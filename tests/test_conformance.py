@@ -407,7 +407,7 @@ def test_without_names_every_plugin_gets_a_line(distribution, monkeypatch):
         {"ends": "import os; os._exit(7)"},
         {"rlhf.rewards": {"ends": "ends"}, "rlhf.callbacks": {"seen": "ends"}},
     )
-    entries = Catalog.all_entries
+    entries = Catalog.entries
     few = {
         "methods": [],
         "rewards": ["ends", "length", "reward_model"],
@@ -415,7 +415,9 @@ def test_without_names_every_plugin_gets_a_line(distribution, monkeypatch):
         "callbacks": ["seen"],
         "commands": ["compare"],
     }
-    monkeypatch.setattr(Catalog, "all_entries", lambda self: [e for e in entries(self) if e.name in few[e.kind]])
+    monkeypatch.setattr(
+        Catalog, "entries", lambda self, kind=None: [e for e in entries(self, kind) if e.name in few[e.kind]]
+    )
     result = CliRunner().invoke(rlhf, ["plugins", "check"])
     assert result.exit_code == 1
     lines = result.output.splitlines()

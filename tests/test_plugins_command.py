@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.cells import cell_len
 
 from rlhf_core.catalog import STATES, Catalog, Entry
-from rlhf_core.cli import freeze, install, rlhf
+from rlhf_core.cli import packages, rlhf
+from rlhf_core.cli.listings import table
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
 from rlhf_core.testing.new_package import CASES, KINDS, check_name, write
-from rlhf_core.ui.table import cut, width
 
 REWARD = """
 from rlhf_core import Reward, hookimpl
@@ -72,7 +73,7 @@ def test_the_listing_has_each_plugin_with_its_state(one_of_each_state):
 def test_the_listing_fits_the_terminal_and_cuts_no_reason(one_of_each_state, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     output = invoke("plugins").output
-    assert max(map(width, output.splitlines())) <= columns
+    assert max(map(cell_len, output.splitlines())) <= columns
     said = " ".join(output.split())
     for reason in ("needs rlhf-core>=99, this is 0.1.0", "module gone_module is missing", "write one/twice"):
         assert reason in said
@@ -87,9 +88,10 @@ def test_a_pipe_gets_full_lines(one_of_each_state, monkeypatch):
     assert lines[0] == ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
 
 
-def test_chinese_takes_two_columns():
-    assert width("肺炎 a") == 6
-    assert [cut("肺炎肺炎", n) for n in (8, 7, 4)] == ["肺炎肺炎", "肺炎肺…", "肺…"]
+def test_chinese_takes_two_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "44")
+    table(["NAME", "SUMMARY"], [["a", "肺炎" * 10]])
+    assert capsys.readouterr().out.splitlines() == ["NAME  SUMMARY", "a     " + "肺炎" * 9 + "肺", "      炎"]
 
 
 # what an author may have written in entry_points.txt and METADATA, and the state that follows
@@ -377,7 +379,7 @@ def test_a_plugin_can_not_move_what_runs_are_trained_with(tmp_path, need):
     result = invoke("plugins", "install", "--dry-run", "--no-index", wheel(tmp_path, need))
     assert isinstance(result.exception, UserError), result.output
     name = need.partition(">")[0].partition("=")[0]
-    said = f"rlhf-reward-made 1.0 needs {need}, and {name} {install.pinned()[name]} is installed. It is pinned"
+    said = f"rlhf-reward-made 1.0 needs {need}, and {name} {packages.pinned()[name]} is installed. It is pinned"
     assert said in str(result.exception)
     assert "pip install" in str(result.exception)
 
@@ -398,8 +400,8 @@ def test_what_pip_can_not_find_is_pips_to_tell():
 
 
 def test_pins_are_what_is_installed():
-    pins = install.pinned()
-    assert set(pins) == set(install.PINNED)
+    pins = packages.pinned()
+    assert set(pins) == set(packages.PINNED)
     import torch
 
     assert pins["torch"] == torch.__version__
@@ -417,15 +419,15 @@ PIP_SAID = {
 @pytest.mark.parametrize("case", PIP_SAID)
 def test_what_pip_said_is_explained(case):
     said, message = PIP_SAID[case]
-    assert message in install.explain(said, {"torch": "2.13.0+cpu", "rlhf-core": "0.1.0"})
+    assert message in packages.explain(said, {"torch": "2.13.0+cpu", "rlhf-core": "0.1.0"})
 
 
 def test_new_plugins_are_listed_after_an_install(distribution, monkeypatch):
     entry = Entry("rewards", "made", "m", "d", "1.0", "s", problem="module m is missing", state="module missing")
     listings = iter([[], [entry]])
     given = []
-    monkeypatch.setattr(install, "listed", lambda: next(listings))
-    monkeypatch.setattr(install, "run_pip", lambda *words: (given.extend(words), (0, ""))[1])
+    monkeypatch.setattr(packages, "listed", lambda: next(listings))
+    monkeypatch.setattr(packages, "run_pip", lambda *words: (given.extend(words), (0, ""))[1])
     result = invoke("plugins", "install", "--upgrade", "-e", "folder", "d[extra]>=1")
     assert given[:2] == ["install", "--constraint"]
     assert given[3:] == ["--upgrade", "-e", "folder", "d[extra]>=1"]
@@ -438,7 +440,7 @@ def test_new_plugins_are_listed_after_an_install(distribution, monkeypatch):
 def removed(monkeypatch) -> list[str]:
     """What pip would have been called with."""
     given: list[str] = []
-    monkeypatch.setattr(install, "run_pip", lambda *words: (given.extend(words), (0, ""))[1])
+    monkeypatch.setattr(packages, "run_pip", lambda *words: (given.extend(words), (0, ""))[1])
     return given
 
 
@@ -467,7 +469,7 @@ def test_uninstall_refuses(case, one_of_each_state, removed):
 
 def test_uninstall_asks_first(one_of_each_state, removed, monkeypatch):
     assert "add --yes" in str(invoke("plugins", "uninstall", "bad").exception)
-    monkeypatch.setattr(install, "_in_terminal", lambda: True)
+    monkeypatch.setattr(packages, "_in_terminal", lambda: True)
     assert invoke("plugins", "uninstall", "bad", input="n\n").exit_code == 1
     assert not removed
     invoke("plugins", "uninstall", "bad", input="y\n")
@@ -551,4 +553,4 @@ def test_freeze_of_what_is_no_run(tmp_path, text):
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="is not a run's folder"):
-        freeze.of_run(tmp_path)
+        packages.of_run(tmp_path)

@@ -20,8 +20,7 @@ from rlhf_core.cli import rlhf
 from rlhf_core.cli.score import _specs as specs
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
-from rlhf_core.reward_report import measuring, page, report, statistics
-from rlhf_core.reward_report.advice import warnings
+from rlhf_core.reward_report import measuring, report, statistics
 from rlhf_core.reward_report.answers import Answer, Answers, read_answers
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -227,13 +226,13 @@ ADVICE = [
 
 @pytest.mark.parametrize(("different", "warning"), ADVICE)
 def test_advice(different, warning):
-    said = list(warnings("r", {**FINE, **different}, own=False))
+    said = list(measuring.warnings("r", {**FINE, **different}, own=False))
     assert len(said) == (warning is not None), said
     assert warning is None or warning in said[0]
 
 
 def test_a_constant_score_of_the_datas_own_answers_is_no_reproach():
-    said = list(warnings("r", {**FINE, "min": 0.5, "max": 0.5}, own=True))
+    said = list(measuring.warnings("r", {**FINE, "min": 0.5, "max": 0.5}, own=True))
     assert len(said) == 1
     assert "each of the data's own answers 0.5" in said[0]
 
@@ -380,7 +379,7 @@ class Checker(HTMLParser):
 
 
 def test_the_page_is_complete_needs_no_network_and_escapes_all_text(here):
-    html = page.render(scored(here, "level", "odd", "size"))
+    html = report.render(scored(here, "level", "odd", "size"))
     checker = Checker()
     checker.feed(html)
     assert checker.open == []

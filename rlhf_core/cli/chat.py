@@ -1,18 +1,26 @@
-"""`rlhf chat`: talk with a model. Lines come from a terminal or a pipe; `rlhf_core.chat.conversation` acts on them."""
+"""`rlhf chat`: talk with a model. Lines come from a terminal or a pipe; `rlhf_core.chat` acts on them."""
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.text import Text
 
-from rlhf_core.errors import UserError
-
-if TYPE_CHECKING:
-    from rlhf_core.chat.conversation import Chat
-    from rlhf_core.chat.streaming import Write
-
+from rlhf_core.catalog import Catalog
+from rlhf_core.chat import Chat, Settings, Write
+from rlhf_core.config import read_file, read_rewards
+from rlhf_core.errors import UserError, first_line
+from rlhf_core.method import TrainingOptions
+from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
+from rlhf_core.rewards.binding import BoundReward, bind_all
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.ui.screen import Screen
 
 POSITIVE, SHARE = click.FloatRange(0, min_open=True), click.FloatRange(0, 1, min_open=True)
 COUNT = click.IntRange(1)
@@ -30,7 +38,7 @@ COUNT = click.IntRange(1)
     "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the answers; unset: a random one."
 )
 @click.option("--chat-template", metavar="FILE", help="Chat template (Jinja), for a model without one.")
-def chat(**values: Any) -> None:
+def chat(model: str, system: str | None, reward: tuple[str, ...], chat_template: str | None, **sampling: Any) -> None:
     """Talk with a model in the terminal.
 
     RUN_OR_MODEL is the folder of a run, a model or an adapter, a Hub id, or `builtin`. In the chat, /help lists the
@@ -38,24 +46,72 @@ def chat(**values: Any) -> None:
 
     rlhf chat runs/grpo-20260101-120000
     """
-    from rlhf_core.chat.conversation import Settings
-    from rlhf_core.chat.opening import open_chat
+    settings, terminal = Settings(**sampling), sys.stdin.isatty() and sys.stdout.isatty()
+    reference, catalog, write = find(model), Catalog(), _writer(terminal)
+    if reference.is_reward_model:
+        raise UserError(
+            f"{model} is a reward model: it scores answers and writes none. Chat with a language model, and have its "
+            f"answers scored: rlhf chat MODEL --reward reward_model:path={reference.path}"
+        )
+    file = reference.run / "config.yaml" if reference.run else None
+    ran = read_file(file) if file and file.is_file() else {}
+    rewards = bind_all(read_rewards(reward), catalog) if reward else _rewards_of_run(ran, catalog, write)
+    with quiet_libraries(), ExitStack() as opened:
+        from rlhf_core.training.plan import system_prompt_for
 
-    choice = {name: values.pop(name) for name in ("temperature", "top_p", "max_new_tokens", "greedy", "seed")}
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with open_chat(**values, settings=Settings(**choice), write=_writer(terminal), terminal=terminal) as conversation:
+        with Screen().working("Loading the model …") if terminal else nullcontext():
+            loaded, tokenizer = _load(reference, chat_template, settings)
+            decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+            runtimes = {r.name: RewardRuntime([r], decode) for r in rewards}
+            for runtime in runtimes.values():
+                opened.callback(runtime.close)
+                runtime.start()
+        prompt, _ = system_prompt_for(ran.get("system_prompt") if system is None else system, rewards)
+        conversation = Chat(loaded, tokenizer, write, settings, prompt, runtimes)
         if terminal:
-            _introduce(conversation, values["model"])
+            write(f"{model}\n", "bold")
+            write("/help lists the commands; /quit or Ctrl-D ends.\n", "line")
+            if conversation.system:
+                write(f"System: {conversation.system}\n", "line")
         _converse(conversation, terminal)
+
+
+def _rewards_of_run(ran: Mapping[str, Any], catalog: Catalog, write: Write) -> list[BoundReward]:
+    """The rewards that a run's config.yaml names. One that is no longer installed is reported and left out."""
+    rewards = []
+    for spec in read_rewards(ran.get("reward") or [], ran.get("reward_model")):
+        try:
+            rewards += bind_all([spec], catalog)
+        except UserError as error:
+            write(f"The run's reward {spec} is left out: {error}\n", "note")
+    return rewards
+
+
+def _load(reference: ModelReference, chat_template: str | None, settings: Settings) -> tuple[Any, Any]:
+    """(model, tokenizer), an adapter beside its base, on the fastest device."""
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    from rlhf_core.models import loading as models
+
+    info = models.inspect(reference, chat_template=chat_template)
+    try:
+        # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.
+        model = models.load(info, TrainingOptions(lora=True))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{reference.called} can't be loaded: {first_line(error)}") from error
+    if settings.seed is None:
+        torch.seed()
+    else:
+        transformers.set_seed(settings.seed)
+    return model.eval().requires_grad_(False).to(models.device()), info.tokenizer
 
 
 def _writer(terminal: bool) -> Write:
     """Write pieces as they come; to a terminal in colour, with control characters escaped."""
     if not terminal:
         return lambda text, style="": click.echo(text, nl=False)
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(highlight=False)
     styles = {"": "", "thought": "dim", "line": "", "note": "yellow", "bold": "bold"}
 
@@ -66,20 +122,12 @@ def _writer(terminal: bool) -> Write:
     return write
 
 
-def _introduce(conversation: Chat, model: str) -> None:
-    try:
-        import readline  # noqa: F401  (gives `input` its editing and history)
-    except ImportError:  # not on every platform
-        pass
-    conversation.write(f"{model}\n", "bold")
-    conversation.write("/help lists the commands; /quit or Ctrl-D ends.\n", "line")
-    if conversation.system:
-        conversation.write(f"System: {conversation.system}\n", "line")
-
-
 def _converse(conversation: Chat, terminal: bool) -> None:
     """Read and do, until /quit, the end of the input, or Ctrl-C and a yes."""
-    if not terminal:
+    if terminal:
+        with suppress(ImportError):  # not on every platform
+            import readline  # noqa: F401  (gives `input` its editing and history)
+    else:
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     while True:
         if terminal:
@@ -116,8 +164,6 @@ def _read(terminal: bool) -> str:
 
 
 def _wants_to_quit() -> bool:
-    try:
-        return input("Leave the chat? [y/N] ").strip().lower() in ("y", "yes")
-    except (EOFError, KeyboardInterrupt):
-        click.echo()
-        return True
+    with suppress(click.Abort):
+        return click.confirm("Leave the chat?")
+    return True

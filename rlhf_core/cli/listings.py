@@ -5,77 +5,69 @@ No plugin is imported, so a broken one can always be listed and removed; only `s
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.cli import LazyGroup
-from rlhf_core.ui.table import print_json, table
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+UNLIMITED = 10_000  # for a pipe: nothing is wrapped that another program reads
+NARROW = 34  # if the last column has less room than this, it is printed under its row
 
 
-class Listing(click.Group):
-    """Lists one kind of plugin; its command `show` takes the name of one."""
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        command = super().get_command(ctx, name)
-        kind = str(self.name)
-        if command is None and any(entry.name == name for entry in Catalog().entries(kind)):
-            ctx.fail(f"to see one {kind[:-1]}: rlhf {kind} show {name}")
-        return command
-
-
-def _listing(kind: str, help_text: str, about: str) -> click.Group:
-    @click.group(kind, cls=Listing, invoke_without_command=True, help=help_text)
+def _listing(kind: str, what: str) -> click.Command:
+    @click.command(kind, help=f"List {what}, or show one.\n\nrlhf {kind} show NAME")
+    @click.argument("words", nargs=-1, metavar="[show NAME]")
     @JSON
-    @click.pass_context
-    def listing(ctx: click.Context, as_json: bool) -> None:
-        if ctx.invoked_subcommand is None:
+    def listing(words: tuple[str, ...], as_json: bool) -> None:
+        if not words:
             show_entries(Catalog().entries(kind), kind, as_json)
-        elif as_json:
-            raise click.UsageError(f"--json goes after the name: rlhf {kind} show NAME --json")
+        elif words[0] == "show" and len(words) == 2:
+            from rlhf_core.cli.show import show
 
-    @listing.command(help=about, short_help=about)
-    @click.argument("name")
-    @JSON
-    def show(name: str, as_json: bool) -> None:
-        from rlhf_core.cli.show import show
-
-        show(kind, name, as_json)
+            show(kind, words[1], as_json)
+        else:
+            name = "NAME" if words[-1] == "show" else words[-1]
+            raise click.UsageError(f"to see one {kind[:-1]}: rlhf {kind} show {name}")
 
     return listing
 
 
+methods = _listing("methods", "the installed training methods")
+rewards = _listing("rewards", "the installed rewards")
+formatters = _listing("formatters", "the data formats that are understood")
+
+
 def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
-    """Print plugins of one kind, or of all where `kind` is `plugins`. Problems are printed in full."""
-    full = [number for number, entry in enumerate(entries) if entry.problem]
+    """Print plugins of one kind, or of all where `kind` is `plugins`."""
     if as_json:
         print_json([asdict(entry) for entry in entries])
     elif not entries:
         click.echo(f"No {kind} are installed.")
     elif kind == "plugins":
         header = ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY"]
-        table(header, [[e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail] for e in entries], full)
+        table(header, [[e.kind[:-1], e.name, e.distribution, e.version, e.state, e.detail] for e in entries])
     else:
         header = ["NAME", "DISTRIBUTION", "SUMMARY"]
-        table(header, [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries], full)
+        table(header, [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries])
 
-
-methods = _listing("methods", "List the installed training methods, or show one.", "Show a method and its options.")
-rewards = _listing("rewards", "List the installed rewards, or show one.", "Show a reward and what it takes.")
-formatters = _listing("formatters", "List the data formats that are understood, or show one.", "Show a data format.")
 
 # name -> (module, attribute, help line)
 PLUGIN_COMMANDS = {
     "list": ("cli.listings", "list_plugins", "List every plugin with its state."),
     "check": ("testing.commands", "check", "Test plugins by the rules of the conformance kit."),
     "new": ("testing.commands", "new", "Write the package of a new plugin."),
-    "install": ("cli.install", "install", "Install plugins, and leave the training libraries as they are."),
-    "uninstall": ("cli.install", "uninstall", "Remove plugins."),
-    "freeze": ("cli.freeze", "freeze", "Print the installed plugins as requirements."),
+    "install": ("cli.packages", "install", "Install plugins, and leave the training libraries as they are."),
+    "uninstall": ("cli.packages", "uninstall", "Remove plugins."),
+    "freeze": ("cli.packages", "freeze", "Print the installed plugins as requirements."),
 }
 
 
@@ -97,4 +89,39 @@ def list_plugins(as_json: bool) -> None:
 
     A plugin that is not ok has the reason in place of its summary.
     """
-    show_entries(Catalog().all_entries(), "plugins", as_json)
+    show_entries(Catalog().entries(), "plugins", as_json)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print `rows` with the last column wrapped beside the others, or under them where the terminal is narrow."""
+    limit = shutil.get_terminal_size((UNLIMITED, 24)).columns
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header) - 1)]
+    left = sum(widths) + 2 * len(widths)
+    for *cells, text in [header, *rows]:
+        names = "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths, strict=True))
+        if limit - left >= NARROW:
+            _print_wrapped(names, text, left, limit)
+        else:
+            _print_wrapped("", names, 0, limit)
+            _print_wrapped("", text, 4, limit)
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names with their texts wrapped beside them; a fact without text is left out."""
+    limit = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    left = max(len(name) for name, _ in rows) + 2
+    for name, text in rows:
+        for i, line in enumerate(text.splitlines()):
+            _print_wrapped("" if i else name, line, left, limit, hanging=4)
+
+
+def _print_wrapped(name: str, text: str, left: int, limit: int, hanging: int = 0) -> None:
+    """Print `text` to the right of `name`, which has `left` columns. Lines after the first begin `hanging` later."""
+    lines = Text(text).wrap(Console(), max(20, limit - left - hanging))
+    for i, line in enumerate(lines):
+        click.echo(((" " * (left + hanging) if i else name.ljust(left)) + line.plain).rstrip())
+
+
+def print_json(value: Any) -> None:
+    """As JSON for other programs; values that JSON can't represent are printed as text."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -6,15 +6,13 @@ from typing import Any
 
 import click
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--output", metavar="FOLDER", help="Folder to write.  [RUN/merged, or FOLDER-merged]")
 @click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
     help="Type of the saved weights; auto: the base model's. The sum itself is made in float32.  [auto]",
 )

@@ -34,7 +34,7 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     """
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import BUILTIN, builtin_name
-    from rlhf_core.reward_report import answers, measuring
+    from rlhf_core.reward_report import answers, measuring, report
     from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.screen import Screen
 
@@ -52,14 +52,10 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
     if as_json:
         click.echo(json.dumps(result))
     else:
-        from rlhf_core.reward_report import report
-
         report.show(screen, result)
     if html is not None:
-        from rlhf_core.reward_report import page
-
         try:
-            Path(html).write_bytes(page.render(result).encode("utf-8", "replace"))
+            Path(html).write_bytes(report.render(result).encode("utf-8", "replace"))
         except OSError as error:
             raise UserError(f"--html {html}: {error.strerror}") from error
         screen.say(f"\nPage     {html}", "bold")

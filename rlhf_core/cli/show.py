@@ -1,7 +1,6 @@
 """`rlhf rewards show NAME`, and the same for methods and formatters: what one plugin takes and where it is from.
 
-The plugin is loaded, without the libraries that it trains with. For each kind, one function describes a plugin as plain
-data (`--json`) and another turns it into lines.
+The plugin is loaded, without the libraries that it trains with.
 """
 
 from __future__ import annotations
@@ -18,102 +17,109 @@ from typing import Any
 import click
 
 from rlhf_core.catalog import Catalog
+from rlhf_core.cli.listings import facts, print_json
 from rlhf_core.formatter import Formatter
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.reward import Parameter, Reward, read_signature
-from rlhf_core.ui.table import facts, print_json
+from rlhf_core.reward import Reward, read_signature
 
-Described = Mapping[str, Any]
-Lines = list[tuple[str, str]]
+# A plugin as plain data for `--json`, the same as (name, text) lines, and the object whose source is shown.
+Description = tuple[dict[str, Any], list[tuple[str, str]], Any]
 
 
 def show(kind: str, name: str, as_json: bool) -> None:
     """Print a description of one plugin. Raises `UserError` if there is none of that name, or it can't be loaded."""
     found, entry = Catalog().load(kind, name)
-    describe, word, where = KINDS[kind]
-    described = {key: getattr(entry, key) for key in ("name", "summary", "distribution", "version", "module")}
-    described |= {**describe(found), **_source(where(found))}
+    describe: Mapping[str, Callable[[Any, str], Description]]
+    describe = {"rewards": _reward, "methods": _method, "formatters": _formatter}
+    data, lines, target = describe[kind](found, entry.name)
+    source = _source(target)
     if as_json:
-        print_json(described)
+        shared = {key: getattr(entry, key) for key in ("name", "summary", "distribution", "version", "module")}
+        print_json({**shared, **data, **source})
         return
     click.echo(f"{entry.name}: {entry.summary}\n")
-    line = f"{described['file']}:{described['line']}" if described["file"] else "no file"
-    origin = [("Distribution", f"{entry.distribution} {entry.version}")]
-    facts([*origin, *word(described), ("Source", f"{described['source']} ({line})")])
-    if described["docstring"]:
-        click.echo("\n" + described["docstring"])
+    place = f"{source['file']}:{source['line']}" if source["file"] else "no file"
+    origin = ("Distribution", f"{entry.distribution} {entry.version}")
+    facts([origin, *lines, ("Source", f"{source['source']} ({place})")])
+    if source["docstring"]:
+        click.echo("\n" + source["docstring"])
 
 
-def _reward(reward: Reward) -> Described:
+def _reward(reward: Reward, name: str) -> Description:
     """The columns are None for a factory, which would have to be called for them."""
     call: Any = None if reward.is_maker else reward.function
     if inspect.isclass(reward.function):
         call = functools.partial(reward.function.__call__, None)  # without `self`
     signature = call and read_signature(call, reward.optional)
+    parameters = reward.parameters.values()
     declared = ("range", "view", "isolation", "timeout", "deterministic", "batchwise", "concurrent", "system_prompt")
-    return {
-        "parameters": [_parameter(p) for p in reward.parameters.values()],
+    data = {
+        "parameters": [
+            {
+                "name": p.name,
+                "type": str(replace(p, default=inspect.Parameter.empty)).partition(": ")[2] or None,
+                "required": p.required,
+                **({} if p.required else {"default": p.default}),
+            }
+            for p in parameters
+        ],
         "columns": signature and list(signature.columns),
         "optional_columns": signature and list(signature.optional),
         "takes_other_columns": signature and signature.keywords,
-        **{name: getattr(reward, name) for name in declared},
+        **{each: getattr(reward, each) for each in declared},
     }
-
-
-def _parameter(parameter: Parameter) -> Described:
-    kind = str(replace(parameter, default=inspect.Parameter.empty)).partition(": ")[2] or None
-    default = {} if parameter.required else {"default": parameter.default}
-    return {"name": parameter.name, "type": kind, "required": parameter.required, **default}
-
-
-def _reward_lines(d: Described) -> Lines:
     columns = "known when its parameters are set"
-    if d["columns"] is not None:
-        columns = f"needs {', '.join(d['columns']) or 'none'}"
-        columns += f"; uses {', '.join(d['optional_columns'])} if the data has it" if d["optional_columns"] else ""
-    timeout = f", at most {d['timeout']:g} s a batch" if d["timeout"] else ""
+    if signature:
+        columns = f"needs {', '.join(signature.columns) or 'none'}"
+        columns += f"; uses {', '.join(signature.optional)} if the data has it" if signature.optional else ""
     scores = {
-        "scores differ from call to call": not d["deterministic"],
-        "scores depend on the full batch": d["batchwise"],
-        "rows are scored at the same time": d["concurrent"],
+        "scores differ from call to call": not reward.deterministic,
+        "scores depend on the full batch": reward.batchwise,
+        "rows are scored at the same time": reward.concurrent,
     }
-    return [
-        ("Use", f"rlhf run --method grpo --reward {d['name']}"),
-        ("Parameters", "\n".join(map(_parameter_line, d["parameters"])) or "none"),
+    timeout = f", at most {reward.timeout:g} s a batch" if reward.timeout else ""
+    lines = [
+        ("Use", f"rlhf run --method grpo --reward {name}"),
+        ("Parameters", "\n".join(f"{p} (required)" if p.required else str(p) for p in parameters) or "none"),
         ("Columns", columns),
-        ("Range", f"{d['range'][0]:g} to {d['range'][1]:g}" if d["range"] else "not declared"),
-        ("View", {"text": "text: completions as strings", "messages": "messages: completions as chat"}[d["view"]]),
-        ("Isolation", {"inline": "inline", "process": "its own process"}[d["isolation"]] + timeout),
+        ("Range", f"{reward.range[0]:g} to {reward.range[1]:g}" if reward.range else "not declared"),
+        ("View", {"text": "text: completions as strings", "messages": "messages: completions as chat"}[reward.view]),
+        ("Isolation", {"inline": "inline", "process": "its own process"}[reward.isolation] + timeout),
         ("Scores", "; ".join(text for text, holds in scores.items() if holds)),
-        ("System prompt", d["system_prompt"] or ""),
+        ("System prompt", reward.system_prompt or ""),
     ]
+    return data, lines, reward.function
 
 
-def _parameter_line(parameter: Described) -> str:
-    kind = f": {parameter['type']}" if parameter["type"] else ""
-    return parameter["name"] + kind + (" (required)" if parameter["required"] else f" = {parameter['default']!r}")
-
-
-def _method(method: type[Method]) -> Described:
+def _method(method: type[Method], name: str) -> Description:
     """First the options that it adds or that have another default than the shared ones."""
     shared, fields = TrainingOptions.model_fields, method.Options.model_fields
-    changed = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
-    return {
-        **{name: getattr(method, name) for name in ("data", "rewards", "task", "generates", "config")},
-        "options": [
-            {
-                "name": name,
-                "flag": "--" + name.replace("_", "-"),
-                "type": _type(fields[name].annotation),
-                "default": None if fields[name].is_required() else fields[name].get_default(call_default_factory=True),
-                "description": fields[name].description,
-                "own": name in changed,
-                "shared": name in shared,
-            }
-            for name in sorted(fields, key=lambda name: name not in changed)
-        ],
-        "builtin_preset": method.preset(),
-    }
+    own = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
+    options = [
+        {
+            "name": name,
+            "flag": "--" + name.replace("_", "-"),
+            "type": _type(fields[name].annotation),
+            "default": None if fields[name].is_required() else fields[name].get_default(call_default_factory=True),
+            "description": fields[name].description,
+            "own": name in own,
+            "shared": name in shared,
+        }
+        for name in sorted(fields, key=lambda name: name not in own)
+    ]
+    told = [f"{o['flag']}  {o['type']}  [{o['default']}]  {o['description'] or ''}" for o in options if o["own"]]
+    told.append(f"and {len(options) - len(own)} that all methods share: rlhf run --method {name} --help")
+    lines = [
+        ("Use", f"rlhf run --method {name}" + (" --reward NAME" if method.rewards == "required" else "")),
+        ("Data", method.data),
+        ("Rewards", method.rewards),
+        ("Trains", {"causal_lm": "a language model", "sequence_classification": "a model that scores"}[method.task]),
+        ("Config", f"{method.config} (its fields: --set name=value)"),
+        ("Options", "\n".join(told)),
+        ("Built-in", "  ".join(f"{key}={value}" for key, value in method.preset().items())),
+    ]
+    data = {each: getattr(method, each) for each in ("data", "rewards", "task", "generates", "config")}
+    return {**data, "options": options, "builtin_preset": method.preset()}, lines, method
 
 
 def _type(annotation: Any) -> str:
@@ -130,32 +136,16 @@ def _type(annotation: Any) -> str:
     return annotation.__name__ if inspect.isclass(annotation) and not parts else str(annotation)
 
 
-def _method_lines(d: Described) -> Lines:
-    own = [option for option in d["options"] if option["own"]]
-    lines = [f"{o['flag']}  {o['type']}  [{o['default']}]  {o['description'] or ''}" for o in own]
-    lines.append(f"and {len(d['options']) - len(own)} that all methods share: rlhf run --method {d['name']} --help")
-    return [
-        ("Use", f"rlhf run --method {d['name']}" + (" --reward NAME" if d["rewards"] == "required" else "")),
-        ("Data", d["data"]),
-        ("Rewards", d["rewards"]),
-        ("Trains", {"causal_lm": "a language model", "sequence_classification": "a model that scores"}[d["task"]]),
-        ("Config", f"{d['config']} (its fields: --set name=value)"),
-        ("Options", "\n".join(lines)),
-        ("Built-in", "  ".join(f"{name}={value}" for name, value in d["builtin_preset"].items())),
+def _formatter(formatter: Formatter, name: str) -> Description:
+    columns, looks = sorted(formatter.columns), formatter.matches is not None
+    lines = [
+        ("Use", f"rlhf run --method sft --data FILE:formatter={name}"),
+        ("Columns", ", ".join(columns) + ("; what they hold must fit, too" if looks else "")),
     ]
+    return {"columns": columns, "looks_at_values": looks}, lines, formatter.convert
 
 
-def _formatter(formatter: Formatter) -> Described:
-    return {"columns": sorted(formatter.columns), "looks_at_values": formatter.matches is not None}
-
-
-def _formatter_lines(d: Described) -> Lines:
-    also = "; what they hold must fit, too" if d["looks_at_values"] else ""
-    use = f"rlhf run --method sft --data FILE:formatter={d['name']}"
-    return [("Use", use), ("Columns", ", ".join(d["columns"]) + also)]
-
-
-def _source(found: Any) -> Described:
+def _source(found: Any) -> dict[str, Any]:
     """Where the object is defined, and its docstring; for a partial, its function's, for an instance, its class's."""
     while isinstance(found, functools.partial):
         found = found.func
@@ -167,11 +157,3 @@ def _source(found: Any) -> Described:
     module = sys.modules.get(target.__module__)
     docstring = inspect.cleandoc(target.__doc__ or (module and module.__doc__) or "")
     return {"source": target.__module__, "file": file, "line": line, "docstring": docstring}
-
-
-# kind -> (description, its lines, the object whose source is shown)
-KINDS: Mapping[str, tuple[Callable[[Any], Described], Callable[[Described], Lines], Callable[[Any], Any]]] = {
-    "rewards": (_reward, _reward_lines, lambda reward: reward.function),
-    "methods": (_method, _method_lines, lambda method: method),
-    "formatters": (_formatter, _formatter_lines, lambda formatter: formatter.convert),
-}

@@ -140,8 +140,7 @@ def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None
             needs = f"formatter {forced} needs {_names(sorted(missing))}"
             raise UserError(f"{row.location}: {needs}; the row has {_names(row.values)}")
         return chosen
-    formats: list[str] = []
-    broken: list[str] = []
+    known: list[str] = []
     for built_in in (True, False):
         fitting = []
         for entry in catalog.entries("formatters"):
@@ -150,16 +149,16 @@ def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None
             try:
                 formatter = catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0]
             except PluginError as error:
-                broken.append(f"\n  ({error})")
+                known.append(f"\n  ({error})")
                 continue
-            formats.append(f"\n  {formatter.name}: {_names(sorted(formatter.columns))}")
+            known.append(f"\n  {formatter.name}: {_names(sorted(formatter.columns))}")
             if formatter.fits(row.values):
                 fitting.append(formatter)
         if fitting:
             return max(fitting, key=lambda f: (len(f.columns), f.matches is not None))
     raise UserError(
         f"{source}: no formatter fits. {row.location} has the columns {_names(row.values)}. Known formats:"
-        + "".join(formats + broken)
+        + "".join(known)
     )
 
 

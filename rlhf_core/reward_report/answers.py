@@ -22,9 +22,6 @@ from rlhf_core.formatter import Formatter, Messages
 from rlhf_core.grammar import DataSpec
 
 SAMPLES = "samples.jsonl"
-# Pairs come first: they show whether a reward prefers the chosen answer.
-BUILTIN_KINDS: tuple[Literal["preferences", "prompts"], ...] = ("preferences", "prompts")
-FORMATS = "prompt with completion (or completions, a list), or a format with answers (rlhf formatters lists them)"
 
 
 @dataclass(frozen=True)
@@ -73,13 +70,13 @@ def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Ans
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:
-    """The built-in data's answers: the first kind whose columns fit, else the last."""
-    for kind in BUILTIN_KINDS:
-        rows = read_file(builtin.data_file(kind, "train"))
-        found = _answers(f"builtin {kind}", rows[:limit], [], catalog, None)
-        if fits(found.columns):
-            break
-    return found
+    """The built-in pairs, which show whether a reward prefers the chosen answer; if they don't fit, its prompts."""
+
+    def answers(kind: Literal["preferences", "prompts"]) -> Answers:
+        return _answers(f"builtin {kind}", read_file(builtin.data_file(kind, "train"))[:limit], [], catalog, None)
+
+    pairs = answers("preferences")
+    return pairs if fits(pairs.columns) else answers("prompts")
 
 
 def _answers(source: str, rows: list[Row], warnings: list[str], catalog: Catalog, forced: str | None) -> Answers:
@@ -152,4 +149,5 @@ def _own(row: Row, formatter: Formatter) -> Iterator[Answer]:
 
 
 def _has(row: Row) -> str:
-    return f"its columns: {', '.join(row.values)}. Formats that can be scored: {FORMATS}."
+    formats = "prompt with completion (or completions, a list), or a format with answers (rlhf formatters lists them)"
+    return f"its columns: {', '.join(row.values)}. Formats that can be scored: {formats}."

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.reward_report import statistics
-from rlhf_core.reward_report.advice import warnings
 from rlhf_core.reward_report.answers import Answer, Answers
 from rlhf_core.rewards.binding import BoundReward
-from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
+from rlhf_core.rewards.outcomes import Column, join
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
 from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 
 BATCH = 64  # completions, or one group if that is larger
 EXAMPLES = 5  # best and worst answers that are included
 LONGEST = 4000  # characters of an example that are included
+# What is warned of:
+LENGTH = 0.8  # correlation with the length above which a model may learn nothing else
+ENOUGH = 20  # scores that a meaningful correlation needs
+ERRORS = 0.2  # share of failed rows, which also stops a run
+SLOW = 5.0  # seconds a batch
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")  # differ between errors of one kind
 
 
@@ -61,25 +66,19 @@ def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
 
 def _call(runtime: RewardRuntime, answers: Answers) -> tuple[list[Answer], dict[str, Column]]:
     """(the answers, those of a group beside each other; each reward's column for all of them)."""
-    names = answers.columns
     rows: list[Answer] = []
-    columns = {reward.name: Column([], []) for reward in runtime.rewards}
+    found = []
     for part in _batches(answers.rows):
         batch = RewardBatch(
             [row.prompt for row in part],
             [row.completion for row in part],
             [list(map(ord, row.text)) for row in part],
-            {name: [row.columns.get(name) for row in part] for name in names},
+            {name: [row.columns.get(name) for row in part] for name in answers.columns},
             PLACEHOLDERS,
         )
         rows += part
-        for name, column in runtime.evaluate(batch).items():
-            full = columns[name]
-            full.scores += column.scores
-            full.errors += column.errors
-            full.timed_out += column.timed_out
-            full.seconds += column.seconds
-    return rows, columns
+        found.append(runtime.evaluate(batch))
+    return rows, {reward.name: join([columns[reward.name] for columns in found]) for reward in runtime.rewards}
 
 
 def _batches(rows: Sequence[Answer]) -> Iterator[list[Answer]]:
@@ -151,3 +150,36 @@ def _examples(order: Iterable[int], column: Column, rows: Sequence[Answer]) -> l
         }
         for text, i in itertools.islice(first.items(), EXAMPLES)
     ]
+
+
+def warnings(name: str, result: Mapping[str, Any], *, own: bool) -> Iterator[str]:
+    """A sentence each on what to know of one reward's `result` before training; `own`: the answers are the data's."""
+    scored, errors, low, high = (result[key] for key in ("scored", "errors", "min", "max"))
+    rows = scored + result["not_applicable"] + errors
+    groups, length, limits = result["groups"], result["length_correlation"], result["range"]
+    if errors > ERRORS * rows:
+        yield f"{name} fails on {errors / rows:.0%} of the completions; over a fifth stops a training run."
+    if not scored and errors < rows:
+        yield f"{name} gave no score at all."
+    elif scored > 1 and statistics.same(low, high):
+        yield (
+            f"{name} gives each of the data's own answers {result['mean']:g}. Score a model's completions, such as a "
+            "run's samples, to see whether it tells them apart."
+            if own
+            else f"{name} gives every completion {result['mean']:g}: there is nothing to learn from it."
+        )
+    elif groups["compared"] and not groups["with_signal"]:
+        yield (
+            f"{name} scores all completions of a prompt alike, in each of {groups['compared']:,} groups: GRPO learns "
+            "only from differences within a group."
+        )
+    if length is not None and abs(length) > LENGTH and scored >= ENOUGH:
+        way = "longer" if length > 0 else "shorter"
+        yield f"{name} follows the length ({length:+.2f}): a model can raise it by writing {way} answers."
+    if limits and scored and (low < limits[0] or high > limits[1]):
+        yield f"{name} declares scores from {limits[0]:g} to {limits[1]:g}, and gave {low:g} to {high:g}."
+    if (seconds := result["seconds_per_batch"]) > SLOW:
+        yield (
+            f"{name} is slow: about {seconds:.0f} s a training step of 64 completions, "
+            f"{seconds * 1000 / 3600:.1f} hours in 1,000 steps."
+        )

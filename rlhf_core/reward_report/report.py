@@ -1,18 +1,29 @@
-"""The result of `rlhf score` in the terminal, or as plain lines in a pipe."""
+"""The result of `rlhf score`: in the terminal, as plain lines in a pipe, or as one HTML file."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from rich.text import Text
 
+from rlhf_core.ui.page import document
 from rlhf_core.ui.screen import Screen, number
 
 BARS = "▁▂▃▄▅▆▇█"
 EXAMPLES = 3  # best and worst answers that are shown
 FAILURES = 5  # kinds of errors that are shown
+STYLE = """
+figure { margin: 1rem 0; max-width: 34rem } figcaption { display: flex; justify-content: space-between }
+.bars { display: flex; align-items: end; gap: 1%; height: 8rem; border-bottom: 1px solid var(--line) }
+.bars i { flex: 1; background: var(--even) }
+.warning { border-left: 3px solid var(--bad); padding-left: .8rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
+td:first-child { text-align: right }
+"""
 
 
 def show(screen: Screen, result: Mapping[str, Any]) -> None:
@@ -46,10 +57,8 @@ def title(name: str, reward: Mapping[str, Any]) -> str:
 def facts(reward: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(label, text) of each line."""
     timed_out = f", {reward['timed_out']:,} of them timeouts" if reward["timed_out"] else ""
-    yield (
-        "scored",
-        f"{reward['scored']:,}, not applicable {reward['not_applicable']:,}, errors {reward['errors']:,}{timed_out}",
-    )
+    errors = f"errors {reward['errors']:,}{timed_out}"
+    yield "scored", f"{reward['scored']:,}, not applicable {reward['not_applicable']:,}, {errors}"
     if reward["histogram"]:
         yield "mean", f"{number(reward['mean'])}, standard deviation {number(reward['std'])}"
         low, high, counts = (reward["histogram"][key] for key in ("low", "high", "counts"))
@@ -103,9 +112,7 @@ def _examples(screen: Screen, kind: str, examples: Sequence[Mapping[str, Any]]) 
         side = f" ({example['side']})" if example["side"] else ""
         first = f"{number(example['score']):>8}  {example['location']}{side}: {visible(example['prompt'])}"
         for line, style in ((first, "dim"), (" " * 10 + (visible(example["completion"]) or "(empty)"), "")):
-            text = Text(line, style=style)
-            text.truncate(screen.console.width, overflow="ellipsis")
-            screen.console.print(text, soft_wrap=True)
+            screen.console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis")
 
 
 def visible(text: str) -> str:
@@ -113,3 +120,59 @@ def visible(text: str) -> str:
     spaces = "".join(" " if unicodedata.category(character) == "Zs" else character for character in text.strip())
     symbols = spaces.translate({code: "↵" if code == ord("\n") else chr(0x2400 + code) for code in range(0x20)})
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in symbols)
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The result as one HTML page. Every text from data or rewards is escaped."""
+    completions, groups = f"{result['completions']:,}", f"{result['groups']:,}"
+    parts = [
+        _list([("completions", completions), ("read as", result["format"]), ("different prompts or pairs", groups)]),
+        *(f'<p class="warning">{escape(text)}</p>' for text in result["warnings"]),
+        *(part for name, reward in result["rewards"].items() for part in _reward_html(name, reward)),
+    ]
+    if pairs := known(result["correlations"]):
+        rows = ((correlation(pair["spearman"]), " and ".join(pair["rewards"])) for pair in pairs)
+        parts.append(f"<h2>Correlation between rewards (Spearman)</h2>{_table(rows)}")
+    return document(f"Rewards on {result['source']}", parts, STYLE)
+
+
+def _list(rows: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows) + "</dl>"
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    cells = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def _reward_html(name: str, reward: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h2>{escape(title(name, reward))}</h2>"
+    yield _list((label, text) for label, text in facts(reward) if label != "distribution")
+    if reward["histogram"]:
+        yield _histogram(reward["histogram"])
+    if reward["failures"]:
+        rows = ((f"{kind['count']:,}", kind["message"], kind["location"]) for kind in reward["failures"])
+        yield f'<p class="soft">Failures, with the location of the first of each kind:</p>{_table(rows)}'
+    for kind in kinds(reward):
+        if reward[kind]:
+            yield f"<details><summary>{kind} completions</summary>{''.join(map(_example_html, reward[kind]))}</details>"
+
+
+def _histogram(histogram: Mapping[str, Any]) -> str:
+    """A bar for each count, with the count as a tooltip, above their range."""
+    low, high, counts = number(histogram["low"]), number(histogram["high"]), histogram["counts"]
+    most, listed = max(counts), ", ".join(f"{count:,}" for count in counts)
+    bars = "".join(f'<i style="height: {100 * count / most:.1f}%" title="{count:,}"></i>' for count in counts)
+    return (
+        f'<figure><div class="bars" role="img" aria-label="counts from {low} to {high}: {listed}">{bars}</div>'
+        f'<figcaption class="soft"><span>{low}</span><span>{high}</span></figcaption></figure>'
+    )
+
+
+def _example_html(example: Mapping[str, Any]) -> str:
+    side = f", {example['side']}" if example["side"] else ""
+    return (
+        f'<div class="soft">{number(example["score"])} · {escape(example["location"])}{side}: '
+        f"{escape(example['prompt'])}</div>"
+        f'<div class="text">{escape(example["completion"].strip()) or "(empty)"}</div>'
+    )

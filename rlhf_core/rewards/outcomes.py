@@ -117,10 +117,14 @@ def _number(value: Any) -> tuple[float | None, str | None]:
     return (score, None) if math.isfinite(score) else (None, f"{score} is not a finite number")
 
 
-def join(rows: Sequence[Column]) -> Column:
-    """One column of rows that were scored one by one."""
-    timed_out = sum(row.timed_out for row in rows)
-    return Column([row.scores[0] for row in rows], [row.errors[0] for row in rows], timed_out)
+def join(parts: Sequence[Column]) -> Column:
+    """One column of rows that were scored one by one, or in batches."""
+    return Column(
+        [score for part in parts for score in part.scores],
+        [error for part in parts for error in part.errors],
+        sum(part.timed_out for part in parts),
+        sum(part.seconds for part in parts),
+    )
 
 
 def blank(columns: Sequence[Column]) -> None:

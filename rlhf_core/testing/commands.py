@@ -47,7 +47,7 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _all() -> Iterator[Subject]:
-    for entry in Catalog().all_entries():
+    for entry in Catalog().entries():
         if entry.problem != "disabled":
             yield entry.kind, f"{entry.distribution}/{entry.name}", entry
 
@@ -55,7 +55,7 @@ def _all() -> Iterator[Subject]:
 def _named(names: tuple[str, ...]) -> Iterator[Subject]:
     """The plugins of these names, whatever their kind. Raises `UserError` for one that is not installed."""
     catalog = Catalog()
-    entries = catalog.all_entries()
+    entries = catalog.entries()
     for name in names:
         if ":" in name or name.endswith(".py"):
             yield "rewards", name, None

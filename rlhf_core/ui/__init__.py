@@ -1,1 +1,1 @@
-"""What a person sees: the screen of a run, tables, HTML pages."""
+"""What a person sees: the screen of a run, HTML pages."""

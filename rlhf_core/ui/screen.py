@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.rule import Rule
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ class Screen:
             for label, text in rows:
                 self.say(f"{label:8}{text}")
             return
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
+        table = Table.grid(Column(style="bold", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
         for label, text in rows:
             table.add_row(label, Text(text))
         self.console.print(table)
@@ -57,24 +55,20 @@ class Screen:
         """The table of before and after, and two answers."""
         self.console.print()
         count = f"{len(after.answers)} held-out prompts, one sampled answer each"
-        table = Table(count if after.answers else "held out", box=box.SIMPLE_HEAD)
-        for column in ("before", "after"):
-            table.add_column(column, justify="right")
+        numbers = (Column(title, justify="right") for title in ("before", "after"))
+        table = Table(count if after.answers else "held out", *numbers, box=box.SIMPLE_HEAD)
         then = _numbers(before) if before else {}
         for name, value in _numbers(after).items():
             table.add_row(name, number(then.get(name)) if before else "", number(value))
         self.console.print(table)
         for i in range(min(EXAMPLES, len(after.answers))):
-            self._example(i, before, after)
-
-    def _example(self, i: int, before: Evaluation | None, after: Evaluation) -> None:
-        parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
-        for title, evaluation in (("before", before), ("after", after)):
-            if evaluation is not None:
-                heading = " · ".join(filter(None, (title, scores_text(evaluation.scores[i]))))
-                parts.append(Rule(heading, align="left", style="dim"))
-                parts.append(Text(evaluation.answers[i].strip() or "(empty)"))
-        self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
+            parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
+            for title, evaluation in (("before", before), ("after", after)):
+                if evaluation is not None:
+                    heading = " · ".join(filter(None, (title, scores_text(evaluation.scores[i]))))
+                    parts.append(Rule(heading, align="left", style="dim"))
+                    parts.append(Text(evaluation.answers[i].strip() or "(empty)"))
+            self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
 
 
 def question(prompt: Any) -> str:

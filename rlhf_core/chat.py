@@ -10,30 +10,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.chat.streaming import Pieces, Write, thoughts_apart
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.models.loading import max_tokens
-from rlhf_core.rewards.binding import BoundReward
-from rlhf_core.rewards.runtime import Column, RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.ui.screen import number
 
-COMMANDS = {
-    "/retry": "replace the last answer with another",
-    "/undo": "remove the last question and its answer",
-    "/reward": "the scores of the last answer; with columns: /reward answer=肺炎",
-    "/system": "show the system message; /system TEXT sets it, /system '' removes it",
-    "/save": "/save FILE.jsonl adds the conversation to a file for --data",
-    "/help": "this list",
-    "/quit": "leave the chat, as Ctrl-D does",
-}
 OTHER_HELP = (
     "A line that ends with \\ continues in the next one. // begins a message with /.\n"
     "Ctrl-C stops an answer; the part that was written stays."
 )
+# Shows (text, style=""), with no line end added. Styles: "thought", and for lines "line", "note" and "bold".
+Write = Callable[..., None]
 _COLUMN = re.compile(r"(?:^|[\s,]+)([A-Za-z_]\w*)=")
 
 
@@ -75,17 +67,9 @@ class Chat:
         name, argument = [*text.split(maxsplit=1), ""][:2]
         if name in ("/quit", "/exit"):
             return False
-        actions = {
-            "/retry": self.retry,
-            "/undo": self.undo,
-            "/reward": lambda: self.score(read_columns(argument)),
-            "/system": lambda: self.set_system(argument),
-            "/save": lambda: self.save(argument),
-            "/help": self.help,
-        }
-        if name not in actions:
+        if name not in COMMANDS:
             raise UserError(f"There is no command {name}.{did_you_mean(name, COMMANDS)} /help lists them.")
-        actions[name]()
+        COMMANDS[name][1](self, argument)
         return True
 
     def ask(self, question: str) -> None:
@@ -131,8 +115,9 @@ class Chat:
             raise UserError(f"{path} can't be written: {error.strerror}") from error
         self.write(f"Saved to {path}, which holds {len(before.splitlines()) + 1} now.\n", "note")
 
-    def score(self, columns: Mapping[str, Any]) -> None:
-        """Show the last answer's scores. `columns` are those that its row would have in training."""
+    def score(self, text: str) -> None:
+        """Show the last answer's scores. `text` has the columns that its row would have in training."""
+        columns = read_columns(text)
         self._check_answered()
         if not self.rewards:
             raise UserError("There are no rewards here. Start with some: rlhf chat … --reward NAME")
@@ -146,11 +131,15 @@ class Chat:
                 example = " ".join(f"{column}=…" for column in missing)
                 result = f"needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}: /reward {example}"
             else:
-                result = _outcome(runtime.evaluate(batch)[name], reward)
+                column = runtime.evaluate(batch)[name]
+                [score], [error] = column.scores, column.errors
+                weight = "" if reward.weight == 1.0 else f"  (weight {reward.weight:g})"
+                result = "does not apply" if score is None else number(score) + weight
+                result = result if error is None else f"failed: {_shortened(error, 300)}"
             self.write(f"{name.ljust(width)}  {result}\n", "line")
 
     def help(self) -> None:
-        for name, what in COMMANDS.items():
+        for name, (what, _) in COMMANDS.items():
             self.write(f"{name:7}  {what}\n", "line")
         self.write(OTHER_HELP + "\n", "line")
 
@@ -163,7 +152,7 @@ class Chat:
         from rlhf_core.prefix import eos_token_ids
 
         prompt, eos = self._prompt(turns), eos_token_ids(self.model, self.tokenizer)
-        pieces = Pieces(self._decode, thoughts_apart(self.write))
+        pieces = Pieces(self._decode, self.write)
         try:
             self._generate(prompt, pieces, eos)
         except KeyboardInterrupt:
@@ -234,6 +223,37 @@ class Chat:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+class Pieces:
+    """A streamer for `generate`: writes characters as soon as they are complete, and collects the token ids.
+
+    What is between <think> and </think> has the style "thought".
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], write: Write) -> None:
+        self.decode, self.write = decode, write
+        self.ids: list[int] = []
+        self._prompt_is_next, self._text = True, ""
+        self._start = self._shown = 0  # decoded from, and shown up to: one token's text depends on the one before
+
+    def put(self, value: Any) -> None:
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            return
+        self.ids += value.flatten().tolist()
+        self._show(complete=False)
+
+    def end(self) -> None:
+        self._show(complete=True)
+
+    def _show(self, *, complete: bool) -> None:
+        before, now = self.decode(self.ids[self._start : self._shown]), self.decode(self.ids[self._start :])
+        if len(now) > len(before) and (complete or not now.endswith("\N{REPLACEMENT CHARACTER}")):
+            self._start, self._shown = self._shown, len(self.ids)
+            self._text += now[len(before) :]
+            thinks = self._text.rfind("<think>") > self._text.rfind("</think>") or self._text.endswith("</think>")
+            self.write(now[len(before) :], "thought" if thinks else "")
+
+
 def read_columns(text: str) -> dict[str, Any]:
     """`answer=肺炎 keywords=["a", "b"]` as a row's columns. A value is text, or JSON if it begins with one of [ { "."""
     before, *pairs = (part.strip() for part in _COLUMN.split(text.strip()))
@@ -249,15 +269,18 @@ def read_columns(text: str) -> dict[str, Any]:
     return columns
 
 
-def _outcome(column: Column, reward: BoundReward) -> str:
-    from rlhf_core.ui.screen import number
-
-    weight = "" if reward.weight == 1.0 else f"  (weight {reward.weight:g})"
-    if column.errors[0] is not None:
-        return f"failed: {_shortened(column.errors[0], 300)}"
-    return "does not apply" if column.scores[0] is None else number(column.scores[0]) + weight
-
-
 def _shortened(text: str, length: int = 60) -> str:
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+# name -> (its line of /help, what it does)
+COMMANDS: Mapping[str, tuple[str, Callable[[Chat, str], None]]] = {
+    "/retry": ("replace the last answer with another", lambda chat, _: chat.retry()),
+    "/undo": ("remove the last question and its answer", lambda chat, _: chat.undo()),
+    "/reward": ("the scores of the last answer; with columns: /reward answer=肺炎", Chat.score),
+    "/system": ("show the system message; /system TEXT sets it, /system '' removes it", Chat.set_system),
+    "/save": ("/save FILE.jsonl adds the conversation to a file for --data", Chat.save),
+    "/help": ("this list", lambda chat, _: chat.help()),
+    "/quit": ("leave the chat, as Ctrl-D does", lambda chat, _: None),
+}

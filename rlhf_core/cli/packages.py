@@ -1,10 +1,14 @@
-"""`rlhf plugins install` and `uninstall`: pip, with the training libraries held at the versions that are installed.
+"""`rlhf plugins install`, `uninstall` and `freeze`: the distributions of plugins, and pip.
 
     rlhf plugins install rlhf-reward-brevity
     rlhf plugins install -e ./rlhf-reward-brevity
     rlhf plugins uninstall brevity
+    rlhf plugins freeze > requirements.txt
+    rlhf plugins freeze runs/grpo-20260101-120000 --install-command
 
-No plugin is imported, so a broken one can be removed.
+pip holds the training libraries at the versions that are installed. No plugin is imported, so a broken one can be
+removed. The source of a distribution is in PEP 610's direct_url.json, which pip writes. One that was installed from a
+local folder is on no index, so `freeze` makes it a comment.
 """
 
 from __future__ import annotations
@@ -13,21 +17,23 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
+from rlhf_core import __version__
 from rlhf_core.catalog import Catalog, Entry, normalize
 from rlhf_core.cli.listings import show_entries
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, describe, did_you_mean
 
 # Plugins may not change the versions that models were trained with and that runs are resumed with.
 PINNED = ("rlhf-core", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+Pin = tuple[str, str]  # a requirement for pip and a comment, of which one may be empty
 
 
 # -h is left to pip's short options: -rhere.txt is no call for help
@@ -74,10 +80,11 @@ def run_pip(*arguments: str) -> tuple[int, str]:
             f"this environment has no pip. Add it with {sys.executable} -m ensurepip, or use another installer, such "
             "as uv pip install NAME"
         )
-    command = [sys.executable, "-m", "pip", arguments[0], "--disable-pip-version-check", *arguments[1:]]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     lines = []
-    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, **streams, text=True, errors="replace") as pip:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
         for line in pip.stdout or ():
             if not line.startswith("Requirement already satisfied"):
                 click.echo(line, nl=False)
@@ -118,7 +125,7 @@ def uninstall(names: tuple[str, ...], yes: bool) -> None:
 
     rlhf plugins uninstall brevity
     """
-    entries = Catalog().all_entries()
+    entries = Catalog().entries()
     chosen = list(dict.fromkeys(find_distribution(name, entries) for name in names))
     for distribution in chosen:
         plugins = ", ".join(f"{e.kind[:-1]} {e.name}" for e in entries if e.distribution == distribution)
@@ -150,3 +157,65 @@ def find_distribution(name: str, entries: Sequence[Entry]) -> str:
 
 def _in_terminal() -> bool:
     return sys.stdin.isatty()
+
+
+@click.command()
+@click.argument("run_folder", required=False, metavar="[RUN_FOLDER]")
+@click.option("--install-command", is_flag=True, help="Print one command line of pip instead.")
+def freeze(run_folder: str | None, install_command: bool) -> None:
+    """Print the core and the installed plugins as requirements; with RUN_FOLDER, those of that run.
+
+    rlhf plugins freeze runs/grpo-20260101-120000 --install-command
+    """
+    if run_folder:
+        pins = of_run(Path(run_folder))
+    else:
+        entries = sorted(Catalog().entries(), key=lambda e: normalize(e.distribution))
+        versions = {"rlhf-core": __version__, **{e.distribution: e.version for e in entries}}
+        pins = [pin(name, version) for name, version in versions.items()]
+    lines = ["  ".join(filter(None, each)) for each in pins]
+    if install_command:
+        lines = [comment for _, comment in pins if comment]
+        lines.append(shlex.join(["pip", "install", *(requirement for requirement, _ in pins if requirement)]))
+    click.echo("\n".join(lines))
+
+
+def of_run(folder: Path) -> list[Pin]:
+    """The distributions in `manifest.json`. Raises `UserError` if it can't be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        versions, plugins, python = manifest["versions"], manifest["plugins"], manifest["python"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "there is none" if isinstance(error, FileNotFoundError) else describe(error)
+        raise UserError(
+            f"{folder} is not a run's folder: its manifest.json can't be read ({reason}). Give a folder that rlhf run "
+            "wrote, such as runs/grpo-20260101-120000"
+        ) from error
+    pins = [("", f"# Python {python}, on which the run was made")]
+    pins += [pin(name, version) for name, version in versions.items()]
+    for line in plugins:  # "method grpo: rlhf-method-grpo 0.1.0", or "reward ./my.py:near: by path"
+        what, _, origin = line.rpartition(": ")
+        pins.append(("", f"# {what}: given by path") if origin == "by path" else pin(*origin.rsplit(" ", 1)))
+    return list(dict.fromkeys(pins))
+
+
+def pin(name: str, version: str) -> Pin:
+    """The requirement of a distribution: its source if this version is installed, else its version."""
+    installed = (each for each in importlib.metadata.distributions(name=name) if each.version == version)
+    text = next((each.read_text("direct_url.json") for each in installed), None)
+    if not text:
+        public, _, label = version.partition("+")
+        return f"{name}=={public}", f"# {name} was {version}" if label else ""
+    source = json.loads(text)
+    url = source["url"]
+    if "dir_info" in source or (url.startswith("file:") and "vcs_info" not in source):
+        how = "editable, from" if source.get("dir_info", {}).get("editable") else "from"
+        folder = url.removeprefix("file://")
+        return "", f"# {name}=={version} is installed {how} {folder}, which is on this machine only"
+    if url.startswith("http"):
+        url = re.sub(r"(?<=://)[^/@]*@(?!$)", "", url)  # the output is passed on: no password or token
+    fragment = f"#subdirectory={source['subdirectory']}" if source.get("subdirectory") else ""
+    if vcs := source.get("vcs_info"):
+        return f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{fragment}", ""
+    digest = source.get("archive_info", {}).get("hashes", {}).get("sha256")
+    return f"{name} @ {url}" + (f"#sha256={digest}" if digest else fragment), ""
