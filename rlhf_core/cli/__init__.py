@@ -17,12 +17,12 @@ COMMANDS = {
     "run": ("cli.run", "run", "Train a model."),
     "score": ("cli.score", "score", "Try rewards on completions, before any training."),
     "pipeline": ("cli.pipeline", "pipeline", "Run several stages, each feeding the next."),
-    "merge": ("cli.merge", "merge", "Put a trained adapter into its base model."),
+    "merge": ("cli.merge", "merge", "Merge a trained adapter into its base model."),
     "chat": ("cli.chat", "chat", "Talk with a model in the terminal."),
     "methods": ("cli.listings", "methods", "List the installed training methods, or show one."),
     "rewards": ("cli.listings", "rewards", "List the installed rewards, or show one."),
-    "formatters": ("cli.listings", "formatters", "List the data formats that are understood, or show one."),
-    "plugins": ("cli.listings", "plugins", "List, check, write, install and remove plugins."),
+    "formatters": ("cli.listings", "formatters", "List the supported data formats, or show one."),
+    "plugins": ("cli.listings", "plugins", "List, check, create, install and remove plugins."),
 }
 
 

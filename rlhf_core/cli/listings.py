@@ -43,7 +43,7 @@ def _listing(kind: str, what: str) -> click.Command:
 
 methods = _listing("methods", "the installed training methods")
 rewards = _listing("rewards", "the installed rewards")
-formatters = _listing("formatters", "the data formats that are understood")
+formatters = _listing("formatters", "the supported data formats")
 
 
 def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
@@ -63,9 +63,9 @@ def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
 # name -> (module, attribute, help line)
 PLUGIN_COMMANDS = {
     "list": ("cli.listings", "list_plugins", "List every plugin with its state."),
-    "check": ("testing.commands", "check", "Test plugins by the rules of the conformance kit."),
-    "new": ("testing.commands", "new", "Write the package of a new plugin."),
-    "install": ("cli.packages", "install", "Install plugins, and leave the training libraries as they are."),
+    "check": ("testing.commands", "check", "Check plugins against the rules of their kind."),
+    "new": ("testing.commands", "new", "Create the package of a new plugin."),
+    "install": ("cli.packages", "install", "Install plugins without changing torch and the training libraries."),
     "uninstall": ("cli.packages", "uninstall", "Remove plugins."),
     "freeze": ("cli.packages", "freeze", "Print the installed plugins as requirements."),
 }
@@ -75,7 +75,7 @@ PLUGIN_COMMANDS = {
 @JSON
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List all plugins and their state, or check, write, install and remove them."""
+    """List all plugins and their state, or check, create, install and remove them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_plugins, as_json=as_json)
     elif as_json:

@@ -40,7 +40,7 @@ Pin = tuple[str, str]  # a requirement for pip and a comment, of which one may b
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="SPEC… [PIP OPTIONS]")
 def install(arguments: tuple[str, ...]) -> None:
-    """Install plugins with pip, and leave the training libraries as they are.
+    """Install plugins with pip, without changing torch and the training libraries.
 
     rlhf plugins install rlhf-reward-brevity
 

@@ -78,8 +78,9 @@ def _reward(reward: Reward, name: str) -> Description:
         "rows are scored at the same time": reward.concurrent,
     }
     timeout = f", at most {reward.timeout:g} s a batch" if reward.timeout else ""
+    required = ",".join(f"{p.name}=…" for p in parameters if p.required)
     lines = [
-        ("Use", f"rlhf run --method grpo --reward {name}"),
+        ("Use", f"rlhf run --method grpo --reward {name}{':' if required else ''}{required}"),
         ("Parameters", "\n".join(f"{p} (required)" if p.required else str(p) for p in parameters) or "none"),
         ("Columns", columns),
         ("Range", f"{reward.range[0]:g} to {reward.range[1]:g}" if reward.range else "not declared"),
@@ -116,7 +117,7 @@ def _method(method: type[Method], name: str) -> Description:
         ("Trains", {"causal_lm": "a language model", "sequence_classification": "a model that scores"}[method.task]),
         ("Config", f"{method.config} (its fields: --set name=value)"),
         ("Options", "\n".join(told)),
-        ("Built-in", "  ".join(f"{key}={value}" for key, value in method.preset().items())),
+        ("Preset", "  ".join(f"{key}={value}" for key, value in method.preset().items())),
     ]
     data = {each: getattr(method, each) for each in ("data", "rewards", "task", "generates", "config")}
     return {**data, "options": options, "builtin_preset": method.preset()}, lines, method
@@ -138,8 +139,10 @@ def _type(annotation: Any) -> str:
 
 def _formatter(formatter: Formatter, name: str) -> Description:
     columns, looks = sorted(formatter.columns), formatter.matches is not None
+    fitting = "dpo" if any("reject" in column for column in columns) else "sft"
+    fitting = "grpo --reward NAME" if columns == ["prompt"] else fitting
     lines = [
-        ("Use", f"rlhf run --method sft --data FILE:formatter={name}"),
+        ("Use", f"rlhf run --method {fitting} --data FILE:formatter={name}"),
         ("Columns", ", ".join(columns) + ("; what they hold must fit, too" if looks else "")),
     ]
     return {"columns": columns, "looks_at_values": looks}, lines, formatter.convert
