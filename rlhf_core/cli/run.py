@@ -74,12 +74,11 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: b
 
     if launch.needed(config) and not dry_run:
         check(config, method, catalog, resume=resume)  # which chooses one folder for every process
-        return launch.launch(config, _arguments(config, resume))
-    code = train(config, method, catalog, resume=resume, dry_run=dry_run)
+        code = launch.launch(config, _arguments(config, resume))
+    else:
+        code = train(config, method, catalog, resume=resume, dry_run=dry_run)
     if code == launch.OUT_OF_MEMORY and "RANK" not in os.environ:
-        folder = Path(str(config.output_dir))
-        again = launch.retry_arguments(folder, launch.take_smaller(folder) or {})
-        os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all memory
+        launch.start_again(config)
     launch.end_process(code)
     return code
 

@@ -39,9 +39,10 @@ RunCommand = Callable[[Sequence[str]], int]  # arguments of `rlhf` -> exit code
 class Stage:
     """One run of a pipeline.
 
-    `values` are its keys under the names of `RunConfig` and the method's options, earlier stages by their name; `feeds`
-    are those keys with their stages. `origin` is the model that its chain of stages starts from, and `preset` what it
-    keeps of its method's built-in preset although its model is a folder.
+    `values` are its keys under the names of `RunConfig` and the method's options, earlier stages by their name, which
+    make it again whatever model it then starts from; `feeds` are those keys with their stages. `origin` is the model
+    that its chain of stages starts from, and `preset` what it keeps of its method's built-in preset although its model
+    is a folder.
     """
 
     name: str
@@ -56,11 +57,6 @@ class Stage:
     @property
     def model(self) -> Path:
         return self.folder / "model"
-
-    @property
-    def written(self) -> dict[str, Any]:
-        """The keys that make this stage again, whatever model it then starts from."""
-        return {"method": self.values["method"], **{k: v for k, v in self.values.items() if k not in self.preset}}
 
 
 @dataclass(frozen=True)
@@ -116,9 +112,11 @@ def plan(description: Mapping[str, Any], folder: Path, catalog: Catalog, overrid
             planner.add(name)
         except UserError as error:
             raise type(error)(f"stage {name}: {error}") from error
+    known = spellings(MAIN).keys() | {"stages"}
+    known |= {key for stage in planner.stages.values() for key in spellings(stage.method.Options.model_fields)}
     for key in shared:
-        if key not in planner.known:
-            hint = did_you_mean(key, {*planner.known, "stages"})
+        if key not in known:
+            hint = did_you_mean(key, known)
             raise UserError(f"no stage's method knows {key!r}, which is set beside `stages`.{hint}")
     if overrides.reward and not any(stage.method.rewards == "required" for stage in planner.stages.values()):
         raise UserError(f"--reward {overrides.reward[0]}: no stage of this pipeline uses a reward")
@@ -127,7 +125,7 @@ def plan(description: Mapping[str, Any], folder: Path, catalog: Catalog, overrid
 
 @dataclass
 class _Planner:
-    """Adds one stage after the other. `known` collects the keys that any stage's method knows."""
+    """Adds one stage after the other."""
 
     written: Mapping[str, Any]
     shared: Mapping[str, Any]
@@ -135,7 +133,6 @@ class _Planner:
     catalog: Catalog
     overrides: Overrides
     stages: dict[str, Stage] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
 
     def add(self, name: str) -> None:
         if not isinstance(name, str) or not NAME.fullmatch(name) or name == COMPARISON:
@@ -150,7 +147,6 @@ class _Planner:
         method_name = str(flags.get("method") or own.get("method") or name)
         method: Method = self.catalog.load("methods", method_name)[0]()
         known = spellings(MAIN) | spellings(method.Options.model_fields)
-        self.known |= known.keys()
         shared, own, flags = ({known.get(key, key): v for key, v in keys.items()} for keys in (self.shared, own, flags))
         shared = {key: value for key, value in shared.items() if key in known}
         values = {"method": method_name, **self._merged(method, shared, own, flags)}
@@ -159,9 +155,8 @@ class _Planner:
         preset: dict[str, Any] = {}
         if "model" in feeds and origin == BUILTIN:
             preset = {key: value for key, value in method.preset().items() if key not in values}
-        values |= preset
         fed = {key: str(self.stages[stage].model) for key, stage in feeds.items()}
-        config, method = resolve({**values, **fed, "output_dir": str(self.folder / name)}, self.catalog)
+        config, method = resolve({**values, **preset, **fed, "output_dir": str(self.folder / name)}, self.catalog)
         stage = Stage(name, self.folder / name, values, feeds, config, method, origin, preset)
         _check_inputs(stage, self.catalog)
         self.stages[name] = stage

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
@@ -53,11 +55,8 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop_file is not None and self.stop_file.exists():
             self.request_stop(self.INTERRUPTED)
-        stop = self.stop_reason is not None
-        if torch.distributed.is_initialized():  # all stop when one is asked to
-            any_stop = torch.tensor(float(stop), device=args.device)
-            torch.distributed.all_reduce(any_stop, op=torch.distributed.ReduceOp.MAX)
-            stop = bool(any_stop)
+        asked = torch.tensor(float(self.stop_reason is not None), device=args.device)
+        stop = bool(reduce(asked, "sum"))  # all stop when one is asked to
         self._due = self._due or control.should_save or stop
         if state.global_step >= state.max_steps:
             return
@@ -70,8 +69,7 @@ class Checkpoints(TrainerCallback):
                 self.request_stop(self.INTERRUPTED)
 
     def on_save(self, args, state, control, **kwargs):
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every process has written its part
+        PartialState().wait_for_everyone()  # every process has written its part
         if not args.should_save:
             return
         name = f"checkpoint-{state.global_step}"
@@ -111,9 +109,7 @@ class FailureMonitor(TrainerCallback):
             return
         step = torch.tensor(list(counts.values()), dtype=torch.float32, device=args.device)
         counts.update({name: [0, 0] for name in counts})
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(step)
-        self._window.append(step)
+        self._window.append(reduce(step, "sum"))
         total = torch.stack(list(self._window)).sum(0)  # rewards x (failed, seen)
         if len(self._window) < WINDOW_STEPS:
             return

@@ -59,24 +59,23 @@ class EvaluateAtStart(TrainerCallback):
             self.before = self.evaluate()
 
 
-def evaluate(trainer: Any, method: Method, run: Run) -> Evaluation:
+def evaluate(trainer: Any, method: Method, run: Run, before: Evaluation | None = None) -> Evaluation:
     """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
 
-    Every process takes part in measuring; only the first one answers.
+    Every process takes part in measuring; only the first one answers, and writes evaluation.json, with the result from
+    `before` training if this is the one after it.
     """
     result = Evaluation()
     if trainer.eval_dataset is not None:
         measured = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         result.metrics = {name: measured[name] for name in METRICS if name in measured}
-    if method.generates and trainer.is_world_process_zero():
-        with trainer.accelerator.autocast():
-            _answer(result, method.policy(trainer), run)
+    if trainer.is_world_process_zero():
+        if method.generates:
+            with trainer.accelerator.autocast():
+                _answer(result, method.policy(trainer), run)
+        values = {"before": asdict(before or result), "after": asdict(result) if before else None}
+        write_atomically(run.folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
     return result
-
-
-def save(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
-    values = {"before": before and asdict(before), "after": after and asdict(after)}
-    write_atomically(folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
 
 
 def load_before(folder: Path) -> Evaluation | None:

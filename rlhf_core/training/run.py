@@ -6,6 +6,7 @@ torch and its stack are imported after the first checks, so that a misspelt name
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -158,10 +159,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
 
     def evaluate(before: evaluation.Evaluation | None = None) -> evaluation.Evaluation:
         with screen.working(f"Evaluating on the held-out rows{' again' if before else ''} …"):
-            now = evaluation.evaluate(trainer, method, run)
-        if trainer.is_world_process_zero():
-            evaluation.save(run.folder, before or now, now if before else None)
-        return now
+            return evaluation.evaluate(trainer, method, run, before)
 
     at_start = evaluation.EvaluateAtStart(evaluate, evaluation.load_before(run.folder) if run.resume_from else None)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
@@ -202,17 +200,13 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
         if launch.LAUNCHER not in os.environ:  # that process says it
             screen.say(launch.STOPPING, "bold")
 
-    failure: BaseException | None = None
     try:
-        with launch.on_signals(stop):
+        with launch.on_signals(stop), contextlib.closing(progress):
             trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     except callbacks.AlreadyTrained:
         screen.say("All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:
-        failure = error
-    progress.close()
-    if failure is not None:
-        return _failed(failure, run, screen)
+        return _failed(error, run, screen)
     step, reason = trainer.state.global_step, checkpoints.stop_reason
     if reason is None or step >= trainer.state.max_steps:
         return 0
@@ -236,9 +230,7 @@ def _failed(error: BaseException, run: Run, screen: Screen) -> int:
         return launch.INTERRUPTED
     logging.getLogger(__name__).error("the run failed", exc_info=error)
     if isinstance(error, torch.OutOfMemoryError):
-        if settings := launch.ask_for_smaller(run.folder, run.options):
-            if launch.LAUNCHER not in os.environ:  # otherwise that process says so, once for all
-                print(launch.restart_message(settings), flush=True)
+        if launch.ask_for_smaller(run.folder, run.options):
             return launch.OUT_OF_MEMORY
         what = (
             f"The device ran out of memory: {first_line(error)}\n"

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,11 +146,15 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
 def write_manifest(run: Run, plugins: Sequence[str]) -> None:
     """Write manifest.json: what the run is made with, so that it can be understood and repeated."""
     source = [str(spec) for spec in run.config.data_specs]
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     manifest = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "versions": versions,
         "plugins": list(plugins),
         "data": {"source": source, "rows": len(run.train_dataset), "sha256": fingerprint(run.train_dataset)},
         "seed": run.options.seed,
@@ -165,13 +169,6 @@ def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:
