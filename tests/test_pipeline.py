@@ -71,7 +71,8 @@ class FakeRuns:
 def carry_out(runs, description=PPO, *, first=None, last=None, only=None, compare=False, catalog=CATALOG, **overrides):
     stages = plan(description, **overrides)
     selected = select(stages, first, last, only)
-    return running.carry_out(Pipeline(Path("out"), stages, selected, compare), catalog, runs, runs.said.append)
+    pipeline = Pipeline(Path("out"), stages, selected, compare, "rlhf pipeline --output-dir out")
+    return running.carry_out(pipeline, catalog, runs, runs.said.append)
 
 
 # Planning

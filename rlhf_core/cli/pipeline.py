@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -53,9 +54,10 @@ def pipeline(
     chosen = {"--from-stage": flags["from_stage"], "--to-stage": flags["to_stage"], "--only": flags["only"]}
     selected = select(stages, *chosen.values())
     again = [word for flag, stage in chosen.items() if stage for word in (flag, stage)] + ["--no-compare"] * no_compare
+    resume_command = shlex.join(["rlhf", "pipeline", "--output-dir", str(folder), *again])
     click.echo(f"Stages  {' → '.join(stage.name for stage in selected)}\nFolder  {folder}\n")
     carry_out = running.dry_run if dry_run else running.carry_out
-    pipeline = Pipeline(folder, stages, selected, compare=not no_compare, flags=again)
+    pipeline = Pipeline(folder, stages, selected, not no_compare, resume_command)
     sys.exit(carry_out(pipeline, catalog, running.run_process, click.echo))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,12 +75,8 @@ class Pipeline:
     folder: Path
     stages: dict[str, Stage]
     selected: list[Stage]
-    compare: bool = True
-    flags: Sequence[str] = ()
-
-    @property
-    def resume_command(self) -> str:
-        return shlex.join(["rlhf", "pipeline", "--output-dir", str(self.folder), *self.flags])
+    compare: bool
+    resume_command: str
 
 
 def read_stage_flags(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

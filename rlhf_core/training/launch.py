@@ -44,11 +44,6 @@ STOPPING = "Stopping with a checkpoint after this step. Ctrl-C again stops at on
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def needed(config: RunConfig) -> bool:
-    """Whether this run asks for several processes, and this is not one of them."""
-    return config.num_processes * config.num_machines > 1 and "RANK" not in os.environ
-
-
 def launch(config: RunConfig, arguments: list[str]) -> int:
     """Run the processes of this machine with the same command-line `arguments`, and return their exit code."""
     from torch.distributed import run
@@ -98,11 +93,6 @@ def launch(config: RunConfig, arguments: list[str]) -> int:
         print(f"\nA process of the run was ended by {signal.Signals(-code).name}. {resume}", flush=True)
         return 1
     return code
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes for the run."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager

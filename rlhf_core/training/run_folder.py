@@ -53,12 +53,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from; None in a run that was stopped before its first."""
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    return checkpoints[-1] if checkpoints else None
-
-
 def prepare(run: Run) -> None:
     """Write config.yaml, and remove what a stopped run wrote after its checkpoint: a resumed run writes it again."""
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
