@@ -18,7 +18,7 @@ from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline import plan as planning
 from rlhf_core.pipeline import running
-from rlhf_core.pipeline.plan import GUIDE, Overrides, Pipeline, select
+from rlhf_core.pipeline.plan import GUIDE, Pipeline, select
 
 CATALOG = Catalog()
 PPO = {"stages": GUIDE["ppo"][1]}
@@ -39,8 +39,8 @@ def _elsewhere(tmp_path, monkeypatch):
         Path(name).write_text("{}")
 
 
-def plan(description, **overrides):
-    return planning.plan(description, Path("out"), CATALOG, Overrides(**overrides))
+def plan(description, stages=None, **flags):
+    return planning.plan(description, Path("out"), CATALOG, flags, stages or {})
 
 
 class FakeRuns:

@@ -196,9 +196,8 @@ def fingerprint(stage: Stage, marks: Mapping[str, str]) -> str:
     read += [file for spec in config.reward_specs if (file := python_file(spec.target))]
     read += [Path(config.chat_template)] if config.chat_template else []
     models = [Path(str(stage.values[key])) for key in FEEDS if stage.values.get(key) and key not in stage.feeds]
-    files: dict[str, list[Any]] = {str(file): [_sha256(file)] for path in read for file in _each(path)}
-    for file in (file for path in models for file in _each(path)):
-        files[str(file)] = [file.stat().st_size, file.stat().st_mtime_ns]
+    files: dict[str, Any] = {str(file): _sha256(file) for path in read for file in _each(path)}
+    files |= {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for path in models for file in _each(path)}
     stages = {key: marks[name] for key, name in stage.feeds.items()}
     content = {"values": {**stage.values, **stage.preset}, "stages": stages, "files": files}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -86,6 +86,7 @@ def launch(config: RunConfig, arguments: list[str]) -> int:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
     finally:
+        del os.environ[LAUNCHER]  # this process is none of them
         (folder / STOP).unlink(missing_ok=True)
     if code != 0 and (folder / SMALLER).exists():
         return OUT_OF_MEMORY
