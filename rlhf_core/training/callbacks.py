@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.training.launch import STOP
 from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
 WINDOW_STEPS = 20
@@ -34,13 +35,15 @@ class Checkpoints(TrainerCallback):
 
     Only from a checkpoint between two batches of answers can a resumed run continue as if it had never stopped. The
     trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is renamed to
-    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. A file at `stop_file` requests a stop, too.
+    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. The file `stop` in the run's folder requests
+    a stop, too.
     """
 
     INTERRUPTED = "interrupted"
 
-    def __init__(self, folder: Path, keep: int, every: int, stop_file: Path | None = None) -> None:
-        self.folder, self.keep, self.every, self.stop_file = folder, keep, every, stop_file
+    def __init__(self, run_folder: Path, keep: int, every: int) -> None:
+        self.folder, self.stop_file = run_folder / "checkpoints", run_folder / STOP
+        self.keep, self.every = keep, every
         self.stop_reason: str | None = None
         self._due = False
 
@@ -53,7 +56,7 @@ class Checkpoints(TrainerCallback):
             raise AlreadyTrained
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stop_file is not None and self.stop_file.exists():
+        if self.stop_file.exists():
             self.request_stop(self.INTERRUPTED)
         asked = torch.tensor(float(self.stop_reason is not None), device=args.device)
         stop = bool(reduce(asked, "sum"))  # all stop when one is asked to

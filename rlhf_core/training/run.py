@@ -162,12 +162,8 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
 
     held_out = evaluation.HeldOut(trainer, method, run, screen)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
-    checkpoints = callbacks.Checkpoints(
-        run.folder / "checkpoints",
-        run.options.save_total_limit,
-        method.steps_per_rollout(trainer),
-        run.folder / launch.STOP,
-    )
+    every = method.steps_per_rollout(trainer)
+    checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every)
     progress = ProgressCallback(screen.console, run.rewards)
     ours = [callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
