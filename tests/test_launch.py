@@ -273,6 +273,14 @@ def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller, tmp_path):
         assert tuple(json.loads(file.read_text()).values()) == smaller
 
 
+def test_another_launchers_processes_do_not_ask_to_be_started_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    options = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    assert not launch.ask_for_smaller(tmp_path, options)
+    monkeypatch.setenv(launch.LAUNCHER, "1")
+    assert launch.ask_for_smaller(tmp_path, options)
+
+
 RUNS_OUT = """
 import os
 import torch

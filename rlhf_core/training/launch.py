@@ -159,9 +159,12 @@ def arguments_for(distributed: str) -> dict[str, Any]:
 
 
 def ask_for_smaller(folder: Path, options: TrainingOptions) -> bool:
-    """Ask for half the micro-batch and twice the accumulation, or one row where it is odd; False for one row."""
+    """Ask for half the micro-batch and twice the accumulation, or one row where it is odd.
+
+    False for one row, and where another launcher started this process: it would not start it again.
+    """
     rows, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
-    if rows == 1:
+    if rows == 1 or ("RANK" in os.environ and LAUNCHER not in os.environ):
         return False
     parts = 2 if rows % 2 == 0 else rows
     settings = {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": steps * parts}
