@@ -44,10 +44,6 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
-def _named(values: list[Any]) -> list[Any]:
-    return [builtin_name(value) for value in values]
-
-
 Specs = Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)]
 
 
@@ -70,7 +66,7 @@ class RunConfig(BaseModel):
         description="folder of a model, an adapter or a run, or a Hub id",
         validation_alias=AliasChoices("model_name_or_path", "sft_model_path"),
     )
-    data: Annotated[Specs, AfterValidator(_named)] = Field(
+    data: Annotated[Specs, AfterValidator(lambda given: [builtin_name(value) for value in given])] = Field(
         [BUILTIN],
         description="file (.json, .jsonl, .csv, .parquet, .gz), folder, Hub id; repeatable; FILE:weight=2 sets a share",
         validation_alias=AliasChoices("dataset_name"),

@@ -20,7 +20,7 @@ class Rewards:
 
 @pytest.fixture
 def arguments(tmp_path):
-    return TrainingArguments(output_dir=str(tmp_path / WRITING), report_to=[])
+    return TrainingArguments(output_dir=str(tmp_path / "checkpoints" / WRITING), report_to=[])
 
 
 def after_step(callback, arguments, step: int, *, should_save=False, max_steps=100) -> TrainerControl:
@@ -55,7 +55,7 @@ def test_a_stop_saves_and_stops_at_the_boundary(tmp_path, arguments):
 
 
 def test_a_stop_file_asks_for_a_stop(tmp_path, arguments):
-    checkpoints = Checkpoints(tmp_path, keep=2, every=2, stop_file=tmp_path / "stop")
+    checkpoints = Checkpoints(tmp_path, keep=2, every=2)
     assert not after_step(checkpoints, arguments, 2).should_training_stop
     (tmp_path / "stop").touch()
     assert not after_step(checkpoints, arguments, 3).should_training_stop
@@ -64,7 +64,7 @@ def test_a_stop_file_asks_for_a_stop(tmp_path, arguments):
 
 
 def save(checkpoints, arguments, tmp_path, step: int) -> None:
-    folder = tmp_path / WRITING / f"checkpoint-{step}"
+    folder = tmp_path / "checkpoints" / WRITING / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text("{}")
     checkpoints.on_save(arguments, TrainerState(global_step=step), TrainerControl())
@@ -74,8 +74,8 @@ def test_checkpoints_appear_complete_and_old_ones_are_deleted(tmp_path, argument
     checkpoints = Checkpoints(tmp_path, keep=2, every=1)
     for step in (2, 10, 9):
         save(checkpoints, arguments, tmp_path, step)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
-    assert not list((tmp_path / WRITING).iterdir())
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["checkpoint-9", "checkpoint-10"]
+    assert not list((tmp_path / "checkpoints" / WRITING).iterdir())
 
 
 def test_an_incomplete_checkpoint_is_not_found(tmp_path):

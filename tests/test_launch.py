@@ -206,7 +206,7 @@ def test_no_process_is_left_when_the_command_ends(settings, tmp_path, signals, c
     folder = tmp_path / "out"
     process = start({**values, "per_device_train_batch_size": 4, "num_eval_prompts": 0, "output_dir": folder})
     wait_until(lambda: Path("hanging-0").exists() and Path("hanging-1").exists(), process)
-    assert len(processes_of(folder)) == 4  # the command, torch's launcher, two trainers
+    assert len(processes_of(folder)) == 3  # the command and two trainers
     for position, number in enumerate(signals):
         process.send_signal(number)
         if position == 0 and len(signals) > 1:
@@ -295,10 +295,18 @@ def test_a_process_of_several_ends_without_pythons_own_end(group, code, said):
 @pytest.mark.parametrize(("size", "smaller"), [((8, 1), (4, 2)), ((2, 16), (1, 32)), ((3, 2), (1, 6)), ((1, 4), None)])
 def test_the_micro_batch_shrinks_and_the_step_does_not(size, smaller, tmp_path):
     options = SimpleNamespace(per_device_train_batch_size=size[0], gradient_accumulation_steps=size[1])
-    found = launch.ask_for_smaller(tmp_path, options)
-    assert (None if found is None else tuple(found.values())) == smaller
-    assert launch.take_smaller(tmp_path) == found
-    assert launch.take_smaller(tmp_path) is None
+    asked, file = launch.ask_for_smaller(tmp_path, options), tmp_path / launch.SMALLER
+    assert asked == file.exists() == (smaller is not None)
+    if asked:
+        assert tuple(json.loads(file.read_text()).values()) == smaller
+
+
+def test_another_launchers_processes_do_not_ask_to_be_started_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    options = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    assert not launch.ask_for_smaller(tmp_path, options)
+    monkeypatch.setenv(launch.LAUNCHER, "1")
+    assert launch.ask_for_smaller(tmp_path, options)
 
 
 RUNS_OUT = """

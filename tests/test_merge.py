@@ -119,14 +119,16 @@ def test_what_differs_is_not_written(adapter, tmp_path, monkeypatch):
     ("after", "expected"),
     [([2.0, -4.0], 0.0), ([2.0, -3.0], 0.25), ([1.0, -4.0], 0.25)],
 )
-def test_the_difference_is_a_share_of_the_largest_logit(after, expected):
-    assert merging._difference([torch.tensor([2.0, -4.0])], [torch.tensor(after)]) == expected
+def test_the_difference_is_a_share_of_the_largest_logit(after, expected, monkeypatch):
+    monkeypatch.setitem(merging.ALLOWED, "float32", 1.0)
+    before = [torch.tensor([2.0, -4.0])]
+    assert merging._compare(before, [torch.tensor(after)], "float32", merging.find("builtin")) == expected
 
 
 def test_nan_counts_as_a_difference():
-    difference = merging._difference([torch.tensor([1.0])], [torch.tensor([float("nan")])])
+    before, after = [torch.tensor([1.0])], [torch.tensor([float("nan")])]
     with pytest.raises(UserError, match="differ by nan"):
-        merging._check(difference, "float32", "x")
+        merging._compare(before, after, "float32", merging.find("builtin"))
 
 
 def change(adapter, **values) -> None:

@@ -6,13 +6,17 @@ import json
 import shutil
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from rlhf_core import builtin
 from rlhf_core.data import lengths
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
+from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.resolve import find
 
 
@@ -77,6 +81,23 @@ def test_a_missing_pad_token_is_the_end_token(tiny_model, tmp_path):
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
     tokenizer = models.inspect(find(str(folder))).tokenizer
     assert tokenizer.pad_token == tokenizer.eos_token
+
+
+@pytest.mark.parametrize("modules", ["all-linear", ["embed_tokens", "q_proj"]])
+def test_the_reference_of_a_run_from_an_adapter_stays_what_the_adapter_was(tiny_model, modules):
+    """Also where the adapter changes embeddings, whose weights PEFT keeps elsewhere."""
+    config = LoraConfig(r=4, target_modules=modules, task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).eval()
+    ids = torch.tensor([[5, 9, 200, 31, 7]])
+    before = model(input_ids=ids).logits.detach()
+    reference = ReferenceModel(model, fresh_adapter=False)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.data += 0.1
+    with reference() as frozen:
+        torch.testing.assert_close(frozen(input_ids=ids).logits, before)
+    assert [id(w) for w in model.parameters() if w.requires_grad] == [id(w) for w in trained]
+    assert (model(input_ids=ids).logits - before).abs().max() > 0.01
 
 
 def rows(*texts: str) -> list[dict]:

@@ -18,7 +18,7 @@ from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline import plan as planning
 from rlhf_core.pipeline import running
-from rlhf_core.pipeline.plan import GUIDE, Overrides, Pipeline, select
+from rlhf_core.pipeline.plan import GUIDE, Pipeline, select
 
 CATALOG = Catalog()
 PPO = {"stages": GUIDE["ppo"][1]}
@@ -39,8 +39,8 @@ def _elsewhere(tmp_path, monkeypatch):
         Path(name).write_text("{}")
 
 
-def plan(description, **overrides):
-    return planning.plan(description, Path("out"), CATALOG, Overrides(**overrides))
+def plan(description, stages=None, **flags):
+    return planning.plan(description, Path("out"), CATALOG, flags, stages or {})
 
 
 class FakeRuns:
@@ -71,7 +71,8 @@ class FakeRuns:
 def carry_out(runs, description=PPO, *, first=None, last=None, only=None, compare=False, catalog=CATALOG, **overrides):
     stages = plan(description, **overrides)
     selected = select(stages, first, last, only)
-    return running.carry_out(Pipeline(Path("out"), stages, selected, compare), catalog, runs, runs.said.append)
+    pipeline = Pipeline(Path("out"), stages, selected, compare, "rlhf pipeline --output-dir out")
+    return running.carry_out(pipeline, catalog, runs, runs.said.append)
 
 
 # Planning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import read_file
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.pipeline import running
-from rlhf_core.pipeline.plan import GUIDE, PLAN, Overrides, Pipeline, plan, read_stage_flags, select
+from rlhf_core.pipeline.plan import GUIDE, PLAN, Pipeline, plan, read_stage_flags, select
 
 
 @click.command()
@@ -48,14 +49,15 @@ def pipeline(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
     catalog = Catalog()
-    overrides = Overrides(flags["model"], flags["data"], flags["reward"], read_stage_flags(flags["stage"]))
-    stages = plan(description, folder, catalog, overrides)
+    given = {key: flags[key] for key in ("model", "data", "reward") if flags[key] not in (None, ())}
+    stages = plan(description, folder, catalog, given, read_stage_flags(flags["stage"]))
     chosen = {"--from-stage": flags["from_stage"], "--to-stage": flags["to_stage"], "--only": flags["only"]}
     selected = select(stages, *chosen.values())
     again = [word for flag, stage in chosen.items() if stage for word in (flag, stage)] + ["--no-compare"] * no_compare
+    resume_command = shlex.join(["rlhf", "pipeline", "--output-dir", str(folder), *again])
     click.echo(f"Stages  {' → '.join(stage.name for stage in selected)}\nFolder  {folder}\n")
     carry_out = running.dry_run if dry_run else running.carry_out
-    pipeline = Pipeline(folder, stages, selected, compare=not no_compare, flags=again)
+    pipeline = Pipeline(folder, stages, selected, not no_compare, resume_command)
     sys.exit(carry_out(pipeline, catalog, running.run_process, click.echo))
 
 

@@ -72,14 +72,14 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: b
     from rlhf_core.training import launch
     from rlhf_core.training.run import check, train
 
-    if launch.needed(config) and not dry_run:
+    is_one_of_several = "RANK" in os.environ
+    if config.num_processes * config.num_machines > 1 and not is_one_of_several and not dry_run:
         check(config, method, catalog, resume=resume)  # which chooses one folder for every process
-        return launch.launch(config, _arguments(config, resume))
-    code = train(config, method, catalog, resume=resume, dry_run=dry_run)
-    if code == launch.OUT_OF_MEMORY and "RANK" not in os.environ:
-        folder = Path(str(config.output_dir))
-        again = launch.retry_arguments(folder, launch.take_smaller(folder) or {})
-        os.execv(sys.executable, [sys.executable, "-m", "rlhf_core", "run", *again])  # frees all memory
+        code = launch.launch(config, _arguments(config, resume))
+    else:
+        code = train(config, method, catalog, resume=resume, dry_run=dry_run)
+    if code == launch.OUT_OF_MEMORY and not is_one_of_several:
+        launch.start_again(config)
     launch.end_process(code)
     return code
 

@@ -104,11 +104,10 @@ def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
 
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     """Load the weights, and the adapter that the run starts from: trained further with LoRA, merged without."""
-    arguments: dict[str, Any] = {"dtype": weight_dtype(options, uses_lora(options, info))}
-    if options.attn_implementation:
-        arguments["attn_implementation"] = options.attn_implementation
+    dtype = weight_dtype(options, uses_lora(options, info))
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": options.attn_implementation}
     if options.quantized:
-        arguments |= {"quantization_config": _quantization(options, arguments["dtype"]), "device_map": {"": device()}}
+        arguments |= {"quantization_config": _quantization(options, dtype), "device_map": {"": device()}}
     model = from_pretrained(info.path, info.task, info.tokenizer, arguments)
     if options.quantized:
         model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +89,7 @@ def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedToken
         merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:  # not finite, or a kind of adapter that can't be merged
         raise UserError(f"{reference.path} can't be merged: {error}") from error
-    difference = _difference(expected, _logits(merged, tokenizer))
-    _check(difference, "float32", f"{reference.path} can't be merged: after merging")
-    return merged, tokenizer, expected, difference
+    return merged, tokenizer, expected, _compare(expected, _logits(merged, tokenizer), "float32", reference)
 
 
 def _read(path: str, reference: ModelReference, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -114,18 +111,17 @@ def _logits(model: Any, tokenizer: Any) -> list[torch.Tensor]:
         return [model(input_ids=torch.tensor([row])).logits[0].float() for row in ids]
 
 
-def _difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
-    """The largest difference, as a share of the largest logit."""
+def _compare(before: list[torch.Tensor], after: list[torch.Tensor], dtype: str, reference: ModelReference) -> float:
+    """The largest difference, as a share of the largest logit. Raises `UserError` where it is not allowed."""
     scale = max(logits.abs().max().item() for logits in before)
-    return max((a - b).abs().max().item() for a, b in zip(before, after, strict=True)) / (scale or 1.0)
-
-
-def _check(difference: float, dtype: str, what: str, hint: str = "") -> None:
+    difference = max((a - b).abs().max().item() for a, b in zip(before, after, strict=True)) / (scale or 1.0)
     if not difference <= ALLOWED[dtype]:  # also where it is not a number
+        hint = "" if dtype == "float32" else " Keep the weights exact: --dtype float32"
         raise UserError(
-            f"{what} the logits differ by {difference:.1e} of their scale, at most {ALLOWED[dtype]:.0e} is allowed. "
-            f"Nothing was written.{hint}"
+            f"{reference.path} can't be merged: in {dtype} the logits differ by {difference:.1e} of their scale, at "
+            f"most {ALLOWED[dtype]:.0e} is allowed. Nothing was written.{hint}"
         )
+    return difference
 
 
 def _save(
@@ -150,9 +146,8 @@ def _save(
             f"- base model: `{reference.base}`\n- adapter: `{reference.path}`\n- weights: {dtype}\n"
         )
         (part / "README.md").write_text(card, encoding="utf-8")
-        difference = _difference(expected, _logits(_read(str(part), reference, tokenizer), tokenizer))
-        hint = "" if dtype == "float32" else " Keep the weights exact: --dtype float32"
-        _check(difference, dtype, f"{reference.path} can't be merged: as saved in {dtype}", hint)
+        saved = _logits(_read(str(part), reference, tokenizer), tokenizer)
+        difference = _compare(expected, saved, dtype, reference)
         part.rename(output)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output {output} can't be written: {error}") from error

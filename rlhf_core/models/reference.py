@@ -20,7 +20,7 @@ class ReferenceModel:
     """
 
     def __init__(self, model: Any, *, fresh_adapter: bool) -> None:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
         self.model, self.fresh_adapter = model, fresh_adapter
         self.copy: Any = None
@@ -29,11 +29,7 @@ class ReferenceModel:
             self.copy = copy.deepcopy(model).requires_grad_(False).eval()
         elif not fresh_adapter:
             model.add_adapter(REFERENCE_ADAPTER, model.peft_config["default"])
-            weights = model.state_dict()
-            with torch.no_grad():
-                for name, value in weights.items():
-                    if ".default." in name:
-                        weights[name.replace(".default.", f".{REFERENCE_ADAPTER}.")].copy_(value)
+            set_peft_model_state_dict(model, get_peft_model_state_dict(model), adapter_name=REFERENCE_ADAPTER)
             model.set_adapter("default")
 
     def prepare(self, accelerator: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ GUIDE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 FEEDS = {"model": "causal_lm", "reward_model": "sequence_classification"}  # key -> what the stage it names must train
+REWARDS = ("reward", "reward_model")  # keys that only methods with rewards use
 NAME = re.compile(r"[A-Za-z_][\w-]*")
 PLAN, COMPARISON = "pipeline.yaml", "comparison"
 
@@ -39,9 +39,10 @@ RunCommand = Callable[[Sequence[str]], int]  # arguments of `rlhf` -> exit code
 class Stage:
     """One run of a pipeline.
 
-    `values` are its keys under the names of `RunConfig` and the method's options, earlier stages by their name; `feeds`
-    are those keys with their stages. `origin` is the model that its chain of stages starts from, and `preset` what it
-    keeps of its method's built-in preset although its model is a folder.
+    `values` are its keys under the names of `RunConfig` and the method's options, earlier stages by their name, which
+    make it again whatever model it then starts from; `feeds` are those keys with their stages. `origin` is the model
+    that its chain of stages starts from, and `preset` what it keeps of its method's built-in preset although its model
+    is a folder.
     """
 
     name: str
@@ -57,21 +58,6 @@ class Stage:
     def model(self) -> Path:
         return self.folder / "model"
 
-    @property
-    def written(self) -> dict[str, Any]:
-        """The keys that make this stage again, whatever model it then starts from."""
-        return {"method": self.values["method"], **{k: v for k, v in self.values.items() if k not in self.preset}}
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What flags set. `model` replaces models that are no earlier stage's; `stages` are keys for single stages."""
-
-    model: str | None = None
-    data: Sequence[str] = ()
-    reward: Sequence[str] = ()
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -80,12 +66,8 @@ class Pipeline:
     folder: Path
     stages: dict[str, Stage]
     selected: list[Stage]
-    compare: bool = True
-    flags: Sequence[str] = ()
-
-    @property
-    def resume_command(self) -> str:
-        return shlex.join(["rlhf", "pipeline", "--output-dir", str(self.folder), *self.flags])
+    compare: bool
+    resume_command: str
 
 
 def read_stage_flags(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -99,43 +81,57 @@ def read_stage_flags(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def plan(description: Mapping[str, Any], folder: Path, catalog: Catalog, overrides: Overrides) -> dict[str, Stage]:
-    """Check every stage of a description, before anything runs. Raises `UserError` that names stage and key."""
+def plan(
+    description: Mapping[str, Any],
+    folder: Path,
+    catalog: Catalog,
+    flags: Mapping[str, Any],
+    stage_flags: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Stage]:
+    """Check every stage of a description, before anything runs. Raises `UserError` that names stage and key.
+
+    `flags` may set `data`, `reward`, and `model` where it is no stage's; `stage_flags` are keys of single stages.
+    """
     written = description.get("stages")
     if not isinstance(written, Mapping) or not written:
         raise UserError("a pipeline has `stages:`, a mapping of names to settings, such as `sft: {data: FILE}`")
-    if unknown := set(overrides.stages) - set(written):
+    if unknown := set(stage_flags) - set(written):
         name = sorted(unknown)[0]
         raise UserError(f"--stage {name}: there is no such stage.{did_you_mean(name, written)} {_listed(written)}")
     shared = {key: value for key, value in description.items() if key != "stages"}
     for key in shared.keys() & {"method", "output_dir"}:
         raise UserError(f"{key} can't be set beside `stages`: set methods in the stages, the folder with --output-dir")
-    planner = _Planner(written, shared, folder, catalog, overrides)
+    planner = _Planner(written, shared, folder, catalog, flags, stage_flags)
     for name in written:
         try:
             planner.add(name)
         except UserError as error:
             raise type(error)(f"stage {name}: {error}") from error
+    known = spellings(MAIN).keys() | {"stages"}
+    known |= {key for stage in planner.stages.values() for key in spellings(stage.method.Options.model_fields)}
     for key in shared:
-        if key not in planner.known:
-            hint = did_you_mean(key, {*planner.known, "stages"})
+        if key not in known:
+            hint = did_you_mean(key, known)
             raise UserError(f"no stage's method knows {key!r}, which is set beside `stages`.{hint}")
-    if overrides.reward and not any(stage.method.rewards == "required" for stage in planner.stages.values()):
-        raise UserError(f"--reward {overrides.reward[0]}: no stage of this pipeline uses a reward")
+    if "reward" in flags and not any(stage.method.rewards == "required" for stage in planner.stages.values()):
+        raise UserError(f"--reward {flags['reward'][0]}: no stage of this pipeline uses a reward")
     return planner.stages
 
 
 @dataclass
 class _Planner:
-    """Adds one stage after the other. `known` collects the keys that any stage's method knows."""
+    """Adds one stage after the other.
+
+    A stage's own keys win over shared ones, `flags` over both, `stage_flags` over all.
+    """
 
     written: Mapping[str, Any]
     shared: Mapping[str, Any]
     folder: Path
     catalog: Catalog
-    overrides: Overrides
+    flags: Mapping[str, Any]
+    stage_flags: Mapping[str, Mapping[str, Any]]
     stages: dict[str, Stage] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
 
     def add(self, name: str) -> None:
         if not isinstance(name, str) or not NAME.fullmatch(name) or name == COMPARISON:
@@ -144,43 +140,30 @@ class _Planner:
         if not isinstance(own, Mapping):
             raise UserError(f"expected keys and values, such as {{method: sft}}, not {own!r}")
         own = {str(key).replace("-", "_"): value for key, value in own.items()}
-        flags = self.overrides.stages.get(name, {})
+        flags = self.stage_flags.get(name, {})
         if "output_dir" in {**own, **flags}:
             raise UserError(f"leave out output_dir: the pipeline chooses {self.folder / name}")
         method_name = str(flags.get("method") or own.get("method") or name)
         method: Method = self.catalog.load("methods", method_name)[0]()
         known = spellings(MAIN) | spellings(method.Options.model_fields)
-        self.known |= known.keys()
         shared, own, flags = ({known.get(key, key): v for key, v in keys.items()} for keys in (self.shared, own, flags))
-        shared = {key: value for key, value in shared.items() if key in known}
-        values = {"method": method_name, **self._merged(method, shared, own, flags)}
+        unused = {*(() if method.rewards == "required" else REWARDS), *(() if method.generates else SAMPLING)}
+        shared = {key: value for key, value in shared.items() if key in known and key not in unused}
+        values = {"method": method_name, "model": BUILTIN, **shared, **own}
+        kept = "model" if str(values["model"]) in self.written else ""
+        values |= {key: value for key, value in self.flags.items() if key not in {kept, *unused}}
+        values |= flags
+        values["model"] = builtin_name(values["model"])
         feeds = self._feeds(values)
         origin = self.stages[feeds["model"]].origin if "model" in feeds else str(values["model"])
         preset: dict[str, Any] = {}
         if "model" in feeds and origin == BUILTIN:
             preset = {key: value for key, value in method.preset().items() if key not in values}
-        values |= preset
         fed = {key: str(self.stages[stage].model) for key, stage in feeds.items()}
-        config, method = resolve({**values, **fed, "output_dir": str(self.folder / name)}, self.catalog)
+        config, method = resolve({**values, **preset, **fed, "output_dir": str(self.folder / name)}, self.catalog)
         stage = Stage(name, self.folder / name, values, feeds, config, method, origin, preset)
         _check_inputs(stage, self.catalog)
         self.stages[name] = stage
-
-    def _merged(
-        self, method: Method, shared: dict[str, Any], own: Mapping[str, Any], flags: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """A stage's keys: its own win over shared ones, flags over both, and flags for this stage over all."""
-        rewarded = method.rewards == "required"
-        unused = [*([] if rewarded else ("reward", "reward_model")), *([] if method.generates else SAMPLING)]
-        values = {"model": BUILTIN, **{key: v for key, v in shared.items() if key not in unused}, **own}
-        if self.overrides.model is not None and str(values["model"]) not in self.written:
-            values["model"] = self.overrides.model
-        if self.overrides.data:
-            values["data"] = list(self.overrides.data)
-        if self.overrides.reward and rewarded:
-            values["reward"] = list(self.overrides.reward)
-        values |= flags
-        return {**values, "model": builtin_name(values["model"])}
 
     def _feeds(self, values: Mapping[str, Any]) -> dict[str, str]:
         """The keys that name an earlier stage. Raises `UserError` for other stages and for models not found."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,15 @@ Say = Callable[[str], None]
 
 def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> int:
     """Run the selected stages and the comparison. Returns 0, or the exit code of what stopped it."""
-    marks, states = _survey(pipeline)
-    pipeline.folder.mkdir(parents=True, exist_ok=True)
-    _dump({"stages": {name: stage.written for name, stage in pipeline.stages.items()}}, pipeline.folder / PLAN)
-    for title, stage in _numbered(pipeline.selected):
-        state = states[stage.name]
+    work = _survey(pipeline)
+    _dump({"stages": {name: stage.values for name, stage in pipeline.stages.items()}}, pipeline.folder / PLAN)
+    for title, stage, mark, state in work:
         if state == "finished":
             say(f"{title}: finished and unchanged, skipped")
             continue
         if state == "changed":
             say(f"{title}: changed; its old folder is now {rename_old(stage.folder)}")
-        record(stage.folder, marks[stage.name], finished=False)
+        record(stage.folder, mark, finished=False)
         if state != "interrupted":
             _dump(_run_values(stage, pipeline), stage.folder / "stage.yaml")
         command = _announced(title, stage, state, say)
@@ -53,12 +51,10 @@ def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -
         if code := run(command):
             say(f"\nStopped in stage {stage.name}. Resume the pipeline: {pipeline.resume_command}")
             return code
-        record(stage.folder, marks[stage.name], finished=True)
+        record(stage.folder, mark, finished=True)
         say(f"\n{title}: done in {clock(time.monotonic() - started)}\n")
     say(f"Model   {stage.model}")
-    if not _is_compared(pipeline):
-        return 0
-    return _compare(pipeline, marks[stage.name], catalog, run, say)
+    return _compare(pipeline, mark, catalog, run, say) if _is_compared(pipeline) else 0
 
 
 def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> int:
@@ -67,9 +63,7 @@ def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> 
     A stage whose model is not trained yet is checked with the model that its chain starts from, which has the same
     configuration and tokenizer.
     """
-    _, states = _survey(pipeline)
-    for title, stage in _numbered(pipeline.selected):
-        state = states[stage.name]
+    for title, stage, _, state in _survey(pipeline):
         if state == "finished":
             say(f"{title}: finished and unchanged, would be skipped")
             continue
@@ -97,13 +91,13 @@ def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> 
     return 0
 
 
-def _survey(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, str]]:
-    """(fingerprints, states) of the selected stages. Stages that are not selected count as they were run."""
+def _survey(pipeline: Pipeline) -> list[tuple[str, Stage, str, str]]:
+    """(title, stage, fingerprint, state) of the selected stages. Stages that are not selected count as they were."""
     marks: dict[str, str] = {}
-    states: dict[str, str] = {}
-    for stage in pipeline.selected:
+    found = []
+    for number, stage in enumerate(pipeline.selected, start=1):
         for name in stage.feeds.values():
-            if name in states:
+            if name in marks:
                 continue
             if not is_finished(pipeline.stages[name]):
                 raise UserError(
@@ -111,14 +105,9 @@ def _survey(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, str]]:
                     f"--from-stage {name}, or give the folder where it is: --output-dir FOLDER"
                 )
             marks[name] = recorded(pipeline.stages[name].folder)["fingerprint"]
-        marks[stage.name] = fingerprint(stage, marks)
-        states[stage.name] = state_of(stage, marks[stage.name])
-    return marks, states
-
-
-def _numbered(stages: Sequence[Stage]) -> Iterator[tuple[str, Stage]]:
-    for number, stage in enumerate(stages, start=1):
-        yield f"[{number}/{len(stages)}] {stage.name}", stage
+        mark = marks[stage.name] = fingerprint(stage, marks)
+        found.append((f"[{number}/{len(pipeline.selected)}] {stage.name}", stage, mark, state_of(stage, mark)))
+    return found
 
 
 def _announced(title: str, stage: Stage, state: str, say: Say) -> list[str]:
@@ -134,7 +123,8 @@ def _announced(title: str, stage: Stage, state: str, say: Say) -> list[str]:
 
 def _run_values(stage: Stage, pipeline: Pipeline) -> dict[str, Any]:
     """The stage's keys for `rlhf run`: folders in place of stages."""
-    return {**stage.values, **{key: str(pipeline.stages[name].model) for key, name in stage.feeds.items()}}
+    fed = {key: str(pipeline.stages[name].model) for key, name in stage.feeds.items()}
+    return {**stage.values, **stage.preset, **fed}
 
 
 def _dump(values: Mapping[str, Any], file: Path) -> None:
@@ -206,11 +196,10 @@ def fingerprint(stage: Stage, marks: Mapping[str, str]) -> str:
     read += [file for spec in config.reward_specs if (file := python_file(spec.target))]
     read += [Path(config.chat_template)] if config.chat_template else []
     models = [Path(str(stage.values[key])) for key in FEEDS if stage.values.get(key) and key not in stage.feeds]
-    files: dict[str, list[Any]] = {str(file): [_sha256(file)] for path in read for file in _each(path)}
-    for file in (file for path in models for file in _each(path)):
-        files[str(file)] = [file.stat().st_size, file.stat().st_mtime_ns]
+    files: dict[str, Any] = {str(file): _sha256(file) for path in read for file in _each(path)}
+    files |= {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for path in models for file in _each(path)}
     stages = {key: marks[name] for key, name in stage.feeds.items()}
-    content = {"values": stage.values, "stages": stages, "files": files}
+    content = {"values": {**stage.values, **stage.preset}, "stages": stages, "files": files}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from rlhf_core.models.reference import REFERENCE_ADAPTER
 from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.training.launch import STOP
 from rlhf_core.training.run_folder import WRITING, list_checkpoints
 
 WINDOW_STEPS = 20
@@ -33,13 +36,15 @@ class Checkpoints(TrainerCallback):
 
     Only from a checkpoint between two batches of answers can a resumed run continue as if it had never stopped. The
     trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is renamed to
-    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. A file at `stop_file` requests a stop, too.
+    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. The file `stop` in the run's folder requests
+    a stop, too.
     """
 
     INTERRUPTED = "interrupted"
 
-    def __init__(self, folder: Path, keep: int, every: int, stop_file: Path | None = None) -> None:
-        self.folder, self.keep, self.every, self.stop_file = folder, keep, every, stop_file
+    def __init__(self, run_folder: Path, keep: int, every: int) -> None:
+        self.folder, self.stop_file = run_folder / "checkpoints", run_folder / STOP
+        self.keep, self.every = keep, every
         self.stop_reason: str | None = None
         self._due = False
 
@@ -52,13 +57,10 @@ class Checkpoints(TrainerCallback):
             raise AlreadyTrained
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stop_file is not None and self.stop_file.exists():
+        if self.stop_file.exists():
             self.request_stop(self.INTERRUPTED)
-        stop = self.stop_reason is not None
-        if torch.distributed.is_initialized():  # all stop when one is asked to
-            any_stop = torch.tensor(float(stop), device=args.device)
-            torch.distributed.all_reduce(any_stop, op=torch.distributed.ReduceOp.MAX)
-            stop = bool(any_stop)
+        asked = torch.tensor(float(self.stop_reason is not None), device=args.device)
+        stop = bool(reduce(asked, "sum"))  # all stop when one is asked to
         self._due = self._due or control.should_save or stop
         if state.global_step >= state.max_steps:
             return
@@ -71,8 +73,7 @@ class Checkpoints(TrainerCallback):
                 self.request_stop(self.INTERRUPTED)
 
     def on_save(self, args, state, control, **kwargs):
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every process has written its part
+        PartialState().wait_for_everyone()  # every process has written its part
         if not args.should_save:
             return
         name = f"checkpoint-{state.global_step}"
@@ -114,9 +115,7 @@ class FailureMonitor(TrainerCallback):
             return
         step = torch.tensor(list(counts.values()), dtype=torch.float32, device=args.device)
         counts.update({name: [0, 0] for name in counts})
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(step)
-        self._window.append(step)
+        self._window.append(reduce(step, "sum"))
         total = torch.stack(list(self._window)).sum(0)  # rewards x (failed, seen)
         if len(self._window) < WINDOW_STEPS:
             return

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from rlhf_core.method import SAMPLING, Method
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_core.rewards.runtime import RewardBatch
 from rlhf_core.training.run_folder import write_atomically
+from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -44,46 +44,41 @@ class Evaluation:
     scores: list[dict[str, float | None]] = field(default_factory=list)
 
 
-class EvaluateAtStart(TrainerCallback):
-    """Evaluates when training begins: before that, the trainer has not prepared its model for several processes.
+class HeldOut(TrainerCallback):
+    """Evaluates on the held-out rows when training begins, and when `evaluate` is called after it.
 
-    `before` is the result, which a resumed run has from its start.
+    Before training begins, the trainer has not prepared its model for several processes. `before` is the first result,
+    which a resumed run has from its start.
     """
 
-    def __init__(self, evaluate: Callable[[], Evaluation], before: Evaluation | None) -> None:
-        self.evaluate = evaluate
-        self.before = before
+    def __init__(self, trainer: Any, method: Method, run: Run, screen: Screen) -> None:
+        self.trainer, self.method, self.run, self.screen = trainer, method, run, screen
+        self.file = run.folder / "evaluation.json"
+        self.before: Evaluation | None = None
+        if run.resume_from and self.file.exists():
+            self.before = Evaluation(**json.loads(self.file.read_text(encoding="utf-8"))["before"])
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.before is None:
             self.before = self.evaluate()
 
+    def evaluate(self) -> Evaluation:
+        """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
 
-def evaluate(trainer: Any, method: Method, run: Run) -> Evaluation:
-    """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
-
-    Every process takes part in measuring; only the first one answers.
-    """
-    result = Evaluation()
-    if trainer.eval_dataset is not None:
-        measured = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-        result.metrics = {name: measured[name] for name in METRICS if name in measured}
-    if method.generates and trainer.is_world_process_zero():
-        with trainer.accelerator.autocast():
-            _answer(result, method.policy(trainer), run)
-    return result
-
-
-def save(folder: Path, before: Evaluation | None, after: Evaluation | None) -> None:
-    values = {"before": before and asdict(before), "after": after and asdict(after)}
-    write_atomically(folder / "evaluation.json", json.dumps(values, ensure_ascii=False))
-
-
-def load_before(folder: Path) -> Evaluation | None:
-    """The evaluation before training, from evaluation.json."""
-    file = folder / "evaluation.json"
-    before = json.loads(file.read_text(encoding="utf-8"))["before"] if file.exists() else None
-    return before and Evaluation(**before)
+        Every process takes part in measuring; only the first one answers, and writes evaluation.json.
+        """
+        result = Evaluation()
+        with self.screen.working(f"Evaluating on the held-out rows{' again' if self.before else ''} …"):
+            if self.trainer.eval_dataset is not None:
+                measured = {name.removeprefix("eval_"): value for name, value in self.trainer.evaluate().items()}
+                result.metrics = {name: measured[name] for name in METRICS if name in measured}
+            if self.method.generates and self.trainer.is_world_process_zero():
+                with self.trainer.accelerator.autocast():
+                    _answer(result, self.method.policy(self.trainer), self.run)
+        if self.trainer.is_world_process_zero():
+            values = {"before": asdict(self.before or result), "after": asdict(result) if self.before else None}
+            write_atomically(self.file, json.dumps(values, ensure_ascii=False))
+        return result
 
 
 def _answer(result: Evaluation, model: Any, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Several processes for one run: torch's own launcher starts them, and each checks that it got what was asked for.
+"""Several processes for one run: the command runs torch's launcher, and each process checks that it got what was asked.
 
     rlhf run --num-processes 2 …
     rlhf run --num-machines 2 --machine-rank 0 --master-addr 10.0.0.1:29500 --num-processes 8 --distributed fsdp …
@@ -7,8 +7,8 @@ Ctrl-C and SIGTERM reach only the command that was typed. It writes the file `st
 processes, which check for it after every step, stop together with a checkpoint. When that command is killed, its
 processes end with it (on Linux).
 
-A process that runs out of memory writes the file `smaller.json`; the launcher, or the process itself where it is the
-only one, then starts again from the last checkpoint with a smaller micro-batch and more accumulation.
+A process that runs out of memory writes the file `smaller.json`, and the command starts again from the last checkpoint
+with a smaller micro-batch and more accumulation.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import logging
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
@@ -45,64 +44,56 @@ STOPPING = "Stopping with a checkpoint after this step. Ctrl-C again stops at on
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def needed(config: RunConfig) -> bool:
-    """Whether this run asks for several processes, and this is not one of them."""
-    return config.num_processes * config.num_machines > 1 and "RANK" not in os.environ
-
-
 def launch(config: RunConfig, arguments: list[str]) -> int:
-    """Start the processes of this machine with the same command-line `arguments`, and return their exit code."""
+    """Run the processes of this machine with the same command-line `arguments`, and return their exit code."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     folder = Path(str(config.output_dir))
-    code = _start(config, folder, arguments)
-    while code != 0 and (smaller := take_smaller(folder)):
-        print(restart_message(smaller), flush=True)
-        code = _start(config, folder, retry_arguments(folder, smaller))
-    return code
-
-
-def _start(config: RunConfig, folder: Path, arguments: list[str]) -> int:
     for file in (STOP, SMALLER):
         (folder / file).unlink(missing_ok=True)
-    command = [sys.executable, "-m", __name__, str(os.getpid()), "--signals-to-handle", "SIGUSR1"]
-    command += ["--nproc-per-node", str(config.num_processes)]
+    options = ["--nproc-per-node", str(config.num_processes)]
+    options += ["--signals-to-handle", "SIGUSR1"]  # nobody sends it: Ctrl-C and SIGTERM are for `stop` below
     if config.num_machines == 1:
-        command += ["--standalone"]
+        options += ["--standalone"]
     else:
         host, _, port = str(config.master_addr).partition(":")
-        command += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
-        command += ["--master-addr", host, "--master-port", port or "29500"]
-    command += ["-m", "rlhf_core", "run", *arguments]
+        options += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
+        options += ["--master-addr", host, "--master-port", port or "29500"]
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
-    environment = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10", **os.environ}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C does not reach it
+    defaults = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
+    os.environ.update({**defaults, **os.environ, LAUNCHER: str(os.getpid())})
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)
         if len(received) > 1:
-            process.send_signal(signal.SIGUSR1)
-            return
+            raise SignalException("stopped at once", signal.SIGKILL)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STOP).touch()
         print(STOPPING, flush=True)
 
-    with on_signals(stop):
-        code = process.wait()
-    (folder / STOP).unlink(missing_ok=True)
-    ended_by = {int(known): known.name for known in signal.Signals}.get(-code if code < 0 else code - 128)  # see `main`
+    code = 0
     resume = f"Resume from the last checkpoint: {shlex.join(['rlhf', 'run', '--resume', str(folder)])}"
-    if len(received) > 1:
+    try:
+        with on_signals(stop):
+            run.run(run.parse_args([*options, "-m", "rlhf_core", "run", *arguments]))
+    except SignalException:
         print(f"\nStopped at once. {resume}", flush=True)
         return INTERRUPTED
-    if ended_by and code != INTERRUPTED:
-        print(f"\nA process of the run was ended by {ended_by}. {resume}", flush=True)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+    finally:
+        del os.environ[LAUNCHER]  # this process is none of them
+        (folder / STOP).unlink(missing_ok=True)
+    if code != 0 and (folder / SMALLER).exists():
+        return OUT_OF_MEMORY
+    if code < 0:
+        print(f"\nA process of the run was ended by {signal.Signals(-code).name}. {resume}", flush=True)
         return 1
     return code
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes for the run."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
@@ -117,27 +108,6 @@ def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def main() -> int:
-    """Run torch's launcher. The arguments are the id of the process that this one ends with, then `torchrun`'s."""
-    end_with(int(sys.argv[1]))
-    os.environ[LAUNCHER] = str(os.getpid())
-    for number in (signal.SIGINT, signal.SIGTERM):  # a batch system may send them to every process of a job
-        signal.signal(number, lambda number, frame: None)
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
-    try:
-        run.run(run.parse_args(sys.argv[2:]))
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code
-    except SignalException:
-        return INTERRUPTED
-    return 0
 
 
 def end_with(parent: int) -> None:
@@ -188,33 +158,31 @@ def arguments_for(distributed: str) -> dict[str, Any]:
     return {}
 
 
-def ask_for_smaller(folder: Path, options: TrainingOptions) -> dict[str, int] | None:
-    """Write half the micro-batch and twice the accumulation, or one row where it is odd; None for one row."""
+def ask_for_smaller(folder: Path, options: TrainingOptions) -> bool:
+    """Ask for half the micro-batch and twice the accumulation, or one row where it is odd.
+
+    False for one row, and where another launcher started this process: it would not start it again.
+    """
     rows, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
-    if rows == 1:
-        return None
+    if rows == 1 or ("RANK" in os.environ and LAUNCHER not in os.environ):
+        return False
     parts = 2 if rows % 2 == 0 else rows
     settings = {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": steps * parts}
     write_atomically(folder / SMALLER, json.dumps(settings))
-    return settings
+    return True
 
 
-def take_smaller(folder: Path) -> dict[str, int] | None:
-    """The settings that a process wrote which ran out of memory; also deletes them."""
-    file = folder / SMALLER
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    file.unlink(missing_ok=True)
-    return settings
-
-
-def retry_arguments(folder: Path, settings: dict[str, int]) -> list[str]:
-    """The command line of `rlhf run` that resumes with `settings`."""
-    return ["--resume", str(folder), *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
-
-
-def restart_message(settings: dict[str, int]) -> str:
+def start_again(config: RunConfig) -> NoReturn:
+    """Replace this process, which frees its memory, by one that resumes the run with the settings that it asked for."""
+    file = Path(str(config.output_dir)) / SMALLER
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()
     changed = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}."
+    print(f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}.", flush=True)
+    settings["machine_rank"] = config.machine_rank
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "rlhf_core", "run", "--resume", str(config.output_dir), *flags]
+    os.execv(sys.executable, command)
 
 
 def end_process(code: int) -> None:
@@ -233,7 +201,3 @@ def end_process(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

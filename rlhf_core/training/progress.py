@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
@@ -74,16 +74,13 @@ class ProgressCallback(TrainerCallback):
         return clock((time.monotonic() - self.begun) / done * (self.total - self.step)) if done else "?"
 
     def _render(self) -> Group:
-        bar = Progress(
-            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-            expand=True,
-        )
         left = f"{self._left()} left" if self.step > self.first_step else "first step…"
         if self.step >= self.total:
             left = f"took {clock(time.monotonic() - self.begun)}"
-        bar.add_task("", total=self.total, completed=self.step, left=left)
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        done = ProgressBar(self.total, self.step, complete_style="cyan", finished_style="green")
+        bar.add_row(done, f"{self.step}/{self.total}", left)
         curves = Table.grid(padding=(0, 2))
         for name, values in self.history.items():
             width = max(10, min(60, self.console.width - 32))

@@ -6,6 +6,7 @@ torch and its stack are imported after the first checks, so that a misspelt name
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -110,10 +111,11 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
         launch.end_with(int(os.environ[launch.LAUNCHER]))
     launch.check_distributed(config)
     folder = run_folder.choose(config, resume)
-    screen = Screen(quiet=not launch.is_first_process())
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
+    screen = Screen(quiet=not first)
     with screen.working("Reading data and model configuration …"):
         plan = planning.make_plan(config, method, catalog, folder=folder)
-        if launch.is_first_process():
+        if first:
             planning.run_smoke_test(plan)
     try:
         screen.resolved(planning.summary(plan, catalog))
@@ -121,7 +123,9 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
             planning.dry_run(plan, screen)
             return 0
         with run_folder.log_file(folder, screen.say):
-            run = Run(plan, run_folder.latest_checkpoint(folder) if resume else None)
+            # none in a run that was stopped before its first
+            checkpoints = run_folder.list_checkpoints(folder / "checkpoints") if resume else []
+            run = Run(plan, checkpoints[-1] if checkpoints else None)
             with screen.working("Loading the model …"):
                 trainer = _build(run, method, planning.plugins_used(plan, catalog))
             return _carry_out(run, method, trainer, catalog, screen)
@@ -156,24 +160,13 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     from rlhf_core.training import callbacks, evaluation
     from rlhf_core.training.progress import ProgressCallback
 
-    def evaluate(before: evaluation.Evaluation | None = None) -> evaluation.Evaluation:
-        with screen.working(f"Evaluating on the held-out rows{' again' if before else ''} …"):
-            now = evaluation.evaluate(trainer, method, run)
-        if trainer.is_world_process_zero():
-            evaluation.save(run.folder, before or now, now if before else None)
-        return now
-
-    at_start = evaluation.EvaluateAtStart(evaluate, evaluation.load_before(run.folder) if run.resume_from else None)
+    held_out = evaluation.HeldOut(trainer, method, run, screen)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
-    checkpoints = callbacks.Checkpoints(
-        run.folder / "checkpoints",
-        run.options.save_total_limit,
-        method.steps_per_rollout(trainer),
-        run.folder / launch.STOP,
-    )
+    every = method.steps_per_rollout(trainer)
+    checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every)
     progress = ProgressCallback(screen.console, run.rewards)
     ours = [callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
-    ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([at_start] if evaluates else []), progress]
+    ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
     others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
     callbacks.observe(trainer, [*ours, *others], run.folder)
     if run.resume_from:
@@ -184,7 +177,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     if trainer.is_world_process_zero():
         run_folder.finish_model(run)
     if evaluates:
-        screen.results(at_start.before, evaluate(at_start.before))
+        screen.results(held_out.before, held_out.evaluate())
     _say_failures(run, screen)
     screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
     screen.say(f"Next     {_next_command(run, method)}", "bold")
@@ -202,17 +195,13 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
         if launch.LAUNCHER not in os.environ:  # that process says it
             screen.say(launch.STOPPING, "bold")
 
-    failure: BaseException | None = None
     try:
-        with launch.on_signals(stop):
+        with launch.on_signals(stop), contextlib.closing(progress):
             trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     except callbacks.AlreadyTrained:
         screen.say("All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:
-        failure = error
-    progress.close()
-    if failure is not None:
-        return _failed(failure, run, screen)
+        return _failed(error, run, screen)
     step, reason = trainer.state.global_step, checkpoints.stop_reason
     if reason is None or step >= trainer.state.max_steps:
         return 0
@@ -236,9 +225,7 @@ def _failed(error: BaseException, run: Run, screen: Screen) -> int:
         return launch.INTERRUPTED
     logging.getLogger(__name__).error("the run failed", exc_info=error)
     if isinstance(error, torch.OutOfMemoryError):
-        if settings := launch.ask_for_smaller(run.folder, run.options):
-            if launch.LAUNCHER not in os.environ:  # otherwise that process says so, once for all
-                print(launch.restart_message(settings), flush=True)
+        if launch.ask_for_smaller(run.folder, run.options):
             return launch.OUT_OF_MEMORY
         what = (
             f"The device ran out of memory: {first_line(error)}\n"

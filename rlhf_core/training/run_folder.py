@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +51,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from; None in a run that was stopped before its first."""
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    return checkpoints[-1] if checkpoints else None
 
 
 def prepare(run: Run) -> None:
@@ -149,11 +143,15 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
 def write_manifest(run: Run, plugins: Sequence[str]) -> None:
     """Write manifest.json: what the run is made with, so that it can be understood and repeated."""
     source = [str(spec) for spec in run.config.data_specs]
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     manifest = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "versions": versions,
         "plugins": list(plugins),
         "data": {"source": source, "rows": len(run.train_dataset), "sha256": fingerprint(run.train_dataset)},
         "seed": run.options.seed,
@@ -168,13 +166,6 @@ def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:
