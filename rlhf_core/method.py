@@ -45,11 +45,13 @@ class TrainingOptions(BaseModel):
     warmup_steps: NotNegative = Field(0.0, description="steps of warm-up; below 1, a share of all steps")
     num_train_epochs: Positive = Field(1.0, description="passes over the data")
     max_steps: int = Field(-1, description="total optimizer steps; -1: as many as the epochs need")
-    per_device_train_batch_size: PositiveInt = Field(4, description="rows in one forward pass on one device")
+    per_device_train_batch_size: PositiveInt = Field(
+        4, description="rows in one forward pass on one device (GRPO, PPO: completions)"
+    )
     gradient_accumulation_steps: PositiveInt = Field(4, description="forward passes for one optimizer step")
     optim: str = Field("adamw_torch", description="optimizer, by transformers' name")
     weight_decay: NotNegative = Field(0.0, description="decoupled weight decay")
-    max_grad_norm: NotNegative = Field(1.0, description="gradients are scaled down to this norm; 0: never")
+    max_grad_norm: NotNegative = Field(1.0, description="gradients are clipped to this norm; 0: no clipping")
     gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass: less memory")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
@@ -65,7 +67,7 @@ class TrainingOptions(BaseModel):
         None, description="train a LoRA adapter; unset: for a billion parameters or more, and with 4-bit or 8-bit"
     )
     lora_r: PositiveInt = Field(16, description="rank of the adapter")
-    lora_alpha: PositiveInt = Field(32, description="scale of the adapter")
+    lora_alpha: PositiveInt = Field(32, description="LoRA alpha: updates are scaled by alpha / r")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
     lora_target_modules: Annotated[str | list[str], BeforeValidator(_names)] = Field(
         "all-linear", description="modules that get an adapter: all-linear, or names separated by commas"
@@ -83,7 +85,7 @@ class TrainingOptions(BaseModel):
         "drop", description="training answers that are too long: truncate cuts off their end"
     )
     max_completion_length: PositiveInt = Field(
-        512, description="tokens an answer may have", validation_alias=AliasChoices("max_target_length")
+        512, description="tokens a completion may have", validation_alias=AliasChoices("max_target_length")
     )
     temperature: Positive = Field(1.0, description="temperature at which answers are sampled")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -95,12 +97,12 @@ class TrainingOptions(BaseModel):
     )
     repetition_penalty: Positive = Field(1.0, description="divides the logits of tokens already in the text; 1: off")
 
-    logging_steps: PositiveInt = Field(10, description="steps between two lines of metrics")
+    logging_steps: PositiveInt = Field(10, description="log metrics every so many steps")
     save_steps: PositiveInt = Field(100, description="steps between two checkpoints")
     save_total_limit: PositiveInt = Field(2, description="checkpoints to keep")
     num_eval_prompts: Annotated[int, Field(ge=0)] = Field(
         16,
-        description="held-out prompts answered before and after training; 0: none",
+        description="held-out prompts answered before and after training, at most a tenth of the data; 0: none",
         validation_alias=AliasChoices("eval_prompts"),
     )
 

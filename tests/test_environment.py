@@ -2,7 +2,7 @@
 
 import os
 
-from rlhf_core.training import environment
+from rlhf_core import environment
 
 
 def test_what_is_set_stays(monkeypatch):

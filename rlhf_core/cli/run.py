@@ -127,7 +127,7 @@ def _main_flags() -> list[click.Parameter]:
         *_flags(MAIN),
         click.Option(["--config"], metavar="FILE", help="YAML file with the same keys as these flags; flags win."),
         click.Option(["--resume"], help="Resume a run; without a folder the latest.", **latest),
-        click.Option(["--dry-run"], is_flag=True, help="Check everything, show one example, train nothing."),
+        click.Option(["--dry-run"], is_flag=True, help="Check all inputs, show one example; load no weights."),
     ]
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_core import builtin
+from rlhf_core import builtin, environment
 from rlhf_core.config import BUILTIN, builtin_name
 from rlhf_core.errors import UserError
-from rlhf_core.training import environment
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def find(given: str, flag: str = "") -> ModelReference:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a Hub id, OWNER/NAME."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    """Whether `name` has the form of a Hub id, OWNER/NAME. `runs/NAME` is a run."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~", "runs/"))
 
 
 def _run_and_model(folder: Path) -> tuple[Path | None, Path]:

@@ -15,12 +15,13 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
-from rlhf_core.training import environment, launch, run_folder
+from rlhf_core.training import launch, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen

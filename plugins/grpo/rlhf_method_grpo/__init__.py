@@ -46,7 +46,7 @@ class Options(TrainingOptions):
     beta: Annotated[float, Field(ge=0)] | None = Field(
         None, description=f"weight of the KL penalty; unset: {LORA_BETA} with LoRA, 0 in full fine-tuning"
     )
-    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="answers to each prompt")
+    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="completions per prompt")
     num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="times that each batch of answers is trained on")
     steps_per_generation: Annotated[int, Field(gt=0)] | None = Field(
         None, description="forward passes that each batch of answers is split into; unset: gradient_accumulation_steps"
@@ -62,7 +62,7 @@ class Options(TrainingOptions):
     epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
     epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description=f"clip range upwards (DAPO: 0.28); unset: epsilon. With cispo: the largest ratio; unset: "
+        description=f"upper clip range (DAPO: 0.28); unset: epsilon. With cispo: the largest ratio; unset: "
         f"{CISPO_EPSILON_HIGH:g}",
     )
     delta: Annotated[float, Field(gt=0)] | None = Field(
@@ -77,7 +77,9 @@ class Options(TrainingOptions):
     )
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the length limit out of the loss")
     rollouts: Literal["shared", "transformers", "continuous", "vllm"] = Field(
-        "shared", description="what samples answers; shared computes each prompt once for its group"
+        "shared",
+        description="engine that samples: shared (each prompt once), transformers (generate), continuous "
+        "(transformers' continuous batching), or vllm",
     )
 
     @model_validator(mode="after")

@@ -66,7 +66,9 @@ class Options(
     missing_eos_penalty: NotNegative = Field(1.0, description="subtracted from the score of an answer cut at the limit")
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the limit out of the loss")
     rollouts: Literal["shared", "transformers", "continuous"] = Field(
-        "shared", description="what samples answers; shared computes each prompt once, however often it is answered"
+        "shared",
+        description="engine that samples: shared (each prompt once), transformers (generate), or continuous "
+        "(transformers' continuous batching)",
     )
 
 
