@@ -192,7 +192,7 @@ def test_an_async_reward_that_blocks_holds_up_no_other(made):
 def test_no_thread_or_process_is_left_when_a_run_is_closed(made):
     runtime, _ = made("p_one")
     runtime.start()
-    pid = runtime._workers["p_one"].running.process.pid
+    pid = runtime._elsewhere["p_one"].process.pid
     runtime.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
