@@ -12,7 +12,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -20,7 +19,8 @@ import click
 from rlhf_core.catalog import Catalog
 from rlhf_core.formatter import Formatter
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.reward import Parameter, Reward, read_signature
+from rlhf_core.reward import Reward
+from rlhf_core.rewards.binding import is_maker, parameters, read_signature
 from rlhf_core.ui.table import facts, print_json
 
 Described = Mapping[str, Any]
@@ -46,13 +46,13 @@ def show(kind: str, name: str, as_json: bool) -> None:
 
 def _reward(reward: Reward) -> Described:
     """The columns are None for a factory, which would have to be called for them."""
-    call: Any = None if reward.is_maker else reward.function
+    call: Any = None if is_maker(reward.function) else reward.function
     if inspect.isclass(reward.function):
         call = functools.partial(reward.function.__call__, None)  # without `self`
     signature = call and read_signature(call, reward.optional)
     declared = ("range", "view", "isolation", "timeout", "deterministic", "batchwise", "concurrent", "system_prompt")
     return {
-        "parameters": [_parameter(p) for p in reward.parameters.values()],
+        "parameters": [_parameter(p) for p in parameters(reward).values()],
         "columns": signature and list(signature.columns),
         "optional_columns": signature and list(signature.optional),
         "takes_other_columns": signature and signature.keywords,
@@ -60,10 +60,11 @@ def _reward(reward: Reward) -> Described:
     }
 
 
-def _parameter(parameter: Parameter) -> Described:
-    kind = str(replace(parameter, default=inspect.Parameter.empty)).partition(": ")[2] or None
-    default = {} if parameter.required else {"default": parameter.default}
-    return {"name": parameter.name, "type": kind, "required": parameter.required, **default}
+def _parameter(parameter: inspect.Parameter) -> Described:
+    kind = str(parameter.replace(default=parameter.empty)).partition(": ")[2] or None
+    required = parameter.default is parameter.empty
+    default = {} if required else {"default": parameter.default}
+    return {"name": parameter.name, "type": kind, "required": required, **default}
 
 
 def _reward_lines(d: Described) -> Lines:

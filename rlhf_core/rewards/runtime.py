@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError
-from rlhf_core.reward import CALLBACK_NAMES
-from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.binding import CALLBACK_NAMES, BoundReward
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, out_of_time
 from rlhf_core.rewards.worker import Worker
