@@ -125,6 +125,17 @@ def bind_all(entries: Sequence[RewardSpec], catalog: Catalog) -> list[BoundRewar
     return rewards
 
 
+def check_columns(rewards: Sequence[BoundReward], available: Sequence[str], source: str) -> None:
+    """Raise `UserError` if the data lacks a column that a reward needs."""
+    for reward in rewards:
+        if missing := reward.missing_columns(available):
+            have = ", ".join(name for name in available if name != "prompt") or "none"
+            raise UserError(
+                f"reward {reward.name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
+                f"which {source} does not have. Its columns: {have}."
+            )
+
+
 def _find(target: str, catalog: Catalog) -> tuple[Any, str, str | None]:
     """(a `Reward`, or a function given by path; its name; its distribution) of `target`."""
     if (at_path := by_path.find(target)) is None:

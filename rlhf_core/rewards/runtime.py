@@ -17,8 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError
-from rlhf_core.rewards.binding import CALLBACK_NAMES, BoundReward
+from rlhf_core.rewards.binding import CALLBACK_NAMES, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, out_of_time
 from rlhf_core.rewards.worker import Worker
@@ -75,13 +74,7 @@ class RewardRuntime:
 
     def check_columns(self, available: Sequence[str], source: str) -> None:
         """Raise `UserError` if the data lacks a column that a reward needs."""
-        for reward in self.rewards:
-            if missing := reward.missing_columns(available):
-                have = ", ".join(name for name in available if name != "prompt") or "none"
-                raise UserError(
-                    f"reward {reward.name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
-                    f"which {source} does not have. Its columns: {have}."
-                )
+        check_columns(self.rewards, available, source)
 
     def start(self) -> None:
         """Start the worker processes, so that a reward that can't be built is an error before training."""
