@@ -79,8 +79,9 @@ class Reward:
 
     @property
     def label(self) -> str | None:
-        """The given name, else the function's, else None."""
-        return self.name or own_name(self.function)
+        """The given name, else the function's; None for partials and instances, which have none."""
+        named = inspect.isroutine(self.function) or inspect.isclass(self.function)
+        return self.name or (self.function.__name__ if named else None)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -90,8 +91,3 @@ def is_async(function: Callable[..., Any]) -> bool:
         target = target.func
     call = target.__call__  # of an instance, its method; of a class, the one its instances have
     return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
-
-
-def own_name(function: Callable[..., Any]) -> str | None:
-    """`__name__` of a function or class; partials and instances have none."""
-    return function.__name__ if inspect.isroutine(function) or inspect.isclass(function) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any, Literal
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, describe, did_you_mean
 from rlhf_core.grammar import RewardSpec, write
-from rlhf_core.reward import Reward, is_async, own_name
+from rlhf_core.reward import Reward, is_async
 from rlhf_core.rewards import by_path
 
 # What TRL passes to a reward function besides the data's columns. Callbacks exist only in the trainer's process.
 CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+LOGS = frozenset({"log_extra", "log_metric"})
 TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
 
 
@@ -58,21 +60,17 @@ class BoundReward:
         """The columns that this reward needs and the data does not have."""
         return [name for name in self.signature.columns if name not in available and name not in self.parameters]
 
-    def arguments(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of one call: TRL's names, columns and set parameters that the function accepts."""
+    def call(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
+        """Call the function with those of TRL's names and of a batch's `columns` that it accepts."""
+        assert self.function is not None, f"reward {self.name!r} is called only in its worker process"
         s = self.signature
         wanted = {*s.columns, *s.optional}
-        return {
+        arguments = {
             **{name: value for name, value in trl.items() if name in s.trl or s.keywords},
             **{k: v for k, v in columns.items() if k in wanted or (s.keywords and k not in s.parameters)},
             **self.parameters,
         }
-
-    def call(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
-        """Score a batch of `columns` (one list each). Returns what the function returns."""
-        assert self.function is not None, f"reward {self.name!r} is called only in its worker process"
-        arguments = self.arguments(columns, trl)
-        positional = [arguments.pop(name) for name in self.signature.positional_only]
+        positional = [arguments.pop(name) for name in s.positional_only]
         return self.function(*positional, **arguments)
 
 
@@ -96,7 +94,7 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
     elif elsewhere and inspect.isclass(reward.function):
         call = functools.partial(reward.function.__call__, None)
     else:
-        call, values = _make(name, reward.function, values), {}
+        call, values = _make(name, reward, values), {}
     signature = read_signature(call, reward.optional)
     if not isinstance(found, Reward):  # a function given by path: a column wins over a default
         signature = replace(signature, optional=tuple(signature.parameters))
@@ -106,7 +104,7 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
         raise UserError(f"reward {name!r} runs in its own process and can't take {', '.join(sorted(callbacks))}")
     if reward.concurrent and is_async(call):
         raise UserError(f"reward {name!r} is async and already awaits its rows together: it can't be concurrent")
-    if reward.concurrent and (logs := signature.trl & {"log_extra", "log_metric"}):
+    if reward.concurrent and (logs := signature.trl & LOGS):
         raise UserError(f"reward {name!r} takes {', '.join(sorted(logs))}, for full batches: it can't be concurrent")
     function = None if elsewhere else call
     return BoundReward(name, spec.weight, reward, spec, signature, function, values, distribution)
@@ -191,18 +189,17 @@ def _arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(signature.parameters.values())
 
 
-def _make(name: str, maker: Callable[..., Any], values: Mapping[str, Any]) -> Callable[..., Any]:
+def _make(name: str, reward: Reward, values: Mapping[str, Any]) -> Callable[..., Any]:
     try:
-        made = maker(**values)
+        made = reward.function(**values)
     except UserError as error:
         raise UserError(f"reward {name!r}: {error}") from error
     except Exception as error:
         raise UserError(f"reward {name!r} could not be set up: {describe(error)}") from error
     if not callable(made):
-        raise UserError(
-            f"reward {name!r}: calling {own_name(maker) or maker!r} returned {type(made).__name__}, not a function. "
-            "A reward takes `completions` (or **kwargs); a function that takes neither is called to make a reward."
-        )
+        what = f"calling {reward.label or reward.function!r} returned {type(made).__name__}, not a function"
+        hint = "a function that takes neither is called to make a reward"
+        raise UserError(f"reward {name!r}: {what}. A reward takes `completions` (or **kwargs); {hint}.")
     return made
 
 
@@ -227,10 +224,7 @@ def _coerce(name: str, parameter: inspect.Parameter, value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except pydantic.ValidationError as error:
-        if not isinstance(value, str):  # `name=123` for a string parameter was read as JSON
-            try:
-                return adapter.validate_python(write(value))
-            except pydantic.ValidationError:
-                pass
+        with contextlib.suppress(pydantic.ValidationError):
+            return adapter.validate_python(write(value))  # `name=123` for a string parameter was read as JSON
         message = error.errors()[0]["msg"]
         raise UserError(f"reward {name!r}: {parameter.name}={write(value)}: {message} ({parameter})") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.rewards.binding import CALLBACK_NAMES, BoundReward, check_columns
+from rlhf_core.rewards.binding import CALLBACK_NAMES, LOGS, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, out_of_time
 from rlhf_core.rewards.worker import Worker
@@ -25,7 +26,6 @@ from rlhf_core.rewards.worker import Worker
 AT_ONCE = 64  # rows of a reward that are scored at the same time
 SLOW_ROW = 0.005  # seconds a row from which scoring rows at the same time is worth the effort
 BATCH_SECONDS = 600.0  # the time limit of a batch where an async reward or one in a worker declares no timeout
-LOGS = ("log_extra", "log_metric")
 
 log = logging.getLogger("rlhf")
 
@@ -119,11 +119,10 @@ class RewardRuntime:
         self._after_batch(batch, columns)
         totals: list[float | None] = [None] * len(batch)
         for reward in self.rewards:
-            scores = columns[reward.name].scores
-            if scored := [(i, score) for i, score in enumerate(scores) if score is not None]:
-                mean = sum(score for _, score in scored) / len(scored)
-                _log_metric(batch)(f"rewards/{reward.name}/mean", mean)
-            for i, score in scored:
+            scored = {i: score for i, score in enumerate(columns[reward.name].scores) if score is not None}
+            if scored:
+                _log_metric(batch)(f"rewards/{reward.name}/mean", statistics.fmean(scored.values()))
+            for i, score in scored.items():
                 totals[i] = (totals[i] or 0.0) + reward.weight * score
         failed = {i for column in columns.values() for i, error in enumerate(column.errors) if error is not None}
         return [None if i in failed else total for i, total in enumerate(totals)]
@@ -166,21 +165,20 @@ class RewardRuntime:
 
     def _call(self, reward: BoundReward, inputs: Inputs, size: int, deadline: float) -> Column:
         """One call, here or where the reward runs."""
-        if reward.name not in self._elsewhere:
-            try:
-                return check(reward.call(*inputs), size)
-            except (Exception, SystemExit) as error:  # a reward may raise anything
-                return exception(error, size)
+        elsewhere = self._elsewhere.get(reward.name)
         seconds = deadline - time.monotonic()
-        if seconds <= 0:
+        if elsewhere and seconds <= 0:
             return out_of_time("the rows before it used up the time", size)
-        return self._elsewhere[reward.name].score(inputs, size, seconds)
+        try:
+            return elsewhere.score(inputs, size, seconds) if elsewhere else check(reward.call(*inputs), size)
+        except (Exception, SystemExit) as error:  # a reward may raise anything
+            return exception(error, size)
 
     def _advise(self, reward: BoundReward, column: Column, processor: float) -> None:
         """Say once that an ordinary reward mostly waited, where the user has not set `concurrent`."""
         size = len(column.scores)
         waited = size > 1 and column.seconds > SLOW_ROW * size and processor < column.seconds / 2
-        possible = not reward.reward.batchwise and not reward.signature.trl.intersection(LOGS)
+        possible = not reward.reward.batchwise and not reward.signature.trl & LOGS
         if waited and possible and reward.spec.concurrent is None and reward.name not in self._advised:
             self._advised.add(reward.name)
             log.warning(

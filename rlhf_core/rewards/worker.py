@@ -7,6 +7,7 @@ reward's timeout. A worker that died is restarted for the next batch. It ends wi
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import json
 import multiprocessing
@@ -20,8 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import BoundReward, bind
 from rlhf_core.rewards.outcomes import Column, Inputs, check, exception, failure, out_of_time
 
@@ -40,14 +41,12 @@ class Worker:
         """Spawn the process and wait until the reward is built. Raises `UserError` if it can't be."""
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        name = f"rlhf-reward-{self.reward.name}"
-        process = context.Process(target=_work, args=(theirs, json.dumps(asdict(self.reward.spec))), name=name)
+        process = self.process = context.Process(target=_work, args=(theirs,))
         process.start()
         theirs.close()
-        self.process = process
         atexit.register(self.stop)  # it is not a daemon, which could start no processes, so Python would wait for it
         try:
-            problem = self._receive(process, START_SECONDS)
+            problem = self._ask(process, self.reward.spec, START_SECONDS)
         except (ChildProcessError, TimeoutError) as error:
             problem = f"reward {self.reward.name!r}: its worker process did not start: {error}"
         if problem is not None:
@@ -58,15 +57,10 @@ class Worker:
     def score(self, inputs: Inputs, size: int, seconds: float) -> Column:
         """The outcome of one call. The process is killed if it takes longer than `seconds`."""
         try:
-            process = self.process or self.start()
-            self.pipe.send(inputs)
-            column, out_of_memory = self._receive(process, seconds)
+            column, out_of_memory = self._ask(self.process or self.start(), inputs, seconds)
         except TimeoutError as error:
             self.stop()
             return out_of_time(str(error), size)
-        except ConnectionError:
-            self.stop()
-            return failure("the worker had ended before this batch", size)
         except (ChildProcessError, UserError) as error:
             self.stop()
             return failure(str(error), size)
@@ -89,10 +83,11 @@ class Worker:
         process.join(5)
         self.pipe.close()
 
-    def _receive(self, process: multiprocessing.process.BaseProcess, seconds: float) -> Any:
-        """What the process sends. Raises `TimeoutError` if it takes longer, `ChildProcessError` if it has ended."""
+    def _ask(self, process: multiprocessing.process.BaseProcess, question: Any, seconds: float) -> Any:
+        """The process's answer. Raises `TimeoutError` if it takes longer, `ChildProcessError` if it has ended."""
         deadline = time.monotonic() + seconds
         try:
+            self.pipe.send(question)
             while not self.pipe.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
                 # A child of a process that has ended may keep its end of the pipe open.
                 if process.exitcode is not None and not self.pipe.poll():
@@ -106,15 +101,13 @@ class Worker:
         raise ChildProcessError(f"the worker ended with exit code {process.exitcode}")
 
 
-def _work(pipe: Connection, spec: str) -> None:
+def _work(pipe: Connection) -> None:
     """The worker's main thread: build the reward, then answer batches until the pipe closes."""
-    from rlhf_core.catalog import Catalog
-
     if os.name == "posix":
         os.setsid()  # its own group, which is killed as one; Ctrl-C is handled by the trainer
     threading.Thread(target=_end_with_the_trainer, daemon=True).start()
     try:
-        reward = bind(RewardSpec(**json.loads(spec)), Catalog(), in_worker=True)
+        reward = bind(pipe.recv(), Catalog(), in_worker=True)
     except UserError as error:
         pipe.send_bytes(json.dumps(str(error)).encode())
         return
@@ -131,8 +124,6 @@ def _work(pipe: Connection, spec: str) -> None:
 
 def _answer(reward: BoundReward, inputs: Inputs) -> tuple[dict[str, Any], bool]:
     """(the outcome, whether memory ran out, so that the worker should be restarted)."""
-    import asyncio
-
     size = len(inputs[1]["completions"])
     try:
         result = reward.call(*inputs)

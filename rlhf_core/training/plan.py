@@ -134,8 +134,7 @@ def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tupl
     rows += [("Data", str(part)) for part in data.parts]
     rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
     rows += [("Warning", text) for text in data.warnings]
-    for r in plan.rewards:
-        rows.append(("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})"))
+    rows += [("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})") for r in plan.rewards]
     rows += tested.lines() if tested else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))

@@ -20,6 +20,7 @@ from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.rewards.binding import bind_all
+from rlhf_core.rewards.outcomes import failures
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import environment, launch, run_folder
@@ -272,8 +273,6 @@ def _failed(error: BaseException, run: Run, screen: Screen) -> int:
 
 
 def _say_failures(run: Run, screen: Screen) -> None:
-    from rlhf_core.rewards.outcomes import failures
-
     file = run.folder / "reward_errors.jsonl"
     if lines := failures(file, run.folder / "samples.jsonl"):
         lines.append(f"A failed row counts neither for nor against its answer. The rows: {file}")
