@@ -184,7 +184,7 @@ def _arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
     # Not following __wrapped__: a call meets the wrapper's arguments, and partials keep their bound values.
     try:
         signature = inspect.signature(function, follow_wrapped=False, eval_str=True)
-    except (NameError, TypeError, AttributeError):  # annotations with names that exist only for the type checker
+    except (NameError, TypeError, AttributeError, SyntaxError):  # names for the type checker alone, or any text
         signature = inspect.signature(function, follow_wrapped=False)
     return list(signature.parameters.values())
 
