@@ -56,12 +56,11 @@ def resolved(tmp_path, tiny_model, monkeypatch, request):
 @pytest.fixture
 def made_run(resolved):
     """made_run(option=…) -> a Run, ready for its method's trainer(run)."""
-    from rlhf_core.training.plan import make_plan
-    from rlhf_core.training.run import Run
+    from rlhf_core.training.run import Run, prepare
 
     def make(**values) -> Run:
         config, method = resolved(**values)
-        return Run(make_plan(config, method, Catalog()))
+        return prepare(config, method, Catalog())
 
     return make
 

@@ -47,8 +47,7 @@ def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
 
     from rlhf_core.config import resolve
     from rlhf_core.rewards.runtime import RewardRuntime
-    from rlhf_core.training.plan import make_plan
-    from rlhf_core.training.run import Run
+    from rlhf_core.training.run import prepare
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -67,16 +66,16 @@ def demo_steps(names: list[str], folder: Path) -> dict[str, float]:
         for reward in bind_all(config.reward_specs, Catalog())
         if reward.function is not None
     ]
-    plan = make_plan(config, method, Catalog())
-    plan.rewards = RewardRuntime(rewards, plan.rewards.decode, folder)
-    trainer = method.trainer(Run(plan))
+    run = prepare(config, method, Catalog())
+    run.rewards = RewardRuntime(rewards, run.rewards.decode, folder)
+    trainer = method.trainer(run)
     folder.mkdir(exist_ok=True)
     trainer.reward_funcs = [
         timed(function, in_runtime[name]) for name, function in zip(names, trainer.reward_funcs, strict=True)
     ]
     trainer.add_callback(Clock())
     trainer.train()
-    plan.rewards.close()
+    run.rewards.close()
     both = (zip(*part.values(), strict=True) for part in (in_runtime, in_rewards))
     runtime, functions = ([sum(calls) for calls in part] for part in both)
     ours = [total - inside for total, inside in zip(runtime, functions, strict=True)]

@@ -48,8 +48,7 @@ class RewardSpec:
     def __str__(self) -> str:
         """The text that `read` reads back."""
         weight = None if self.weight == 1.0 else self.weight
-        settings = _set(weight=weight, name=self.name, concurrent=self.concurrent)
-        return _write(self.target, {**self.parameters, **settings})
+        return _write(self.target, self.parameters, weight=weight, name=self.name, concurrent=self.concurrent)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class DataSpec:
         return cls(source, weight, **texts)
 
     def __str__(self) -> str:
-        return _write(self.source, _set(weight=self.weight, config=self.config, formatter=self.formatter))
+        return _write(self.source, {}, weight=self.weight, config=self.config, formatter=self.formatter)
 
 
 def read_data(entries: Sequence[str | Mapping[str, Any]], config: str | None, formatter: str | None) -> list[DataSpec]:
@@ -116,11 +115,9 @@ def read_entry(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[
     return name, values
 
 
-def _set(**values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _write(target: str, values: Mapping[str, Any]) -> str:
+def _write(target: str, parameters: Mapping[str, Any], **settings: Any) -> str:
+    """The text of an entry, without the settings that are None."""
+    values = {**parameters, **{key: value for key, value in settings.items() if value is not None}}
     return target + (":" if values else "") + ",".join(f"{key}={write(value)}" for key, value in values.items())
 
 

@@ -1,4 +1,4 @@
-"""Rewards: functions that score completions, and what their signatures say.
+"""Rewards: functions that score completions.
 
 A reward is a TRL reward function:
 
@@ -13,15 +13,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import Any, Literal
-
-# What TRL passes to a reward function besides the data's columns. Callbacks exist only in the trainer's process.
-CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
-TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
 
 
 @dataclass(frozen=True)
@@ -84,80 +79,9 @@ class Reward:
 
     @property
     def label(self) -> str | None:
-        """The given name, else the function's, else None."""
-        return self.name or own_name(self.function)
-
-    @property
-    def is_maker(self) -> bool:
-        """Whether `function` is a class or a factory, whose call with the parameters returns the reward."""
-        return inspect.isclass(self.function) or is_factory(self.function)
-
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        """What a user can set, by name."""
-        if self.is_maker:
-            return maker_parameters(self.function)
-        return read_signature(self.function, self.optional).parameters
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter that a user can set. `default` is `inspect.Parameter.empty` where it must be set."""
-
-    name: str
-    annotation: Any
-    default: Any
-
-    @property
-    def required(self) -> bool:
-        return self.default is inspect.Parameter.empty
-
-    def __str__(self) -> str:
-        kind = "" if self.annotation is inspect.Parameter.empty else f": {_type_name(self.annotation)}"
-        return self.name + kind + ("" if self.required else f" = {self.default!r}")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The arguments of one callable: TRL's names, data columns, parameters; `keywords`: it has `**kwargs`."""
-
-    trl: frozenset[str]
-    required_trl: frozenset[str]
-    columns: tuple[str, ...]
-    optional: tuple[str, ...]
-    parameters: Mapping[str, Parameter]
-    keywords: bool
-    positional_only: tuple[str, ...] = ()
-
-
-def read_signature(function: Callable[..., Any], optional: tuple[str, ...] = ()) -> Signature:
-    """Sort the arguments of `function` by the rules above. Those in `optional` are columns despite a default."""
-    # Not following __wrapped__: a call meets the wrapper's arguments, and partials keep their bound values.
-    arguments = inspect.signature(function, follow_wrapped=False).parameters.values()
-    named = _named(function)
-    others = [p for p in named if p.name not in TRL_NAMES]
-    return Signature(
-        trl=frozenset(p.name for p in named) & TRL_NAMES,
-        required_trl=frozenset(p.name for p in named if p.required) & TRL_NAMES,
-        columns=tuple(p.name for p in others if p.required and p.name not in optional),
-        optional=tuple(p.name for p in others if p.name in optional),
-        parameters={p.name: p for p in others if not p.required and p.name not in optional},
-        keywords=any(p.kind is p.VAR_KEYWORD for p in arguments),
-        positional_only=tuple(p.name for p in arguments if p.kind is p.POSITIONAL_ONLY),
-    )
-
-
-def is_factory(function: Callable[..., Any]) -> bool:
-    """A callable, not a class, that takes none of TRL's names and no `**kwargs`: its call returns the reward."""
-    if inspect.isclass(function):
-        return False
-    signature = read_signature(function)
-    return not signature.trl and not signature.keywords
-
-
-def maker_parameters(maker: Callable[..., Any]) -> dict[str, Parameter]:
-    """The parameters of a reward class's `__init__`, or of a factory: all of its named arguments."""
-    return {p.name: p for p in _named(maker)}
+        """The given name, else the function's; None for partials and instances, which have none."""
+        named = inspect.isroutine(self.function) or inspect.isclass(self.function)
+        return self.name or (self.function.__name__ if named else None)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -167,29 +91,3 @@ def is_async(function: Callable[..., Any]) -> bool:
         target = target.func
     call = target.__call__  # of an instance, its method; of a class, the one its instances have
     return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
-
-
-def own_name(function: Callable[..., Any]) -> str | None:
-    """`__name__` of a function or class; partials and instances have none."""
-    return function.__name__ if inspect.isroutine(function) or inspect.isclass(function) else None
-
-
-def _named(function: Callable[..., Any]) -> list[Parameter]:
-    """The arguments of `function` but `*args` and `**kwargs`; of a class, those of its `__init__`."""
-    arguments = inspect.signature(function, follow_wrapped=False).parameters.values()
-    while isinstance(function, functools.partial):
-        function = function.func
-    if inspect.isclass(function):
-        function = function.__init__
-    elif not inspect.isroutine(function):
-        function = type(function).__call__
-    try:
-        hints = typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # names that exist only for the type checker
-        hints = {}
-    named = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return [Parameter(p.name, hints.get(p.name, p.annotation), p.default) for p in named]
-
-
-def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

@@ -14,7 +14,7 @@ from rlhf_method_ppo import PPO
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
-from rlhf_core.rewards import concurrency
+from rlhf_core.rewards import event_loop
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training.run_folder import list_checkpoints
@@ -141,7 +141,7 @@ def read_lines(file: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_a_short_run_finishes_and_says_what_failed(go, faults, capsys, monkeypatch, name):
-    monkeypatch.setattr(concurrency, "GRACE", 0.2)
+    monkeypatch.setattr(event_loop, "GRACE", 0.2)
     failed, error = SHORT[name]
     code, folder = go(reward=faults("place", name))
     assert code == 0
@@ -222,8 +222,8 @@ def test_a_worker_that_hangs_ends_with_a_trainer_that_was_killed(faults, tmp_pat
         "from rlhf_core.rewards.worker import Worker\n"
         "if __name__ == '__main__':\n"
         "    worker = Worker(bind(RewardSpec.read('./faults.py:hang'), Catalog()))\n"
-        "    print(worker.start().process.pid, flush=True)\n"
-        "    worker.score({}, {'completions': ['a']}, seconds=60)\n"
+        "    print(worker.start().pid, flush=True)\n"
+        "    worker.score(({}, {'completions': ['a']}), 1, 60)\n"
     )
     Path("trainer.py").write_text(script)
     trainer = subprocess.Popen([sys.executable, "trainer.py"], stdout=subprocess.PIPE, text=True)

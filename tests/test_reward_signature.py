@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import replace
 
 import pytest
 import trl.rewards
 
-from rlhf_core.reward import Reward, is_async, is_factory, maker_parameters, read_signature
+from rlhf_core.reward import Reward, is_async
+from rlhf_core.rewards.binding import is_maker, parameters, read_signature
 
 
 def plain(completions, answer, *, target=200, **_): ...
@@ -88,26 +90,26 @@ def test_types_are_read_from_annotations_and_those_that_do_not_exist_are_left_al
     assert read_signature(unknown_type).parameters["target"].annotation == "Missing"
 
 
-FACTORIES = {
+MAKERS = {
     "takes no TRL name": (get_reward, True),
     "trl's overlong": (trl.rewards.get_soft_overlong_punishment, True),
     "trl's repetition": (trl.rewards.get_repetition_penalty_reward, True),
     "partial of one": (functools.partial(get_reward, 3), True),
     "takes completions": (plain, False),
     "takes **kwargs": (everything, False),
-    "a class": (Judge, False),
+    "a class": (Judge, True),
 }
 
 
-@pytest.mark.parametrize("case", FACTORIES)
-def test_factory(case):
-    function, expected = FACTORIES[case]
-    assert is_factory(function) is expected
+@pytest.mark.parametrize("case", MAKERS)
+def test_what_is_called_to_make_the_reward(case):
+    function, expected = MAKERS[case]
+    assert is_maker(function) is expected
 
 
 def test_parameters_of_a_class_and_of_a_factory():
-    assert [str(p) for p in maker_parameters(Judge).values()] == ["model: str", "retries: int = 2"]
-    assert [p.required for p in maker_parameters(get_reward).values()] == [True, False]
+    assert [str(p) for p in parameters(Reward(Judge)).values()] == ["model: str", "retries: int = 2"]
+    assert [p.default for p in parameters(Reward(get_reward)).values()] == [inspect.Parameter.empty, 1.0]
 
 
 @pytest.mark.parametrize(

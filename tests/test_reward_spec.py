@@ -155,7 +155,7 @@ def test_declared_rewards_keep_their_defaults(reward):
 def test_the_rest_of_the_row_is_passed_only_to_kwargs(reward):
     _, rest = reward("declared").call(COLUMNS, TRL)
     assert rest == ["completion_ids", "extra", "level", "prompts", "trainer_state"]
-    assert reward("only_columns").arguments(COLUMNS, TRL) == {"completions": ["c"], "answer": ["A"]}
+    assert reward("only_columns").call(COLUMNS, TRL) == ["A"]  # which takes nothing else
 
 
 def test_positional_only_columns_are_passed_by_position(reward):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 
 import pytest
@@ -44,11 +45,15 @@ async def blocks(completions, row, **_):
 async def late(completions, row, **_):
     await asyncio.sleep(0.3)
     return [1.0] * len(row)
+async def endless(completions, **_): await asyncio.sleep(60)
+async def endless_block(completions, **_): time.sleep(10)
+def sleeps(completions, **_): time.sleep(60)
 
 declared = Reward(waits, concurrent=True, name="declared")
 whole = Reward(waits, batchwise=True, name="whole")
 one = Reward(late, timeout=0.45, name="one")
 p_one = Reward(waits, isolation="process", name="p_one")
+p_endless = Reward(sleeps, isolation="process", name="p_endless")
 p_two = Reward(waits, isolation="process", name="p_two")
 """
 
@@ -192,7 +197,20 @@ def test_an_async_reward_that_blocks_holds_up_no_other(made):
 def test_no_thread_or_process_is_left_when_a_run_is_closed(made):
     runtime, _ = made("p_one")
     runtime.start()
-    pid = runtime._workers["p_one"].running.process.pid
+    pid = runtime._elsewhere["p_one"].process.pid
     runtime.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("name", ["endless", "endless_block", "p_endless"])
+def test_closing_ends_the_calls_under_way(made, name):
+    """As after Ctrl-C: Python waits for its threads before it exits."""
+    runtime, _ = made(name)
+    runtime.start()
+    call = threading.Thread(target=runtime.evaluate, args=[batch(2)])
+    call.start()
+    time.sleep(0.3)
+    runtime.close()
+    call.join(5)
+    assert not call.is_alive()

@@ -14,7 +14,6 @@ from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind, bind_all
 from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
-from rlhf_core.rewards.worker import Worker
 
 SIZE = 4
 
@@ -150,7 +149,7 @@ OUTCOMES = {
     "timed": ([None] * 4, ["timeout"] * 4),
     "p_row": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
     "p_nan": ([1.0, None, None, 1.0], [None, "nan is not a finite", "inf is not a finite", None]),
-    "p_text": ([1.0, None, None, 1.0], [None, "'1.0' is text", "<dict>", None]),
+    "p_text": ([1.0, None, None, 1.0], [None, "'1.0' is text", "{} is dict", None]),
     "p_exits": ([None] * 4, ["ended with exit code 7"] * 4),
     "p_crashes": ([None] * 4, ["ended with exit code -11"] * 4),
     "p_hangs": ([None] * 4, ["timeout: no answer within 0.5 s"] * 4),
@@ -229,8 +228,7 @@ def test_isolated_rewards_get_no_callbacks_of_the_trainer(runtime):
 def test_stop_ends_the_process(runtime):
     rewards = runtime("p_fine")
     rewards.start()
-    worker: Worker = rewards._workers["p_fine"]
-    process = worker.running.process
+    process = rewards._elsewhere["p_fine"].process
     rewards.close()
     assert not process.is_alive()
 

@@ -11,7 +11,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -20,7 +19,8 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.cli.listings import facts, print_json
 from rlhf_core.formatter import Formatter
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.reward import Reward, read_signature
+from rlhf_core.reward import Reward
+from rlhf_core.rewards.binding import is_maker, parameters, read_signature
 
 # A plugin as plain data for `--json`, the same as (name, text) lines, and the object whose source is shown.
 Description = tuple[dict[str, Any], list[tuple[str, str]], Any]
@@ -47,21 +47,22 @@ def show(kind: str, name: str, as_json: bool) -> None:
 
 def _reward(reward: Reward, name: str) -> Description:
     """The columns are None for a factory, which would have to be called for them."""
-    call: Any = None if reward.is_maker else reward.function
+    call: Any = None if is_maker(reward.function) else reward.function
     if inspect.isclass(reward.function):
         call = functools.partial(reward.function.__call__, None)  # without `self`
     signature = call and read_signature(call, reward.optional)
-    parameters = reward.parameters.values()
+    known = parameters(reward).values()
+    required = [p.name for p in known if p.default is p.empty]
     declared = ("range", "view", "isolation", "timeout", "deterministic", "batchwise", "concurrent", "system_prompt")
     data = {
         "parameters": [
             {
                 "name": p.name,
-                "type": str(replace(p, default=inspect.Parameter.empty)).partition(": ")[2] or None,
-                "required": p.required,
-                **({} if p.required else {"default": p.default}),
+                "type": str(p.replace(default=p.empty)).partition(": ")[2] or None,
+                "required": p.name in required,
+                **({} if p.name in required else {"default": p.default}),
             }
-            for p in parameters
+            for p in known
         ],
         "columns": signature and list(signature.columns),
         "optional_columns": signature and list(signature.optional),
@@ -78,10 +79,10 @@ def _reward(reward: Reward, name: str) -> Description:
         "rows are scored at the same time": reward.concurrent,
     }
     timeout = f", at most {reward.timeout:g} s a batch" if reward.timeout else ""
-    required = ",".join(f"{p.name}=…" for p in parameters if p.required)
+    to_set = (":" if required else "") + ",".join(f"{each}=…" for each in required)
     lines = [
-        ("Use", f"rlhf run --method grpo --reward {name}{':' if required else ''}{required}"),
-        ("Parameters", "\n".join(f"{p} (required)" if p.required else str(p) for p in parameters) or "none"),
+        ("Use", f"rlhf run --method grpo --reward {name}{to_set}"),
+        ("Parameters", "\n".join(f"{p} (required)" if p.name in required else str(p) for p in known) or "none"),
         ("Columns", columns),
         ("Range", f"{reward.range[0]:g} to {reward.range[1]:g}" if reward.range else "not declared"),
         ("View", {"text": "text: completions as strings", "messages": "messages: completions as chat"}[reward.view]),

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
-import hashlib
-import importlib.util
 import inspect
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, describe, did_you_mean
 from rlhf_core.grammar import RewardSpec, write
-from rlhf_core.reward import CALLBACK_NAMES, Parameter, Reward, Signature, is_async, own_name, read_signature
+from rlhf_core.reward import Reward, is_async
+from rlhf_core.rewards import by_path
 
-_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
-_MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
+# What TRL passes to a reward function besides the data's columns. Callbacks exist only in the trainer's process.
+CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+LOGS = frozenset({"log_extra", "log_metric"})
+TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of one callable: TRL's names, data columns, parameters; `keywords`: it has `**kwargs`."""
+
+    trl: frozenset[str]
+    required_trl: frozenset[str]
+    columns: tuple[str, ...]
+    optional: tuple[str, ...]
+    parameters: Mapping[str, inspect.Parameter]
+    keywords: bool
+    positional_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,6 @@ class BoundReward:
     signature: Signature
     function: Callable[..., Any] | None
     parameters: Mapping[str, Any]
-    by_path: bool = False
     distribution: str | None = None
 
     @property
@@ -50,21 +60,17 @@ class BoundReward:
         """The columns that this reward needs and the data does not have."""
         return [name for name in self.signature.columns if name not in available and name not in self.parameters]
 
-    def arguments(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of one call: TRL's names, columns and set parameters that the function accepts."""
+    def call(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
+        """Call the function with those of TRL's names and of a batch's `columns` that it accepts."""
+        assert self.function is not None, f"reward {self.name!r} is called only in its worker process"
         s = self.signature
-        wanted = {*s.columns, *s.optional, *(s.parameters if self.by_path else ())}
-        return {
+        wanted = {*s.columns, *s.optional}
+        arguments = {
             **{name: value for name, value in trl.items() if name in s.trl or s.keywords},
             **{k: v for k, v in columns.items() if k in wanted or (s.keywords and k not in s.parameters)},
             **self.parameters,
         }
-
-    def call(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
-        """Score a batch of `columns` (one list each). Returns what the function returns."""
-        assert self.function is not None, f"reward {self.name!r} is called only in its worker process"
-        arguments = self.arguments(columns, trl)
-        positional = [arguments.pop(name) for name in self.signature.positional_only]
+        positional = [arguments.pop(name) for name in s.positional_only]
         return self.function(*positional, **arguments)
 
 
@@ -73,32 +79,35 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
 
     A reward with `isolation="process"` is built only if `in_worker`; otherwise only its signature is read.
     """
-    reward, name, by_path, distribution = _find(spec.target, catalog)
+    found, name, distribution = _find(spec.target, catalog)
     name = spec.name or name
+    reward = found if isinstance(found, Reward) else Reward(found, view="messages")
     if spec.concurrent is not None:
         try:
             reward = replace(reward, concurrent=spec.concurrent)
         except ValueError as error:
             raise UserError(f"--reward {spec}: {error}") from error
-    values = _check_parameters(name, spec.parameters, reward.parameters)
+    values = _check_parameters(name, spec.parameters, parameters(reward))
     elsewhere = reward.isolation == "process" and not in_worker
-    if not reward.is_maker:
+    if not is_maker(reward.function):
         call = reward.function
     elif elsewhere and inspect.isclass(reward.function):
         call = functools.partial(reward.function.__call__, None)
     else:
-        call, values = _make(name, reward.function, values), {}
+        call, values = _make(name, reward, values), {}
     signature = read_signature(call, reward.optional)
+    if not isinstance(found, Reward):  # a function given by path: a column wins over a default
+        signature = replace(signature, optional=tuple(signature.parameters))
     if "environments" in signature.required_trl:
         raise UserError(f"reward {name!r} needs environments, which rlhf does not provide")
     if reward.isolation == "process" and (callbacks := signature.required_trl & CALLBACK_NAMES):
         raise UserError(f"reward {name!r} runs in its own process and can't take {', '.join(sorted(callbacks))}")
     if reward.concurrent and is_async(call):
         raise UserError(f"reward {name!r} is async and already awaits its rows together: it can't be concurrent")
-    if reward.concurrent and (logs := signature.trl & {"log_extra", "log_metric"}):
+    if reward.concurrent and (logs := signature.trl & LOGS):
         raise UserError(f"reward {name!r} takes {', '.join(sorted(logs))}, for full batches: it can't be concurrent")
     function = None if elsewhere else call
-    return BoundReward(name, spec.weight, reward, spec, signature, function, values, by_path, distribution)
+    return BoundReward(name, spec.weight, reward, spec, signature, function, values, distribution)
 
 
 def bind_all(entries: Sequence[RewardSpec], catalog: Catalog) -> list[BoundReward]:
@@ -114,94 +123,100 @@ def bind_all(entries: Sequence[RewardSpec], catalog: Catalog) -> list[BoundRewar
     return rewards
 
 
-def _find(target: str, catalog: Catalog) -> tuple[Reward, str, bool, str | None]:
-    """(reward, name, whether it is a plain function given by path, distribution) of `target`."""
-    if match := _FILE.fullmatch(target):
-        found = _attribute(target, _import_file(Path(match["path"]), match["attribute"]), match["attribute"])
-    elif match := _MODULE.fullmatch(target):
-        found = _attribute(target, _import_module(match["module"]), match["attribute"])
-    else:
+def check_columns(rewards: Sequence[BoundReward], available: Sequence[str], source: str) -> None:
+    """Raise `UserError` if the data lacks a column that a reward needs."""
+    for reward in rewards:
+        if missing := reward.missing_columns(available):
+            have = ", ".join(name for name in available if name != "prompt") or "none"
+            raise UserError(
+                f"reward {reward.name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
+                f"which {source} does not have. Its columns: {have}."
+            )
+
+
+def _find(target: str, catalog: Catalog) -> tuple[Any, str, str | None]:
+    """(a `Reward`, or a function given by path; its name; its distribution) of `target`."""
+    if (at_path := by_path.find(target)) is None:
         reward, entry = catalog.load("rewards", target)
-        return reward, entry.name, False, f"{entry.distribution} {entry.version}"
-    last = match["attribute"].rpartition(".")[2]
+        return reward, entry.name, f"{entry.distribution} {entry.version}"
+    found, name = at_path
     if isinstance(found, Reward):
-        return found, found.label or last, False, None
+        return found, found.label or name, None
     if not callable(found):
-        raise UserError(f"--reward {target}: {last} is {type(found).__name__}, not a function")
-    return Reward(found, view="messages"), last, True, None
+        raise UserError(f"--reward {target}: {name} is {type(found).__name__}, not a function")
+    return found, name, None
 
 
-def _import_file(path: Path, attribute: str | None) -> Any:
-    path = path.expanduser()
-    if not path.is_file():
-        raise UserError(f"--reward: there is no file {path}")
-    if attribute is None:
-        try:
-            body = ast.parse(path.read_text(encoding="utf-8")).body
-        except SyntaxError as error:
-            raise UserError(f"--reward {path}: line {error.lineno}: {error.msg}") from error
-        functions = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        raise UserError(f"--reward {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
-    name = f"rlhf_reward_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
-        spec: Any = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise UserError(f"--reward {path}: importing it failed: {describe(error)}") from error
-    return sys.modules[name]
+def read_signature(function: Callable[..., Any], optional: Sequence[str] = ()) -> Signature:
+    """Sort the arguments of `function` by the rules of `rlhf_core.reward`. Those in `optional` are columns."""
+    arguments = _arguments(function)
+    named = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = {p.name for p in named if p.default is p.empty}
+    others = [p for p in named if p.name not in TRL_NAMES]
+    return Signature(
+        trl=TRL_NAMES.intersection(p.name for p in named),
+        required_trl=TRL_NAMES & required,
+        columns=tuple(p.name for p in others if p.name in required and p.name not in optional),
+        optional=tuple(p.name for p in others if p.name in optional),
+        parameters={p.name: p for p in others if p.name not in required and p.name not in optional},
+        keywords=any(p.kind is p.VAR_KEYWORD for p in arguments),
+        positional_only=tuple(p.name for p in arguments if p.kind is p.POSITIONAL_ONLY),
+    )
 
 
-def _import_module(module: str) -> Any:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # for a package in the current folder
+def is_maker(function: Callable[..., Any]) -> bool:
+    """Whether it is a class, or takes none of TRL's names and no `**kwargs`: calling it returns the reward."""
+    if inspect.isclass(function):
+        return True
+    signature = read_signature(function)
+    return not signature.trl and not signature.keywords
+
+
+def parameters(reward: Reward) -> Mapping[str, inspect.Parameter]:
+    """What a user can set, by name. Of a class or a factory, all of its arguments."""
+    if is_maker(reward.function):
+        arguments = _arguments(reward.function)
+        return {p.name: p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return read_signature(reward.function, reward.optional).parameters
+
+
+def _arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    # Not following __wrapped__: a call meets the wrapper's arguments, and partials keep their bound values.
     try:
-        return importlib.import_module(module)
-    except Exception as error:
-        raise UserError(f"--reward {module}: importing it failed: {describe(error)}") from error
+        signature = inspect.signature(function, follow_wrapped=False, eval_str=True)
+    except (NameError, TypeError, AttributeError, SyntaxError):  # names for the type checker alone, or any text
+        signature = inspect.signature(function, follow_wrapped=False)
+    return list(signature.parameters.values())
 
 
-def _attribute(target: str, module: Any, attribute: str) -> Any:
-    found = module
-    for part in attribute.split("."):
-        if part not in dir(found):
-            public = [name for name in dir(found) if not name.startswith("_")]
-            raise UserError(f"--reward {target}: it has no {part!r}.{did_you_mean(part, public)}")
-        found = getattr(found, part)
-    return found
-
-
-def _make(name: str, maker: Callable[..., Any], values: Mapping[str, Any]) -> Callable[..., Any]:
+def _make(name: str, reward: Reward, values: Mapping[str, Any]) -> Callable[..., Any]:
     try:
-        made = maker(**values)
+        made = reward.function(**values)
     except UserError as error:
         raise UserError(f"reward {name!r}: {error}") from error
     except Exception as error:
         raise UserError(f"reward {name!r} could not be set up: {describe(error)}") from error
     if not callable(made):
-        raise UserError(
-            f"reward {name!r}: calling {own_name(maker) or maker!r} returned {type(made).__name__}, not a function. "
-            "A reward takes `completions` (or **kwargs); a function that takes neither is called to make a reward."
-        )
+        what = f"calling {reward.label or reward.function!r} returned {type(made).__name__}, not a function"
+        hint = "a function that takes neither is called to make a reward"
+        raise UserError(f"reward {name!r}: {what}. A reward takes `completions` (or **kwargs); {hint}.")
     return made
 
 
-def _check_parameters(name: str, given: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+def _check_parameters(name: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     for key in given:
         if key not in known:
             takes = ", ".join(map(str, known.values())) or "no parameters"
             raise UserError(f"reward {name!r} has no parameter {key!r}.{did_you_mean(key, known)} It takes {takes}.")
-    if unset := [str(p) for p in known.values() if p.required and p.name not in given]:
+    if unset := [str(p) for p in known.values() if p.default is p.empty and p.name not in given]:
         key = unset[0].partition(":")[0]
         raise UserError(f"reward {name!r} needs {', '.join(unset)}: write --reward {name}:{key}=…")
     return {key: _coerce(name, known[key], value) for key, value in given.items()}
 
 
-def _coerce(name: str, parameter: Parameter, value: Any) -> Any:
+def _coerce(name: str, parameter: inspect.Parameter, value: Any) -> Any:
     """`value` converted to the annotation; as it is, where there is none or it can't be read."""
-    if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
+    if parameter.annotation is parameter.empty or isinstance(parameter.annotation, str):
         return value
     import pydantic
 
@@ -209,10 +224,7 @@ def _coerce(name: str, parameter: Parameter, value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except pydantic.ValidationError as error:
-        if not isinstance(value, str):  # `name=123` for a string parameter was read as JSON
-            try:
-                return adapter.validate_python(write(value))
-            except pydantic.ValidationError:
-                pass
+        with contextlib.suppress(pydantic.ValidationError):
+            return adapter.validate_python(write(value))  # `name=123` for a string parameter was read as JSON
         message = error.errors()[0]["msg"]
         raise UserError(f"reward {name!r}: {parameter.name}={write(value)}: {message} ({parameter})") from error

@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError, describe
+from rlhf_core.errors import describe
 
 Inputs = tuple[dict[str, list[Any]], dict[str, Any]]  # the data's columns, TRL's names
 ERROR_WIDTH = 200  # characters of an error in a summary
-
-
-class WorkerDied(RuntimeError):
-    """The worker's process ended while it had a batch."""
-
-
-class OutOfTime(TimeoutError):
-    """The reward was stopped because it took longer than its timeout."""
-
-
-class RewardFailed(RuntimeError):
-    """The reward raised in its worker: the message has the exception's type and text."""
-
-
-class WrongResult(RuntimeError):
-    """The reward did not return one score for each row."""
 
 
 @dataclass
 class Column:
     """One reward's outcome for a batch: `scores[i]` is a number or None, `errors[i]` says why row i failed, or is None.
 
-    `raised`: the function itself raised, so its rows may be tried one by one. `waited`: it was slow, with the CPU idle.
+    `raised`: the function itself raised, so its rows may be tried one by one.
     """
 
     scores: list[float | None]
@@ -45,63 +28,40 @@ class Column:
     timed_out: int = 0
     seconds: float = 0.0
     raised: bool = False
-    waited: bool = False
 
     @property
     def failed(self) -> int:
         return sum(error is not None for error in self.errors)
 
 
-def score(call: Callable[..., Any], fresh: Callable[[], Inputs], size: int, *, batchwise: bool) -> Column:
-    """One call for the batch. If it raised and is not `batchwise`, one call for each row."""
-    started = time.perf_counter()
-    column = attempt(call, fresh(), size)
-    if column.raised and size > 1 and not batchwise:
-        inputs = fresh()
-        column = join([attempt(call, only_row(inputs, i), 1) for i in range(size)])
-    column.seconds = time.perf_counter() - started
-    return column
+def failure(message: str, size: int) -> Column:
+    """All rows failed, and trying them one by one would not help."""
+    return Column([None] * size, [message] * size)
 
 
-def attempt(call: Callable[..., Any], inputs: Inputs, size: int) -> Column:
-    """One call. An exception becomes the error of every row."""
-    try:
-        return check(call(*inputs), size)
-    except (Exception, SystemExit) as error:  # a reward may raise anything
-        return failure(error, size)
+def out_of_time(message: str, size: int) -> Column:
+    """All rows failed because the reward was stopped."""
+    return Column([None] * size, [f"timeout: {message}"] * size, timed_out=size)
 
 
-def failure(error: BaseException, size: int) -> Column:
-    """All rows failed with `error`."""
-    ours = isinstance(error, OutOfTime | WorkerDied | WrongResult | UserError)
-    message = str(error) if ours or isinstance(error, RewardFailed) else describe(error)
-    if isinstance(error, OutOfTime):
-        message = f"timeout: {message}"
+def exception(error: BaseException, size: int) -> Column:
+    """All rows failed because the function raised `error`."""
     timed_out = size if isinstance(error, TimeoutError) else 0
-    return Column([None] * size, [message] * size, timed_out, raised=not ours)
+    return Column([None] * size, [describe(error)] * size, timed_out, raised=True)
 
 
 def check(result: Any, size: int) -> Column:
-    """The outcome of each row from a function's result. Raises `WrongResult`."""
-    column = Column([None] * size, [None] * size)
-    for i, value in enumerate(as_list(result, size)):
-        if value is not None:
-            column.scores[i], column.errors[i] = _number(value)
-    return column
-
-
-def as_list(result: Any, size: int) -> list[Any]:
-    """The values in `result`. Raises `WrongResult` unless they are `size`."""
+    """The outcome of each row from what a function returned."""
     try:
         values = None if isinstance(result, str | bytes | Mapping) else iter(result)
     except TypeError:
         values = None
     if values is None:
-        raise WrongResult(f"returned {type(result).__name__}, not a list of {size} scores")
-    values = list(values)
-    if len(values) != size:
-        raise WrongResult(f"returned {len(values)} scores for {size} completions")
-    return values
+        return failure(f"returned {type(result).__name__}, not a list of {size} scores", size)
+    found = [(None, None) if value is None else _number(value) for value in values]
+    if len(found) != size:
+        return failure(f"returned {len(found)} scores for {size} completions", size)
+    return Column([score for score, _ in found], [error for _, error in found])
 
 
 def _number(value: Any) -> tuple[float | None, str | None]:
@@ -133,13 +93,6 @@ def blank(columns: Sequence[Column]) -> None:
         if any(error is not None for error in errors):
             for column in columns:
                 column.scores[i] = None
-
-
-def only_row(inputs: Inputs, i: int) -> Inputs:
-    """The inputs of row `i` alone."""
-    columns, trl = inputs
-    alone = {key: [trl[key][i]] for key in ("prompts", "completions", "completion_ids")}
-    return {key: [values[i]] for key, values in columns.items()}, {**trl, **alone}
 
 
 def failures(errors: Path, samples: Path) -> list[str]:

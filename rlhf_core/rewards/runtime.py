@@ -8,21 +8,24 @@ where nothing can stop them. Needs no torch.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError
-from rlhf_core.reward import CALLBACK_NAMES
-from rlhf_core.rewards.binding import BoundReward
-from rlhf_core.rewards.concurrency import AT_ONCE, AsyncRunner, advice, score_here, score_rows
-from rlhf_core.rewards.outcomes import Column, Inputs, blank
+from rlhf_core.rewards.binding import CALLBACK_NAMES, LOGS, BoundReward, check_columns
+from rlhf_core.rewards.event_loop import EventLoop
+from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, join, out_of_time
 from rlhf_core.rewards.worker import Worker
+
+AT_ONCE = 64  # rows of a reward that are scored at the same time
+SLOW_ROW = 0.005  # seconds a row from which scoring rows at the same time is worth the effort
+BATCH_SECONDS = 600.0  # the time limit of a batch where an async reward or one in a worker declares no timeout
 
 log = logging.getLogger("rlhf")
 
@@ -58,9 +61,10 @@ class RewardRuntime:
         self.folder = folder
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
         self.last: list[dict[str, Any]] = []
-        self._pool = ThreadPoolExecutor(AT_ONCE, "rlhf-rewards")
-        self._workers = {r.name: Worker(r) for r in rewards if r.kind == "process"}
-        self._async = {r.name: AsyncRunner(r) for r in rewards if r.kind == "async"}
+        self._elsewhere: dict[str, Worker | EventLoop] = {r.name: Worker(r) for r in rewards if r.kind == "process"}
+        self._elsewhere |= {r.name: EventLoop(r) for r in rewards if r.kind == "async"}
+        self._batches = ThreadPoolExecutor(len(self.rewards) or 1)
+        self._rows = {r.name: ThreadPoolExecutor(AT_ONCE) for r in rewards if r.kind in ("concurrent", "async")}
         self._advised: set[str] = set()
         self._scored: tuple[Any, dict[str, Column]] = (None, {})
 
@@ -70,25 +74,18 @@ class RewardRuntime:
 
     def check_columns(self, available: Sequence[str], source: str) -> None:
         """Raise `UserError` if the data lacks a column that a reward needs."""
-        for reward in self.rewards:
-            if missing := reward.missing_columns(available):
-                have = ", ".join(name for name in available if name != "prompt") or "none"
-                raise UserError(
-                    f"reward {reward.name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
-                    f"which {source} does not have. Its columns: {have}."
-                )
+        check_columns(self.rewards, available, source)
 
     def start(self) -> None:
         """Start the worker processes, so that a reward that can't be built is an error before training."""
-        for worker in self._workers.values():
-            worker.start()
+        for place in self._elsewhere.values():
+            place.start()
 
     def close(self) -> None:
-        for worker in self._workers.values():
-            worker.stop()
-        for runner in self._async.values():
-            runner.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._batches, *self._rows.values()):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for place in self._elsewhere.values():
+            place.stop()
 
     def functions(self, *, blank_errors: bool = False) -> list[Callable[..., list[float | None]]]:
         """One column function per reward, as TRL calls them. The first call for a batch evaluates all rewards.
@@ -122,11 +119,10 @@ class RewardRuntime:
         self._after_batch(batch, columns)
         totals: list[float | None] = [None] * len(batch)
         for reward in self.rewards:
-            scores = columns[reward.name].scores
-            if scored := [(i, score) for i, score in enumerate(scores) if score is not None]:
-                mean = sum(score for _, score in scored) / len(scored)
-                _log_metric(batch)(f"rewards/{reward.name}/mean", mean)
-            for i, score in scored:
+            scored = {i: score for i, score in enumerate(columns[reward.name].scores) if score is not None}
+            if scored:
+                _log_metric(batch)(f"rewards/{reward.name}/mean", statistics.fmean(scored.values()))
+            for i, score in scored.items():
                 totals[i] = (totals[i] or 0.0) + reward.weight * score
         failed = {i for column in columns.values() for i, error in enumerate(column.errors) if error is not None}
         return [None if i in failed else total for i, total in enumerate(totals)]
@@ -134,25 +130,61 @@ class RewardRuntime:
     def evaluate(self, batch: RewardBatch) -> dict[str, Column]:
         """Score a batch with every reward. Those that do not need the main thread run meanwhile."""
         batch.texts = batch.texts or [self.decode(ids) for ids in batch.completion_ids]
-        size, here = len(batch), [reward for reward in self.rewards if reward.kind == "ordinary"]
-        waiting = {r.name: self._start_batch(r, batch, size) for r in self.rewards if r.kind != "ordinary"}
-        columns = {r.name: score_here(r, functools.partial(self._inputs, r, batch), size) for r in here}
-        columns |= {name: wait() for name, wait in waiting.items()}
-        for reward in here:
-            hint = advice(reward, columns[reward.name])
-            if hint and reward.name not in self._advised:
-                self._advised.add(reward.name)
-                log.warning(hint)
+        others = {r.name: self._batches.submit(self._score, r, batch) for r in self.rewards if r.kind != "ordinary"}
+        columns: dict[str, Column] = {}
+        for reward in self.rewards:
+            if reward.kind == "ordinary":
+                processor = time.process_time()
+                columns[reward.name] = self._score(reward, batch)
+                self._advise(reward, columns[reward.name], time.process_time() - processor)
+        columns |= {name: column.result() for name, column in others.items()}
         return {reward.name: columns[reward.name] for reward in self.rewards}
 
-    def _start_batch(self, reward: BoundReward, batch: RewardBatch, size: int) -> Callable[[], Column]:
-        """Start to score a batch off the main thread. Returns a function that waits for its column."""
-        fresh = functools.partial(self._inputs, reward, batch)
-        if reward.kind == "process":
-            return self._pool.submit(self._workers[reward.name].column, fresh, size).result
-        if reward.kind == "async":
-            return self._async[reward.name].submit(fresh, size)
-        return score_rows(reward, fresh, size, self._pool)
+    def _score(self, reward: BoundReward, batch: RewardBatch) -> Column:
+        """One call for the batch; one for each row of a concurrent reward, and where the batch's call raised."""
+        started, size = time.perf_counter(), len(batch)
+        seconds = reward.reward.timeout or BATCH_SECONDS
+        column = None
+        if reward.kind != "concurrent":
+            column = self._call(reward, self._inputs(reward, batch), size, time.monotonic() + seconds)
+        if column is None or (column.raised and size > 1 and not reward.reward.batchwise):
+            deadline = time.monotonic() + seconds  # of all rows together
+            data, trl = self._inputs(reward, batch)
+
+            def score_row(i: int) -> Column:
+                alone = {name: [trl[name][i]] for name in ("prompts", "completions", "completion_ids")}
+                inputs = {name: [values[i]] for name, values in data.items()}, {**trl, **alone}
+                return self._call(reward, inputs, 1, deadline)
+
+            threads = self._rows.get(reward.name)
+            rows = list(threads.map(score_row, range(size)) if threads else map(score_row, range(size)))
+            column = join(rows)
+        column.seconds = time.perf_counter() - started
+        return column
+
+    def _call(self, reward: BoundReward, inputs: Inputs, size: int, deadline: float) -> Column:
+        """One call, here or where the reward runs."""
+        elsewhere = self._elsewhere.get(reward.name)
+        seconds = deadline - time.monotonic()
+        if elsewhere and seconds <= 0:
+            return out_of_time("the rows before it used up the time", size)
+        try:
+            return elsewhere.score(inputs, size, seconds) if elsewhere else check(reward.call(*inputs), size)
+        except (Exception, SystemExit) as error:  # a reward may raise anything
+            return exception(error, size)
+
+    def _advise(self, reward: BoundReward, column: Column, processor: float) -> None:
+        """Say once that an ordinary reward mostly waited, where the user has not set `concurrent`."""
+        size = len(column.scores)
+        waited = size > 1 and column.seconds > SLOW_ROW * size and processor < column.seconds / 2
+        possible = not reward.reward.batchwise and not reward.signature.trl & LOGS
+        if waited and possible and reward.spec.concurrent is None and reward.name not in self._advised:
+            self._advised.add(reward.name)
+            log.warning(
+                f"reward {reward.name!r} took {column.seconds:.2g} s for {size} rows and mostly waited. If the score "
+                "of a row depends on that row alone, score the rows at the same time with "
+                f"--reward '{replace(reward.spec, concurrent=True)}'"
+            )
 
     def _inputs(self, reward: BoundReward, batch: RewardBatch) -> Inputs:
         """(columns, TRL's names) for one reward: copies, so that no reward can change the inputs of another."""
@@ -162,8 +194,10 @@ class RewardRuntime:
             "completions": list(completions),
             "completion_ids": [list(ids) for ids in batch.completion_ids],
         }
-        if reward.reward.isolation == "inline":
-            trl |= batch.trl
+        if reward.kind != "process":
+            # Logging is for full batches, in the order of their rows.
+            logs = LOGS if reward.kind == "concurrent" else ()
+            trl |= {name: value for name, value in batch.trl.items() if name not in logs}
         return {key: [_copy(value) for value in values] for key, values in batch.columns.items()}, trl
 
     def _after_batch(self, batch: RewardBatch, columns: Mapping[str, Column]) -> None:

@@ -9,8 +9,7 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 
-from rlhf_core.reward import CALLBACK_NAMES
-from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.binding import CALLBACK_NAMES, BoundReward
 from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
 from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 from rlhf_core.testing.golden import Row

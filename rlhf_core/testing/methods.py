@@ -187,10 +187,9 @@ def _steps_between_checkpoints(lab: Lab) -> int:
     """The steps from one batch of answers to the next, but at least two."""
     config, method = lab.resolve(output_dir=str(lab.folder / "first"), lora=False, max_steps=4)
     with no_network(lab.calls), silence():
-        from rlhf_core.training.plan import make_plan
-        from rlhf_core.training.run import Run
+        from rlhf_core.training.run import prepare
 
-        return max(2, method.steps_per_rollout(method.trainer(Run(make_plan(config, method, Catalog())))))
+        return max(2, method.steps_per_rollout(method.trainer(prepare(config, method, Catalog()))))
 
 
 def _finite(rule: Result, trials: list[Trial]) -> None:

@@ -17,7 +17,7 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
-from rlhf_core.rewards.binding import bind
+from rlhf_core.rewards.binding import bind, parameters
 from rlhf_core.testing import again, golden, hacking, hostile, imports, probes
 from rlhf_core.testing.bench import Bench, Outcome, batch_of
 from rlhf_core.testing.golden import Case, Row, shown
@@ -141,9 +141,9 @@ def _needs(spec: RewardSpec, catalog: Catalog, cases: Sequence[Case]) -> str | N
     """The parameters without a default that neither the caller nor every golden case gives, as in `path: str`."""
     if ":" in spec.target or spec.target.endswith(".py"):
         return None
-    known = catalog.load("rewards", spec.target)[0].parameters
+    known = parameters(catalog.load("rewards", spec.target)[0])
     given = {*spec.parameters}.union(set.intersection(*(set(case.parameters) for case in cases)) if cases else ())
-    return ", ".join(str(p) for p in known.values() if p.required and p.name not in given) or None
+    return ", ".join(str(p) for p in known.values() if p.default is p.empty and p.name not in given) or None
 
 
 def _golden_file(rule: Result, file: Path, cases: list[Case], faults: list[str], installed: bool) -> None:

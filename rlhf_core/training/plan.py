@@ -1,11 +1,10 @@
-"""What a run will be: data, rewards and model configuration, resolved and checked in the order of what they cost."""
+"""What a run will be: data, options and model configuration, resolved and checked in the order of what they cost."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pydantic
@@ -18,9 +17,8 @@ from rlhf_core.errors import UserError, did_you_mean, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import find
-from rlhf_core.rewards.binding import BoundReward, bind_all
-from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.rewards.smoke_test import SmokeTest, smoke_test
+from rlhf_core.rewards.binding import BoundReward, check_columns
+from rlhf_core.rewards.smoke_test import SmokeTest
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
@@ -41,15 +39,14 @@ class Plan:
     chosen: dict[str, Any]
     data: data_module.Data
     info: models.ModelInfo
-    rewards: RewardRuntime
+    rewards: Sequence[BoundReward]
     system_prompt: str | None
     system_prompt_from: str
-    smoke_test: SmokeTest | None = None
 
 
-def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Path | None = None) -> Plan:
-    """Resolve and check. Answers and failed rewards are written to `folder`, if there is one. Raises `UserError`."""
-    rewards, options = bind_all(config.reward_specs, catalog), config.options
+def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequence[BoundReward]) -> Plan:
+    """Resolve and check. Raises `UserError`."""
+    options = config.options
     for name in config.callback:
         catalog.find("callbacks", name)
     _check_settings(method.config, config.set)
@@ -69,8 +66,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     given = options.model_dump()
     options = method.resolve_options(options, lora=bool(options.lora))
     chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
-    runtime = RewardRuntime(rewards, lambda ids: info.tokenizer.decode(ids, skip_special_tokens=True), folder)
-    runtime.check_columns(data.columns, ", ".join(part.spec.source for part in data.parts))
+    check_columns(rewards, data.columns, ", ".join(part.spec.source for part in data.parts))
     system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
     if system_prompt:
         for rows in (data.train, data.held_out):
@@ -78,8 +74,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, *, folder: Pa
     train, warnings = lengths.apply_limits(data.train, method.data, options, info.tokenizer)
     held_out, _ = lengths.apply_limits(data.held_out, method.data, options, info.tokenizer)
     data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings])
-    runtime.start()
-    return Plan(config.model_copy(update={"options": options}), chosen, data, info, runtime, system_prompt, origin)
+    return Plan(config.model_copy(update={"options": options}), chosen, data, info, rewards, system_prompt, origin)
 
 
 def _check_names(options: TrainingOptions) -> None:
@@ -121,7 +116,7 @@ def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tupl
     return "\n".join(dict.fromkeys(asking.values())) or None, "reward " + ", ".join(asking)
 
 
-def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
+def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tuple[str, str]]:
     """The lines shown before the weights load."""
     import torch
 
@@ -139,9 +134,8 @@ def summary(plan: Plan, catalog: Catalog) -> list[tuple[str, str]]:
     rows += [("Data", str(part)) for part in data.parts]
     rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
     rows += [("Warning", text) for text in data.warnings]
-    for r in plan.rewards.rewards:
-        rows.append(("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})"))
-    rows += plan.smoke_test.lines() if plan.smoke_test else []
+    rows += [("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})") for r in plan.rewards]
+    rows += tested.lines() if tested else []
     if plan.system_prompt:
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
     for label, why, values in (
@@ -176,26 +170,16 @@ def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
     formats = {part.formatter for part in plan.data.parts}
     entries += [e for e in catalog.entries("formatters") if e.name in formats and e.problem != "disabled"]
     found = [f"{entry.kind[:-1]} {entry.name}: {entry.distribution} {entry.version}" for entry in entries]
-    return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards.rewards]
+    return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards]
 
 
-def run_smoke_test(plan: Plan) -> None:
-    """Score the first rows' reference answers."""
-
-    def encode(text: str) -> list[int]:
-        return plan.info.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    plan.smoke_test = smoke_test(plan.data.train, plan.rewards, encode)
-
-
-def dry_run(plan: Plan, screen: Screen) -> None:
+def dry_run(plan: Plan, tested: SmokeTest | None, screen: Screen) -> None:
     """Show the scores of the first rows and one rendered prompt, or conversation."""
-    if tested := plan.smoke_test:
+    if tested:
         kind = "a placeholder" if tested.placeholder else "the reference"
         for name, column in tested.columns.items():
             for answer, score, error in zip(tested.answers, column.scores, column.errors, strict=True):
                 screen.say(f"reward {name} of {kind} answer {answer[:60]!r}: {error or score}")
-    dataset(plan.data.train)  # raises if a column's values are of different types
     first = plan.data.train[0]
     prompt = first.get("prompt")
     screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")

@@ -21,6 +21,10 @@ from rlhf_core.config import BUILTIN, RunConfig
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
+from rlhf_core.rewards.binding import bind_all
+from rlhf_core.rewards.outcomes import failures
+from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import launch, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training.plan import Plan
@@ -49,8 +53,9 @@ class Run:
     projected rows that are not trained on; `eval_dataset` is the same for a trainer that measures on them, or None.
     """
 
-    def __init__(self, plan: Plan, resume_from: Path | None = None) -> None:
-        self.config, self.info, self.rewards, self.held_out = plan.config, plan.info, plan.rewards, plan.data.held_out
+    def __init__(self, plan: Plan, rewards: RewardRuntime, resume_from: Path | None = None) -> None:
+        self.plan, self.rewards = plan, rewards
+        self.config, self.info, self.held_out = plan.config, plan.info, plan.data.held_out
         self.options: TrainingOptions = plan.config.options
         self.tokenizer: transformers.PreTrainedTokenizerBase = plan.info.tokenizer
         self.folder = Path(str(plan.config.output_dir))
@@ -115,23 +120,22 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
     screen = Screen(quiet=not first)
     with screen.working("Reading data and model configuration …"):
-        plan = planning.make_plan(config, method, catalog, folder=folder)
-        if first:
-            planning.run_smoke_test(plan)
+        # none in a run that was stopped before its first
+        checkpoints = run_folder.list_checkpoints(folder / "checkpoints") if resume else []
+        run = prepare(config, method, catalog, folder, checkpoints[-1] if checkpoints else None)
     try:
-        screen.resolved(planning.summary(plan, catalog))
+        encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
+        tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
+        screen.resolved(planning.summary(run.plan, tested, catalog))
         if dry_run:
-            planning.dry_run(plan, screen)
+            planning.dry_run(run.plan, tested, screen)
             return 0
         with run_folder.log_file(folder, screen.say):
-            # none in a run that was stopped before its first
-            checkpoints = run_folder.list_checkpoints(folder / "checkpoints") if resume else []
-            run = Run(plan, checkpoints[-1] if checkpoints else None)
             with screen.working("Loading the model …"):
-                trainer = _build(run, method, planning.plugins_used(plan, catalog))
+                trainer = _build(run, method, planning.plugins_used(run.plan, catalog))
             return _carry_out(run, method, trainer, catalog, screen)
     finally:
-        plan.rewards.close()
+        run.rewards.close()
 
 
 def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:
@@ -139,7 +143,22 @@ def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) 
     environment.prepare()
     launch.check_distributed(config)
     run_folder.choose(config, resume)
-    planning.make_plan(config, method, catalog).rewards.close()
+    prepare(config, method, catalog).rewards.close()
+
+
+def prepare(
+    config: RunConfig, method: Method, catalog: Catalog, folder: Path | None = None, resume_from: Path | None = None
+) -> Run:
+    """Resolve and check all but the weights, and start the rewards' workers. Raises `UserError`.
+
+    Answers and failed rewards will be written to `folder`, if there is one.
+    """
+    rewards = bind_all(config.reward_specs, catalog)
+    plan = planning.make_plan(config, method, catalog, rewards)
+    decode = functools.partial(plan.info.tokenizer.decode, skip_special_tokens=True)
+    run = Run(plan, RewardRuntime(rewards, decode, folder), resume_from)
+    run.rewards.start()
+    return run
 
 
 def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer:
@@ -242,8 +261,6 @@ def _failed(error: BaseException, run: Run, screen: Screen) -> int:
 
 
 def _say_failures(run: Run, screen: Screen) -> None:
-    from rlhf_core.rewards.outcomes import failures
-
     file = run.folder / "reward_errors.jsonl"
     if lines := failures(file, run.folder / "samples.jsonl"):
         lines.append(f"A failed row counts neither for nor against its answer. The rows: {file}")

@@ -15,8 +15,7 @@ from trl.trainer.utils import RepeatSampler
 from rlhf_core import UserError, testing
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.training.plan import make_plan
-from rlhf_core.training.run import Run
+from rlhf_core.training.run import Run, prepare
 
 
 @pytest.fixture
@@ -32,9 +31,9 @@ def run(tmp_path):
             "output_dir": str(tmp_path / "out"),
         }
         config, method = resolve({**base, "num_eval_prompts": 0, **values}, Catalog())
-        plan = make_plan(config, method, Catalog())
-        plan.data.train[32:] = []
-        return Run(plan)
+        run = prepare(config, method, Catalog())
+        run.train_dataset = run.train_dataset.select(range(32))
+        return run
 
     return make
 

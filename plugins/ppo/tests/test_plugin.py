@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.prefix import Group, stacked
-from rlhf_core.training.plan import make_plan
-from rlhf_core.training.run import Run, train
+from rlhf_core.training.run import prepare, train
 
 T = torch.tensor
 
@@ -164,7 +163,7 @@ def trainer(settings):
 
     def make(**values):
         config, method = resolve({"output_dir": "out", **settings, **values}, Catalog())
-        return method.trainer(Run(make_plan(config, method, Catalog())))
+        return method.trainer(prepare(config, method, Catalog()))
 
     return make
 

@@ -514,7 +514,7 @@ def worker():
 def test_it_works_in_its_process(worker):
     columns = {"answer": ["18", "\\sqrt{8}", None], "aliases": [None, None, None]}
     completions = ["#### 18", "\\boxed{2\\sqrt{2}}", "x"]
-    assert worker("verifier").score(columns, {"completions": completions}) == [1.0, 1.0, None]
+    assert worker("verifier").score((columns, {"completions": completions}), 3, 60).scores == [1.0, 1.0, None]
 
 
 @pytest.mark.slow
@@ -528,9 +528,10 @@ def test_a_hanging_reward_is_killed_and_the_row_has_no_score(worker, tmp_path):
         "unguarded = Reward(verifier, isolation='process', timeout=5.0, name='unguarded')\n"
     )
     unguarded = worker(f"{tmp_path}/unguarded.py:unguarded")
-    with pytest.raises(TimeoutError):
-        unguarded.score({"answer": ["\\sqrt{8}"]}, {"completions": ["\\boxed{9^{9^{9}}}"]})
-    assert unguarded.score({"answer": ["\\sqrt{8}"]}, {"completions": ["\\boxed{2\\sqrt{2}}"]}) == [1.0]
+    huge, fine = "\\boxed{9^{9^{9}}}", "\\boxed{2\\sqrt{2}}"
+    columns = {"answer": ["\\sqrt{8}"]}
+    assert unguarded.score((columns, {"completions": [huge]}), 1, 5.0).errors == ["timeout: no answer within 5 s"]
+    assert unguarded.score((columns, {"completions": [fine]}), 1, 5.0).scores == [1.0]
 
 
 @pytest.mark.skipif(not (DATA / "gsm8k.jsonl").exists(), reason="the data set is not here")
