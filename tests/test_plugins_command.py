@@ -183,9 +183,9 @@ FORMS = {
     "a class": ("class a:\n    def __init__(self, *, limit: int): pass\n    def __call__(self, completions, level): pass",
                 "limit: int (required)", "needs level"),
     "a factory": ("def a(limit: int = 3): return print", "limit: int = 3", "known when"),
-    "async": ("async def a(completions, level, limit=3): pass", "limit = 3", "needs level"),
+    "async": ("async def a(completions, level, limit=3): pass", "limit=3", "needs level"),
     "a partial": ("from functools import partial\ndef f(completions, level, limit=3): pass\na = partial(f, limit=4)",
-                  "limit = 4", "needs level"),
+                  "limit=4", "needs level"),
 }  # fmt: skip
 
 
@@ -428,6 +428,7 @@ def test_new_plugins_are_listed_after_an_install(distribution, monkeypatch):
     given = []
     monkeypatch.setattr(packages, "listed", lambda: next(listings))
     monkeypatch.setattr(packages, "run_pip", lambda *words: (given.extend(words), (0, ""))[1])
+    monkeypatch.setenv("COLUMNS", "200")
     result = invoke("plugins", "install", "--upgrade", "-e", "folder", "d[extra]>=1")
     assert given[:2] == ["install", "--constraint"]
     assert given[3:] == ["--upgrade", "-e", "folder", "d[extra]>=1"]
