@@ -3,7 +3,6 @@
 #
 #     benchmarks/gpu.sh pack             here: our wheels, and those that such a machine lacks, into dist/
 #     benchmarks/gpu.sh run [options]    there, in a copy of this tree with dist/: install them aside, run gpu.py
-#     benchmarks/gpu.sh suite [options]  there: the test suite, with the models on the GPU (options of pytest)
 #
 # For x86-64 and Python 3.12; PYTHON_VERSION=3.11 and the like for another. Of bitsandbytes only the libraries for
 # CUDA 13.0 are carried (CUDA=128 and the like for another), a fifteenth of its size.
@@ -37,26 +36,16 @@ PYTHON
     du -sh dist
 }
 
-install() {
+run() {
     local site
     site=$(mktemp -d)
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" dist/*.whl
     local ours  # the code of this tree, which may be newer than the wheels; these have the entry points
     ours=$(printf '%s:' "$PWD" "$PWD"/plugins/* "$PWD"/reward_functions/*)
-    export PYTHONPATH=$ours$site PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
-}
-
-run() {
-    install
-    python3 -m benchmarks.gpu "$@"
-}
-
-suite() {
-    install
-    python3 -m pytest -p no:cacheprovider -p no:warnings "$@"
+    PYTHONPATH=$ours$site PYTHONUNBUFFERED=1 python3 -m benchmarks.gpu "$@"
 }
 
 case "${1:-}" in
-    pack | run | suite) "$@" ;;
-    *) echo "usage: benchmarks/gpu.sh pack | run [options of benchmarks.gpu] | suite [options of pytest]" >&2; exit 2 ;;
+    pack | run) "$@" ;;
+    *) echo "usage: benchmarks/gpu.sh pack | run [options of benchmarks.gpu]" >&2; exit 2 ;;
 esac

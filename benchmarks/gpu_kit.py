@@ -164,8 +164,8 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, float]:
 
 @contextmanager
 def limited(gigabytes: float) -> Iterator[None]:
-    """As if the GPU had so much memory, part of which the CUDA context takes; 0: as it is."""
-    if not gigabytes or not torch.cuda.is_available():
+    """As if the GPU had so much memory, part of which the CUDA context takes."""
+    if not torch.cuda.is_available():
         yield
         return
     torch.cuda.empty_cache()

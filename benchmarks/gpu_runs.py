@@ -31,7 +31,7 @@ METHODS = {
     "grpo": ["--reward", "medical_format"],
 }
 KINDS = {"full": ["--no-lora"], "4-bit": ["--load-in-4bit"]}
-FALLBACKS = ("computed by plain arithmetic", "not shared", "a prompt of its own", "its own", "Traceback")
+FALLBACKS = ("computed by plain arithmetic", "its own", "Traceback")  # the words of what is slower, or failed
 
 
 def rlhf(folder: Path, *arguments: str, seconds: int = 150) -> tuple[int, str, dict[str, Any]]:
@@ -59,8 +59,7 @@ def measured(file: Path, arguments: list[str]) -> int:
     sys.argv = ["rlhf", *arguments]
     code: Any = 0
     try:
-        with limited(float(os.environ.get("LIMIT_GB", 0))):
-            main()
+        main()
     except SystemExit as error:
         code = error.code
     if torch.cuda.is_available():

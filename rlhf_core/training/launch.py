@@ -63,6 +63,7 @@ def launch(config: RunConfig, arguments: list[str]) -> int:
         options += ["--master-addr", host, "--master-port", port or "29500"]
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
     defaults = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
+    before = dict(os.environ)
     os.environ.update({**defaults, **os.environ, LAUNCHER: str(os.getpid())})
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
     received: list[int] = []
@@ -86,7 +87,8 @@ def launch(config: RunConfig, arguments: list[str]) -> int:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
     finally:
-        del os.environ[LAUNCHER]  # this process is none of them
+        os.environ.clear()  # of what is for the processes: this one may go on to another run
+        os.environ.update(before)
         (folder / STOP).unlink(missing_ok=True)
     if code != 0 and (folder / SMALLER).exists():
         return OUT_OF_MEMORY
