@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig, resolve
     from rlhf_core.data.encoding import IGNORED, encode_answer, encode_conversations, encode_pairs
-    from rlhf_core.errors import PluginError, UserError
+    from rlhf_core.errors import PluginError, RunStopped, UserError
     from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
@@ -30,7 +30,7 @@ _MODULES = {
     "catalog": ("Catalog",),
     "config": ("RunConfig", "resolve"),
     "data.encoding": ("IGNORED", "encode_answer", "encode_conversations", "encode_pairs"),
-    "errors": ("PluginError", "UserError"),
+    "errors": ("PluginError", "RunStopped", "UserError"),
     "formatter": ("Example", "Formatter", "Messages"),
     "hookspecs": ("hookimpl", "hookspec"),
     "method": ("Method", "TrainingOptions"),

@@ -1,4 +1,4 @@
-"""The one error type for mistakes that a user can correct, and how errors are worded."""
+"""The error types that are shown as one message, and how errors are worded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """A mistake the user can correct: one message (what was given, what is allowed, what to do) and exit code 2."""
+
+
+class RunStopped(Exception):
+    """A run that can't go on: one message (what was seen, what to do), the command to resume it, and exit code 1."""
 
 
 class PluginError(UserError):

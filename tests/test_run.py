@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
+from rlhf_core.errors import RunStopped
+from rlhf_core.training import run_folder
 from rlhf_core.training.run import train
 from rlhf_core.training.run_folder import list_checkpoints
 
@@ -330,3 +332,19 @@ def test_two_processes_stop_together_and_resume_together(run, tmp_path, tiny_mod
     assert resumed.returncode == 0, resumed.stderr
     assert "Resuming after checkpoint-20." in resumed.stdout
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
+def test_a_run_that_had_to_stop_says_why_and_how_to_resume(run, capsys, monkeypatch):
+    from rlhf_method_grpo import trainer
+
+    def no_answers(*_):
+        raise RunStopped("the sampler has nothing to choose from")
+
+    monkeypatch.setattr(trainer, "rollout", no_answers)
+    code, folder = run("out")
+    shown = capsys.readouterr()
+    assert code == 1
+    assert "\nthe sampler has nothing to choose from\nResume: rlhf run --resume out" in shown.out
+    assert "Traceback" not in shown.out + shown.err
+    assert "RunStopped: the sampler" in (folder / "run.log").read_text()
+    assert not run_folder.first_to_stop(folder)  # another process of the run says nothing

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import RunStopped, UserError, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.rewards.binding import bind_all
@@ -244,7 +244,11 @@ def _failed(error: BaseException, run: Run, screen: Screen) -> int:
         screen.say(f"\nStopped at once. Resume from the last checkpoint: {_resume_command(run)}", "bold")
         return launch.INTERRUPTED
     logging.getLogger(__name__).error("the run failed", exc_info=error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, RunStopped):
+        if not run_folder.first_to_stop(run.folder):  # another process has said it
+            return 1
+        screen, what = Screen(), str(error)
+    elif isinstance(error, torch.OutOfMemoryError):
         if launch.ask_for_smaller(run.folder, run.options):
             return launch.OUT_OF_MEMORY
         what = (

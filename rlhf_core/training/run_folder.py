@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 WRITING = ".writing"  # the folder in checkpoints/ for one that is not complete yet
+STOPPED = ".stopped"  # made by the first process of a run that had to stop
 LIBRARIES = ("rlhf-core", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
@@ -57,6 +58,7 @@ def prepare(run: Run) -> None:
     """Write config.yaml, and remove what a stopped run wrote after its checkpoint: a resumed run writes it again."""
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(run.folder / "checkpoints" / WRITING, ignore_errors=True)
+    (run.folder / STOPPED).unlink(missing_ok=True)
     write_atomically(run.folder / "config.yaml", run.config.to_yaml())
     step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else -1
     for name in ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl"):
@@ -71,6 +73,15 @@ def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
+
+
+def first_to_stop(folder: Path) -> bool:
+    """Whether this process is the first of the run's that asks: that one tells why the run stopped."""
+    try:
+        (folder / STOPPED).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _step(line: str) -> float:
