@@ -39,6 +39,21 @@ def test_pairs_without_difference_are_left_out_and_counted():
         lengths.drop_pairs_without_difference([pair("a", "a")])
 
 
+class Limits:
+    max_length = max_prompt_length = max_completion_length = 50
+    overlong_prompts, overlong_completions = "error", "error"
+
+
+@pytest.mark.parametrize("bad", [pair("a", "a"), pair(LONG, "x"), pair("a", "b", LONG)])
+def test_held_out_rows_that_can_not_be_used_are_left_out_and_counted(tokenizer, bad):
+    left, warnings = lengths.limit_held_out([bad, SHORT_PAIR, bad], "preferences", Limits, tokenizer)
+    assert left == [SHORT_PAIR]
+    assert warnings[0].startswith("left out 2 of 3 held-out rows, which can't be used; the first: ")
+    assert lengths.limit_held_out([bad], "preferences", Limits, tokenizer)[0] == []
+    with pytest.raises(UserError):
+        lengths.apply_limits([bad], "preferences", Limits, tokenizer)
+
+
 @pytest.mark.parametrize("rule", ["error", "drop", "truncate"])
 def test_what_fits_stays_as_it_is(tokenizer, rule):
     assert lengths.limit_answers([SHORT_PAIR], tokenizer, 20, rule) == ([SHORT_PAIR], [])

@@ -35,6 +35,19 @@ def apply_limits(rows: Rows, need: str, options: Any, tokenizer: PreTrainedToken
     return rows, warnings
 
 
+def limit_held_out(rows: Rows, need: str, options: Any, tokenizer: PreTrainedTokenizerBase) -> Limited:
+    """Apply all limits to held-out rows, each by itself. One that can't be used never stops a run."""
+    usable: Rows = []
+    reasons = []
+    for row in rows:
+        try:
+            usable += apply_limits([row], need, options, tokenizer)[0]
+        except UserError as error:
+            reasons.append(str(error))
+    count = f"left out {len(reasons):,} of {len(rows):,} held-out rows, which can't be used"
+    return usable, [f"{count}; the first: {reasons[0]}"] if reasons else []
+
+
 def drop_pairs_without_difference(rows: Rows) -> Limited:
     """Leave out the pairs whose two answers are the same."""
     left = [row for row in rows if row["chosen"] != row["rejected"]]

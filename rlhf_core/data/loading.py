@@ -74,7 +74,8 @@ def load(
     `skip_bad_rows` left out and counted in the warnings.
     """
     parts = [_part(spec, need, catalog, skip_bad_rows) for spec in specs]
-    others = [row for spec in eval_specs for row in _part(spec, need, catalog, skip_bad_rows).rows]
+    eval_parts = [_part(spec, need, catalog, skip_bad_rows) for spec in eval_specs]
+    others = [row for part in eval_parts for row in part.rows]
     if not others and [spec.source for spec in specs] == [BUILTIN]:
         others = _part(specs[0], need, catalog, skip_bad_rows, "heldout").rows
     mixed = _weigh(parts, random.Random(f"{seed} weights"))
@@ -87,7 +88,7 @@ def load(
         count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
         train, others = rows[count:], rows[:count]
     columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
-    warnings = [text for part in mixed for text in part.warnings]
+    warnings = [text for part in [*mixed, *eval_parts] for text in part.warnings]
     return Data(_same_columns(train), _same_columns(others), mixed, columns, warnings)
 
 

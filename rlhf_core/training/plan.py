@@ -72,8 +72,8 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
     train, warnings = lengths.apply_limits(data.train, method.data, options, info.tokenizer)
-    held_out, _ = lengths.apply_limits(data.held_out, method.data, options, info.tokenizer)
-    data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings])
+    held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, info.tokenizer)
+    data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings, *left_out])
     return Plan(config.model_copy(update={"options": options}), chosen, data, info, rewards, system_prompt, origin)
 
 
