@@ -106,9 +106,8 @@ def ours(work: dict[str, Any]) -> dict[str, Any]:
                 {"prompt": prompt} for prompt in same.prompts_of(work["answers"], work["prompt"], work["vocabulary"])
             ],
             # The end token is none of the vocabulary: every answer has the same length, as in TRL.
-            processing_class=SimpleNamespace(
-                apply_chat_template=lambda prompt, **_: prompt, eos_token_id=work["vocabulary"]
-            ),
+            template=SimpleNamespace(prompt_ids=list),
+            processing_class=SimpleNamespace(eos_token_id=work["vocabulary"]),
             callbacks=[Clock()],
         )
         before = same.resident_mb()

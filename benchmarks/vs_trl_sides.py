@@ -153,19 +153,20 @@ def on_data(method: str, side: str, work: dict[str, Any], args: argparse.Namespa
 def encoded(method: str, side: str, rows: list[dict[str, Any]], tokenizer: Any, encoding: Any) -> list[dict[str, Any]]:
     """Token ids of the file's rows, cut to 1,024 tokens of prompt and 512 of answer, or 1,024 of conversation."""
     from rlhf_core.catalog import Catalog
+    from rlhf_core.data.chat_template import ChatTemplate
 
-    result = []
+    result, template = [], ChatTemplate(tokenizer)
     convert = Catalog().load("formatters", "sharegpt" if method == "sft" else "preference")[0].convert
     for row in rows:
         example = convert(row)
         if method == "sft":
             for ids, labels in encoding.encode_conversation(
-                tokenizer, [*(example.prompt or []), *(example.completion or [])]
+                template, [*(example.prompt or []), *(example.completion or [])]
             ):
                 result.append({"input_ids": ids[:1024], "labels": labels[:1024]})
             continue
-        prompt, chosen = encoding.encode_answer(tokenizer, example.prompt, example.chosen)
-        _, rejected = encoding.encode_answer(tokenizer, example.prompt, example.rejected)
+        prompt, chosen = encoding.encode_answer(template, example.prompt, example.chosen)
+        _, rejected = encoding.encode_answer(template, example.prompt, example.rejected)
         pair = {"prompt_ids": prompt[-1024:], "chosen_ids": chosen[:512], "rejected_ids": rejected[:512]}
         if method == "reward_model" and side != "ours":
             before = pair.pop("prompt_ids")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import RunConfig, resolve
+    from rlhf_core.data.chat_template import ChatTemplate
     from rlhf_core.data.encoding import IGNORED, encode_answer, encode_conversations, encode_pairs
     from rlhf_core.errors import PluginError, RunStopped, UserError
     from rlhf_core.formatter import Example, Formatter, Messages
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "catalog": ("Catalog",),
     "config": ("RunConfig", "resolve"),
+    "data.chat_template": ("ChatTemplate",),
     "data.encoding": ("IGNORED", "encode_answer", "encode_conversations", "encode_pairs"),
     "errors": ("PluginError", "RunStopped", "UserError"),
     "formatter": ("Example", "Formatter", "Messages"),

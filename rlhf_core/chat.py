@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.models.loading import max_tokens
 from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
@@ -45,7 +46,7 @@ class Chat:
     """One conversation. `turns` are questions and answers in turn; `answer_ids` the tokens of the last answer."""
 
     model: Any
-    tokenizer: Any
+    template: ChatTemplate
     write: Write
     settings: Settings = Settings()
     system: str | None = None
@@ -151,7 +152,7 @@ class Chat:
         """Sample and show an answer to `turns`, and store both, unless it is stopped before the first word."""
         from rlhf_core.prefix import eos_token_ids
 
-        prompt, eos = self._prompt(turns), eos_token_ids(self.model, self.tokenizer)
+        prompt, eos = self._prompt(turns), eos_token_ids(self.model, self.template.tokenizer)
         pieces = Pieces(self._decode, self.write)
         try:
             self._generate(prompt, pieces, eos)
@@ -206,21 +207,14 @@ class Chat:
         return ids
 
     def _render(self, turns: Sequence[dict[str, str]]) -> list[int]:
-        from jinja2 import TemplateError
-
-        try:
-            return self.tokenizer.apply_chat_template(
-                self._with_system(turns), add_generation_prompt=True, return_dict=False
-            )
-        except TemplateError as error:
-            raise UserError(f"The model's chat template refuses this conversation: {error}") from error
+        return self.template.prompt_ids(self._with_system(turns))
 
     def _max_tokens(self) -> int:
         """Tokens that the model reads at most; a very large number if it has no limit."""
         return max_tokens(self.model.config) or 2**31
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.template.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class Pieces:

@@ -10,6 +10,7 @@ from rlhf_core.data.loading import add_system_prompt, prompt_of
 from rlhf_core.data.loading import load as load_data
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
+from rlhf_core.method import read_kwargs
 from rlhf_core.models.loading import ModelInfo, device, gpu_has_bfloat16, max_tokens
 from rlhf_core.models.loading import inspect as inspect_model
 from rlhf_core.models.loading import load as load_model

@@ -13,10 +13,13 @@ class GRPO(Method):
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+
+from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
     import transformers
@@ -30,6 +33,18 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 def _names(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) and value != "all-linear" else value
+
+
+def read_kwargs(value: Any) -> dict[str, Any]:
+    """A mapping as it is, or from the JSON that a flag holds. Raises `UserError`."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        read = None
+    if not isinstance(read, Mapping):
+        example = """'{"enable_thinking": false}'"""
+        raise UserError(f"--chat-template-kwargs {value}: write a JSON object, such as {example}")
+    return dict(read)
 
 
 class TrainingOptions(BaseModel):
@@ -75,6 +90,9 @@ class TrainingOptions(BaseModel):
     load_in_4bit: bool = Field(False, description="4-bit NF4 weights (QLoRA)", validation_alias=AliasChoices("qlora"))
     load_in_8bit: bool = Field(False, description="8-bit weights")
 
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(read_kwargs)] = Field(
+        {}, description="""variables of the chat template, as JSON: '{"enable_thinking": false}'"""
+    )
     max_prompt_length: PositiveInt = Field(
         2048, description="tokens a prompt may have", validation_alias=AliasChoices("max_source_length")
     )

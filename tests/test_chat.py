@@ -18,6 +18,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.chat import Chat, Pieces, Settings, read_columns
 from rlhf_core.cli import rlhf
 from rlhf_core.data import loading as data
+from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.rewards.binding import bind_all
@@ -28,7 +29,8 @@ SHORT = ("--max-new-tokens", "8", "--seed", "1")
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model):
-    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
+    template = ChatTemplate(AutoTokenizer.from_pretrained(tiny_model))
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), template
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_the_model_reads_the_full_conversation_in_its_template(chat):
     chat.system = "Be brief."
     chat.ask("one")
     chat.ask("two")
-    rendered = chat.tokenizer.decode(chat._render(chat.turns[:-1]))
+    rendered = chat.template.tokenizer.decode(chat._render(chat.turns[:-1]))
     first = chat.turns[1]["content"]
     for part in ("system\nBe brief.<|im_end|>", "user\none<|im_end|>", f"{first}<|im_end|>", "user\ntwo<|im_end|>"):
         assert part in rendered
@@ -103,7 +105,7 @@ def test_the_model_reads_the_full_conversation_in_its_template(chat):
 
 
 def test_characters_of_several_tokens_are_shown_complete(loaded):
-    tokenizer = loaded[1]
+    tokenizer = loaded[1].tokenizer
     said: list[str] = []
     pieces = Pieces(
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True), lambda part, style="": said.append(part)
@@ -119,7 +121,7 @@ def test_characters_of_several_tokens_are_shown_complete(loaded):
 
 
 def test_half_a_character_at_the_end_is_shown_at_the_end(loaded):
-    tokenizer = loaded[1]
+    tokenizer = loaded[1].tokenizer
     said: list[str] = []
     pieces = Pieces(tokenizer.decode, lambda part, style="": said.append(part))
     pieces.put(torch.tensor([[1]]))
@@ -158,7 +160,7 @@ def test_greedy_repeats_itself(chat):
 def test_an_interrupted_answer_is_stored(chat):
     model, chat.model = chat.model, Stops(chat.model, 3)
     chat.ask("one")
-    assert chat.turns[-1]["content"] == chat.tokenizer.decode([40, 41, 42])
+    assert chat.turns[-1]["content"] == chat.template.tokenizer.decode([40, 41, 42])
     assert chat.answer_ids == [[40, 41, 42]]
     assert "the answer up to here stays" in text(chat, "note")
     chat.model = model
@@ -187,7 +189,7 @@ def test_what_does_not_fit_is_left_out_from_the_start(chat):
     try:
         chat.turns.append({"role": "user", "content": "last"})
         ids = chat._prompt(chat.turns)
-        shown = chat.tokenizer.decode(ids)
+        shown = chat.template.tokenizer.decode(ids)
         assert len(ids) + 8 <= 1024
         assert "Be brief." in shown
         assert "last" in shown

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from rlhf_core import builtin
 from rlhf_core.data import encoding
+from rlhf_core.data.chat_template import ChatTemplate
 
 CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
@@ -93,7 +94,7 @@ def learned(labels: list[int]) -> list[int]:
     ["Rest and water.", "多喝水，休息。", "<b>Rest</b>", "assistant", "im_end", "Two\n\nlines", "x", "Hello!"],
 )
 def test_an_answer_is_its_content_and_one_end_token(tokenizer, prompt, content):
-    prompt_ids, answer_ids = encoding.encode_answer(tokenizer, prompt, [assistant(content)])
+    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), prompt, [assistant(content)])
     assert prompt_ids == asked(tokenizer, prompt)
     assert tokenizer.decode(answer_ids) == content + tokenizer.eos_token
     assert answer_ids.count(tokenizer.eos_token_id) == 1
@@ -102,8 +103,8 @@ def test_an_answer_is_its_content_and_one_end_token(tokenizer, prompt, content):
 
 def test_a_conversation_of_one_answer_is_its_prompt_and_answer(tokenizer):
     prompt, answer = [SYSTEM, user("What helps?")], assistant("Rest.")
-    (ids, labels), *others = encoding.encode_conversation(tokenizer, [*prompt, answer])
-    prompt_ids, answer_ids = encoding.encode_answer(tokenizer, prompt, [answer])
+    (ids, labels), *others = encoding.encode_conversation(ChatTemplate(tokenizer), [*prompt, answer])
+    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), prompt, [answer])
     assert not others
     assert ids == prompt_ids + answer_ids
     assert labels == [encoding.IGNORED] * len(prompt_ids) + answer_ids
@@ -112,7 +113,7 @@ def test_a_conversation_of_one_answer_is_its_prompt_and_answer(tokenizer):
 def test_every_answer_of_a_conversation_is_learned_once(tokenizer):
     turns = [user("One?"), assistant("First."), user("Two?"), assistant("<think>Hm.</think>Second."), user("Three?")]
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    parts = encoding.encode_conversation(tokenizer, turns)
+    parts = encoding.encode_conversation(ChatTemplate(tokenizer), turns)
     end = tokenizer.eos_token
     assert "".join(tokenizer.decode(learned(labels)) for _, labels in parts) == "".join(a + end for a in answers)
     for ids, labels in parts:
@@ -125,7 +126,7 @@ def test_every_answer_of_a_conversation_is_learned_once(tokenizer):
 def test_turns_that_are_shown_as_they_were_asked_are_one_row(original, name):
     tokenizer = with_template(original, name)
     turns = [SYSTEM, user("One?"), assistant("First."), user("Two?"), assistant("Second.")]
-    ((ids, labels),) = encoding.encode_conversation(tokenizer, turns)
+    ((ids, labels),) = encoding.encode_conversation(ChatTemplate(tokenizer), turns)
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     assert tokenizer.decode(ids) == whole.rstrip("\n")
     assert learned(labels).count(tokenizer.eos_token_id) == 2
@@ -136,7 +137,7 @@ def test_turns_that_are_shown_as_they_were_asked_are_one_row(original, name):
 def test_turns_that_are_shown_otherwise_later_are_a_row_each(original, name):
     tokenizer = with_template(original, name)
     turns = [user("One?"), assistant("<think>Hm.</think>First."), user("Two?"), assistant("<think>So.</think>Second.")]
-    parts = encoding.encode_conversation(tokenizer, turns)
+    parts = encoding.encode_conversation(ChatTemplate(tokenizer), turns)
     assert len(parts) == 2
     for (ids, labels), i in zip(parts, (1, 3), strict=True):
         prompt_ids = asked(tokenizer, turns[:i])
@@ -148,7 +149,7 @@ def test_turns_that_are_shown_otherwise_later_are_a_row_each(original, name):
 def test_old_thoughts_are_not_in_the_prompt_of_later_answers(original):
     tokenizer = with_template(original, "drops thoughts")
     turns = [user("One?"), assistant("<think>Hm.</think>First."), user("Two?"), assistant("Second.")]
-    assert "Hm." not in tokenizer.decode(encoding.encode_conversation(tokenizer, turns)[1][0])
+    assert "Hm." not in tokenizer.decode(encoding.encode_conversation(ChatTemplate(tokenizer), turns)[1][0])
 
 
 @pytest.mark.parametrize(
@@ -164,11 +165,11 @@ def test_the_end_tokens_text_in_an_answer_ends_nothing(tokenizer, content, shown
     """Inside an answer it is text, spelt in other tokens; at its end it is the end token, once."""
     end = tokenizer.eos_token
     content, shown = content.format(end=end), shown.format(end=end)
-    _, answer_ids = encoding.encode_answer(tokenizer, [user("How?")], [assistant(content)])
+    _, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant(content)])
     assert tokenizer.decode(answer_ids) == shown + end
     assert answer_ids.count(tokenizer.eos_token_id) == 1
     parts = encoding.encode_conversation(
-        tokenizer, [user("How?"), assistant(content), user("And?"), assistant("Fine.")]
+        ChatTemplate(tokenizer), [user("How?"), assistant(content), user("And?"), assistant("Fine.")]
     )
     assert sum(learned(labels).count(tokenizer.eos_token_id) for _, labels in parts) == 2
     assert "".join(tokenizer.decode(learned(labels)) for _, labels in parts) == f"{shown}{end}Fine.{end}"
@@ -178,13 +179,13 @@ def test_the_end_tokens_text_in_an_answer_ends_nothing(tokenizer, content, shown
 def test_a_newline_at_the_start_of_an_answer_is_the_answers(original, name):
     """Tokenized together with the prompt it would merge with the prompt's last newline."""
     tokenizer = with_template(original, name)
-    prompt_ids, answer_ids = encoding.encode_answer(tokenizer, [user("How?")], [assistant("\nSo.\n")])
+    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant("\nSo.\n")])
     assert prompt_ids == asked(tokenizer, [user("How?")])
     assert tokenizer.decode(answer_ids) == "\nSo.\n" + tokenizer.eos_token
 
 
 def test_an_empty_answer_is_the_end_token(tokenizer):
-    _, answer_ids = encoding.encode_answer(tokenizer, [user("How?")], [assistant("")])
+    _, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant("")])
     assert answer_ids == [tokenizer.eos_token_id]
 
 
@@ -193,7 +194,7 @@ def test_a_reply_of_several_turns_is_shown_in_full(original, name):
     """A pair may part before its last question: what comes between is shown, with its own end tokens."""
     tokenizer = with_template(original, name)
     reply = [assistant("Yes."), user("Why?"), assistant("Yes.")]
-    prompt_ids, answer_ids = encoding.encode_answer(tokenizer, [user("Is it?")], reply)
+    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("Is it?")], reply)
     whole = tokenizer.apply_chat_template([user("Is it?"), *reply], tokenize=False)
     assert prompt_ids == asked(tokenizer, [user("Is it?")])
     assert tokenizer.decode(prompt_ids + answer_ids) == whole.rstrip("\n")
@@ -203,25 +204,27 @@ def test_a_reply_of_several_turns_is_shown_in_full(original, name):
 def test_both_answers_of_a_pair_follow_the_same_prompt(tokenizer):
     prompt = [user("How?")]
     row = {"prompt": prompt, "chosen": [assistant("<think>a</think>b")], "rejected": [assistant("c" * 99)], "x": 1}
-    (pair,) = encoding.encode_pairs(datasets.Dataset.from_list([row]), tokenizer, max_completion_length=20)
+    (pair,) = encoding.encode_pairs(
+        datasets.Dataset.from_list([row]), ChatTemplate(tokenizer), max_completion_length=20
+    )
     assert pair.keys() == {"prompt_ids", "chosen_ids", "rejected_ids"}
     assert pair["prompt_ids"] == asked(tokenizer, prompt)
-    assert pair["chosen_ids"] == encoding.encode_answer(tokenizer, prompt, row["chosen"])[1]
-    assert pair["rejected_ids"] == encoding.encode_answer(tokenizer, prompt, row["rejected"])[1][:20]
+    assert pair["chosen_ids"] == encoding.encode_answer(ChatTemplate(tokenizer), prompt, row["chosen"])[1]
+    assert pair["rejected_ids"] == encoding.encode_answer(ChatTemplate(tokenizer), prompt, row["rejected"])[1][:20]
     assert tokenizer.eos_token_id not in pair["rejected_ids"]
 
 
 def test_a_cut_conversation_gets_no_end_token(tokenizer):
     messages = [user("How?"), assistant("word " * 50)]
-    ((whole_ids, whole_labels),) = encoding.encode_conversation(tokenizer, messages)
+    ((whole_ids, whole_labels),) = encoding.encode_conversation(ChatTemplate(tokenizer), messages)
     rows = datasets.Dataset.from_list([{"messages": messages}])
-    (row,) = encoding.encode_conversations(rows, tokenizer, max_length=len(whole_ids) - 10)
+    (row,) = encoding.encode_conversations(rows, ChatTemplate(tokenizer), max_length=len(whole_ids) - 10)
     assert row == {"input_ids": whole_ids[:-10], "labels": whole_labels[:-10]}
     assert tokenizer.eos_token_id not in learned(row["labels"])
 
 
 def test_rows_left_with_nothing_to_learn_are_not_rows(original):
     rows = [{"messages": [user("w " * n), assistant("Fine.")]} for n in (1, 90)]
-    encoded = encoding.encode_conversations(datasets.Dataset.from_list(rows), original, max_length=40)
+    encoded = encoding.encode_conversations(datasets.Dataset.from_list(rows), ChatTemplate(original), max_length=40)
     assert len(encoded) == 1
     assert original.decode(learned(encoded[0]["labels"])) == "Fine.<|im_end|>"

@@ -7,12 +7,13 @@ from transformers import AutoTokenizer
 
 from rlhf_core import builtin
 from rlhf_core.data import encoding, lengths
+from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(builtin.MODEL)
+def template():
+    return ChatTemplate(AutoTokenizer.from_pretrained(builtin.MODEL))
 
 
 def pair(chosen: str, rejected: str, prompt: str = "How?") -> dict:
@@ -45,84 +46,85 @@ class Limits:
 
 
 @pytest.mark.parametrize("bad", [pair("a", "a"), pair(LONG, "x"), pair("a", "b", LONG)])
-def test_held_out_rows_that_can_not_be_used_are_left_out_and_counted(tokenizer, bad):
-    left, warnings = lengths.limit_held_out([bad, SHORT_PAIR, bad], "preferences", Limits, tokenizer)
+def test_held_out_rows_that_can_not_be_used_are_left_out_and_counted(template, bad):
+    left, warnings = lengths.limit_held_out([bad, SHORT_PAIR, bad], "preferences", Limits, template)
     assert left == [SHORT_PAIR]
     assert warnings[0].startswith("left out 2 of 3 held-out rows, which can't be used; the first: ")
-    assert lengths.limit_held_out([bad], "preferences", Limits, tokenizer)[0] == []
+    assert lengths.limit_held_out([bad], "preferences", Limits, template)[0] == []
     with pytest.raises(UserError):
-        lengths.apply_limits([bad], "preferences", Limits, tokenizer)
+        lengths.apply_limits([bad], "preferences", Limits, template)
 
 
 @pytest.mark.parametrize("rule", ["error", "drop", "truncate"])
-def test_what_fits_stays_as_it_is(tokenizer, rule):
-    assert lengths.limit_answers([SHORT_PAIR], tokenizer, 20, rule) == ([SHORT_PAIR], [])
-    assert lengths.limit_conversations([SHORT], tokenizer, 40, rule) == ([SHORT], [])
+def test_what_fits_stays_as_it_is(template, rule):
+    assert lengths.limit_answers([SHORT_PAIR], template, 20, rule) == ([SHORT_PAIR], [])
+    assert lengths.limit_conversations([SHORT], template, 40, rule) == ([SHORT], [])
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
-def test_overlong_answers(tokenizer, side):
+def test_overlong_answers(template, side):
     long = pair(LONG, "Run.") if side == "chosen" else pair("Rest.", LONG)
     rows = [SHORT_PAIR, long, SHORT_PAIR]
-    tokens = len(encoding.encode_answer(tokenizer, long["prompt"], long[side])[1])
+    tokens = len(encoding.encode_answer(template, long["prompt"], long[side])[1])
     said = f"1 of 3 pairs have an answer of more than --max-completion-length 50 tokens, the longest {tokens}"
     with pytest.raises(UserError, match=f"{said}. Allow more, or use --overlong-completions"):
-        lengths.limit_answers(rows, tokenizer, 50, "error")
-    assert lengths.limit_answers(rows, tokenizer, 50, "drop") == ([SHORT_PAIR] * 2, [f"{said}: left out"])
-    assert lengths.limit_answers(rows, tokenizer, 50, "truncate") == (rows, [f"{said}: cut"])
+        lengths.limit_answers(rows, template, 50, "error")
+    assert lengths.limit_answers(rows, template, 50, "drop") == ([SHORT_PAIR] * 2, [f"{said}: left out"])
+    assert lengths.limit_answers(rows, template, 50, "truncate") == (rows, [f"{said}: cut"])
 
 
-def test_an_answer_and_its_end_token_may_fill_the_limit(tokenizer):
+def test_an_answer_and_its_end_token_may_fill_the_limit(template):
     row = pair(LONG, "Run.")
-    tokens = len(encoding.encode_answer(tokenizer, row["prompt"], row["chosen"])[1])
-    assert lengths.limit_answers([row], tokenizer, tokens, "error") == ([row], [])
+    tokens = len(encoding.encode_answer(template, row["prompt"], row["chosen"])[1])
+    assert lengths.limit_answers([row], template, tokens, "error") == ([row], [])
     with pytest.raises(UserError, match=f"the longest {tokens}"):
-        lengths.limit_answers([row], tokenizer, tokens - 1, "error")
+        lengths.limit_answers([row], template, tokens - 1, "error")
 
 
-def test_pairs_that_are_the_same_once_cut_are_left_out(tokenizer):
+def test_pairs_that_are_the_same_once_cut_are_left_out(template):
     same = pair(LONG + "a", LONG + "b")
-    left, warnings = lengths.limit_answers([SHORT_PAIR, same], tokenizer, 50, "truncate")
+    left, warnings = lengths.limit_answers([SHORT_PAIR, same], template, 50, "truncate")
     assert left == [SHORT_PAIR]
     assert warnings[0].startswith("1 of 2 pairs have an answer of more than")
     assert warnings[1] == "left out 1 of 2 pairs, whose two answers are the same once cut"
     with pytest.raises(UserError, match="nothing to learn is left of 1 pairs"):
-        lengths.limit_answers([same], tokenizer, 50, "truncate")
+        lengths.limit_answers([same], template, 50, "truncate")
 
 
-def test_nothing_left_is_an_error_that_says_what_to_do(tokenizer):
+def test_nothing_left_is_an_error_that_says_what_to_do(template):
     with pytest.raises(UserError, match="2 of 2 pairs.*use --overlong-completions truncate"):
-        lengths.limit_answers([pair(LONG, "x")] * 2, tokenizer, 50, "drop")
+        lengths.limit_answers([pair(LONG, "x")] * 2, template, 50, "drop")
     rows = [pair(LONG, "x")] * 2
-    assert lengths.limit_answers(rows, tokenizer, 50, "truncate")[0] == rows
+    assert lengths.limit_answers(rows, template, 50, "truncate")[0] == rows
 
 
-def test_overlong_conversations(tokenizer):
+def test_overlong_conversations(template):
     long = conversation("How?", LONG)
     rows = [SHORT, long]
-    tokens = len(encoding.encode_conversation(tokenizer, long["messages"])[0][0])
+    tokens = len(encoding.encode_conversation(template, long["messages"])[0][0])
     said = f"1 of 2 conversations have more than --max-length 60 tokens, the longest {tokens}"
     with pytest.raises(UserError, match=said):
-        lengths.limit_conversations(rows, tokenizer, 60, "error")
-    assert lengths.limit_conversations(rows, tokenizer, 60, "drop") == ([SHORT], [f"{said}: left out"])
-    assert lengths.limit_conversations(rows, tokenizer, 60, "truncate") == (rows, [f"{said}: cut"])
-    assert lengths.limit_conversations(rows, tokenizer, tokens, "error") == (rows, [])
+        lengths.limit_conversations(rows, template, 60, "error")
+    assert lengths.limit_conversations(rows, template, 60, "drop") == ([SHORT], [f"{said}: left out"])
+    assert lengths.limit_conversations(rows, template, 60, "truncate") == (rows, [f"{said}: cut"])
+    assert lengths.limit_conversations(rows, template, tokens, "error") == (rows, [])
 
 
-def test_conversations_whose_answers_are_all_cut_off_are_left_out(tokenizer):
+def test_conversations_whose_answers_are_all_cut_off_are_left_out(template):
     nothing, part = conversation(LONG, "Rest."), conversation("How?", "Rest.", LONG, "Fine.")
-    left, warnings = lengths.limit_conversations([nothing, part, SHORT], tokenizer, 60, "truncate")
+    left, warnings = lengths.limit_conversations([nothing, part, SHORT], template, 60, "truncate")
     assert left == [part, SHORT]
     assert warnings[0].startswith("2 of 3 conversations have more than")
     assert warnings[1] == "left out 1 of 3 conversations, whose first answer begins after that"
     with pytest.raises(UserError, match="nothing to learn is left of 2 conversations.*Allow a larger --max-length"):
-        lengths.limit_conversations([nothing, nothing], tokenizer, 60, "truncate")
+        lengths.limit_conversations([nothing, nothing], template, 60, "truncate")
 
 
-def test_a_system_message_of_the_template_counts(tokenizer):
+def test_a_system_message_of_the_template_counts(template):
     import copy
 
-    wordy = copy.deepcopy(tokenizer)
-    wordy.chat_template = "{{ 'be kind ' * 300 }}" + tokenizer.chat_template
+    tokenizer = copy.deepcopy(template.tokenizer)
+    tokenizer.chat_template = "{{ 'be kind ' * 300 }}" + tokenizer.chat_template
+    wordy = ChatTemplate(tokenizer)
     with pytest.raises(UserError, match="1 of 1 conversations have more than --max-length 500 tokens"):
         lengths.limit_conversations([SHORT], wordy, 500, "error")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_core import builtin
 from rlhf_core.data import lengths
+from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
@@ -104,51 +105,56 @@ def rows(*texts: str) -> list[dict]:
     return [{"prompt": [{"role": "user", "content": text}]} for text in texts]
 
 
+@pytest.fixture
+def template(tokenizer):
+    return ChatTemplate(tokenizer)
+
+
 def rendered(row: dict, tokenizer) -> int:
     text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def test_lengths_are_exact_where_they_could_matter(tokenizer):
+def test_lengths_are_exact_where_they_could_matter(template):
     some = rows("short", "发热、咳嗽" * 20)
-    found = [lengths.prompt_length(row["prompt"], tokenizer, limit=60) for row in some]
+    found = [lengths.prompt_length(row["prompt"], template, limit=60) for row in some]
     assert found[0] <= 60
-    assert found[1] == rendered(some[1], tokenizer)
+    assert found[1] == rendered(some[1], template.tokenizer)
 
 
-def test_overlong_prompts_are_an_error_that_says_what_to_do(tokenizer):
+def test_overlong_prompts_are_an_error_that_says_what_to_do(template):
     with pytest.raises(
         UserError, match=r"1 of 2 prompts have more than --max-prompt-length 40 tokens, the longest \d+"
     ):
-        lengths.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "error")
+        lengths.limit_prompts(rows("short", "fever " * 80), template, 40, "error")
 
 
-def test_overlong_prompts_can_be_dropped(tokenizer):
-    left, (warning,) = lengths.limit_prompts(rows("short", "fever " * 80), tokenizer, 40, "drop")
+def test_overlong_prompts_can_be_dropped(template):
+    left, (warning,) = lengths.limit_prompts(rows("short", "fever " * 80), template, 40, "drop")
     assert left == rows("short")
     assert warning.startswith("1 of 2 prompts have more than")
     assert warning.endswith(": left out")
     with pytest.raises(UserError, match="1 of 1 prompts have more than.*use --overlong-prompts truncate"):
-        lengths.limit_prompts(rows("fever " * 80), tokenizer, 40, "drop")
+        lengths.limit_prompts(rows("fever " * 80), template, 40, "drop")
 
 
 @pytest.mark.parametrize("text", ["fever " * 80, "发热、咳嗽、" * 60])
-def test_truncation_keeps_the_start_of_the_question(tokenizer, text):
-    (row,), (warning,) = lengths.limit_prompts(rows(text), tokenizer, 40, "truncate")
+def test_truncation_keeps_the_start_of_the_question(template, text):
+    (row,), (warning,) = lengths.limit_prompts(rows(text), template, 40, "truncate")
     assert warning.endswith(": cut")
-    assert 30 < rendered(row, tokenizer) <= 40
+    assert 30 < rendered(row, template.tokenizer) <= 40
     assert text.startswith(row["prompt"][0]["content"])
 
 
-def test_truncation_drops_old_turns_first_and_keeps_the_system_message(tokenizer):
+def test_truncation_drops_old_turns_first_and_keeps_the_system_message(template):
     turns = [{"role": r, "content": "fever and cough " * 3} for r in ("user", "assistant") * 3]
     prompt = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "What now?"}]
-    short = lengths.limit_prompts([{"prompt": prompt}], tokenizer, 100, "truncate")[0][0]["prompt"]
+    short = lengths.limit_prompts([{"prompt": prompt}], template, 100, "truncate")[0][0]["prompt"]
     assert short[0] == prompt[0]
     assert short[-1] == prompt[-1]
     assert 2 < len(short) < len(prompt)
 
 
-def test_a_limit_that_leaves_no_room(tokenizer):
+def test_a_limit_that_leaves_no_room(template):
     with pytest.raises(UserError, match="leaves no room"):
-        lengths.limit_prompts(rows("fever " * 80), tokenizer, 5, "truncate")
+        lengths.limit_prompts(rows("fever " * 80), template, 5, "truncate")

@@ -15,8 +15,9 @@ from rich.text import Text
 from rlhf_core.catalog import Catalog
 from rlhf_core.chat import Chat, Settings, Write
 from rlhf_core.config import read_file, read_rewards
+from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, first_line
-from rlhf_core.method import TrainingOptions
+from rlhf_core.method import TrainingOptions, read_kwargs
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -38,7 +39,17 @@ COUNT = click.IntRange(1)
     "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the answers; unset: a random one."
 )
 @click.option("--chat-template", metavar="FILE", help="Chat template (Jinja), for a model without one.")
-def chat(model: str, system: str | None, reward: tuple[str, ...], chat_template: str | None, **sampling: Any) -> None:
+@click.option(
+    "--chat-template-kwargs", type=read_kwargs, metavar="JSON", help="Variables of the chat template; unset: the run's."
+)
+def chat(
+    model: str,
+    system: str | None,
+    reward: tuple[str, ...],
+    chat_template: str | None,
+    chat_template_kwargs: dict[str, Any] | None,
+    **sampling: Any,
+) -> None:
     """Talk with a model in the terminal.
 
     RUN_OR_MODEL is the folder of a run, a model or an adapter, a Hub id, or `builtin`. In the chat, /help lists the
@@ -55,19 +66,20 @@ def chat(model: str, system: str | None, reward: tuple[str, ...], chat_template:
         )
     file = reference.run / "config.yaml" if reference.run else None
     ran = read_file(file) if file and file.is_file() else {}
+    kwargs = read_kwargs(ran.get("chat_template_kwargs", {})) if chat_template_kwargs is None else chat_template_kwargs
     rewards = bind_all(read_rewards(reward), catalog) if reward else _rewards_of_run(ran, catalog, write)
     with quiet_libraries(), ExitStack() as opened:
         from rlhf_core.training.plan import system_prompt_for
 
         with Screen().working("Loading the model …") if terminal else nullcontext():
-            loaded, tokenizer = _load(reference, chat_template, settings)
-            decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+            loaded, template = _load(reference, chat_template, kwargs, settings)
+            decode = functools.partial(template.tokenizer.decode, skip_special_tokens=True)
             runtimes = {r.name: RewardRuntime([r], decode) for r in rewards}
             for runtime in runtimes.values():
                 opened.callback(runtime.close)
                 runtime.start()
         prompt, _ = system_prompt_for(ran.get("system_prompt") if system is None else system, rewards)
-        conversation = Chat(loaded, tokenizer, write, settings, prompt, runtimes)
+        conversation = Chat(loaded, template, write, settings, prompt, runtimes)
         if terminal:
             write(f"{model}\n", "bold")
             write("/help lists the commands; /quit or Ctrl-D ends.\n", "line")
@@ -87,8 +99,10 @@ def _rewards_of_run(ran: Mapping[str, Any], catalog: Catalog, write: Write) -> l
     return rewards
 
 
-def _load(reference: ModelReference, chat_template: str | None, settings: Settings) -> tuple[Any, Any]:
-    """(model, tokenizer), an adapter beside its base, on the fastest device."""
+def _load(
+    reference: ModelReference, chat_template: str | None, kwargs: dict[str, Any], settings: Settings
+) -> tuple[Any, ChatTemplate]:
+    """(model, chat template), an adapter beside its base, on the fastest device."""
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -96,6 +110,7 @@ def _load(reference: ModelReference, chat_template: str | None, settings: Settin
     from rlhf_core.models import loading as models
 
     info = models.inspect(reference, chat_template=chat_template)
+    template = ChatTemplate(info.tokenizer, kwargs)
     try:
         # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.
         model = models.load(info, TrainingOptions(lora=True))
@@ -105,7 +120,7 @@ def _load(reference: ModelReference, chat_template: str | None, settings: Settin
         torch.seed()
     else:
         transformers.set_seed(settings.seed)
-    return model.eval().requires_grad_(False).to(models.device()), info.tokenizer
+    return model.eval().requires_grad_(False).to(models.device()), template
 
 
 def _writer(terminal: bool) -> Write:

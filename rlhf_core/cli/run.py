@@ -144,10 +144,10 @@ def _flag(name: str, field: FieldInfo, flags: list[str]) -> click.Option:
     if kind is bool:
         switches = f"{flags[0]}/--no-{flags[0].removeprefix('--')}"
         return click.Option([name, switches, *flags[1:]], default=None, help=help_text)
-    if typing.get_origin(kind) in (list, dict):
+    if typing.get_origin(kind) is list or name == "set":
         metavar = {"set": "NAME=VALUE", "reward": "SPEC"}.get(name, "NAME")
         return click.Option([name, *flags], multiple=True, metavar=metavar, help=help_text)
-    metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+    metavar = "JSON" if typing.get_origin(kind) is dict else {int: "N", float: "X"}.get(kind, "TEXT")
     if typing.get_origin(kind) is typing.Literal:
         metavar = "[" + "|".join(map(str, typing.get_args(kind))) + "]"
     return click.Option([name, *flags], type=str, metavar=metavar, help=help_text)

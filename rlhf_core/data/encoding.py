@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerBase
 
+    from rlhf_core.data.chat_template import ChatTemplate
     from rlhf_core.formatter import Messages
 
 IGNORED = -100  # the label of a token without a loss
 MARK = "\x00"  # a character that no chat template writes
 
 
-def encode_pairs(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_completion_length: int
-) -> datasets.Dataset:
+def encode_pairs(rows: datasets.Dataset, template: ChatTemplate, max_completion_length: int) -> datasets.Dataset:
     """Columns `prompt_ids`, `chosen_ids` and `rejected_ids`; answers are cut after `max_completion_length` tokens."""
 
     def encode(row: dict[str, Any]) -> dict[str, list[int]]:
-        prompt_ids, chosen_ids = encode_answer(tokenizer, row["prompt"], row["chosen"])
-        rejected_ids = encode_answer(tokenizer, row["prompt"], row["rejected"])[1]
+        prompt_ids, chosen_ids = encode_answer(template, row["prompt"], row["chosen"])
+        rejected_ids = encode_answer(template, row["prompt"], row["rejected"])[1]
         return {
             "prompt_ids": prompt_ids,
             "chosen_ids": chosen_ids[:max_completion_length],
@@ -36,9 +34,7 @@ def encode_pairs(
     return rows.map(encode, remove_columns=rows.column_names)
 
 
-def encode_conversations(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> datasets.Dataset:
+def encode_conversations(rows: datasets.Dataset, template: ChatTemplate, max_length: int) -> datasets.Dataset:
     """Columns `input_ids` and `labels`, cut after `max_length` tokens.
 
     A conversation becomes one row, or one for each answer if the chat template shows earlier answers otherwise than
@@ -46,7 +42,7 @@ def encode_conversations(
     """
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        parts = [part for messages in batch["messages"] for part in encode_conversation(tokenizer, messages)]
+        parts = [part for messages in batch["messages"] for part in encode_conversation(template, messages)]
         cut = [(ids[:max_length], labels[:max_length]) for ids, labels in parts]
         learned = [(ids, labels) for ids, labels in cut if any(label != IGNORED for label in labels)]
         return {"input_ids": [ids for ids, _ in learned], "labels": [labels for _, labels in learned]}
@@ -54,47 +50,45 @@ def encode_conversations(
     return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
 
-def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages
-) -> tuple[list[int], list[int]]:
+def encode_answer(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[list[int], list[int]]:
     """(token ids of the prompt, token ids of the answer with one end token). The answer may have several turns."""
     *earlier, last = answer
-    before, rendered = _render(tokenizer, [*prompt, *earlier], last)
-    prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    before, rendered = _render(template, [*prompt, *earlier], last)
+    prompt_text = template.prompt(prompt)
     between = before[_shared(prompt_text, before) :]
-    text, _ = _split_end(tokenizer, rendered, last["content"])
-    return _ids(tokenizer, prompt_text), _ids(tokenizer, between) + _answer_ids(tokenizer, text)
+    text, _ = _split_end(template, rendered, last["content"])
+    return template.ids(prompt_text), template.ids(between) + _answer_ids(template, text)
 
 
-def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[list[int], list[int]]]:
+def encode_conversation(template: ChatTemplate, messages: Messages) -> list[tuple[list[int], list[int]]]:
     """(input ids, labels) of a conversation: one pair, or one for each of the assistant's turns."""
     turns = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-    full = tokenizer.apply_chat_template(messages[: turns[-1] + 1], tokenize=False)
+    full = template.conversation(messages[: turns[-1] + 1])
     ids: list[int] = []
     labels: list[int] = []
     position = 0
     for i in turns:
-        before, rendered = _render(tokenizer, messages[:i], messages[i])
-        text, end = _split_end(tokenizer, rendered, messages[i]["content"])
+        before, rendered = _render(template, messages[:i], messages[i])
+        text, end = _split_end(template, rendered, messages[i]["content"])
         if len(turns) > 1 and not (end and full.startswith(before + text + end)):
-            pairs = [encode_answer(tokenizer, messages[:i], messages[i : i + 1]) for i in turns]
+            pairs = [encode_answer(template, messages[:i], messages[i : i + 1]) for i in turns]
             return [(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in pairs]
-        prompt_ids, answer_ids = _ids(tokenizer, before[position:]), _answer_ids(tokenizer, text)
+        prompt_ids, answer_ids = template.ids(before[position:]), _answer_ids(template, text)
         ids += prompt_ids + answer_ids
         labels += [IGNORED] * len(prompt_ids) + answer_ids
         position = len(before + text + end)
     return [(ids, labels)]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: dict[str, str]) -> tuple[str, str]:
+def _render(template: ChatTemplate, prompt: Messages, answer: dict[str, str]) -> tuple[str, str]:
     """(the prompt with its generation prompt, the rest of the conversation with the answer)."""
-    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    full = tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
+    before = template.prompt(prompt)
+    full = template.conversation([*prompt, answer])
     if full.startswith(before):
         return before, full[len(before) :]
     # Some templates begin an answer differently when it is generated (with an empty thought). The answer MARK shares no
     # character with that beginning, so it shows where answers begin.
-    marked = tokenizer.apply_chat_template([*prompt, {**answer, "content": MARK}], tokenize=False)
+    marked = template.conversation([*prompt, {**answer, "content": MARK}])
     return before, full[_shared(before, marked) :]
 
 
@@ -103,9 +97,9 @@ def _shared(one: str, other: str) -> int:
     return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (characters are meant)
 
 
-def _split_end(tokenizer: PreTrainedTokenizerBase, rendered: str, content: str) -> tuple[str, str]:
+def _split_end(template: ChatTemplate, rendered: str, content: str) -> tuple[str, str]:
     """(`rendered` up to its end tokens, the end tokens, "" if there are none). The text after them is dropped."""
-    end = tokenizer.eos_token
+    end = template.tokenizer.eos_token
     content = content.rstrip()
     while content.endswith(end):
         content = content.removesuffix(end).rstrip()
@@ -118,15 +112,11 @@ def _split_end(tokenizer: PreTrainedTokenizerBase, rendered: str, content: str) 
     return rendered[:start] + before, found
 
 
-def _answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _answer_ids(template: ChatTemplate, text: str) -> list[int]:
     """`text` and one end token. The end token's name inside the text is split into other tokens."""
-    end = tokenizer.eos_token
+    end = template.tokenizer.eos_token
     first, *others = text.split(end)
-    ids = _ids(tokenizer, first)
+    ids = template.ids(first)
     for part in others:
-        ids += _ids(tokenizer, end, split_special_tokens=True) + _ids(tokenizer, part)
-    return [*ids, tokenizer.eos_token_id]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+        ids += template.ids(end, split_special_tokens=True) + template.ids(part)
+    return [*ids, template.tokenizer.eos_token_id]

@@ -13,35 +13,34 @@ from rlhf_core.data import encoding
 from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from rlhf_core.data.chat_template import ChatTemplate
     from rlhf_core.formatter import Messages
 
 Rows = list[dict[str, Any]]
 Limited = tuple[Rows, list[str]]
 
 
-def apply_limits(rows: Rows, need: str, options: Any, tokenizer: PreTrainedTokenizerBase) -> Limited:
+def apply_limits(rows: Rows, need: str, options: Any, template: ChatTemplate) -> Limited:
     """Apply all limits in `options` to rows that were projected for `need`. Raises `UserError` if no row is left."""
     if not rows:
         return rows, []
     if need == "conversations":
-        return limit_conversations(rows, tokenizer, options.max_length, options.overlong_completions)
-    rows, warnings = limit_prompts(rows, tokenizer, options.max_prompt_length, options.overlong_prompts)
+        return limit_conversations(rows, template, options.max_length, options.overlong_completions)
+    rows, warnings = limit_prompts(rows, template, options.max_prompt_length, options.overlong_prompts)
     if need == "preferences":
         rows, same = drop_pairs_without_difference(rows)
-        rows, cut = limit_answers(rows, tokenizer, options.max_completion_length, options.overlong_completions)
+        rows, cut = limit_answers(rows, template, options.max_completion_length, options.overlong_completions)
         warnings += same + cut
     return rows, warnings
 
 
-def limit_held_out(rows: Rows, need: str, options: Any, tokenizer: PreTrainedTokenizerBase) -> Limited:
+def limit_held_out(rows: Rows, need: str, options: Any, template: ChatTemplate) -> Limited:
     """Apply all limits to held-out rows, each by itself. One that can't be used never stops a run."""
     usable: Rows = []
     reasons = []
     for row in rows:
         try:
-            usable += apply_limits([row], need, options, tokenizer)[0]
+            usable += apply_limits([row], need, options, template)[0]
         except UserError as error:
             reasons.append(str(error))
     count = f"left out {len(reasons):,} of {len(rows):,} held-out rows, which can't be used"
@@ -57,13 +56,13 @@ def drop_pairs_without_difference(rows: Rows) -> Limited:
     return left, [f"left out {count:,} of {len(rows):,} pairs, whose two answers are the same"] if count else []
 
 
-def limit_answers(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> Limited:
+def limit_answers(rows: Rows, template: ChatTemplate, limit: int, rule: str) -> Limited:
     """Apply `--overlong-completions` to pairs. Those that are the same once cut are left out."""
 
     def answers(row: dict[str, Any]) -> list[list[int]]:
         if max(_bytes(row[key]) for key in ("chosen", "rejected")) <= limit:
             return []
-        return [encoding.encode_answer(tokenizer, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
+        return [encoding.encode_answer(template, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
 
     ids = [answers(row) for row in rows]
     lengths = [max(map(len, both), default=0) for both in ids]
@@ -73,13 +72,13 @@ def limit_answers(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, ru
     return _limit(rows, lengths, limit, rule, "pairs have an answer of", flags, *without)
 
 
-def limit_conversations(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> Limited:
+def limit_conversations(rows: Rows, template: ChatTemplate, limit: int, rule: str) -> Limited:
     """Apply `--overlong-completions` to conversations. Those whose first answer begins after the limit are left out."""
-    template = prompt_length([{"role": "user", "content": ""}], tokenizer, limit)  # with its system message, if any
+    around = prompt_length([{"role": "user", "content": ""}], template, limit)  # with its system message, if any
 
     def parts(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
-        fits = template + _bytes(row["messages"]) <= limit
-        return [] if fits else encoding.encode_conversation(tokenizer, row["messages"])
+        fits = around + _bytes(row["messages"]) <= limit
+        return [] if fits else encoding.encode_conversation(template, row["messages"])
 
     encoded = [parts(row) for row in rows]
     lengths = [max((len(ids) for ids, _ in one), default=0) for one in encoded]
@@ -90,24 +89,24 @@ def limit_conversations(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: i
     return _limit(rows, lengths, limit, rule, "conversations have", flags, *without)
 
 
-def limit_prompts(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int, rule: str) -> Limited:
+def limit_prompts(rows: Rows, template: ChatTemplate, limit: int, rule: str) -> Limited:
     """Apply `--overlong-prompts` to rows with a `prompt`."""
-    lengths = [prompt_length(row["prompt"], tokenizer, limit) for row in rows]
+    lengths = [prompt_length(row["prompt"], template, limit) for row in rows]
     flags = "--max-prompt-length", "--overlong-prompts"
     limited, warnings = _limit(rows, lengths, limit, rule, "prompts have", flags)
     if rule == "truncate":
         limited = [
-            {**row, "prompt": _truncate(row["prompt"], tokenizer, limit)} if length > limit else row
+            {**row, "prompt": _truncate(row["prompt"], template, limit)} if length > limit else row
             for row, length in zip(rows, lengths, strict=True)
         ]
     return limited, warnings
 
 
-def prompt_length(prompt: Messages, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
+def prompt_length(prompt: Messages, template: ChatTemplate, limit: int) -> int:
     """Tokens of the rendered prompt, or its bytes if they are no more than `limit`."""
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    text = template.prompt(prompt)
     size = len(text.encode("utf-8"))
-    return size if size <= limit else len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return size if size <= limit else len(template.ids(text))
 
 
 def _limit(
@@ -141,17 +140,17 @@ def _bytes(messages: Messages) -> int:
     return sum(len(turn["content"].encode("utf-8", "surrogatepass")) + 64 for turn in messages)
 
 
-def _truncate(prompt: Messages, tokenizer: PreTrainedTokenizerBase, limit: int) -> Messages:
+def _truncate(prompt: Messages, template: ChatTemplate, limit: int) -> Messages:
     """Drop the oldest turns after the system message, two at a time, then cut the end of the last message."""
     system = prompt[:1] if prompt[0]["role"] == "system" else []
     turns = prompt[len(system) :]
-    while len(turns) > 2 and prompt_length([*system, *turns], tokenizer, limit) > limit:
+    while len(turns) > 2 and prompt_length([*system, *turns], template, limit) > limit:
         turns = turns[2:]
     last = turns[-1]
-    ids = tokenizer(last["content"], add_special_tokens=False)["input_ids"]
-    while (excess := prompt_length([*system, *turns], tokenizer, limit) - limit) > 0:
+    ids = template.ids(last["content"])
+    while (excess := prompt_length([*system, *turns], template, limit) - limit) > 0:
         ids = ids[: len(ids) - excess]
         if not ids:
             raise UserError(f"--max-prompt-length {limit} leaves no room beside the chat template and system message")
-        turns = [*turns[:-1], {**last, "content": tokenizer.decode(ids, skip_special_tokens=True).rstrip("�")}]
+        turns = [*turns[:-1], {**last, "content": template.tokenizer.decode(ids, skip_special_tokens=True).rstrip("�")}]
     return [*system, *turns]

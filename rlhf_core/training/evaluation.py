@@ -105,7 +105,7 @@ def _sample(model: Any, prompts: Sequence[Any], run: Run) -> list[Rollout]:
     settings = options.model_dump(include=set(SAMPLING))
     sampling = Sampling(options.max_completion_length, eos_token_ids(model, tokenizer), **settings)
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+    ids = [run.template.prompt_ids(prompt) for prompt in prompts]
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         starts = range(0, len(ids), size)

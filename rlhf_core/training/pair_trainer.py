@@ -93,8 +93,8 @@ class PairTrainer(Trainer):
             scores=run.info.task == "sequence_classification",
             model=model,
             args=args,
-            train_dataset=encode_pairs(run.train_dataset, run.tokenizer, limit),
-            eval_dataset=held_out and encode_pairs(held_out, run.tokenizer, limit),
+            train_dataset=encode_pairs(run.train_dataset, run.template, limit),
+            eval_dataset=held_out and encode_pairs(held_out, run.template, limit),
             processing_class=run.tokenizer,
         )
 

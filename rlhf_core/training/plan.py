@@ -13,6 +13,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
+from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, did_you_mean, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
@@ -39,6 +40,7 @@ class Plan:
     chosen: dict[str, Any]
     data: data_module.Data
     info: models.ModelInfo
+    template: ChatTemplate
     rewards: Sequence[BoundReward]
     system_prompt: str | None
     system_prompt_from: str
@@ -60,6 +62,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         skip_bad_rows=config.skip_bad_rows,
     )
     info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
+    template = ChatTemplate(info.tokenizer, options.chat_template_kwargs)
     _check_names(options)
     models.check_modules(info, options)
     options = options.model_copy(update={"lora": models.uses_lora(options, info)})
@@ -71,10 +74,12 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     if system_prompt:
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
-    train, warnings = lengths.apply_limits(data.train, method.data, options, info.tokenizer)
-    held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, info.tokenizer)
+    train, warnings = lengths.apply_limits(data.train, method.data, options, template)
+    held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
     data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings, *left_out])
-    return Plan(config.model_copy(update={"options": options}), chosen, data, info, rewards, system_prompt, origin)
+    return Plan(
+        config.model_copy(update={"options": options}), chosen, data, info, template, rewards, system_prompt, origin
+    )
 
 
 def _check_names(options: TrainingOptions) -> None:
@@ -183,7 +188,6 @@ def dry_run(plan: Plan, tested: SmokeTest | None, screen: Screen) -> None:
     first = plan.data.train[0]
     prompt = first.get("prompt")
     screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")
-    template = plan.info.tokenizer.apply_chat_template
-    screen.say(template(prompt or first["messages"], tokenize=False, add_generation_prompt=bool(prompt)))
+    screen.say(plan.template.prompt(prompt) if prompt else plan.template.conversation(first["messages"]))
     result = "A reward failed on every row, see above." if tested and tested.failed else "All checks passed."
     screen.say(f"{result} Nothing was trained (--dry-run).", "bold")

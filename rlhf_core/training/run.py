@@ -58,6 +58,7 @@ class Run:
         self.config, self.info, self.held_out = plan.config, plan.info, plan.data.held_out
         self.options: TrainingOptions = plan.config.options
         self.tokenizer: transformers.PreTrainedTokenizerBase = plan.info.tokenizer
+        self.template = plan.template
         self.folder = Path(str(plan.config.output_dir))
         self.train_dataset = planning.dataset(plan.data.train)
         self.eval_dataset = planning.dataset(self.held_out) if self.held_out else None

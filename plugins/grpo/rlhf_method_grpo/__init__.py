@@ -147,6 +147,7 @@ class GRPO(Method):
         )
         trainer.epochs_done = run.epochs_done
         trainer.rollouts = options.rollouts
+        trainer.template = run.template
         if trainer.ref_model is not None and run.info.adapter:
             # TRL loads the reference by the model's name, without the adapter that went into the weights.
             trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(run.model.state_dict())

@@ -9,6 +9,7 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from rlhf_core import ChatTemplate
 from rlhf_core.prefix import Group, Sampling, completion_logps, rollout, shares
 
 log = logging.getLogger("rlhf")
@@ -26,6 +27,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     epochs_done = 0
     rollouts = "shared"
+    template: ChatTemplate | None = None  # renders the prompts, as everywhere in the run
     sampled_logps: list[list[float]] | None = None  # of the rollouts, until they are used as old log-probabilities
 
     def _get_train_sampler(self, dataset=None):
@@ -34,6 +36,11 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             for _ in range(self.epochs_done):
                 torch.randperm(sampler.num_samples, generator=sampler.generator)
         return sampler
+
+    def _tokenize_prompts(self, prompts):
+        if self.template is None:
+            return super()._tokenize_prompts(prompts)
+        return [self.template.prompt_ids(prompt) for prompt in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if self.rollouts not in ("shared", "continuous") or images is not None or self._sampled_by_trl:

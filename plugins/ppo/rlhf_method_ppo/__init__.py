@@ -110,6 +110,7 @@ class PPO(Method):
             options=options,
             reference=reference,
             rewards=run.rewards,
+            template=run.template,
             train_dataset=run.train_dataset,
             processing_class=run.tokenizer,
         )

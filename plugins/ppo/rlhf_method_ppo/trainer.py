@@ -27,16 +27,16 @@ KL_COEF_FILE = "kl_coef.txt"
 
 
 class PPOTrainer(Trainer):
-    """`options` are those of the method; `reference` and `rewards` those of the run.
+    """`options` are those of the method; `reference`, `rewards` and `template` those of the run.
 
     One batch of rollouts serves `num_ppo_epochs` × `num_mini_batches` optimizer steps, each of
     `gradient_accumulation_steps` forward passes of `per_device_train_batch_size` completions.
     """
 
-    def __init__(self, *, options, reference, rewards, **arguments) -> None:
+    def __init__(self, *, options, reference, rewards, template, **arguments) -> None:
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
-        self.options, self.reference, self.rewards = options, reference, rewards
+        self.options, self.reference, self.rewards, self.template = options, reference, rewards, template
         self.kl_coef = options.kl_coef
         self.passes = 0  # forward passes since this process began
         self.minibatches: list[list[Experience]] = []
@@ -84,9 +84,7 @@ class PPOTrainer(Trainer):
         """Answer the prompts, score the answers, and compute what stays fixed while the policy is trained on them."""
         options, model = self.options, self.accelerator.unwrap_model(self.model)
         tokenizer, device = self.processing_class, self.args.device
-        prompts = [
-            tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows
-        ]
+        prompts = [self.template.prompt_ids(row["prompt"]) for row in rows]
         sampling = Sampling(
             options.max_completion_length,
             eos_token_ids(model.policy, tokenizer),

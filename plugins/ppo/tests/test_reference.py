@@ -97,7 +97,8 @@ def made(request, tmp_path, monkeypatch):
             reference=as_found,
             rewards=SimpleNamespace(decode=str, score=lambda batch: scores),
             train_dataset=[{"prompt": prompt} for prompt in prompts],
-            processing_class=SimpleNamespace(apply_chat_template=lambda prompt, **_: prompt, eos_token_id=end),
+            template=SimpleNamespace(prompt_ids=list),
+            processing_class=SimpleNamespace(eos_token_id=end),
         )
         return trainer, trainer._rollout(trainer.train_dataset)
 

@@ -126,13 +126,13 @@ class RewardModelScore:
         """Token ids of each prompt with its answer and an end token, as in training; of those too many for the model
         the last.
         """
-        from rlhf_core import encode_answer
+        from rlhf_core import ChatTemplate, encode_answer
 
-        rows = []
+        rows, template = [], ChatTemplate(self.tokenizer)
         for prompt, text in zip(prompts, completions, strict=True):
             turns = [{**message, "content": _writable(message["content"])} for message in prompt]
             reply = [{"role": "assistant", "content": _writable(text)}]
-            before, answer = encode_answer(self.tokenizer, turns, reply)
+            before, answer = encode_answer(template, turns, reply)
             rows.append((before + answer)[-self.tokenizer.model_max_length :])
         return rows
 

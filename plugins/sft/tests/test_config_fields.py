@@ -63,7 +63,7 @@ def both(made_run, **values):
     """(TRL's trainer, ours) with the same rows, model and arguments."""
     run = made_run(**values)
     limit = None if values["set"].get("padding_free") else 128
-    rows, held_out = (encode_conversations(rows, run.tokenizer, 128) for rows in (run.train_dataset, run.eval_dataset))
+    rows, held_out = (encode_conversations(rows, run.template, 128) for rows in (run.train_dataset, run.eval_dataset))
     theirs = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(run.info.path, dtype=torch.float32),
         args=run.arguments(SFTConfig, max_length=limit),

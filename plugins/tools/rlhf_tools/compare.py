@@ -45,6 +45,11 @@ import click
     metavar="TEXT",
     help="System message where a row has none; '' for none at all.  [the run's, else the rewards']",
 )
+@click.option(
+    "--chat-template-kwargs",
+    metavar="JSON",
+    help="Variables of the chat templates, such as '{\"enable_thinking\": false}'.  [each run's own]",
+)
 @click.option("--seed", type=int, default=42, metavar="N", help="Of the sampling and the intervals.  [42]")
 @click.option("--output", metavar="FOLDER", help="Folder for comparison.json and comparison.html.  [compare-TIME]")
 def compare(models: tuple[str, ...], **values: Any) -> None:
@@ -57,12 +62,13 @@ def compare(models: tuple[str, ...], **values: Any) -> None:
     rlhf compare builtin runs/grpo-20260101-120000
     """
     from rlhf_core import Catalog
-    from rlhf_core.commands import quiet_libraries
+    from rlhf_core.commands import quiet_libraries, read_kwargs
     from rlhf_tools.candidates import find_candidates
 
     catalog = Catalog()
     candidates = find_candidates(models, catalog)
+    kwargs = values.pop("chat_template_kwargs")
     with quiet_libraries():
         from rlhf_tools.comparing import run
 
-        run(candidates, catalog, **values)
+        run(candidates, catalog, chat_template_kwargs=None if kwargs is None else read_kwargs(kwargs), **values)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rlhf_core import Catalog, RewardBatch, TrainingOptions, UserError, commands
+from rlhf_core import Catalog, ChatTemplate, RewardBatch, TrainingOptions, UserError, commands
 from rlhf_core.commands import ModelInfo, RewardRuntime, Screen
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_tools import candidates as finding
@@ -32,10 +32,12 @@ ROWS = 16  # answers that are generated at once
 
 @dataclass
 class Comparison:
-    """Everything but the weights, checked. `infos` are the candidates' tokenizers and configurations."""
+    """Everything but the weights, checked. `infos` are the candidates' tokenizers and configurations, `templates`
+    their chat templates."""
 
     candidates: list[Candidate]
     infos: list[ModelInfo]
+    templates: list[ChatTemplate]
     questions: Questions
     prompts: list[Any]
     rewards: RewardRuntime
@@ -99,6 +101,7 @@ def prepare(
     temperature: float,
     max_completion_length: int | None,
     system_prompt: str | None,
+    chat_template_kwargs: dict[str, Any] | None,
     seed: int,
 ) -> Comparison:
     """Resolve and check, cheap checks first."""
@@ -111,26 +114,32 @@ def prepare(
         commands.add_system_prompt(questions.rows, system_prompt)
     asked = [commands.prompt_of(row) for row in questions.rows]
     limit = finding.choose_max_completion_length(max_completion_length, candidates)
-    infos = [_inspect(candidate, asked, limit) for candidate in candidates]
-    return Comparison(candidates, infos, questions, asked, runtime, system_prompt, limit, samples, temperature, seed)
+    inspected = [_inspect(candidate, asked, limit, chat_template_kwargs) for candidate in candidates]
+    infos, templates = [info for info, _ in inspected], [template for _, template in inspected]
+    return Comparison(
+        candidates, infos, templates, questions, asked, runtime, system_prompt, limit, samples, temperature, seed
+    )
 
 
-def _inspect(candidate: Candidate, prompts: Sequence[Any], limit: int) -> ModelInfo:
-    """Configuration and tokenizer. Raises `UserError` if the prompts don't fit."""
-    template = candidate.config.chat_template if candidate.config else None
-    info = commands.inspect_model(candidate.model, chat_template=template)
+def _inspect(
+    candidate: Candidate, prompts: Sequence[Any], limit: int, kwargs: dict[str, Any] | None
+) -> tuple[ModelInfo, ChatTemplate]:
+    """Configuration, tokenizer and chat template, with `kwargs` or the run's own as its variables.
+
+    Raises `UserError` if the prompts don't fit.
+    """
+    config = candidate.config
+    info = commands.inspect_model(candidate.model, chat_template=config.chat_template if config else None)
+    of_run = config.options.chat_template_kwargs if config else None
+    template = ChatTemplate(info.tokenizer, of_run if kwargs is None else kwargs)
     most = commands.max_tokens(info.config)
-    longest = max(len(ids) for ids in _encode(info, prompts))
+    longest = max(len(template.prompt_ids(prompt)) for prompt in prompts)
     if most is not None and longest + limit > most:
         raise UserError(
             f"{candidate.given} reads at most {most:,} tokens; the longest prompt has {longest:,}, and its answer may "
             f"have {limit:,}: --max-completion-length {max(1, most - longest)}, or other --data"
         )
-    return info
-
-
-def _encode(info: ModelInfo, prompts: Sequence[Any]) -> list[list[int]]:
-    return [info.tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+    return info, template
 
 
 def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
@@ -162,7 +171,7 @@ def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
             raise UserError(f"{given}: its weights can't be read: {str(error).splitlines()[0]}") from error
     model = model.to(commands.device()).eval()
     try:
-        return {mode: _mode(comparison, info, model, mode) for mode in MODES}
+        return {mode: _mode(comparison, number, model, mode) for mode in MODES}
     finally:
         del model
         gc.collect()
@@ -170,7 +179,8 @@ def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
             torch.cuda.empty_cache()
 
 
-def _mode(comparison: Comparison, info: ModelInfo, model: Any, mode: str) -> Answers:
+def _mode(comparison: Comparison, number: int, model: Any, mode: str) -> Answers:
+    info, template = comparison.infos[number], comparison.templates[number]
     each = comparison.samples if mode == "sampled" else 1
     sampling = Sampling(
         comparison.max_completion_length,
@@ -178,13 +188,15 @@ def _mode(comparison: Comparison, info: ModelInfo, model: Any, mode: str) -> Ans
         comparison.temperature,
         greedy=mode == "greedy",
     )
-    rollouts = list(_rollouts(comparison, info, model, sampling, each))
+    rollouts = list(_rollouts(comparison, template, model, sampling, each))
     answers = _score(comparison, info, rollouts, each)
     return [answers[start : start + each] for start in range(0, len(answers), each)]
 
 
-def _rollouts(comparison: Comparison, info: ModelInfo, model: Any, sampling: Sampling, each: int) -> Iterator[Rollout]:
-    ids = _encode(info, comparison.prompts)
+def _rollouts(
+    comparison: Comparison, template: ChatTemplate, model: Any, sampling: Sampling, each: int
+) -> Iterator[Rollout]:
+    ids = [template.prompt_ids(prompt) for prompt in comparison.prompts]
     size = max(1, ROWS // each)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         for start in range(0, len(ids), size):

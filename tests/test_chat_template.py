@@ -1,0 +1,153 @@
+"""One class renders messages for a run: the same prompt in training, evaluation, limits and the dry run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+from rlhf_method_grpo import GRPO
+from transformers import AutoTokenizer
+
+from rlhf_core import builtin
+from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.errors import UserError
+
+CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}BEGINS{% endif %}"""
+SWITCH = CHATML.replace(
+    "BEGINS", "{% if not enable_thinking|default(true) %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+DROPS_SYSTEM = "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+ALTERNATES = """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}"""
+
+ROWS = [{"prompt": "How?"}] * 12
+VALUES: dict = {}
+QUESTION = [{"role": "user", "content": "How?"}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture(scope="module")
+def original():
+    return AutoTokenizer.from_pretrained(builtin.MODEL)
+
+
+@pytest.fixture
+def made(original):
+    def make(template: str, **kwargs) -> ChatTemplate:
+        tokenizer = copy.copy(original)
+        tokenizer.chat_template = template.replace("BEGINS", "")
+        return ChatTemplate(tokenizer, kwargs)
+
+    return make
+
+
+def test_prompts_and_conversations_are_the_templates(original):
+    template = ChatTemplate(original)
+    for turns in (QUESTION, [SYSTEM, *QUESTION, {"role": "assistant", "content": "So."}]):
+        for render, asks in ((template.prompt, True), (template.conversation, False)):
+            assert render(turns) == original.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
+    ids = original.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
+    assert template.prompt_ids(QUESTION) == ids
+
+
+def test_variables_are_the_templates(made):
+    assert made(SWITCH).prompt(QUESTION).endswith("assistant\n")
+    assert made(SWITCH, enable_thinking=False).prompt(QUESTION).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("name", ["enable_thinkin", "tools", "tokenize", "thinking"])
+def test_variables_that_the_template_has_not_are_refused(made, name):
+    with pytest.raises(UserError, match=f"the chat template has no variable '{name}'"):
+        made(SWITCH, **{name: True})
+
+
+@pytest.mark.parametrize(
+    ("begins", "opening"),
+    [
+        ("", ""),
+        ("{{ '<think>\n' }}", "<think>\n"),
+        ("<think>", "<think>"),
+        ("{{ '[THINK]' }}", "[THINK]"),
+        ("{{ '<seed:think>Hm' }}", "<seed:think>Hm"),
+        ("{{ '<think>\n\n</think>\n\n' }}", ""),
+    ],
+)
+def test_what_the_prompt_opens_of_the_answer(made, begins, opening):
+    template = made(CHATML.replace("BEGINS", begins))
+    assert template.opening(QUESTION) == opening
+    assert template.opening([{"role": "user", "content": "What is <think>?"}]) == opening
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM], ids=["refused", "dropped"])
+def test_without_a_place_for_a_system_message_it_goes_before_the_question(made, template):
+    whole = "<|im_start|>user\nBe brief.\n\nHow?<|im_end|>\n"
+    assert made(template + CHATML).conversation([SYSTEM, *QUESTION]) == whole
+    assert not made(template + CHATML).has_system
+    assert made(CHATML).has_system
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (ALTERNATES + CHATML, "refuses these messages (user, user): Conversation roles must alternate"),
+        ("{% for m in messages %}\n{{ m.content }}", "is not valid Jinja: .* in line 2"),
+        ("{{ messages[0].name + 'x' }}", "refuses these messages .user, user.: .*has no attribute 'name'"),
+        ("{{ messages[0].content + 1 }}", "refuses these messages .user, user.: can only concatenate"),
+    ],
+)
+def test_what_a_template_refuses_is_one_message(made, template, message):
+    with pytest.raises(UserError, match=message.replace("(user, user)", ".user, user.")):
+        made(template).prompt([*QUESTION, *QUESTION])
+
+
+def test_nothing_else_renders():
+    root = Path(__file__).parent.parent
+    sources = [
+        file for folder in ("rlhf_core", "plugins", "reward_functions") for file in (root / folder).rglob("*.py")
+    ]
+    rendering = [f.name for f in sources if "tests" not in f.parts and ".apply_chat_template(" in f.read_text("utf-8")]
+    assert rendering == ["chat_template.py"]
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_training_and_evaluation_sample_from_the_same_prompt(go, method, tmp_path, monkeypatch):
+    """With the run's variables, which TRL would be given too; `rollout` is given what the template makes of them."""
+    from rlhf_method_grpo import trainer as grpo
+    from rlhf_method_ppo import trainer as ppo
+
+    from rlhf_core.training import evaluation
+
+    asked: dict[str, set[str]] = {}
+    for module in (grpo, ppo, evaluation):
+
+        def spy(model, prompts, *arguments, real=module.rollout, name=module.__name__):
+            asked.setdefault(name, set()).update(map(tuple, prompts))
+            return real(model, prompts, *arguments)
+
+        monkeypatch.setattr(module, "rollout", spy)
+    file = tmp_path / "switch.jinja"
+    file.write_text(SWITCH.replace("BEGINS", ""))
+    values = {"max_steps": 1, "num_eval_prompts": 1, "max_completion_length": 4, "seed": 1}
+    code, folder = go(
+        method=method, chat_template=str(file), chat_template_kwargs='{"enable_thinking": false}', reward=["length"],
+        **values,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    wanted = tuple(
+        tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, enable_thinking=False)["input_ids"]
+    )
+    assert (code, len(asked)) == (0, 2)
+    assert all(prompts == {wanted} for prompts in asked.values())
+    assert tokenizer.decode(wanted).endswith("</think>\n\n")
+
+
+def test_the_prompts_of_grpo_are_trls(made_run):
+    from trl import GRPOTrainer
+
+    run = made_run(method="grpo", reward=["length"], max_completion_length=4)
+    trainer = GRPO().trainer(run)
+    turns = [QUESTION, [SYSTEM, *QUESTION]]
+    assert trainer._tokenize_prompts(turns) == GRPOTrainer._tokenize_prompts(trainer, turns)
