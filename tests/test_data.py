@@ -52,6 +52,14 @@ BAD_FILES = {
     "not objects": ("a.jsonl", '{"a": 1}\n[1, 2]', "a.jsonl line 2: expected an object"),
     "unknown kind": ("a.docx", "x", "can't read .docx files"),
     "no format": ("a.jsonl", '{"frage": "x", "antwort": "y"}', "no formatter fits. a.jsonl line 1 has the columns frage, antwort"),
+    "one pretty object": ("a.json", json.dumps(QA, indent=1), r"one JSON object \(question, answer\), not a list of rows"),
+    "rows inside an object": ("a.json", json.dumps({"version": 1, "data": [QA]}), "If 'data' holds the rows"),
+    "columns": ("a.json", json.dumps({"question": ["a", "b"], "answer": ["c", "d"]}), "It seems to hold columns"),
+    "objects over lines": ("a.json", json.dumps(QA, indent=1) * 2, "an object takes several lines"),
+    "a row in text": ("a.jsonl", json.dumps(json.dumps(QA)), "line 1: expected an object .* JSON inside of text"),
+    "a huge number": ("a.jsonl", '{"a": ' + "1" * 5000 + "}", "a.jsonl line 1: Exceeds the limit"),
+    "semicolons": ("a.csv", "question;answer\na;b\n", "separated by ';'"),
+    "spaces in names": ("a.csv", "question, answer\na, b\n", "spaces around them"),
     "empty answer": ("a.jsonl", json.dumps(QA) + '\n{"question": "x", "answer": " "}', "a.jsonl line 2: .* answer is empty"),
     "missing in a later row": ("a.jsonl", json.dumps(QA) + '\n{"question": "x"}', "a.jsonl line 2: .* has no 'answer'"),
 }  # fmt: skip
@@ -82,10 +90,35 @@ def test_a_file_of_bad_rows_only(write_jsonl, skip):
         load_file(write_jsonl("a.jsonl", [{**QA, "answer": ""}]), "prompts", skip_bad_rows=skip)
 
 
-def test_not_utf8(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match="not UTF-8 text"):
-        read(str(tmp_path / "a.jsonl"))
+CHINESE = json.dumps({"question": "感冒挂什么科？", "answer": "呼吸科。"}, ensure_ascii=False)
+# what the file holds, what the error says
+OTHER_CONTENT = {
+    "UTF-16": (CHINESE.encode("utf-16"), "not UTF-8 text; it looks like UTF-16. Convert it: iconv -f UTF-16"),
+    "UTF-16 without a mark": ('{"a": "b"}'.encode("utf-16-le"), "looks like UTF-16LE"),
+    "GBK": (CHINESE.encode("gbk"), r"not UTF-8 text \(byte 14, in line 1\); it looks like GBK"),
+    "Latin-1": ('{"a": "é à la carte"}'.encode("latin-1"), r"not UTF-8 text \(byte 7, in line 1\): save it in UTF-8"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+    "a web page": (b"\n<!doctype html><html>", "is a web page"),
+    "a workbook": (b"PK\x03\x04", "Excel"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CONTENT)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_content_of_another_kind_is_named(tmp_path, name, case):
+    content, message = OTHER_CONTENT[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(str(tmp_path / name))
+
+
+def test_capital_suffixes_and_arrow_files(tmp_path):
+    (tmp_path / "A.JSONL").write_text(json.dumps(QA))
+    datasets.Dataset.from_list([QA] * 2).save_to_disk(tmp_path / "saved")
+    assert [row.values for row in read(str(tmp_path / "A.JSONL"))] == [QA]
+    rows, warnings = sources.read(DataSpec(str(tmp_path / "saved")))
+    assert [row.values for row in rows] == [QA] * 2
+    assert "dataset_info.json, state.json" in warnings[0]
 
 
 def test_a_path_that_is_not_there_comes_with_the_nearest(write_jsonl):
@@ -95,7 +128,7 @@ def test_a_path_that_is_not_there_comes_with_the_nearest(write_jsonl):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match=r"the folder has no \.json, \.jsonl, \.csv or \.parquet file"):
+    with pytest.raises(UserError, match=r"the folder has no \.json, \.jsonl, \.csv, \.parquet or \.arrow file"):
         read(str(tmp_path))
 
 
@@ -152,6 +185,37 @@ def test_of_a_folder_with_splits_the_training_files_are_read_with_a_warning(tmp_
     assert data.warnings == [
         f"{tmp_path}: read train-1.jsonl, train-2.jsonl; left out, as not for training: test.jsonl"
     ]
+
+
+# files, those that are trained on, those that are evaluated on
+SPLITS = {
+    "names": (["train-1.jsonl", "test.jsonl"], ["train-1.jsonl"], ["test.jsonl"]),
+    "folders": (["data/train/a.jsonl", "data/test/a.jsonl"], ["data/train/a.jsonl"], ["data/test/a.jsonl"]),
+    "no training split": (["dev.jsonl", "sft_zh.jsonl"], ["sft_zh.jsonl"], ["dev.jsonl"]),
+    "within a longer word": (["constrained.jsonl", "latest.jsonl"], ["constrained.jsonl", "latest.jsonl"], ["constrained.jsonl", "latest.jsonl"]),
+    "a word of many": (["medical_train_zh_0.jsonl", "validSet.jsonl"], ["medical_train_zh_0.jsonl"], ["validSet.jsonl"]),
+    "in Chinese": (["训练集.jsonl", "测试集.jsonl"], ["训练集.jsonl"], ["测试集.jsonl"]),
+    "both": (["train_test.jsonl", "val/train.jsonl"], ["train_test.jsonl"], ["val/train.jsonl"]),
+    "training alone": (["train.jsonl"], ["train.jsonl"], ["train.jsonl"]),
+    "descriptions": (["dataset_info.json", "data.json"], ["data.json"], ["data.json"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_the_split_of_a_file_is_a_word_of_its_path(case):
+    names, train, evaluate = SPLITS[case]
+    for use, expected in (("train", train), ("evaluate", evaluate)):
+        chosen, warnings = sources.choose_files(names, "folder", use)
+        assert chosen == expected
+        assert len(warnings) == (len(chosen) < len(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["test/a.json"], "all files are for testing"), (["state.json"], "describe")]
+)
+def test_a_folder_without_a_file_to_train_on(names, message):
+    with pytest.raises(UserError, match=message):
+        sources.choose_files(names, "folder", "train")
 
 
 @pytest.fixture

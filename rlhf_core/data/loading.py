@@ -14,7 +14,8 @@ from typing import Any, Literal
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
-from rlhf_core.data.sources import Row, read, read_file
+from rlhf_core.data.files import Row, read_file
+from rlhf_core.data.sources import Use, read
 from rlhf_core.errors import PluginError, UserError
 from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec
@@ -74,10 +75,10 @@ def load(
     `skip_bad_rows` left out and counted in the warnings.
     """
     parts = [_part(spec, need, catalog, skip_bad_rows) for spec in specs]
-    eval_parts = [_part(spec, need, catalog, skip_bad_rows) for spec in eval_specs]
+    eval_parts = [_part(spec, need, catalog, skip_bad_rows, "evaluate") for spec in eval_specs]
     others = [row for part in eval_parts for row in part.rows]
     if not others and [spec.source for spec in specs] == [BUILTIN]:
-        others = _part(specs[0], need, catalog, skip_bad_rows, "heldout").rows
+        others = _part(specs[0], need, catalog, skip_bad_rows, "evaluate").rows
     mixed = _weigh(parts, random.Random(f"{seed} weights"))
     rows = [row for part in mixed for row in part.rows]
     if not others or len(parts) > 1:
@@ -92,11 +93,13 @@ def load(
     return Data(_same_columns(train), _same_columns(others), mixed, columns, warnings)
 
 
-def _part(
-    spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, split: Literal["train", "heldout"] = "train"
-) -> Part:
-    """The rows of one source; `split` is for the built-in one."""
-    rows, warnings = (read_file(builtin.data_file(need, split)), []) if spec.source == BUILTIN else read(spec)
+def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use: Use = "train") -> Part:
+    """The rows of one source to train on, or to evaluate on."""
+    if spec.source == BUILTIN:
+        rows = read_file(builtin.data_file(need, "train" if use == "train" else "heldout"))
+        warnings: list[str] = []
+    else:
+        rows, warnings = read(spec, use)
     if not rows:
         raise UserError(f"{spec.source}: there is no row in it")
     formatter = choose_formatter(rows[0], spec.source, catalog, spec.formatter)

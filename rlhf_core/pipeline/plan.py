@@ -193,10 +193,10 @@ def _listed(names: Any) -> str:
 
 def _check_inputs(stage: Stage, catalog: Catalog) -> None:
     """Raise `UserError` for data and rewards that do not exist, which a later stage would miss only after hours."""
-    from rlhf_core.data.sources import KINDS
+    from rlhf_core.data.files import KINDS
 
     for spec in [*stage.config.data_specs, *stage.config.eval_specs]:
-        local = spec.source.endswith((*KINDS, ".gz", ".txt")) or spec.source.startswith((".", "/", "~"))
+        local = spec.source.lower().endswith((*KINDS, ".gz", ".txt")) or spec.source.startswith((".", "/", "~"))
         if local and not Path(spec.source).expanduser().exists():
             raise UserError(f"--data {spec.source}: there is no such file or folder.")
     for reward in stage.config.reward_specs:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
+from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.loading import CANONICAL, choose_formatter, convert, row_columns
-from rlhf_core.data.sources import Row, read, read_file
+from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Formatter, Messages
 from rlhf_core.grammar import DataSpec

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.catalog import Catalog, Entry
+from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.loading import Need, choose_formatter, load, project
-from rlhf_core.data.sources import Row, read_file
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec

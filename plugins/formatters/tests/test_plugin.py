@@ -26,8 +26,8 @@ from rlhf_formatter_common import (
 )
 
 from rlhf_core.catalog import Catalog
+from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.loading import choose_formatter, project
-from rlhf_core.data.sources import Row, read_file
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 
