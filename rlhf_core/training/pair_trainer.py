@@ -23,6 +23,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from rlhf_core.errors import UserError
 from rlhf_core.models.reference import ReferenceModel
+from rlhf_core.models.trainable import switch_off_dropout
 from rlhf_core.prefix import Group, completion_hidden, completion_logps, shares, stacked, unwrap
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class PairTrainer(Trainer):
 
         rows, limit = run.options.per_device_train_batch_size, run.options.max_completion_length
         args = run.arguments(TrainingArguments, per_device_eval_batch_size=rows, remove_unused_columns=False)
-        model, held_out = _trainable(run, args), run.eval_dataset
+        model, held_out = _trainable(run), run.eval_dataset
         return cls(
             loss=loss,
             reference=ReferenceModel(model, fresh_adapter=run.peft_config is not None) if reference else None,
@@ -193,25 +194,12 @@ def _without_padding_at_the_end(group: Group, padding: int | None) -> Group:
     return Group(group.prompt[:end], [[*group.prompt[end:], *answer] for answer in group.completions])
 
 
-def _trainable(run: Run, args: TrainingArguments) -> Any:
+def _trainable(run: Run) -> Any:
     """The run's model, with a new adapter if there is to be one. The model's own dropout is off, as in TRL's trainers
     for pairs: it would be noise in the difference of the two answers. The adapter's, `--lora-dropout`, acts.
     """
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
 
     model = run.model
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:
-            module.p = 0.0
-    if not isinstance(model, PeftModel):
-        if run.peft_config is None:
-            return model
-        model = get_peft_model(model, run.peft_config)
-    # A score head, which PEFT leaves in the frozen weights' type, would round small updates away. ZeRO-3 gathers
-    # weights of one type only: https://github.com/deepspeedai/DeepSpeed/issues/8072
-    plugin = args.deepspeed_plugin
-    one_type = plugin is not None and plugin.zero_stage == 3 and not run.options.quantized
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(model.dtype if one_type else torch.float32)
-    return model
+    switch_off_dropout(model, adapters=False)
+    return model if run.peft_config is None else get_peft_model(model, run.peft_config)

@@ -166,8 +166,11 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
     """The method's trainer; also writes config.yaml and manifest.json."""
     import transformers
 
+    from rlhf_core.models import trainable
+
     transformers.set_seed(run.options.seed)
     trainer = method.trainer(run)
+    trainable.use_float32(trainer, run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
         run_folder.prepare(run)

@@ -1,0 +1,62 @@
+"""The weights that a run trains: in which type, without which dropout, and whether its steps can change them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
+
+
+def use_float32(trainer: Any, run: Run) -> None:
+    """Give an adapter, what is trained beside it, and a score head the type float32.
+
+    In bfloat16 an update under 1/256 of its weight is lost, and most are. TRL rounds the adapters of quantized
+    models to it; of an adapter that the run started from the values are read again. ZeRO-3 gathers weights of one type
+    only: https://github.com/deepspeedai/DeepSpeed/issues/8072
+    """
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    adapted = next((module for module in trainer.model.modules() if isinstance(module, PeftModel)), None)
+    if adapted is not None:
+        plugin = trainer.args.deepspeed_plugin
+        one_type = plugin is not None and plugin.zero_stage == 3 and not run.options.quantized
+        kind = run.model.dtype if one_type else torch.float32
+        trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    elif run.info.task == "sequence_classification" and run.config.distributed == "ddp":
+        kind, trained = torch.float32, [*trainer.model.score.parameters()]
+    else:
+        return
+    rounded = [parameter for parameter in trained if parameter.dtype != kind]
+    for parameter in rounded:
+        parameter.data = parameter.data.to(kind)
+    if adapted is not None and rounded and run.info.adapter:
+        saved = load_peft_weights(run.info.adapter)  # without a score head, where it was no reward model's
+        set_peft_model_state_dict(adapted, {**get_peft_model_state_dict(adapted), **saved})
+    if run.info.task == "sequence_classification":  # whose head may now have another type than the states it reads
+        for name, module in trainer.model.named_modules():
+            if isinstance(module, torch.nn.Linear) and "score" in name.split("."):
+                module.register_forward_pre_hook(_cast_inputs)
+
+
+def _cast_inputs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(value.to(next(module.parameters()).dtype) for value in inputs)
+
+
+def switch_off_dropout(model: torch.nn.Module, *, adapters: bool) -> None:
+    """Set every dropout of `model` to 0; with `adapters` also that of its adapters."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and (adapters or "lora_dropout" not in name):
+            module.p = 0.0
+
+
+@torch.no_grad()
+def share_too_large(model: torch.nn.Module, rate: float) -> float:
+    """The share of the trained half-precision weights that a step of `rate` leaves as they are; 0 if there are none."""
+    half = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+    if not half:
+        return 0.0
+    unmoved = torch.stack([(parameter + rate == parameter).sum() for parameter in half]).sum()
+    return unmoved.item() / sum(parameter.numel() for parameter in half)

@@ -1,0 +1,81 @@
+"""Adapters and heads learn in float32 whatever the model's weights are, and a rate too small for its weights is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from rlhf_core.models.trainable import share_too_large
+
+ROWS = [
+    {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 5 + 1), "rejected": f"Run {i} miles."}
+    for i in range(8)
+]
+VALUES = {"max_completion_length": 32, "max_steps": 1, "max_grad_norm": 0, "shared_prefix": False}
+ONLINE = {"reward": ["spread.py:spread"]}
+METHODS = {
+    "sft": {"warmup_steps": 0},
+    "dpo": {},
+    "orpo": {},
+    "reward_model": {},
+    "grpo": {**ONLINE, "num_generations": 4, "beta": 0.1},
+    "ppo": ONLINE,
+}
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory) -> Path:
+    """An adapter that is not zero, with entries that bfloat16 does not have."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=4, task_type="CAUSAL_LM"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("base", [{"load_in_4bit": True}, {"dtype": "bfloat16"}], ids=["4bit", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_goes_on_from_its_values_and_all_entries_move(go, adapter, method, base):
+    """Adam's first step is the learning rate for each entry: in bfloat16, one of 1e-5 would change hardly any."""
+    if "load_in_4bit" in base:
+        pytest.importorskip("bitsandbytes")
+    Path("spread.py").write_text("def spread(completions, **_): return [len(str(one)) % 7 / 7 for one in completions]")
+    code, folder = go(method=method, model=str(adapter), learning_rate=1e-5, **base, **METHODS[method])
+    assert code == 0
+    assert {w.dtype for w in go.trainers[-1].model.parameters() if w.requires_grad} == {torch.float32}
+    before = load_file(adapter / "adapter_model.safetensors")
+    after = load_file(folder / "model" / "adapter_model.safetensors")
+    steps = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
+    assert steps.max() < 1.1e-5
+    assert (steps > 0.5e-5).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_new_score_head_learns_in_float32_on_bfloat16_weights(go, lora):
+    code, _ = go(method="reward_model", dtype="bfloat16", lora=lora)
+    assert code == 0
+    types = {"score": set(), "layers": set()}
+    for name, weight in go.trainers[-1].model.named_parameters():
+        if "original_module" not in name and "lora" not in name:
+            types["score" if "score" in name else "layers"].add(weight.dtype)
+    assert types == {"score": {torch.float32}, "layers": {torch.bfloat16}}
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind", "share"),
+    # bfloat16 has 8 bits: between 1/64 and 1/32 numbers are 2**-13 apart, so a step below 2**-14 = 6.1e-5 is lost
+    [(0.02, torch.bfloat16, 1.0), (0.001, torch.bfloat16, 0.0), (0.02, torch.float32, 0.0), (0.02, torch.float16, 0.0)],
+)
+def test_steps_that_are_rounded_away(weight, kind, share):
+    model = torch.nn.Linear(8, 8, dtype=kind)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, weight)
+    assert share_too_large(model, 5e-5) == share
