@@ -22,14 +22,16 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     SerializeAsAny,
+    TypeAdapter,
     ValidationError,
 )
 from pydantic.fields import FieldInfo
 
+from rlhf_core import settings
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec, RewardSpec, read_data
-from rlhf_core.method import SAMPLING, Method, TrainingOptions
+from rlhf_core.method import Method, TrainingOptions
 
 BUILTIN = "builtin"
 ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
@@ -120,48 +122,134 @@ class RunConfig(BaseModel):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+# Options of a new adapter, and schedules that ignore `warmup_steps`.
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
 MAIN = {name: field for name, field in RunConfig.model_fields.items() if not field.exclude}
 
 
-def resolve(values: Mapping[str, Any], catalog: Catalog) -> tuple[RunConfig, Method]:
-    """Validate merged keys and load the method. Raises `UserError` that names the key and what is allowed."""
-    if not values.get("method"):
+def resolve(
+    values: Mapping[str, Any], catalog: Catalog, *, under: Sequence[Mapping[str, Any]] = ()
+) -> tuple[RunConfig, Method]:
+    """Validate keys and load the method. `values` win over the layers in `under`, and later ones over earlier ones.
+
+    Raises `UserError` that names the key and what is allowed.
+    """
+    layers = [*under, values]
+    name = next((layer["method"] for layer in reversed(layers) if layer.get("method")), None)
+    if not isinstance(name, str) or not name:
         names = ", ".join(entry.name for entry in catalog.entries("methods"))
         raise UserError(f"which method? Write --method NAME. Installed: {names}.")
-    method = catalog.load("methods", values["method"])[0]()
-    main_keys, option_keys = spellings(MAIN), spellings(method.Options.model_fields)
-    for key in values:
-        if key not in main_keys and key not in option_keys:
-            hint = did_you_mean(key, {*main_keys, *option_keys})
-            raise UserError(
-                f"method {method.name} has no option {key!r}.{hint} See rlhf run --method {method.name} --help"
-            )
-    main = {main_keys[key]: value for key, value in values.items() if key in main_keys}
-    given = {option_keys[key]: value for key, value in values.items() if key in option_keys}
-    if isinstance(main.get("set"), Mapping):  # `--set beta=0.1` is `--beta 0.1`, for evaluation and config.yaml too
-        given |= {option_keys[key]: value for key, value in main["set"].items() if key in option_keys}
-        main["set"] = {key: value for key, value in main["set"].items() if key not in option_keys}
-    preset = {}
-    if builtin_name(main.get("model", BUILTIN)) == BUILTIN:
-        preset = {name: value for name, value in method.preset().items() if name not in given}
+    method = catalog.load("methods", name)[0]()
+    read = [_read(layer, method) for layer in layers]
+    given = {key: value for options, _ in read for key, value in options.items()}
+    main = {key: value for _, keys in read for key, value in keys.items()}
+    main["set"] = {key: value for _, keys in read for key, value in keys["set"].items() if key not in given}
+    built_in = builtin_name(main.get("model", BUILTIN)) == BUILTIN
+    preset = preset_for(method, given) if built_in else {}
     try:
         options = method.Options.model_validate({**preset, **given})
         config = RunConfig.model_validate({**main, "options": options, "preset": preset})
     except ValidationError as error:
         raise UserError(explain(error)) from error
+    _check(config, method)
+    settings.check(method, config)
+    method.check(config)
+    return config, method
+
+
+def _read(values: Mapping[str, Any], method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(options, other keys) under their own names. Those of `set` that are options are among the options."""
+    main_keys, option_keys = spellings(MAIN), spellings(method.Options.model_fields)
+    options: dict[str, Any] = {}
+    main: dict[str, Any] = {}
+    written: dict[str, str] = {}  # how the user wrote an option
+    passed_on: dict[str, Any] = {}
+
+    def take(option: str, value: Any, wrote: str) -> None:
+        if option in options and not _equal(method.Options.model_fields[option], options[option], value):
+            raise UserError(f"{written[option]} {options[option]} and {wrote} {value} are the same option: give one")
+        options[option], written[option] = value, wrote
+
+    for key, value in values.items():
+        if key in main_keys:
+            main[main_keys[key]] = value
+        elif key in option_keys:
+            take(option_keys[key], value, "--" + key.replace("_", "-"))
+        else:
+            hint = did_you_mean(key, {*main_keys, *option_keys})
+            raise UserError(
+                f"method {method.name} has no option {key!r}.{hint} See rlhf run --method {method.name} --help"
+            )
+    given = main.get("set", {})
+    if not isinstance(given, Mapping):
+        raise UserError(f"set: expected names and values, such as {{adam_beta2: 0.95}}, not {given!r}")
+    for key, value in given.items():
+        name = str(key)
+        same = option_keys.get(name) or getattr(settings.decide(method, name), "option", "")
+        if same:
+            take(same, value, f"--set {name}")
+        else:
+            passed_on[name] = value
+    return options, {**main, "set": passed_on}
+
+
+def _equal(field: FieldInfo, one: Any, other: Any) -> bool:
+    """Whether two values of an option mean the same, such as the text `8` and the number."""
+    kind: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]
+    try:
+        return kind.validate_python(one) == kind.validate_python(other)
+    except ValidationError:  # which is reported when the options are validated
+        return one == other
+
+
+def preset_for(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's preset for the built-in model, without what is given and what that leaves without effect."""
+    preset = {name: value for name, value in method.preset().items() if name not in given}
+    if "num_train_epochs" in given:
+        preset.pop("max_steps", None)
+    if str(given.get("lora", preset.get("lora"))).lower() == "false":
+        preset = {name: value for name, value in preset.items() if not name.startswith("lora_")}
+    return preset
+
+
+def given_options(config: RunConfig, method: Method) -> dict[str, Any]:
+    """The options that the user gave another value than the default."""
+    fields, options = method.Options.model_fields, config.options
+    values = {name: getattr(options, name) for name in fields if name in options.model_fields_set - {*config.preset}}
+    return {name: value for name, value in values.items() if value != fields[name].get_default()}
+
+
+def _check(config: RunConfig, method: Method) -> None:
+    """Raise `UserError` for what is missing, and for options that would have no effect."""
     if method.rewards == "required" and not config.reward_specs:
         raise UserError(f"method {method.name} needs a reward: write --reward NAME (rlhf rewards lists them)")
     if method.rewards == "required" and not any(spec.weight for spec in config.reward_specs):
         raise UserError("every --reward has weight 0: there is nothing to learn from")
     if method.rewards == "none" and config.reward_specs:
         raise UserError(f"method {method.name} uses no reward: leave out --reward")
-    for name in () if method.generates else SAMPLING:
-        if getattr(options, name) != method.Options.model_fields[name].default:
-            raise UserError(f"method {method.name} samples no answers: leave out --{name.replace('_', '-')}")
-    method.check(config)
+    options, unused = config.options, method.unused_options()
+    needs = {
+        "num_train_epochs": (options.max_steps == -1, f"--max-steps {options.max_steps} is given"),
+        "warmup_steps": (
+            options.lr_scheduler_type not in WITHOUT_WARMUP,
+            f"--lr-scheduler-type {options.lr_scheduler_type} has no warm-up",
+        ),
+        **dict.fromkeys(LORA, (options.lora is not False, "no adapter is trained (--no-lora)")),
+    }
+    for name in given_options(config, method):
+        flag = "--" + name.replace("_", "-")
+        if name in unused:
+            raise UserError(f"{flag} has no effect with method {method.name}: {unused[name]}")
+        if name in needs and not needs[name][0]:
+            raise UserError(f"{flag} has no effect: {needs[name][1]}")
     if config.num_machines > 1 and not config.master_addr:
         raise UserError("a run on several machines needs --master-addr HOST:PORT, the address of machine 0")
-    return config, method
+    if config.machine_rank >= config.num_machines:
+        raise UserError(
+            f"--machine-rank {config.machine_rank}: machines count from 0, and --num-machines is {config.num_machines}"
+        )
 
 
 def read_rewards(entries: Sequence[str | Mapping[str, Any]], reward_model: str | None = None) -> list[RewardSpec]:

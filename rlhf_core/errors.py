@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+# What libraries raise about a value that they were given.
+ABOUT_A_VALUE = (
+    *(ValueError, TypeError, ImportError, OSError, LookupError, AttributeError),
+    *(RuntimeError, AssertionError, ArithmeticError),
+)
 
 
 class UserError(Exception):
@@ -32,3 +39,15 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `known`, or an empty string."""
     near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Raise what a library says about a value that the user gave as `UserError`, with `what` was given before it.
+
+    For calls that do nothing else than check or take such values: elsewhere it would hide faults of our own.
+    """
+    try:
+        yield
+    except ABOUT_A_VALUE as error:
+        raise UserError(f"{what}: {first_line(error)}") from error

@@ -17,9 +17,10 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlhf_core.errors import UserError
+from rlhf_core.settings import Setting
 
 if TYPE_CHECKING:
     import transformers
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 def _names(value: Any) -> Any:
@@ -59,7 +61,9 @@ class TrainingOptions(BaseModel):
     lr_scheduler_type: str = Field("linear", description="schedule of the learning rate, by transformers' name")
     warmup_steps: NotNegative = Field(0.0, description="steps of warm-up; below 1, a share of all steps")
     num_train_epochs: Positive = Field(1.0, description="passes over the data")
-    max_steps: int = Field(-1, description="total optimizer steps; -1: as many as the epochs need")
+    max_steps: Annotated[int, Field(lt=2**31)] = Field(
+        -1, description="total optimizer steps; -1: as many as the epochs need"
+    )
     per_device_train_batch_size: PositiveInt = Field(
         4, description="rows in one forward pass on one device (GRPO, PPO: completions)"
     )
@@ -71,7 +75,9 @@ class TrainingOptions(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
     )
-    seed: int = Field(42, description="seed of sampling, shuffling and initialization")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        42, description="seed of sampling, shuffling and initialization"
+    )
 
     attn_implementation: str | None = Field(
         None, description="attention, by transformers' name, such as flash_attention_2; unset: one that shares prompts"
@@ -158,6 +164,15 @@ class TrainingOptions(BaseModel):
 # Options that only methods whose model writes can use, in training or evaluation.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
+# By what a method's rows are: options that nothing reads, and why.
+UNUSED = {
+    "prompts": {"overlong_completions": "the data has no answers to learn from"},
+    "preferences": {},
+    "conversations": dict.fromkeys(
+        ("max_prompt_length", "overlong_prompts"), "a conversation is limited as a whole: see --max-length"
+    ),
+}
+
 # What suits the built-in model whatever the method, before the method's own `builtin_preset`.
 BUILTIN_PRESET = {
     "gradient_accumulation_steps": 1,
@@ -178,6 +193,8 @@ class Method:
     `generates`: whether the trained model answers prompts, so that answers before and after can be shown.
     `task`: what is trained, a model that writes or one that scores.
     `config`: `"package:Class"` of the training arguments that `--set` may set.
+    `settings`: what `--set` does for the fields that this class adds to transformers', and for those of transformers
+    that the trainer uses differently (`rlhf_core.settings`). One that nobody decided on is passed on, with a warning.
     `builtin_preset`: values of `Options` for the built-in model, on top of `BUILTIN_PRESET`, which all methods share.
     """
 
@@ -187,13 +204,21 @@ class Method:
     generates: ClassVar[bool] = True
     task: ClassVar[Literal["causal_lm", "sequence_classification"]] = "causal_lm"
     config: ClassVar[str] = "transformers:TrainingArguments"
+    settings: ClassVar[Mapping[str, Setting]] = {}
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
     builtin_preset: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def preset(cls) -> dict[str, Any]:
         """All values of `Options` for the built-in model. `embedded_preset` is the earlier name of `builtin_preset`."""
-        return {**BUILTIN_PRESET, **getattr(cls, "embedded_preset", {}), **cls.builtin_preset}
+        shared = {name: value for name, value in BUILTIN_PRESET.items() if name not in cls.unused_options()}
+        return {**shared, **getattr(cls, "embedded_preset", {}), **cls.builtin_preset}
+
+    @classmethod
+    def unused_options(cls) -> dict[str, str]:
+        """The shared options that have no effect for a method of this kind, and why."""
+        sampling = {} if cls.generates else dict.fromkeys(SAMPLING, "it samples no answers")
+        return {**UNUSED.get(getattr(cls, "data", ""), {}), **sampling}
 
     def resolve_options(self, options: Any, *, lora: bool) -> TrainingOptions:
         """Fill in options that were left unset and depend on others, before they are shown and saved.

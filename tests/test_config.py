@@ -89,7 +89,7 @@ def test_a_method_can_give_shared_options_another_default():
 
 def test_options_for_sampling_are_refused_where_nothing_is_sampled():
     assert resolve({"method": "reward_model", "temperature": 1.0}, Catalog())[0].options.temperature == 1
-    with pytest.raises(UserError, match="method reward_model samples no answers: leave out --top-k"):
+    with pytest.raises(UserError, match="--top-k has no effect with method reward_model: it samples no answers"):
         resolve({"method": "reward_model", "top_k": 5}, Catalog())
 
 

@@ -200,13 +200,13 @@ def test_a_resumed_run_is_the_run_that_never_stopped(run, case):
     assert read_lines(cut / "samples.jsonl") == read_lines(full / "samples.jsonl")
 
 
-def test_a_setting_without_effect_is_said_on_the_screen_and_in_the_log(run, capsys):
+def test_how_rewards_are_summed_is_said_on_the_screen_and_in_the_log(run, capsys):
     rewards = ["./rewards.py:length", "./rewards.py:vowels"]
     code, folder = run("one", reward=rewards, scale_rewards="none", max_steps=1)
     assert code == 0
     shown, logged = capsys.readouterr().out, (folder / "run.log").read_text()
-    assert shown.count("Warning: with several rewards") == 1
-    assert "with several rewards" in logged
+    assert shown.count("Warning: several rewards: they are summed, and the sum is not scaled") == 1
+    assert "several rewards: they are summed" in logged
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(run, capsys):

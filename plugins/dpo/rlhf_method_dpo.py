@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from rlhf_core import Method, TrainingOptions, hookimpl
+from rlhf_core.settings import PAIRS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class Options(TrainingOptions, defaults={"learning_rate": 5e-6, "num_train_epoch
 
 class DPO(Method):
     name, data, rewards = "dpo", "preferences", "optional"
-    Options = Options
+    Options, settings = Options, PAIRS
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-4,
         "max_steps": 60,

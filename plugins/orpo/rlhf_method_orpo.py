@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from rlhf_core import Method, TrainingOptions, hookimpl
+from rlhf_core.settings import PAIRS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ class Options(TrainingOptions, defaults={"num_train_epochs": 3.0, "max_prompt_le
 
 class ORPO(Method):
     name, data, rewards = "orpo", "preferences", "optional"
-    Options = Options
+    Options, settings = Options, PAIRS
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 3e-4,
         "max_steps": 60,

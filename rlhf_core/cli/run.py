@@ -61,10 +61,9 @@ def run(ctx: click.Context, **values: Any) -> None:
     if "set" in given:
         given["set"] = dict(_pair(text) for text in given["set"])
     folder = _find_run(resume) if resume else None
-    merged = {**_file_values(config_file, folder), **given}
     if folder is not None:
-        merged["output_dir"] = str(folder)
-    config, method = resolve(merged, ctx.obj)
+        given["output_dir"] = str(folder)
+    config, method = resolve(given, ctx.obj, under=_files(config_file, folder))
     sys.exit(_carry_out(config, method, ctx.obj, resume=folder is not None, dry_run=dry_run))
 
 
@@ -91,9 +90,16 @@ def _arguments(config: RunConfig, resume: bool) -> list[str]:
     return typed if resume or chosen else [*typed, "--output-dir", str(config.output_dir)]
 
 
-def _file_values(config_file: str | None, folder: Path | None) -> dict[str, Any]:
-    values = read_file(folder / "config.yaml") if folder else {}
-    return {**values, **(read_file(Path(config_file)) if config_file else {})}
+def _files(config_file: str | None, folder: Path | None) -> list[dict[str, Any]]:
+    """The keys of the configuration of the run in `folder`, then those of the file that the user gave."""
+    layers = [read_file(folder / "config.yaml")] if folder else []
+    if config_file:
+        file = Path(config_file)
+        values = read_file(file)
+        if (file.parent / "manifest.json").is_file():  # the run is repeated, in a folder of its own
+            values.pop("output_dir", None)
+        layers.append(values)
+    return layers
 
 
 def _find_run(resume: str) -> Path:
@@ -118,7 +124,8 @@ def _peek_method(args: list[str]) -> str | None:
     if found["method"]:
         return found["method"]
     folder = _find_run(found["resume"]) if found["resume"] else None
-    return _file_values(found["config"], folder).get("method")
+    named = [layer["method"] for layer in _files(found["config"], folder) if layer.get("method")]
+    return named[-1] if named else None
 
 
 def _main_flags() -> list[click.Parameter]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from rlhf_core import grammar
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import BUILTIN, MAIN, RunConfig, builtin_name, resolve, spellings
+from rlhf_core.config import BUILTIN, MAIN, RunConfig, builtin_name, preset_for, resolve, spellings
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.method import SAMPLING, Method
+from rlhf_core.method import Method
 from rlhf_core.models.resolve import is_hub_id
 
 GUIDE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -147,7 +147,7 @@ class _Planner:
         method: Method = self.catalog.load("methods", method_name)[0]()
         known = spellings(MAIN) | spellings(method.Options.model_fields)
         shared, own, flags = ({known.get(key, key): v for key, v in keys.items()} for keys in (self.shared, own, flags))
-        unused = {*(() if method.rewards == "required" else REWARDS), *(() if method.generates else SAMPLING)}
+        unused = {*(() if method.rewards == "required" else REWARDS), *method.unused_options()}
         shared = {key: value for key, value in shared.items() if key in known and key not in unused}
         values = {"method": method_name, "model": BUILTIN, **shared, **own}
         kept = "model" if str(values["model"]) in self.written else ""
@@ -158,7 +158,7 @@ class _Planner:
         origin = self.stages[feeds["model"]].origin if "model" in feeds else str(values["model"])
         preset: dict[str, Any] = {}
         if "model" in feeds and origin == BUILTIN:
-            preset = {key: value for key, value in method.preset().items() if key not in values}
+            preset = preset_for(method, values)
         fed = {key: str(self.stages[stage].model) for key, stage in feeds.items()}
         config, method = resolve({**values, **preset, **fed, "output_dir": str(self.folder / name)}, self.catalog)
         stage = Stage(name, self.folder / name, values, feeds, config, method, origin, preset)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-import pydantic
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import RunConfig
+from rlhf_core.config import LORA, RunConfig, given_options
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.data.chat_template import ChatTemplate
-from rlhf_core.errors import UserError, did_you_mean, first_line
-from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.errors import UserError, first_line
+from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
-from rlhf_core.models.resolve import find
+from rlhf_core.models.resolve import ModelReference, find
 from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
+from rlhf_core.training import arguments
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
     import datasets
 
 
+# Options of an adapter, by PEFT's names.
+ADAPTER = dict(zip(LORA, ("r", "lora_alpha", "lora_dropout", "target_modules"), strict=True))
 SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -51,7 +51,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     options = config.options
     for name in config.callback:
         catalog.find("callbacks", name)
-    _check_settings(method.config, config.set)
+    warnings = arguments.check_settings(method, config)
     data = data_module.load(
         config.data_specs,
         method.data,
@@ -61,11 +61,13 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
     )
-    info = models.inspect(find(config.model, "--model"), method.task, chat_template=config.chat_template)
+    model = find(config.model, "--model")
+    info = models.inspect(model, method.task, chat_template=config.chat_template)
     template = ChatTemplate(info.tokenizer, options.chat_template_kwargs)
-    _check_names(options)
+    arguments.check_names(options)
     models.check_modules(info, options)
-    options = options.model_copy(update={"lora": models.uses_lora(options, info)})
+    explicit = given_options(config, method)
+    options = _with_adapter(options, info, model, explicit)
     given = options.model_dump()
     options = method.resolve_options(options, lora=bool(options.lora))
     chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
@@ -74,43 +76,44 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     if system_prompt:
         for rows in (data.train, data.held_out):
             data_module.add_system_prompt(rows, system_prompt)
-    train, warnings = lengths.apply_limits(data.train, method.data, options, template)
+    train, limited = lengths.apply_limits(data.train, method.data, options, template)
     held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
-    data = replace(data, train=train, held_out=held_out, warnings=[*data.warnings, *warnings, *left_out])
+    warnings += [*data.warnings, *limited, *left_out, *_not_sampled(method, explicit, held_out)]
+    data = replace(data, train=train, held_out=held_out, warnings=warnings)
     return Plan(
         config.model_copy(update={"options": options}), chosen, data, info, template, rewards, system_prompt, origin
     )
 
 
-def _check_names(options: TrainingOptions) -> None:
-    """Check what options call by transformers' name. Raises `UserError` with the nearest name."""
-    from transformers import SchedulerType
-    from transformers.training_args import OptimizerNames
+def _with_adapter(options: TrainingOptions, info: models.ModelInfo, model: ModelReference, given: Any) -> Any:
+    """The options with whether LoRA is used, and with those of the adapter that is trained further.
 
-    for flag, value, names in (
-        ("--lr-scheduler-type", options.lr_scheduler_type, SchedulerType),
-        ("--optim", options.optim, OptimizerNames),
-    ):
-        known = [name.value for name in names]
-        if value not in known:
-            raise UserError(f"{flag} {value}: transformers knows no such name.{did_you_mean(value, known)}")
+    Raises `UserError` for options of an adapter that are `given` and would have no effect.
+    """
+    lora = models.uses_lora(options, info)
+    its = {name: model.adapter.get(key) for name, key in ADAPTER.items()} if lora and model.adapter else {}
+    its = {name: sorted(value) if isinstance(value, list) else value for name, value in its.items()}
+    for name in ADAPTER:
+        wanted = sorted(given[name]) if isinstance(given.get(name), list) else given.get(name)
+        shown = ",".join(wanted) if isinstance(wanted, list) else wanted
+        flag = f"--{name.replace('_', '-')} {shown}"
+        if name in given and not lora:
+            raise UserError(f"{flag} has no effect: the model is trained without an adapter. Add --lora")
+        if name in given and model.adapter and wanted != its[name]:
+            raise UserError(
+                f"{flag}: {model.called} is an adapter with {ADAPTER[name]} {its[name]}, which is trained further. "
+                f"Leave it out; or merge the adapter (rlhf merge {model.path}) and train a new one on the merged model"
+            )
+    its = {name: value for name, value in its.items() if value is not None}
+    return options.model_copy(update={"lora": lora, **its})
 
 
-def _check_settings(config_class: str, settings: dict[str, Any]) -> None:
-    """Check `--set` against the fields of `"package:Class"`. Raises `UserError` with the nearest name."""
-    if not settings:
-        return
-    module, _, name = config_class.partition(":")
-    cls = getattr(importlib.import_module(module), name)
-    known = {field.name for field in fields(cls) if field.init} - {"output_dir"}
-    hints = get_type_hints(cls)
-    for key, value in settings.items():
-        if key not in known:
-            raise UserError(f"--set {key}: {name} has no such field.{did_you_mean(key, known)}")
-        try:
-            pydantic.TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
-        except pydantic.ValidationError as error:
-            raise UserError(f"--set {key}={value}: {error.errors()[0]['msg'].lower()}") from error
+def _not_sampled(method: Method, given: Collection[str], held_out: Sequence[Any]) -> list[str]:
+    """Warnings for options of sampling where neither training nor evaluation samples."""
+    if method.data == "prompts" or held_out:
+        return []
+    flags = ", ".join("--" + name.replace("_", "-") for name in SAMPLING if name in given)
+    return [f"{flags}: no effect, because no held-out prompts are answered"] if flags else []
 
 
 def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tuple[str | None, str]:

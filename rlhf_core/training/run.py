@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.errors import RunStopped, UserError, first_line
+from rlhf_core.errors import RunStopped, first_line
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
+from rlhf_core.models.resolve import quiet_libraries
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.outcomes import failures
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
+from rlhf_core.training import arguments as training_arguments
 from rlhf_core.training import launch, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training.plan import Plan
@@ -38,12 +40,8 @@ if TYPE_CHECKING:
     from rlhf_core.training.progress import ProgressCallback
 
 
-# Options that are training arguments under the same name.
-SHARED = (
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "max_grad_norm"),
-    *("gradient_checkpointing", "logging_steps", "save_steps", "seed"),
-)
+class ModelNeeded(Exception):
+    """A trainer that is built without weights asked for the model: what comes before is right."""
 
 
 class Run:
@@ -52,6 +50,8 @@ class Run:
     `model` is loaded when it is first asked for, so a method makes its training arguments before. `held_out` are
     projected rows that are not trained on; `eval_dataset` is the same for a trainer that measures on them, or None.
     """
+
+    loads_weights = True  # False in a dry run
 
     def __init__(self, plan: Plan, rewards: RewardRuntime, resume_from: Path | None = None) -> None:
         self.plan, self.rewards = plan, rewards
@@ -68,6 +68,8 @@ class Run:
     @functools.cached_property
     def model(self) -> transformers.PreTrainedModel:
         """The model with its weights, and with its adapter where the run starts from one."""
+        if not self.loads_weights:
+            raise ModelNeeded
         return models.load(self.info, self.options)
 
     @functools.cached_property
@@ -83,28 +85,11 @@ class Run:
         return int(json.loads((self.resume_from / "trainer_state.json").read_text(encoding="utf-8"))["epoch"])
 
     def arguments(self, cls: type, **fields: Any) -> Any:
-        """Training arguments of class `cls` from the shared options, `fields`, and the user's `--set`, which wins."""
-        import torch
+        """Training arguments of class `cls` from the shared options, `fields`, and the user's `--set`, which wins.
 
-        options = self.options
-        values = {
-            **options.model_dump(include=set(SHARED)),
-            "output_dir": str(self.folder / "checkpoints" / run_folder.WRITING),
-            "save_strategy": "steps",
-            "gradient_checkpointing_kwargs": {"use_reentrant": False},
-            "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other
-            "bf16": models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
-            "fp16": options.dtype == "float16",
-            "report_to": [],
-            "disable_tqdm": True,
-            **launch.arguments_for(self.config.distributed),
-            **fields,
-            **self.config.set,
-        }
-        try:
-            return cls(**values)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"the training arguments don't fit together: {error}") from error
+        Raises `UserError` for what a library refuses.
+        """
+        return training_arguments.build(self, cls, fields)
 
 
 def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool = False, dry_run: bool = False) -> int:
@@ -129,6 +114,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
         screen.resolved(planning.summary(run.plan, tested, catalog))
         if dry_run:
+            _try_to_build(run, method, screen)
             planning.dry_run(run.plan, tested, screen)
             return 0
         with run_folder.log_file(folder, screen.say):
@@ -137,6 +123,18 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
             return _carry_out(run, method, trainer, catalog, screen)
     finally:
         run.rewards.close()
+
+
+def _try_to_build(run: Run, method: Method, screen: Screen) -> None:
+    """Build the trainer up to where it asks for the model. Raises `UserError` as a run would.
+
+    Not for several processes: what their number decides can't be known in one.
+    """
+    if run.config.num_processes * run.config.num_machines > 1:
+        return
+    run.loads_weights = False
+    with run_folder.shown_warnings(screen.say), quiet_libraries(), contextlib.suppress(ModelNeeded):
+        method.trainer(run)
 
 
 def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:

@@ -120,9 +120,20 @@ class _Shown(logging.Handler):
 
 
 @contextmanager
+def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
+    """Show our own warnings: a run says what it ignores."""
+    ours, shown = logging.getLogger("rlhf"), _Shown(show)
+    ours.addHandler(shown)
+    try:
+        yield
+    finally:
+        ours.removeHandler(shown)
+
+
+@contextmanager
 def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     """Send what the libraries log, and Python's warnings, to run.log instead of the screen. Our own warnings go to
-    both: a run says what it ignores.
+    both.
     """
     import datasets
     from transformers.utils import logging as transformers_logging
@@ -134,19 +145,17 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    ours, shown = logging.getLogger("rlhf"), _Shown(show)
-    ours.addHandler(shown)
     logging.captureWarnings(True)
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
-        yield
+        with shown_warnings(show):
+            yield
     finally:
         logging.captureWarnings(False)
         root.removeHandler(handler)
-        ours.removeHandler(shown)
         root.setLevel(level)
         handler.close()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from rlhf_core import Method, TrainingOptions, hookimpl
+from rlhf_core.settings import PAIRS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ class Options(TrainingOptions, defaults={"learning_rate": 1e-6, "lr_scheduler_ty
 
 class SimPO(Method):
     name, data, rewards = "simpo", "preferences", "optional"
-    Options = Options
+    Options, settings = Options, PAIRS
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 3e-4,
         "max_steps": 30,

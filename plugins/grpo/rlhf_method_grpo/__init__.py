@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl
+from rlhf_method_grpo.settings import SETTINGS, check
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
 CISPO_EPSILON_HIGH = 5.0  # ScaleRL, https://arxiv.org/abs/2510.13786; TRL would take epsilon, which is too small
@@ -75,6 +76,11 @@ class Options(TrainingOptions):
         "group",
         description="advantages are divided by the standard deviation of the group, of the batch, or not at all",
     )
+    multi_objective_aggregation: Literal["normalize_then_sum", "sum_then_normalize"] | None = Field(
+        None,
+        description="how several rewards become one: each is divided by its standard deviation in the group, then they "
+        "are summed (GDPO); or they are summed first, then scaled by scale_rewards; unset: the former if that is group",
+    )
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the length limit out of the loss")
     rollouts: Literal["shared", "transformers", "continuous", "vllm"] = Field(
         "shared",
@@ -93,7 +99,7 @@ class Options(TrainingOptions):
 
 class GRPO(Method):
     name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
-    Options = Options
+    Options, settings = Options, SETTINGS
     builtin_preset = {  # noqa: RUF012 - a class constant
         # An adapter forgets less of the medicine than the full model while it learns the format.
         "lora": True,
@@ -108,8 +114,6 @@ class GRPO(Method):
     }
 
     def check(self, config: RunConfig) -> None:
-        from rlhf_method_grpo.settings import check
-
         check(config)
 
     def resolve_options(self, options: Options, *, lora: bool) -> Options:
@@ -122,6 +126,8 @@ class GRPO(Method):
             "epsilon_high": CISPO_EPSILON_HIGH if options.loss_type == "cispo" else None,
         }
         unset = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+        if options.multi_objective_aggregation == "normalize_then_sum":
+            unset["scale_rewards"] = "group"  # which it is, whatever the preset says
         return options.model_copy(update=unset)
 
     def steps_per_rollout(self, trainer) -> int:
@@ -161,7 +167,9 @@ class GRPO(Method):
 
         options = run.options
         lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
-        several = len(run.rewards.weights) > 1
+        aggregation = options.multi_objective_aggregation or "sum_then_normalize"
+        if len(run.rewards.weights) > 1:
+            aggregation = _aggregation(options)
         passed_on = (
             *("learning_rate", "beta", "num_generations", "max_completion_length", "num_iterations"),
             *("steps_per_generation", "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "delta"),
@@ -176,17 +184,27 @@ class GRPO(Method):
             reward_weights=run.rewards.weights,
             use_vllm=options.rollouts == "vllm",
             vllm_mode="colocate",
-            # With several rewards an error is None in one column, which only this aggregation treats as neutral.
-            multi_objective_aggregation="normalize_then_sum" if several else "sum_then_normalize",
+            multi_objective_aggregation=aggregation,
         )
         if arguments.sync_ref_model and (lora or not arguments.beta):
             raise UserError("--set sync_ref_model needs a separate reference model: --no-lora, and a --beta above 0")
         if arguments.router_aux_loss_coef and "output_router_logits" not in run.info.config.get_text_config().to_dict():
             raise UserError("--set router_aux_loss_coef: the model has no router")
-        if arguments.multi_objective_aggregation == "normalize_then_sum" and arguments.scale_rewards != "group":
-            log.warning(
-                "with several rewards each is divided by its own standard deviation in the group; --scale-rewards %s "
-                "takes effect with --set multi_objective_aggregation=sum_then_normalize",
-                arguments.scale_rewards,
-            )
         return arguments
+
+
+def _aggregation(options: Options) -> str:
+    """How the run's several rewards become one, which is shown.
+
+    Unset, it is the one in which an error, which is None in one column, is neutral; with another `scale_rewards` the
+    one in which that acts.
+    """
+    unset = "normalize_then_sum" if options.scale_rewards == "group" else "sum_then_normalize"
+    aggregation = options.multi_objective_aggregation or unset
+    scales = {"group": "divided by its standard deviation in the group", "none": "not scaled"}
+    scales["batch"] = "divided by its standard deviation in the batch"
+    first = f"each is {scales['group']}, then they are summed"
+    summed = f"they are summed, and the sum is {scales[options.scale_rewards]}"
+    how = first if aggregation == "normalize_then_sum" else summed
+    log.warning("several rewards: %s (--multi-objective-aggregation %s)", how, aggregation)
+    return aggregation

@@ -1,50 +1,75 @@
-"""Which fields of TRL's `GRPOConfig` `--set` may set. Those that would have no effect here, or a misleading one, are
-refused with what to write instead; all others act as in TRL (tests/test_config_fields.py names every one).
+"""What `--set` does for the fields that TRL's `GRPOConfig` adds: those that act do so as in TRL
+(tests/test_config_fields.py), the others are refused with what to write instead.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any
 
 from rlhf_core import RunConfig, UserError
+from rlhf_core.settings import ROLLOUTS, USED, Condition, given, refused, used_with
 
 LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
 SAMPLES = "samples.jsonl in the run's folder has all answers with their scores"
 CONTINUOUS = "write --rollouts continuous"
 
-REFUSED = {
-    "model_init_kwargs": LOADED,
-    "trust_remote_code": "code from a model's repository is never run",
-    "num_generations_eval": "the held-out prompts are answered once each: see --num-eval-prompts",
-    "remove_unused_columns": "the rewards need the data's other columns",
-    "reward_weights": "write --reward NAME:weight=2",
-    "use_vllm": "write --rollouts vllm",
-    "use_transformers_continuous_batching": CONTINUOUS,
-    "use_transformers_paged": CONTINUOUS,
-    "transformers_continuous_batching_config": "--rollouts continuous makes its cache as large as the batch needs",
-    "max_tool_calling_iterations": "rlhf run has no tools for the model",
-    "log_completions": SAMPLES,
-    "log_multimodal": SAMPLES,
-    "log_unique_prompts": SAMPLES,
-    "num_completions_to_print": SAMPLES,
-    "log_completions_hub_repo": SAMPLES,
-}
+VLLM = ("--rollouts vllm", lambda config: config.options.rollouts == "vllm")
+COLOCATED = ("vllm_mode=colocate", lambda config: config.set.get("vllm_mode", "colocate") == "colocate")
+SERVER = ("vllm_mode=server", lambda config: config.set.get("vllm_mode") == "server")
+ZERO3 = ("--distributed zero3", lambda config: config.distributed == "zero3")
 
-VLLM_SERVER = ("base_url", "host", "port", "timeout")
-VLLM_COLOCATED = ("enable_sleep_mode", "gpu_memory_utilization", "max_model_length", "tensor_parallel_size")
+
+def _loss(name: str) -> Condition:
+    return f"--loss-type {name}", lambda config: config.options.loss_type == name
+
+
+SETTINGS = {
+    **ROLLOUTS,
+    "train_sampling_strategy": refused("write --set shuffle_dataset=false for the rows in their order"),
+    **dict.fromkeys(("router_aux_loss_coef", "disable_dropout", "cast_lm_head_to_fp32", "pad_to_multiple_of"), USED),
+    **dict.fromkeys(("shuffle_dataset", "generation_batch_size", "generation_kwargs", "cache_implementation"), USED),
+    **dict.fromkeys(("sync_ref_model", "entropy_coef", "use_adaptive_entropy"), USED),
+    **dict.fromkeys(("off_policy_mask_threshold", "use_bias_correction_kl"), USED),
+    **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), used_with(given("sync_ref_model"))),
+    **dict.fromkeys(("entropy_coef_min", "entropy_coef_max"), used_with(given("use_adaptive_entropy"))),
+    **dict.fromkeys(("entropy_coef_delta", "entropy_target"), used_with(given("use_adaptive_entropy"))),
+    **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), used_with(_loss("sapo"))),
+    **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), used_with(_loss("vespo"))),
+    "ds3_gather_for_generation": used_with(ZERO3),
+    # vLLM
+    **dict.fromkeys(("vllm_mode", "vllm_model_impl", "vllm_structured_outputs_regex"), used_with(VLLM)),
+    **dict.fromkeys(("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"), used_with(VLLM)),
+    **dict.fromkeys(("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"), used_with(VLLM)),
+    "vllm_importance_sampling_cap": used_with(VLLM),  # TRL's old name of vllm_importance_sampling_clip_max
+    **dict.fromkeys(("vllm_server_base_url", "vllm_server_host", "vllm_server_port"), used_with(VLLM, SERVER)),
+    **dict.fromkeys(("vllm_server_timeout", "vllm_group_port"), used_with(VLLM, SERVER)),
+    **dict.fromkeys(("vllm_enable_sleep_mode", "vllm_gpu_memory_utilization"), used_with(VLLM, COLOCATED)),
+    **dict.fromkeys(("vllm_max_model_length", "vllm_tensor_parallel_size"), used_with(VLLM, COLOCATED)),
+    # Without effect here, or with a misleading one
+    "model_init_kwargs": refused(LOADED),
+    "trust_remote_code": refused("code from a model's repository is never run"),
+    "num_generations_eval": refused("the held-out prompts are answered once each: see --num-eval-prompts"),
+    "reward_weights": refused("write --reward NAME:weight=2"),
+    "use_vllm": refused("write --rollouts vllm"),
+    **dict.fromkeys(("use_transformers_continuous_batching", "use_transformers_paged"), refused(CONTINUOUS)),
+    "transformers_continuous_batching_config": refused(
+        "--rollouts continuous makes its cache as large as the batch needs"
+    ),
+    "max_tool_calling_iterations": refused("rlhf run has no tools for the model"),
+    **dict.fromkeys(("log_completions", "log_multimodal", "log_unique_prompts"), refused(SAMPLES)),
+    **dict.fromkeys(("num_completions_to_print", "log_completions_hub_repo"), refused(SAMPLES)),
+}
 
 
 def check(config: RunConfig) -> None:
-    """Raise `UserError` for settings and options that have no effect, or contradict each other."""
+    """Raise `UserError` for options that can't be used, or contradict each other."""
     options = config.options
-    for name in config.set:
-        if name in REFUSED:
-            raise UserError(f"--set {name}: {REFUSED[name]}")
-        for needed, holds in _needs(name):
-            if not holds(config):
-                raise UserError(f"--set {name} has no effect without {needed}")
+    scaled = options.scale_rewards if "scale_rewards" not in config.preset else "group"
+    if options.multi_objective_aggregation == "normalize_then_sum" and scaled != "group":
+        raise UserError(
+            f"--scale-rewards {scaled} has no effect with --multi-objective-aggregation normalize_then_sum, which "
+            "divides each reward by its standard deviation in the group"
+        )
     if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
     per_device, processes = options.per_device_train_batch_size, config.num_processes * config.num_machines
@@ -57,24 +82,3 @@ def check(config: RunConfig) -> None:
             f"a batch of answers has per_device_train_batch_size × {source}{times} = {batch} answers, which can't be "
             f"split into groups of num_generations = {options.num_generations}: make it a multiple"
         )
-
-
-def _needs(name: str) -> list[tuple[str, Callable[[Any], bool]]]:
-    """What a field needs in order to have an effect: (how the user writes it, whether a configuration has it)."""
-    needs: list[tuple[str, Callable[[Any], bool]]] = []
-    if name.startswith("vllm_"):
-        needs.append(("--rollouts vllm", lambda config: config.options.rollouts == "vllm"))
-    mode = "server" if name in [f"vllm_server_{end}" for end in VLLM_SERVER] or name == "vllm_group_port" else None
-    mode = "colocate" if name in [f"vllm_{end}" for end in VLLM_COLOCATED] else mode
-    if mode:
-        needs.append((f"vllm_mode={mode}", lambda config: config.set.get("vllm_mode", "colocate") == mode))
-    if name == "ds3_gather_for_generation":
-        needs.append(("--distributed zero3", lambda config: config.distributed == "zero3"))
-    if name.startswith("ref_model_"):
-        needs.append(("--set sync_ref_model=true", lambda config: config.set.get("sync_ref_model") is True))
-    if name.startswith("entropy_coef_") or name == "entropy_target":
-        needs.append(("--set use_adaptive_entropy=true", lambda config: config.set.get("use_adaptive_entropy") is True))
-    if name.startswith(("sapo_", "vespo_")):
-        loss = name.partition("_")[0]
-        needs.append((f"--loss-type {loss}", lambda config: config.options.loss_type == loss))
-    return needs

@@ -8,7 +8,8 @@ import importlib.util
 import pytest
 import torch
 from click.testing import CliRunner
-from rlhf_method_grpo.settings import REFUSED
+from rlhf_method_grpo import GRPO, _aggregation
+from rlhf_method_grpo.settings import SETTINGS
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
@@ -100,9 +101,12 @@ OTHERS |= {
     if field.name.startswith("vllm_") and "importance" not in field.name
 }
 
+BASE = {field.name for field in dataclasses.fields(TrainingArguments)}
+REFUSED = {name: setting.reason for name, setting in SETTINGS.items() if setting.reason and name not in BASE}
+
 
 def test_every_field_is_decided():
-    fields = {f.name for f in dataclasses.fields(GRPOConfig)} - {f.name for f in dataclasses.fields(TrainingArguments)}
+    fields = {f.name for f in dataclasses.fields(GRPOConfig)} - BASE
     compared = {name for setting, _ in EQUAL for name in setting}
     assert fields <= compared | set(OTHERS) | set(REFUSED)
     assert not compared & set(REFUSED) - {"reward_weights"}
@@ -259,13 +263,6 @@ def test_settings_that_need_another_say_so(name, monkeypatch):
     resolved({name: 1, **given.get("set", {})}, **others)
 
 
-def test_a_setting_that_is_an_option_is_that_option():
-    config = resolved({"epsilon_high": 0.28, "top_k": 7, "temperature": 0.5})
-    options = config.options
-    assert (options.epsilon_high, options.top_k, options.temperature) == (0.28, 7, 0.5)
-    assert config.set == {}
-
-
 @pytest.mark.parametrize(("given", "name"), [(True, "group"), (False, "none"), ("batch", "batch")])
 def test_scale_rewards_takes_trls_booleans(given, name):
     assert resolved({"scale_rewards": given}).options.scale_rewards == name
@@ -284,6 +281,29 @@ def test_scale_rewards_takes_trls_booleans(given, name):
 def test_options_that_do_not_fit_together(values, message):
     with pytest.raises(UserError, match=message):
         resolved({}, **values)
+
+
+def test_scale_rewards_and_the_aggregation_mean_something_together():
+    summed = "normalize_then_sum"
+    with pytest.raises(UserError, match="--scale-rewards none has no effect with --multi-objective-aggregation"):
+        resolved({}, scale_rewards="none", multi_objective_aggregation=summed)
+    config = resolved({}, multi_objective_aggregation=summed)  # the preset's `none` is no contradiction
+    assert GRPO().resolve_options(config.options, lora=True).scale_rewards == "group"
+
+
+@pytest.mark.parametrize(
+    ("values", "used"),
+    [
+        ({}, "normalize_then_sum"),
+        ({"scale_rewards": "none"}, "sum_then_normalize"),
+        ({"scale_rewards": "batch"}, "sum_then_normalize"),
+        ({"multi_objective_aggregation": "sum_then_normalize"}, "sum_then_normalize"),
+    ],
+)
+def test_how_several_rewards_become_one_is_shown(values, used, caplog):
+    options = GRPO.Options(**values)
+    assert _aggregation(options) == used
+    assert f"(--multi-objective-aggregation {used})" in caplog.text
 
 
 def test_groups_may_be_spread_over_processes():

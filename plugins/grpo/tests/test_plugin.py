@@ -203,9 +203,3 @@ def test_every_option_reaches_trl(run):
     }  # fmt: skip
     arguments = GRPO().trainer(run(**values)).args
     assert {name: getattr(arguments, name) for name in values} == values
-
-
-@pytest.mark.parametrize(("scale", "warns"), [("none", True), ("group", False)])
-def test_a_scale_that_several_rewards_do_not_use_is_said(run, caplog, scale, warns):
-    GRPO().trainer(run(reward=["medical_format", "medical_format:name=again"], scale_rewards=scale))
-    assert ("takes effect with --set multi_objective_aggregation" in caplog.text) == warns

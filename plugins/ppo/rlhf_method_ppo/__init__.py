@@ -15,9 +15,18 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field
 
 from rlhf_core import Method, TrainingOptions, hookimpl
+from rlhf_core.settings import ROLLOUTS, refused
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+LOADER = (
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("dataloader_multiprocessing_context", "dataloader_in_order", "train_sampling_strategy"),
+)
+READ_AT_ONCE = "the prompts of a rollout are read at once, in an order that --seed decides"
+SETTINGS = {**ROLLOUTS, **dict.fromkeys(LOADER, refused(READ_AT_ONCE))}
 
 
 @hookimpl
@@ -74,7 +83,7 @@ class Options(
 
 class PPO(Method):
     name, data, rewards = "ppo", "prompts", "required"
-    Options = Options
+    Options, settings = Options, SETTINGS
     builtin_preset = {  # noqa: RUF012 - a class constant
         "lora": True,
         "lora_target_modules": ["o_proj", "down_proj"],

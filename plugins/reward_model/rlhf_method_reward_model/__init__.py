@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from rlhf_core import Method, Reward, TrainingOptions, UserError, hookimpl
+from rlhf_core.settings import PAIRS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ class Options(
 class RewardModel(Method):
     name, data, rewards = "reward_model", "preferences", "none"
     task, generates = "sequence_classification", False
-    Options = Options
+    Options, settings = Options, PAIRS
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-3,
         "max_steps": 430,

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field
 
-from rlhf_core import Method, RunConfig, TrainingOptions, UserError, encode_conversations, hookimpl
+from rlhf_core import Method, TrainingOptions, UserError, encode_conversations, hookimpl
+from rlhf_core.settings import USED, given, refused, used_with
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -23,19 +24,20 @@ TOKENIZED = "rows are token ids before TRL sees them: see --formatter"
 LOSS = "the loss is on the assistant's turns, and on nothing else"
 TOKENS = "end and padding tokens are the tokenizer's"
 
-# Fields of TRL's SFTConfig that would have no effect here; all others act as in TRL.
-REFUSED = {
-    "model_init_kwargs": LOADED,
-    "trust_remote_code": "code from a model's repository is never run",
-    "chat_template_path": "write --chat-template FILE",
-    "dataset_text_field": TOKENIZED,
-    "dataset_kwargs": TOKENIZED,
-    "dataset_num_proc": TOKENIZED,
-    "eos_token": TOKENS,
-    "pad_token": TOKENS,
-    "truncation_mode": "write --overlong-completions truncate, which cuts the end, or drop",
-    "completion_only_loss": LOSS,
-    "assistant_only_loss": LOSS,
+PACKING = given("packing")
+
+# What `--set` does for the fields that TRL's SFTConfig adds: those that act do so as in TRL.
+SETTINGS = {
+    **dict.fromkeys(("router_aux_loss_coef", "shuffle_dataset", "packing", "padding_free", "pad_to_multiple_of"), USED),
+    **dict.fromkeys(("loss_type", "activation_offloading"), USED),
+    **dict.fromkeys(("packing_strategy", "eval_packing"), used_with(PACKING)),
+    "model_init_kwargs": refused(LOADED),
+    "trust_remote_code": refused("code from a model's repository is never run"),
+    "chat_template_path": refused("write --chat-template FILE"),
+    **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "dataset_num_proc"), refused(TOKENIZED)),
+    **dict.fromkeys(("eos_token", "pad_token"), refused(TOKENS)),
+    "truncation_mode": refused("write --overlong-completions truncate, which cuts the end, or drop"),
+    **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), refused(LOSS)),
 }
 
 
@@ -54,20 +56,13 @@ class Options(TrainingOptions, defaults={"learning_rate": 2e-5, "lr_scheduler_ty
 
 class SFT(Method):
     name, data, rewards, config = "sft", "conversations", "optional", "trl:SFTConfig"
-    Options = Options
+    Options, settings = Options, SETTINGS
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 1e-3,
         "max_steps": 60,
         "per_device_train_batch_size": 32,
         "max_length": 512,
     }
-
-    def check(self, config: RunConfig) -> None:
-        for name in config.set:
-            if name in REFUSED:
-                raise UserError(f"--set {name}: {REFUSED[name]}")
-            if name in ("packing_strategy", "eval_packing") and not config.set.get("packing"):
-                raise UserError(f"--set {name} has no effect without --set packing=true")
 
     def trainer(self, run):
         from trl import SFTConfig

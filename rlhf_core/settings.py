@@ -1,0 +1,213 @@
+"""What `--set NAME=VALUE` does for each field of a method's training arguments.
+
+A field with the name of an option is that option. Every other one acts as in the library (`USED`), acts only with
+something else (`used_with`), is an option of another name (`same_as`), or is `refused` with a reason. `TRAINING`
+decides for transformers' `TrainingArguments`; a method's `settings` for what its own configuration class adds, and for
+fields of transformers that its trainer uses differently. `tests/test_settings.py` fails for a field without a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlhf_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_core.config import RunConfig
+    from rlhf_core.method import Method
+
+Condition = tuple[str, Callable[["RunConfig"], bool]]  # as the user writes it, and whether a configuration has it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field: the `option` that it is, the `reason` why it is refused, or the conditions under which it acts."""
+
+    option: str = ""
+    reason: str = ""
+    conditions: tuple[Condition, ...] = ()
+
+
+USED = Setting()
+
+
+def same_as(option: str) -> Setting:
+    """The field is the option of this name."""
+    return Setting(option=option)
+
+
+def refused(reason: str) -> Setting:
+    """The field would have no effect, or a misleading one; `reason` says why, and what to write instead."""
+    return Setting(reason=reason)
+
+
+def used_with(*conditions: Condition) -> Setting:
+    """The field acts only where all conditions hold."""
+    return Setting(conditions=conditions)
+
+
+def given(name: str, value: object = True) -> Condition:
+    """The condition that `--set NAME=VALUE` is given."""
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return f"--set {name}={shown}", lambda config: config.set.get(name) == value
+
+
+def _tracker(*names: str) -> Condition:
+    def holds(config: RunConfig) -> bool:
+        trackers = config.set.get("report_to")
+        return bool({*names} & {*([trackers] if isinstance(trackers, str) else trackers or [])} if names else trackers)
+
+    return f"--set report_to={names[0] if names else 'TRACKER'}", holds
+
+
+def _scheduler(*names: str) -> Condition:
+    return f"--lr-scheduler-type {names[0]}", lambda config: config.options.lr_scheduler_type in names
+
+
+def _low_rank(config: RunConfig) -> bool:
+    return any(name in config.options.optim for name in ("galore", "apollo"))
+
+
+EVALUATION = ("--set eval_strategy=steps or epoch", lambda config: config.set.get("eval_strategy", "no") != "no")
+WORKERS = ("--set dataloader_num_workers=2", lambda config: bool(config.set.get("dataloader_num_workers")))
+SEVERAL = ("--num-processes 2 or more", lambda config: config.num_processes * config.num_machines > 1)
+DDP = ("--distributed ddp", lambda config: config.distributed == "ddp")
+FSDP = ("--distributed fsdp", lambda config: config.distributed == "fsdp")
+ZERO = ("--distributed zero2 or zero3", lambda config: config.distributed in ("zero2", "zero3"))
+
+BY_STEPS = "checkpoints are saved at steps where a run can be resumed exactly: write --save-steps"
+BEST = "the last step's model is saved, and --save-total-limit checkpoints: compare their eval_loss in metrics.jsonl"
+UPLOAD = "nothing is uploaded in a run: write `hf upload OWNER/NAME RUN/model` after it"
+SCRIPTS = "only transformers' own scripts read it"
+CHECKPOINTING = "it is without reentrant autograd, which gives other gradients here: see --gradient-checkpointing"
+OWN_FORWARD = "prompts are shared by calling the model's own layers, not a compiled or replaced forward pass"
+FEW_NUMBERS = "of a held-out row only a few numbers are kept"
+ROWS = "rows have the columns that training needs, and no others"
+SAME_TYPE = "the held-out rows are measured in the type of training, so that before and after compare"
+FIRST_PROCESS = "the first process writes the run's folder"
+EXACT = "a resumed run goes on where the stopped one was"
+
+# transformers 5.17 to 5.23
+TRAINING: dict[str, Setting] = {
+    **dict.fromkeys(
+        ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "bf16", "fp16", "tf32"), USED
+    ),
+    **dict.fromkeys(("torch_empty_cache_steps", "full_determinism", "data_seed", "report_to"), USED),
+    **dict.fromkeys(("logging_strategy", "logging_first_step", "logging_nan_inf_filter"), USED),
+    **dict.fromkeys(("log_level", "log_level_replica"), USED),
+    "optim_target_modules": used_with(("an --optim of GaLore or APOLLO", _low_rank)),
+    # Held-out rows
+    "eval_strategy": USED,
+    "eval_steps": used_with(("--set eval_strategy=steps", lambda config: config.set.get("eval_strategy") == "steps")),
+    "eval_delay": used_with(EVALUATION),
+    "per_device_eval_batch_size": USED,
+    "eval_on_start": refused("the held-out rows are evaluated before training in any case"),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), refused(SAME_TYPE)),
+    **dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), refused(FEW_NUMBERS)),
+    **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), refused(FEW_NUMBERS)),
+    "label_names": refused(ROWS),
+    # Rows
+    "dataloader_drop_last": USED,
+    "dataloader_num_workers": USED,
+    "dataloader_pin_memory": USED,
+    **dict.fromkeys(("dataloader_persistent_workers", "dataloader_prefetch_factor"), used_with(WORKERS)),
+    **dict.fromkeys(("dataloader_multiprocessing_context", "dataloader_in_order"), used_with(WORKERS)),
+    "train_sampling_strategy": USED,
+    "length_column_name": refused(ROWS),
+    "remove_unused_columns": refused(ROWS),
+    "include_num_input_tokens_seen": USED,
+    # Computation
+    **dict.fromkeys(("label_smoothing_factor", "neftune_noise_alpha"), USED),
+    "activation_checkpointing": same_as("gradient_checkpointing"),
+    **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), refused(CHECKPOINTING)),
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), refused(OWN_FORWARD)),
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), refused(OWN_FORWARD)),
+    "use_cache": refused("sampling uses a cache, and training none"),
+    "auto_find_batch_size": refused("a run that is out of memory starts again with smaller batches by itself"),
+    "use_cpu": refused("a run uses the GPU if there is one; to hide it, write CUDA_VISIBLE_DEVICES= before rlhf"),
+    "debug": refused("it prints to a screen that the run uses: see run.log and metrics.jsonl"),
+    "skip_memory_metrics": refused("what it measures is not logged"),
+    # Several processes
+    "average_tokens_across_devices": used_with(SEVERAL),
+    **dict.fromkeys(
+        ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"), used_with(SEVERAL, DDP)
+    ),
+    "ddp_static_graph": used_with(SEVERAL, DDP),
+    **dict.fromkeys(("ddp_backend", "ddp_timeout"), used_with(SEVERAL)),
+    "fsdp": refused("write --distributed fsdp"),
+    "fsdp_config": used_with(FSDP),
+    "deepspeed": used_with(ZERO),
+    "parallelism_config": refused("write --distributed"),
+    "accelerator_config": refused("how rows are divided between processes decides what each of them weighs"),
+    "local_rank": refused("write --num-processes"),
+    # Logs
+    "run_name": used_with(_tracker()),
+    **dict.fromkeys(
+        ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), used_with(_tracker("trackio"))
+    ),
+    "disable_tqdm": refused("rlhf shows progress itself"),
+    "log_on_each_node": refused(FIRST_PROCESS),
+    # Checkpoints
+    "save_strategy": refused(BY_STEPS),
+    "save_only_model": refused(f"{EXACT}, which takes the optimizer's state"),
+    "save_on_each_node": refused(FIRST_PROCESS),
+    "enable_jit_checkpoint": refused("SIGTERM stops a run with a checkpoint in any case"),
+    "load_best_model_at_end": refused(BEST),
+    "metric_for_best_model": used_with(_scheduler("reduce_lr_on_plateau", "greedy")),
+    "greater_is_better": refused(BEST),
+    "ignore_data_skip": refused(EXACT),
+    "restore_callback_states_from_checkpoint": refused(EXACT),
+    "resume_from_checkpoint": refused("write --resume FOLDER"),
+    "output_dir": refused("write --output-dir FOLDER"),
+    # Elsewhere
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token"), refused(UPLOAD)),
+    **dict.fromkeys(("hub_private_repo", "hub_always_push", "hub_revision"), refused(UPLOAD)),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), refused(SCRIPTS)),
+}
+
+# What a trainer that does not take its rows, batches and loss from transformers leaves without effect.
+OWN_LOSS: dict[str, Setting] = {
+    "label_smoothing_factor": refused("it is for a cross-entropy over labels, which this method's loss is not"),
+    "neftune_noise_alpha": refused("the noise depends on a row's length, and answers share a row with their prompt"),
+    "average_tokens_across_devices": refused("what a row weighs does not depend on how rows are divided"),
+    "include_num_input_tokens_seen": refused("it counts rows of `input_ids`, which this method has none of"),
+}
+
+# For methods whose trainer is a `PairTrainer`.
+PAIRS: dict[str, Setting] = {
+    **OWN_LOSS,
+    "train_sampling_strategy": used_with(
+        ("the value random or sequential", lambda config: "length" not in str(config.set["train_sampling_strategy"]))
+    ),
+}
+
+# For methods that sample what they train on, whose rows are prompts.
+ROLLOUTS: dict[str, Setting] = {
+    **OWN_LOSS,
+    **dict.fromkeys(
+        ("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "metric_for_best_model"),
+        refused("the held-out prompts are answered before and after training: see --num-eval-prompts"),
+    ),
+    "dataloader_drop_last": refused("a batch of answers is always full"),
+    "data_seed": refused("write --seed"),
+}
+
+
+def decide(method: Method | type[Method], name: str) -> Setting | None:
+    """What `--set name=…` does for `method`; None where nobody has decided."""
+    if name in method.Options.model_fields:
+        return same_as(name)
+    return method.settings.get(name, TRAINING.get(name))
+
+
+def check(method: Method, config: RunConfig) -> None:
+    """Raise `UserError` for values of `--set` that are refused, or that have no effect without something else."""
+    for name in config.set:
+        setting = decide(method, name) or USED
+        if setting.reason:
+            raise UserError(f"--set {name}: {setting.reason}")
+        for needed, holds in setting.conditions:
+            if not holds(config):
+                raise UserError(f"--set {name} has no effect without {needed}")

@@ -1,0 +1,178 @@
+"""The training arguments of a run: what `--set` may give, and all that libraries would refuse of them once training has
+begun, found before the weights load.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import pydantic
+
+from rlhf_core.config import MAIN, RunConfig
+from rlhf_core.errors import UserError, did_you_mean, library_errors
+from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.models import loading as models
+from rlhf_core.settings import decide
+from rlhf_core.training import launch, run_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+    from rlhf_core.training.run import Run
+
+# Options that are training arguments under the same name.
+SHARED = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "max_grad_norm"),
+    *("gradient_checkpointing", "logging_steps", "save_steps", "seed"),
+)
+NEED_THE_MODEL = ("galore", "apollo", "lomo")  # optimizers that look at its modules
+STEPS = 1000  # of a schedule that is only tried
+
+
+def build(run: Run, cls: type, values: dict[str, Any]) -> Any:
+    """Training arguments of class `cls` from the shared options, `values`, and the user's `--set`, which wins.
+
+    Raises `UserError` for what a library refuses.
+    """
+    import torch
+
+    options = run.options
+    values = {
+        **options.model_dump(include=set(SHARED)),
+        "output_dir": str(run.folder / "checkpoints" / run_folder.WRITING),
+        "save_strategy": "steps",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other
+        "bf16": models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
+        "fp16": options.dtype == "float16",
+        "report_to": [],
+        "disable_tqdm": True,
+        **launch.arguments_for(run.config.distributed),
+        **values,
+        **run.config.set,
+    }
+    with library_errors("the training arguments don't fit together"):
+        arguments = cls(**values)
+    _check_trackers(arguments)
+    _check_evaluation(arguments, run)
+    _check_schedule(arguments, _check_optimizer(arguments, run.config))
+    _check_loader(arguments)
+    return arguments
+
+
+def check_settings(method: Method, config: RunConfig) -> list[str]:
+    """Check `--set` against the fields of the method's training arguments; returns warnings.
+
+    Raises `UserError` with the nearest name.
+    """
+    if not config.set:
+        return []
+    module, _, name = method.config.partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    known = {field.name for field in fields(cls) if field.init}
+    hints, warnings = get_type_hints(cls), []
+    for key, value in config.set.items():
+        if key in MAIN and key not in known:
+            raise UserError(f"--set {key}: write --{key.replace('_', '-')}")
+        if key not in known:
+            raise UserError(f"--set {key}: {name} has no such field.{did_you_mean(key, known)}")
+        try:
+            pydantic.TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+        except pydantic.ValidationError as error:
+            raise UserError(f"--set {key}={value}: {error.errors()[0]['msg'].lower()}") from error
+        if decide(method, key) is None:
+            warnings.append(f"--set {key} is passed on to {name}: whether method {method.name} uses it is not known")
+    return warnings
+
+
+def check_names(options: TrainingOptions) -> None:
+    """Check what options call by transformers' name. Raises `UserError` with the nearest name."""
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for flag, value, names in (
+        ("--lr-scheduler-type", options.lr_scheduler_type, SchedulerType),
+        ("--optim", options.optim, OptimizerNames),
+    ):
+        known = [name.value for name in names]
+        if value not in known:
+            raise UserError(f"{flag} {value}: transformers knows no such name.{did_you_mean(value, known)}")
+
+
+def _check_trackers(arguments: TrainingArguments) -> None:
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    for name in arguments.report_to:
+        if name == "tensorboard":
+            raise UserError("--set report_to=tensorboard: leave it out, the run's folder has tensorboard/ in any case")
+        with library_errors(f"--set report_to={name}"):
+            get_reporting_integration_callbacks([name])[0]()
+
+
+def _check_evaluation(arguments: TrainingArguments, run: Run) -> None:
+    evaluates = arguments.eval_strategy != "no"
+    if evaluates and not run.held_out:
+        raise UserError(
+            "--set eval_strategy needs held-out rows, and there are none: give --num-eval-prompts a number above 0 and "
+            "ten rows of data for each, or --eval-data FILE"
+        )
+    if arguments.lr_scheduler_type == "reduce_lr_on_plateau" and not evaluates:
+        raise UserError(
+            "--lr-scheduler-type reduce_lr_on_plateau follows the loss of held-out rows: add --set eval_strategy=steps "
+            "--set eval_steps=20"
+        )
+
+
+def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.optim.Optimizer:
+    """The optimizer with one parameter, or SGD for those that need the model."""
+    import torch
+    from transformers import Trainer
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    plain = torch.optim.SGD([parameter], lr=arguments.learning_rate)
+    needs_model = any(name in arguments.optim for name in NEED_THE_MODEL)
+    with library_errors(f"--optim {config.options.optim}"):
+        try:
+            cls, values = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        except ValueError:
+            if not needs_model:
+                raise
+            return plain
+        if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+            return plain
+        optimizer = cls([parameter], **values)
+    for name, used in (("adam_beta1", "betas"), ("adam_beta2", "betas"), ("adam_epsilon", "eps")):
+        if name in config.set and used not in values:
+            raise UserError(f"--set {name} has no effect with --optim {config.options.optim}")
+    return optimizer
+
+
+def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    from transformers import get_scheduler
+
+    steps = arguments.max_steps if arguments.max_steps > 0 else STEPS
+    with library_errors(f"--lr-scheduler-type {arguments.lr_scheduler_type.value}, --set lr_scheduler_kwargs"):
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+
+
+def _check_loader(arguments: TrainingArguments) -> None:
+    from torch.utils.data import DataLoader
+
+    with library_errors("--set dataloader_…"):
+        DataLoader(
+            [0],  # type: ignore[arg-type]  # any sequence will do
+            num_workers=arguments.dataloader_num_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            multiprocessing_context=arguments.dataloader_multiprocessing_context,
+        )
