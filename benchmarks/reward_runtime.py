@@ -21,8 +21,9 @@ from typing import Any
 from benchmarks.record import record
 from rlhf_core.catalog import Catalog
 from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.batch import RewardBatch
 from rlhf_core.rewards.binding import BoundReward, bind, bind_all
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
 
 STEPS, ROWS, BATCHES = 8, 64, 5
 

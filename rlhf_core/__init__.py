@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rlhf_core.models.loading import load_scorer
     from rlhf_core.models.reference import ReferenceModel
     from rlhf_core.reward import Reward
-    from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+    from rlhf_core.rewards.batch import RewardBatch
+    from rlhf_core.rewards.runtime import RewardRuntime
     from rlhf_core.training.pair_trainer import PairLogps, PairScores, PairTrainer
     from rlhf_core.training.run import Run, train
 
@@ -39,7 +40,8 @@ _MODULES = {
     "models.loading": ("load_scorer",),
     "models.reference": ("ReferenceModel",),
     "reward": ("Reward",),
-    "rewards.runtime": ("RewardBatch", "RewardRuntime"),
+    "rewards.batch": ("RewardBatch",),
+    "rewards.runtime": ("RewardRuntime",),
     "training.pair_trainer": ("PairLogps", "PairScores", "PairTrainer"),
     "training.run": ("Run", "train"),
 }

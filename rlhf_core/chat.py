@@ -18,7 +18,8 @@ from typing import Any
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.models.loading import max_tokens
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
+from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import number
 
 OTHER_HELP = (
@@ -122,9 +123,10 @@ class Chat:
         self._check_answered()
         if not self.rewards:
             raise UserError("There are no rewards here. Start with some: rlhf chat … --reward NAME")
-        row = {name: [value] for name, value in columns.items()}
+        for warning in columns_left_out(list(columns)):
+            self.write(f"{warning}.\n", "note")
         prompt = self._with_system(self.turns[:-1])
-        batch = RewardBatch([prompt], [[self.turns[-1]]], self.answer_ids[-1:], row)
+        batch = RewardBatch([prompt], [[self.turns[-1]]], self.answer_ids[-1:], columns_of([columns]))
         width = max(map(len, self.rewards))
         for name, runtime in self.rewards.items():
             reward = runtime.rewards[0]

@@ -16,6 +16,7 @@ from rlhf_core.models.loading import inspect as inspect_model
 from rlhf_core.models.loading import load as load_model
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
+from rlhf_core.rewards.batch import columns_of
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.binding import bind_all as bind_rewards
 from rlhf_core.rewards.runtime import RewardRuntime

@@ -9,8 +9,9 @@ import pytest
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.batch import RewardBatch
 from rlhf_core.rewards.binding import bind
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
 
 # As people write them for open-r1 and for TRL's documentation.
 CODE = '''

@@ -12,8 +12,9 @@ import torch
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.batch import RewardBatch
 from rlhf_core.rewards.binding import bind, bind_all
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
 
 SIZE = 4
 

@@ -7,7 +7,7 @@ method needs: `prompts`, `preferences` or `conversations`. Every error names the
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,9 +21,14 @@ from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
-# Names with a meaning in TRL: a row's column of that name can't be passed through.
-CANONICAL = ("prompt", "completion", "completion_ids", "chosen", "rejected", "messages")
 Need = Literal["prompts", "preferences", "conversations"]
+# What a row becomes for each need. Its other columns stay, for rewards, but for those that are its prompt and answer.
+PROJECTED: Mapping[Need, tuple[str, ...]] = {
+    "prompts": ("prompt",),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "conversations": ("messages",),
+}
+CANONICAL = ("prompt", "completion", "messages")
 HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
 
 
@@ -55,6 +60,7 @@ class Data:
     parts: list[Part]
     columns: list[str]
     warnings: list[str]
+    need: Need
 
 
 def load(
@@ -90,7 +96,8 @@ def load(
         train, others = rows[count:], rows[:count]
     columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
     warnings = [text for part in [*mixed, *eval_parts] for text in part.warnings]
-    return Data(_same_columns(train), _same_columns(others), mixed, columns, warnings)
+    rows = _same_columns([*train, *others])
+    return Data(rows[: len(train)], rows[len(train) :], mixed, columns, warnings, need)
 
 
 def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use: Use = "train") -> Part:
@@ -180,7 +187,7 @@ def project(row: Row, formatter: Formatter, need: Need) -> dict[str, Any]:
         raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; the data has none")
     if not example.prompt or example.prompt[-1]["role"] != "user":
         raise UserError(f"{row.location}: the prompt does not end with a user's message")
-    return {"prompt": example.prompt, **pair, **others}
+    return {"prompt": example.prompt, **pair} | others | pair
 
 
 def convert(row: Row, formatter: Formatter) -> Example:
@@ -198,7 +205,7 @@ def row_columns(row: Row, example: Example) -> dict[str, Any]:
     return {k: v for k, v in {**row.values, **example.columns, **answer}.items() if k not in CANONICAL}
 
 
-def prompt_of(row: dict[str, Any]) -> Any:
+def prompt_of(row: Mapping[str, Any]) -> Any:
     """The messages to answer: the prompt, or a conversation up to its last question."""
     if "prompt" in row:
         return row["prompt"]

@@ -13,9 +13,10 @@ from typing import Any
 from rlhf_core.errors import UserError
 from rlhf_core.reward_report import statistics
 from rlhf_core.reward_report.answers import Answer, Answers
+from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.outcomes import Column, join
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 
 BATCH = 64  # completions, or one group if that is larger
@@ -59,7 +60,7 @@ def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
             {"rewards": [a, b], "spearman": statistics.spearman(columns[a].scores, columns[b].scores)}
             for a, b in itertools.combinations(columns, 2)
         ],
-        "warnings": [*answers.warnings, *about_ids, *advice],
+        "warnings": [*answers.warnings, *columns_left_out(answers.columns), *about_ids, *advice],
         "own_answers": answers.own,
     }
 
@@ -73,8 +74,9 @@ def _call(runtime: RewardRuntime, answers: Answers) -> tuple[list[Answer], dict[
             [row.prompt for row in part],
             [row.completion for row in part],
             [list(map(ord, row.text)) for row in part],
-            {name: [row.columns.get(name) for row in part] for name in answers.columns},
+            columns_of([{**dict.fromkeys(answers.columns), **row.columns} for row in part]),
             PLACEHOLDERS,
+            [row.text for row in part],
         )
         rows += part
         found.append(runtime.evaluate(batch))

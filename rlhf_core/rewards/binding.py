@@ -19,6 +19,10 @@ from rlhf_core.rewards import by_path
 CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
 LOGS = frozenset({"log_extra", "log_metric"})
 TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
+# Names that are never a column of the data: TRL's, whose values are the run's, and those of what the run makes prompts
+# and completions of.
+INSTEAD = {"prompt": "prompts", "completion": "completions", "messages": "prompts"}
+RESERVED = TRL_NAMES | INSTEAD.keys()
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class BoundReward:
 
     def missing_columns(self, available: Sequence[str]) -> list[str]:
         """The columns that this reward needs and the data does not have."""
-        return [name for name in self.signature.columns if name not in available and name not in self.parameters]
+        given = {*available, *self.parameters} - RESERVED
+        return [name for name in self.signature.columns if name not in given]
 
     def call(self, columns: Mapping[str, list[Any]], trl: Mapping[str, Any]) -> Any:
         """Call the function with those of TRL's names and of a batch's `columns` that it accepts."""
@@ -66,8 +71,8 @@ class BoundReward:
         s = self.signature
         wanted = {*s.columns, *s.optional}
         arguments = {
-            **{name: value for name, value in trl.items() if name in s.trl or s.keywords},
             **{k: v for k, v in columns.items() if k in wanted or (s.keywords and k not in s.parameters)},
+            **{name: value for name, value in trl.items() if name in s.trl or s.keywords},
             **self.parameters,
         }
         positional = [arguments.pop(name) for name in s.positional_only]
@@ -127,7 +132,9 @@ def check_columns(rewards: Sequence[BoundReward], available: Sequence[str], sour
     """Raise `UserError` if the data lacks a column that a reward needs."""
     for reward in rewards:
         if missing := reward.missing_columns(available):
-            have = ", ".join(name for name in available if name != "prompt") or "none"
+            if instead := [f"{INSTEAD[name]}, not {name}" for name in missing if name in INSTEAD]:
+                raise UserError(f"reward {reward.name!r} has an argument that it can't get: it is {instead[0]}")
+            have = ", ".join(name for name in available if name not in RESERVED) or "none"
             raise UserError(
                 f"reward {reward.name!r} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
                 f"which {source} does not have. Its columns: {have}."

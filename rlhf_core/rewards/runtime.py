@@ -14,10 +14,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.data.loading import prompt_of
+from rlhf_core.rewards.batch import ROW, RewardBatch, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, LOGS, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, join, out_of_time
@@ -30,35 +32,22 @@ BATCH_SECONDS = 600.0  # the time limit of a batch where an async reward or one 
 log = logging.getLogger("rlhf")
 
 
-@dataclass
-class RewardBatch:
-    """What rewards score: lists with one entry per row. The rows of a group are consecutive.
-
-    `prompts` and `completions` hold messages, `completion_ids` the completion's tokens, `columns` the data's other
-    columns by name. `trl` has TRL's other arguments (`trainer_state`, `log_metric(name, value)`,
-    `log_extra(column, values)`); without it nothing is logged.
+class RewardRuntime:
+    """The rewards of one run. `decode` turns token ids into text; samples and errors are written to `folder`. `rows`
+    are the run's, by their number in the column `ROW`.
     """
 
-    prompts: Sequence[Any]
-    completions: Sequence[Any]
-    completion_ids: Sequence[Sequence[int]]
-    columns: Mapping[str, Sequence[Any]]
-    trl: Mapping[str, Any] = field(default_factory=dict)
-    texts: Sequence[str] = field(default=(), compare=False)  # the decoded completions, set by `evaluate`
-
-    def __len__(self) -> int:
-        return len(self.completions)
-
-
-class RewardRuntime:
-    """The rewards of one run. `decode` turns token ids into text; samples and errors are written to `folder`."""
-
     def __init__(
-        self, rewards: Sequence[BoundReward], decode: Callable[[Sequence[int]], str], folder: Path | None = None
+        self,
+        rewards: Sequence[BoundReward],
+        decode: Callable[[Sequence[int]], str],
+        folder: Path | None = None,
+        rows: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.rewards = list(rewards)
         self.decode = decode
         self.folder = folder
+        self.rows = rows
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
         self.last: list[dict[str, Any]] = []
         self._elsewhere: dict[str, Worker | EventLoop] = {r.name: Worker(r) for r in rewards if r.kind == "process"}
@@ -110,6 +99,19 @@ class RewardRuntime:
         column.__name__ = name
         return column
 
+    def batch(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        completion_ids: Sequence[Sequence[int]],
+        trl: Mapping[str, Any] | None = None,
+    ) -> RewardBatch:
+        """The answers `completion_ids`, one to each of `rows`, as rewards get them."""
+        texts = [self.decode(ids) for ids in completion_ids]
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
+        return RewardBatch(
+            [prompt_of(row) for row in rows], completions, completion_ids, columns_of(rows), trl or {}, texts
+        )
+
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Each row's weighted sum of scores, recorded and counted as TRL's calls are.
 
@@ -129,6 +131,9 @@ class RewardRuntime:
 
     def evaluate(self, batch: RewardBatch) -> dict[str, Column]:
         """Score a batch with every reward. Those that do not need the main thread run meanwhile."""
+        if ROW in batch.columns:
+            rows = [self.rows[number] for number in batch.columns[ROW]]
+            vars(batch).update(vars(self.batch(rows, batch.completion_ids, batch.trl)))
         batch.texts = batch.texts or [self.decode(ids) for ids in batch.completion_ids]
         others = {r.name: self._batches.submit(self._score, r, batch) for r in self.rewards if r.kind != "ordinary"}
         columns: dict[str, Column] = {}

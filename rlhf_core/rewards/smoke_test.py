@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from rlhf_core.data.loading import prompt_of
+from rlhf_core.rewards.batch import RewardBatch, columns_of
 from rlhf_core.rewards.outcomes import Column
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import number
 
 ROWS = 4
@@ -67,15 +68,23 @@ def smoke_test(
         [prompt_of(row) for row in rows],
         [[{"role": "assistant", "content": answer}] for answer in answers],
         [encode(answer) for answer in answers],
-        {key: [row.get(key) for row in rows] for key in rows[0] if key not in ("prompt", "messages")},
+        columns_of(rows),
         PLACEHOLDERS,
+        answers,
     )
     return SmokeTest(answers, all(answer is None for answer in found), runtime.evaluate(batch))
 
 
 def _reference_answer(row: Mapping[str, Any]) -> str | None:
-    """The reference answer, else the last of the assistant's turns (of a pair: the chosen one's)."""
-    if row.get("answer") is not None:
-        return str(row["answer"])
-    turns = row.get("chosen") or row.get("messages") or []
-    return next((turn["content"] for turn in reversed(turns) if turn["role"] == "assistant"), None)
+    """The reference answer, of several the first; else the last of the assistant's turns (of a pair: the chosen one's).
+
+    NaN, with which a table marks an empty cell, is no answer.
+    """
+    value = row.get("answer")
+    while isinstance(value, list | tuple):
+        value = value[0] if value else None
+    if value is not None and not isinstance(value, Mapping) and value == value:
+        return str(value)
+    turns = row.get("messages") or row.get("chosen")
+    answers = [turn for turn in turns if turn["role"] == "assistant"] if isinstance(turns, list) else []
+    return answers[-1]["content"] if answers else None

@@ -9,8 +9,9 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 
+from rlhf_core.rewards.batch import RewardBatch, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, BoundReward
-from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 from rlhf_core.testing.golden import Row
 
@@ -81,11 +82,10 @@ def decode(ids: Sequence[int]) -> str:
 
 def batch_of(rows: Sequence[Row]) -> RewardBatch:
     """Rows as a run has them: messages, token ids, and a column that is None where a row does not have it."""
-    names = dict.fromkeys(name for row in rows for name in row.columns)
     return RewardBatch(
         [row.prompt for row in rows],
         [[{"role": "assistant", "content": row.completion}] for row in rows],
         [[ord(character) for character in row.completion] for row in rows],
-        {name: [row.columns.get(name) for row in rows] for name in names},
+        columns_of([row.columns for row in rows]),
         PLACEHOLDERS,
     )

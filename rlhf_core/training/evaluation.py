@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from rlhf_core.data.loading import prompt_of
 from rlhf_core.method import SAMPLING, Method
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
-from rlhf_core.rewards.runtime import RewardBatch
 from rlhf_core.training.run_folder import write_atomically
 from rlhf_core.ui.screen import Screen
 
@@ -83,19 +82,17 @@ class HeldOut(TrainerCallback):
 
 def _answer(result: Evaluation, model: Any, run: Run) -> None:
     """Answer the held-out prompts once each, as in training, and score the answers."""
-    prompts = [prompt_of(row) for row in run.held_out]
-    rollouts = _sample(model, prompts, run)
-    ids = [answer.completion for answer in rollouts]
-    texts = [run.rewards.decode(answer) for answer in ids]
-    keys = [key for key in run.held_out[0] if key not in ("prompt", "messages", "chosen", "rejected")]
-    columns = {key: [row.get(key) for row in run.held_out] for key in keys}
-    messages = [[{"role": "assistant", "content": text}] for text in texts]
-    scored = run.rewards.evaluate(RewardBatch(prompts, messages, ids, columns))
+    rollouts = _sample(model, [prompt_of(row) for row in run.held_out], run)
+    batch = run.rewards.batch(run.held_out, [answer.completion for answer in rollouts])
+    scored = run.rewards.evaluate(batch)
     applicable = {name: [s for s in column.scores if s is not None] for name, column in scored.items()}
     result.rewards = {name: fmean(scores) if scores else None for name, scores in applicable.items()}
-    result.length, result.finished = fmean(map(len, ids)), fmean(answer.finished for answer in rollouts)
-    result.prompts, result.answers = prompts, texts
-    result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(texts))]
+    result.length, result.finished = (
+        fmean(map(len, batch.completion_ids)),
+        fmean(answer.finished for answer in rollouts),
+    )
+    result.prompts, result.answers = list(batch.prompts), list(batch.texts)
+    result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(batch))]
 
 
 @torch.no_grad()

@@ -11,10 +11,12 @@ from rlhf_core.config import LORA, RunConfig, given_options
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.data.chat_template import ChatTemplate
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.data.loading import PROJECTED, Need
+from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import ModelReference, find
+from rlhf_core.rewards.batch import ROW, columns_left_out
 from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
 from rlhf_core.training import arguments
@@ -79,6 +81,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     train, limited = lengths.apply_limits(data.train, method.data, options, template)
     held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
     warnings += [*data.warnings, *limited, *left_out, *_not_sampled(method, explicit, held_out)]
+    warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
     return Plan(
         config.model_copy(update={"options": options}), chosen, data, info, template, rewards, system_prompt, origin
@@ -155,20 +158,18 @@ def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tupl
     return [*rows, ("Device", device), ("Output", str(config.output_dir))]
 
 
-def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    """`rows` as a dataset. Raises `UserError` for a column whose values are of different types."""
-    import datasets
-    import pyarrow
+def dataset(rows: Sequence[dict[str, Any]], need: Need, first: int = 0) -> datasets.Dataset:
+    """What a method that needs `need` trains on, and the rows' numbers from `first` on in the column `ROW`.
 
-    try:
-        return datasets.Dataset.from_list(rows)
-    except pyarrow.ArrowException as error:
-        for name in rows[0]:
-            kinds = sorted({type(row[name]).__name__ for row in rows if row[name] is not None})
-            if len(kinds) > 1:
-                message = f"the data's column {name!r} holds values of different types: {', '.join(kinds)}"
-                raise UserError(message) from error
-        raise UserError(f"the data's columns can't be made into a table: {first_line(error)}") from error
+    Messages are stored as JSON: as Arrow's structures each would get the keys of all others. No other column is in it,
+    whatever it holds.
+    """
+    import datasets
+
+    names = PROJECTED[need]
+    kinds = {**dict.fromkeys(names, datasets.Json()), ROW: datasets.Value("int64")}
+    columns = {name: [row[name] for row in rows] for name in names}
+    return datasets.Dataset.from_dict({**columns, ROW: range(first, first + len(rows))}, datasets.Features(kinds))
 
 
 def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:

@@ -33,6 +33,7 @@ from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
+    import datasets
     import transformers
     from peft import LoraConfig
 
@@ -47,8 +48,10 @@ class ModelNeeded(Exception):
 class Run:
     """What a method builds its trainer from.
 
-    `model` is loaded when it is first asked for, so a method makes its training arguments before. `held_out` are
-    projected rows that are not trained on; `eval_dataset` is the same for a trainer that measures on them, or None.
+    `model` is loaded when it is first asked for, so a method makes its training arguments before. `train_rows` are the
+    projected rows to train on, `held_out` others; `train_dataset` and `eval_dataset` (None without held-out rows) are
+    the same for a trainer that takes data sets: with what the method asked for and a number, by which the functions of
+    `rewards` find a row's other columns.
     """
 
     loads_weights = True  # False in a dry run
@@ -60,10 +63,18 @@ class Run:
         self.tokenizer: transformers.PreTrainedTokenizerBase = plan.info.tokenizer
         self.template = plan.template
         self.folder = Path(str(plan.config.output_dir))
-        self.train_dataset = planning.dataset(plan.data.train)
-        self.eval_dataset = planning.dataset(self.held_out) if self.held_out else None
+        self.train_rows = plan.data.train
         self.resume_from = resume_from
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # processes of this run
+
+    @functools.cached_property
+    def train_dataset(self) -> datasets.Dataset:
+        return planning.dataset(self.train_rows, self.plan.data.need)
+
+    @functools.cached_property
+    def eval_dataset(self) -> datasets.Dataset | None:
+        first = len(self.plan.data.train)
+        return planning.dataset(self.held_out, self.plan.data.need, first) if self.held_out else None
 
     @functools.cached_property
     def model(self) -> transformers.PreTrainedModel:
@@ -155,7 +166,8 @@ def prepare(
     rewards = bind_all(config.reward_specs, catalog)
     plan = planning.make_plan(config, method, catalog, rewards)
     decode = functools.partial(plan.info.tokenizer.decode, skip_special_tokens=True)
-    run = Run(plan, RewardRuntime(rewards, decode, folder), resume_from)
+    rows = [*plan.data.train, *plan.data.held_out]
+    run = Run(plan, RewardRuntime(rewards, decode, folder, rows), resume_from)
     run.rewards.start()
     return run
 

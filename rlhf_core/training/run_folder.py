@@ -103,7 +103,7 @@ def finish_model(run: Run) -> None:
     card = (
         f"---\nlibrary_name: transformers\ntags: [rlhf, {config.method}]\n---\n\n# {run.folder.name}\n\n"
         f"Trained with rlhf-core.\n\n- method: `{config.method}`\n- model: `{config.model}`\n"
-        f"- data: `{data}` ({len(run.train_dataset)} rows){rewards}\n"
+        f"- data: `{data}` ({len(run.train_rows)} rows){rewards}\n"
     )
     (run.folder / "model" / "README.md").write_text(card, encoding="utf-8")
 
@@ -173,7 +173,7 @@ def write_manifest(run: Run, plugins: Sequence[str]) -> None:
         "platform": platform.platform(),
         "versions": versions,
         "plugins": list(plugins),
-        "data": {"source": source, "rows": len(run.train_dataset), "sha256": fingerprint(run.train_dataset)},
+        "data": {"source": source, "rows": len(run.train_rows), "sha256": fingerprint(run.train_rows)},
         "seed": run.options.seed,
         "git_commit": _git_commit(),
     }
@@ -181,7 +181,7 @@ def write_manifest(run: Run, plugins: Sequence[str]) -> None:
 
 
 def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 over the rows as the trainer gets them."""
+    """SHA-256 over the rows, with the columns that rewards get."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))

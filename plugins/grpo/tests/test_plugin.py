@@ -70,9 +70,9 @@ def test_one_reward_is_summed_first_and_several_are_normalized_first(run, tmp_pa
 
     def scores(trainer):
         turns = [[{"role": "assistant", "content": "x"}] for _ in range(2)]
-        rest = {key: ["x", "x"] for key in run().train_dataset.column_names if key != "prompt"}
+        rows = {name: list(trainer.train_dataset[name][:2]) for name in trainer.train_dataset.column_names[1:]}
         return [
-            score(prompts=turns, completions=turns, completion_ids=[[1], [1]], **rest) for score in trainer.reward_funcs
+            score(prompts=turns, completions=turns, completion_ids=[[1], [1]], **rows) for score in trainer.reward_funcs
         ]
 
     assert GRPO().trainer(run()).args.multi_objective_aggregation == "sum_then_normalize"

@@ -120,7 +120,7 @@ class PPO(Method):
             reference=reference,
             rewards=run.rewards,
             template=run.template,
-            train_dataset=run.train_dataset,
+            train_dataset=run.train_rows,
             processing_class=run.tokenizer,
         )
 

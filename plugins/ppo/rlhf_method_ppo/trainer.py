@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from rlhf_core import RewardBatch
 from rlhf_core.prefix import Group, Sampling, completion_logps, eos_token_ids, rollout, stacked
 from rlhf_method_ppo import losses
 from rlhf_method_ppo.batches import Experience, PromptBatches
@@ -135,11 +134,8 @@ class PPOTrainer(Trainer):
 
     def _score(self, rows: list[dict], completions: list[list[int]]) -> list[float | None]:
         """Each answer's weighted sum of rewards; None if a reward failed or none applies."""
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-        messages = [[{"role": "assistant", "content": self.rewards.decode(ids)}] for ids in completions]
         trl = {"trainer_state": self.state, "log_metric": lambda name, value: self.metrics[name].append(value)}
-        batch = RewardBatch([row["prompt"] for row in rows], messages, completions, columns, trl)
-        return self.rewards.score(batch)
+        return self.rewards.score(self.rewards.batch(rows, completions, trl))
 
     @torch.no_grad()
     def _measure(self, model: PolicyWithValue, groups: list[Group], mask: Tensor) -> tuple[Tensor, ...]:

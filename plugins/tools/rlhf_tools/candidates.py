@@ -13,7 +13,6 @@ from rlhf_core import Catalog, Method, RunConfig, UserError, commands, resolve
 from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec
 
 BUILTIN = "builtin"
-CANONICAL = ("prompt", "messages", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Questions:
     @property
     def columns(self) -> dict[str, list[Any]]:
         """What the rewards may read beside the prompt."""
-        return {key: [row.get(key) for row in self.rows] for key in self.rows[0] if key not in CANONICAL}
+        return commands.columns_of(self.rows)
 
 
 def find_candidates(models: Sequence[str], catalog: Catalog) -> list[Candidate]:

@@ -1,0 +1,53 @@
+"""What rewards score: rows of the data with a model's answers. Needs no torch.
+
+Rewards get a row as it was read. A trainer is given only its number (`ROW`): a table of typed columns would change it,
+adding keys that other rows have, and a column named like one of TRL's arguments would take that argument's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_core.rewards.binding import RESERVED, TRL_NAMES
+
+ROW = "rlhf_row"  # the column of `Run.train_dataset` and `Run.eval_dataset` with the row's number
+
+
+@dataclass
+class RewardBatch:
+    """What rewards score: lists with one entry per row. The rows of a group are consecutive.
+
+    `prompts` and `completions` hold messages, `completion_ids` the completion's tokens, `columns` the data's other
+    columns by name. `trl` has TRL's other arguments (`trainer_state`, `log_metric(name, value)`,
+    `log_extra(column, values)`); without it nothing is logged. `texts` are the completions' texts; unset: decoded.
+    """
+
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    completion_ids: Sequence[Sequence[int]]
+    columns: Mapping[str, Sequence[Any]]
+    trl: Mapping[str, Any] = field(default_factory=dict)
+    texts: Sequence[str] = field(default=(), compare=False)
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What rewards get of `rows` beside the prompts, as lists by column; None where a row has no such column."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in RESERVED)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def columns_left_out(names: Sequence[str]) -> list[str]:
+    """A warning about those of the data's columns `names` that rewards would expect and don't get; [] for none."""
+    taken = [name for name in names if name in TRL_NAMES]
+    if not taken:
+        return []
+    columns = f"column{'s' * (len(taken) > 1)} {', '.join(taken)}"
+    return [
+        f"rewards don't get the data's {columns}: a run passes values of its own under such a name. Rename a column "
+        "that a reward needs"
+    ]
