@@ -168,7 +168,8 @@ def fails(*args, **rest):
 
 
 @pytest.mark.parametrize(
-    ("broken", "reason"), [(without_our_keyword, "differ by"), (fails, "TypeError: got an unexpected keyword")]
+    ("broken", "reason"),
+    [(without_our_keyword, "not every layer attends exactly once"), (fails, "TypeError: got an unexpected keyword")],
 )
 def test_a_model_that_ignores_or_refuses_our_keyword_is_noticed_at_the_first_groups(
     said, model, monkeypatch, broken, reason

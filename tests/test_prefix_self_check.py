@@ -77,8 +77,8 @@ def test_each_precision_is_checked(said, monkeypatch):
     """Autocast computes something else than the weights' type."""
     model = random_model(Qwen3Config(**SIZES), torch.float32)
     share(model)
-    checks, real = [], sharing.disagreement
-    monkeypatch.setattr(sharing, "disagreement", lambda *args: checks.append(args) or real(*args))
+    checks, real = [], sharing.sharing_disagrees
+    monkeypatch.setattr(sharing, "sharing_disagrees", lambda *args: checks.append(args) or real(*args))
     for _ in range(2):
         assert shares(model, GROUPS)
         with torch.autocast("cpu", torch.bfloat16):

@@ -28,6 +28,13 @@ NO_MASK = torch.zeros(1, 1, 1, 1)
 Cache = dict[int, tuple[Tensor, Tensor]]  # for each layer (keys, values), (rows, heads, tokens, size) each
 
 
+PLAIN_TENSORS = {"position_ids", "cache_position"}  # which attention is given, and which do not change it
+
+
+class NotShared(RuntimeError):
+    """A model's attention is not the one that prompts can be shared with."""
+
+
 class GroupSpans(NamedTuple):
     """Where a prompt and its completions stand in the row."""
 
@@ -48,12 +55,19 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
     shared_prefix: AttentionMetadata | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' interface: heads before tokens in, tokens before heads out."""
+    """transformers' interface: heads before tokens in, tokens before heads out. Raises `NotShared`."""
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    if attention_mask is None or attention_mask.shape[:3] != NO_MASK.shape[:3]:
+        raise NotShared("the model attends under a mask of its own")
+    tensors = {name for name, value in rest.items() if isinstance(value, Tensor)} - PLAIN_TENSORS
+    if tensors or softcap:  # sinks, biases, selected tokens, a cap
+        names = ", ".join(sorted(tensors)) or "softcap"
+        raise NotShared(f"the model's attention takes more than queries, keys and values ({names})")
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # which knows sdpa, but not the kernels within it
         query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))

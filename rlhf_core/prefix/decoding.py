@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.generation import logits_process
 
+from rlhf_core.errors import RunStopped
 from rlhf_core.prefix.attention import Cache, PackedAttention
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.kernels import Span, attend
@@ -24,6 +26,10 @@ from rlhf_core.prefix.packed import batches, call, evaluating, pack, unwrap
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
 MAX_ROWS = 256  # completions that are sampled beside each other
+NOT_NUMBERS = (
+    "the model's log-probabilities are not numbers (NaN) while it samples: its weights are broken, or its precision is too "
+    "small for it. Try --dtype float32 (or bfloat16 instead of float16), a lower --learning-rate, or the last checkpoint"
+)
 GROWTH = 64  # tokens by which the cache's capacity for completions grows
 
 
@@ -97,6 +103,8 @@ class _Batch:
         tokens, logps = self._choose(self.logits.float())
         chosen = torch.stack([tokens.float(), logps]).tolist()  # one read from the device; float32 has all token ids
         for row, token, logp in zip(self.rows, *chosen, strict=True):
+            if math.isnan(logp):
+                raise RunStopped(NOT_NUMBERS)
             row.tokens.append(int(token))
             row.logps.append(logp)
         ended = [row for row in self.rows if self._ended(row)]
@@ -130,7 +138,8 @@ class _Batch:
             total = bounds[:, -1]
             points = torch.stack([row.uniforms[len(row.tokens)] for row in self.rows]).to(self.device) * total
             points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))
-            tokens = torch.searchsorted(bounds, points[:, None], right=True)[:, 0]
+            # Beyond the last token if the logits are not numbers, which the log-probabilities then say.
+            tokens = torch.searchsorted(bounds, points[:, None], right=True)[:, 0].clamp(max=bounds.shape[1] - 1)
         return tokens, logps.gather(-1, tokens[:, None])[:, 0]
 
 

@@ -1,57 +1,92 @@
-"""The plain computation, and the reference for every faster one: each completion in a row of its own, padded.
+"""The plain computation, and the reference for every faster one: each completion in a row of its own, with its prompt.
 
-Prompts are padded on the left and completions on the right, so that completions stand in the same columns and only
-those columns get logits.
+Rows are padded on the right, without a mask: what stands behind a token can't change it in a causal model, whatever its
+layers are, while padding on the left shifts positions that a model counts itself and passes through recurrent layers.
+With `alone`, rows do not stand beside each other either, and there is no padding at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, stacked
+from rlhf_core.prefix.packed import unwrap
+
+TOKEN_BUDGET = 8192  # of the rows of a pass without gradient, with their padding
+Row = tuple[list[int], list[int]]  # a prompt and one completion
 
 
 def completion_logps(
-    model: Any, groups: Sequence[Group], *, temperature: float = 1.0, hidden: bool = False
+    model: Any, groups: Sequence[Group], *, temperature: float = 1.0, hidden: bool = False, alone: bool = False
 ) -> CompletionLogps:
     """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
-    inputs, tokens, mask = _padded(groups, model.device)
-    width = tokens.shape[1]
-    output = model(**inputs, logits_to_keep=width + 1, output_hidden_states=hidden, use_cache=False)
-    logps, entropies = [], []
-    for logits, row in zip(output.logits[:, -width - 1 : -1], tokens, strict=True):  # a row at a time: float32 is large
-        distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
-        logps.append(distribution.gather(-1, row[:, None])[:, 0])
-        with torch.no_grad():
-            entropies.append(-(distribution.exp() * distribution).sum(-1))
-    states = output.hidden_states[-1][:, -width - 1 :] if hidden else None
-    return CompletionLogps(torch.stack(logps) * mask, torch.stack(entropies) * mask, mask, states)
+    logps, entropies, states = [], [], []
+    for part in _passes(groups, alone):
+        output, first = _forward(model, part, hidden)
+        for i, (prompt, completion) in enumerate(part):  # a row at a time: float32 is large
+            start = len(prompt) - 1 - first
+            logits = output.logits[i, start : start + len(completion)]
+            distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
+            tokens = torch.tensor(completion, device=logits.device)
+            logps.append(distribution.gather(-1, tokens[:, None])[:, 0])
+            with torch.no_grad():
+                entropies.append(-(distribution.exp() * distribution).sum(-1))
+            if hidden:
+                states.append(_states(output, i, prompt, completion))
+    mask = _rows([torch.ones_like(row, dtype=torch.long) for row in logps])
+    return CompletionLogps(_rows(logps), _rows(entropies), mask, _rows(states) if hidden else None)
 
 
-def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
+def completion_hidden(model: Any, groups: Sequence[Group], *, alone: bool = False) -> CompletionHidden:
     """The last hidden states at the prompt's last token and at every completion token."""
-    inputs, tokens, mask = _padded(groups, model.device)
-    output = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
-    return CompletionHidden(output.hidden_states[-1][:, -tokens.shape[1] - 1 :], mask)
+    states = []
+    for part in _passes(groups, alone):
+        output, _ = _forward(model, part, hidden=True)
+        states += [_states(output, i, prompt, completion) for i, (prompt, completion) in enumerate(part)]
+    return CompletionHidden(_rows(states), _rows([torch.ones(len(row) - 1, dtype=torch.long) for row in states]))
 
 
-def _padded(groups: Sequence[Group], device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """(the model's inputs, completion tokens, completion mask). What stands in padding is masked, so 0 serves."""
-    prompts = [list(group.prompt) for group in groups for _ in group.completions]
-    completions = [list(completion) for group in groups for completion in group.completions]
-    longest = max(map(len, prompts))
-    left = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    prompt_mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    tokens = stacked(completions, device=device)
-    mask = stacked([[1] * len(completion) for completion in completions], device=device)
-    attention = torch.cat([prompt_mask, mask], dim=1)
-    inputs = {
-        "input_ids": torch.cat([left, tokens], dim=1),
-        "attention_mask": attention,
-        "position_ids": (attention.cumsum(dim=1) - 1).clamp(min=0),
-    }
-    return inputs, tokens, mask
+def _passes(groups: Sequence[Group], alone: bool) -> Iterator[list[Row]]:
+    """The rows that go through the model together: one, or without gradient as many as the budget allows, or all."""
+    budget = 0 if alone else sys.maxsize if torch.is_grad_enabled() else TOKEN_BUDGET
+    part: list[Row] = []
+    longest = 0
+    for group in groups:
+        for completion in group.completions:
+            tokens = len(group.prompt) + len(completion)
+            if part and (len(part) + 1) * max(longest, tokens) > budget:
+                yield part
+                part, longest = [], 0
+            part.append((list(group.prompt), list(completion)))
+            longest = max(longest, tokens)
+    if part:
+        yield part
+
+
+def _forward(model: Any, part: list[Row], hidden: bool) -> tuple[Any, int]:
+    """(the model's output, the number of the first column that its logits are of)."""
+    ids = stacked([prompt + completion for prompt, completion in part], device=unwrap(model).device)
+    first = min(len(prompt) for prompt, _ in part) - 1
+    settings: dict[str, Any] = {"use_cache": False}
+    if hidden:
+        settings["output_hidden_states"] = True
+    if "logits_to_keep" not in inspect.signature(unwrap(model).forward).parameters:  # in a few families
+        return model(input_ids=ids, **settings), 0
+    return model(input_ids=ids, logits_to_keep=ids.shape[1] - first, **settings), first
+
+
+def _states(output: Any, row: int, prompt: list[int], completion: list[int]) -> Tensor:
+    """(1 + completion, size)."""
+    return output.hidden_states[-1][row, len(prompt) - 1 : len(prompt) + len(completion)]
+
+
+def _rows(values: Sequence[Tensor]) -> Tensor:
+    """(rows, longest, …), with 0 after the end of shorter ones."""
+    return pad_sequence(list(values), batch_first=True)

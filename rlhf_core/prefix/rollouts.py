@@ -6,16 +6,21 @@ Engines: `shared` (`decoding.py`, each prompt once), `transformers` (plain `gene
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from torch import Tensor
+from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 
+from rlhf_core.errors import RunStopped
 from rlhf_core.prefix import attention, decoding
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.packed import evaluating, unwrap
-from rlhf_core.prefix.sharing import completion_logps, shares
+from rlhf_core.prefix.self_check import generation_disagrees
+from rlhf_core.prefix.sharing import checked, completion_logps, shares
 
 BLOCK = 32  # tokens
 Engine = Literal["shared", "transformers", "continuous"]
@@ -26,22 +31,38 @@ def rollout(
 ) -> list[Rollout]:
     """`n` completions of each prompt (token ids), those of one prompt next to each other.
 
-    A model that can't share its prompts is sampled by `transformers` where `shared` is asked for.
+    A model that can't share its prompts is sampled by `transformers` where `shared` is asked for. Raises `RunStopped`
+    if the model's log-probabilities are not numbers.
     """
     longest = [Group(max(prompts, key=len), [[0] * sampling.max_new_tokens])]
     if engine == "shared" and shares(model, longest):
         return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), own_generation_config(model):
         sampled = (_continuous if engine == "continuous" else _generate)(model, rows, sampling)
         completions = [_without_rest(tokens, sampling.eos_token_ids) for tokens in sampled]
         groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
         # Neither engine gives log-probabilities at the temperature alone.
-        scored = completion_logps(model, groups, temperature=sampling.temperature)
+        scored = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
+    if any(math.isnan(logp) for logps in scored for logp in logps):
+        raise RunStopped(decoding.NOT_NUMBERS)
     return [
         Rollout(row, tokens, logps[: len(tokens)], tokens[-1] in sampling.eos_token_ids)
-        for row, tokens, logps in zip(rows, completions, scored.logps.tolist(), strict=True)
+        for row, tokens, logps in zip(rows, completions, scored, strict=True)
     ]
+
+
+@contextmanager
+def own_generation_config(model: Any) -> Iterator[None]:
+    """Within, `generate` knows nothing but what it is told. A model brings settings of its own (a penalty for repetition,
+    forced and forbidden tokens, beams, …), with which it would sample from another distribution than it is trained on.
+    """
+    plain = unwrap(model)
+    before, plain.generation_config = plain.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        plain.generation_config = before
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -59,6 +80,7 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
         "pad_token_id": sampling.eos_token_ids[0],
         "do_sample": not sampling.greedy,
         "repetition_penalty": sampling.repetition_penalty,
+        "remove_invalid_values": True,  # or `generate` fails at the first NaN, on a GPU for good; seen when they are scored
     }
     if not sampling.greedy:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -67,13 +89,59 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 
 
 def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
-    output = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **_settings(sampling))
-    return output[:, longest:].tolist()
+    sampled: dict[int, list[int]] = {}
+    for part in _side_by_side(model, rows):
+        output = model.generate(**_left_padded(model, [rows[i] for i in part]), **_settings(sampling))
+        width = max(len(rows[i]) for i in part)
+        sampled |= dict(zip(part, output[:, width:].tolist(), strict=True))
+    return [sampled[i] for i in range(len(rows))]
+
+
+def _side_by_side(model: Any, rows: list[list[int]]) -> list[list[int]]:
+    """The numbers of the rows that are sampled together: all, or those of equal length where padding on the left changes
+    what the model computes (its own positions, recurrent layers).
+    """
+    longest = max(map(len, rows))
+    if all(len(row) == longest for row in rows) or not checked(
+        model,
+        generation_disagrees,
+        None,
+        "in this model prompts of each length are sampled by themselves",
+        _forced(model),
+    ):
+        return [list(range(len(rows)))]
+    by_length: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(i)
+    return list(by_length.values())
+
+
+def _left_padded(model: Any, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    longest, device = max(map(len, rows)), unwrap(model).device
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask, "use_cache": True}
+
+
+def _forced(model: Any) -> Callable[[Sequence[Sequence[int]]], Tensor]:
+    """A function of prompts: what `generate` computes for the first tokens behind them, all of which are token 1."""
+
+    def only(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.ones(1, dtype=torch.long, device=ids.device), 0)
+
+    def logits(prompts: Sequence[Sequence[int]]) -> Tensor:
+        output = model.generate(
+            **_left_padded(model, prompts),
+            generation_config=GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0),
+            logits_processor=LogitsProcessorList([only]),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return torch.stack(output.logits, dim=1).float().log_softmax(-1)
+
+    return logits
 
 
 def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:

@@ -1,13 +1,14 @@
-"""Whether a model computes the same with shared prompts as without: a small group, both ways, before the first one.
+"""Whether a faster way computes the same as each row alone: small groups, both ways, before the first ones.
 
-Ours is compared with the padded computation under the attention implementation that the model came with. How far they
-may be apart is measured: as a multiple of what rounding the embeddings once more does to the padded computation. So it
-follows from the model and from the precision that it computes in, and a wrong attention is far beyond it.
+How far results may be apart is measured: as a multiple of what rounding the embeddings once more does to rows alone. So
+it follows from the model and from the precision that it computes in, and a wrong attention is far beyond it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from rlhf_core.prefix.packed import evaluating, unwrap
 LONGEST = 48  # tokens of a prompt with its completion
 ROUNDINGS = 3  # that results may be apart; right ones are one at most, with weights of any spread and up to 24 layers
 QUANTIZED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)  # of a model that is called otherwise
 
 
 def compute_dtype(model: Any) -> torch.dtype:
@@ -38,25 +40,72 @@ def compute_dtype(model: Any) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-@torch.no_grad()
-def disagreement(model: Any, longest: int | None) -> str | None:
+def sharing_disagrees(model: Any, longest: int | None) -> str | None:
     """What is different with shared prompts, or None. `longest`: tokens that a row may have at most, if any."""
+    return _compared(model, longest, _packed_values)
+
+
+def padding_disagrees(model: Any, longest: int | None) -> str | None:
+    """What is different where rows stand beside longer ones, or None."""
+    return _compared(model, longest, _padded_values)
+
+
+def generation_disagrees(
+    model: Any, longest: int | None, generate: Callable[[Sequence[Sequence[int]]], Tensor]
+) -> str | None:
+    """What is different where prompts are padded on the left, or None. `generate`: (prompts, steps, vocabulary) logits."""
+
+    def beside(model: Any, groups: list[Group]) -> Tensor:
+        return generate([group.prompt for group in groups]).double()
+
+    def alone(model: Any, groups: list[Group]) -> Tensor:
+        return torch.cat([generate([group.prompt]) for group in groups]).double()
+
+    return _compared(model, longest, beside, alone)
+
+
+def _packed_values(model: Any, groups: list[Group]) -> Tensor:
+    """Raises `NotShared` if a layer does not attend exactly once: the others would mix what prompts and completions
+    hold in a way that is not known here.
+    """
+    row = packed.pack(groups, model.device)
+    counted = _Counted(row.spans)
+    packed.last_states(model, row.input_ids, row.position_ids, counted)
+    layers = unwrap(model).config.get_text_config().num_hidden_layers
+    if counted.calls != Counter(range(layers)):
+        raise attention.NotShared("not every layer attends exactly once")
+    return _values(model, groups, packed)
+
+
+def _padded_values(model: Any, groups: list[Group]) -> Tensor:
+    return _values(model, groups, padded)
+
+
+def _alone_values(model: Any, groups: list[Group]) -> Tensor:
+    return _values(model, groups, padded, alone=True)
+
+
+Values = Callable[[Any, list[Group]], Tensor]
+
+
+@torch.no_grad()
+def _compared(model: Any, longest: int | None, ours: Values, alone: Values = _alone_values) -> str | None:
     model = model.module if isinstance(model, DistributedDataParallel) else model
     plain = unwrap(model)
-    groups = distinct_groups(plain.config.get_text_config().vocab_size, min(LONGEST, longest or LONGEST))
     # Results are in float32, whatever the weights are in.
     eps = max(torch.finfo(dtype).eps for dtype in (compute_dtype(plain), torch.float32))
     try:
+        groups = distinct_groups(plain.get_input_embeddings().weight.shape[0], min(LONGEST, longest or LONGEST))
         with evaluating(model):
-            ours = _values(model, packed, groups)
+            found = ours(model, groups)
             with attention.set_aside(plain):
-                theirs = _values(model, padded, groups)
+                expected = alone(model, groups)
                 with plain.get_input_embeddings().register_forward_hook(_rounding(eps)):
-                    rounded = _values(model, padded, groups)
-    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    apart = (ours - theirs).abs().max().item()
-    rounding = (rounded - theirs).abs().max().item() + torch.finfo(torch.float32).eps * theirs.abs().max().item()
+                    rounded = alone(model, groups)
+    except FAILURES as error:
+        return str(error) if isinstance(error, attention.NotShared) else f"{type(error).__name__}: {error}"
+    apart = (found - expected).abs().max().item()
+    rounding = (rounded - expected).abs().max().item() + torch.finfo(torch.float32).eps * expected.abs().max().item()
     return None if apart <= ROUNDINGS * rounding else f"results differ by {apart:.2g}, and by rounding {rounding:.2g}"
 
 
@@ -80,12 +129,24 @@ def distinct_groups(vocabulary: int, longest: int) -> list[Group]:
     ]
 
 
-def _values(model: Any, way: Any, groups: list[Group]) -> Tensor:
+def _values(model: Any, groups: list[Group], way: Any, **how: bool) -> Tensor:
     """Log-probabilities, or states where there is no head, by `packed` or `padded`; 0 where there is no token."""
     if unwrap(model).get_output_embeddings() is not None:
-        return way.completion_logps(model, groups).logps.double()
-    found = way.completion_hidden(model, groups)
+        return way.completion_logps(model, groups, **how).logps.double()
+    found = way.completion_hidden(model, groups, **how)
     return (found.states * pad(found.mask, (1, 0), value=1)[..., None]).double()
+
+
+class _Counted(packed.PackedAttention):
+    """Counts how often each layer attends."""
+
+    def __init__(self, groups: Sequence[attention.GroupSpans]) -> None:
+        super().__init__(groups)
+        self.calls: Counter[int] = Counter()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        self.calls[layer] += 1
+        return super().attend(layer, query, key, value, scale)
 
 
 def _rounding(eps: float) -> Callable[..., Tensor]:

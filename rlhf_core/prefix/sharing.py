@@ -1,4 +1,5 @@
-"""Which way completions are computed: packed, in two phases, or padded where a model is outside what sharing supports.
+"""Which way completions are computed: packed, in two phases, padded where a model is outside what sharing supports, or
+each row alone where even padding changes what it computes.
 
 `share(model)` asks for sharing, once, after a model is loaded. What is not supported is said once, with the reason, and
 computed padded with the same results; so is a model that `self_check.py` finds to compute something else.
@@ -9,26 +10,32 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from rlhf_core.prefix import attention, packed, padded, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.packed import size, unwrap
-from rlhf_core.prefix.self_check import compute_dtype, disagreement
+from rlhf_core.prefix.self_check import compute_dtype, padding_disagrees, sharing_disagrees
 
 log = logging.getLogger("rlhf")
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 # Settings of a model's configuration under which its logits are not its head's output.
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+# Layers by which a token takes from its neighbours outside of attention: of state-space and other recurrent models.
+MIXING_LAYERS = (nn.Conv1d, nn.RNNBase)
+# Rotary frequencies that follow from a position alone; others (dynamic, longrope) change with the longest row.
+ROPE_BY_POSITION = {"default", "linear", "llama3", "proportional", "yarn"}
 TOKEN_BUDGET = 8192  # of a packed row without gradient
-# The devices and precisions in which a model has passed the self-check.
-_checked: weakref.WeakKeyDictionary[Any, set[tuple[torch.device, torch.dtype]]] = weakref.WeakKeyDictionary()
+# What a model's checks have found, for each device and precision: a problem, or None.
+Found = dict[tuple[str, torch.device, torch.dtype], str | None]
+_found: weakref.WeakKeyDictionary[Any, Found] = weakref.WeakKeyDictionary()
 
 
 def share(model: Any) -> str | None:
@@ -47,8 +54,9 @@ def completion_logps(
 ) -> CompletionLogps:
     """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
     if not shares(model, groups):
-        return padded.completion_logps(model, groups, temperature=temperature, hidden=hidden)
-    if torch.is_grad_enabled() and not fits(model, groups):
+        alone = not pads(model, groups)
+        return padded.completion_logps(model, groups, temperature=temperature, hidden=hidden, alone=alone)
+    if torch.is_grad_enabled() and not fits(model, groups) and not _reentrant(model):
         return two_phase.completion_logps(model, groups, temperature=temperature, hidden=hidden)
     return packed.completion_logps(model, groups, temperature=temperature, hidden=hidden, token_budget=token_budget())
 
@@ -56,7 +64,7 @@ def completion_logps(
 def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
     """The last hidden states at the prompt's last token and at every completion token."""
     if not shares(model, groups):
-        return padded.completion_hidden(model, groups)
+        return padded.completion_hidden(model, groups, alone=not pads(model, groups))
     return packed.completion_hidden(model, groups, token_budget=token_budget())
 
 
@@ -65,18 +73,40 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     plain = unwrap(model)
     if not attention.installed(plain) or _sharded(plain):
         return False
-    longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
-    window = _window(plain)
-    if window is not None and longest > window:
+    limits = [limit for limit in (_window(plain), _rope_limit(plain)) if limit is not None]
+    limit = min(limits, default=None)
+    if limit is not None and _longest(groups) > limit:
         return False
-    checked, kind = _checked.setdefault(plain, set()), (plain.device, compute_dtype(plain))
-    if kind not in checked:
-        if problem := disagreement(model, window):
-            log.warning("prompts are not shared in this model, each completion is computed with its own: %s", problem)
-            plain.set_attn_implementation(attention.PLAIN)
-            return False
-        checked.add(kind)
+    if checked(model, sharing_disagrees, limit, "prompts are not shared in this model, each completion has its own"):
+        plain.set_attn_implementation(attention.PLAIN)
+        return False
     return True
+
+
+def pads(model: Any, groups: Sequence[Group]) -> bool:
+    """Whether rows may stand beside longer ones; they may in any model that is causal and does not measure a batch."""
+    plain = unwrap(model)
+    if _sharded(plain):
+        return True
+    limit = _rope_limit(plain)
+    if limit is not None and _longest(groups) > limit:
+        return False
+    return not checked(model, padding_disagrees, limit, "in this model each completion is computed alone, slowly")
+
+
+def checked(
+    model: Any, check: Callable[..., str | None], limit: int | None, consequence: str, *more: Any
+) -> str | None:
+    """What `check` finds in this model, on its device and in its precision, or None. It is checked once, and a problem
+    is said once, with its consequence.
+    """
+    plain = unwrap(model)
+    found, key = _found.setdefault(plain, {}), (check.__name__, plain.device, compute_dtype(plain))
+    if key not in found:
+        found[key] = check(model, limit, *more)
+        if found[key]:
+            log.warning("%s: %s", consequence, found[key])
+    return found[key]
 
 
 def unsupported(model: Any) -> str | None:
@@ -98,10 +128,12 @@ def unsupported(model: Any) -> str | None:
         return "the model caps the scores of its attention (attn_logit_softcapping)"
     if settings.get("output_router_logits"):
         return "the model's loss has a part for its router"
-    if settings.get("attention_dropout") or settings.get("attn_pdrop"):
+    if any(settings[name] for name in settings if "drop" in name and ("attn" in name or "attention" in name)):
         return "the model drops attention at random"
     if (name := attention.implementation(plain)) not in (attention.PLAIN, attention.NAME):
         return f"the model's attention is {name}, and prompts are shared beside {attention.PLAIN} alone"
+    if mixing := sorted({type(module).__name__ for module in plain.modules() if isinstance(module, MIXING_LAYERS)}):
+        return f"tokens take from their neighbours outside of attention ({', '.join(mixing)})"
     return None
 
 
@@ -142,6 +174,32 @@ def _window(model: Any) -> int | None:
     layers = settings.get("layer_types") or ["sliding_attention"]
     applies = settings.get("use_sliding_window", True) and "sliding_attention" in layers
     return settings.get("sliding_window") if applies else None
+
+
+def _rope_limit(model: Any) -> int | None:
+    """Tokens up to which rotary positions do not depend on the longest row, where they do beyond."""
+    settings = model.config.get_text_config().to_dict()
+    rope = settings.get("rope_parameters") or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]  # of each kind of layers in some models
+    lengths = [
+        one.get("original_max_position_embeddings")
+        or settings.get("original_max_position_embeddings")
+        or settings["max_position_embeddings"]
+        for one in kinds
+        if one.get("rope_type", "default") not in ROPE_BY_POSITION
+    ]
+    return min(lengths, default=None)
+
+
+def _longest(groups: Sequence[Group]) -> int:
+    """Tokens of the longest prompt with a completion."""
+    return max(len(group.prompt) + max(map(len, group.completions), default=0) for group in groups)
+
+
+def _reentrant(model: Any) -> bool:
+    """Whether gradient checkpointing is reentrant, which works in a plain backward pass alone."""
+    functions = (getattr(module, "_gradient_checkpointing_func", None) for module in unwrap(model).modules())
+    return any(function.keywords.get("use_reentrant", True) for function in functions if function is not None)
 
 
 def _sharded(model: Any) -> bool:
