@@ -49,7 +49,7 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
     from trl import GRPOConfig, GRPOTrainer
 
     from rlhf_core import builtin
-    from rlhf_core.prefix import decoding, share
+    from rlhf_core.prefix import sampler, share
 
     settings = {key: work[key] for key in ("gradient_accumulation_steps", "num_iterations", "beta") if key in work}
     tokenizer = AutoTokenizer.from_pretrained(builtin.MODEL)
@@ -78,7 +78,7 @@ def grpo(method: str, side: str, work: dict[str, Any], args: argparse.Namespace,
     prompts = torch.randint(100, 8000, (400, work["prompt"]), generator=generator).tolist()
     trainer._tokenize_prompts = lambda texts: ([prompts[int(text)] for text in texts], None, {})
     table = UniformTable(work["completion"])
-    decoding.uniforms = table.uniforms
+    sampler.uniforms = table.uniforms
     torch.multinomial = table.multinomial
     generate, lengths, seconds = trainer._generate_single_turn, [], []
 

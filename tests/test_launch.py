@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
-from rlhf_core.prefix import decoding
+from rlhf_core.prefix import sampler
 from rlhf_core.training import launch
 from rlhf_core.training.run import train
 from rlhf_core.training.run_folder import list_checkpoints
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.slow
 # Answer i of a group is sampled with the same numbers every time, so that all processes sample alike.
 REWARD = """
 import torch
-from rlhf_core.prefix import decoding
+from rlhf_core.prefix import sampler
 def uniforms(rows, sampling):
     return ((torch.arange(rows) % 4 + 0.5) / 4).double()[:, None].expand(rows, sampling.max_new_tokens)
-decoding.uniforms = uniforms
+sampler.uniforms = uniforms
 def place(completions, **_): return [float(i % 4) for i in range(len(completions))]
 def hang(completions, trainer_state, **_):
     import os, time
@@ -91,7 +91,7 @@ def write_inputs(folder: Path) -> None:
 @pytest.fixture
 def settings(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(decoding, "uniforms", decoding.uniforms)  # put back after what the reward does to it
+    monkeypatch.setattr(sampler, "uniforms", sampler.uniforms)  # put back after what the reward does to it
     write_inputs(tmp_path)
     return {**FLAGS, "model": str(tiny_model)}
 

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, share, shares
+from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, sampler, share, shares
 from tests.prefix_models import SIZES, random_model
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
@@ -197,7 +197,7 @@ def test_nothing_is_left_out_by_default(few_words):
     """Words of a probability below 0.001 are sampled too."""
     found = rollout(few_words, [[1, 2, 3]], SAMPLES, Sampling(1, [0], temperature=3.0, seed=1))
     assert {one.completion[0] for one in found} == set(range(WORDS))
-    choice = decoding._processors(Sampling(1, [0]))
+    choice = sampler._processors(Sampling(1, [0]))
     assert choice[0] is None
     assert not list(choice[1])
 

@@ -28,7 +28,7 @@ def completion_logps(
 ) -> CompletionLogps:
     """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
     logps, entropies, states = [], [], []
-    for part in _passes(groups, alone):
+    for part in _passes(_rows_of(groups), alone):
         output, first = _forward(model, part, hidden)
         for i, (prompt, completion) in enumerate(part):  # a row at a time: float32 is large
             start = len(prompt) - 1 - first
@@ -40,32 +40,46 @@ def completion_logps(
                 entropies.append(-(distribution.exp() * distribution).sum(-1))
             if hidden:
                 states.append(_states(output, i, prompt, completion))
-    mask = _rows([torch.ones_like(row, dtype=torch.long) for row in logps])
-    return CompletionLogps(_rows(logps), _rows(entropies), mask, _rows(states) if hidden else None)
+    mask = _stacked([torch.ones_like(row, dtype=torch.long) for row in logps])
+    return CompletionLogps(_stacked(logps), _stacked(entropies), mask, _stacked(states) if hidden else None)
 
 
 def completion_hidden(model: Any, groups: Sequence[Group], *, alone: bool = False) -> CompletionHidden:
     """The last hidden states at the prompt's last token and at every completion token."""
     states = []
-    for part in _passes(groups, alone):
+    for part in _passes(_rows_of(groups), alone):
         output, _ = _forward(model, part, hidden=True)
         states += [_states(output, i, prompt, completion) for i, (prompt, completion) in enumerate(part)]
-    return CompletionHidden(_rows(states), _rows([torch.ones(len(row) - 1, dtype=torch.long) for row in states]))
+    return CompletionHidden(
+        _stacked(states), _stacked([torch.ones_like(row[1:, 0], dtype=torch.long) for row in states])
+    )
 
 
-def _passes(groups: Sequence[Group], alone: bool) -> Iterator[list[Row]]:
+def last_logits(model: Any, rows: Sequence[Sequence[int]], *, alone: bool = False) -> Tensor:
+    """(rows, vocabulary): what comes behind each row of tokens."""
+    found = []
+    for part in _passes([(list(row), []) for row in rows], alone):
+        output, first = _forward(model, part, hidden=False)
+        found += [output.logits[i, len(row) - 1 - first] for i, (row, _) in enumerate(part)]
+    return torch.stack(found)
+
+
+def _rows_of(groups: Sequence[Group]) -> list[Row]:
+    return [(list(group.prompt), list(completion)) for group in groups for completion in group.completions]
+
+
+def _passes(rows: Sequence[Row], alone: bool) -> Iterator[list[Row]]:
     """The rows that go through the model together: one, or without gradient as many as the budget allows, or all."""
     budget = 0 if alone else sys.maxsize if torch.is_grad_enabled() else TOKEN_BUDGET
     part: list[Row] = []
     longest = 0
-    for group in groups:
-        for completion in group.completions:
-            tokens = len(group.prompt) + len(completion)
-            if part and (len(part) + 1) * max(longest, tokens) > budget:
-                yield part
-                part, longest = [], 0
-            part.append((list(group.prompt), list(completion)))
-            longest = max(longest, tokens)
+    for prompt, completion in rows:
+        tokens = len(prompt) + len(completion)
+        if part and (len(part) + 1) * max(longest, tokens) > budget:
+            yield part
+            part, longest = [], 0
+        part.append((prompt, completion))
+        longest = max(longest, tokens)
     if part:
         yield part
 
@@ -87,6 +101,6 @@ def _states(output: Any, row: int, prompt: list[int], completion: list[int]) -> 
     return output.hidden_states[-1][row, len(prompt) - 1 : len(prompt) + len(completion)]
 
 
-def _rows(values: Sequence[Tensor]) -> Tensor:
+def _stacked(values: Sequence[Tensor]) -> Tensor:
     """(rows, longest, …), with 0 after the end of shorter ones."""
     return pad_sequence(list(values), batch_first=True)

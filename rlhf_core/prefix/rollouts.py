@@ -1,13 +1,13 @@
 """Sample completions of prompts, with the log-probabilities they were sampled at.
 
-Engines: `shared` (`decoding.py`, each prompt once), `transformers` (plain `generate`, the reference) and `continuous`
-(transformers' continuous batching).
+Engines: `shared` (`decoding.py`, each prompt once), `transformers` (plain `generate`) and `continuous` (transformers'
+continuous batching). What `generate` gets wrong is sampled without it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 
 from rlhf_core.errors import RunStopped
-from rlhf_core.prefix import attention, decoding
+from rlhf_core.prefix import attention, decoding, padded
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.packed import evaluating, unwrap
+from rlhf_core.prefix.sampler import NOT_NUMBERS, Sampler
 from rlhf_core.prefix.self_check import generation_disagrees
-from rlhf_core.prefix.sharing import checked, completion_logps, shares
+from rlhf_core.prefix.sharing import checked, completion_logps, exceeds_rope, pads, shares
 
 BLOCK = 32  # tokens
 Engine = Literal["shared", "transformers", "continuous"]
@@ -34,18 +35,21 @@ def rollout(
     A model that can't share its prompts is sampled by `transformers` where `shared` is asked for. Raises `RunStopped`
     if the model's log-probabilities are not numbers.
     """
-    longest = [Group(max(prompts, key=len), [[0] * sampling.max_new_tokens])]
-    if engine == "shared" and shares(model, longest):
+    longest = max(map(len, prompts)) + sampling.max_new_tokens
+    if engine == "shared" and shares(model, [Group([0] * longest, [])]):
         return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
     with evaluating(model), torch.no_grad(), own_generation_config(model):
-        sampled = (_continuous if engine == "continuous" else _generate)(model, rows, sampling)
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        way = _continuous if engine == "continuous" else _generate
+        sampled = (way if _generates(model, longest) else _recomputed)(model, rows, sampling)
         completions = [_without_rest(tokens, sampling.eos_token_ids) for tokens in sampled]
         groups = [Group(row, [completion]) for row, completion in zip(rows, completions, strict=True)]
-        # Neither engine gives log-probabilities at the temperature alone.
+        # As a loss will compute them, and at the temperature alone.
         scored = completion_logps(model, groups, temperature=sampling.temperature).logps.tolist()
     if any(math.isnan(logp) for logps in scored for logp in logps):
-        raise RunStopped(decoding.NOT_NUMBERS)
+        raise RunStopped(NOT_NUMBERS)
     return [
         Rollout(row, tokens, logps[: len(tokens)], tokens[-1] in sampling.eos_token_ids)
         for row, tokens, logps in zip(rows, completions, scored, strict=True)
@@ -54,8 +58,9 @@ def rollout(
 
 @contextmanager
 def own_generation_config(model: Any) -> Iterator[None]:
-    """Within, `generate` knows nothing but what it is told. A model brings settings of its own (a penalty for repetition,
-    forced and forbidden tokens, beams, …), with which it would sample from another distribution than it is trained on.
+    """Within, `generate` knows nothing but what it is told. A model brings settings of its own (a penalty for
+    repetition, forced and forbidden tokens, beams, …), with which it would sample from another distribution than it is
+    trained on.
     """
     plain = unwrap(model)
     before, plain.generation_config = plain.generation_config, GenerationConfig()
@@ -80,7 +85,6 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
         "pad_token_id": sampling.eos_token_ids[0],
         "do_sample": not sampling.greedy,
         "repetition_penalty": sampling.repetition_penalty,
-        "remove_invalid_values": True,  # or `generate` fails at the first NaN, on a GPU for good; seen when they are scored
     }
     if not sampling.greedy:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -89,33 +93,9 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 
 
 def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
-    if sampling.seed is not None:
-        torch.manual_seed(sampling.seed)
-    sampled: dict[int, list[int]] = {}
-    for part in _side_by_side(model, rows):
-        output = model.generate(**_left_padded(model, [rows[i] for i in part]), **_settings(sampling))
-        width = max(len(rows[i]) for i in part)
-        sampled |= dict(zip(part, output[:, width:].tolist(), strict=True))
-    return [sampled[i] for i in range(len(rows))]
-
-
-def _side_by_side(model: Any, rows: list[list[int]]) -> list[list[int]]:
-    """The numbers of the rows that are sampled together: all, or those of equal length where padding on the left changes
-    what the model computes (its own positions, recurrent layers).
-    """
-    longest = max(map(len, rows))
-    if all(len(row) == longest for row in rows) or not checked(
-        model,
-        generation_disagrees,
-        None,
-        "in this model prompts of each length are sampled by themselves",
-        _forced(model),
-    ):
-        return [list(range(len(rows)))]
-    by_length: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        by_length.setdefault(len(row), []).append(i)
-    return list(by_length.values())
+    # NaN is noticed when tokens are scored; while they are chosen it would end a GPU's process.
+    output = model.generate(**_left_padded(model, rows), **_settings(sampling), remove_invalid_values=True)
+    return output[:, max(map(len, rows)) :].tolist()
 
 
 def _left_padded(model: Any, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -125,23 +105,48 @@ def _left_padded(model: Any, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "use_cache": True}
 
 
-def _forced(model: Any) -> Callable[[Sequence[Sequence[int]]], Tensor]:
-    """A function of prompts: what `generate` computes for the first tokens behind them, all of which are token 1."""
+def _generates(model: Any, longest: int) -> bool:
+    """Whether `generate` computes what the model does, although it pads on the left, counts positions and caches: some
+    models count positions in another way, pass padding through recurrent layers, or have rotary positions that change
+    when a row has more than so many tokens.
+    """
+    return not exceeds_rope(model, longest) and not checked(
+        model, generation_disagrees, None, "in this model all is computed again for each token", _forced
+    )
+
+
+def _forced(model: Any, rows: Sequence[Sequence[int]], steps: int) -> Tensor:
+    """What `generate` computes at the last `steps` tokens of each row, which it is made to choose: log-probabilities
+    (rows, steps, vocabulary).
+    """
+    chosen = torch.tensor([row[-steps:] for row in rows], device=unwrap(model).device)
+    prompts = _left_padded(model, [row[:-steps] for row in rows])
+    width = prompts["input_ids"].shape[1]
 
     def only(ids: Tensor, scores: Tensor) -> Tensor:
-        return torch.full_like(scores, -torch.inf).index_fill(1, torch.ones(1, dtype=torch.long, device=ids.device), 0)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, ids.shape[1] - width, None], 0)
 
-    def logits(prompts: Sequence[Sequence[int]]) -> Tensor:
-        output = model.generate(
-            **_left_padded(model, prompts),
-            generation_config=GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0),
-            logits_processor=LogitsProcessorList([only]),
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        return torch.stack(output.logits, dim=1).float().log_softmax(-1)
+    output = model.generate(
+        **prompts,
+        generation_config=GenerationConfig(max_new_tokens=steps, do_sample=False, pad_token_id=0),
+        logits_processor=LogitsProcessorList([only]),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(output.logits, dim=1).float().log_softmax(-1)
 
-    return logits
+
+def _recomputed(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
+    """Without a cache and without padding on the left: right in every causal model, and slow."""
+    sampler = Sampler(sampling)
+    left, done = sampler.rows(rows), []
+    while left:
+        longest = max(len(row.prompt) + len(row.tokens) for row in left)
+        logits = padded.last_logits(model, [[*row.prompt, *row.tokens] for row in left], alone=not pads(model, longest))
+        sampler.step(left, logits)
+        done += [row for row in left if sampler.ended(row)]
+        left = [row for row in left if not sampler.ended(row)]
+    return [one.completion for one in sampler.rollouts(done)]
 
 
 def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:

@@ -7,8 +7,7 @@ it follows from the model and from the precision that it computes in, and a wron
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from rlhf_core.prefix.groups import Group
 from rlhf_core.prefix.packed import evaluating, unwrap
 
 LONGEST = 48  # tokens of a prompt with its completion
+STEPS = 3  # tokens that `generate` is compared on
 ROUNDINGS = 3  # that results may be apart; right ones are one at most, with weights of any spread and up to 24 layers
 QUANTIZED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)  # of a model that is called otherwise
@@ -50,18 +50,24 @@ def padding_disagrees(model: Any, longest: int | None) -> str | None:
     return _compared(model, longest, _padded_values)
 
 
-def generation_disagrees(
-    model: Any, longest: int | None, generate: Callable[[Sequence[Sequence[int]]], Tensor]
-) -> str | None:
-    """What is different where prompts are padded on the left, or None. `generate`: (prompts, steps, vocabulary) logits."""
+def generation_disagrees(model: Any, longest: int | None, generate: Callable[..., Tensor]) -> str | None:
+    """What is different where `generate` samples, or None. `generate(model, rows, steps)`: the log-probabilities (rows,
+    steps, vocabulary) of the last `steps` tokens of each row, as it computes them.
+    """
 
-    def beside(model: Any, groups: list[Group]) -> Tensor:
-        return generate([group.prompt for group in groups]).double()
+    def ours(model: Any, groups: list[Group]) -> Tensor:
+        return generate(model, _rows(groups), STEPS).double()
 
     def alone(model: Any, groups: list[Group]) -> Tensor:
-        return torch.cat([generate([group.prompt]) for group in groups]).double()
+        ends = [[row[: len(row) - STEPS + i] for i in range(STEPS)] for row in _rows(groups)]
+        logits = [padded.last_logits(model, starts, alone=True) for starts in ends]
+        return torch.stack(logits).float().log_softmax(-1).double()
 
-    return _compared(model, longest, beside, alone)
+    return _compared(model, longest, ours, alone)
+
+
+def _rows(groups: list[Group]) -> list[list[int]]:
+    return [[*group.prompt, *group.completions[-1]] for group in groups]
 
 
 def _packed_values(model: Any, groups: list[Group]) -> Tensor:

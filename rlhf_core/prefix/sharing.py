@@ -54,7 +54,7 @@ def completion_logps(
 ) -> CompletionLogps:
     """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
     if not shares(model, groups):
-        alone = not pads(model, groups)
+        alone = not pads(model, _longest(groups))
         return padded.completion_logps(model, groups, temperature=temperature, hidden=hidden, alone=alone)
     if torch.is_grad_enabled() and not fits(model, groups) and not _reentrant(model):
         return two_phase.completion_logps(model, groups, temperature=temperature, hidden=hidden)
@@ -64,7 +64,7 @@ def completion_logps(
 def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
     """The last hidden states at the prompt's last token and at every completion token."""
     if not shares(model, groups):
-        return padded.completion_hidden(model, groups, alone=not pads(model, groups))
+        return padded.completion_hidden(model, groups, alone=not pads(model, _longest(groups)))
     return packed.completion_hidden(model, groups, token_budget=token_budget())
 
 
@@ -83,15 +83,18 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     return True
 
 
-def pads(model: Any, groups: Sequence[Group]) -> bool:
-    """Whether rows may stand beside longer ones; they may in any model that is causal and does not measure a batch."""
+def pads(model: Any, longest: int) -> bool:
+    """Whether rows of up to `longest` tokens may stand beside longer ones. In a causal model they may, unless it takes
+    something from the longest one's length.
+    """
     plain = unwrap(model)
     if _sharded(plain):
         return True
-    limit = _rope_limit(plain)
-    if limit is not None and _longest(groups) > limit:
+    if exceeds_rope(model, longest):
         return False
-    return not checked(model, padding_disagrees, limit, "in this model each completion is computed alone, slowly")
+    return not checked(
+        model, padding_disagrees, _rope_limit(plain), "in this model each completion is computed alone, slowly"
+    )
 
 
 def checked(
@@ -174,6 +177,12 @@ def _window(model: Any) -> int | None:
     layers = settings.get("layer_types") or ["sliding_attention"]
     applies = settings.get("use_sliding_window", True) and "sliding_attention" in layers
     return settings.get("sliding_window") if applies else None
+
+
+def exceeds_rope(model: Any, longest: int) -> bool:
+    """Whether rows of so many tokens have rotary positions that depend on the longest row."""
+    limit = _rope_limit(unwrap(model))
+    return limit is not None and longest > limit
 
 
 def _rope_limit(model: Any) -> int | None:
