@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from rlhf_core import ChatTemplate
-from rlhf_core.prefix import Group, Sampling, completion_logps, rollout, shares
+from rlhf_core.prefix import Group, Sampling, completion_logps, own_generation_config, rollout
 
 log = logging.getLogger("rlhf")
 
@@ -19,7 +19,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     """TRL's trainer with two changes.
 
     Prompts are computed once for their group, where the model can share them: in rollouts, in old and reference
-    log-probabilities, and in the loss. What only TRL's code can do (tools, an entropy bonus, …) is left to it, and
+    log-probabilities, and in the loss; where it can't, completions are padded on the right, which is right for more
+    models than TRL's padding on the left. What only TRL's code can do (tools, an entropy bonus, …) is left to it, and
     the reason is logged once. And a resumed run sees the prompts in the order of a run that was never stopped: TRL
     shuffles all epochs with one generator that every start creates anew, so a run resumed in its second epoch would
     repeat the first one's order. `epochs_done` orders are drawn and discarded first.
@@ -44,9 +45,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if self.rollouts not in ("shared", "continuous") or images is not None or self._sampled_by_trl:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
+            with own_generation_config(self.accelerator.unwrap_model(self.model)):
+                return super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+                )
         sampling = Sampling(
             self.max_completion_length,
             self.eos_token_ids,
@@ -66,14 +68,18 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     @functools.cached_property
     def _sampled_by_trl(self) -> bool:
         """Whether TRL's code samples the answers, because a setting needs it."""
-        deepspeed = self.args.deepspeed_plugin
         reasons = {
             "generation_kwargs are set": self.args.generation_kwargs,
             "cache_implementation is set": self.args.cache_implementation,
             "the model calls tools": self.tools,
-            "parameters are sharded": self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3),
+            "parameters are sharded": self._sharded,
         }
         return _warned("answers are sampled by TRL, which computes the prompt again for each answer", reasons)
+
+    @functools.cached_property
+    def _sharded(self) -> bool:
+        deepspeed = self.args.deepspeed_plugin
+        return self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3)
 
     @functools.cached_property
     def _scored_by_trl(self) -> bool:
@@ -81,6 +87,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         reasons = {
             "the entropy bonus needs the gradient of entropies": self._entropy_bonus_enabled,
             "cast_lm_head_to_fp32 is set": self.args.cast_lm_head_to_fp32,
+            "parameters are sharded": self._sharded,
         }
         return _warned(
             "log-probabilities are computed by TRL, which computes the prompt again for each answer", reasons
@@ -111,8 +118,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         scored = None
         if text_only and groups and not self._scored_by_trl:
             with self.accelerator.autocast():
-                if shares(model, groups):
-                    scored = completion_logps(model, groups, temperature=self.temperature)
+                scored = completion_logps(model, groups, temperature=self.temperature)
         if scored is None:
             batch = (input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss)
             return super()._get_per_token_logps_and_entropies(model, *batch, **images)
