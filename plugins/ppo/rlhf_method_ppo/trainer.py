@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from rlhf_core.prefix import Group, Sampling, completion_logps, eos_token_ids, rollout, stacked
+from rlhf_core.prefix import Group, Sampling, completion_logps, eos_token_ids, evaluating, rollout, stacked
 from rlhf_method_ppo import losses
 from rlhf_method_ppo.batches import Experience, PromptBatches
 from rlhf_method_ppo.policy import PolicyWithValue
@@ -142,16 +142,14 @@ class PPOTrainer(Trainer):
         """(log-probabilities, entropies, values, the reference's log-probabilities), in forward-sized parts."""
         size, temperature = self.args.per_device_train_batch_size, self.options.temperature
         results = [torch.zeros(mask.shape, device=mask.device) for _ in range(4)]
-        model.eval()
-        for start in range(0, len(groups), size):
-            part = groups[start : start + size]
-            with self.accelerator.autocast():
+        with evaluating(model), self.accelerator.autocast():
+            for start in range(0, len(groups), size):
+                part = groups[start : start + size]
                 measured = list(model(part, temperature))
                 with self.reference() as reference:
                     measured.append(completion_logps(reference, part, temperature=temperature).logps)
-            for result, values in zip(results, measured, strict=True):
-                result[start : start + len(part), : values.shape[1]] = values
-        model.train()
+                for result, values in zip(results, measured, strict=True):
+                    result[start : start + len(part), : values.shape[1]] = values
         return tuple(result * mask for result in results)
 
     def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ class SFT(Method):
         )
         longest = max(rows["input_ids"], key=len)
         with trainer.accelerator.autocast():
-            shared = not router and shares(trainer.model, [Group(longest[:1], [longest[1:]])])
+            shared = not router and shares(trainer.model, [Group(longest, [])])
         trainer.concatenates = shared and not trainer.reasons_for_trls_batches()
         return trainer
 
