@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.method import Method, TrainingOptions
-    from rlhf_core.models.loading import load_scorer
+    from rlhf_core.models.loading import check_scorer, load_scorer
     from rlhf_core.models.reference import ReferenceModel
     from rlhf_core.reward import Reward
     from rlhf_core.rewards.batch import RewardBatch
@@ -37,7 +37,7 @@ _MODULES = {
     "formatter": ("Example", "Formatter", "Messages"),
     "hookspecs": ("hookimpl", "hookspec"),
     "method": ("Method", "TrainingOptions"),
-    "models.loading": ("load_scorer",),
+    "models.loading": ("check_scorer", "load_scorer"),
     "models.reference": ("ReferenceModel",),
     "reward": ("Reward",),
     "rewards.batch": ("RewardBatch",),

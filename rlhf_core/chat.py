@@ -17,7 +17,7 @@ from typing import Any
 
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.models.loading import max_tokens
+from rlhf_core.models.loading import context_length
 from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import number
@@ -212,8 +212,8 @@ class Chat:
         return self.template.prompt_ids(self._with_system(turns))
 
     def _max_tokens(self) -> int:
-        """Tokens that the model reads at most; a very large number if it has no limit."""
-        return max_tokens(self.model.config) or 2**31
+        """Tokens that the model is made to read; a very large number if it has no limit."""
+        return context_length(self.model.config) or 2**31
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.template.tokenizer.decode(ids, skip_special_tokens=True)

@@ -11,9 +11,10 @@ from rlhf_core.data.loading import load as load_data
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
 from rlhf_core.method import read_kwargs
-from rlhf_core.models.loading import ModelInfo, device, gpu_has_bfloat16, max_tokens
+from rlhf_core.models.loading import ModelInfo, context_length, max_tokens
 from rlhf_core.models.loading import inspect as inspect_model
 from rlhf_core.models.loading import load as load_model
+from rlhf_core.models.precision import device, gpu_has_bfloat16
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
 from rlhf_core.rewards.batch import columns_of

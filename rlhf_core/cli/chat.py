@@ -16,7 +16,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.chat import Chat, Settings, Write
 from rlhf_core.config import read_file, read_rewards
 from rlhf_core.data.chat_template import ChatTemplate
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions, read_kwargs
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.rewards.binding import BoundReward, bind_all
@@ -72,7 +72,7 @@ def chat(
         from rlhf_core.training.plan import system_prompt_for
 
         with Screen().working("Loading the model …") if terminal else nullcontext():
-            loaded, template = _load(reference, chat_template, kwargs, settings)
+            loaded, template = _load(reference, chat_template, kwargs, settings, write)
             decode = functools.partial(template.tokenizer.decode, skip_special_tokens=True)
             runtimes = {r.name: RewardRuntime([r], decode) for r in rewards}
             for runtime in runtimes.values():
@@ -100,22 +100,20 @@ def _rewards_of_run(ran: Mapping[str, Any], catalog: Catalog, write: Write) -> l
 
 
 def _load(
-    reference: ModelReference, chat_template: str | None, kwargs: dict[str, Any], settings: Settings
+    reference: ModelReference, chat_template: str | None, kwargs: dict[str, Any], settings: Settings, write: Write
 ) -> tuple[Any, ChatTemplate]:
     """(model, chat template), an adapter beside its base, on the fastest device."""
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     from rlhf_core.models import loading as models
 
     info = models.inspect(reference, chat_template=chat_template)
     template = ChatTemplate(info.tokenizer, kwargs)
-    try:
-        # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.
-        model = models.load(info, TrainingOptions(lora=True))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{reference.called} can't be loaded: {first_line(error)}") from error
+    for warning in info.warnings:
+        write(f"{warning}\n", "note")
+    # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.
+    model = models.load(info, TrainingOptions(lora=True))
     if settings.seed is None:
         torch.seed()
     else:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError, did_you_mean, first_line
+from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
-from rlhf_core.models.resolve import ModelReference, find
+from rlhf_core.models import checks, weights
+from rlhf_core.models.checks import Task
+from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
+from rlhf_core.models.resolve import ModelReference, find, library_errors, quiet_libraries, scores
 
 if TYPE_CHECKING:
-    import torch
     from peft import LoraConfig
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LORA_FROM = 1_000_000_000  # parameters
-Task = Literal["causal_lm", "sequence_classification"]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """A model before its weights are loaded. `adapter` is the folder of a PEFT adapter that the run starts from.
 
-    `task` is what the method trains: a `causal_lm`, or a `sequence_classification` model with one score.
+    `task` is what the method trains: a `causal_lm`, or a `sequence_classification` model with one score. `empty` is the
+    model without weights, `quantized` how its weights are quantized when they load as they are in the files, `complete`
+    whether the files were seen to hold all weights, `called` its name in messages, and `warnings` are for the user.
     """
 
     path: str
@@ -32,24 +35,27 @@ class ModelInfo:
     parameters: int
     adapter: str | None = None
     task: Task = "causal_lm"
-    modules: tuple[str, ...] = ()
+    empty: PreTrainedModel | None = None
+    quantized: str | None = None
+    complete: bool = False
+    called: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def max_tokens(self) -> int | None:
+        return max_tokens(self.config)
 
 
-def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_template: str | None = None) -> ModelInfo:
-    """Read configuration and tokenizer. `chat_template` is a file with one, for a model that has none.
+def inspect(
+    reference: ModelReference, task: Task = "causal_lm", *, chat_template: str | None = None, needs_head: bool = False
+) -> ModelInfo:
+    """Read configuration and tokenizer, and check what the files hold. `chat_template` is a file with one, for a model
+    that has none; `needs_head`: the model must have been trained to score.
 
-    Raises `UserError` for a model that does not exist or has no chat template.
+    Raises `UserError` for a model that does not exist, that is of another kind, not complete or without chat template.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(reference.base)
-        tokenizer = load_tokenizer(reference)
-    except (OSError, ValueError, KeyError) as error:
-        local = Path(reference.base).is_dir()
-        problem = "can't be loaded" if local else "is not a folder here, and can't be loaded from the Hub"
-        raise UserError(f"{reference.base_called} {problem}: {first_line(error)}") from error
+    info = read(reference, task, needs_head=needs_head)
+    tokenizer = info.tokenizer
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -60,25 +66,82 @@ def inspect(reference: ModelReference, task: Task = "causal_lm", *, chat_templat
             f"{reference.base_called} has no chat template, so it can't read messages. Use its instruction-tuned "
             "version, or give a template: --chat-template FILE"
         )
+    return info
+
+
+def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: bool = False) -> ModelInfo:
+    """The same for a model that need not read messages."""
+    from transformers import AutoConfig
+
+    called, local = reference.base_called, Path(reference.base).is_dir()
+    for folder in {reference.base, reference.path}:
+        weights.refuse_pointers(Path(folder), reference.called)
+    problem = "can't be loaded" if local else "is not a folder here, and can't be loaded from the Hub"
+    with library_errors(f"{called} {problem}"):
+        config = AutoConfig.from_pretrained(reference.base)
+        tokenizer = load_tokenizer(reference)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    adapter = reference.path if reference.adapter else None
-    modules = tuple(name for name, _ in empty.named_modules())
-    return ModelInfo(reference.base, config, tokenizer, empty.num_parameters(), adapter, task, modules)
+    empty = checks.without_weights(config, task, called)
+    checks.check_kind(reference, empty, config, needs_head=needs_head)
+    warnings = [reference.moved] if reference.moved else []
+    shapes, quantizer = weights.read_shapes(reference.base, called), quantization_of(config, called)
+    in_adapter, complete = reference.adapter is not None, shapes is not None and quantizer is None
+    if shapes is not None and complete:
+        warnings += checks.check_files(empty, shapes, called, new_head=_new_head(config, in_adapter))
+    if in_adapter:
+        warnings += checks.check_adapter(empty, reference, task, needs_head=needs_head)
+    checks.check_tokenizer(empty, tokenizer, reference.called)
+    return ModelInfo(
+        path=reference.base,
+        config=config,
+        tokenizer=tokenizer,
+        parameters=empty.num_parameters(),
+        adapter=reference.path if in_adapter else None,
+        task=task,
+        empty=empty,
+        quantized=_quantized_as(quantizer),
+        complete=complete,
+        called=reference.called,
+        warnings=tuple(warnings),
+    )
 
 
-def check_modules(info: ModelInfo, options: TrainingOptions) -> None:
-    """Raise `UserError` for a name in `lora_target_modules` that no module of the model has."""
-    names = options.lora_target_modules
-    if info.adapter or not uses_lora(options, info) or isinstance(names, str):
-        return
-    for name in names:
-        if not any(f".{module}".endswith(f".{name}") for module in info.modules):
-            known = {module.rpartition(".")[2] for module in info.modules}
-            raise UserError(f"--lora-target-modules {name}: the model has no such module.{did_you_mean(name, known)}")
+def _new_head(config: PreTrainedConfig, in_adapter: bool) -> bool:
+    """Whether a score head need not be in the files: it is in the adapter, or is begun."""
+    return in_adapter or not any(map(scores, config.architectures or []))
+
+
+def _quantized_as(quantizer: Any) -> str | None:
+    """The method, unless the weights are computed back when they load."""
+    # Probed: only some methods can do that.
+    if quantizer is None or getattr(quantizer.quantization_config, "dequantize", False):
+        return None
+    method = quantizer.quantization_config.quant_method
+    return str(getattr(method, "value", method))
+
+
+def check_options(info: ModelInfo, options: TrainingOptions) -> None:
+    """Raise `UserError` for options of loading and of LoRA that do not fit the model."""
+    if info.quantized and options.quantized:
+        raise UserError(
+            f"{info.called} is quantized already ({info.quantized}): leave out --load-in-4bit and --load-in-8bit"
+        )
+    if info.quantized and not uses_lora(options, info):
+        raise UserError(
+            f"{info.called} is quantized ({info.quantized}): its weights can't be trained, leave out --no-lora"
+        )
+    if info.quantized and not quantization_of(info.config, info.called).is_trainable:
+        raise UserError(
+            f"{info.called} is quantized ({info.quantized}), which transformers can't train, not even an adapter on "
+            "it. Use the model that it was made from, with --load-in-4bit to save memory"
+        )
+    if (name := options.attn_implementation) is not None:
+        checks.without_weights(info.config, info.task, f"--attn-implementation {name}", attn_implementation=name)
+    adapter = new_adapter(info, options)
+    if adapter is not None and info.empty is not None:
+        checks.check_targets(info.empty, adapter)
 
 
 def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
@@ -89,27 +152,49 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(reference.path if own else reference.base)
 
 
-def max_tokens(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model reads at most, its answer included; None if there is no limit."""
+# Models without rotary positions that `max_position_embeddings` does not limit: without positions, or they grow.
+UNLIMITED = ("jamba", "kimi_linear", "nemotron_h", "xglm", "zamba")
+ROBERTA = ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model is made to read, its answer included; None if its configuration has no such setting."""
+    text = config.get_text_config(decoder=True)
     # Probed: some models have no such setting, and the configuration maps other names of it to this one.
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = getattr(text, "max_position_embeddings", None)
+    if length is None or length < 1:
+        return None
+    return length - text.pad_token_id - 1 if text.model_type in ROBERTA else length  # they count from the padding's id
+
+
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model can read at all, its answer included, where its table of positions ends; None if nothing ends
+    (rotary positions, ALiBi, state spaces).
+    """
+    text = config.get_text_config(decoder=True)
+    # Probed: rotary models have this setting, other models don't.
+    rotary = getattr(text, "rope_parameters", None) is not None
+    return None if rotary or text.model_type in UNLIMITED else context_length(config)
 
 
 def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
     """What was asked for; else for large or quantized models, and for a run that starts from an adapter."""
     if options.lora is not None:
         return options.lora
-    return bool(options.quantized or info.adapter or info.parameters >= LORA_FROM)
+    return bool(options.quantized or info.quantized or info.adapter or info.parameters >= LORA_FROM)
 
 
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     """Load the weights, and the adapter that the run starts from: trained further with LoRA, merged without."""
     dtype = weight_dtype(options, uses_lora(options, info))
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": options.attn_implementation}
+    quantized = options.quantized or info.quantized
     if options.quantized:
-        arguments |= {"quantization_config": _quantization(options, dtype), "device_map": {"": device()}}
-    model = from_pretrained(info.path, info.task, info.tokenizer, arguments)
-    if options.quantized:
+        arguments["quantization_config"] = bitsandbytes_config(options, dtype)
+    if quantized:
+        arguments["device_map"] = {"": device()}
+    model = from_pretrained(info, arguments)
+    if quantized:
         model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger
         if device().type == "cpu":  # with bfloat16, bitsandbytes would repack 4-bit weights and lose a little each time
             import bitsandbytes
@@ -118,12 +203,7 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
                 if isinstance(module, bitsandbytes.nn.Linear4bit):
                     module.support_avx512bf16_for_cpu = False
     if info.adapter:
-        from peft import PeftModel
-
-        if info.task == "causal_lm":
-            model = PeftModel.from_pretrained(model, info.adapter, is_trainable=True)
-        else:
-            model = _adapter_with_score(model, info.adapter)
+        model = add_adapter(info, model, trainable=True)
         if not uses_lora(options, info):
             model = model.merge_and_unload().requires_grad_(True)
     if options.shares_prompts:
@@ -145,37 +225,48 @@ def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     return model
 
 
+def add_adapter(info: ModelInfo, model: PreTrainedModel, *, trainable: bool) -> PreTrainedModel:
+    from peft import PeftModel
+
+    with library_errors(f"the adapter {info.adapter} does not fit {info.path}"):
+        if trainable and info.task == "sequence_classification":
+            return _adapter_with_score(model, str(info.adapter))
+        return PeftModel.from_pretrained(model, info.adapter, is_trainable=trainable)
+
+
+def check_scorer(folder: str) -> ModelInfo:
+    """What `load_scorer` needs, without weights. Raises `UserError` for what is no reward model, or not complete."""
+    with quiet_libraries():
+        return inspect(find(folder, "path"), "sequence_classification", needs_head=True)
+
+
 def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained reward model, full or an adapter, on the fastest device there is, with its tokenizer."""
     import torch
 
-    reference = find(folder)
-    tokenizer = load_tokenizer(reference)
-    tokenizer.padding_side = "right"
-    dtype = torch.bfloat16 if gpu_has_bfloat16() else torch.float32
-    model = from_pretrained(reference.base, "sequence_classification", tokenizer, {"dtype": dtype})
-    if reference.adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, reference.path)
-    return model.eval().to(device()), tokenizer
+    info = check_scorer(folder)
+    info.tokenizer.padding_side = "right"
+    model = from_pretrained(info, {"dtype": torch.bfloat16 if gpu_has_bfloat16() else torch.float32})
+    if info.adapter:
+        model = add_adapter(info, model, trainable=False)
+    return model.eval().to(device()), info.tokenizer
 
 
-def from_pretrained(
-    path: str, task: Task, tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]
-) -> PreTrainedModel:
+def from_pretrained(info: ModelInfo, arguments: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    try:
-        if task == "causal_lm":
-            return AutoModelForCausalLM.from_pretrained(path, **arguments)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
-    except (ValueError, ImportError) as error:
-        name = arguments.get("attn_implementation")
-        if name is None or name not in str(error):
-            raise
-        raise UserError(f"--attn-implementation {name}: {first_line(error)}") from error
-    model.config.pad_token_id = tokenizer.pad_token_id  # the score is read at the last token that is not padding
+    scoring = info.task == "sequence_classification"
+    auto: Any = AutoModelForSequenceClassification if scoring else AutoModelForCausalLM
+    if scoring:
+        arguments = {**arguments, "num_labels": 1}
+    with library_errors(f"{info.called}: {info.path} can't be loaded"):
+        model, found = auto.from_pretrained(info.path, output_loading_info=True, **arguments)
+    if not info.complete:
+        head = {checks.HEAD} if scoring and _new_head(info.config, info.adapter is not None) else set()
+        packed = {name for name in found["missing_keys"] if info.quantized and not name.endswith(".weight")}
+        checks.refuse_missing(set(found["missing_keys"]) - head - packed, info.called)
+    if scoring:
+        model.config.pad_token_id = info.tokenizer.pad_token_id  # the score is read at the last token before padding
     return model
 
 
@@ -185,47 +276,12 @@ def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
         return None
     from peft import LoraConfig
 
-    scores = info.task == "sequence_classification"
+    scoring = info.task == "sequence_classification"
     return LoraConfig(
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=options.lora_target_modules,
-        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
-        modules_to_save=["score"] if scores else None,
-    )
-
-
-def weight_dtype(options: TrainingOptions, lora: bool) -> torch.dtype:
-    """The type of the weights; `auto` is bfloat16 for frozen weights on a GPU that has it, otherwise float32."""
-    import torch
-
-    if options.dtype != "auto":
-        return getattr(torch, options.dtype)
-    return torch.bfloat16 if lora and gpu_has_bfloat16() else torch.float32
-
-
-def gpu_has_bfloat16() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-def device() -> torch.device:
-    from accelerate import PartialState
-
-    return PartialState().device
-
-
-def _quantization(options: TrainingOptions, dtype: torch.dtype) -> Any:
-    import importlib.util
-
-    from transformers import BitsAndBytesConfig
-
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("4-bit and 8-bit weights need bitsandbytes: pip install 'rlhf-core[quantization]'")
-    if options.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        task_type="SEQ_CLS" if scoring else "CAUSAL_LM",
+        modules_to_save=["score"] if scoring else None,
     )

@@ -13,12 +13,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlhf_core.models.loading import ModelInfo
 
 PROMPTS = ("What helps against a fever?", "咳嗽三天，可能是什么病？", "12 + 30 = 42, so 42 - 12 =", "<think>\n")
 # Largest difference of the logits relative to their scale, by the type of the saved weights. In float32 only the order
@@ -70,20 +72,17 @@ def _refuse(reference: ModelReference, output: Path) -> None:
 
 def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[torch.Tensor], float]:
     """(merged model, tokenizer, logits before merging, difference after it); in float32, on the CPU."""
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from rlhf_core.models import loading as models
 
-    from rlhf_core.models.loading import load_tokenizer
-
-    try:
-        tokenizer = load_tokenizer(reference)
-        base = _read(reference.base, reference, tokenizer)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the base model {reference.base} can't be loaded: {first_line(error)}") from error
-    try:
-        model = PeftModel.from_pretrained(base, reference.path).eval()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the adapter {reference.path} does not fit {reference.base}: {first_line(error)}") from error
+    info, base = _read(reference)
+    if info.quantized:
+        raise UserError(
+            f"{reference.called}: the weights of its base model {reference.base} are quantized ({info.quantized}), and "
+            "an adapter can't be added to them exactly. Merge it with the model that they were made from, by writing "
+            f"that as base_model_name_or_path into {Path(reference.path) / 'adapter_config.json'}"
+        )
+    model = models.add_adapter(info, base, trainable=False).eval()
+    tokenizer = models.load_tokenizer(reference)
     expected = _logits(model, tokenizer)
     try:
         merged = model.merge_and_unload(safe_merge=True)
@@ -92,14 +91,14 @@ def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedToken
     return merged, tokenizer, expected, _compare(expected, _logits(merged, tokenizer), "float32", reference)
 
 
-def _read(path: str, reference: ModelReference, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model at `path`, of the kind that `reference` is."""
+def _read(reference: ModelReference) -> tuple[ModelInfo, PreTrainedModel]:
+    """The (base) model, of the kind that `reference` is."""
     import torch
 
     from rlhf_core.models import loading as models
 
-    task: models.Task = "sequence_classification" if reference.is_reward_model else "causal_lm"
-    return models.from_pretrained(path, task, tokenizer, {"dtype": torch.float32}).eval()
+    info = models.read(reference, "sequence_classification" if reference.is_reward_model else "causal_lm")
+    return info, models.from_pretrained(info, {"dtype": torch.float32}).eval()
 
 
 def _logits(model: Any, tokenizer: Any) -> list[torch.Tensor]:
@@ -146,7 +145,7 @@ def _save(
             f"- base model: `{reference.base}`\n- adapter: `{reference.path}`\n- weights: {dtype}\n"
         )
         (part / "README.md").write_text(card, encoding="utf-8")
-        saved = _logits(_read(str(part), reference, tokenizer), tokenizer)
+        saved = _logits(_read(find(str(part)))[1], tokenizer)
         difference = _compare(expected, saved, dtype, reference)
         part.rename(output)
     except (OSError, SafetensorError) as error:

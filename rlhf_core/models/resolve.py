@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,26 +14,24 @@ from typing import Any
 
 from rlhf_core import builtin, environment
 from rlhf_core.config import BUILTIN, builtin_name
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
 class ModelReference:
     """A model that exists, or may exist on the Hub.
 
-    `path` is its folder or Hub id, `called` its name in messages, `run` the folder of the run that it is from, if any,
-    and `adapter` the content of its adapter_config.json, if it is an adapter.
+    `path` is its folder (absolute, so that an adapter trained on it names a base model that is found from everywhere)
+    or its Hub id, `base` the same of the model whose weights load first: an adapter's base model, otherwise the model
+    itself. `called` is its name in messages, `run` the folder of the run that it is from, if any, and `adapter` the
+    content of its adapter_config.json, if it is an adapter.
     """
 
     path: str
+    base: str
     called: str
     run: Path | None = None
     adapter: dict[str, Any] | None = None
-
-    @property
-    def base(self) -> str:
-        """The model whose weights load first: the adapter's base model, otherwise the model itself."""
-        return self.adapter["base_model_name_or_path"] if self.adapter else self.path
 
     @property
     def base_called(self) -> str:
@@ -45,7 +44,14 @@ class ModelReference:
             return self.adapter.get("task_type") == "SEQ_CLS"
         file = Path(self.path) / "config.json"
         names = _read_json(file).get("architectures") if file.is_file() else None
-        return any(name.endswith("ForSequenceClassification") for name in names or [])
+        return any(scores(name) for name in names or [])
+
+    @property
+    def moved(self) -> str:
+        """Says so where an adapter's base model is not where its adapter_config.json says; otherwise ""."""
+        named = self.adapter["base_model_name_or_path"] if self.adapter else self.base
+        at = os.path.abspath(Path(named).expanduser())
+        return "" if self.base in (named, at) else f"the adapter's base model {named} is taken from {self.base}"
 
 
 def find(given: str, flag: str = "") -> ModelReference:
@@ -54,28 +60,66 @@ def find(given: str, flag: str = "") -> ModelReference:
     """
     called = f"{flag} {given}".strip()
     if builtin_name(given) == BUILTIN:
-        return ModelReference(str(builtin.MODEL), called)
+        return ModelReference(str(builtin.MODEL), str(builtin.MODEL), called)
     folder = Path(given).expanduser()
     if folder.is_file():
         raise UserError(f"{called} is a file: give the folder of a run or of a model")
     if not folder.is_dir():
         if not is_hub_id(given):
             raise UserError(f"{called}: there is no such folder")
-        return ModelReference(given, called)
+        return ModelReference(given, given, called)
     run, model = _run_and_model(folder)
     if not _is_model(model):
         if run is not None:
-            raise UserError(f"{called}: the run has no model yet. Resume it: rlhf run --resume {given}")
+            raise UserError(f"{called}: the run has no model yet. {_instead(run, given)}")
         raise UserError(f"{called} is neither a run's folder nor a model's: it has no config.yaml and no config.json")
+    path = os.path.abspath(model)
     if not (model / "adapter_config.json").is_file():
-        return ModelReference(str(model), called, run)
+        return ModelReference(path, path, called, run)
     adapter = _read_json(model / "adapter_config.json")
-    base = adapter.get("base_model_name_or_path")
-    if not base:
+    named = adapter.get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
         raise UserError(f"{called} is an adapter that does not name its base model")
-    if not Path(base).is_dir() and not is_hub_id(base):
-        raise UserError(f"{called} is an adapter of {base}, and there is no such folder")
-    return ModelReference(str(model), called, run, adapter)
+    base = _find_base(named, Path(path))
+    if base is None:
+        raise UserError(
+            f"{called} is an adapter of {named}, and there is no such folder. Put the base model there, or write where "
+            f"it is now into {model / 'adapter_config.json'}, as base_model_name_or_path"
+        )
+    return ModelReference(path, base, called, run, adapter)
+
+
+def scores(architecture: str) -> bool:
+    """Whether a class of models, as in `architectures` of config.json, scores or labels texts instead of writing."""
+    return architecture.endswith(("Classification", "RewardModel", "QuestionAnswering", "MultipleChoice"))
+
+
+def _instead(run: Path, given: str) -> str:
+    """What to do with a run that has no model yet."""
+    checkpoints = [path for path in run.glob("checkpoints/checkpoint-*") if _is_model(path)]
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+    return f"Resume it: rlhf run --resume {given}" + (f", or give its checkpoint: {newest}" if newest else "")
+
+
+def _find_base(named: str, adapter: Path) -> str | None:
+    """The folder or Hub id of the base model that an adapter names; None if there is none.
+
+    A relative path begins at the current folder or, since adapters are used from elsewhere, at a folder above the
+    adapter. A tree of folders that was moved whole has the base model at the same place beside the adapter.
+    """
+    given = Path(named).expanduser()
+    if given.is_dir():
+        return os.path.abspath(given)
+    if given.parts[-3:] == builtin.MODEL.parts[-3:]:
+        return str(builtin.MODEL)
+    parts = given.parts[1:] if given.is_absolute() else given.parts
+    shortest = 2 if given.is_absolute() else len(parts)
+    for length in range(len(parts), shortest - 1, -1):
+        for above in adapter.parents:
+            found = above.joinpath(*parts[-length:])
+            if found != adapter and (found / "config.json").is_file():
+                return os.path.abspath(found)
+    return named if is_hub_id(named) else None
 
 
 def is_hub_id(name: str) -> bool:
@@ -122,3 +166,16 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(level)
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Make any error of a library that reads what the user gave one message: `what`, and the error's first line."""
+    import torch
+
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises no narrower one
+        raise UserError(f"{what}: {first_line(error)}") from error

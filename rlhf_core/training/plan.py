@@ -67,7 +67,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     info = models.inspect(model, method.task, chat_template=config.chat_template)
     template = ChatTemplate(info.tokenizer, options.chat_template_kwargs)
     arguments.check_names(options)
-    models.check_modules(info, options)
+    models.check_options(info, options)
     explicit = given_options(config, method)
     options = _with_adapter(options, info, model, explicit)
     given = options.model_dump()
@@ -80,7 +80,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
             data_module.add_system_prompt(rows, system_prompt)
     train, limited = lengths.apply_limits(data.train, method.data, options, template)
     held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
-    warnings += [*data.warnings, *limited, *left_out, *_not_sampled(method, explicit, held_out)]
+    warnings += [*info.warnings, *data.warnings, *limited, *left_out, *_not_sampled(method, explicit, held_out)]
     warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
     return Plan(
@@ -134,7 +134,7 @@ def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tupl
     config, data, options = plan.config, plan.data, plan.config.options
     entry = catalog.find("methods", config.method)
     bits = "4-bit" if options.load_in_4bit else "8-bit" if options.load_in_8bit else ""
-    dtype = bits or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
+    dtype = bits or plan.info.quantized or str(models.weight_dtype(options, bool(options.lora))).removeprefix("torch.")
     trained = f"LoRA r={options.lora_r}" if options.lora else "all trained"
     threads = torch.get_num_threads()
     cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"

@@ -10,12 +10,11 @@ on the last hidden state of the end token, or of the token before it if the toke
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rlhf_core import Method, Reward, TrainingOptions, UserError, hookimpl
+from rlhf_core import Method, Reward, TrainingOptions, hookimpl
 from rlhf_core.settings import PAIRS
 
 if TYPE_CHECKING:
@@ -97,18 +96,17 @@ def _writable(text: str) -> str:
 class RewardModelScore:
     """The score of a trained reward model for a prompt with its answer: any number, higher is better.
 
-    `path` is the folder of a run or of its model: with a score head, or an adapter with one. It is loaded when first
-    needed.
+    `path` is the folder of a run or of its model, or a Hub id: with a score head, or an adapter with one. The weights
+    load when they are first needed.
     """
 
     def __init__(self, *, path: str, batch_size: int = 8) -> None:
-        folder = Path(path).expanduser()
-        if (folder / "model").is_dir() and not (folder / "config.json").is_file():
-            folder /= "model"
-        if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
-            raise UserError(f"path={path} is not a model's folder: it has no config.json or adapter_config.json")
-        self.folder, self.batch_size = folder, batch_size
-        self.model = self.tokenizer = None
+        from rlhf_core import check_scorer
+
+        info = check_scorer(path)
+        self.path, self.batch_size = path, batch_size
+        self.model, self.tokenizer = None, info.tokenizer
+        self.most = min(info.max_tokens or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
 
     def __call__(self, prompts, completions: list[str], **_) -> list[float]:
         import torch
@@ -134,10 +132,10 @@ class RewardModelScore:
             turns = [{**message, "content": _writable(message["content"])} for message in prompt]
             reply = [{"role": "assistant", "content": _writable(text)}]
             before, answer = encode_answer(template, turns, reply)
-            rows.append((before + answer)[-self.tokenizer.model_max_length :])
+            rows.append((before + answer)[-self.most :])
         return rows
 
     def _load(self) -> None:
         from rlhf_core import load_scorer
 
-        self.model, self.tokenizer = load_scorer(str(self.folder))
+        self.model, self.tokenizer = load_scorer(self.path)

@@ -178,11 +178,11 @@ def test_a_path_without_a_model_is_refused_before_weights_load(resolved, tiny_mo
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(models, "load", refused)
-    with pytest.raises(UserError, match="path=nowhere is not a model"):
+    with pytest.raises(UserError, match="path nowhere: there is no such folder"):
         train(config, method, Catalog())
     assert not Path("out").exists()
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^reward 'reward_model': path=.* is not a model's folder"):
+    with pytest.raises(UserError, match=r"^reward .reward_model.: path .* is neither a run.s folder nor a model.s"):
         bind(RewardSpec("reward_model", {"path": str(tmp_path)}), Catalog())

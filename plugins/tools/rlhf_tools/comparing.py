@@ -132,7 +132,7 @@ def _inspect(
     info = commands.inspect_model(candidate.model, chat_template=config.chat_template if config else None)
     of_run = config.options.chat_template_kwargs if config else None
     template = ChatTemplate(info.tokenizer, of_run if kwargs is None else kwargs)
-    most = commands.max_tokens(info.config)
+    most = commands.context_length(info.config)
     longest = max(len(template.prompt_ids(prompt)) for prompt in prompts)
     if most is not None and longest + limit > most:
         raise UserError(
@@ -152,6 +152,7 @@ def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
     rows += [("Reward", str(reward.spec)) for reward in comparison.rewards.rewards]
     if comparison.system_prompt:
         rows.append(("System", f"“{comparison.system_prompt}”"))
+    rows += [("Note", warning) for info in comparison.infos for warning in info.warnings]
     rows += [("Note", warning) for warning in comparison.questions.warnings]
     if not comparison.rewards.rewards:
         rows.append(("Note", "no reward: lengths and answers only. Rewards decide the win rate: --reward NAME"))
@@ -164,11 +165,7 @@ def _answers(comparison: Comparison, number: int) -> dict[str, Answers]:
     dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
-        try:
-            model: Any = commands.load_model(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
-        except OSError as error:
-            given = comparison.candidates[number].given
-            raise UserError(f"{given}: its weights can't be read: {str(error).splitlines()[0]}") from error
+        model: Any = commands.load_model(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
     model = model.to(commands.device()).eval()
     try:
         return {mode: _mode(comparison, number, model, mode) for mode in MODES}

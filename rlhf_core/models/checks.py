@@ -1,0 +1,205 @@
+"""Whether a model is of the kind that is asked for, and whether its files hold all of it: found before weights load.
+
+transformers and PEFT fill weights that a file does not have with random numbers and go on. Here they load the names and
+shapes that the files have into a model without storage, so that what is missing is found by their own rules.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.models.resolve import ModelReference, library_errors, quiet_libraries, scores
+from rlhf_core.models.weights import Shapes, read_adapter_shapes
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Task = Literal["causal_lm", "sequence_classification"]
+HEAD = "score.weight"
+# (a field of the configuration, its value in a model each of whose tokens sees those after it)
+BIDIRECTIONAL = (("is_decoder", False), ("causal", False), ("attn_type", "bi"))
+ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese")  # they have `is_decoder` and don't read it
+
+
+def without_weights(config: PreTrainedConfig, task: Task, called: str, **arguments: Any) -> PreTrainedModel:
+    """The model on the meta device. Raises `UserError` if transformers has none for this task."""
+    import torch
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
+
+    causal = task == "causal_lm"
+    known = MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(config) not in known:
+        what = "that writes" if causal else "with a score head"
+        raise UserError(f"{called} is of the type {config.model_type}: transformers has no such model {what}")
+    config = copy.deepcopy(config)
+    if not causal:
+        config.num_labels = 1
+    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    with library_errors(f"{called} can't be built"), torch.device("meta"):
+        return auto.from_config(config, **arguments)
+
+
+def check_kind(
+    reference: ModelReference, empty: PreTrainedModel, config: PreTrainedConfig, *, needs_head: bool
+) -> None:
+    """Raise `UserError` for a model of another kind than `empty`. `needs_head`: it must have been trained to score."""
+    called, names = reference.called, list(config.architectures or [])
+    trained = reference.adapter.get("task_type") if reference.adapter else None
+    built = type(empty).__name__
+    if built.endswith("ForSequenceClassification"):
+        if needs_head and not (trained == "SEQ_CLS" or (trained is None and any(map(scores, names)))):
+            what = "an adapter of a model that writes" if reference.adapter else ", ".join(names) or "of no known kind"
+            raise UserError(
+                f"{called} is no reward model ({what}): it has no score head. Train one: --method reward_model"
+            )
+        if not needs_head and "score" not in dict(empty.named_children()):
+            raise UserError(f"{called} ({config.model_type}) has no linear layer `score` to train")
+        return
+    if trained not in (None, "CAUSAL_LM") or (reference.adapter is None and any(map(scores, names))):
+        what = f"an adapter of the task {trained}" if reference.adapter else ", ".join(names)
+        use = " --reward-model uses it" if reference.is_reward_model else ""
+        raise UserError(f"{called} is no model that writes ({what}): it scores or labels texts.{use}")
+    if config.is_encoder_decoder and built not in names:
+        raise UserError(
+            f"{reference.base_called} is an encoder-decoder model ({config.model_type}), which rlhf does not train"
+        )
+    for field, value in BIDIRECTIONAL:
+        # Probed: each is a field of some configurations only.
+        if getattr(empty.config, field, None) == value and config.model_type not in ALWAYS_CAUSAL:
+            raise UserError(
+                f"{reference.base_called} is an encoder ({config.model_type}, {field}: {value} in its config.json): "
+                "each of its tokens sees those after it, so it can't write"
+            )
+
+
+def check_files(empty: PreTrainedModel, shapes: Shapes, called: str, *, new_head: bool) -> list[str]:
+    """Compare the weights of `empty` with those in the files; return warnings. `new_head`: a score head may be missing.
+
+    Raises `UserError` with the names of weights that are missing or of another shape.
+    """
+    import torch
+
+    files = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with library_errors(f"{called} can't be loaded"), quiet_libraries():
+        _, found = type(empty).from_pretrained(
+            None,
+            config=empty.config,
+            state_dict=files,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    for name, in_file, in_model in sorted(found["mismatched_keys"]):
+        if name == HEAD and not new_head:
+            raise UserError(f"{called} has a head of {in_file[0]} values, and a reward model has one score")
+        if name != HEAD:
+            raise UserError(f"{called}: {name} is {list(in_file)} in its file, and {list(in_model)} by its config.json")
+    refuse_missing(set(found["missing_keys"]) - ({HEAD} if new_head else set()), called)
+    heads = {"lm_head.weight"} if type(empty).__name__.endswith("ForSequenceClassification") else set()
+    unused = set(found["unexpected_keys"]) - heads
+    return [f"{called}: {_listed(unused)} in its files is not used by {type(empty).__name__}"] if unused else []
+
+
+def refuse_missing(names: Collection[str], called: str) -> None:
+    """Raise `UserError` if weights are missing."""
+    if names:
+        raise UserError(
+            f"{called} is not complete: its files have no {_listed(names)}, which transformers would fill with random "
+            "numbers. Does its config.json (architectures, tie_word_embeddings, number of layers) fit the weights?"
+        )
+
+
+def check_tokenizer(empty: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, called: str) -> None:
+    """Raise `UserError` for tokens that the model has no embedding of, and for a tokenizer without an end token."""
+    rows = [layer.weight.shape[0] for layer in (empty.get_input_embeddings(), empty.get_output_embeddings()) if layer]
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if rows and i >= min(rows))
+    if beyond:
+        raise UserError(
+            f"{called}: its tokenizer has {len(tokenizer):,} tokens and the model embeddings of {min(rows):,}: "
+            f"{_listed(token for _, token in beyond)} (from id {beyond[0][0]}) would be out of range. Use the model's "
+            "own tokenizer, or resize the model (resize_token_embeddings of transformers) and save both"
+        )
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"{called}: its tokenizer has no end token, so no answer would ever end. Set eos_token in its "
+            "tokenizer_config.json to what ends a turn"
+        )
+
+
+def check_adapter(empty: PreTrainedModel, reference: ModelReference, task: Task, *, needs_head: bool) -> list[str]:
+    """Compare what the adapter's configuration makes of `empty` with the adapter's file; return warnings."""
+    from peft import PeftConfig, get_peft_model_state_dict
+
+    folder, called = Path(reference.path), reference.called
+    shapes = read_adapter_shapes(folder, called)
+    with library_errors(f"{called}: its adapter_config.json can't be used"):
+        config = PeftConfig.from_pretrained(folder)
+    if shapes is None or config.is_prompt_learning:
+        return []
+    if task == "sequence_classification":
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+    with library_errors(f"{called} does not fit {reference.base}"), quiet_libraries():
+        model = with_adapter(empty, config)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    base = {f"base_model.model.{name}": weight for name, weight in empty.state_dict().items()}
+    for name, shape in sorted(shapes.items()):
+        weight = expected.get(name, base.get(name))
+        if weight is not None and list(weight.shape) != shape:
+            hint = ". Was it trained with added tokens? Its base model has to have them too" if "embed" in name else ""
+            raise UserError(
+                f"{called} does not fit {reference.base}: {name} is {shape} in the adapter, and {list(weight.shape)} "
+                f"in the model{hint}"
+            )
+    head = f"base_model.model.{HEAD}"
+    missing = expected.keys() - shapes.keys() - (set() if needs_head or reference.is_reward_model else {head})
+    if missing:
+        raise UserError(f"{called} is not complete: its file has no {_listed(missing)}")
+    unused = shapes.keys() - expected.keys() - base.keys()
+    return [f"{called}: {_listed(unused)} in its file is not used"] if unused else []
+
+
+def with_adapter(empty: PreTrainedModel, config: PeftConfig) -> Any:
+    """A copy of a model without weights, with an adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    if isinstance(config, LoraConfig):
+        config = copy.deepcopy(config)
+        config.init_lora_weights = True  # others compute with the model's weights
+    return get_peft_model(copy.deepcopy(empty), config, low_cpu_mem_usage=True)
+
+
+def check_targets(empty: PreTrainedModel, config: PeftConfig) -> None:
+    """Raise `UserError` for a name in `--lora-target-modules` that is no module, or one that PEFT can't adapt."""
+    names, modules = config.target_modules, [name for name, _ in empty.named_modules() if name]
+    given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(sorted(names))}"
+    for name in [] if isinstance(names, str) else sorted(names):
+        if not any(f".{module}".endswith(f".{name}") for module in modules):
+            known = {module.rpartition(".")[2] for module in modules}
+            hint = did_you_mean(name, known)
+            have = "" if hint else f" Its layers: {', '.join(_adaptable(empty))}."
+            raise UserError(f"--lora-target-modules {name}: the model has no such module.{hint}{have}")
+    with library_errors(f"{given}: PEFT can't adapt that"), quiet_libraries():
+        with_adapter(empty, config)
+
+
+def _adaptable(empty: PreTrainedModel) -> list[str]:
+    """The last parts of the names of layers, which `--lora-target-modules` may name."""
+    layers = {name.rpartition(".")[2] for name, module in empty.named_modules() if hasattr(module, "weight")}
+    return sorted(name for name in layers if "norm" not in name and not name.isdigit())
+
+
+def _listed(names: Any, most: int = 3) -> str:
+    """The first of `names`, and how many others there are."""
+    listed: Sequence[str] = sorted(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -1,0 +1,320 @@
+"""A model of another kind, or whose files lack something, is one message before weights load."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BioGptConfig,
+    BloomConfig,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    MambaConfig,
+    OPTConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
+from rlhf_core.models import loading as models
+from rlhf_core.models.resolve import find
+
+SCORES, WRITES = "sequence_classification", "causal_lm"
+
+
+@pytest.fixture
+def changed(tiny_model, tmp_path):
+    """`changed(config.json={...}, weights=function)`: the tiny model with other JSON values or other weights."""
+
+    def change(weights=None, **files):
+        folder = shutil.copytree(tiny_model, tmp_path / "changed")
+        for name, values in files.items():
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+        if weights is not None:
+            file = folder / "model.safetensors"
+            save_file(weights(load_file(file)), file, {"format": "pt"})
+        return folder
+
+    return change
+
+
+@pytest.fixture
+def scoring(tiny_model, tmp_path):
+    """The tiny model with a score head."""
+    folder = shutil.copytree(tiny_model, tmp_path / "scoring")
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(folder)
+    return folder
+
+
+def load_file(file):
+    """Its weights, in memory: the file may be written again."""
+    return load(file.read_bytes())
+
+
+def adapted(base, folder, **settings):
+    """A LoRA adapter of the model in `base`, saved in `folder`."""
+    scores = settings.get("task_type") == "SEQ_CLS"
+    auto = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    model = auto.from_pretrained(base, **({"num_labels": 1} if scores else {}))
+    settings = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings}
+    get_peft_model(model, LoraConfig(**settings)).save_pretrained(folder)
+    return folder
+
+
+def refused(message, folder, task=WRITES, **arguments):
+    with pytest.raises(UserError, match=message) as caught:
+        models.inspect(find(str(folder), "--model"), task, **arguments)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_model_that_writes_is_no_reward_model(tiny_model, tmp_path):
+    refused(r"is no reward model \(Qwen3ForCausalLM\): it has no score head", tiny_model, SCORES, needs_head=True)
+    adapter = adapted(tiny_model, tmp_path / "adapter")
+    refused(r"is no reward model \(an adapter of a model that writes\)", adapter, SCORES, needs_head=True)
+    for start in (tiny_model, adapter):  # the method reward_model begins a head
+        assert models.inspect(find(str(start)), SCORES).warnings == ()
+
+
+def test_a_reward_model_does_not_write(scoring, tiny_model, tmp_path):
+    refused("is no model that writes .Qwen3ForSequenceClassification.*--reward-model uses it", scoring)
+    adapter = adapted(tiny_model, tmp_path / "adapter", task_type="SEQ_CLS", modules_to_save=["score"])
+    refused("is no model that writes .an adapter of the task SEQ_CLS", adapter)
+    for model in (scoring, adapter):
+        assert models.inspect(find(str(model)), SCORES, needs_head=True).warnings == ()
+
+
+def test_a_reward_model_without_its_head(scoring, tiny_model, tmp_path):
+    without = {n: w for n, w in load_file(scoring / "model.safetensors").items() if n != "score.weight"}
+    save_file(without, scoring / "model.safetensors", {"format": "pt"})
+    for needs_head in (True, False):  # it says that it has one
+        refused("its files have no score.weight", scoring, SCORES, needs_head=needs_head)
+    adapter = adapted(tiny_model, tmp_path / "adapter", task_type="SEQ_CLS")
+    file = adapter / "adapter_model.safetensors"
+    save_file({n: w for n, w in load_file(file).items() if "score" not in n}, file, {"format": "pt"})
+    refused(r"its file has no base_model.model.score.weight", adapter, SCORES, needs_head=True)
+
+
+def test_a_classifier_of_several_labels_is_no_reward_model(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "labels")
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3).save_pretrained(folder)
+    refused("has a head of 3 values, and a reward model has one score", folder, SCORES, needs_head=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (T5Config(num_layers=1), "is of the type t5: transformers has no such model that writes"),
+        (BertConfig(num_hidden_layers=1), "is an encoder .bert, is_decoder: False"),
+    ],
+)
+def test_models_that_do_not_write_from_left_to_right(config, message, changed):
+    folder = changed()
+    config.save_pretrained(folder)
+    refused(message, folder)
+
+
+def test_weights_that_are_missing_of_another_shape_or_not_used(changed, tiny_model):
+    folder = changed(config={"tie_word_embeddings": False})
+    refused("its files have no lm_head.weight, which transformers would fill with random numbers", folder)
+    shutil.rmtree(folder)
+    folder = changed(lambda weights: {n: w for n, w in weights.items() if "layers.1" not in n})
+    refused(r"its files have no model.layers.1.input_layernorm.weight, .* and \d+ more", folder)
+    shutil.rmtree(folder)
+    folder = changed(lambda weights: {**weights, "model.norm.weight": torch.zeros(16)})
+    refused(r"model.norm.weight is \[16\] in its file, and \[32\] by its config.json", folder)
+    shutil.rmtree(folder)
+    folder = changed(lambda weights: {**weights, "v_head.weight": torch.zeros(1, 32)})
+    (warning,) = models.inspect(find(str(folder))).warnings
+    assert warning.endswith("v_head.weight in its files is not used by Qwen3ForCausalLM")
+
+
+def test_files_of_weights_that_are_damaged_or_missing(changed):
+    folder = changed()
+    file = folder / "model.safetensors"
+    weights, content = load_file(file), file.read_bytes()
+    file.write_bytes(content[:-100])
+    refused("model.safetensors .* is damaged or not complete", folder)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1000\n")
+    refused("model.safetensors is a Git LFS pointer, not the file itself. Fetch it: git lfs pull", folder)
+    file.unlink()
+    refused("has no weights: model.safetensors or model.safetensors.index.json is missing", folder)
+    shards = [dict(list(weights.items())[::2]), dict(list(weights.items())[1::2])]
+    placed = {name: f"model-{i}.safetensors" for i, shard in enumerate(shards) for name in shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    for i, shard in enumerate(shards):
+        save_file(shard, folder / f"model-{i}.safetensors", {"format": "pt"})
+    assert models.inspect(find(str(folder))).complete
+    (folder / "model-1.safetensors").unlink()
+    refused(r"is not complete: .*model-1.safetensors is missing", folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    refused("model.safetensors.index.json is no index of weights", folder)
+    (folder / "tokenizer.json").write_text("{")
+    refused("can't be loaded", folder)
+
+
+def test_tokens_without_an_embedding(changed):
+    folder = changed()
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 2048, "content": "<|new|>"})
+    file.write_text(json.dumps(content))
+    refused(r"has 2,049 tokens and the model embeddings of 2,048: <\|new\|> \(from id 2048\)", folder)
+
+
+def test_a_tokenizer_without_an_end_token(changed):
+    refused("its tokenizer has no end token", changed(tokenizer_config={"eos_token": None}))
+
+
+def test_an_adapter_that_does_not_fit(tiny_model, changed, tmp_path):
+    adapter = adapted(tiny_model, tmp_path / "adapter")
+    larger = changed(
+        lambda weights: {n: w[:1600] if "embed" in n else w for n, w in weights.items()}, config={"vocab_size": 1600}
+    )
+    tokens = adapted(larger, tmp_path / "tokens", modules_to_save=["embed_tokens"])
+    values = json.loads((tokens / "adapter_config.json").read_text())
+    (tokens / "adapter_config.json").write_text(json.dumps({**values, "base_model_name_or_path": str(tiny_model)}))
+    refused(
+        r"does not fit .*embed_tokens.weight is \[1600, 32\] in the adapter, and \[2048, 32\].* trained with added tokens",
+        tokens,
+    )
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "target_modules": ["q_proj", "v_proj"]}))
+    refused("is not complete: its file has no base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight", adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "target_modules": ["nonsense"]}))
+    refused("does not fit .*nonsense", adapter)
+    (adapter / "adapter_model.safetensors").unlink()
+    refused("has no weights: .*adapter_model.safetensors is missing", adapter)
+
+
+def test_trainable_tokens_of_an_adapter(tiny_model, tmp_path):
+    folder = adapted(tiny_model, tmp_path / "adapter", trainable_token_indices=[5, 9])
+    assert models.inspect(find(str(folder))).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["nonsense"], "nonsense: the model has no such module. Its layers: down_proj, embed_tokens,"),
+        (["q_proj", "v_prj"], "v_prj: the model has no such module. Did you mean 'v_proj'"),
+        (["norm"], "norm: PEFT can't adapt that: Target module"),
+        (["mlp"], "mlp: PEFT can't adapt that: Target module"),
+        (["q_proj", ""], "--lora-target-modules : the model has no such module"),
+    ],
+)
+def test_lora_targets(names, message, tiny_model):
+    info = models.inspect(find(str(tiny_model)))
+    with pytest.raises(UserError, match=message):
+        models.check_options(info, TrainingOptions(lora=True, lora_target_modules=names))
+    models.check_options(info, TrainingOptions(lora_target_modules=names))  # without LoRA they are not used
+    models.check_options(info, TrainingOptions(lora=True, lora_target_modules=["q_proj", "embed_tokens"]))
+
+
+def test_lora_of_gpt2_whose_layers_are_convolutions(changed):
+    folder = changed()
+    (folder / "model.safetensors").unlink()
+    config = GPT2Config(vocab_size=2048, n_embd=8, n_layer=1, n_head=2, n_positions=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    models.check_options(models.inspect(find(str(folder))), TrainingOptions(lora=True))
+
+
+def test_an_unknown_attention(tiny_model):
+    with pytest.raises(UserError, match=r"^--attn-implementation nonsense can't be built: "):
+        models.check_options(models.inspect(find(str(tiny_model))), TrainingOptions(attn_implementation="nonsense"))
+
+
+@pytest.mark.parametrize(
+    ("config", "context", "most"),
+    [
+        (GPT2Config(n_positions=32), 32, 32),
+        (OPTConfig(max_position_embeddings=32, word_embed_proj_dim=8), 32, 32),
+        (BioGptConfig(max_position_embeddings=32), 32, 32),
+        (GPTJConfig(n_positions=32, rotary_dim=2), 32, 32),
+        (RobertaConfig(max_position_embeddings=34, is_decoder=True), 32, 32),
+        (LlamaConfig(max_position_embeddings=32, num_key_value_heads=2), 32, None),
+        (BloomConfig(), None, None),
+        (MambaConfig(), None, None),
+    ],
+)
+def test_how_much_a_model_reads(config, context, most):
+    """Beyond `max_tokens`, and only there, a model fails."""
+    small = {"hidden_size": 8, "intermediate_size": 8, "ffn_dim": 8, "n_embd": 8, "num_attention_heads": 2, "n_head": 2}
+    for name, value in {**small, "num_hidden_layers": 1, "n_layer": 1, "vocab_size": 50}.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    assert (models.context_length(config), models.max_tokens(config)) == (context, most)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model(input_ids=torch.ones(1, 32, dtype=torch.long) * 7)
+        if most is None:
+            model(input_ids=torch.ones(1, 33, dtype=torch.long) * 7)
+        else:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.ones(1, 33, dtype=torch.long) * 7)
+
+
+def test_quantized_files(changed):
+    folder = changed(config={"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    refused(r"is quantized \(gptq\), which can't be loaded here: .*pip install", folder)
+    shutil.rmtree(folder)
+    folder = changed(config={"quantization_config": {"quant_method": "nonsense"}})
+    refused(r"is quantized \(nonsense\), which can't be loaded here: Unknown quantization type", folder)
+
+
+def test_an_adapter_is_used_from_everywhere(tiny_model, tmp_path, monkeypatch):
+    """Its base model is named by an absolute path, and found where the whole tree of folders was moved."""
+    project = tmp_path / "project"
+    shutil.copytree(tiny_model, project / "models" / "plain")
+    monkeypatch.chdir(project)
+    info = models.inspect(find("models/plain", "--model"))
+    model = models.load(info, TrainingOptions(shared_prefix=False))
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained("runs/x/model")
+    named = json.loads((project / "runs/x/model/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(project / "models" / "plain")
+    monkeypatch.chdir(tmp_path)
+    assert find("project/runs/x/model").moved == ""
+    moved = project.rename(tmp_path / "elsewhere")
+    reference = find("elsewhere/runs/x/model")
+    assert reference.base == str(moved / "models" / "plain")
+    assert reference.moved == f"the adapter's base model {named} is taken from {reference.base}"
+    assert models.inspect(reference).warnings == (reference.moved,)
+    (moved / "models").rename(tmp_path / "gone")
+    with pytest.raises(
+        UserError, match=f"is an adapter of {re.escape(named)}, and there is no such folder. Put the base"
+    ):
+        find("elsewhere/runs/x/model", "--model")
+
+
+def test_a_relative_base_model_is_found_above_the_adapter(tiny_model, tmp_path, monkeypatch):
+    adapter = adapted(tiny_model, tmp_path / "runs" / "adapter")
+    shutil.copytree(tiny_model, tmp_path / "plain")
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "base_model_name_or_path": "plain"}))
+    monkeypatch.chdir(tmp_path / "runs")
+    assert find("adapter").base == str(tmp_path / "plain")
+
+
+def test_a_run_that_has_only_checkpoints(tiny_model, tmp_path):
+    run = tmp_path / "run"
+    checkpoint = shutil.copytree(tiny_model, run / "checkpoints" / "checkpoint-2")
+    (run / "config.yaml").write_text("method: sft\n")
+    with pytest.raises(
+        UserError, match=f"the run has no model yet. Resume it: .*, or give its checkpoint: {checkpoint}"
+    ):
+        find(str(run), "--model")
+    assert (
+        models.inspect(find(str(checkpoint))).parameters
+        == AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint)).num_parameters()
+    )
