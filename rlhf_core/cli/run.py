@@ -60,7 +60,7 @@ def run(ctx: click.Context, **values: Any) -> None:
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     if "set" in given:
         given["set"] = dict(_pair(text) for text in given["set"])
-    folder = _find_run(resume) if resume else None
+    folder = _find_run(resume, given.get("output_dir")) if resume else None
     if folder is not None:
         given["output_dir"] = str(folder)
     config, method = resolve(given, ctx.obj, under=_files(config_file, folder))
@@ -102,9 +102,13 @@ def _files(config_file: str | None, folder: Path | None) -> list[dict[str, Any]]
     return layers
 
 
-def _find_run(resume: str) -> Path:
-    """The folder of the run to resume: the one given, or the latest under runs/."""
+def _find_run(resume: str, output_dir: str | None) -> Path:
+    """The folder of the run to resume: the one given, by either flag, or the latest under runs/."""
+    if resume == LATEST and output_dir is not None:
+        resume = output_dir
     if resume != LATEST:
+        if output_dir is not None and Path(output_dir).resolve() != Path(resume).resolve():
+            raise UserError(f"--resume {resume} goes on in that folder: leave out --output-dir {output_dir}")
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise UserError(f"--resume {resume}: this is not a run's folder: it has no config.yaml")
@@ -117,13 +121,13 @@ def _find_run(resume: str) -> Path:
 
 def _peek_method(args: list[str]) -> str | None:
     """The method that these arguments name, before its flags are known."""
-    options = [option for option in _main_flags() if option.name in ("method", "config", "resume")]
+    options = [option for option in _main_flags() if option.name in ("method", "config", "resume", "output_dir")]
     lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
     command = click.Command("run", params=options, add_help_option=False, context_settings=lenient)
     found = command.make_context("run", list(args), resilient_parsing=True).params
     if found["method"]:
         return found["method"]
-    folder = _find_run(found["resume"]) if found["resume"] else None
+    folder = _find_run(found["resume"], found["output_dir"]) if found["resume"] else None
     named = [layer["method"] for layer in _files(found["config"], folder) if layer.get("method")]
     return named[-1] if named else None
 

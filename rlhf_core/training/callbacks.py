@@ -46,7 +46,11 @@ class Checkpoints(TrainerCallback):
         self.folder, self.stop_file = run_folder / "checkpoints", run_folder / STOP
         self.keep, self.every = keep, every
         self.stop_reason: str | None = None
+        self.begun = False  # whether training began, after the checkpoint to resume from was loaded
         self._due = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = True
 
     def request_stop(self, reason: str) -> None:
         """Save and stop at the next step that allows it."""

@@ -29,6 +29,7 @@ from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import arguments as training_arguments
 from rlhf_core.training import launch, run_folder
 from rlhf_core.training import plan as planning
+from rlhf_core.training import resume as resuming
 from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen
 
@@ -117,9 +118,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
     screen = Screen(quiet=not first)
     with screen.working("Reading data and model configuration …"):
-        # none in a run that was stopped before its first
-        checkpoints = run_folder.list_checkpoints(folder / "checkpoints") if resume else []
-        run = prepare(config, method, catalog, folder, checkpoints[-1] if checkpoints else None)
+        run = prepare(config, method, catalog, folder, run_folder.last_checkpoint(folder) if resume else None)
     try:
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
@@ -152,8 +151,9 @@ def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) 
     """Raise `UserError` for what `train` would, before the processes that carry out the run are started."""
     environment.prepare()
     launch.check_distributed(config)
-    run_folder.choose(config, resume)
-    prepare(config, method, catalog).rewards.close()
+    folder = run_folder.choose(config, resume)
+    checkpoint = run_folder.last_checkpoint(folder) if resume else None
+    prepare(config, method, catalog, resume_from=checkpoint).rewards.close()
 
 
 def prepare(
@@ -168,6 +168,8 @@ def prepare(
     decode = functools.partial(plan.info.tokenizer.decode, skip_special_tokens=True)
     rows = [*plan.data.train, *plan.data.held_out]
     run = Run(plan, RewardRuntime(rewards, decode, folder, rows), resume_from)
+    if resume_from is not None:
+        plan.data.warnings.extend(resuming.check(run, resume_from, planning.plugins_used(plan, catalog)))
     run.rewards.start()
     return run
 
@@ -184,7 +186,8 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
         run_folder.prepare(run)
-        run_folder.write_manifest(run, plugins)
+        if run.resume_from is None:  # it says what the run began with
+            run_folder.write_manifest(run, plugins)
     trainer.accelerator.wait_for_everyone()
     return trainer
 
@@ -235,7 +238,7 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
     except callbacks.AlreadyTrained:
         screen.say("All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:
-        return _failed(error, run, screen)
+        return _failed(error, run, screen, loaded=checkpoints.begun)
     step, reason = trainer.state.global_step, checkpoints.stop_reason
     if reason is None or step >= trainer.state.max_steps:
         return 0
@@ -250,8 +253,8 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
     return launch.INTERRUPTED if interrupted else 1
 
 
-def _failed(error: BaseException, run: Run, screen: Screen) -> int:
-    """Say why training ended early and how to resume; returns the exit code."""
+def _failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool) -> int:
+    """Say why training ended early and how to resume; returns the exit code. `loaded`: the checkpoint was, if any."""
     import torch
 
     if isinstance(error, KeyboardInterrupt):
@@ -271,6 +274,11 @@ def _failed(error: BaseException, run: Run, screen: Screen) -> int:
         )
     elif (run.folder / launch.SMALLER).exists():  # another process ran out of memory and is gone
         return launch.OUT_OF_MEMORY
+    elif run.resume_from is not None and not loaded:
+        what = (
+            f"{run.resume_from} can't be loaded: it is damaged, or another version wrote it ({first_line(error)}). "
+            f"To go on from the checkpoint before it, remove it. The log: {run.folder / 'run.log'}"
+        )
     else:
         traceback.print_exception(error)
         what = f"This is a bug, or a fault of the machine. The log: {run.folder / 'run.log'}"

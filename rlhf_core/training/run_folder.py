@@ -54,6 +54,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of the run in `folder`; none if it was stopped before its first."""
+    return next(reversed(list_checkpoints(folder / "checkpoints")), None)
+
+
 def prepare(run: Run) -> None:
     """Write config.yaml, and remove what a stopped run wrote after its checkpoint: a resumed run writes it again."""
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -162,26 +167,41 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
 
 def write_manifest(run: Run, plugins: Sequence[str]) -> None:
     """Write manifest.json: what the run is made with, so that it can be understood and repeated."""
-    source = [str(spec) for spec in run.config.data_specs]
-    versions = {}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     manifest = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": versions(),
         "plugins": list(plugins),
-        "data": {"source": source, "rows": len(run.train_rows), "sha256": fingerprint(run.train_rows)},
+        "data": describe_data(run),
         "seed": run.options.seed,
         "git_commit": _git_commit(),
     }
     write_atomically(run.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
+def versions() -> dict[str, str]:
+    """The installed versions of the libraries that a run depends on."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def describe_data(run: Run) -> dict[str, Any]:
+    """Where the data is from, how many rows are trained on and held out, and the SHA-256 of both."""
+    train, held_out = run.plan.data.train, run.held_out
+    return {
+        "source": [str(spec) for spec in run.config.data_specs],
+        "rows": len(train),
+        "held_out": len(held_out),
+        "sha256": fingerprint([*train, *held_out]),
+    }
+
+
 def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 over the rows, with the columns that rewards get."""
+    """SHA-256 over rows in their order, with the columns that rewards get."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
