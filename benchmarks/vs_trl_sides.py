@@ -165,8 +165,8 @@ def encoded(method: str, side: str, rows: list[dict[str, Any]], tokenizer: Any, 
             ):
                 result.append({"input_ids": ids[:1024], "labels": labels[:1024]})
             continue
-        prompt, chosen = encoding.encode_answer(template, example.prompt, example.chosen)
-        _, rejected = encoding.encode_answer(template, example.prompt, example.rejected)
+        prompt, chosen, _ = encoding.encode_answer(template, example.prompt, example.chosen)
+        _, rejected, _ = encoding.encode_answer(template, example.prompt, example.rejected)
         pair = {"prompt_ids": prompt[-1024:], "chosen_ids": chosen[:512], "rejected_ids": rejected[:512]}
         if method == "reward_model" and side != "ours":
             before = pair.pop("prompt_ids")

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclass
 class Example:
-    """One row in TRL's conversational format. Message lists hold `{"role": …, "content": …}`.
+    """One row in TRL's conversational format. Message lists hold `{"role": …, "content": …}`, and other keys that chat
+    templates know: `reasoning_content`, `tool_calls`, `tool_call_id`, `name`. A turn with `weight` 0 is not learned.
 
     `prompt` ends with a user message. `completion`, `chosen` and `rejected` are the assistant's messages after it.
     `answer` is the short reference answer for rewards, `columns` are more columns for them beside the row's columns,

@@ -94,7 +94,7 @@ def learned(labels: list[int]) -> list[int]:
     ["Rest and water.", "多喝水，休息。", "<b>Rest</b>", "assistant", "im_end", "Two\n\nlines", "x", "Hello!"],
 )
 def test_an_answer_is_its_content_and_one_end_token(tokenizer, prompt, content):
-    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), prompt, [assistant(content)])
+    prompt_ids, answer_ids, _ = encoding.encode_answer(ChatTemplate(tokenizer), prompt, [assistant(content)])
     assert prompt_ids == asked(tokenizer, prompt)
     assert tokenizer.decode(answer_ids) == content + tokenizer.eos_token
     assert answer_ids.count(tokenizer.eos_token_id) == 1
@@ -104,7 +104,7 @@ def test_an_answer_is_its_content_and_one_end_token(tokenizer, prompt, content):
 def test_a_conversation_of_one_answer_is_its_prompt_and_answer(tokenizer):
     prompt, answer = [SYSTEM, user("What helps?")], assistant("Rest.")
     (ids, labels), *others = encoding.encode_conversation(ChatTemplate(tokenizer), [*prompt, answer])
-    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), prompt, [answer])
+    prompt_ids, answer_ids, _ = encoding.encode_answer(ChatTemplate(tokenizer), prompt, [answer])
     assert not others
     assert ids == prompt_ids + answer_ids
     assert labels == [encoding.IGNORED] * len(prompt_ids) + answer_ids
@@ -165,7 +165,7 @@ def test_the_end_tokens_text_in_an_answer_ends_nothing(tokenizer, content, shown
     """Inside an answer it is text, spelt in other tokens; at its end it is the end token, once."""
     end = tokenizer.eos_token
     content, shown = content.format(end=end), shown.format(end=end)
-    _, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant(content)])
+    _, answer_ids, _ = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant(content)])
     assert tokenizer.decode(answer_ids) == shown + end
     assert answer_ids.count(tokenizer.eos_token_id) == 1
     parts = encoding.encode_conversation(
@@ -179,13 +179,13 @@ def test_the_end_tokens_text_in_an_answer_ends_nothing(tokenizer, content, shown
 def test_a_newline_at_the_start_of_an_answer_is_the_answers(original, name):
     """Tokenized together with the prompt it would merge with the prompt's last newline."""
     tokenizer = with_template(original, name)
-    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant("\nSo.\n")])
+    prompt_ids, answer_ids, _ = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant("\nSo.\n")])
     assert prompt_ids == asked(tokenizer, [user("How?")])
     assert tokenizer.decode(answer_ids) == "\nSo.\n" + tokenizer.eos_token
 
 
 def test_an_empty_answer_is_the_end_token(tokenizer):
-    _, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant("")])
+    _, answer_ids, _ = encoding.encode_answer(ChatTemplate(tokenizer), [user("How?")], [assistant("")])
     assert answer_ids == [tokenizer.eos_token_id]
 
 
@@ -194,7 +194,7 @@ def test_a_reply_of_several_turns_is_shown_in_full(original, name):
     """A pair may part before its last question: what comes between is shown, with its own end tokens."""
     tokenizer = with_template(original, name)
     reply = [assistant("Yes."), user("Why?"), assistant("Yes.")]
-    prompt_ids, answer_ids = encoding.encode_answer(ChatTemplate(tokenizer), [user("Is it?")], reply)
+    prompt_ids, answer_ids, _ = encoding.encode_answer(ChatTemplate(tokenizer), [user("Is it?")], reply)
     whole = tokenizer.apply_chat_template([user("Is it?"), *reply], tokenize=False)
     assert prompt_ids == asked(tokenizer, [user("Is it?")])
     assert tokenizer.decode(prompt_ids + answer_ids) == whole.rstrip("\n")
@@ -207,7 +207,8 @@ def test_both_answers_of_a_pair_follow_the_same_prompt(tokenizer):
     (pair,) = encoding.encode_pairs(
         datasets.Dataset.from_list([row]), ChatTemplate(tokenizer), max_completion_length=20
     )
-    assert pair.keys() == {"prompt_ids", "chosen_ids", "rejected_ids"}
+    assert pair.keys() == {"prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask"}
+    assert all(pair["chosen_mask"])
     assert pair["prompt_ids"] == asked(tokenizer, prompt)
     assert pair["chosen_ids"] == encoding.encode_answer(ChatTemplate(tokenizer), prompt, row["chosen"])[1]
     assert pair["rejected_ids"] == encoding.encode_answer(ChatTemplate(tokenizer), prompt, row["rejected"])[1][:20]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from rlhf_method_dpo import DPO
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rlhf_core import PairTrainer, UserError
 from rlhf_core.prefix import Group
-from rlhf_core.training.pair_trainer import _trainable
+from rlhf_core.training.pair_trainer import Pair, _trainable, pair_logps
 
 ROWS = [{"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": "Run."} for i in range(8)]
 VALUES = {"method": "dpo", "max_completion_length": 32}
@@ -29,9 +29,12 @@ def test_dropout_of_the_model_is_off(made_run):
     config = GPT2Config(vocab_size=len(run.tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=256, attn_pdrop=0.0)
     run.model = GPT2LMHeadModel(config)
     trainer = DPO().trainer(run)
-    groups = [Group([5, 6, 7], [[8, 9], [10]]), Group([5], [[6], [7, 8, 9]])]
+    pairs = [
+        Pair(Group([5, 6, 7], [[8, 9], [10]]), ([1, 1], [1])),
+        Pair(Group([5], [[6], [7, 8, 9]]), ([1], [1, 1, 1])),
+    ]
     trainer.model.train()
-    one, other = (trainer.losses(trainer.model, groups)[1] for _ in range(2))
+    one, other = (trainer.losses(trainer.model, pairs)[1] for _ in range(2))
     assert torch.equal(one, other)
 
 
@@ -41,9 +44,9 @@ def test_each_pair_of_a_step_has_the_same_weight_though_no_batch_is_full(made_ru
     trainer = DPO().trainer(made_run(**values, loss_type="hinge"))
     for parameter in trainer.model.parameters():  # away from the reference, where all pairs have one loss
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    groups = trainer.data_collator(list(trainer.train_dataset))
+    pairs = trainer.data_collator(list(trainer.train_dataset))
     with torch.no_grad():
-        losses, measured = trainer.losses(trainer.model, groups)
+        losses, measured = trainer.losses(trainer.model, pairs)
     assert losses.std() > 1e-3
     trainer.train()
     line = trainer.state.log_history[0]
@@ -58,6 +61,22 @@ def test_a_process_that_sees_several_gpus_is_refused(made_run, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(UserError, match="--num-processes"):
         PairTrainer.from_run(run, lambda pairs: (pairs.chosen, {}))
+
+
+def test_only_what_is_learned_counts(tiny_model):
+    """A user's turn inside a reply is read and not learned: in float64, one row at a time, with plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    prompt, answers, masks = [5, 6, 7], ([8, 9, 10, 11, 12], [13, 14]), ([1, 1, 0, 0, 1], [0, 1])
+    logps, entropy = pair_logps(model, [Pair(Group(prompt, list(answers)), masks)], None)
+    exact = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    wanted, entropies = [], 0.0
+    for answer, mask in zip(answers, masks, strict=True):
+        scores = exact(torch.tensor([prompt + answer])).logits[0, 2:-1].log_softmax(-1)
+        wanted.append(sum(scores[i, token] for i, token in enumerate(answer) if mask[i]).item())
+        entropies += sum(-(scores[i].exp() * scores[i]).sum() for i in range(len(answer)) if mask[i]).item()
+    assert [logps.chosen.item(), logps.rejected.item()] == pytest.approx(wanted, rel=1e-5)
+    assert (logps.chosen_tokens.item(), logps.rejected_tokens.item()) == (3, 1)
+    assert entropy.item() == pytest.approx(entropies / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize(

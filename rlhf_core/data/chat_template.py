@@ -1,4 +1,4 @@
-"""From messages to text, by the chat template of one tokenizer: the only place where a run renders messages.
+"""From messages to text and token ids, by the chat template of one tokenizer: the only place where a run renders.
 
 template = ChatTemplate(tokenizer, {"enable_thinking": False})
 template.prompt_ids([{"role": "user", "content": "Hello"}])
@@ -7,6 +7,7 @@ template.prompt_ids([{"role": "user", "content": "Hello"}])
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,22 +27,31 @@ NOT_VARIABLES = (
     *("tokenizer_kwargs", "truncation"),
 )
 MARK = "\x00"  # a character that no chat template writes
-THOUGHT = re.compile(r"([<\[])((?:\w+:)?(?:think|thought|reason)\w*)([>\]])", re.IGNORECASE)  # the tag that opens one
+ESCAPE = "\ufdd0"  # after the first character of a token's text that is no token; Unicode keeps it free for such use
+# A tag that opens or closes a thought: <think>, </think>, [THINK], …
+THOUGHT = re.compile(
+    r"(?P<left>[<\[])(?P<closes>/?)(?P<name>(?:\w+:)?(?:think|thought|reason)\w*)(?P<right>[>\]])", re.I
+)
 
 
 class ChatTemplate:
     """The chat template of `tokenizer`, with `kwargs` as its variables.
 
     Raises `UserError` where the template refuses messages or fails, and when it is made for variables that it has not.
-    A system message goes before the first question where the template has no place for one.
+    A system message goes before the first question where the template has no place for one. `tools` are function
+    schemas, as `apply_chat_template` takes them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer, self.kwargs = tokenizer, dict(kwargs or {})
-        template = str(tokenizer.chat_template)
+        self.source = str(tokenizer.chat_template)  # of several templates, all of them
         for name in self.kwargs:
-            if name in NOT_VARIABLES or not re.search(rf"\b{re.escape(name)}\b", template):
+            if name in NOT_VARIABLES or not self.names(name):
                 raise UserError(f"--chat-template-kwargs: the chat template has no variable {name!r}")
+
+    def names(self, name: str) -> bool:
+        """Whether `name` is in the template: a variable, or a key of messages."""
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
     def prompt(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         """The prompt for an answer to `messages`, as the model is given it."""
@@ -55,28 +65,67 @@ class ChatTemplate:
         """The token ids of the prompt."""
         return self.ids(self.prompt(messages, tools))
 
-    def ids(self, text: str, **options: bool) -> list[int]:
-        """The token ids of rendered text: the template writes the special tokens itself."""
+    def ids(self, text: str) -> list[int]:
+        """The token ids of rendered text. What is escaped in it is text, although it reads like a token."""
+        ids: list[int] = []
+        plain = ""
+        for part in re.split(f"({self.special.pattern})", text) if ESCAPE in text else [text]:
+            if ESCAPE in part:
+                ids += self._ids(plain) + self._ids(part.replace(ESCAPE, ""), split_special_tokens=True)
+                plain = ""
+            else:
+                plain += part
+        return ids + self._ids(plain)
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+
+    def begun(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
+        """The thought that a prompt ends with, opened (`<think>`) or empty (`<think></think>`), else ""."""
+        if not THOUGHT.search(self.source):
+            return ""
+        text = self.prompt(messages, tools)
+        shared = os.path.commonprefix([text, self.conversation(messages, tools)])  # noqa: RUF071 (characters are meant)
+        found = THOUGHT.search(text, len(shared))
+        return text[found.start() :] if found else ""
 
     def opening(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         """What the prompt has opened of the answer: `<think>` and what follows, where nothing closes it, else ""."""
-        text = self.prompt(messages, tools)
-        shared = os.path.commonprefix([text, self.conversation(messages, tools)])  # noqa: RUF071 (characters are meant)
-        found = list(THOUGHT.finditer(text, len(shared)))
-        if not found:
-            return ""
-        before, name, after = found[-1].groups()
-        return "" if f"{before}/{name}{after}" in text[found[-1].end() :] else text[found[-1].start() :]
+        text = self.begun(messages, tools)
+        tags = list(THOUGHT.finditer(text))
+        return text[tags[-1].start() :] if tags and not tags[-1]["closes"] else ""
+
+    @functools.cached_property
+    def special(self) -> re.Pattern[str]:
+        """Finds the tokenizer's special tokens in text, but for pairs of tags that mark up a text, as <think> does."""
+        tokens = {*self.tokenizer.all_special_tokens}
+        tokens |= {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        own = tokens - {self.tokenizer.eos_token}  # <s> and </s> look like such a pair
+        pairs = {tag for token in own for tag in (token, f"</{token[1:]}") if f"</{token[1:]}" in own}
+        return re.compile("|".join(re.escape(t) for t in sorted(tokens - pairs, key=len, reverse=True)) or r"(?!)")
+
+    @functools.cached_property
+    def end_token(self) -> str:
+        """The token that ends an answer: the first that the template writes after it, else the tokenizer's."""
+        try:
+            shown = self.conversation([{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}])
+        except UserError:
+            shown = ""
+        found = self.special.search(shown, shown.find(MARK)) if MARK in shown else None
+        if found is None and self.tokenizer.eos_token is None:
+            raise UserError("the tokenizer has no end token, and the chat template writes none after an answer")
+        return found.group() if found else self.tokenizer.eos_token
 
     @functools.cached_property
     def has_system(self) -> bool:
         """Whether the template shows a system message."""
-        turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "?"}]
+        return MARK in self._try([{"role": "system", "content": MARK}, {"role": "user", "content": "?"}])
+
+    def _try(self, messages: Messages) -> str:
         try:
-            return MARK in self._apply(turns, None, add_generation_prompt=True)
+            return self._apply(messages, None, add_generation_prompt=True)
         except UserError:
-            return False
+            return ""
 
     def _render(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool) -> str:
         if len(messages) > 1 and messages[0]["role"] == "system" and not self.has_system:
@@ -90,7 +139,7 @@ class ChatTemplate:
 
         try:
             return self.tokenizer.apply_chat_template(
-                messages,
+                [_as_templates_read(turn) for turn in messages],
                 tools=list(tools) if tools else None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -102,3 +151,32 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(turn["role"] for turn in messages)
             raise UserError(f"the chat template refuses these messages ({roles}): {first_line(error)}") from error
+
+
+def as_text(value: Any, tokens: re.Pattern[str]) -> Any:
+    """`value` with `tokens` escaped in every text of it."""
+    if isinstance(value, str):
+        return tokens.sub(lambda found: found.group()[0] + ESCAPE + found.group()[1:], value)
+    if isinstance(value, Mapping):
+        return {key: as_text(item, tokens) for key, item in value.items()}
+    return [as_text(item, tokens) for item in value] if isinstance(value, list) else value
+
+
+def _as_templates_read(turn: dict[str, Any]) -> dict[str, Any]:
+    """`turn` with text for no content, and with the arguments of its tool calls as mappings: not all templates take
+    None, nor the JSON text that OpenAI's interface has.
+    """
+    turn = {**turn, "content": "" if turn.get("content") is None else turn["content"]}
+    if turn.get("tool_calls"):
+        turn["tool_calls"] = [_with_mapping(call) for call in turn["tool_calls"]]
+    return turn
+
+
+def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _with_mapping(call["function"])}
+    try:
+        arguments = json.loads(call.get("arguments") or "{}")
+    except (TypeError, json.JSONDecodeError):  # a mapping already, or no JSON
+        return call
+    return {**call, "arguments": arguments}

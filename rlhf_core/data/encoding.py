@@ -1,122 +1,225 @@
 """From messages to token ids: the loss is on the assistant's tokens only, with one end token for each answer.
 
-A prompt is rendered as for generation, followed by the answer as the chat template shows it. The two are tokenized
-separately, as when the model samples. The end token's text inside an answer stays text.
+A prompt is what the model is given when it generates, and what is learned after it is what the model should generate:
+the answer as the chat template shows it, with its thought, whether the prompt opened one or not, and with the one token
+that ends it. The end token's text inside an answer stays text.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate, as_text
 
 if TYPE_CHECKING:
     import datasets
 
-    from rlhf_core.data.chat_template import ChatTemplate
     from rlhf_core.formatter import Messages
 
 IGNORED = -100  # the label of a token without a loss
-MARK = "\x00"  # a character that no chat template writes
+Encoded = tuple[list[int], list[int]]  # token ids, labels
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+# A thought at the start of an answer's text.
+WRITTEN_THOUGHT = re.compile(rf"\s*{THOUGHT.pattern}(?P<thought>.*?)(?P=left)/(?P=name)(?P=right)\s*", re.I | re.S)
+ROWS = 1000  # in one piece of a table
 
 
-def encode_pairs(rows: datasets.Dataset, template: ChatTemplate, max_completion_length: int) -> datasets.Dataset:
-    """Columns `prompt_ids`, `chosen_ids` and `rejected_ids`; answers are cut after `max_completion_length` tokens."""
+def encode_pairs(
+    rows: Iterable[Mapping[str, Any]], template: ChatTemplate, max_completion_length: int
+) -> datasets.Dataset:
+    """Columns `prompt_ids`, `chosen_ids` and `rejected_ids`; `chosen_mask` and `rejected_mask`, 1 for what is learned.
 
-    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
-        prompt_ids, chosen_ids = encode_answer(template, row["prompt"], row["chosen"])
-        rejected_ids = encode_answer(template, row["prompt"], row["rejected"])[1]
-        return {
-            "prompt_ids": prompt_ids,
-            "chosen_ids": chosen_ids[:max_completion_length],
-            "rejected_ids": rejected_ids[:max_completion_length],
-        }
-
-    return rows.map(encode, remove_columns=rows.column_names)
+    Answers are cut after `max_completion_length` tokens.
+    """
+    return _table(encode_pair(row, template, max_completion_length) for row in rows)
 
 
-def encode_conversations(rows: datasets.Dataset, template: ChatTemplate, max_length: int) -> datasets.Dataset:
+def encode_pair(row: Mapping[str, Any], template: ChatTemplate, limit: int | None = None) -> dict[str, list[int]]:
+    """One row of `encode_pairs`. The prompt is what both answers begin with."""
+    both = [encode_answer(template, row["prompt"], row[side], tools_of(row)) for side in ("chosen", "rejected")]
+    shared = min(len(prompt) for prompt, _, _ in both)
+    encoded = {"prompt_ids": both[0][0][:shared]}
+    for side, (prompt, ids, mask) in zip(("chosen", "rejected"), both, strict=True):
+        rest = prompt[shared:]
+        encoded[f"{side}_ids"] = [*rest, *ids][:limit]
+        encoded[f"{side}_mask"] = [*[0] * len(rest), *mask][:limit]
+    return encoded
+
+
+def encode_conversations(
+    rows: Iterable[Mapping[str, Any]], template: ChatTemplate, max_length: int
+) -> datasets.Dataset:
     """Columns `input_ids` and `labels`, cut after `max_length` tokens.
 
     A conversation becomes one row, or one for each answer if the chat template shows earlier answers otherwise than
     when they were generated (such as without their thoughts). Rows without a label are left out.
     """
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        parts = [part for messages in batch["messages"] for part in encode_conversation(template, messages)]
-        cut = [(ids[:max_length], labels[:max_length]) for ids, labels in parts]
-        learned = [(ids, labels) for ids, labels in cut if any(label != IGNORED for label in labels)]
-        return {"input_ids": [ids for ids, _ in learned], "labels": [labels for _, labels in learned]}
-
-    return rows.map(encode, batched=True, remove_columns=rows.column_names)
+    encoded = (part for row in rows for part in encode_conversation(template, row["messages"], tools_of(row)))
+    cut = ((ids[:max_length], labels[:max_length]) for ids, labels in encoded)
+    return _table({"input_ids": ids, "labels": labels} for ids, labels in cut if learns(labels))
 
 
-def encode_answer(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[list[int], list[int]]:
-    """(token ids of the prompt, token ids of the answer with one end token). The answer may have several turns."""
-    *earlier, last = answer
-    before, rendered = _render(template, [*prompt, *earlier], last)
-    prompt_text = template.prompt(prompt)
-    between = before[_shared(prompt_text, before) :]
-    text, _ = _split_end(template, rendered, last["content"])
-    return template.ids(prompt_text), template.ids(between) + _answer_ids(template, text)
+def learns(labels: Sequence[int]) -> bool:
+    """Whether any of `labels` has a loss."""
+    return any(label != IGNORED for label in labels)
 
 
-def encode_conversation(template: ChatTemplate, messages: Messages) -> list[tuple[list[int], list[int]]]:
-    """(input ids, labels) of a conversation: one pair, or one for each of the assistant's turns."""
-    turns = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-    full = template.conversation(messages[: turns[-1] + 1])
-    ids: list[int] = []
-    labels: list[int] = []
-    position = 0
-    for i in turns:
-        before, rendered = _render(template, messages[:i], messages[i])
-        text, end = _split_end(template, rendered, messages[i]["content"])
-        if len(turns) > 1 and not (end and full.startswith(before + text + end)):
-            pairs = [encode_answer(template, messages[:i], messages[i : i + 1]) for i in turns]
-            return [(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in pairs]
-        prompt_ids, answer_ids = template.ids(before[position:]), _answer_ids(template, text)
-        ids += prompt_ids + answer_ids
-        labels += [IGNORED] * len(prompt_ids) + answer_ids
-        position = len(before + text + end)
-    return [(ids, labels)]
+def encode_answer(
+    template: ChatTemplate, prompt: Messages, answer: Messages, tools: Sequence[Any] | None = None
+) -> tuple[list[int], list[int], list[int]]:
+    """(token ids of the prompt, those of the answer with its end token, a mask of the answer: 1 for what is learned).
+
+    The answer may have several turns; those of the user, and those with `weight` 0, are not learned. The prompt is
+    shorter by what it opens of an answer where a later turn's prompt shows the first answer without that.
+    """
+    learned = [i for i in learned_turns([*prompt, *answer]) if i >= len(prompt)]
+    ids, labels, _ = _encode([*prompt, *answer], learned, len(prompt) + len(answer) - 1, template, tools)
+    start = _shared(template.prompt_ids(prompt, tools), ids)
+    return ids[:start], ids[start:], [int(label != IGNORED) for label in labels[start:]]
 
 
-def _render(template: ChatTemplate, prompt: Messages, answer: dict[str, str]) -> tuple[str, str]:
-    """(the prompt with its generation prompt, the rest of the conversation with the answer)."""
-    before = template.prompt(prompt)
-    full = template.conversation([*prompt, answer])
-    if full.startswith(before):
-        return before, full[len(before) :]
-    # Some templates begin an answer differently when it is generated (with an empty thought). The answer MARK shares no
-    # character with that beginning, so it shows where answers begin.
-    marked = template.conversation([*prompt, {**answer, "content": MARK}])
-    return before, full[_shared(before, marked) :]
+def encode_conversation(
+    template: ChatTemplate, messages: Messages, tools: Sequence[Any] | None = None
+) -> list[Encoded]:
+    """(input ids, labels) of a conversation: one pair, or one for each of the assistant's turns; none without any."""
+    learned = learned_turns(messages)
+    if not learned:
+        return []
+    ids, labels, complete = _encode(messages, learned, learned[-1], template, tools)
+    if complete:
+        return [(ids, labels)]
+    return [_encode(messages, [i], i, template, tools)[:2] for i in learned]
 
 
-def _shared(one: str, other: str) -> int:
+def learned_turns(messages: Messages) -> list[int]:
+    """The positions of the assistant's turns, but for those with the weight 0."""
+    return [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("weight") != 0]
+
+
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The functions that the model may call, from the row's `tools`: a list of schemas, or one as JSON text."""
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.lstrip().startswith("["):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError:
+            return None
+    if not isinstance(tools, list) or not all(
+        isinstance(t, Mapping) and t.keys() & {"function", "name"} for t in tools
+    ):
+        return None
+    return tools or None
+
+
+def _encode(
+    messages: Messages, learned: Sequence[int], last: int, template: ChatTemplate, tools: Sequence[Any] | None
+) -> tuple[list[int], list[int], bool]:
+    """(ids, labels, whether all of `learned` have labels) of the conversation up to the answer at `last`.
+
+    An earlier answer has labels if the last one's prompt shows it as it was generated, token for token.
+    """
+    prompt = template.prompt_ids(messages[:last], tools)
+    answer = answer_ids(template, messages[:last], messages[last], tools)
+    labels = [IGNORED] * len(prompt) + (answer if last in learned else [IGNORED] * len(answer))
+    complete = True
+    for i in learned:
+        if i < last:
+            before = template.prompt_ids(messages[:i], tools)
+            generated = [*before, *answer_ids(template, messages[:i], messages[i], tools)]
+            if prompt[: len(generated)] == generated:
+                labels[len(before) : len(generated)] = generated[len(before) :]
+            else:
+                complete = False
+    return prompt + answer, labels, complete
+
+
+def answer_ids(
+    template: ChatTemplate, messages: Messages, answer: dict[str, Any], tools: Sequence[Any] | None = None
+) -> list[int]:
+    """What the model should generate after the prompt for `messages`: the answer and one end token."""
+    end = re.compile("|".join(map(re.escape, dict.fromkeys(_ends(template)))))
+    content = answer.get("content") or ""
+    without_end = re.sub(rf"(?:\s*(?:{end.pattern}))+\s*\Z", "", content)
+    answer = as_text({**answer, "content": without_end}, end)
+    before, shown = template.prompt(messages, tools), template.conversation([*messages, answer], tools)
+    begun = template.begun(messages, tools)
+    head = before.removesuffix(begun)
+    if not shown.startswith(head):
+        # Some templates end a prompt otherwise than they begin an answer. The answer MARK shares no character with what
+        # is between, so it shows where answers begin.
+        marked = template.conversation([*messages, {"role": "assistant", "content": MARK}], tools)
+        head = shown[: _shared(head, marked)]
+    text, last = _split_end(template, shown[len(head) :])
+    text = _after(begun, _with_thought(text, answer, begun))
+    ids = template.ids(text)
+    if ids and template.tokenizer.convert_ids_to_tokens(ids[0])[:1] in ("▁", "Ġ"):
+        # Some tokenizers put a space before a text; here it is no beginning.
+        start, whole = template.ids(before), template.ids(before + text)
+        ids = whole[len(start) :] if whole[: len(start)] == start else ids
+    return [*ids, template.tokenizer.convert_tokens_to_ids(last)]
+
+
+def _ends(template: ChatTemplate) -> list[str]:
+    return [token for token in (template.end_token, template.tokenizer.eos_token) if token]
+
+
+def _split_end(template: ChatTemplate, shown: str) -> tuple[str, str]:
+    """(the answer without what the template writes after it, the token that ends it)."""
+    run = re.search(rf"(?:(?:{template.special.pattern})\s*)+\Z", shown)
+    if run is None:
+        return shown.rstrip(), template.end_token
+    found = list(template.special.finditer(shown, run.start()))
+    tokens = [token.group() for token in found]
+    first = next((token for token in found if token.group() in _ends(template)), found[0])
+    return shown[: first.start()], template.end_token if template.end_token in tokens else first.group()
+
+
+def _with_thought(text: str, answer: Mapping[str, Any], begun: str) -> str:
+    """`text` with the answer's thought, which some templates leave out: written as `begun` is, or on its own lines."""
+    written = WRITTEN_THOUGHT.match(answer["content"])
+    thought = next((answer[key] for key in THOUGHT_KEYS if answer.get(key)), written["thought"] if written else "")
+    if not thought.strip() or thought.strip() in text:
+        return text
+    tag = THOUGHT.search(begun) or THOUGHT.search("<think>")
+    assert tag is not None
+    opens, closes = f"{tag['left']}{tag['name']}{tag['right']}", f"{tag['left']}/{tag['name']}{tag['right']}"
+    rest = text.removeprefix(closes)
+    if written and written["thought"] == thought:
+        return written.group() + rest.lstrip()
+    line = "" if begun and not begun.endswith("\n") else "\n"
+    return f"{opens}{line}{thought.strip()}{line}{closes}{line * 2}{rest.lstrip()}"
+
+
+def _after(begun: str, text: str) -> str:
+    """What is left to write of `text` after `begun`. A thought that was opened is closed, if `text` has none."""
+    if text.startswith(begun):
+        return text.removeprefix(begun)
+    *_, tag = THOUGHT.finditer(begun)
+    if tag["closes"]:
+        return text
+    own = THOUGHT.match(text.lstrip())
+    if own and own["name"] == tag["name"]:
+        if own["closes"]:
+            return text
+        rest = text.lstrip()[own.end() :]
+        return rest.removeprefix("\n") if begun.endswith("\n") else rest
+    line = "\n" if begun.endswith("\n") else ""
+    return f"{line}{tag['left']}/{tag['name']}{tag['right']}{line * 2}{text}"
+
+
+def _shared(one: Any, other: Any) -> int:
     """The length of their common prefix."""
-    return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (characters are meant)
+    return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (not of paths)
 
 
-def _split_end(template: ChatTemplate, rendered: str, content: str) -> tuple[str, str]:
-    """(`rendered` up to its end tokens, the end tokens, "" if there are none). The text after them is dropped."""
-    end = template.tokenizer.eos_token
-    content = content.rstrip()
-    while content.endswith(end):
-        content = content.removesuffix(end).rstrip()
-    start = rendered.find(content) + len(content) if content in rendered else 0
-    before, found, after = rendered[start:].partition(end)
-    if not found:
-        return rendered[:start] + before.rstrip(), ""
-    while after.startswith(end):
-        found, after = found + end, after.removeprefix(end)
-    return rendered[:start] + before, found
+def _table(rows: Iterable[dict[str, list[int]]]) -> datasets.Dataset:
+    import datasets
 
-
-def _answer_ids(template: ChatTemplate, text: str) -> list[int]:
-    """`text` and one end token. The end token's name inside the text is split into other tokens."""
-    end = template.tokenizer.eos_token
-    first, *others = text.split(end)
-    ids = template.ids(first)
-    for part in others:
-        ids += template.ids(end, split_special_tokens=True) + template.ids(part)
-    return [*ids, template.tokenizer.eos_token_id]
+    rows = iter(rows)
+    pieces = [datasets.Dataset.from_list(piece) for piece in iter(lambda: list(islice(rows, ROWS)), [])]
+    return datasets.concatenate_datasets(pieces) if pieces else datasets.Dataset.from_list([])

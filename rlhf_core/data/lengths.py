@@ -6,6 +6,7 @@ Each function returns the rows to train on, and warnings that count the rows tha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,32 +58,40 @@ def drop_pairs_without_difference(rows: Rows) -> Limited:
 
 
 def limit_answers(rows: Rows, template: ChatTemplate, limit: int, rule: str) -> Limited:
-    """Apply `--overlong-completions` to pairs. Those that are the same once cut are left out."""
+    """Apply `--overlong-completions` to pairs. Those that are the same once cut are left out, and those of which no
+    learned turn is left.
+    """
 
-    def answers(row: dict[str, Any]) -> list[list[int]]:
-        if max(_bytes(row[key]) for key in ("chosen", "rejected")) <= limit:
-            return []
-        return [encoding.encode_answer(template, row["prompt"], row[key])[1] for key in ("chosen", "rejected")]
+    def encoded(row: dict[str, Any]) -> dict[str, list[int]]:
+        fits = max(_bytes(row[key]) for key in ("chosen", "rejected")) <= limit
+        return {} if fits else encoding.encode_pair(row, template)
 
-    ids = [answers(row) for row in rows]
-    lengths = [max(map(len, both), default=0) for both in ids]
-    same = {i for i, both in enumerate(ids) if both and both[0][:limit] == both[1][:limit]}
+    pairs = [encoded(row) for row in rows]
+    lengths = [max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) if pair else 0 for pair in pairs]
+    same = {i for i, pair in enumerate(pairs) if pair and not _differ(pair, limit)}
     flags = "--max-completion-length", "--overlong-completions"
     without = same, "pairs, whose two answers are the same once cut"
     return _limit(rows, lengths, limit, rule, "pairs have an answer of", flags, *without)
+
+
+def _differ(pair: dict[str, list[int]], limit: int) -> bool:
+    """Whether the answers differ once cut, and both have something to learn."""
+    chosen, rejected = pair["chosen_ids"][:limit], pair["rejected_ids"][:limit]
+    return chosen != rejected and any(pair["chosen_mask"][:limit]) and any(pair["rejected_mask"][:limit])
 
 
 def limit_conversations(rows: Rows, template: ChatTemplate, limit: int, rule: str) -> Limited:
     """Apply `--overlong-completions` to conversations. Those whose first answer begins after the limit are left out."""
     around = prompt_length([{"role": "user", "content": ""}], template, limit)  # with its system message, if any
 
-    def parts(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
-        fits = around + _bytes(row["messages"]) <= limit
-        return [] if fits else encoding.encode_conversation(template, row["messages"])
+    def parts(row: dict[str, Any]) -> list[encoding.Encoded]:
+        tools = encoding.tools_of(row)
+        fits = tools is None and around + _bytes(row["messages"]) <= limit
+        return [] if fits else encoding.encode_conversation(template, row["messages"], tools)
 
     encoded = [parts(row) for row in rows]
     lengths = [max((len(ids) for ids, _ in one), default=0) for one in encoded]
-    learned = [any(label != encoding.IGNORED for _, labels in one for label in labels[:limit]) for one in encoded]
+    learned = [any(encoding.learns(labels[:limit]) for _, labels in one) for one in encoded]
     flags = "--max-length", "--overlong-completions"
     nothing = {i for i, one in enumerate(encoded) if one and not learned[i]}
     without = nothing, "conversations, whose first answer begins after that"
@@ -91,20 +100,20 @@ def limit_conversations(rows: Rows, template: ChatTemplate, limit: int, rule: st
 
 def limit_prompts(rows: Rows, template: ChatTemplate, limit: int, rule: str) -> Limited:
     """Apply `--overlong-prompts` to rows with a `prompt`."""
-    lengths = [prompt_length(row["prompt"], template, limit) for row in rows]
+    lengths = [prompt_length(row["prompt"], template, limit, encoding.tools_of(row)) for row in rows]
     flags = "--max-prompt-length", "--overlong-prompts"
     limited, warnings = _limit(rows, lengths, limit, rule, "prompts have", flags)
     if rule == "truncate":
         limited = [
-            {**row, "prompt": _truncate(row["prompt"], template, limit)} if length > limit else row
+            {**row, "prompt": _truncate(row, template, limit)} if length > limit else row
             for row, length in zip(rows, lengths, strict=True)
         ]
     return limited, warnings
 
 
-def prompt_length(prompt: Messages, template: ChatTemplate, limit: int) -> int:
+def prompt_length(prompt: Messages, template: ChatTemplate, limit: int, tools: list[Any] | None = None) -> int:
     """Tokens of the rendered prompt, or its bytes if they are no more than `limit`."""
-    text = template.prompt(prompt)
+    text = template.prompt(prompt, tools)
     size = len(text.encode("utf-8"))
     return size if size <= limit else len(template.ids(text))
 
@@ -136,19 +145,26 @@ def _limit(
 
 
 def _bytes(messages: Messages) -> int:
-    """Bytes of all turns, with 64 more for what the template adds to each."""
-    return sum(len(turn["content"].encode("utf-8", "surrogatepass")) + 64 for turn in messages)
+    """Bytes of all turns, with 64 more for what the template adds to each. A call of a tool counts several times: the
+    template may write it with other spaces.
+    """
+    texts = (json.dumps(turn, ensure_ascii=False) * (4 if "tool_calls" in turn else 1) for turn in messages)
+    return sum(len(text.encode("utf-8", "surrogatepass")) + 64 for text in texts)
 
 
-def _truncate(prompt: Messages, template: ChatTemplate, limit: int) -> Messages:
-    """Drop the oldest turns after the system message, two at a time, then cut the end of the last message."""
+def _truncate(row: dict[str, Any], template: ChatTemplate, limit: int) -> Messages:
+    """Drop the oldest turns after the system message, up to a question, then cut the end of the last message."""
+    prompt, tools = row["prompt"], encoding.tools_of(row)
     system = prompt[:1] if prompt[0]["role"] == "system" else []
     turns = prompt[len(system) :]
-    while len(turns) > 2 and prompt_length([*system, *turns], template, limit) > limit:
-        turns = turns[2:]
+    while prompt_length([*system, *turns], template, limit, tools) > limit:
+        later = [i for i, turn in enumerate(turns) if i and turn["role"] == "user"]
+        if not later:
+            break
+        turns = turns[later[0] :]
     last = turns[-1]
     ids = template.ids(last["content"])
-    while (excess := prompt_length([*system, *turns], template, limit) - limit) > 0:
+    while (excess := prompt_length([*system, *turns], template, limit, tools) - limit) > 0:
         ids = ids[: len(ids) - excess]
         if not ids:
             raise UserError(f"--max-prompt-length {limit} leaves no room beside the chat template and system message")

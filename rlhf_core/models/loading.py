@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, weights
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LORA_FROM = 1_000_000_000  # parameters
+
+log = logging.getLogger("rlhf")
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,8 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     if quantized:
         arguments["device_map"] = {"": device()}
     model = from_pretrained(info, arguments)
+    if info.task == "causal_lm":
+        _end_answers(model, info.tokenizer)
     if quantized:
         model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger
         if device().type == "cpu":  # with bfloat16, bitsandbytes would repack 4-bit weights and lose a little each time
@@ -211,6 +217,19 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
 
         share(model)
     return model
+
+
+def _end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the model stop where the chat template ends an answer, here and wherever it is loaded once it is saved.
+
+    Base models know the end of a text alone.
+    """
+    name, config = ChatTemplate(tokenizer).end_token, model.generation_config
+    end, declared = tokenizer.convert_tokens_to_ids(name), config.eos_token_id
+    known = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if end not in [tokenizer.eos_token_id, *known]:
+        log.warning("the chat template ends answers with %s, so the model stops there too", name)
+        config.eos_token_id = [end, *known]
 
 
 def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:

@@ -15,6 +15,7 @@ Left out on purpose: losses that compare one pair of a batch with others, and th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 class PairLogps(NamedTuple):
     """The pairs of one forward pass. Each tensor is (pairs,), in float32.
 
-    `chosen`, `rejected`: log-probabilities of the answers, summed over their tokens, in nats, differentiable.
-    `*_tokens`: the answers' lengths, with their end token. `ref_*`: the log-probabilities under the frozen reference,
-    without gradient; None without a reference.
+    `chosen`, `rejected`: log-probabilities of the answers, summed over the assistant's tokens, in nats, differentiable.
+    `*_tokens`: the number of those tokens, with the end token. `ref_*`: the log-probabilities under the frozen
+    reference, without gradient; None without a reference.
     """
 
     chosen: Tensor
@@ -44,6 +45,14 @@ class PairLogps(NamedTuple):
     rejected_tokens: Tensor
     ref_chosen: Tensor | None = None
     ref_rejected: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The prompt with the chosen answer and the rejected one, and which tokens of each have a loss (1, else 0)."""
+
+    group: Group
+    learned: tuple[list[int], list[int]]
 
 
 class PairScores(NamedTuple):
@@ -58,7 +67,7 @@ PairLoss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 class PairTrainer(Trainer):
-    """Trains on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, as `encode_pairs` makes them.
+    """Trains on rows as `encode_pairs` makes them.
 
     `loss` gets `PairScores` if `scores` is true, which needs a model with a score head, else `PairLogps`, with the
     log-probabilities of `reference` if there is one. `args` need `remove_unused_columns=False`.
@@ -67,7 +76,7 @@ class PairTrainer(Trainer):
     def __init__(
         self, *, loss: PairLoss, reference: ReferenceModel | None = None, scores: bool = False, **arguments: Any
     ) -> None:
-        super().__init__(**arguments, data_collator=pair_groups, compute_metrics=self._held_out_means)
+        super().__init__(**arguments, data_collator=collate_pairs, compute_metrics=self._held_out_means)
         if self.args.n_gpu > 1:
             raise UserError(
                 "a process trains on one GPU, and this one sees several: add --num-processes to use them all, or set "
@@ -87,26 +96,26 @@ class PairTrainer(Trainer):
 
         rows, limit = run.options.per_device_train_batch_size, run.options.max_completion_length
         args = run.arguments(TrainingArguments, per_device_eval_batch_size=rows, remove_unused_columns=False)
-        model, held_out = _trainable(run), run.eval_dataset
+        model, held_out = _trainable(run), run.held_out
         return cls(
             loss=loss,
             reference=ReferenceModel(model, fresh_adapter=run.peft_config is not None) if reference else None,
             scores=run.info.task == "sequence_classification",
             model=model,
             args=args,
-            train_dataset=encode_pairs(run.train_dataset, run.template, limit),
-            eval_dataset=held_out and encode_pairs(held_out, run.template, limit),
+            train_dataset=encode_pairs(run.plan.data.train, run.template, limit),
+            eval_dataset=encode_pairs(held_out, run.template, limit) if held_out else None,
             processing_class=run.tokenizer,
         )
 
-    def losses(self, model: Any, groups: list[Group]) -> tuple[Tensor, Tensor]:
+    def losses(self, model: Any, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
         """(losses (pairs,), metrics (pairs, metrics) without gradient) by one pass of `model`."""
         with self.accelerator.autocast():  # or only the model's own forward would be in mixed precision
             if self.scores:
-                losses, metrics = self.pair_loss(pair_scores(model, groups))
+                losses, metrics = self.pair_loss(pair_scores(model, [pair.group for pair in pairs]))
             else:
-                pairs, entropy = pair_logps(model, groups, self.reference)
-                losses, metrics = self.pair_loss(pairs)
+                logps, entropy = pair_logps(model, pairs, self.reference)
+                losses, metrics = self.pair_loss(logps)
                 metrics = {**metrics, "entropy": entropy}
         metrics = {"loss": losses, **metrics}
         self.metric_names = list(metrics)
@@ -118,7 +127,7 @@ class PairTrainer(Trainer):
         pairs = torch.tensor(float(sum(map(len, batches))), device=device)
         return batches, self.accelerator.reduce(pairs, "sum")
 
-    def compute_loss(self, model, inputs: list[Group], return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs: list[Pair], return_outputs=False, num_items_in_batch=None):
         """This pass's part of the mean over the pairs of the step; its own mean if their number is not given."""
         losses, measured = self.losses(model, inputs)
         sums = torch.cat([measured.sum(0), measured.new_tensor([len(measured)])])
@@ -146,20 +155,34 @@ class PairTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def pair_groups(rows: list[dict[str, list[int]]]) -> list[Group]:
-    """Each pair as a group: the prompt, then the chosen answer and the rejected one."""
-    return [Group(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+def collate_pairs(rows: list[dict[str, list[int]]]) -> list[Pair]:
+    """Rows of `encode_pairs` as pairs. Without a mask, all tokens of the answer are learned."""
+
+    def learned(row: dict[str, list[int]], side: str) -> list[int]:
+        return row.get(f"{side}_mask") or [1] * len(row[f"{side}_ids"])
+
+    return [
+        Pair(
+            Group(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]),
+            (learned(row, "chosen"), learned(row, "rejected")),
+        )
+        for row in rows
+    ]
 
 
-def pair_logps(model: Any, groups: list[Group], reference: ReferenceModel | None) -> tuple[PairLogps, Tensor]:
+def pair_logps(model: Any, pairs: list[Pair], reference: ReferenceModel | None) -> tuple[PairLogps, Tensor]:
     """(the log-probabilities of both answers, mean entropy of a token's distribution (pairs,) in nats)."""
+    groups = [pair.group for pair in pairs]
+    learned = stacked([mask for pair in pairs for mask in pair.learned], device=unwrap(model).device)
     frozen: tuple[Tensor, ...] = ()
     if reference is not None:
         with reference() as frozen_model:
-            ref_logps = completion_logps(frozen_model, groups).logps.sum(1)
+            ref_logps = (completion_logps(frozen_model, groups).logps * learned).sum(1)
         frozen = (ref_logps[0::2], ref_logps[1::2])
     scored = completion_logps(model, groups)
-    logps, tokens, entropies = scored.logps.sum(1), scored.mask.sum(1), scored.entropies.sum(1)
+    logps, tokens, entropies = (
+        values.sum(1) for values in (scored.logps * learned, learned, scored.entropies * learned)
+    )
     entropy = (entropies[0::2] + entropies[1::2]) / (tokens[0::2] + tokens[1::2])
     return PairLogps(logps[0::2], logps[1::2], tokens[0::2], tokens[1::2], *frozen), entropy
 

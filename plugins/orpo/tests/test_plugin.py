@@ -236,9 +236,9 @@ def test_the_loss_has_the_end_token_once_and_no_token_of_the_prompt(run, monkeyp
     seen = []
     original = PairTrainer.losses
 
-    def losses(self, model, groups):
-        seen.extend(groups)
-        return original(self, model, groups)
+    def losses(self, model, pairs):
+        seen.extend(pair.group for pair in pairs)
+        return original(self, model, pairs)
 
     monkeypatch.setattr(PairTrainer, "losses", losses)
     folder = run("out")

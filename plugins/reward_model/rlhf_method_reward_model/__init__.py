@@ -131,7 +131,7 @@ class RewardModelScore:
         for prompt, text in zip(prompts, completions, strict=True):
             turns = [{**message, "content": _writable(message["content"])} for message in prompt]
             reply = [{"role": "assistant", "content": _writable(text)}]
-            before, answer = encode_answer(template, turns, reply)
+            before, answer, _ = encode_answer(template, turns, reply)
             rows.append((before + answer)[-self.most :])
         return rows
 

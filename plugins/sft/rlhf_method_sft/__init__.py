@@ -75,12 +75,12 @@ class SFT(Method):
         padding_free = settings.get("padding_free") and not settings.get("packing")
         arguments = run.arguments(SFTConfig, max_length=None if padding_free else limit)
         router = _router_loss(run.info.config, arguments.router_aux_loss_coef)
-        rows = encode_conversations(run.train_dataset, run.template, limit)
+        rows = encode_conversations(run.plan.data.train, run.template, limit)
         trainer = ConcatenatingSFTTrainer(
             model=run.model,
             args=arguments,
             train_dataset=rows,
-            eval_dataset=run.eval_dataset and encode_conversations(run.eval_dataset, run.template, limit),
+            eval_dataset=encode_conversations(run.held_out, run.template, limit) if run.held_out else None,
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
         )
