@@ -155,7 +155,8 @@ class Chat:
         from rlhf_core.prefix import eos_token_ids
 
         prompt, eos = self._prompt(turns), eos_token_ids(self.model, self.template.tokenizer)
-        pieces = Pieces(self._decode, self.write)
+        opening = self.template.opening(self._with_system(turns))
+        pieces = Pieces(self.template.decode, self.write, opening)
         try:
             self._generate(prompt, pieces, eos)
         except KeyboardInterrupt:
@@ -168,10 +169,10 @@ class Chat:
             self.write("\n")
             if pieces.ids and pieces.ids[-1] not in eos:
                 self.write(f"Cut off after {len(pieces.ids)} tokens; allow more with --max-new-tokens.\n", "note")
-        answer = self._decode(pieces.ids)
+        answer = self.template.decode(pieces.ids)
         if not answer.strip():
             self.write("The answer is empty.\n", "note")
-        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        self.turns = [*turns, {"role": "assistant", "content": opening + answer}]
         self.answer_ids = [*answer_ids, pieces.ids]
 
     def _generate(self, prompt: list[int], pieces: Pieces, eos: list[int]) -> None:
@@ -215,25 +216,24 @@ class Chat:
         """Tokens that the model is made to read; a very large number if it has no limit."""
         return context_length(self.model.config) or 2**31
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.template.tokenizer.decode(ids, skip_special_tokens=True)
-
 
 class Pieces:
     """A streamer for `generate`: writes characters as soon as they are complete, and collects the token ids.
 
-    What is between <think> and </think> has the style "thought".
+    What is between <think> and </think> has the style "thought". `opening` is what the prompt has opened of the answer.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], write: Write) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], write: Write, opening: str = "") -> None:
         self.decode, self.write = decode, write
         self.ids: list[int] = []
-        self._prompt_is_next, self._text = True, ""
+        self._prompt_is_next, self._text = True, opening
         self._start = self._shown = 0  # decoded from, and shown up to: one token's text depends on the one before
 
     def put(self, value: Any) -> None:
         if self._prompt_is_next:
             self._prompt_is_next = False
+            if self._text:
+                self.write(self._text, "thought")
             return
         self.ids += value.flatten().tolist()
         self._show(complete=False)

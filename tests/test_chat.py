@@ -53,7 +53,10 @@ def rewarded(chat, tmp_path):
         "def broken(completions, **_): raise ValueError('no\\nluck')\n"
     )
     specs = [RewardSpec.read(f"{file}:{name}") for name in ("chars", "right", "broken")]
-    chat.rewards = {r.name: RewardRuntime([r], chat._decode) for r in bind_all(specs, Catalog())}
+    chat.rewards = {
+        r.name: RewardRuntime([r], chat.template.decode, opening=chat.template.opening)
+        for r in bind_all(specs, Catalog())
+    }
     return chat
 
 

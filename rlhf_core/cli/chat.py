@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
@@ -73,8 +72,7 @@ def chat(
 
         with Screen().working("Loading the model …") if terminal else nullcontext():
             loaded, template = _load(reference, chat_template, kwargs, settings, write)
-            decode = functools.partial(template.tokenizer.decode, skip_special_tokens=True)
-            runtimes = {r.name: RewardRuntime([r], decode) for r in rewards}
+            runtimes = {r.name: RewardRuntime([r], template.decode, opening=template.opening) for r in rewards}
             for runtime in runtimes.values():
                 opened.callback(runtime.close)
                 runtime.start()
@@ -109,7 +107,7 @@ def _load(
     from rlhf_core.models import loading as models
 
     info = models.inspect(reference, chat_template=chat_template)
-    template = ChatTemplate(info.tokenizer, kwargs)
+    template = ChatTemplate(info.tokenizer, kwargs, models.end_tokens(info))
     for warning in info.warnings:
         write(f"{warning}\n", "note")
     # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.

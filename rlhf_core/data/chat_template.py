@@ -35,15 +35,18 @@ THOUGHT = re.compile(
 
 
 class ChatTemplate:
-    """The chat template of `tokenizer`, with `kwargs` as its variables.
+    """The chat template of `tokenizer`, with `kwargs` as its variables. `ends` are the tokens that end an answer of the
+    model beside the tokenizer's own.
 
     Raises `UserError` where the template refuses messages or fails, and when it is made for variables that it has not.
     A system message goes before the first question where the template has no place for one. `tools` are function
     schemas, as `apply_chat_template` takes them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any] | None = None) -> None:
-        self.tokenizer, self.kwargs = tokenizer, dict(kwargs or {})
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any] | None = None, ends: Sequence[int] = ()
+    ) -> None:
+        self.tokenizer, self.kwargs, self.ends = tokenizer, dict(kwargs or {}), ends
         self.source = str(tokenizer.chat_template)  # of several templates, all of them
         for name in self.kwargs:
             if name in NOT_VARIABLES or not self.names(name):
@@ -115,6 +118,20 @@ class ChatTemplate:
         if found is None and self.tokenizer.eos_token is None:
             raise UserError("the tokenizer has no end token, and the chat template writes none after an answer")
         return found.group() if found else self.tokenizer.eos_token
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without those that begin, end or pad a text.
+
+        Other special tokens stay: the tags of an answer may be such tokens, and markers of turns have no place in one.
+        """
+        return self.tokenizer.decode([token for token in ids if token not in self._control], skip_special_tokens=False)
+
+    @functools.cached_property
+    def _control(self) -> set[int]:
+        t = self.tokenizer
+        named = (t.bos_token_id, t.eos_token_id, t.pad_token_id, t.unk_token_id, t.sep_token_id, t.cls_token_id)
+        ends = (*self.ends, t.convert_tokens_to_ids(self.end_token))
+        return {token for token in (*named, t.mask_token_id, *ends) if token is not None}
 
     @functools.cached_property
     def has_system(self) -> bool:

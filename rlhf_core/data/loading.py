@@ -17,7 +17,7 @@ from rlhf_core.config import BUILTIN
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.sources import Use, read
 from rlhf_core.errors import PluginError, UserError
-from rlhf_core.formatter import Example, Formatter
+from rlhf_core.formatter import Example, Formatter, Messages
 from rlhf_core.grammar import DataSpec
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
@@ -41,6 +41,7 @@ class Part:
     rows: list[dict[str, Any]]
     total: int
     warnings: list[str]
+    text_prompts: bool
 
     def __str__(self) -> str:
         of = "" if len(self.rows) == self.total else f" of {self.total:,}"
@@ -52,7 +53,8 @@ class Data:
     """Projected rows: `train`, which come from `parts`, and `held_out`, to evaluate on.
 
     Rows have the columns of all sources, with None where their source has no such column; `columns` are those that
-    every source has. `warnings` name the rows and files that were left out.
+    every source has. `warnings` name the rows and files that were left out. `text_prompts`: all training prompts are
+    plain text in a column `prompt`, TRL's standard format, as against messages.
     """
 
     train: list[dict[str, Any]]
@@ -61,6 +63,7 @@ class Data:
     columns: list[str]
     warnings: list[str]
     need: Need
+    text_prompts: bool = False
 
 
 def load(
@@ -96,8 +99,8 @@ def load(
         train, others = rows[count:], rows[:count]
     columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
     warnings = [text for part in [*mixed, *eval_parts] for text in part.warnings]
-    rows = _same_columns([*train, *others])
-    return Data(rows[: len(train)], rows[len(train) :], mixed, columns, warnings, need)
+    rows, text = _same_columns([*train, *others]), all(part.text_prompts for part in mixed)
+    return Data(rows[: len(train)], rows[len(train) :], mixed, columns, warnings, need, text)
 
 
 def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use: Use = "train") -> Part:
@@ -110,10 +113,11 @@ def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use
     if not rows:
         raise UserError(f"{spec.source}: there is no row in it")
     formatter = choose_formatter(rows[0], spec.source, catalog, spec.formatter)
-    projected, bad = [], []
+    projected, bad, text_prompts = [], [], True
     for row in rows:
         try:
             projected.append(project(row, formatter, need))
+            text_prompts = text_prompts and is_text_prompt(row.values.get("prompt"), prompt_of(projected[-1]))
         except UserError as error:
             bad.append(str(error))
     count = f"{len(bad):,} of {len(rows):,} rows"
@@ -122,7 +126,7 @@ def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use
         raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
     if bad:
         warnings.append(f"{spec.source}: left out {count}; the first: {bad[0]}")
-    return Part(spec, formatter.name, projected, len(projected), warnings)
+    return Part(spec, formatter.name, projected, len(projected), warnings, text_prompts)
 
 
 def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
@@ -212,6 +216,11 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
     messages = row["messages"]
     last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
     return messages[: last + 1]
+
+
+def is_text_prompt(given: Any, prompt: Messages) -> bool:
+    """Whether a row's prompt is `given` as the text of one question."""
+    return [turn["content"] for turn in prompt if turn["role"] != "system"] == [given]
 
 
 def add_system_prompt(rows: Sequence[dict[str, Any]], system_prompt: str) -> int:

@@ -181,6 +181,17 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
     return None if rotary or text.model_type in UNLIMITED else context_length(config)
 
 
+def end_tokens(info: ModelInfo) -> list[int]:
+    """The tokens that end an answer by the model's generation settings."""
+    from transformers import GenerationConfig
+
+    try:
+        declared = GenerationConfig.from_pretrained(info.path).eos_token_id
+    except OSError:  # it has none of its own
+        declared = info.config.get_text_config().eos_token_id
+    return [declared] if isinstance(declared, int) else list(declared or ())
+
+
 def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
     """What was asked for; else for large or quantized models, and for a run that starts from an adapter."""
     if options.lora is not None:

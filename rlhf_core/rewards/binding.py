@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlhf_core.catalog import Catalog
@@ -17,6 +18,7 @@ from rlhf_core.rewards import by_path
 
 # What TRL passes to a reward function besides the data's columns. Callbacks exist only in the trainer's process.
 CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+_LIST = re.compile(r"(?:Optional\[)?(?:[Ll]ist|[Tt]uple|Sequence|Iterable|Collection)\[(\w+)")
 LOGS = frozenset({"log_extra", "log_metric"})
 TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
 # Names that are never a column of the data: TRL's, whose values are the run's, and those of what the run makes prompts
@@ -27,7 +29,9 @@ RESERVED = TRL_NAMES | INSTEAD.keys()
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of one callable: TRL's names, data columns, parameters; `keywords`: it has `**kwargs`."""
+    """The arguments of one callable: TRL's names, data columns, parameters; `keywords`: it has `**kwargs`. `texts`: for
+    TRL's names that are annotated as a list, whether it is one of strings.
+    """
 
     trl: frozenset[str]
     required_trl: frozenset[str]
@@ -36,6 +40,7 @@ class Signature:
     parameters: Mapping[str, inspect.Parameter]
     keywords: bool
     positional_only: tuple[str, ...] = ()
+    texts: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class BoundReward:
     function: Callable[..., Any] | None
     parameters: Mapping[str, Any]
     distribution: str | None = None
+    bare: bool = False  # a function without a `Reward`: it gets what TRL passes
 
     @property
     def kind(self) -> Literal["ordinary", "concurrent", "async", "process"]:
@@ -59,6 +65,16 @@ class BoundReward:
         if self.function is not None and is_async(self.function):
             return "async"
         return "concurrent" if self.reward.concurrent else "ordinary"
+
+    @property
+    def as_text(self) -> dict[str, bool | None]:
+        """Whether prompts and completions are passed as strings, not as messages; None: if the data's prompts are text.
+
+        A bare function's annotations say it, such as `list[str]`.
+        """
+        if not self.bare:
+            return {"prompts": False, "completions": self.reward.view == "text"}
+        return {name: self.signature.texts.get(name) for name in ("prompts", "completions")}
 
     def missing_columns(self, available: Sequence[str]) -> list[str]:
         """The columns that this reward needs and the data does not have."""
@@ -112,7 +128,8 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
     if reward.concurrent and (logs := signature.trl & LOGS):
         raise UserError(f"reward {name!r} takes {', '.join(sorted(logs))}, for full batches: it can't be concurrent")
     function = None if elsewhere else call
-    return BoundReward(name, spec.weight, reward, spec, signature, function, values, distribution)
+    bare = not isinstance(found, Reward)
+    return BoundReward(name, spec.weight, reward, spec, signature, function, values, distribution, bare)
 
 
 def bind_all(entries: Sequence[RewardSpec], catalog: Catalog) -> list[BoundReward]:
@@ -168,7 +185,18 @@ def read_signature(function: Callable[..., Any], optional: Sequence[str] = ()) -
         parameters={p.name: p for p in others if p.name not in required and p.name not in optional},
         keywords=any(p.kind is p.VAR_KEYWORD for p in arguments),
         positional_only=tuple(p.name for p in arguments if p.kind is p.POSITIONAL_ONLY),
+        texts={p.name: text for p in named if p.name in TRL_NAMES and (text := _list_of_text(p)) is not None},
     )
+
+
+def _list_of_text(parameter: inspect.Parameter) -> bool | None:
+    """Whether it is annotated as a list of strings; None where it has no annotation that says what it is a list of."""
+    given = parameter.annotation
+    written = given if isinstance(given, str) else inspect.formatannotation(given)  # not always one that can be read
+    elements = _LIST.match(re.sub(r"\b(\w+\.)+|\s", "", written))
+    if parameter.annotation is parameter.empty or elements is None:
+        return None
+    return {"str": True, "Any": None}.get(elements[1], False)
 
 
 def is_maker(function: Callable[..., Any]) -> bool:

@@ -33,8 +33,10 @@ log = logging.getLogger("rlhf")
 
 
 class RewardRuntime:
-    """The rewards of one run. `decode` turns token ids into text; samples and errors are written to `folder`. `rows`
-    are the run's, by their number in the column `ROW`.
+    """The rewards of one run. Samples and errors are written to `folder`.
+
+    An answer's text is what its prompt has opened of it, `opening`, and its decoded tokens. `rows` are the run's, by
+    their number in the column `ROW`; `text_prompts`: their prompts were plain text.
     """
 
     def __init__(
@@ -42,12 +44,15 @@ class RewardRuntime:
         rewards: Sequence[BoundReward],
         decode: Callable[[Sequence[int]], str],
         folder: Path | None = None,
+        *,
+        opening: Callable[[Any], str] = lambda prompt: "",
         rows: Sequence[Mapping[str, Any]] = (),
+        text_prompts: bool = False,
     ) -> None:
         self.rewards = list(rewards)
-        self.decode = decode
+        self.decode, self.opening = decode, opening
         self.folder = folder
-        self.rows = rows
+        self.rows, self.text_prompts = rows, text_prompts
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
         self.last: list[dict[str, Any]] = []
         self._elsewhere: dict[str, Worker | EventLoop] = {r.name: Worker(r) for r in rewards if r.kind == "process"}
@@ -106,11 +111,13 @@ class RewardRuntime:
         trl: Mapping[str, Any] | None = None,
     ) -> RewardBatch:
         """The answers `completion_ids`, one to each of `rows`, as rewards get them."""
-        texts = [self.decode(ids) for ids in completion_ids]
+        prompts = [prompt_of(row) for row in rows]
+        texts = self._texts(prompts, completion_ids)
         completions = [[{"role": "assistant", "content": text}] for text in texts]
-        return RewardBatch(
-            [prompt_of(row) for row in rows], completions, completion_ids, columns_of(rows), trl or {}, texts
-        )
+        return RewardBatch(prompts, completions, completion_ids, columns_of(rows), trl or {}, texts)
+
+    def _texts(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]) -> list[str]:
+        return [self.opening(prompt) + self.decode(ids) for prompt, ids in zip(prompts, completion_ids, strict=True)]
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Each row's weighted sum of scores, recorded and counted as TRL's calls are.
@@ -134,7 +141,7 @@ class RewardRuntime:
         if ROW in batch.columns:
             rows = [self.rows[number] for number in batch.columns[ROW]]
             vars(batch).update(vars(self.batch(rows, batch.completion_ids, batch.trl)))
-        batch.texts = batch.texts or [self.decode(ids) for ids in batch.completion_ids]
+        batch.texts = batch.texts or self._texts(batch.prompts, batch.completion_ids)
         others = {r.name: self._batches.submit(self._score, r, batch) for r in self.rewards if r.kind != "ordinary"}
         columns: dict[str, Column] = {}
         for reward in self.rewards:
@@ -193,10 +200,10 @@ class RewardRuntime:
 
     def _inputs(self, reward: BoundReward, batch: RewardBatch) -> Inputs:
         """(columns, TRL's names) for one reward: copies, so that no reward can change the inputs of another."""
-        completions = batch.texts if reward.reward.view == "text" else [_copy(c) for c in batch.completions]
+        as_text = {name: self.text_prompts if text is None else text for name, text in reward.as_text.items()}
         trl = {
-            "prompts": [_copy(prompt) for prompt in batch.prompts],
-            "completions": list(completions),
+            "prompts": [_copy(prompt[-1]["content"] if as_text["prompts"] else prompt) for prompt in batch.prompts],
+            "completions": list(batch.texts) if as_text["completions"] else [_copy(c) for c in batch.completions],
             "completion_ids": [list(ids) for ids in batch.completion_ids],
         }
         if reward.kind != "process":

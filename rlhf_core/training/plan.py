@@ -65,7 +65,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     )
     model = find(config.model, "--model")
     info = models.inspect(model, method.task, chat_template=config.chat_template)
-    template = ChatTemplate(info.tokenizer, options.chat_template_kwargs)
+    template = ChatTemplate(info.tokenizer, options.chat_template_kwargs, models.end_tokens(info))
     arguments.check_names(options)
     models.check_options(info, options)
     explicit = given_options(config, method)

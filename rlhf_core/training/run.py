@@ -49,10 +49,9 @@ class ModelNeeded(Exception):
 class Run:
     """What a method builds its trainer from.
 
-    `model` is loaded when it is first asked for, so a method makes its training arguments before. `train_rows` are the
-    projected rows to train on, `held_out` others; `train_dataset` and `eval_dataset` (None without held-out rows) are
-    the same for a trainer that takes data sets: with what the method asked for and a number, by which the functions of
-    `rewards` find a row's other columns.
+    `model` is loaded when it is first asked for, so a method makes its training arguments before. `train_rows` are
+    projected rows to train on, `held_out` others; `train_dataset` and `eval_dataset` (or None) are the same as data
+    sets, with a number by which `rewards` finds a row's other columns.
     """
 
     loads_weights = True  # False in a dry run
@@ -165,9 +164,10 @@ def prepare(
     """
     rewards = bind_all(config.reward_specs, catalog)
     plan = planning.make_plan(config, method, catalog, rewards)
-    decode = functools.partial(plan.info.tokenizer.decode, skip_special_tokens=True)
-    rows = [*plan.data.train, *plan.data.held_out]
-    run = Run(plan, RewardRuntime(rewards, decode, folder, rows), resume_from)
+    data, template = plan.data, plan.template
+    more: dict[str, Any] = {"rows": [*data.train, *data.held_out], "text_prompts": data.text_prompts}
+    runtime = RewardRuntime(rewards, template.decode, folder, opening=template.opening, **more)
+    run = Run(plan, runtime, resume_from)
     if resume_from is not None:
         plan.data.warnings.extend(resuming.check(run, resume_from, planning.plugins_used(plan, catalog)))
     run.rewards.start()

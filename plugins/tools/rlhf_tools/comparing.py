@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rlhf_core import Catalog, ChatTemplate, RewardBatch, TrainingOptions, UserError, commands
+from rlhf_core import Catalog, ChatTemplate, TrainingOptions, UserError, commands
 from rlhf_core.commands import ModelInfo, RewardRuntime, Screen
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_tools import candidates as finding
@@ -131,7 +131,8 @@ def _inspect(
     config = candidate.config
     info = commands.inspect_model(candidate.model, chat_template=config.chat_template if config else None)
     of_run = config.options.chat_template_kwargs if config else None
-    template = ChatTemplate(info.tokenizer, of_run if kwargs is None else kwargs)
+    variables = of_run if kwargs is None else kwargs
+    template = ChatTemplate(info.tokenizer, variables, commands.end_tokens(info))
     most = commands.context_length(info.config)
     longest = max(len(template.prompt_ids(prompt)) for prompt in prompts)
     if most is not None and longest + limit > most:
@@ -186,7 +187,7 @@ def _mode(comparison: Comparison, number: int, model: Any, mode: str) -> Answers
         greedy=mode == "greedy",
     )
     rollouts = list(_rollouts(comparison, template, model, sampling, each))
-    answers = _score(comparison, info, rollouts, each)
+    answers = _score(comparison, template, rollouts, each)
     return [answers[start : start + each] for start in range(0, len(answers), each)]
 
 
@@ -201,20 +202,13 @@ def _rollouts(
             yield from rollout(model, ids[start : start + size], each, sampling)
 
 
-def _score(comparison: Comparison, info: ModelInfo, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
-    def decode(ids: Sequence[int]) -> str:
-        return info.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def repeat(values: Sequence[Any]) -> list[Any]:
-        return [value for value in values for _ in range(each)]
-
-    answers = [Answer(decode(one.completion), len(one.completion), one.finished) for one in rollouts]
+def _score(comparison: Comparison, template: ChatTemplate, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
     runtime = comparison.rewards
-    runtime.decode = decode
-    columns = {name: repeat(values) for name, values in comparison.questions.columns.items()}
-    messages = [[{"role": "assistant", "content": answer.text}] for answer in answers]
-    batch = RewardBatch(repeat(comparison.prompts), messages, [one.completion for one in rollouts], columns)
+    runtime.decode, runtime.opening = template.decode, template.opening
+    rows = [row for row in comparison.questions.rows for _ in range(each)]
+    batch = runtime.batch(rows, [one.completion for one in rollouts])
     scored = runtime.evaluate(batch)
+    answers = [Answer(text, len(one.completion), one.finished) for text, one in zip(batch.texts, rollouts, strict=True)]
     weights = {reward.name: reward.weight for reward in runtime.rewards}
     for i, answer in enumerate(answers):
         answer.scores = {name: column.scores[i] for name, column in scored.items()}
