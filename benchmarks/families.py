@@ -67,7 +67,14 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("encoder_layers", "num_key_value_heads", "mamba_expand", "altup_num_inputs"), 2),
     **dict.fromkeys(("encoder_attention_heads", "time_step_rank", "mamba_n_heads", "mamba_num_heads"), 4),
     **dict.fromkeys(("rotary_dim", "laurel_rank"), 4),
-    **{"num_kv_shared_layers": 0, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True},
+    **{
+        "num_kv_shared_layers": 0,
+        "pad_token_id": 0,
+        "pad_index": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "use_cache": True,
+    },
 }
 SPECIAL: dict[str, dict[str, Any]] = {  # what some families need beyond
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -119,6 +126,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, alibi": ("falcon", {"alibi": True}),
     "falcon, new decoder": ("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "gpt_neox, sequential": ("gpt_neox", {"rotary_pct": 0.5, "use_parallel_residual": False}),
+    "gemma3n_text, keys of other layers": ("gemma3n_text", {"num_kv_shared_layers": 2}),
+    "gemma4_text, keys of other layers": ("gemma4_text", {"num_kv_shared_layers": 2}),
     "opt, narrow embeddings": ("opt", {"word_embed_proj_dim": 16}),
 }
 METHODS: dict[str, dict[str, Any]] = {

@@ -64,6 +64,8 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     if attention_mask is None or attention_mask.shape[:3] != NO_MASK.shape[:3]:
         raise NotShared("the model attends under a mask of its own")
+    if query.shape[2] != key.shape[2]:
+        raise NotShared("some layers are given only a part of the tokens")
     tensors = {name for name, value in rest.items() if isinstance(value, Tensor)} - PLAIN_TENSORS
     if tensors or softcap:  # sinks, biases, selected tokens, a cap
         names = ", ".join(sorted(tensors)) or "softcap"

@@ -196,6 +196,13 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def hidden_size(model: Any) -> int:
+    """The size of the states that `completion_hidden` gives: what the model's head reads."""
+    plain = unwrap(model)
+    head = plain.get_output_embeddings()
+    return plain.config.get_text_config().hidden_size if head is None else head.in_features
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Without dropout; afterwards the model is in the mode that it was in."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,17 +29,14 @@ def completion_logps(
     """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
     logps, entropies, states = [], [], []
     for part in _passes(_rows_of(groups), alone):
-        output, first = _forward(model, part, hidden)
+        found = _forward(model, part)
         for i, (prompt, completion) in enumerate(part):  # a row at a time: float32 is large
-            start = len(prompt) - 1 - first
-            logits = output.logits[i, start : start + len(completion)]
-            distribution = torch.log_softmax(logits.float() / temperature, dim=-1)
-            tokens = torch.tensor(completion, device=logits.device)
-            logps.append(distribution.gather(-1, tokens[:, None])[:, 0])
+            start, end = len(prompt) - found.first, len(prompt) + len(completion) - found.first
+            distribution = torch.log_softmax(found.logits[i, start - 1 : end - 1].float() / temperature, dim=-1)
+            logps.append(distribution.gather(-1, found.tokens[i, start:end, None])[:, 0])
             with torch.no_grad():
                 entropies.append(-(distribution.exp() * distribution).sum(-1))
-            if hidden:
-                states.append(_states(output, i, prompt, completion))
+            states.append(found.states[i, start - 1 : end])
     mask = _stacked([torch.ones_like(row, dtype=torch.long) for row in logps])
     return CompletionLogps(_stacked(logps), _stacked(entropies), mask, _stacked(states) if hidden else None)
 
@@ -48,20 +45,21 @@ def completion_hidden(model: Any, groups: Sequence[Group], *, alone: bool = Fals
     """The last hidden states at the prompt's last token and at every completion token."""
     states = []
     for part in _passes(_rows_of(groups), alone):
-        output, _ = _forward(model, part, hidden=True)
-        states += [_states(output, i, prompt, completion) for i, (prompt, completion) in enumerate(part)]
-    return CompletionHidden(
-        _stacked(states), _stacked([torch.ones_like(row[1:, 0], dtype=torch.long) for row in states])
-    )
+        found = _forward(model, part)
+        for i, (prompt, completion) in enumerate(part):
+            start = len(prompt) - 1 - found.first
+            states.append(found.states[i, start : start + 1 + len(completion)])
+    mask = _stacked([torch.ones_like(row[1:, 0], dtype=torch.long) for row in states])
+    return CompletionHidden(_stacked(states), mask)
 
 
 def last_logits(model: Any, rows: Sequence[Sequence[int]], *, alone: bool = False) -> Tensor:
     """(rows, vocabulary): what comes behind each row of tokens."""
-    found = []
+    last = []
     for part in _passes([(list(row), []) for row in rows], alone):
-        output, first = _forward(model, part, hidden=False)
-        found += [output.logits[i, len(row) - 1 - first] for i, (row, _) in enumerate(part)]
-    return torch.stack(found)
+        found = _forward(model, part)
+        last += [found.logits[i, len(row) - 1 - found.first] for i, (row, _) in enumerate(part)]
+    return torch.stack(last)
 
 
 def _rows_of(groups: Sequence[Group]) -> list[Row]:
@@ -84,21 +82,37 @@ def _passes(rows: Sequence[Row], alone: bool) -> Iterator[list[Row]]:
         yield part
 
 
-def _forward(model: Any, part: list[Row], hidden: bool) -> tuple[Any, int]:
-    """(the model's output, the number of the first column that its logits are of)."""
-    ids = stacked([prompt + completion for prompt, completion in part], device=unwrap(model).device)
-    first = min(len(prompt) for prompt, _ in part) - 1
-    settings: dict[str, Any] = {"use_cache": False}
-    if hidden:
-        settings["output_hidden_states"] = True
-    if "logits_to_keep" not in inspect.signature(unwrap(model).forward).parameters:  # in a few families
-        return model(input_ids=ids, **settings), 0
-    return model(input_ids=ids, logits_to_keep=ids.shape[1] - first, **settings), first
+class _Pass(NamedTuple):
+    """What a pass gives for its columns from `first` on: `tokens` (rows, columns), `logits` (rows, columns, vocabulary),
+    `states` (rows, columns, size).
+    """
+
+    first: int
+    tokens: Tensor
+    logits: Tensor
+    states: Tensor
 
 
-def _states(output: Any, row: int, prompt: list[int], completion: list[int]) -> Tensor:
-    """(1 + completion, size)."""
-    return output.hidden_states[-1][row, len(prompt) - 1 : len(prompt) + len(completion)]
+def _forward(model: Any, part: list[Row]) -> _Pass:
+    """The columns that predict a completion's token are among those that it gives. States are what the head reads, or
+    in a model without a head what its decoder gives.
+    """
+    plain = unwrap(model)
+    ids = stacked([prompt + completion for prompt, completion in part], device=plain.device)
+    first, settings = 0, {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(plain.forward).parameters:  # not in all families
+        first = min(len(prompt) for prompt, _ in part) - 1
+        settings["logits_to_keep"] = ids.shape[1] - first
+    states: list[Tensor] = []
+    head = plain.get_output_embeddings()
+    if head is None:
+        decoder = plain.base_model
+        hook = decoder.register_forward_hook(lambda _, inputs, output: states.append(output.last_hidden_state))
+    else:
+        hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    with hook:
+        logits = model(input_ids=ids, **settings).logits
+    return _Pass(first, ids[:, first:], logits, states[-1])
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

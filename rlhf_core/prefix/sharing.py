@@ -32,6 +32,12 @@ CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "o
 MIXING_LAYERS = (nn.Conv1d, nn.RNNBase)
 # Rotary frequencies that follow from a position alone; others (dynamic, longrope) change with the longest row.
 ROPE_BY_POSITION = {"default", "linear", "llama3", "proportional", "yarn"}
+NOT_BESIDE = "what stands behind a token changes it in this model, so each completion is computed alone, slowly"
+# By transformers' names, to which a configuration maps its own; some have none of the last three.
+SIZES = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "intermediate_size"),
+)
 TOKEN_BUDGET = 8192  # of a packed row without gradient
 # What a model's checks have found, for each device and precision: a problem, or None.
 Found = dict[tuple[str, torch.device, torch.dtype], str | None]
@@ -92,9 +98,7 @@ def pads(model: Any, longest: int) -> bool:
         return True
     if exceeds_rope(model, longest):
         return False
-    return not checked(
-        model, padding_disagrees, _rope_limit(plain), "in this model each completion is computed alone, slowly"
-    )
+    return not checked(model, padding_disagrees, _rope_limit(plain), NOT_BESIDE)
 
 
 def checked(
@@ -153,9 +157,8 @@ def fits(model: Any, groups: Sequence[Group]) -> bool:
     """
     plain = unwrap(model)
     config = plain.config.get_text_config()
-    layers, width, queries = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
-    optional = "num_key_value_heads", "head_dim", "intermediate_size"  # some models have no such setting
-    key_values, head_dim, inner = (getattr(config, name, None) for name in optional)
+    settings, names = config.to_dict(), config.attribute_map
+    layers, width, queries, key_values, head_dim, inner = (settings.get(names.get(name, name)) for name in SIZES)
     heads = queries + 2 * (key_values or queries)
     within = 8 * width + 3 * (inner or 4 * width) + 3 * heads * (head_dim or width // queries)
     # The model's property has another name in other supported versions of transformers.

@@ -192,11 +192,11 @@ def pair_scores(model: Any, groups: list[Group]) -> PairScores:
     padding = unwrap(model).config.pad_token_id
     groups = [_without_padding_at_the_end(group, padding) for group in groups]
     answers = [list(answer) for group in groups for answer in group.completions]
-    if shares(model, groups):
+    head = getattr(unwrap(model), "score", None)  # which some families call otherwise, and compute otherwise
+    if head is not None and shares(model, groups):
         states = completion_hidden(model, groups).states  # (answers, 1 + longest, hidden size), the prompt's last first
         last = [max((i + 1 for i, token in enumerate(answer) if token != padding), default=0) for answer in answers]
         read = states[torch.arange(len(answers), device=states.device), torch.tensor(last, device=states.device)]
-        head = unwrap(model).score
         kind = [*head.parameters()][-1].dtype  # of the adapter's head, which PEFT puts behind the base's
         with torch.autocast(read.device.type, enabled=False):  # which would round scores to half precision
             scores = head(read.to(kind))[:, 0]

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
-from rlhf_core.prefix import Group, completion_hidden, completion_logps
+from rlhf_core.prefix import Group, completion_hidden, completion_logps, hidden_size
 
 VALUE_HEAD, VALUE_MODEL = "value_head.safetensors", "value_model"
 
@@ -23,8 +23,7 @@ class PolicyWithValue(nn.Module):
     def __init__(self, policy, *, separate: bool) -> None:
         super().__init__()
         self.policy = policy
-        size = policy.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(size, 1, dtype=torch.float32, device=policy.device)
+        self.value_head = nn.Linear(hidden_size(policy), 1, dtype=torch.float32, device=policy.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.value_model = copy.deepcopy(policy) if separate else None
