@@ -8,7 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from rlhf_method_dpo import DPO
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from rlhf_core import PairTrainer, UserError
 from rlhf_core.prefix import Group
@@ -101,3 +108,17 @@ def test_a_models_own_dropout_is_off_and_its_adapters_acts():
         assert len(dropout) > 3
         assert {p for name, p in dropout.items() if "lora_dropout" not in name} == {0.0}
         assert all(p == 0.2 for name, p in dropout.items() if "lora_dropout" in name)
+
+
+def test_a_run_says_that_the_loss_of_a_router_is_left_out(made_run, tiny_model, tmp_path):
+    """By every method but those whose trainer has a setting for it."""
+    folder = tmp_path / "moe"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(folder)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = MixtralConfig(vocab_size=len(tokenizer), intermediate_size=16, num_local_experts=2, **shape)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    said = "the auxiliary loss of the model's router (router_aux_loss_coef 0.001) is left out by orpo"
+    assert said in made_run(method="orpo", model=str(folder)).plan.data.warnings
+    for values in ({"method": "sft", "model": str(folder), "max_completion_length": 512}, {"method": "orpo"}):
+        assert not [text for text in made_run(**values).plan.data.warnings if "router" in text]

@@ -29,7 +29,18 @@ from transformers import (
 )
 
 from rlhf_core.errors import RunStopped
-from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, rollout, share, shares, sharing
+from rlhf_core.prefix import (
+    Group,
+    Sampling,
+    attention,
+    completion_hidden,
+    completion_logps,
+    hidden_size,
+    rollout,
+    share,
+    shares,
+    sharing,
+)
 from tests.prefix_models import SIZES, random_model
 
 WORDS = 97
@@ -238,3 +249,20 @@ def test_reentrant_checkpointing_is_not_replayed_in_two_phases(monkeypatch):
         grads.append([weight.grad for weight in model.parameters() if weight.requires_grad])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_states_have_the_size_that_the_head_reads():
+    config = opt()
+    config.word_embed_proj_dim = 16
+    model = family(config)
+    share(model)
+    assert hidden_size(model) == 16
+    assert completion_logps(model, GROUPS, hidden=True).hidden.shape == (len(ROWS), 21, 16)
+
+
+def test_layers_that_are_given_a_part_of_the_tokens_are_noticed():
+    """As in Gemma 4, whose last layers share keys and compute only the tokens that logits are asked for."""
+    query, key = torch.zeros(1, 4, 1, 8), torch.zeros(1, 4, 5, 8)
+    metadata = attention.PackedAttention([attention.GroupSpans((0, 5), ())])
+    with pytest.raises(attention.NotShared, match="a part of the tokens"):
+        attention.attention(None, query, key, key, attention.NO_MASK, shared_prefix=metadata)

@@ -83,8 +83,8 @@ def _passes(rows: Sequence[Row], alone: bool) -> Iterator[list[Row]]:
 
 
 class _Pass(NamedTuple):
-    """What a pass gives for its columns from `first` on: `tokens` (rows, columns), `logits` (rows, columns, vocabulary),
-    `states` (rows, columns, size).
+    """What a pass gives for its columns from `first` on: `tokens` (rows, columns), `logits` (rows, columns,
+    vocabulary), `states` (rows, columns, size).
     """
 
     first: int

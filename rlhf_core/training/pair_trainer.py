@@ -9,7 +9,8 @@ The loss is a pure function of `PairLogps` (a model that writes) or `PairScores`
 pair's loss and metrics. The prompt is computed once for both answers where the model allows it, and every pair of an
 optimizer step weighs the same, however the step is divided into forward passes and processes.
 
-Left out on purpose: losses that compare one pair of a batch with others, and the router's loss of mixtures of experts.
+Left out on purpose: losses that compare one pair of a batch with others, and the router's loss of mixtures of experts,
+which a run says.
 """
 
 from __future__ import annotations

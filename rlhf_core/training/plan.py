@@ -81,6 +81,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     train, limited = lengths.apply_limits(data.train, method.data, options, template)
     held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
     warnings += [*info.warnings, *data.warnings, *limited, *left_out, *_not_sampled(method, explicit, held_out)]
+    warnings += _router(method, info)
     warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
     return Plan(
@@ -117,6 +118,16 @@ def _not_sampled(method: Method, given: Collection[str], held_out: Sequence[Any]
         return []
     flags = ", ".join("--" + name.replace("_", "-") for name in SAMPLING if name in given)
     return [f"{flags}: no effect, because no held-out prompts are answered"] if flags else []
+
+
+def _router(method: Method, info: models.ModelInfo) -> list[str]:
+    """A warning where a method leaves out the loss by which a mixture of experts keeps all of them in use."""
+    coefficient = info.config.get_text_config().to_dict().get("router_aux_loss_coef")
+    if not coefficient or "router_aux_loss_coef" in method.settings:
+        return []
+    return [
+        f"the auxiliary loss of the model's router (router_aux_loss_coef {coefficient:g}) is left out by {method.name}"
+    ]
 
 
 def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tuple[str | None, str]:

@@ -3,7 +3,8 @@
 The details follow "The N Implementation Details of RLHF with PPO" (Huang et al., 2023):
 https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo
 
-Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the full model.
+Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the full model; and the
+router's loss of mixtures of experts, which a run says.
 """
 
 from __future__ import annotations

@@ -399,3 +399,17 @@ def test_values_are_zero_at_first_and_belong_to_the_state_before_the_token(tiny_
 
 def test_it_is_found_by_its_entry_point():
     assert Catalog().load("methods", "ppo")[0] is PPO
+
+
+def test_an_exception_in_a_rollout_leaves_the_model_in_training_mode(trainer, monkeypatch):
+    made = trainer()
+    made.model.train()
+
+    def fails(*args, **rest):
+        assert not made.model.training
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(made, "reference", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        made._rollout([made.train_dataset[i] for i in range(4)])
+    assert all(module.training for module in made.model.modules())
