@@ -294,6 +294,28 @@ def test_an_error_is_neutral_in_the_advantages(runtime):
     assert advantages(columns, "sum_then_normalize")[2] == 0
 
 
+@pytest.mark.parametrize(
+    ("prompts", "scores", "spread"),
+    [
+        ("aabb", [1, 1, 0, 0], [2, 0]),
+        ("aabb", [1, 1, 0, 1], [2, 1]),
+        ("aabb", [None, 1, None, None], [2, 0]),
+        ("aabb", [1, None, 2, 3], [2, 1]),
+        ("abcd", [1, 1, 1, 2], [1, 1]),  # one answer each, as in PPO
+        ("abcd", [1, 1, 1, 1], [1, 0]),
+        ("a", [1], [0, 0]),
+    ],
+)
+def test_groups_whose_scores_differ_are_counted(tmp_path, prompts, scores, spread):
+    (tmp_path / "given.py").write_text("def given(completions, score, **_): return score\n")
+    rewards = RewardRuntime([bind(RewardSpec.read(f"{tmp_path}/given.py:given"), Catalog())], str)
+    asked = [[{"role": "user", "content": letter}] for letter in prompts]
+    answers = [[{"role": "assistant", "content": "x"}]] * len(scores)
+    for _ in range(2):  # they add up
+        rewards.score(RewardBatch(asked, answers, [[1]] * len(scores), {"score": scores}))
+    assert rewards.spread == {"given": [2 * count for count in spread]}
+
+
 def test_missing_columns_are_named(runtime):
     with pytest.raises(UserError, match="reward 'one_row' needs the column row, which data.jsonl does not have"):
         runtime("one_row").check_columns(["prompt", "answer"], "data.jsonl")

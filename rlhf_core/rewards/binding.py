@@ -25,6 +25,8 @@ TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
 # and completions of.
 INSTEAD = {"prompt": "prompts", "completion": "completions", "messages": "prompts"}
 RESERVED = TRL_NAMES | INSTEAD.keys()
+# What functions that score one row, for other trainers, call the model's answer.
+ONE_ANSWER = ("solution_str", "response", "response_str", "completion", "output", "prediction", "predict_str", "text")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def bind(spec: RewardSpec, catalog: Catalog, *, in_worker: bool = False) -> Boun
             reward = replace(reward, concurrent=spec.concurrent)
         except ValueError as error:
             raise UserError(f"--reward {spec}: {error}") from error
+    if not isinstance(found, Reward) and inspect.isfunction(found) and is_maker(found):
+        _refuse_score_of_one_row(name, spec, parameters(reward))
     values = _check_parameters(name, spec.parameters, parameters(reward))
     elsewhere = reward.isolation == "process" and not in_worker
     if not is_maker(reward.function):
@@ -247,6 +251,27 @@ def _check_parameters(name: str, given: Mapping[str, Any], known: Mapping[str, i
         key = unset[0].partition(":")[0]
         raise UserError(f"reward {name!r} needs {', '.join(unset)}: write --reward {name}:{key}=…")
     return {key: _coerce(name, known[key], value) for key, value in given.items()}
+
+
+def _refuse_score_of_one_row(name: str, spec: RewardSpec, known: Mapping[str, inspect.Parameter]) -> None:
+    """Raise `UserError` if a function can't be meant to make a reward: nobody could set its parameters."""
+    unset = [p.name for p in known.values() if p.default is p.empty and p.name not in spec.parameters]
+    answer = next((each for each in unset if each in ONE_ANSWER), None)
+    if answer is None:
+        return
+    arguments = ", ".join(["completions: list[str]", *(each for each in unset if each != answer), "**_"])
+    values = ", ".join("completions" if each == answer else each for each in unset)
+    file, _, function = spec.target.rpartition(":")
+    inside = " In verl's data ground_truth is inside reward_model: [m['ground_truth'] for m in reward_model]."
+    raise UserError(
+        f"reward {name!r} scores one row, by its argument {answer}. A reward is called once for many rows, with TRL's "
+        "arguments and the data's columns as lists, and returns a list of scores. Add this to its file, and use it as "
+        f"--reward {file}:{function}_of_rows\n\n"
+        f"    def {function}_of_rows({arguments}):\n"
+        f"        return [{function}(*row) for row in zip({values})]\n\n"
+        "The arguments after completions are columns of the data, by their names there."
+        + (inside if "ground_truth" in unset else "")
+    )
 
 
 def _coerce(name: str, parameter: inspect.Parameter, value: Any) -> Any:

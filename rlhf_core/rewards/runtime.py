@@ -8,6 +8,7 @@ where nothing can stop them. Needs no torch.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import statistics
@@ -54,6 +55,7 @@ class RewardRuntime:
         self.folder = folder
         self.rows, self.text_prompts = rows, text_prompts
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
+        self.spread: dict[str, list[int]] = {r.name: [0, 0] for r in rewards}  # groups, those whose scores differ
         self.last: list[dict[str, Any]] = []
         self._elsewhere: dict[str, Worker | EventLoop] = {r.name: Worker(r) for r in rewards if r.kind == "process"}
         self._elsewhere |= {r.name: EventLoop(r) for r in rewards if r.kind == "async"}
@@ -218,6 +220,9 @@ class RewardRuntime:
         for name, column in columns.items():
             self.counts[name][0] += column.failed
             self.counts[name][1] += len(batch)
+            groups = _groups(batch.prompts, column.scores)
+            self.spread[name][0] += len(groups)
+            self.spread[name][1] += sum(len({score for score in group if score is not None}) > 1 for group in groups)
             log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
             log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
             log_metric(f"rewards/{name}/latency", column.seconds)
@@ -246,6 +251,14 @@ class RewardRuntime:
 
 def _log_metric(batch: RewardBatch) -> Callable[[str, float], None]:
     return batch.trl.get("log_metric", lambda name, value: None)
+
+
+def _groups(prompts: Sequence[Any], scores: Sequence[float | None]) -> list[Sequence[float | None]]:
+    """The scores of each prompt's answers, where there are several; all of them, where each prompt has one."""
+    sizes = [len(list(group)) for _, group in itertools.groupby(prompts)]
+    sizes = [len(scores)] if max(sizes) == 1 else sizes
+    ends = list(itertools.accumulate(sizes))
+    return [scores[end - size : end] for end, size in zip(ends, sizes, strict=True) if size > 1]
 
 
 def _copy(value: Any) -> Any:

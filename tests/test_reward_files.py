@@ -1,0 +1,112 @@
+"""What a reward given by path may be: a file with others beside it, a function with a reward's signature."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+
+import pytest
+
+from rlhf_core.catalog import Catalog
+from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
+from rlhf_core.rewards.runtime import RewardBatch, RewardRuntime
+
+REWARD = """
+from rlhf_core import Reward
+from helper import value
+import parts.deep.number as number
+from parts import other
+
+def top(completions, **_): return [value() + number.N + other.M] * len(completions)
+def late(completions, **_):
+    from later import LATER
+    from helper import value as again
+    assert again is value
+    return [LATER] * len(completions)
+def stdlib(completions, **_):
+    import statistics
+    return [statistics.fmean([1, 2])] * len(completions)
+isolated = Reward(top, isolation="process", name="isolated")
+isolated_late = Reward(late, isolation="process", name="isolated_late")
+"""
+
+
+def score(specification: str) -> float:
+    runtime = RewardRuntime([bind(RewardSpec.read(specification), Catalog())], str)
+    try:
+        runtime.start()
+        batch = RewardBatch([[{"role": "user", "content": "q"}]], [[{"role": "assistant", "content": "a"}]], [[1]], {})
+        (column,) = runtime.evaluate(batch).values()
+    finally:
+        runtime.close()
+    assert column.errors == [None]
+    return column.scores[0]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders with files of the same names, whose values differ by ten."""
+    for name, value in (("one", 1), ("two", 11)):
+        folder = tmp_path / name
+        (folder / "parts" / "deep").mkdir(parents=True)  # no __init__.py
+        (folder / "reward.py").write_text(REWARD)
+        (folder / "helper.py").write_text(f"from second import start\ndef value(): return start + {value}\n")
+        (folder / "second.py").write_text("start = 0.0\n")
+        (folder / "later.py").write_text(f"LATER = {value}.0\n")
+        (folder / "statistics.py").write_text("raise RuntimeError('the one that is installed goes before it')\n")
+        (folder / "parts" / "deep" / "number.py").write_text("N = 100\n")
+        (folder / "parts" / "other.py").write_text("M = 1000\n")
+    return tmp_path
+
+
+def test_a_reward_imports_the_files_of_its_own_folder(folders):
+    path, modules = list(sys.path), set(sys.modules)
+    assert [score(f"{folders}/{name}/reward.py:top") for name in ("one", "two", "one")] == [1101.0, 1111.0, 1101.0]
+    assert [score(f"{folders}/{name}/reward.py:late") for name in ("two", "one")] == [11.0, 1.0]
+    assert score(f"{folders}/two/reward.py:stdlib") == 1.5
+    assert sys.path == path
+    assert not {"helper", "second", "later", "parts", "parts.other"} & (set(sys.modules) - modules)
+
+
+def test_a_worker_imports_them_too(folders):
+    assert score(f"{folders}/two/reward.py:isolated") == 1111.0
+    assert score(f"{folders}/two/reward.py:isolated_late") == 11.0
+
+
+def test_what_is_not_there_is_one_message(tmp_path):
+    (tmp_path / "reward.py").write_text("import no_such_neighbour\ndef f(completions, **_): ...\n")
+    with pytest.raises(UserError, match="importing it failed: ModuleNotFoundError: No module named 'no_such_neighb"):
+        bind(RewardSpec.read(f"{tmp_path}/reward.py:f"), Catalog())
+
+
+ONE_ROW = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return 1.0 if ground_truth in solution_str else 0.0
+def scaled(limit: int, text: str = ""): return lambda completions, **_: [float(limit)] * len(completions)
+"""
+
+
+def test_a_function_that_scores_one_row_is_refused_with_what_to_write(tmp_path):
+    """And what it says to write works."""
+    file = tmp_path / "reward.py"
+    file.write_text(ONE_ROW)
+    with pytest.raises(UserError, match="scores one row, by its argument solution_str") as error:
+        bind(RewardSpec.read(f"{file}:compute_score"), Catalog())
+    specification = re.search(r"--reward (\S+)", str(error.value))[1]
+    wrapper = textwrap.dedent(re.search(r"(?s)( {4}def .*?)\n\n", str(error.value))[1])
+    file = tmp_path / "other.py"
+    file.write_text(f"{ONE_ROW}\n{wrapper}\n")
+    reward = bind(RewardSpec.read(specification.replace("reward.py", "other.py")), Catalog())
+    assert reward.signature.columns == ("data_source", "ground_truth")
+    completions, columns = ["it is 8", "9"], {"data_source": ["own"] * 2, "ground_truth": ["8"] * 2}
+    assert reward.call(columns, {"completions": completions}) == [1.0, 0.0]
+
+
+def test_a_function_that_makes_a_reward_is_still_called(tmp_path):
+    (tmp_path / "reward.py").write_text(ONE_ROW)
+    assert score(f"{tmp_path}/reward.py:scaled:limit=3") == 3.0
+    with pytest.raises(UserError, match="needs limit: int: write --reward scaled:limit="):
+        bind(RewardSpec.read(f"{tmp_path}/reward.py:scaled"), Catalog())
