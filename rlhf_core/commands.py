@@ -6,6 +6,7 @@
 # ruff: noqa: F401  (all that is imported here is for plugins)
 
 from rlhf_core.config import read_file as read_config
+from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import add_system_prompt, prompt_of
 from rlhf_core.data.loading import load as load_data
 from rlhf_core.grammar import DataSpec, RewardSpec

@@ -99,6 +99,11 @@ class TrainingOptions(BaseModel):
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(read_kwargs)] = Field(
         {}, description="""variables of the chat template, as JSON: '{"enable_thinking": false}'"""
     )
+    control_tokens: Literal["warn", "escape", "refuse"] = Field(
+        "warn",
+        description="special tokens of the tokenizer in the data's text, such as <|im_end|>: warn, and they act as "
+        "tokens, as in transformers; escape, and they are text; refuse the row",
+    )
     max_prompt_length: PositiveInt = Field(
         2048, description="tokens a prompt may have", validation_alias=AliasChoices("max_source_length")
     )

@@ -150,4 +150,5 @@ def test_the_prompts_of_grpo_are_trls(made_run):
     run = made_run(method="grpo", reward=["length"], max_completion_length=4)
     trainer = GRPO().trainer(run)
     turns = [QUESTION, [SYSTEM, *QUESTION]]
+    trainer.shown_tools = [None, None]
     assert trainer._tokenize_prompts(turns) == GRPOTrainer._tokenize_prompts(trainer, turns)

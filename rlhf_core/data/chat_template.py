@@ -40,13 +40,18 @@ class ChatTemplate:
 
     Raises `UserError` where the template refuses messages or fails, and when it is made for variables that it has not.
     A system message goes before the first question where the template has no place for one. `tools` are function
-    schemas, as `apply_chat_template` takes them.
+    schemas, as `apply_chat_template` takes them. With `escape`, special tokens in the messages' texts are text.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any] | None = None, ends: Sequence[int] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        kwargs: Mapping[str, Any] | None = None,
+        ends: Sequence[int] = (),
+        *,
+        escape: bool = False,
     ) -> None:
-        self.tokenizer, self.kwargs, self.ends = tokenizer, dict(kwargs or {}), ends
+        self.tokenizer, self.kwargs, self.ends, self.escape = tokenizer, dict(kwargs or {}), ends, escape
         self.source = str(tokenizer.chat_template)  # of several templates, all of them
         for name in self.kwargs:
             if name in NOT_VARIABLES or not self.names(name):
@@ -156,7 +161,7 @@ class ChatTemplate:
 
         try:
             return self.tokenizer.apply_chat_template(
-                [_as_templates_read(turn) for turn in messages],
+                [_as_templates_read(as_text(turn, self.special) if self.escape else turn) for turn in messages],
                 tools=list(tools) if tools else None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,

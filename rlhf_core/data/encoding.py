@@ -165,7 +165,9 @@ def answer_ids(
 
 
 def _ends(template: ChatTemplate) -> list[str]:
-    return [token for token in (template.end_token, template.tokenizer.eos_token) if token]
+    """The tokens that end an answer."""
+    declared = template.tokenizer.convert_ids_to_tokens(list(template.ends))
+    return [token for token in (template.end_token, template.tokenizer.eos_token, *declared) if token]
 
 
 def _split_end(template: ChatTemplate, shown: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ method needs: `prompts`, `preferences` or `conversations`. Every error names the
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from rlhf_core.grammar import DataSpec
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
 Need = Literal["prompts", "preferences", "conversations"]
+Prepare = Callable[[dict[str, Any]], dict[str, Any]] | None
 # What a row becomes for each need. Its other columns stay, for rewards, but for those that are its prompt and answer.
 PROJECTED: Mapping[Need, tuple[str, ...]] = {
     "prompts": ("prompt",),
@@ -75,19 +76,21 @@ def load(
     held_out: int = 0,
     seed: int = 0,
     skip_bad_rows: bool = False,
+    prepare: Prepare = None,
 ) -> Data:
     """Read the sources and convert them for a method that needs `need`.
 
     The held-out rows are those of `eval_specs`, or of the built-in set if that is the only source, else `held_out` rows
     chosen by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
     which is as large as possible without a row twice. A row that can't be converted is an error, or with
-    `skip_bad_rows` left out and counted in the warnings.
+    `skip_bad_rows` left out and counted in the warnings. `prepare` changes projected rows, and may refuse some.
     """
-    parts = [_part(spec, need, catalog, skip_bad_rows) for spec in specs]
-    eval_parts = [_part(spec, need, catalog, skip_bad_rows, "evaluate") for spec in eval_specs]
+    how = need, catalog, skip_bad_rows, prepare
+    parts = [_part(spec, *how) for spec in specs]
+    eval_parts = [_part(spec, *how, "evaluate") for spec in eval_specs]
     others = [row for part in eval_parts for row in part.rows]
     if not others and [spec.source for spec in specs] == [BUILTIN]:
-        others = _part(specs[0], need, catalog, skip_bad_rows, "evaluate").rows
+        others = _part(specs[0], *how, "evaluate").rows
     mixed = _weigh(parts, random.Random(f"{seed} weights"))
     rows = [row for part in mixed for row in part.rows]
     if not others or len(parts) > 1:
@@ -103,7 +106,9 @@ def load(
     return Data(rows[: len(train)], rows[len(train) :], mixed, columns, warnings, need, text)
 
 
-def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use: Use = "train") -> Part:
+def _part(
+    spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, prepare: Prepare, use: Use = "train"
+) -> Part:
     """The rows of one source to train on, or to evaluate on."""
     if spec.source == BUILTIN:
         rows = read_file(builtin.data_file(need, "train" if use == "train" else "heldout"))
@@ -116,8 +121,9 @@ def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use
     projected, bad, text_prompts = [], [], True
     for row in rows:
         try:
-            projected.append(project(row, formatter, need))
-            text_prompts = text_prompts and is_text_prompt(row.values.get("prompt"), prompt_of(projected[-1]))
+            one = project(row, formatter, need)
+            text_prompts = text_prompts and is_text_prompt(row.values.get("prompt"), prompt_of(one))
+            projected.append(_prepared(row, one, prepare))
         except UserError as error:
             bad.append(str(error))
     count = f"{len(bad):,} of {len(rows):,} rows"
@@ -127,6 +133,13 @@ def _part(spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, use
     if bad:
         warnings.append(f"{spec.source}: left out {count}; the first: {bad[0]}")
     return Part(spec, formatter.name, projected, len(projected), warnings, text_prompts)
+
+
+def _prepared(row: Row, projected: dict[str, Any], prepare: Prepare) -> dict[str, Any]:
+    try:
+        return prepare(projected) if prepare else projected
+    except UserError as error:
+        raise UserError(f"{row.location}: {error}") from error
 
 
 def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
@@ -189,7 +202,7 @@ def project(row: Row, formatter: Formatter, need: Need) -> dict[str, Any]:
     pair = {"chosen": example.chosen, "rejected": example.rejected} if need == "preferences" else {}
     if None in pair.values():
         raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; the data has none")
-    if not example.prompt or example.prompt[-1]["role"] != "user":
+    if not example.prompt or example.prompt[-1]["role"] not in ("user", "tool"):
         raise UserError(f"{row.location}: the prompt does not end with a user's message")
     return {"prompt": example.prompt, **pair} | others | pair
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import prompt_of
 from rlhf_core.method import SAMPLING, Method
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
@@ -82,7 +82,7 @@ class HeldOut(TrainerCallback):
 
 def _answer(result: Evaluation, model: Any, run: Run) -> None:
     """Answer the held-out prompts once each, as in training, and score the answers."""
-    rollouts = _sample(model, [prompt_of(row) for row in run.held_out], run)
+    rollouts = _sample(model, run)
     batch = run.rewards.batch(run.held_out, [answer.completion for answer in rollouts])
     scored = run.rewards.evaluate(batch)
     applicable = {name: [s for s in column.scores if s is not None] for name, column in scored.items()}
@@ -96,13 +96,13 @@ def _answer(result: Evaluation, model: Any, run: Run) -> None:
 
 
 @torch.no_grad()
-def _sample(model: Any, prompts: Sequence[Any], run: Run) -> list[Rollout]:
+def _sample(model: Any, run: Run) -> list[Rollout]:
     """One answer to each prompt. The random state is restored, so that the evaluation does not change the run."""
     options, tokenizer = run.options, run.tokenizer
     settings = options.model_dump(include=set(SAMPLING))
     sampling = Sampling(options.max_completion_length, eos_token_ids(model, tokenizer), **settings)
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    ids = [run.template.prompt_ids(prompt) for prompt in prompts]
+    ids = [run.template.prompt_ids(prompt_of(row), tools_of(row)) for row in run.held_out]
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         starts = range(0, len(ids), size)

@@ -104,7 +104,7 @@ class PairTrainer(Trainer):
             scores=run.info.task == "sequence_classification",
             model=model,
             args=args,
-            train_dataset=encode_pairs(run.plan.data.train, run.template, limit),
+            train_dataset=encode_pairs(run.train_rows, run.template, limit),
             eval_dataset=encode_pairs(held_out, run.template, limit) if held_out else None,
             processing_class=run.tokenizer,
         )

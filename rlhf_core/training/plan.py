@@ -10,8 +10,10 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import LORA, RunConfig, given_options
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
-from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.data.chat_template import ESCAPE, ChatTemplate
+from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import PROJECTED, Need
+from rlhf_core.data.preparing import Preparation
 from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
@@ -54,6 +56,12 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     for name in config.callback:
         catalog.find("callbacks", name)
     warnings = arguments.check_settings(method, config)
+    model = find(config.model, "--model")
+    info = models.inspect(model, method.task, chat_template=config.chat_template)
+    escape = options.control_tokens == "escape"
+    template = ChatTemplate(info.tokenizer, options.chat_template_kwargs, models.end_tokens(info), escape=escape)
+    system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
+    prepare = Preparation(template, system_prompt, options.control_tokens)
     data = data_module.load(
         config.data_specs,
         method.data,
@@ -62,10 +70,9 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         held_out=options.num_eval_prompts,
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
+        prepare=prepare,
     )
-    model = find(config.model, "--model")
-    info = models.inspect(model, method.task, chat_template=config.chat_template)
-    template = ChatTemplate(info.tokenizer, options.chat_template_kwargs, models.end_tokens(info))
+    prepared = prepare.warnings(sum(part.total for part in data.parts))
     arguments.check_names(options)
     models.check_options(info, options)
     explicit = given_options(config, method)
@@ -74,14 +81,10 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     options = method.resolve_options(options, lora=bool(options.lora))
     chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
     check_columns(rewards, data.columns, ", ".join(part.spec.source for part in data.parts))
-    system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
-    if system_prompt:
-        for rows in (data.train, data.held_out):
-            data_module.add_system_prompt(rows, system_prompt)
     train, limited = lengths.apply_limits(data.train, method.data, options, template)
     held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
-    warnings += [*info.warnings, *data.warnings, *limited, *left_out, *_not_sampled(method, explicit, held_out)]
-    warnings += _router(method, info)
+    warnings += [*info.warnings, *data.warnings, *prepared, *limited, *left_out]
+    warnings += [*_not_sampled(method, explicit, held_out), *_router(method, info)]
     warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
     return Plan(
@@ -172,14 +175,15 @@ def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tupl
 def dataset(rows: Sequence[dict[str, Any]], need: Need, first: int = 0) -> datasets.Dataset:
     """What a method that needs `need` trains on, and the rows' numbers from `first` on in the column `ROW`.
 
-    Messages are stored as JSON: as Arrow's structures each would get the keys of all others. No other column is in it,
-    whatever it holds.
+    Messages, and the tools that a row's prompt shows, are stored as JSON: as Arrow's structures each would get the keys
+    of all others. No other column is in it, whatever it holds.
     """
     import datasets
 
-    names = PROJECTED[need]
-    kinds = {**dict.fromkeys(names, datasets.Json()), ROW: datasets.Value("int64")}
-    columns = {name: [row[name] for row in rows] for name in names}
+    columns = {name: [row[name] for row in rows] for name in PROJECTED[need]}
+    tools = [tools_of(row) for row in rows]
+    columns |= {"tools": tools} if any(tools) else {}
+    kinds = {**dict.fromkeys(columns, datasets.Json()), ROW: datasets.Value("int64")}
     return datasets.Dataset.from_dict({**columns, ROW: range(first, first + len(rows))}, datasets.Features(kinds))
 
 
@@ -203,6 +207,8 @@ def dry_run(plan: Plan, tested: SmokeTest | None, screen: Screen) -> None:
     first = plan.data.train[0]
     prompt = first.get("prompt")
     screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")
-    screen.say(plan.template.prompt(prompt) if prompt else plan.template.conversation(first["messages"]))
+    tools = tools_of(first)
+    shown = plan.template.prompt(prompt, tools) if prompt else plan.template.conversation(first["messages"], tools)
+    screen.say(shown.replace(ESCAPE, ""))
     result = "A reward failed on every row, see above." if tested and tested.failed else "All checks passed."
     screen.say(f"{result} Nothing was trained (--dry-run).", "bold")

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_core import Example, Messages
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -35,14 +35,16 @@ def prompt(row: Mapping[str, Any]) -> Example:
 def prompt_completion(row: Mapping[str, Any]) -> Example:
     """A prompt and the assistant's turns that follow it."""
     completion = read_reply(row["completion"], "completion")
-    return Example(prompt=read_prompt(row), completion=completion, answer=reference(row, completion[-1]["content"]))
+    return Example(
+        prompt=read_prompt(row), completion=completion, answer=reference(row, completion[-1]["content"] or None)
+    )
 
 
 def _conversation(row: Mapping[str, Any], turns: Messages, column: str) -> Example:
     turns = with_system(row, with_user(turns, column))
     if turns[-1]["role"] != "assistant":
         return Example(prompt=turns, answer=reference(row))
-    return Example(prompt=turns[:-1], completion=turns[-1:], answer=reference(row, turns[-1]["content"]))
+    return Example(prompt=turns[:-1], completion=turns[-1:], answer=reference(row, turns[-1]["content"] or None))
 
 
 def sharegpt_turns(row: Mapping[str, Any]) -> Messages:
@@ -89,16 +91,32 @@ def read_turns(value: Any, column: str) -> Messages:
     return turns
 
 
-def _turn(turn: Any, column: str) -> dict[str, str]:
+def _turn(turn: Any, column: str) -> dict[str, Any]:
+    """`{role, content}` and the turn's other keys, which chat templates may know. Only calls of tools need no text."""
     if isinstance(turn, Mapping) and {"from", "value"} <= turn.keys():
         given, content, known = turn["from"], turn["value"], SHAREGPT_ROLES
-    elif isinstance(turn, Mapping) and {"role", "content"} <= turn.keys():
-        given, content, known = turn["role"], turn["content"], {role: role for role in ROLES}
+    elif _is_turn(turn):
+        given, content, known = turn["role"], turn.get("content"), {role: role for role in ROLES}
     else:
         raise ValueError(f"{column} must have turns {{role, content}} or {{from, value}}, not {turn!r}")
     if given not in known:
         raise ValueError(f"{column}: role {given!r} is not one of {', '.join(known)}")
-    return {"role": known[given], "content": read_text(content, f"{column}: the text of {given}")}
+    read = ("role", "content", "from", "value")
+    others = {key: value for key, value in turn.items() if key not in read and value is not None}
+    if is_blank(content) and others.get("tool_calls"):
+        return {"role": known[given], "content": "", **others}
+    return {"role": known[given], "content": _content(content, f"{column}: the text of {given}"), **others}
+
+
+def _content(value: Any, column: str) -> str:
+    """Text, or the text of a list of `{"type": "text", "text": …}`."""
+    if not isinstance(value, list):
+        return read_text(value, column)
+    for part in value:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"{column} has a part of the type {kind}: only text can be read")
+    return read_text("".join(str(part.get("text") or "") for part in value), column)
 
 
 def _is_empty_system(turn: Any) -> bool:
@@ -121,7 +139,8 @@ def is_conversation(value: Any) -> bool:
 
 
 def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
+    kinds = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+    return isinstance(turn, Mapping) and any(kind <= turn.keys() for kind in kinds)
 
 
 def read_list(value: Any, column: str) -> list[Any]:

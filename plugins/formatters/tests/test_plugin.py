@@ -278,7 +278,7 @@ REFUSED = {
     "no messages": (messages, {"messages": []}, "messages is empty"),
     "no list": (messages, {"messages": None}, "messages is not a list"),
     "broken JSON": (messages, {"messages": "[{"}, "messages is not valid JSON"),
-    "unknown speaker": (sharegpt, {"conversations": [{"from": "tool", "value": "a"}]}, "conversations: role 'tool'"),
+    "unknown speaker": (sharegpt, {"conversations": [{"from": "narrator", "value": "a"}]}, "role 'narrator'"),
     "only gpt": (sharegpt, {"conversations": [gpt("a")]}, "conversations has no turn with the role 'user'"),
     "empty turn": (sharegpt, {"conversations": [human("a"), gpt("")]}, "the text of gpt is empty"),
     "empty prompt": (prompt, {"prompt": ""}, "prompt is empty"),

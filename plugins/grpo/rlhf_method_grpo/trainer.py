@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Any
 
 import torch
 from trl import GRPOTrainer
@@ -29,6 +30,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     epochs_done = 0
     rollouts = "shared"
     template: ChatTemplate | None = None  # renders the prompts, as everywhere in the run
+    shown_tools: list[Any] = []  # noqa: RUF012 - of the prompts that are answered now, replaced for each batch
     sampled_logps: list[list[float]] | None = None  # of the rollouts, until they are used as old log-probabilities
 
     def _get_train_sampler(self, dataset=None):
@@ -41,7 +43,11 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts):
         if self.template is None:
             return super()._tokenize_prompts(prompts)
-        return [self.template.prompt_ids(prompt) for prompt in prompts], None, {}
+        return [self.template.prompt_ids(*one) for one in zip(prompts, self.shown_tools, strict=True)], None, {}
+
+    def _generate_and_score_completions(self, inputs):
+        self.shown_tools = [row.get("tools") for row in inputs]
+        return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if self.rollouts not in ("shared", "continuous") or images is not None or self._sampled_by_trl:

@@ -128,8 +128,14 @@ def test_prompts_come_in_the_order_of_the_run_that_was_not_stopped(run):
     assert orders(2, 1) == orders(0, 3)[2:]
 
 
+PRIVATE = (
+    *("_get_train_sampler", "_tokenize_prompts", "_generate_and_score_completions", "_generate_single_turn"),
+    "_prepare_inputs",
+)
+
+
 def test_what_is_private_in_trl_is_where_we_expect_it():
-    for name in ("_get_train_sampler", "_generate_single_turn", "_prepare_inputs"):
+    for name in PRIVATE:
         theirs, ours = (inspect.signature(vars(kind)[name]) for kind in (GRPOTrainer, SharedPrefixGRPOTrainer))
         assert list(theirs.parameters) == list(ours.parameters)
     name = "_get_per_token_logps_and_entropies"

@@ -84,7 +84,7 @@ class PPOTrainer(Trainer):
         """Answer the prompts, score the answers, and compute what stays fixed while the policy is trained on them."""
         options, model = self.options, self.accelerator.unwrap_model(self.model)
         tokenizer, device = self.processing_class, self.args.device
-        prompts = [self.template.prompt_ids(row["prompt"]) for row in rows]
+        prompts = [self.template.prompt_ids(row["prompt"], row.get("tools")) for row in rows]
         sampling = Sampling(
             options.max_completion_length,
             eos_token_ids(model.policy, tokenizer),

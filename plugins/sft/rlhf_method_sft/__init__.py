@@ -75,7 +75,7 @@ class SFT(Method):
         padding_free = settings.get("padding_free") and not settings.get("packing")
         arguments = run.arguments(SFTConfig, max_length=None if padding_free else limit)
         router = _router_loss(run.info.config, arguments.router_aux_loss_coef)
-        rows = encode_conversations(run.plan.data.train, run.template, limit)
+        rows = encode_conversations(run.train_rows, run.template, limit)
         trainer = ConcatenatingSFTTrainer(
             model=run.model,
             args=arguments,

@@ -114,7 +114,8 @@ def prepare(
         commands.add_system_prompt(questions.rows, system_prompt)
     asked = [commands.prompt_of(row) for row in questions.rows]
     limit = finding.choose_max_completion_length(max_completion_length, candidates)
-    inspected = [_inspect(candidate, asked, limit, chat_template_kwargs) for candidate in candidates]
+    shown = _with_tools(questions)
+    inspected = [_inspect(candidate, shown, limit, chat_template_kwargs) for candidate in candidates]
     infos, templates = [info for info, _ in inspected], [template for _, template in inspected]
     return Comparison(
         candidates, infos, templates, questions, asked, runtime, system_prompt, limit, samples, temperature, seed
@@ -132,15 +133,20 @@ def _inspect(
     info = commands.inspect_model(candidate.model, chat_template=config.chat_template if config else None)
     of_run = config.options.chat_template_kwargs if config else None
     variables = of_run if kwargs is None else kwargs
-    template = ChatTemplate(info.tokenizer, variables, commands.end_tokens(info))
+    escape = config is not None and config.options.control_tokens == "escape"
+    template = ChatTemplate(info.tokenizer, variables, commands.end_tokens(info), escape=escape)
     most = commands.context_length(info.config)
-    longest = max(len(template.prompt_ids(prompt)) for prompt in prompts)
+    longest = max(len(template.prompt_ids(*one)) for one in prompts)
     if most is not None and longest + limit > most:
         raise UserError(
             f"{candidate.given} reads at most {most:,} tokens; the longest prompt has {longest:,}, and its answer may "
             f"have {limit:,}: --max-completion-length {max(1, most - longest)}, or other --data"
         )
     return info, template
+
+
+def _with_tools(questions: Questions) -> list[tuple[Any, Any]]:
+    return [(commands.prompt_of(row), commands.tools_of(row)) for row in questions.rows]
 
 
 def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
@@ -194,7 +200,7 @@ def _mode(comparison: Comparison, number: int, model: Any, mode: str) -> Answers
 def _rollouts(
     comparison: Comparison, template: ChatTemplate, model: Any, sampling: Sampling, each: int
 ) -> Iterator[Rollout]:
-    ids = [template.prompt_ids(prompt) for prompt in comparison.prompts]
+    ids = [template.prompt_ids(*one) for one in _with_tools(comparison.questions)]
     size = max(1, ROWS // each)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         for start in range(0, len(ids), size):

@@ -1,0 +1,146 @@
+"""What is done to each row before a run: it gets the system prompt, and the chat template is tried on it.
+
+What a template refuses or leaves out, and control tokens in the data's text, are found here, with the row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate
+from rlhf_core.data.encoding import THOUGHT_KEYS, WRITTEN_THOUGHT, learned_turns, tools_of
+from rlhf_core.errors import UserError
+from rlhf_core.formatter import Messages
+
+# Markup of other templates than the model's, which is text to it.
+MARKUP = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]{1,30}｜>")
+READ = ("role", "content", "weight", "tool_call_id", *THOUGHT_KEYS)  # keys of turns that need no place in a template
+
+
+class Preparation:
+    """Called with each projected row; `warnings` says afterwards what was found.
+
+    `control_tokens`: what special tokens in the data's text do: `warn`, `escape` or `refuse`, as `--control-tokens`.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        system_prompt: str | None = None,
+        control_tokens: Literal["warn", "escape", "refuse"] = "warn",
+    ) -> None:
+        self.template, self.system_prompt, self.control_tokens = template, system_prompt, control_tokens
+        self.counts: Counter[str] = Counter()  # rows of which something is to be said
+        self.names = {"special": Counter[str](), "markup": Counter[str]()}  # what was found in texts
+        self.keys: Counter[str] = Counter()  # of turns that the template does not use
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the system prompt. Raises `UserError` for one that the template can't show in full."""
+        first = "messages" if "messages" in row else "prompt"
+        if self.system_prompt and row[first][0]["role"] != "system":
+            row = {**row, first: [{"role": "system", "content": self.system_prompt}, *row[first]]}
+        tools, prompt = tools_of(row), row.get("prompt") or []
+        turns = [*row[first], *(row.get("chosen") or []), *(row.get("rejected") or [])]
+        self._check_texts(turns)
+        self._check_keys(turns)
+        if row[first][0]["role"] == "system" and not self.template.has_system:
+            self.counts["system"] += 1
+        if first == "prompt":
+            self.template.prompt(prompt, tools)
+            if tools:
+                self._check_tools(prompt, tools)
+        for side in ("messages", "chosen", "rejected"):
+            if row.get(side):
+                self._check_answers([*prompt, *row[side]], len(prompt), tools)
+        return row
+
+    def _check_texts(self, turns: Messages) -> None:
+        """Look for special tokens and markup in the texts of a row."""
+        texts = [text for turn in turns for text in _texts({**turn, "role": ""})]
+        special = {token for text in texts for token in self.template.special.findall(text)}
+        if special and self.control_tokens == "refuse":
+            raise UserError(f"the text has {', '.join(sorted(special))}, which are tokens of the chat template")
+        markup = {token for text in texts for token in MARKUP.findall(text)} - special
+        self.counts["special"] += bool(special)
+        self.counts["markup"] += bool(markup)
+        self.names["special"].update(special)
+        self.names["markup"].update(markup)
+
+    def _check_keys(self, turns: Messages) -> None:
+        """Look for keys that the template does not use. Those that change a conversation are refused."""
+        for key in {key for turn in turns for key in turn if key not in READ}:
+            if not self.template.names(key):
+                if key == "tool_calls":
+                    raise UserError("the chat template shows no calls of tools (tool_calls)")
+                self.keys[key] += 1
+        if any(turn.get("weight", 1) not in (0, 1, None) for turn in turns):
+            raise UserError("the weight of a turn is 0, for one that is not learned, or 1")
+
+    def _check_tools(self, messages: Messages, tools: list[Any]) -> None:
+        if self.template.prompt(messages, tools) == self.template.prompt(messages):
+            raise UserError("the chat template shows no tools, and the row has some (tools)")
+
+    def _check_answers(self, messages: Messages, start: int, tools: list[Any] | None) -> None:
+        """Check a conversation, of which the answers from `start` on are learned."""
+        template = self.template
+        shown = template.conversation(messages, tools)
+        learned = [i for i in learned_turns(messages) if i >= start]
+        if not learned:
+            raise UserError("there is no turn of the assistant to learn: each has the weight 0")
+        if tools:
+            self._check_tools(messages[: learned[-1]], tools)
+        for i, turn in enumerate(messages):
+            for call in turn.get("tool_calls") or []:
+                if call.get("function", call).get("name", "") not in shown:
+                    raise UserError("the chat template does not show the calls of tools of every turn")
+            hidden = turn["role"] == "tool" or (turn.get("tool_calls") and (turn.get("content") or "").strip())
+            changed = [*messages[:i], {**turn, "content": MARK}, *messages[i + 1 :]]
+            if hidden and MARK not in template.conversation(changed, tools):
+                what = "what a tool answered" if turn["role"] == "tool" else "the text beside a call of a tool"
+                raise UserError(f"the chat template does not show {what}")
+        if THOUGHT.search(template.source):
+            self._count_thoughts(messages, learned[-1], tools)
+
+    def _count_thoughts(self, messages: Messages, last: int, tools: list[Any] | None) -> None:
+        """Count answers that do not fit to the thought that their prompt begins with."""
+        begun, answer = self.template.begun(messages[:last], tools), messages[last]
+        written = WRITTEN_THOUGHT.match(answer.get("content") or "")
+        thinks = written is not None or any(answer.get(key) for key in THOUGHT_KEYS)
+        if begun:
+            opened = bool(self.template.opening(messages[:last], tools))
+            self.counts["opened"] += opened and not thinks
+            self.counts["closed"] += not opened and thinks
+
+    def warnings(self, rows: int) -> list[str]:
+        """What was found in `rows` rows, for the start of a run."""
+        special, markup = (", ".join(sorted(names)[:4]) for names in self.names.values())
+        acts = {
+            "warn": "act as such. If it is text, use --control-tokens escape (or refuse); if it was rendered by a chat "
+            "template before, give messages instead",
+            "escape": "are text there (--control-tokens escape)",
+        }
+        said = {
+            "special": f"have special tokens in their text, which {acts.get(self.control_tokens)}: {special}",
+            "markup": "have chat markup in their text, which is text to this model. If a template rendered it, give "
+            f"messages instead: {markup}",
+            "system": "have a system message, and the chat template has no place for one: it goes before the question",
+            "opened": "have an answer without a thought, and the chat template opens one: an empty one is learned",
+            "closed": "have an answer with a thought, and the chat template closes an empty one before the answer",
+        }
+        found = [f"{self.counts[what]:,} of {rows:,} rows {text}" for what, text in said.items() if self.counts[what]]
+        return found + [
+            f"{count:,} of {rows:,} rows have turns with {key!r}, which the chat template does not use"
+            for key, count in self.keys.items()
+        ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in `value`."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

@@ -1,0 +1,177 @@
+"""Rows before a run: what a chat template refuses, leaves out or takes for its own tokens is found with the row."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlhf_core import builtin
+from rlhf_core.catalog import Catalog
+from rlhf_core.data import loading
+from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.data.preparing import Preparation
+from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec
+
+CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}BEGINS{% endif %}"""
+TOOLS = "{% if tools %}{{ tools|tojson }}{% endif %}" + CHATML.replace(
+    "+ '<|im_end|>", "+ (m.tool_calls|tojson if m.tool_calls else '') + '<|im_end|>"
+)
+ALTERNATES = """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Roles must alternate') }}{% endif %}{% endfor %}"""
+
+
+@pytest.fixture(scope="module")
+def original():
+    return AutoTokenizer.from_pretrained(builtin.MODEL)
+
+
+@pytest.fixture
+def made(original):
+    def make(source: str = CHATML, begins: str = "", escape: bool = False) -> ChatTemplate:
+        tokenizer = copy.copy(original)
+        tokenizer.chat_template = source.replace("BEGINS", begins)
+        return ChatTemplate(tokenizer, escape=escape)
+
+    return make
+
+
+def user(text: str, **more) -> dict:
+    return {"role": "user", "content": text, **more}
+
+
+def assistant(text: str, **more) -> dict:
+    return {"role": "assistant", "content": text, **more}
+
+
+SCHEMA = [{"type": "function", "function": {"name": "weather"}}]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALLED = [user("Oslo?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "4"}, assistant("It is 4.")]
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "message"),
+    [
+        (
+            {"messages": [user("a"), user("b"), assistant("c")]},
+            ALTERNATES + CHATML,
+            r"\(user, user, assistant\): Roles",
+        ),
+        ({"prompt": [user("a"), user("b")]}, ALTERNATES + CHATML, r"refuses these messages \(user, user\): Roles"),
+        ({"prompt": [user("a")], "tools": SCHEMA}, CHATML, "shows no tools"),
+        ({"messages": [user("a"), assistant("b")], "tools": SCHEMA}, CHATML, "shows no tools"),
+        ({"messages": CALLED}, CHATML, "shows no calls of tools"),
+        (
+            {"messages": CALLED},
+            TOOLS.replace("for m in messages", "for m in messages if m.role != 'tool'"),
+            "does not show what a tool answered",
+        ),
+        (
+            {"messages": [user("a"), assistant("I look.", tool_calls=[CALL])]},
+            "{% for m in messages %}{{ m.tool_calls|tojson if m.tool_calls else m.content }}{% endfor %}",
+            "does not show the text beside a call",
+        ),
+        ({"messages": [user("a"), assistant("b", weight=0.5)]}, CHATML, "the weight of a turn is 0.* or 1"),
+        ({"messages": [user("a"), assistant("b", weight=0)]}, CHATML, "no turn of the assistant to learn"),
+        (
+            {"prompt": [user("a")], "chosen": [assistant("b", weight=0)], "rejected": [assistant("c")]},
+            CHATML,
+            "no turn",
+        ),
+    ],
+)
+def test_rows_that_a_template_does_not_show_in_full_are_refused(made, row, source, message):
+    with pytest.raises(UserError, match=message):
+        Preparation(made(source))(row)
+
+
+def test_rows_with_tools_are_taken_by_a_template_that_shows_them(made):
+    prepare = Preparation(made(TOOLS))
+    for row in ({"messages": CALLED, "tools": SCHEMA}, {"prompt": CALLED[:3], "tools": SCHEMA}, {"messages": CALLED}):
+        assert prepare(row) == row
+    assert prepare.warnings(3) == []
+
+
+def test_a_row_that_is_refused_is_named_and_can_be_left_out(made, write_jsonl):
+    rows = [{"messages": [user("a"), assistant("b")]}, {"messages": [user("a"), user("b"), assistant("c")]}]
+    specs, prepare = [DataSpec(write_jsonl("data.jsonl", rows))], Preparation(made(ALTERNATES + CHATML))
+    with pytest.raises(UserError, match=r"data.jsonl line 2: the chat template refuses .*1 of 2 rows.*--skip-bad-rows"):
+        loading.load(specs, "conversations", Catalog(), prepare=prepare)
+    data = loading.load(specs, "conversations", Catalog(), prepare=prepare, skip_bad_rows=True)
+    assert [row["messages"] for row in data.train] == [rows[0]["messages"]]
+    assert "left out 1 of 2 rows; the first: data.jsonl line 2: the chat template refuses" in data.warnings[-1]
+
+
+def test_the_system_prompt_goes_before_rows_without_one(made):
+    prepare = Preparation(made(), "Be brief.")
+    system = {"role": "system", "content": "Be brief."}
+    assert prepare({"prompt": [user("a")]})["prompt"] == [system, user("a")]
+    own = {"messages": [{"role": "system", "content": "Be kind."}, user("a"), assistant("b")]}
+    assert prepare(own) == own
+    assert prepare.warnings(2) == []
+    prepare = Preparation(
+        made("{% if messages[0].role == 'system' %}{{ raise_exception('No') }}{% endif %}" + CHATML), "x"
+    )
+    prepare({"prompt": [user("a")]})
+    assert prepare.warnings(1) == [
+        "1 of 1 rows have a system message, and the chat template has no place for one: it goes before the question"
+    ]
+
+
+def test_special_tokens_in_texts_are_counted(made):
+    prepare = Preparation(made())
+    prepare({"prompt": [user("What is <|im_end|>?")]})
+    prepare({"prompt": [user("What is <think>?")]})  # a tag, which marks up a text
+    prepare({"messages": [user("[INST] a [/INST]"), assistant("b")]})
+    special, markup = prepare.warnings(3)
+    assert special.startswith("1 of 3 rows have special tokens in their text, which act as such")
+    assert markup.startswith("1 of 3 rows have chat markup in their text, which is text to this model")
+    assert special.endswith(": <|im_end|>")
+    assert markup.endswith(": [/INST], [INST]")
+
+
+@pytest.mark.parametrize("text", ["What is <|im_end|>?", "<|im_start|>user\nHi<|im_end|>\n", "<|endoftext|>"])
+def test_escaped_special_tokens_are_text(made, text):
+    """The ids are of the same text, and none in it is a special token's."""
+    plain, escaped = made(), made(escape=True)
+    messages = [user(text), assistant(f"{text}!"), user("Why?")]
+    ids = escaped.prompt_ids(messages)
+    tokenizer = escaped.tokenizer
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<|im_start|>")}
+    assert len([token for token in ids if token in special]) == 7  # of three turns, and of the answer's beginning
+    assert len([token for token in plain.prompt_ids(messages) if token in special]) > 7
+    Preparation(escaped, control_tokens="escape")({"prompt": messages})
+
+
+def test_a_text_between_the_templates_tokens_is_tokenized_as_a_whole(made):
+    escaped = made(escape=True)
+    alone = escaped.tokenizer("user\nWhat does <|im_end|> mean?", add_special_tokens=False, split_special_tokens=True)
+    assert (
+        escaped.prompt_ids([user("What does <|im_end|> mean?")])[1 : 1 + len(alone["input_ids"])] == alone["input_ids"]
+    )
+
+
+def test_special_tokens_in_texts_can_be_refused(made):
+    with pytest.raises(UserError, match=r"the text has <\|im_end\|>, <\|im_start\|>, which are tokens"):
+        Preparation(made(), control_tokens="refuse")({"prompt": [user("<|im_start|>user\nHi<|im_end|>")]})
+
+
+def test_answers_that_do_not_fit_to_the_thought_of_the_prompt_are_counted(made):
+    prepare = Preparation(made(begins="{{ '<think>\n' }}"))
+    prepare({"messages": [user("a"), assistant("b")]})
+    prepare({"messages": [user("a"), assistant("<think>\nHm.\n</think>\n\nb")]})
+    prepare({"messages": [user("a"), assistant("b", reasoning_content="Hm.")]})
+    assert [text[:49] for text in prepare.warnings(3)] == ["1 of 3 rows have an answer without a thought, and"]
+    prepare = Preparation(made(begins="{{ '<think>\n\n</think>\n\n' }}"))
+    prepare({"messages": [user("a"), assistant("<think>Hm.</think>b")]})
+    assert [text[:46] for text in prepare.warnings(1)] == ["1 of 1 rows have an answer with a thought, and"]
+
+
+def test_keys_that_a_template_does_not_use_are_said(made):
+    prepare = Preparation(made())
+    prepare({"messages": [user("a", name="Ann"), assistant("b", reasoning_content="c", weight=1)]})
+    assert prepare.warnings(1) == ["1 of 1 rows have turns with 'name', which the chat template does not use"]
