@@ -207,7 +207,7 @@ def test_trainable_tokens_of_an_adapter(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["nonsense"], "nonsense: the model has no such module. Its layers: down_proj, embed_tokens,"),
+        (["nonsense"], "nonsense: the model has no such module. The model.s layers: down_proj, embed_tokens,"),
         (["q_proj", "v_prj"], "v_prj: the model has no such module. Did you mean 'v_proj'"),
         (["norm"], "norm: PEFT can't adapt that: Target module"),
         (["mlp"], "mlp: PEFT can't adapt that: Target module"),
@@ -220,6 +220,17 @@ def test_lora_targets(names, message, tiny_model):
         models.check_options(info, TrainingOptions(lora=True, lora_target_modules=names))
     models.check_options(info, TrainingOptions(lora_target_modules=names))  # without LoRA they are not used
     models.check_options(info, TrainingOptions(lora=True, lora_target_modules=["q_proj", "embed_tokens"]))
+
+
+def test_an_adapter_on_the_output_layer(tiny_model, tmp_path):
+    info = models.inspect(find(str(tiny_model)))
+    with pytest.raises(UserError, match=r"^--lora-target-modules q_proj,lm_head: an adapter on the output layer"):
+        models.check_options(info, TrainingOptions(lora=True, lora_target_modules=["q_proj", "lm_head"]))
+    adapter = adapted(tiny_model, tmp_path / "adapter", target_modules=["lm_head"])
+    info = models.inspect(find(str(adapter)))
+    with pytest.raises(UserError, match=f"^{adapter}: an adapter on the output layer"):
+        models.check_options(info, TrainingOptions())
+    models.check_options(info, TrainingOptions(lora=False))  # it is merged first
 
 
 def test_lora_of_gpt2_whose_layers_are_convolutions(changed):

@@ -68,7 +68,9 @@ def test_a_folder_without_a_model(tmp_path):
 def test_no_chat_template_and_one_given(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "bare")
     template = (folder / "chat_template.jinja").rename(tmp_path / "template.jinja")
-    with pytest.raises(UserError, match="has no chat template.*--chat-template FILE"):
+    with pytest.raises(
+        UserError, match="has no chat template.*chat_template.jinja in its folder, or with --chat-template FILE"
+    ):
         models.inspect(find(str(folder)))
     info = models.inspect(find(str(folder)), chat_template=str(template))
     assert info.tokenizer.chat_template == template.read_text()

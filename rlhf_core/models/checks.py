@@ -180,19 +180,37 @@ def with_adapter(empty: PreTrainedModel, config: PeftConfig) -> Any:
 
 def check_targets(empty: PreTrainedModel, config: PeftConfig) -> None:
     """Raise `UserError` for a name in `--lora-target-modules` that is no module, or one that PEFT can't adapt."""
-    names, modules = config.target_modules, [name for name, _ in empty.named_modules() if name]
-    given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(sorted(names))}"
-    for name in [] if isinstance(names, str) else sorted(names):
-        if not any(f".{module}".endswith(f".{name}") for module in modules):
-            known = {module.rpartition(".")[2] for module in modules}
-            hint = did_you_mean(name, known)
-            have = "" if hint else f" Its layers: {', '.join(_adaptable(empty))}."
-            raise UserError(f"--lora-target-modules {name}: the model has no such module.{hint}{have}")
-    with library_errors(f"{given}: PEFT can't adapt that"), quiet_libraries():
-        with_adapter(empty, config)
+    names = config.target_modules
+    listed = names.split(",") if isinstance(names, str) else sorted(names)
+    modules = [f".{name}" for name, _ in empty.named_modules() if name]
+    layers = f"The model's layers: {', '.join(_layers(empty))}"
+    for name in [] if names == "all-linear" else listed:
+        if not any(module.endswith(f".{name}") for module in modules):
+            hint = did_you_mean(name, {module.rpartition(".")[2] for module in modules})
+            raise UserError(f"--lora-target-modules {name}: the model has no such module.{hint or f' {layers}'}")
+    try:
+        with library_errors(f"--lora-target-modules {','.join(listed)}: PEFT can't adapt that"), quiet_libraries():
+            with_adapter(empty, config)
+    except UserError as error:
+        raise UserError(f"{error}. {layers}") from error
 
 
-def _adaptable(empty: PreTrainedModel) -> list[str]:
+def check_output(empty: PreTrainedModel, config: PeftConfig, called: str) -> None:
+    """Raise `UserError` for an adapter on the output layer, whose weights TRL's trainers read past it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if config.is_prompt_learning:
+        return
+    with quiet_libraries():
+        layer = with_adapter(empty, config).get_output_embeddings()
+    if isinstance(layer, BaseTunerLayer):
+        raise UserError(
+            f"{called}: an adapter on the output layer can't be trained: log-probabilities are read from that "
+            "layer's weights alone. Leave it out of the target modules"
+        )
+
+
+def _layers(empty: PreTrainedModel) -> list[str]:
     """The last parts of the names of layers, which `--lora-target-modules` may name."""
     layers = {name.rpartition(".")[2] for name, module in empty.named_modules() if hasattr(module, "weight")}
     return sorted(name for name in layers if "norm" not in name and not name.isdigit())

@@ -68,7 +68,8 @@ def inspect(
     if tokenizer.chat_template is None:
         raise UserError(
             f"{reference.base_called} has no chat template, so it can't read messages. Use its instruction-tuned "
-            "version, or give a template: --chat-template FILE"
+            "version, or give it a template: as chat_template.jinja in its folder, or with --chat-template FILE of "
+            "rlhf run and rlhf chat"
         )
     return info
 
@@ -146,6 +147,13 @@ def check_options(info: ModelInfo, options: TrainingOptions) -> None:
     adapter = new_adapter(info, options)
     if adapter is not None and info.empty is not None:
         checks.check_targets(info.empty, adapter)
+        names = options.lora_target_modules
+        given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(names)}"
+        checks.check_output(info.empty, adapter, given)
+    if info.adapter and info.empty is not None and uses_lora(options, info):
+        from peft import PeftConfig
+
+        checks.check_output(info.empty, PeftConfig.from_pretrained(info.adapter), info.called)
 
 
 def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
@@ -157,16 +165,17 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
 
 
 # Models without rotary positions that `max_position_embeddings` does not limit: without positions, or they grow.
-UNLIMITED = ("jamba", "kimi_linear", "nemotron_h", "xglm", "zamba")
+UNLIMITED = ("inkling2_text", "inkling_text", "jamba", "kimi_linear", "nemotron_h", "xglm", "zamba")
 ROBERTA = ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """Tokens that a model is made to read, its answer included; None if its configuration has no such setting."""
     text = config.get_text_config(decoder=True)
-    # Probed: some models have no such setting, and the configuration maps other names of it to this one.
-    length = getattr(text, "max_position_embeddings", None)
-    if length is None or length < 1:
+    # Probed: some models have no such setting; configurations map most other names of it to the first.
+    named = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "max_target_positions")]
+    length = next((length for length in named if length is not None and length > 0), None)
+    if length is None:
         return None
     return length - text.pad_token_id - 1 if text.model_type in ROBERTA else length  # they count from the padding's id
 
