@@ -70,6 +70,22 @@ def test_bare_functions_get_strings_where_they_say_so_or_prompts_are_text(tmp_pa
     assert (column.scores, column.errors) == ([SEEN[text_prompts, name]], [None])
 
 
+def test_a_bare_function_that_cannot_take_strings_gets_messages(tmp_path):
+    """A batch in which it fails either way decides nothing."""
+    (tmp_path / "indexes.py").write_text(
+        "def indexes(completions, fail, **_):\n"
+        "    assert not fail[0]\n"
+        "    return [float(len(c[0]['content'])) for c in completions]\n"
+    )
+    reward = bind(RewardSpec.read(f"{tmp_path / 'indexes.py'}:indexes"), Catalog())
+    runtime = RewardRuntime([reward], str, text_prompts=True)
+    row = {"prompt": [{"role": "user", "content": "q"}]}
+    scores = [
+        runtime.evaluate(runtime.batch([{**row, "fail": fail}], [[1, 2]]))["indexes"].scores for fail in (1, 0, 1, 0)
+    ]
+    assert scores == [[None], [6.0], [None], [6.0]]  # the text is [1, 2]
+
+
 @pytest.mark.parametrize(
     ("rows", "text"),
     [

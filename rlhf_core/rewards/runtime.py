@@ -62,6 +62,8 @@ class RewardRuntime:
         self._batches = ThreadPoolExecutor(len(self.rewards) or 1)
         self._rows = {r.name: ThreadPoolExecutor(AT_ONCE) for r in rewards if r.kind in ("concurrent", "async")}
         self._advised: set[str] = set()
+        self._settled: set[str] = set()  # rewards of which it is known whether they take strings
+        self._as_messages: set[str] = set()
         self._scored: tuple[Any, dict[str, Column]] = (None, {})
 
     @property
@@ -155,6 +157,21 @@ class RewardRuntime:
         return {reward.name: columns[reward.name] for reward in self.rewards}
 
     def _score(self, reward: BoundReward, batch: RewardBatch) -> Column:
+        """The outcome of a batch. A bare function that can't take text prompts and their answers as strings, as TRL
+        passes them, gets messages.
+        """
+        column = self._score_once(reward, batch)
+        if self.text_prompts and None in reward.as_text.values() and reward.name not in self._settled:
+            if column.failed == len(batch):
+                self._as_messages.add(reward.name)
+                if (other := self._score_once(reward, batch)).failed == len(batch):
+                    self._as_messages.remove(reward.name)
+                    return column
+                column = other
+            self._settled.add(reward.name)
+        return column
+
+    def _score_once(self, reward: BoundReward, batch: RewardBatch) -> Column:
         """One call for the batch; one for each row of a concurrent reward, and where the batch's call raised."""
         started, size = time.perf_counter(), len(batch)
         seconds = reward.reward.timeout or BATCH_SECONDS
@@ -202,7 +219,8 @@ class RewardRuntime:
 
     def _inputs(self, reward: BoundReward, batch: RewardBatch) -> Inputs:
         """(columns, TRL's names) for one reward: copies, so that no reward can change the inputs of another."""
-        as_text = {name: self.text_prompts if text is None else text for name, text in reward.as_text.items()}
+        strings = self.text_prompts and reward.name not in self._as_messages
+        as_text = {name: strings if text is None else text for name, text in reward.as_text.items()}
         trl = {
             "prompts": [_copy(prompt[-1]["content"] if as_text["prompts"] else prompt) for prompt in batch.prompts],
             "completions": list(batch.texts) if as_text["completions"] else [_copy(c) for c in batch.completions],
