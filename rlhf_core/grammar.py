@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError, did_you_mean
@@ -16,7 +17,12 @@ from rlhf_core.errors import UserError, did_you_mean
 _KEY = re.compile(r"([A-Za-z_]\w*)=")
 _FIRST_KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
 _NEXT_KEY = re.compile(r",(?=[A-Za-z_]\w*=)")
-DATA_KEYS = ("weight", "config", "formatter")
+DATA_KEYS = ("weight", "config", "formatter", "first_option")
+# What a column of the data can be named as: what the usual formats call it.
+COLUMN_KEYS = (
+    *("prompt", "question", "instruction", "input", "system", "history", "messages", "conversations", "tools"),
+    *("completion", "answer", "output", "chosen", "rejected", "options"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,36 +62,48 @@ class DataSpec:
     """`--data SOURCE[:key=value,…]`, as the user wrote it.
 
     `source` is a file, a folder, a Hub id, or `builtin`. `weight` is its share of the rows when several sources are
-    mixed, `config` the configuration of a Hub data set, `formatter` the format of its rows.
+    mixed, `config` the configuration of a Hub data set, `formatter` the format of its rows. `first_option` is 0 or 1,
+    the number of an exam's first option. `columns` says which column is read as what: {"prompt": "my_question"}.
     """
 
     source: str
     weight: float | None = None
     config: str | None = None
     formatter: str | None = None
+    first_option: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, entry: str | Mapping[str, Any]) -> DataSpec:
         """Read a command-line text or a YAML entry. Raises `UserError`."""
+        if isinstance(entry, str) and ":" in entry and Path(entry).expanduser().exists():
+            return cls(entry)  # a file whose name looks like settings
         source, values = read_entry(entry, "--data", "SOURCE")
+        known = (*DATA_KEYS, *COLUMN_KEYS)
         for key in values:
-            if key not in DATA_KEYS:
-                raise UserError(f"--data {source}: there is no setting {key!r}.{did_you_mean(key, DATA_KEYS)}")
+            if key not in known:
+                hint = did_you_mean(key, known)
+                raise UserError(f"--data {source}: there is no setting {key!r}.{hint} Settings: {', '.join(known)}.")
         weight = values.get("weight")
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
             raise UserError(f"--data {source}: weight must be a number above 0, not {weight!r}")
         source = "builtin" if source == "embedded" else source  # its name in earlier versions
+        first = values.get("first_option")
+        if first is not None and (isinstance(first, bool) or first not in (0, 1)):
+            raise UserError(f"--data {source}: first_option must be 0 or 1, not {first!r}")
+        columns = {key: str(values[key]) for key in COLUMN_KEYS if values.get(key) is not None}
         texts = {key: None if values.get(key) is None else str(values[key]) for key in ("config", "formatter")}
-        return cls(source, weight, **texts)
+        return cls(source, weight, **texts, first_option=first, columns=columns)
 
     def __str__(self) -> str:
-        return _write(self.source, {}, weight=self.weight, config=self.config, formatter=self.formatter)
+        settings = {key: getattr(self, key) for key in DATA_KEYS}
+        return _write(self.source, self.columns, **settings)
 
 
 def read_data(entries: Sequence[str | Mapping[str, Any]], config: str | None, formatter: str | None) -> list[DataSpec]:
     """All sources of one run. `config` and `formatter` are for the sources that do not set them."""
     given = [DataSpec.read(entry) for entry in entries]
-    specs = [DataSpec(s.source, s.weight, s.config or config, s.formatter or formatter) for s in given]
+    specs = [replace(s, config=s.config or config, formatter=s.formatter or formatter) for s in given]
     without = [spec.source for spec in specs if not spec.weight]
     if without and len(without) < len(specs):
         raise UserError(f"--data: either every source has a weight or none; missing for {', '.join(without)}")

@@ -182,7 +182,6 @@ LATER = {
     "missing column": (["--data", "a.jsonl", "--reward", "r.py:needs_level"], "needs the column level, which a.jsonl"),
     "no such model": (["--model", "./nowhere"], "there is no such folder"),
     "too long": (["--data", "a.jsonl", "--max-prompt-length", "8"], "have more than --max-prompt-length 8 tokens"),
-    "column of two types": (["--data", "mixed.jsonl"], "column 'x' holds values of different types: int, str"),
     "no such callback": (["--callback", "foo"], "there is no callback 'foo'"),
     "no such module": (
         ["--lora-target-modules", "q_proj,o_porj"],
@@ -208,9 +207,6 @@ def test_mistakes_found_before_the_weights_load(case, tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
-    (tmp_path / "mixed.jsonl").write_text(
-        '{"question": "a", "answer": "b", "x": 1}\n{"question": "a", "answer": "b", "x": "1"}'
-    )
     (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"}')
     (tmp_path / "r.py").write_text("def needs_level(completions, level): return [0.0] * len(completions)")
     arguments, message = LATER[case]

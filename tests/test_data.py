@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import datasets
 import huggingface_hub
@@ -12,7 +13,8 @@ import pytest
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data import sources
-from rlhf_core.data.loading import add_system_prompt, choose_formatter, load
+from rlhf_core.data.formats import choose_formatter
+from rlhf_core.data.loading import add_system_prompt, load
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, read_data
 
@@ -289,6 +291,8 @@ SPECS = {
     "a file": (["a.jsonl"], [DataSpec("a.jsonl")]),
     "with settings": (["a/b:config=c,weight=0.5,formatter=alpaca"], [DataSpec("a/b", 0.5, "c", "alpaca")]),
     "a mapping": ([{"a/b": {"weight": 2}}], [DataSpec("a/b", 2)]),
+    "columns": (["a:prompt=b,first_option=1"], [DataSpec("a", first_option=1, columns={"prompt": "b"})]),
+    "no option's number": (["a:first_option=2"], "first_option must be 0 or 1"),
     "one weight missing": (["a:weight=1", "b"], "every source has a weight or none; missing for b"),
     "a negative weight": (["a:weight=-1"], "weight must be a number above 0"),
     "no number": (["a:weight=lots"], "weight must be a number above 0"),
@@ -358,7 +362,7 @@ def test_held_out_rows_are_a_seeded_share_and_not_trained_on(write_jsonl):
 
 def test_the_builtin_data_has_its_own_held_out_part():
     data = load_file("builtin", "prompts", held_out=32)
-    assert (data.parts[0].formatter, len(data.held_out)) == ("question_answer", 32)
+    assert (list(data.parts[0].formats), len(data.held_out)) == (["question_answer"], 32)
     assert {r["question"] for r in data.held_out}.isdisjoint(r["question"] for r in data.train)
 
 
@@ -378,14 +382,14 @@ def third_party(distribution, columns: str):
 def test_built_in_formatters_go_first_unless_one_is_forced(distribution, write_jsonl):
     third_party(distribution, '{"question", "answer", "level"}')
     path = write_jsonl("a.jsonl", [{**QA, "level": 1}])
-    assert load_file(path, "prompts").parts[0].formatter == "question_answer"
+    assert load_file(path, "prompts").parts[0].formats == {"question_answer": 1}
     assert load_file(path, "prompts", formatter="third").train[0]["answer"] == "third"
 
 
 def test_a_third_partys_formatter_is_found_by_its_columns(distribution, write_jsonl):
     third_party(distribution, '{"frage", "antwort"}')
     path = write_jsonl("a.jsonl", [{"frage": "x", "antwort": "y"}])
-    assert load_file(path, "prompts").parts[0].formatter == "third"
+    assert load_file(path, "prompts").parts[0].formats == {"third": 1}
 
 
 def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
@@ -396,17 +400,155 @@ def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
 
 def test_a_broken_formatter_matters_only_when_no_other_fits(distribution, write_jsonl):
     distribution("bad", {"bad_format": "import no_such"}, {"rlhf.formatters": {"bad": "bad_format"}})
-    assert load_file(write_jsonl("a.jsonl", [QA]), "prompts").parts[0].formatter == "question_answer"
+    assert load_file(write_jsonl("a.jsonl", [QA]), "prompts").parts[0].formats == {"question_answer": 1}
     with pytest.raises(UserError, match="formatter 'bad' of bad 1.0 could not be loaded"):
         load_file(write_jsonl("b.jsonl", [{"frage": "x"}]), "prompts")
 
 
 def test_the_most_columns_win(write_jsonl):
     rows = read(write_jsonl("a.jsonl", [{**PAIR, "answer": "x"}]))
-    assert choose_formatter(rows[0], "a.jsonl", Catalog(), None).name == "preference"
+    assert choose_formatter(rows[0], "a.jsonl", Catalog()).name == "preference"
 
 
 def test_a_system_prompt_is_added_to_prompts_without_one():
     rows = [{"prompt": [{"role": "user", "content": "q"}]}, {"prompt": [{"role": "system", "content": "own"}]}]
     assert add_system_prompt(rows, "new") == 1
     assert [row["prompt"][0]["content"] for row in rows] == ["new", "own"]
+
+
+EXAM = {"question": "Fever?", "options": {"A": "cold", "B": "flu"}, "answer": "B"}
+OPEN = {"question": "Describe it.", "options": None, "answer": "Warm."}
+
+
+def test_each_row_is_read_by_its_own_columns(write_jsonl):
+    data = load_file(write_jsonl("a.jsonl", [OPEN, EXAM, {"instruction": "a", "output": "b"}]), "conversations")
+    assert data.parts[0].formats == {"question_answer": 1, "multiple_choice": 1, "alpaca": 1}
+    assert "formats question_answer (1 rows), multiple_choice (1 rows), alpaca (1 rows)" in str(data.parts[0])
+    contents = {row["messages"][0]["content"] for row in data.train}
+    assert contents == {"Describe it.", "Fever?\nA. cold\nB. flu", "a"}
+
+
+def test_a_row_that_fits_no_format_is_named(write_jsonl):
+    with pytest.raises(UserError, match="line 2: formatter question_answer: has no 'answer'. 1 of 2 rows"):
+        load_file(write_jsonl("a.jsonl", [QA, {"question": "x", "note": "y"}]), "prompts")
+
+
+def test_columns_named_by_the_user(write_jsonl):
+    path = write_jsonl("a.jsonl", [{"my in": "q", "out,put": "a", "prompt": "not it", "better": "g", "worse": "b"}])
+    specs = read_data(
+        [{path: {"prompt": "my in", "completion": "out,put"}}, f"{path}:prompt=my in,chosen=better,rejected=worse"],
+        None,
+        None,
+    )
+    assert read_data([str(spec) for spec in specs], None, None) == specs
+    [row] = load(specs[:1], "conversations", Catalog()).train
+    assert [turn["content"] for turn in row["messages"]] == ["q", "a"]
+    assert row["my in"] == "q"  # a reward finds it under the data's name
+    [row] = load(specs[1:], "preferences", Catalog()).train
+    assert [row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")] == ["q", "g", "b"]
+
+
+def test_a_column_that_no_row_has_is_refused_with_the_nearest(write_jsonl):
+    spec = DataSpec.read(write_jsonl("a.jsonl", [{"my_question": "q", "b": "a"}]) + ":prompt=my_qestion,completion=b")
+    with pytest.raises(UserError, match="no row has a column 'my_qestion', .* Did you mean 'my_question'"):
+        load([spec], "conversations", Catalog())
+
+
+def test_a_file_whose_name_looks_like_settings(write_jsonl):
+    path = write_jsonl("a:lr=3.jsonl", [QA])
+    assert DataSpec.read(path) == DataSpec(path)
+
+
+def test_names_in_capital_letters(write_jsonl):
+    row = {"Question": "q", "A": "cold", "B": "flu", "Answer": "B"}
+    assert load_file(write_jsonl("a.jsonl", [row]), "prompts").train[0]["answer"] == "B"
+
+
+def test_what_is_used_and_what_is_not(write_jsonl):
+    row = {
+        "system": "Be brief.",
+        "question": "Fever, what is it?",
+        "answer": "Warmth",
+        "id": 7,
+        "images": ["x.png"],
+        "weight": 0,
+    }
+    part = load_file(write_jsonl("a.jsonl", [row]), "conversations").parts[0]
+    assert part.columns() == "prompt from system, question; completion from answer; not used: id, images, weight"
+    assert part.warn([]) == [
+        f"{part.spec.source}: the columns images, weight may change what should be learned, and nothing uses it"
+    ]
+    assert part.warn(["images", "weight"]) == []
+    pair = {"prompt": "Fever, what is it?", "chosen": "Warmth", "rejected": "Coldness"}
+    part = load_file(write_jsonl("b.jsonl", [pair]), "conversations").parts[0]
+    assert part.columns() == "prompt from prompt; chosen from chosen; not used: rejected"
+
+
+@pytest.mark.parametrize("label", [False, 0, "False"])
+@pytest.mark.parametrize("answer", [{"prompt": "q", "completion": "bad"}, {"messages": CHAT["messages"]}, QA])
+def test_answers_that_are_marked_as_bad_are_not_learned(write_jsonl, answer, label):
+    rows = [{"prompt": "q", "completion": "good", "label": True}, {**answer, "label": label}]
+    data = load_file(write_jsonl("a.jsonl", rows), "conversations")
+    assert [row["messages"][-1]["content"] for row in data.train] == ["good"]
+    assert "left out 1 of 2 rows, whose answer is marked as bad (label)" in data.warnings[0]
+    assert len(load_file(write_jsonl("b.jsonl", rows), "prompts").train) == 2  # their questions can be answered anew
+    with pytest.raises(UserError, match="all answers are marked as bad"):
+        load_file(write_jsonl("c.jsonl", rows[1:]), "conversations")
+
+
+def test_a_last_message_that_nobody_answers_is_left_off(write_jsonl):
+    turns = [*CHAT["messages"], {"role": "user", "content": "Thanks!"}]
+    path = write_jsonl("a.jsonl", [{"messages": turns}, CHAT])
+    data = load_file(path, "conversations")
+    assert [row["messages"] for row in data.train] == [CHAT["messages"]] * 2
+    assert data.warnings == [f"{path}: left off the last message of 1 rows, which nobody answers"]
+    assert load_file(path, "prompts").train[0]["prompt"] == turns
+
+
+# the answers of questions with four options, explanations, the right options, what is said
+FIRST_OPTION = {
+    "from 0": ([0, 3, 1], [None] * 3, "ADB", ""),
+    "from 1": ([1, 4, 2], [None] * 3, "ADB", "cop counts the options from 1, as it has the number of options"),
+    "explained, from 1": ([1, 2], ["Ans. (a)", "b is right"], "AB", "from 1, as explanations name the right letter"),
+    "explained, from 0": ([1, 2], ["Answer: B", "Ans is 'c'"], "BC", "from 0, as explanations name the right letter"),
+    "not to be told": ([1, 2], ["A man", None], "BC", "from 0, as usual; the data can't tell. .*FILE:first_option=1"),
+}
+
+
+@pytest.mark.parametrize("case", FIRST_OPTION)
+def test_the_number_of_the_first_option_is_decided_by_all_rows(write_jsonl, case):
+    numbers, explanations, right, said = FIRST_OPTION[case]
+    letters = {"opa": "w", "opb": "x", "opc": "y", "opd": "z"}
+    rows = [{"question": "q", **letters, "cop": n, "exp": e} for n, e in zip(numbers, explanations, strict=True)]
+    path = write_jsonl("a.jsonl", rows)
+    data = load_file(path, "prompts")
+    assert sorted(row["answer"] for row in data.train) == sorted(right)
+    assert len(data.warnings) == bool(said)
+    assert not said or re.search(said, data.warnings[0])
+    if 0 not in numbers:
+        set_by_user = load([DataSpec.read(f"{path}:first_option=1")], "prompts", Catalog())
+        assert sorted(row["answer"] for row in set_by_user.train) == sorted("ABCD"[n - 1] for n in numbers)
+        assert set_by_user.warnings == []
+
+
+def test_half_a_character_is_an_error_of_its_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(QA) + '\n{"question": "x \\ud83d", "answer": "y"}')
+    with pytest.raises(UserError, match="line 2: column 'question' has half of a character.* 1 of 2 rows"):
+        load_file(str(tmp_path / "a.jsonl"), "prompts")
+    assert len(load_file(str(tmp_path / "a.jsonl"), "prompts", skip_bad_rows=True).train) == 1
+
+
+# the first row, a part of what the error says
+NO_FORMAT = {
+    "a way on": ({"frage": "a"}, "Say which column is what: .*a.jsonl:prompt=COLUMN,completion=COLUMN"),
+    "turns as lists": ({"messages": [["user", "a"]]}, r"messages must have turns .* not \['user', 'a'\]"),
+    "turns as Python prints them": ({"messages": "[{'role': 'user'}]"}, "messages is not valid JSON"),
+    "data instead of names": ({"Is it 3?": "a", "36": "b"}, "here it looks like data"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FORMAT)
+def test_why_no_format_fits(write_jsonl, case):
+    row, message = NO_FORMAT[case]
+    with pytest.raises(UserError, match=message):
+        load_file(write_jsonl("a.jsonl", [row]), "prompts")

@@ -145,8 +145,10 @@ def _formatter(formatter: Formatter, name: str) -> Description:
     lines = [
         ("Use", f"rlhf run --method {fitting} --data FILE:formatter={name}"),
         ("Columns", ", ".join(columns) + ("; what they hold must fit, too" if looks else "")),
+        ("Other names", "; ".join(f"{name}: {', '.join(others)}" for name, others in formatter.names.items())),
     ]
-    return {"columns": columns, "looks_at_values": looks}, lines, formatter.convert
+    names = {name: list(others) for name, others in formatter.names.items()}
+    return {"columns": columns, "names": names, "looks_at_values": looks}, lines, formatter.convert
 
 
 def _source(found: Any) -> dict[str, Any]:

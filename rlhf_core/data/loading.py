@@ -1,13 +1,13 @@
 """From sources to the rows that a method trains on.
 
-Rows are read, a formatter is chosen by their columns, each row becomes an `Example`, which is projected onto what the
-method needs: `prompts`, `preferences` or `conversations`. Every error names the row's location.
+Rows are read, a formatter is chosen for each by its columns, each row becomes an `Example`, which is projected onto
+what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's location.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,12 +15,12 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.data.files import Row, read_file
+from rlhf_core.data.formats import Formats
 from rlhf_core.data.sources import Use, read
-from rlhf_core.errors import PluginError, UserError
-from rlhf_core.formatter import Example, Formatter, Messages
+from rlhf_core.errors import UserError
+from rlhf_core.formatter import Example, Messages
 from rlhf_core.grammar import DataSpec
 
-BUILT_IN_FORMATTERS = "rlhf-formatter-common"
 Need = Literal["prompts", "preferences", "conversations"]
 Prepare = Callable[[dict[str, Any]], dict[str, Any]] | None
 # What a row becomes for each need. Its other columns stay, for rewards, but for those that are its prompt and answer.
@@ -30,23 +30,56 @@ PROJECTED: Mapping[Need, tuple[str, ...]] = {
     "conversations": ("messages",),
 }
 CANONICAL = ("prompt", "completion", "messages")
+# What a method uses of an example. The answer, which is for rewards, may also be what says which option is right.
+USED = {
+    "prompts": ("prompt", "answer"),
+    "preferences": ("prompt", "chosen", "rejected", "answer"),
+    "conversations": ("prompt", "completion", "chosen", "answer"),
+}
+# Names of columns that usually change what should be learned: a run that does not use one says so.
+TELLING = {
+    *("image", "images", "video", "videos", "audio", "audios", "tools", "functions", "system", "system_prompt"),
+    *("history", "input", "context", "option", "options", "choices", "choice", "label", "labels", "kto_tag", "weight"),
+    *("margin", "mask", "train", "rejected", "rejected_response", "rejected_messages", "reasoning_content"),
+    *("reasoning", "thinking", "complex_cot", "cot", "solution"),
+}
 HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
 
 
 @dataclass(frozen=True)
 class Part:
-    """One source's projected rows. It has `total`, of which its weight may leave some out."""
+    """One source's projected rows. It has `total`, of which its weight may leave some out.
+
+    `formats` is the number of rows of each formatter, `used` the columns of each part of an example, `unused` are the
+    other columns.
+    """
 
     spec: DataSpec
-    formatter: str
+    formats: Mapping[str, int]
     rows: list[dict[str, Any]]
     total: int
+    used: Mapping[str, Sequence[str]]
+    unused: Sequence[str]
     warnings: list[str]
     text_prompts: bool
 
     def __str__(self) -> str:
         of = "" if len(self.rows) == self.total else f" of {self.total:,}"
-        return f"{self.spec.source}, format {self.formatter}, {len(self.rows):,}{of} rows"
+        names = ", ".join(f"{name} ({count:,} rows)" for name, count in self.formats.items())
+        formats = f"format {next(iter(self.formats))}" if len(self.formats) == 1 else f"formats {names}"
+        return f"{self.spec.source}, {formats}, {len(self.rows):,}{of} rows"
+
+    def columns(self) -> str:
+        """What is used of a row, and what is not."""
+        used = [f"{part or 'also'} from {', '.join(names)}" for part, names in self.used.items() if names]
+        unused = [name or "(no name)" for name in self.unused]
+        return "; ".join(used) + (f"; not used: {', '.join(unused)}" if unused else "")
+
+    def warn(self, asked: Collection[str]) -> list[str]:
+        """A warning about columns that usually matter and are not used, but for those that rewards have `asked` for."""
+        names = [name for name in self.unused if name.lower() in TELLING and name not in asked]
+        which = f"the column{'s' * (len(names) > 1)} {', '.join(names)}"
+        return [f"{self.spec.source}: {which} may change what should be learned, and nothing uses it"] if names else []
 
 
 @dataclass(frozen=True)
@@ -117,22 +150,54 @@ def _part(
         rows, warnings = read(spec, use)
     if not rows:
         raise UserError(f"{spec.source}: there is no row in it")
-    formatter = choose_formatter(rows[0], spec.source, catalog, spec.formatter)
-    projected, bad, text_prompts = [], [], True
+    formats = Formats(rows, spec, catalog)
+    projected, bad, unanswered, worse, text_prompts = [], [], 0, 0, True
+    prompt_column = spec.columns.get("prompt", "prompt")
     for row in rows:
         try:
-            one = project(row, formatter, need)
-            text_prompts = text_prompts and is_text_prompt(row.values.get("prompt"), prompt_of(one))
+            example = formats.convert(row)
+            answered = example.completion or example.chosen
+            if need == "conversations" and example.rejected and not answered:
+                worse += 1
+                continue
+            one = project(row, example, need)
+            text_prompts &= is_text_prompt(row.values.get(prompt_column), prompt_of(one))
             projected.append(_prepared(row, one, prepare))
+            unanswered += need == "conversations" and not answered
         except UserError as error:
             bad.append(str(error))
+    if worse == len(rows):
+        raise UserError(f"{spec.source}: all answers are marked as bad (label), so there is none to learn")
     count = f"{len(bad):,} of {len(rows):,} rows"
     if bad and not (skip_bad_rows and projected):
         hint = " Leave such rows out: --skip-bad-rows" if projected else ""
         raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
+    warnings += formats.told
     if bad:
         warnings.append(f"{spec.source}: left out {count}; the first: {bad[0]}")
-    return Part(spec, formatter.name, projected, len(projected), warnings, text_prompts)
+    if worse:
+        warnings.append(
+            f"{spec.source}: left out {worse:,} of {len(rows):,} rows, whose answer is marked as bad (label)"
+        )
+    if unanswered:
+        warnings.append(f"{spec.source}: left off the last message of {unanswered:,} rows, which nobody answers")
+    used, unused = _use(formats, need)
+    return Part(spec, dict(formats.counts), projected, len(projected), used, unused, warnings, text_prompts)
+
+
+def _use(formats: Formats, need: Need) -> tuple[dict[str, list[str]], list[str]]:
+    """({part of an example: the columns that it is from, "" for those in no part}, the columns that are not used)."""
+    used: dict[str, list[str]] = {}
+    unused = formats.unread()
+    for name, parts in formats.parts().items():
+        wanted = [part for part in parts if part in USED[need]]
+        wanted = [part for part in wanted if part != "answer"] or wanted
+        only_rejected = "rejected" in parts and not {"rejected", "completion", "chosen"} & set(wanted)
+        if parts and (not wanted or only_rejected):
+            unused.append(name)
+        for part in wanted if parts else [""]:
+            used.setdefault(part, []).extend([] if name in unused else [name])
+    return used, unused
 
 
 def _prepared(row: Row, projected: dict[str, Any], prepare: Prepare) -> dict[str, Any]:
@@ -160,60 +225,28 @@ def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row.get(name) for name in names} for row in rows]
 
 
-def choose_formatter(row: Row, source: str, catalog: Catalog, forced: str | None) -> Formatter:
-    """The formatter with the most columns among those that fit `row`; built-in ones take precedence."""
-    if forced is not None:
-        chosen = catalog.load("formatters", forced)[0]
-        if missing := chosen.columns - row.values.keys():
-            needs = f"formatter {forced} needs {_names(sorted(missing))}"
-            raise UserError(f"{row.location}: {needs}; the row has {_names(row.values)}")
-        return chosen
-    known: list[str] = []
-    for built_in in (True, False):
-        fitting = []
-        for entry in catalog.entries("formatters"):
-            if entry.problem == "disabled" or (entry.distribution == BUILT_IN_FORMATTERS) != built_in:
-                continue
-            try:
-                formatter = catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0]
-            except PluginError as error:
-                known.append(f"\n  ({error})")
-                continue
-            known.append(f"\n  {formatter.name}: {_names(sorted(formatter.columns))}")
-            if formatter.fits(row.values):
-                fitting.append(formatter)
-        if fitting:
-            return max(fitting, key=lambda f: (len(f.columns), f.matches is not None))
-    raise UserError(
-        f"{source}: no formatter fits. {row.location} has the columns {_names(row.values)}. Known formats:"
-        + "".join(known)
-    )
-
-
-def project(row: Row, formatter: Formatter, need: Need) -> dict[str, Any]:
+def project(row: Row, example: Example, need: Need) -> dict[str, Any]:
     """The row for a method that needs `need`: TRL's columns, the reference answer, the row's other columns."""
-    example = convert(row, formatter)
     others = row_columns(row, example)
     if need == "conversations":
         completion = example.completion or example.chosen
-        if completion is None:
-            raise UserError(f"{row.location}: this method needs an answer to learn; the data has only a prompt")
-        return {"messages": [*example.prompt, *completion], **others}
+        return {"messages": [*example.prompt, *completion] if completion else _answered(row, example.prompt), **others}
     pair = {"chosen": example.chosen, "rejected": example.rejected} if need == "preferences" else {}
     if None in pair.values():
-        raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; the data has none")
+        hint = "it finds none. Name their columns: FILE:chosen=COLUMN,rejected=COLUMN"
+        raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; {hint}")
     if not example.prompt or example.prompt[-1]["role"] not in ("user", "tool"):
         raise UserError(f"{row.location}: the prompt does not end with a user's message")
     return {"prompt": example.prompt, **pair} | others | pair
 
 
-def convert(row: Row, formatter: Formatter) -> Example:
-    """The row as an example. Raises `UserError` that names its location."""
-    try:
-        return formatter.convert(row.values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{row.location}: formatter {formatter.name}: {message}") from error
+def _answered(row: Row, messages: Messages) -> Messages:
+    """The turns up to the assistant's last one. Raises `UserError` if there is none."""
+    last = max((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), default=None)
+    if last is None:
+        hint = "Name its column: FILE:completion=COLUMN"
+        raise UserError(f"{row.location}: this method needs an answer to learn, and finds only a prompt. {hint}")
+    return messages[: last + 1]
 
 
 def row_columns(row: Row, example: Example) -> dict[str, Any]:
@@ -245,7 +278,3 @@ def add_system_prompt(rows: Sequence[dict[str, Any]], system_prompt: str) -> int
             row[key] = [{"role": "system", "content": system_prompt}, *row[key]]
             changed += 1
     return changed
-
-
-def _names(columns: Iterable[str]) -> str:
-    return ", ".join(columns) or "none"

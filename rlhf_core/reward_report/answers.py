@@ -16,10 +16,11 @@ from typing import Any, Literal
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
-from rlhf_core.data.loading import CANONICAL, choose_formatter, convert, row_columns
+from rlhf_core.data.formats import Formats
+from rlhf_core.data.loading import CANONICAL, row_columns
 from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
-from rlhf_core.formatter import Formatter, Messages
+from rlhf_core.formatter import Messages
 from rlhf_core.grammar import DataSpec
 
 SAMPLES = "samples.jsonl"
@@ -67,31 +68,33 @@ def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Ans
             raise UserError(f"{source}: the run has no samples; ppo and grpo write {SAMPLES} as they train")
         spec = DataSpec(str(path))
     rows, warnings = read(spec)
-    return _answers(spec.source, rows[:limit], warnings, catalog, spec.formatter)
+    return _answers(spec, rows[:limit], warnings, catalog)
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:
     """The built-in pairs, which show whether a reward prefers the chosen answer; if they don't fit, its prompts."""
 
     def answers(kind: Literal["preferences", "prompts"]) -> Answers:
-        return _answers(f"builtin {kind}", read_file(builtin.data_file(kind, "train"))[:limit], [], catalog, None)
+        rows = read_file(builtin.data_file(kind, "train"))[:limit]
+        return _answers(DataSpec(f"builtin {kind}"), rows, [], catalog)
 
     pairs = answers("preferences")
     return pairs if fits(pairs.columns) else answers("prompts")
 
 
-def _answers(source: str, rows: list[Row], warnings: list[str], catalog: Catalog, forced: str | None) -> Answers:
+def _answers(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog) -> Answers:
+    source = spec.source
     if not rows:
         raise UserError(f"{source}: there is no row in it")
     first = rows[0].values
     if {"prompt", "completion", "rewards", "columns"} <= first.keys() and isinstance(first["columns"], Mapping):
         found = [answer for row in rows for answer in _completions(_flat(row))]
         return Answers(source, "a run's samples", found, warnings)
-    if "prompt" in first and ("completion" in first or "completions" in first) and forced is None:
+    if "prompt" in first and ("completion" in first or "completions" in first) and spec == DataSpec(source):
         return Answers(source, "completions", [answer for row in rows for answer in _completions(row)], warnings)
-    formatter = choose_formatter(rows[0], source, catalog, forced)
-    found = [answer for row in rows for answer in _own(row, formatter)]
-    return Answers(source, f"format {formatter.name}", found, warnings, own=True)
+    formats = Formats(rows, spec, catalog)
+    found = [answer for row in rows for answer in _own(row, formats)]
+    return Answers(source, f"format {', '.join(formats.counts)}", found, warnings + formats.told, own=True)
 
 
 def _flat(row: Row) -> Row:
@@ -133,9 +136,9 @@ def _messages(value: Any, role: str, location: str) -> Messages:
     return [dict(turn) for turn in turns]
 
 
-def _own(row: Row, formatter: Formatter) -> Iterator[Answer]:
+def _own(row: Row, formats: Formats) -> Iterator[Answer]:
     """The data set's answers in a row: the pair, else the completion, else the reference answer."""
-    example = convert(row, formatter)
+    example = formats.convert(row)
     columns = row_columns(row, example)
     if example.chosen is not None and example.rejected is not None:
         yield Answer(row.location, example.prompt, example.chosen, columns, row.location, "chosen")

@@ -13,7 +13,8 @@ from typing import Any
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.data.files import Row, read_file
-from rlhf_core.data.loading import Need, choose_formatter, load, project
+from rlhf_core.data.formats import choose_formatter, convert
+from rlhf_core.data.loading import Need, load, project
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec
@@ -86,7 +87,7 @@ def _converts(rule: Result, formatter: Formatter, rows: list[Row]) -> None:
     for row in rows:
         before = json.dumps(row.values, sort_keys=True)
         try:
-            example = formatter.convert(row.values)
+            example = formatter.convert(formatter.view(row.values, formatter.renamed(row.values)))
         except Exception as error:
             rule.fault(f"{row.location}: {type(error).__name__}: {error}")
             continue
@@ -133,7 +134,7 @@ def _is_message(message: Any) -> bool:
 
 def _serves(row: Row, formatter: Formatter, need: Need) -> bool:
     try:
-        project(row, formatter, need)
+        project(row, convert(row, formatter), need)
     except UserError:
         return False
     return True
@@ -142,7 +143,7 @@ def _serves(row: Row, formatter: Formatter, need: Need) -> bool:
 def _found(rule: Result, entry: Entry, rows: list[Row], catalog: Catalog) -> None:
     for row in rows:
         try:
-            chosen = choose_formatter(row, row.location, catalog, None).name
+            chosen = choose_formatter(row, row.location, catalog).name
         except UserError as error:
             rule.fault(f"{row.location}: {first_line(error)}: declare only columns that each row has")
             continue
@@ -165,7 +166,7 @@ def _refuses(rule: Result, entry: Entry, catalog: Catalog) -> None:
         try:
             for row in examples(other):
                 seen += 1
-                if choose_formatter(row, row.location, catalog, None).name == entry.name:
+                if choose_formatter(row, row.location, catalog).name == entry.name:
                     rule.fault(f"{row.location}, a row of {other.name}, is read as {entry.name}: declare more columns")
         except UserError as error:
             rule.note(f"the examples of {other.name} could not be tried: {first_line(error)}")

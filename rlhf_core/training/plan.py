@@ -83,7 +83,9 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     check_columns(rewards, data.columns, ", ".join(part.spec.source for part in data.parts))
     train, limited = lengths.apply_limits(data.train, method.data, options, template)
     held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
-    warnings += [*info.warnings, *data.warnings, *prepared, *limited, *left_out]
+    asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}
+    unused = [text for part in data.parts for text in part.warn(asked)]
+    warnings += [*info.warnings, *data.warnings, *unused, *prepared, *limited, *left_out]
     warnings += [*_not_sampled(method, explicit, held_out), *_router(method, info)]
     warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
@@ -156,8 +158,9 @@ def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tupl
     size = next((f"{plan.info.parameters / n:.1f} {u}" for n, u in SIZES if plan.info.parameters >= n), "<1 k")
     rows = [("Method", f"{config.method}: {entry.summary}")]
     rows += [("Model", f"{config.model}, {size} parameters, {trained}, {dtype}")]
-    rows += [("Data", str(part)) for part in data.parts]
-    rows[-1] = ("Data", f"{rows[-1][1]}; {len(data.held_out)} held out")
+    for part in data.parts:
+        held_out = f"; {len(data.held_out)} held out" if part is data.parts[-1] else ""
+        rows += [("Data", f"{part}{held_out}"), ("Columns", part.columns())]
     rows += [("Warning", text) for text in data.warnings]
     rows += [("Reward", f"{r.spec} (weight {r.weight:g}; {r.distribution or 'by path'})") for r in plan.rewards]
     rows += tested.lines() if tested else []
@@ -191,7 +194,7 @@ def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
     """Method, rewards, formatters and callbacks with their distributions, for the manifest."""
     entries = [catalog.find("methods", plan.config.method)]
     entries += [catalog.find("callbacks", name) for name in plan.config.callback]
-    formats = {part.formatter for part in plan.data.parts}
+    formats = {name for part in plan.data.parts for name in part.formats}
     entries += [e for e in catalog.entries("formatters") if e.name in formats and e.problem != "disabled"]
     found = [f"{entry.kind[:-1]} {entry.name}: {entry.distribution} {entry.version}" for entry in entries]
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards]

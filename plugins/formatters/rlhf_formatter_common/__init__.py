@@ -3,61 +3,122 @@
 | formatter             | columns                                                                                      |
 |-----------------------|----------------------------------------------------------------------------------------------|
 | `question_answer`     | `question`, `answer` (GSM8K's `reasoning #### result` too)                                   |
-| `multiple_choice`     | `question`, the options (`options`, `choices`, `A` to `E` or `opa` to `opd`) and the answer  |
+| `multiple_choice`     | `question`, the options (`options`, `choices`, `A`, …, `opa`, …, `option_a`, …), the answer  |
 | `alpaca`              | `instruction`, `output`, optional `input`                                                    |
 | `messages`            | `messages`: a list of `{"role", "content"}`                                                  |
 | `sharegpt`            | `conversations`: a list of `{"from", "value"}`                                               |
+| `huatuogpt`           | `data`: a list of `问：…` and `答：…`                                                        |
 | `prompt`              | `prompt`: text or messages, optional `answer`                                                |
 | `prompt_completion`   | `prompt`, `completion`: text or messages                                                     |
 | `preference`          | `question`, `response_chosen`, `response_rejected`                                           |
 | `prompt_preference`   | `prompt`, `chosen`, `rejected`: text or messages                                             |
 | `implicit_preference` | `chosen`, `rejected`: messages that begin with the same prompt                               |
+| `rejected_response`   | `messages` that end with the chosen answer, `rejected_response`: text or messages            |
+| `compared`            | `prompt`, two answers (`response_0`, `response_1`, …), which is better (`winner`, …)         |
+| `ranked`              | `prompt`, `completions`: a list of `{"response", "score"}` or `{"answer", "rank"}`           |
 | `sharegpt_preference` | `conversations`, `chosen`, `rejected`                                                        |
 | `alpaca_preference`   | `instruction`, `chosen`, `rejected`, optional `input`                                        |
 | `hh`                  | `chosen`, `rejected`: dialogues of `Human: …` and `Assistant: …` turns                       |
 | `full_hh`             | `prompt` as such a dialogue, `chosen`, `rejected`                                            |
 | `oasst_pairwise`      | `prompt` of `prompter: …` and `assistant: …` turns, `chosen`, `rejected`                     |
 
-All take an optional `system`; those built on a question or an instruction take a `history` as well.
+All take an optional `system`; those with a question, an instruction or a prompt in text take a `history` as well.
+Columns may have other names in published data (`query`, `response`, …): `Formatter(names=…)` has them.
 Plain text without a prompt (a `text` column) is left out: there is no user message to answer.
 """
 
 from __future__ import annotations
 
-from rlhf_core import Formatter, hookimpl
-from rlhf_formatter_common.chat import is_conversation, messages, prompt, prompt_completion, sharegpt
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rlhf_core import Example, Formatter, hookimpl
+from rlhf_formatter_common.chat import (
+    huatuogpt,
+    is_conversation,
+    is_spoken,
+    messages,
+    prompt,
+    prompt_completion,
+    sharegpt,
+    unless_bad,
+)
 from rlhf_formatter_common.preferences import (
     alpaca_preference,
+    compared,
     full_hh,
     hh,
     implicit_preference,
+    is_compared,
     is_hh,
     is_oasst,
+    is_ranked,
     oasst_pairwise,
     preference,
     prompt_preference,
+    ranked,
+    rejected_response,
     sharegpt_preference,
 )
-from rlhf_formatter_common.questions import alpaca, has_options, multiple_choice, question_answer
+from rlhf_formatter_common.questions import alpaca, first_option, has_options, multiple_choice, question_answer
 
 PAIR = {"chosen", "rejected"}
+# Other names of columns in published data. Data that has two of a column's names is not read by them.
+PROMPT = ("question", "query", "problem", "input")
+ONE = {"prompt": PROMPT, "completion": ("response", "output", "target", "solution", "long_answer", "reply")}
+PAIR_NAMES = {
+    "chosen": ("response_chosen", "chosen_response", "chosen_answer", "preferred_response", "accepted"),
+    "rejected": ("response_rejected", "rejected_response", "rejected_answer", "dispreferred_response"),
+}
+
+
+def one_answer(
+    name: str,
+    columns: set[str],
+    convert: Callable[[Mapping[str, Any]], Example],
+    matches: Callable[[Mapping[str, Any]], bool] | None = None,
+    **names: Sequence[str],
+) -> Formatter:
+    """A format with one answer, which a label may call bad."""
+    return Formatter(name, columns, unless_bad(convert), matches, names)
+
+
+def no_options(row: Mapping[str, Any]) -> bool:
+    return not has_options(row)
+
+
+def in_messages(row: Mapping[str, Any]) -> bool:
+    return is_conversation(row["messages"])
 
 
 @hookimpl
 def rlhf_formatters():
+    output = ("response", "completion", "answer")
+    stem = ("query", "problem", "stem", "题目")
+    asked = ("history", "context", "instruction", *PROMPT)
     return [
-        Formatter("question_answer", {"question", "answer"}, question_answer, lambda row: not has_options(row)),
-        Formatter("multiple_choice", {"question"}, multiple_choice, has_options),
-        Formatter("alpaca", {"instruction", "output"}, alpaca),
-        Formatter("messages", {"messages"}, messages, lambda row: is_conversation(row["messages"])),
-        Formatter("sharegpt", {"conversations"}, sharegpt, lambda row: is_conversation(row["conversations"])),
-        Formatter("prompt", {"prompt"}, prompt),
-        Formatter("prompt_completion", {"prompt", "completion"}, prompt_completion),
+        one_answer("question_answer", {"question", "answer"}, question_answer, no_options, question=("query",)),
+        Formatter("multiple_choice", {"question"}, multiple_choice, has_options, {"question": stem}, first_option),
+        one_answer("alpaca", {"instruction", "output"}, alpaca, output=output, input=("context",)),
+        one_answer("messages", {"messages"}, messages, in_messages),
+        one_answer("sharegpt", {"conversations"}, sharegpt, lambda row: is_conversation(row["conversations"])),
+        one_answer("huatuogpt", {"data"}, huatuogpt, lambda row: is_spoken(row["data"])),
+        Formatter("prompt", {"prompt"}, prompt, names={"prompt": ("problem",)}),
+        one_answer("prompt_completion", {"prompt", "completion"}, prompt_completion, **ONE),
         Formatter("preference", {"question", "response_chosen", "response_rejected"}, preference),
-        Formatter("prompt_preference", {"prompt", *PAIR}, prompt_preference),
+        Formatter("prompt_preference", {"prompt", *PAIR}, prompt_preference, names={"prompt": PROMPT, **PAIR_NAMES}),
         Formatter("implicit_preference", PAIR, implicit_preference, lambda row: is_conversation(row["chosen"])),
+        Formatter(
+            "rejected_response",
+            {"messages", "rejected_response"},
+            rejected_response,
+            in_messages,
+            {"messages": ("conversations",), "rejected_response": ("rejected_messages", "rejected")},
+        ),
+        Formatter("compared", {"prompt"}, compared, is_compared, {"prompt": asked}),
+        Formatter("ranked", {"prompt"}, ranked, is_ranked, {"prompt": asked}),
         Formatter("sharegpt_preference", {"conversations", *PAIR}, sharegpt_preference),
-        Formatter("alpaca_preference", {"instruction", *PAIR}, alpaca_preference),
+        Formatter("alpaca_preference", {"instruction", *PAIR}, alpaca_preference, names=PAIR_NAMES),
         Formatter("hh", PAIR, hh, lambda row: is_hh(row["chosen"])),
         Formatter("full_hh", {"prompt", *PAIR}, full_hh, lambda row: is_hh(row["prompt"])),
         Formatter("oasst_pairwise", {"prompt", *PAIR}, oasst_pairwise, lambda row: is_oasst(row["prompt"])),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -14,6 +16,15 @@ SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "model"), "assistant"),
+}
+
+
+SPOKEN = re.compile(r"\s*([问答])[：:]")
+# What data in {role, content} calls roles that chat templates do not know by that name.
+MEANT = {
+    "system": ("system", "developer", "instruction"),
+    "user": ("user", "human", "prompter", "question", "patient"),
+    "assistant": ("assistant", "bot", "ai", "gpt", "chatgpt", "bing", "bard", "model", "answer", "doctor"),
 }
 
 
@@ -54,11 +65,57 @@ def sharegpt_turns(row: Mapping[str, Any]) -> Messages:
     return [turn for i, turn in enumerate(turns) if i > first or turn["role"] != "assistant"]
 
 
+def huatuogpt(row: Mapping[str, Any]) -> Example:
+    """A list of texts that begin with 问： and 答：, as HuatuoGPT-sft-data-v1 has it."""
+    turns = []
+    for text in read_list(row["data"], "data"):
+        speaker = SPOKEN.match(read_text(text, "data"))
+        if speaker is None:
+            raise ValueError(f"data must have texts that begin with 问： or 答：, not {text!r}")
+        turns.append({"role": "user" if speaker[1] == "问" else "assistant", "content": text[speaker.end() :].strip()})
+    return _conversation(row, read_turns(turns, "data"), "data")
+
+
+def is_spoken(value: Any) -> bool:
+    """Whether `value` is a list of texts that begin with 问： and 答：."""
+    return isinstance(value, list) and all(isinstance(text, str) and SPOKEN.match(text) for text in value)
+
+
+def unless_bad(convert: Callable[[Mapping[str, Any]], Example]) -> Callable[[Mapping[str, Any]], Example]:
+    """As `convert`, but where a `label` or `kto_tag` is false, the answer is a rejected one without a chosen one."""
+
+    @functools.wraps(convert)
+    def judged(row: Mapping[str, Any]) -> Example:
+        example = convert(row)
+        label = next((row[name] for name in ("kto_tag", "label") if not is_blank(row.get(name))), True)
+        if str(label).strip().lower() not in ("false", "0", "0.0"):
+            return example
+        answer = None if example.answer == (example.completion or [{}])[-1].get("content") else example.answer
+        return Example(prompt=example.prompt, rejected=example.completion, answer=answer)
+
+    return judged
+
+
+def question_prompt(row: Mapping[str, Any], question: str) -> Messages:
+    """Optional system message, optional history of (user, assistant) pairs or of turns, then the question."""
+    turns: Messages = []
+    given = [] if is_blank(row.get("history")) else read_list(row["history"], "history")
+    if given and is_conversation(given):
+        return with_system(row, [*read_turns(given, "history"), user(question)])
+    for turn in given:
+        pair = [] if isinstance(turn, str | Mapping) else read_list(turn, "history")
+        if len(pair) != 2:
+            raise ValueError(f"history must have [question, answer] pairs, not {turn!r}")
+        turns += [user(read_text(pair[0], "history")), assistant(read_text(pair[1], "history"))]
+    return with_system(row, [*turns, user(question)])
+
+
 def read_prompt(row: Mapping[str, Any]) -> Messages:
     """`prompt` as messages, whether it is text or messages; text is one user message."""
     value = row["prompt"]
-    turns = read_turns(value, "prompt") if is_conversation(value) else [user(read_text(value, "prompt"))]
-    return with_system(row, turns)
+    if is_conversation(value):
+        return with_system(row, read_turns(value, "prompt"))
+    return question_prompt(row, read_text(value, "prompt"))
 
 
 def read_reply(value: Any, column: str) -> Messages:
@@ -100,7 +157,9 @@ def _turn(turn: Any, column: str) -> dict[str, Any]:
     else:
         raise ValueError(f"{column} must have turns {{role, content}} or {{from, value}}, not {turn!r}")
     if given not in known:
-        raise ValueError(f"{column}: role {given!r} is not one of {', '.join(known)}")
+        meant = next((role for role, names in MEANT.items() if str(given).lower() in names), None)
+        hint = f": write {meant!r} for it" if meant else ""
+        raise ValueError(f"{column}: role {given!r} is not one of {', '.join(known)}{hint}")
     read = ("role", "content", "from", "value")
     others = {key: value for key, value in turn.items() if key not in read and value is not None}
     if is_blank(content) and others.get("tool_calls"):
@@ -178,8 +237,15 @@ def with_system(row: Mapping[str, Any], turns: Messages) -> Messages:
 
 
 def reference(row: Mapping[str, Any], text: str | None = None) -> str | None:
-    """The row's `answer`, or else `text`. None for an `answer` that is not text, which stays a column."""
+    """The row's `answer`, or `ground_truth` (also in verl's `reward_model`), or else `text`.
+
+    None for an `answer` that is not text, which stays a column.
+    """
     answer = row.get("answer")
+    if is_blank(answer):
+        answer = row.get("ground_truth")
+    if is_blank(answer) and isinstance(row.get("reward_model"), Mapping):  # verl
+        answer = row["reward_model"].get("ground_truth")
     if is_blank(answer):
         return text
     return str(answer) if isinstance(answer, (str, Real)) else None

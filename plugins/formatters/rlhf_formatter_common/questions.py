@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_core import Example, Messages
 from rlhf_formatter_common.chat import (
     assistant,
     is_blank,
+    question_prompt,
     read_json,
     read_list,
     read_text,
     reference,
-    user,
-    with_system,
 )
 
-OPTION_LISTS = ("options", "choices")
-OPTION_COLUMNS = (tuple("ABCDE"), ("opa", "opb", "opc", "opd", "ope"))
+OPTION_LISTS = ("options", "option", "choices", "choice", "选项")
+# A column for each option: A, …; opa, …; option_a, …; choice1, …
+OPTION_PREFIXES = ("", "op", "opt", "opt_", "option", "option_", "choice", "choice_")
+OPTION_COLUMNS = [
+    tuple(prefix + sign for sign in signs)
+    for prefix in OPTION_PREFIXES
+    for signs in ("ABCDEFGH", "abcdefgh", "12345678")
+    if prefix or not signs.isdecimal()
+]
+OPTION_KEYS = (("key", "label", "id", "letter"), ("value", "text", "content", "option"))  # of options as objects
 # The most precise first: MedQA has the letter in `answer_idx` and the text in `answer`.
-ANSWER_COLUMNS = ("answer_idx", "answerKey", "cop", "answer", "label")
+ANSWER_COLUMNS = (
+    *("answer_idx", "answer_index", "answerKey", "answerkey", "cop", "correct_option", "correct_answer", "answer"),
+    *("correct", "label", "gold", "target", "答案"),
+)
 
 
 def question_answer(row: Mapping[str, Any]) -> Example:
@@ -48,8 +58,8 @@ def alpaca(row: Mapping[str, Any]) -> Example:
 def multiple_choice(row: Mapping[str, Any]) -> Example:
     """The options are lettered below the question; the reference is the right one's letter.
 
-    The answer is read in this order: a number is an index from 0, unless the options are numbers too. Text is a
-    label, then an option's text, then an index from 0.
+    The answer is read in this order: a number is an index, unless the options are numbers too. Text is a label, then an
+    option's text, then an index. Indices count from `first_option`, or else from 0.
     """
     labels, values = _options(row)
     texts = _without_letters([read_text(value, "an option") for value in values])
@@ -65,22 +75,53 @@ def multiple_choice(row: Mapping[str, Any]) -> Example:
     )
 
 
+def first_option(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
+    """The number that answers give the first option, decided by all rows whose answer is a number.
+
+    0 if one is 0, 1 if one is the number of options, else what explanations such as `b is right` agree with.
+    """
+    found = [number for row in rows if (number := _numbered(row)) is not None]
+    if not found:
+        return {}, ""
+    column = next(name for name in ANSWER_COLUMNS if not is_blank(found[0][2].get(name)))
+    said = f"{column} counts the options from {{}}, as {{}}. To count otherwise: FILE:first_option={{}}"
+    if any(number == 0 for number, _, _ in found):
+        return {"first_option": 0}, ""
+    if any(number == count for number, count, _ in found):
+        return {"first_option": 1}, said.format(1, "it has the number of options and no 0", 0)
+    votes = [number - letter for number, _, row in found if (letter := _explained(row)) is not None]
+    if votes.count(1) > 2 * votes.count(0):
+        return {"first_option": 1}, said.format(1, "explanations name the right letter", 0)
+    why = "explanations name the right letter" if votes.count(0) > 2 * votes.count(1) else "usual; the data can't tell"
+    return {"first_option": 0}, said.format(0, why, 1)
+
+
+def _numbered(row: Mapping[str, Any]) -> tuple[int, int, Mapping[str, Any]] | None:
+    """(the answer, the number of options, the row) if the answer can only be the number of an option."""
+    try:
+        labels, values = _options(row)
+        right = _right(row, labels, values, [str(value) for value in values])
+    except ValueError:
+        return None
+    return (right.number, len(values), row) if right.number is not None else None
+
+
+def _explained(row: Mapping[str, Any]) -> int | None:
+    """The index of the option that an explanation names, as in `Ans. (b)` or `b is right`."""
+    texts = [str(row[name]) for name in ("exp", "explanation", "rationale") if not is_blank(row.get(name))]
+    found = re.search(r"(?i:ans(?:wer)?)\W{0,3}(?:is)?\W{0,3}([a-hA-H])\b|^\W*([a-hA-H])\W? is\b", " ".join(texts))
+    return ascii_uppercase.index((found[1] or found[2]).upper()) if found else None
+
+
+def lists_options(row: Mapping[str, Any]) -> bool:
+    """Whether the row has options to choose from."""
+    lists = any(str(row.get(name)) not in ("None", "", "[]", "{}") for name in OPTION_LISTS)
+    return lists or any(not (is_blank(row.get(names[0])) or is_blank(row.get(names[1]))) for names in OPTION_COLUMNS)
+
+
 def has_options(row: Mapping[str, Any]) -> bool:
     """Whether the row has options to choose from, and an answer."""
-    lists = any(str(row.get(name)) not in ("None", "", "[]", "{}") for name in OPTION_LISTS)
-    columns = any(not (is_blank(row.get(names[0])) or is_blank(row.get(names[1]))) for names in OPTION_COLUMNS)
-    return (lists or columns) and any(not is_blank(row.get(name)) for name in ANSWER_COLUMNS)
-
-
-def question_prompt(row: Mapping[str, Any], question: str) -> Messages:
-    """Optional system message, optional history of (user, assistant) pairs, then the question."""
-    turns = []
-    for turn in [] if is_blank(row.get("history")) else read_list(row["history"], "history"):
-        pair = [] if isinstance(turn, str) else read_list(turn, "history")
-        if len(pair) != 2:
-            raise ValueError(f"history must have [question, answer] pairs, not {turn!r}")
-        turns += [user(read_text(pair[0], "history")), assistant(read_text(pair[1], "history"))]
-    return with_system(row, [*turns, user(question)])
+    return lists_options(row) and any(not is_blank(row.get(name)) for name in ANSWER_COLUMNS)
 
 
 def instruction_prompt(row: Mapping[str, Any]) -> Messages:
@@ -97,14 +138,16 @@ def _options(row: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
         value = row.get(name)
         if is_blank(value):
             continue
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            value = read_json(value, name)
+        if isinstance(value, str):
+            value = read_json(value, name) if value.lstrip()[:1] in ("{", "[") else _in_text(value, name)
         if isinstance(value, Mapping) and {"label", "text"} <= value.keys():
             return [str(label) for label in value["label"]], list(value["text"])
         if isinstance(value, Mapping):
             found = [label for label in sorted(value) if not is_blank(value[label])]
             return [str(label) for label in found], [value[label] for label in found]
         values = read_list(value, name)
+        if values and all(isinstance(item, Mapping) for item in values):
+            return [_item(item, 0, name) for item in values], [_item(item, 1, name) for item in values]
         return list(ascii_uppercase[: len(values)]), values
     for names in OPTION_COLUMNS:
         values = [row.get(name) for name in names]
@@ -112,7 +155,27 @@ def _options(row: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
             values.pop()
         if values:
             return list(ascii_uppercase[: len(values)]), values
-    raise ValueError(f"the row has no options: none of {', '.join(OPTION_LISTS)}, A, B, …, opa, opb, …")
+    raise ValueError(f"the row has no options: none of {', '.join(OPTION_LISTS)}, A, B, …, opa, opb, …, option_a, …")
+
+
+def _item(option: Mapping[str, Any], which: int, column: str) -> str:
+    """The label (0) or the text (1) of an option that is an object."""
+    name = next((name for name in OPTION_KEYS[which] if name in option), None)
+    if name is None:
+        raise ValueError(f"{column} must have options {{key, value}} or {{label, text}}, not {option!r}")
+    return str(option[name])
+
+
+def _in_text(text: str, column: str) -> list[str]:
+    """The options in a text: each after its letter (`A. … B. …`), or each on a line."""
+    marks = list(re.finditer(r"(?:^|(?<=\s))[(（]?([A-H])[.、:)．：）]\s*", text))
+    if len(marks) > 1 and [mark[1] for mark in marks] == list(ascii_uppercase[: len(marks)]):
+        ends = [mark.start() for mark in marks[1:]] + [len(text)]
+        return [text[mark.end() : end].strip(" \n;；,，") for mark, end in zip(marks, ends, strict=True)]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        raise ValueError(f"{column} is text without options A. …, B. …, each on a line: {text[:60]!r}")
+    return lines
 
 
 def _without_letters(texts: list[str]) -> list[str]:
@@ -124,12 +187,35 @@ def _without_letters(texts: list[str]) -> list[str]:
     return bare if all(a != b and a for a, b in zip(bare, texts, strict=False)) else texts
 
 
+class _Right(NamedTuple):
+    """The right option: its `index`, or the `number` that the data gives it."""
+
+    index: int | None
+    number: int | None = None
+
+
 def _answer(row: Mapping[str, Any], labels: list[str], values: list[Any], texts: list[str]) -> int:
     """The right option's index, by the rules of `multiple_choice`."""
+    right = _right(row, labels, values, texts)
+    if right.index is not None:
+        return right.index
+    first = int(row.get("first_option", 0))
+    if right.number is not None and first <= right.number < len(texts) + first:
+        return right.number - first
+    column = next(name for name in ANSWER_COLUMNS if not is_blank(row.get(name)))
+    raise ValueError(
+        f"{column} {str(row[column]).strip()!r} is not one of {', '.join(labels)}, nor an option's text, "
+        f"nor a number from {first} to {len(texts) + first - 1}"
+    )
+
+
+def _right(row: Mapping[str, Any], labels: list[str], values: list[Any], texts: list[str]) -> _Right:
     column = next((name for name in ANSWER_COLUMNS if not is_blank(row.get(name))), None)
     if column is None:
         raise ValueError(f"the row has no answer: none of {', '.join(ANSWER_COLUMNS)}")
     answer = row[column]
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
     text = read_text(answer, column).strip()
     if isinstance(answer, float) and answer.is_integer():  # a column with gaps is read as decimals
         text = str(int(answer))
@@ -138,9 +224,7 @@ def _answer(row: Mapping[str, Any], labels: list[str], values: list[Any], texts:
         as_given = [str(value).strip() for value in values]
         for known, wanted in (([name.upper() for name in labels], label), (texts, text), (as_given, text)):
             if wanted in known:
-                return known.index(wanted)
-    if (isinstance(answer, Integral) or text.isdecimal()) and 0 <= int(text) < len(texts):
-        return int(text)
-    raise ValueError(
-        f"{column} {text!r} is not one of {', '.join(labels)}, nor an option's text, nor an index below {len(texts)}"
-    )
+                return _Right(known.index(wanted))
+    if isinstance(answer, Integral) or text.isdecimal():
+        return _Right(None, int(text))
+    return _Right(None)

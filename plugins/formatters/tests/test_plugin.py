@@ -27,7 +27,8 @@ from rlhf_formatter_common import (
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
-from rlhf_core.data.loading import choose_formatter, project
+from rlhf_core.data.formats import choose_formatter, convert
+from rlhf_core.data.loading import project
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -53,11 +54,11 @@ def gpt(text):
 
 
 def formatter_of(row):
-    return choose_formatter(Row("row 1", row), "rows", Catalog(), None)
+    return choose_formatter(Row("row 1", row), "rows", Catalog())
 
 
 def converted(row):
-    return formatter_of(row).convert(row)
+    return convert(Row("row 1", row), formatter_of(row))
 
 
 Q = {"question": "Fever?"}
@@ -102,6 +103,24 @@ FORMATS = {
     "UltraFeedback": ({"prompt": "a", "messages": FULL["chosen"], **FULL}, "prompt_preference", [user("a")]),
     "full conversations after a system prompt": ({"prompt": [system("s"), user("a")], **FULL}, "prompt_preference", [system("s"), user("a")]),
     "implicit prompt": (FULL, "implicit_preference", [user("a")]),
+    "OpenOrca": ({"id": "1", "system_prompt": "s", "question": "a", "response": "b"}, "prompt_completion", [system("s"), user("a")]),
+    "Dolly": ({"instruction": "a", "context": "b", "response": "c", "category": "qa"}, "alpaca", [user("a\nb")]),
+    "Firefly": ({"kind": "QA", "input": "a", "target": "b"}, "prompt_completion", [user("a")]),
+    "open-r1": ({"problem": "a", "solution": "long", "answer": "1"}, "prompt_completion", [user("a")]),
+    "NuminaMath": ({"problem": "a", "solution": "b", "messages": FULL["chosen"]}, "messages", [user("a")]),
+    "PubMedQA": ({"question": "a", "context": {"contexts": ["x"]}, "long_answer": "b", "final_decision": "yes"}, "prompt_completion", [user("a")]),
+    "HelpSteer": ({"prompt": "a", "response": "b", "helpfulness": 4}, "prompt_completion", [user("a")]),
+    "HuatuoGPT": ({"data": ["问：a", "答：b"]}, "huatuogpt", [user("a")]),
+    "DAPO": ({"prompt": [user("a")], "reward_model": {"ground_truth": "34"}}, "prompt", [user("a")]),
+    "orca_dpo_pairs": ({"system": "s", "question": "a", **REPLIES}, "prompt_preference", [system("s"), user("a")]),
+    "history of pairs": ({"prompt": "c", "history": [["a", "b"]], **REPLIES}, "prompt_preference", [user("a"), assistant("b"), user("c")]),
+    "ms-swift": ({"messages": FULL["chosen"], "rejected_response": "bad"}, "rejected_response", [user("a")]),
+    "two conversations": ({"messages": FULL["chosen"], "rejected_messages": FULL["rejected"]}, "rejected_response", [user("a")]),
+    "PKU-SafeRLHF": ({"prompt": "a", "response_0": "bad", "response_1": "good", "better_response_id": 1}, "compared", [user("a")]),
+    "SHP": ({"history": "a", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1}, "compared", [user("a")]),
+    "HelpSteer3": ({"context": [user("a")], "response1": "good", "response2": "bad", "overall_preference": -2}, "compared", [user("a")]),
+    "UltraFeedback's answers": ({"instruction": "a", "completions": [{"response": "bad", "overall_score": 3.0}, {"response": "good", "overall_score": 8.5}]}, "ranked", [user("a")]),
+    "Nectar": ({"prompt": "\n\nHuman: a\n\nAssistant: ", "answers": [{"answer": "good", "rank": 1.0}, {"answer": "bad", "rank": 7.0}]}, "ranked", [user("a")]),
     "ShareGPT preference": ({"system": "s", **CHAT}, "sharegpt_preference", [system("s"), user("a")]),
     "LLaMA-Factory": ({**CHAT, "chosen": gpt("good"), "rejected": gpt("bad")}, "sharegpt_preference", [user("a")]),
     "alpaca preference": ({"instruction": "a", "input": "b", **REPLIES}, "alpaca_preference", [user("a\nb")]),
@@ -236,6 +255,14 @@ CHOICES = {
     "texts and labels": ({**ARC, "answerKey": "2"}, "B"),
     "columns": ({**LETTERED, "C": "", "answer": "B"}, "B"),
     "MedMCQA": ({**MEDMCQA, "cop": 1}, "B"),
+    "objects": ({**Q, "options": [{"key": "A", "value": "cold"}, {"key": "B", "value": "flu"}], "answer": "B"}, "B"),
+    "text with letters": ({**Q, "options": "A. cold B. flu", "answer": "B"}, "B"),
+    "text in lines": ({**Q, "options": "cold\nflu", "answer": "flu"}, "B"),
+    "CMB": ({**Q, "option": {"A": "cold", "B": "flu", "C": ""}, "answer": "B"}, "B"),
+    "choice": ({**Q, "choice": ["cold", "flu"], "answer": "B"}, "B"),
+    "columns with a prefix": ({**Q, "option_a": "cold", "option_b": "flu", "correct_option": "b"}, "B"),
+    "columns with numbers": ({**Q, "option1": "cold", "option2": "flu", "answer": "flu"}, "B"),
+    "a letter in a list": ({**OPTIONS, "answer": ["B"]}, "B"),
     "options with letters": ({**Q, "options": ["A. cold", "B．flu"], "answer": "B．flu"}, "B"),
 }
 
@@ -252,7 +279,7 @@ def test_multiple_choice(case):
 
 def test_multiple_choice_has_the_letter_and_the_options_for_a_verifier():
     row = {"question": "发热咳嗽？", "options": ["感冒", "肺炎"], "answer": "肺炎"}
-    projected = project(Row("row 1", row), formatter_of(row), "prompts")
+    projected = project(Row("row 1", row), converted(row), "prompts")
     assert projected == {
         "prompt": [user("发热咳嗽？\nA. 感冒\nB. 肺炎")],
         "question": "发热咳嗽？",
@@ -298,7 +325,9 @@ REFUSED = {
     "one option": (multiple_choice, {**Q, "options": ["a"], "answer": "A"}, "from 2 to 26 options, not 1"),
     "empty option": (multiple_choice, {**Q, "options": ["a", ""], "answer": "A"}, "an option is empty"),
     "a gap between columns": (multiple_choice, {**LETTERED, "B": "", "C": "burn", "answer": "C"}, "an option is empty"),
-    "options in prose": (multiple_choice, {**Q, "options": "A. a B. b", "answer": "A"}, "options is not valid JSON"),
+    "options in prose": (multiple_choice, {**Q, "options": "cold or flu", "answer": "A"}, "options is text without options A"),
+    "options in broken JSON": (multiple_choice, {**Q, "options": "['cold' 'flu']", "answer": "A"}, "options is not valid JSON"),
+    "options as odd objects": (multiple_choice, {**Q, "options": [{"x": "cold"}], "answer": "A"}, "options must have options"),
     "letter out of range": (multiple_choice, {**OPTIONS, "answer": "C"}, "answer 'C' is not one of A, B"),
     "index out of range": (multiple_choice, {**OPTIONS, "answer": 2}, "answer '2' is not one of A, B"),
     "hidden": (multiple_choice, {**MEDMCQA, "cop": -1}, "cop '-1' is not one of A, B, C, D"),
@@ -332,4 +361,4 @@ def test_every_row_of_a_real_file(name):
     rows = read_file(SHARED_DATA / name)
     formatter = formatter_of(rows[0].values)
     assert formatter.name == format
-    assert len([project(row, formatter, need) for row in rows]) == len(rows) > 0
+    assert len([project(row, convert(row, formatter), need) for row in rows]) == len(rows) > 0

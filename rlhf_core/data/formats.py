@@ -1,0 +1,257 @@
+"""Which formatter reads a row, and what of the row it reads.
+
+Each row is read by its own columns. One that fits no format is read as most others are, which says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf_core.catalog import Catalog
+from rlhf_core.data.files import Row
+from rlhf_core.errors import PluginError, UserError, did_you_mean
+from rlhf_core.formatter import Example, Formatter
+from rlhf_core.grammar import DataSpec
+
+BUILT_IN_FORMATTERS = "rlhf-formatter-common"
+PARTS = ("prompt", "completion", "chosen", "rejected", "answer")
+Candidate = tuple[Formatter, dict[str, str]]  # with the names that its columns have in a row
+FAILURES = (ValueError, KeyError, TypeError, AttributeError)  # what a formatter raises on a row of another kind
+
+
+class Formats:
+    """The formatters of one source, chosen by all its `rows`. Raises `UserError` if none fits any row.
+
+    `told` is what a formatter decided from all rows. `counts` (rows of each formatter), `parts` and `unread` are of the
+    rows that were converted.
+    """
+
+    def __init__(self, rows: Sequence[Row], spec: DataSpec, catalog: Catalog) -> None:
+        self.spec = spec
+        self.told: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._groups, self._broken = _installed(spec.formatter, catalog)
+        self._columns = dict.fromkeys(name for row in rows for name in row.values if row.values[name] is not None)
+        self._parts: dict[str, list[str]] = {}
+        self._decided: dict[str, Mapping[str, Any]] = {}
+        self._cache: dict[frozenset[str], list[list[Candidate]]] = {}
+        self._small = False  # whether columns are found by their names in small letters
+        for key, column in spec.columns.items():
+            if column not in self._columns:
+                problem = f"{spec.source}: no row has a column {column!r}, which is to be read as {key}"
+                raise UserError(f"{problem}.{did_you_mean(column, self._columns)} Columns: {_names(self._columns)}.")
+        self.main = self._most(rows)
+        self._decide(rows)
+
+    def convert(self, row: Row) -> Example:
+        """The row as an example. Raises `UserError` that names its location."""
+        if name := next((name for name, value in row.values.items() if not _is_text(value)), None):
+            raise UserError(f"{row.location}: column {name!r} has half of a character, a lone surrogate")
+        values, origins = self._view(row)
+        formatter = self._choose(values) or self.main
+        renamed = formatter.renamed(values)
+        seen = _Reading(formatter.view({**values, **self._decided.get(formatter.name, {})}, renamed))
+        example = _convert(formatter, seen, row.location)
+        self.counts[formatter.name] += 1
+        for name in seen.read & seen.keys():
+            origin = origins.get(renamed.get(name, name))
+            if origin is not None and not self._parts.get(origin):
+                self._parts[origin] = _parts_of(dict.__getitem__(seen, name), example)
+        return example
+
+    def parts(self) -> dict[str, list[str]]:
+        """{column: the parts of an example in which its text is found}, of the columns that were read."""
+        return {name: self._parts[name] for name in self._columns if name in self._parts}
+
+    def unread(self) -> list[str]:
+        """The columns that no formatter read."""
+        return [name for name in self._columns if name not in self._parts]
+
+    def _most(self, rows: Sequence[Row]) -> Formatter:
+        """The formatter that fits most rows; a row's columns are in small letters if none fits else."""
+        for self._small in (False, True):
+            found = [chosen for row in rows if (chosen := self._choose(self._view(row)[0])) is not None]
+            if found:
+                name = Counter(formatter.name for formatter in found).most_common(1)[0][0]
+                return next(formatter for formatter in found if formatter.name == name)
+        self._small = False
+        raise UserError(self._no_format(rows[0]))
+
+    def _decide(self, rows: Sequence[Row]) -> None:
+        """Let formatters decide what one row can't tell, unless the user did."""
+        deciding = {f.name: f.decide for group in self._groups for f in group if f.decide is not None}
+        views: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows if deciding else ():
+            values = self._view(row)[0]
+            formatter = self._choose(values) or self.main
+            if formatter.name in deciding:
+                views.setdefault(formatter.name, []).append(formatter.view(values, formatter.renamed(values)))
+        for name, found in views.items():
+            if self.spec.first_option is None:
+                self._decided[name], told = deciding[name](found)
+                self.told += [f"{self.spec.source}: {told}"] if told else []
+            else:
+                self._decided[name] = {"first_option": self.spec.first_option}
+
+    def _view(self, row: Row) -> tuple[dict[str, Any], dict[str, str]]:
+        """(the columns that are not None, under the names that the user gave them, the names that the data gives)."""
+        given = [name for name, value in row.values.items() if value is not None]
+        named = {key: column for key, column in self.spec.columns.items() if column in given}
+        others = [name for name in given if name not in named.values()]
+        origins = {name.strip().lower() if self._small else name: name for name in reversed(others)}
+        origins = {**dict(reversed(origins.items())), **named}
+        return {key: row.values[name] for key, name in origins.items()}, origins
+
+    def _choose(self, values: Mapping[str, Any]) -> Formatter | None:
+        """The best of the formatters that fit; a forced one fits where its columns are."""
+        for candidates in self._candidates(frozenset(values)):
+            for formatter, renamed in candidates:
+                view = formatter.view(values, renamed)
+                if formatter.matches is None or self.spec.formatter is not None or formatter.matches(view):
+                    return formatter
+        return None
+
+    def _candidates(self, columns: frozenset[str]) -> list[list[Candidate]]:
+        """The formatters that these columns allow, the one with the most columns first; a renamed one counts half."""
+        if columns not in self._cache:
+            row = dict.fromkeys(columns)
+            found = [[(formatter, formatter.renamed(row)) for formatter in group] for group in self._groups]
+            self._cache[columns] = [
+                sorted((one for one in group if one[0].columns <= columns | one[1].keys()), key=self._rank)
+                for group in found
+            ]
+        return self._cache[columns]
+
+    def _rank(self, candidate: Candidate) -> tuple[float, ...]:
+        """The smallest is the best."""
+        formatter, renamed = candidate
+        own = len(formatter.columns) - len(formatter.columns & renamed.keys()) / 2
+        return -len(formatter.columns & self.spec.columns.keys()), -own, len(renamed), formatter.matches is None
+
+    def _no_format(self, row: Row) -> str:
+        values, source = self._view(row)[0], self.spec.source
+        if self.spec.formatter is not None:
+            [[forced]] = self._groups
+            needs = f"formatter {self.spec.formatter} needs {_names(sorted(forced.columns - values.keys()))}"
+            return f"{row.location}: {needs}; the row has {_names(values)}"
+        formatters = [formatter for group in self._groups for formatter in group]
+        lines = [f"{source}: no formatter fits. {row.location} has the columns {_names(values)}."]
+        for formatter, renamed in (one for group in self._candidates(frozenset(values)) for one in group):
+            seen = _Reading(formatter.view(values, renamed))
+            try:
+                _convert(formatter, seen, row.location)
+            except UserError as error:  # worth telling if it is about what the columns hold
+                lines += [f"{error}."] if seen.read <= seen.keys() else []
+        if any(_like_data(name) for name in values):
+            lines.append("The first line of a CSV file names the columns; here it looks like data.")
+        lines.append(f"Say which column is what: {source}:prompt=COLUMN,completion=COLUMN (or answer=, chosen=,")
+        lines.append("rejected=, system=, …). For another layout write a formatter: rlhf plugins new formatter NAME.")
+        known = [f"\n  {formatter.name}: {_names(sorted(formatter.columns))}" for formatter in formatters]
+        return " ".join(lines) + " Known formats:" + "".join([*known, *self._broken])
+
+
+class _Reading(dict[str, Any]):
+    """A row that knows which of its columns were read. Who copies it reads all."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.read.update(super().keys())
+        return super().items()
+
+
+def choose_formatter(row: Row, source: str, catalog: Catalog) -> Formatter:
+    """The formatter for one row. Raises `UserError`."""
+    return Formats([row], DataSpec(source), catalog).main
+
+
+def convert(row: Row, formatter: Formatter) -> Example:
+    """The row as an example. Raises `UserError` that names its location."""
+    return _convert(formatter, formatter.view(row.values, formatter.renamed(row.values)), row.location)
+
+
+def _convert(formatter: Formatter, row: Mapping[str, Any], location: str) -> Example:
+    try:
+        return formatter.convert(row)
+    except FAILURES as error:
+        message = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{location}: formatter {formatter.name}: {message}") from error
+
+
+def _installed(forced: str | None, catalog: Catalog) -> tuple[list[list[Formatter]], list[str]]:
+    """(the formatters: the built-in ones, which take precedence, and the others; what is said of broken ones)."""
+    if forced is not None:
+        return [[catalog.load("formatters", forced)[0]]], []
+    groups: list[list[Formatter]] = [[], []]
+    broken = []
+    for entry in catalog.entries("formatters"):
+        if entry.problem == "disabled":
+            continue
+        try:
+            formatter = catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0]
+            groups[entry.distribution != BUILT_IN_FORMATTERS].append(formatter)
+        except PluginError as error:
+            broken.append(f"\n  ({error})")
+    return groups, broken
+
+
+def _parts_of(value: Any, example: Example) -> list[str]:
+    """The parts of the example that are one of the texts of `value`, or else those that contain one."""
+    texts = {part: _texts(getattr(example, part)) for part in PARTS}
+    found: dict[str, None] = {}
+    for text in _texts(value):
+        same = [part for part in PARTS if text in texts[part]]
+        if not same and len(text.encode()) > 3:  # a letter or a number is in every text
+            same = [part for part in PARTS if any(text in other for other in texts[part])]
+        found |= dict.fromkeys(same)
+    return list(found)
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts and numbers in a value, but for the roles of turns."""
+    if isinstance(value, Mapping):
+        return [text for key, item in value.items() if key not in ("role", "from") for text in _texts(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _texts(item)]
+    text = "" if value is None or isinstance(value, bool) else str(value).strip()
+    return [text] if text else []
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all text in `value` can be written in UTF-8."""
+    if isinstance(value, Mapping):
+        return all(_is_text(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    if not isinstance(value, str) or value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _like_data(name: str) -> bool:
+    """Whether the name of a column is a number or a sentence."""
+    return name.replace(".", "").isdecimal() or len(name) > 40 or name.endswith(("?", ".", "？", "。"))
+
+
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(columns) or "none"
