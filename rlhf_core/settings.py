@@ -23,11 +23,14 @@ Condition = tuple[str, Callable[["RunConfig"], bool]]  # as the user writes it, 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field: the `option` that it is, the `reason` why it is refused, or the conditions under which it acts."""
+    """One field: the `option` that it is, the `reason` why it is refused, or the conditions under which it acts; `values`
+    are those that act, if not all do.
+    """
 
     option: str = ""
     reason: str = ""
     conditions: tuple[Condition, ...] = ()
+    values: tuple[str, ...] = ()
 
 
 USED = Setting()
@@ -48,6 +51,11 @@ def used_with(*conditions: Condition) -> Setting:
     return Setting(conditions=conditions)
 
 
+def used_as(*values: str) -> Setting:
+    """The field acts with these values only."""
+    return Setting(values=values)
+
+
 def given(name: str, value: object = True) -> Condition:
     """The condition that `--set NAME=VALUE` is given."""
     shown = str(value).lower() if isinstance(value, bool) else value
@@ -66,10 +74,17 @@ def _scheduler(*names: str) -> Condition:
     return f"--lr-scheduler-type {names[0]}", lambda config: config.options.lr_scheduler_type in names
 
 
+def _has_gpu(config: RunConfig) -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
 def _low_rank(config: RunConfig) -> bool:
     return any(name in config.options.optim for name in ("galore", "apollo"))
 
 
+GPU = ("a GPU", _has_gpu)
 EVALUATION = ("--set eval_strategy=steps or epoch", lambda config: config.set.get("eval_strategy", "no") != "no")
 WORKERS = ("--set dataloader_num_workers=2", lambda config: bool(config.set.get("dataloader_num_workers")))
 SEVERAL = ("--num-processes 2 or more", lambda config: config.num_processes * config.num_machines > 1)
@@ -91,10 +106,9 @@ EXACT = "a resumed run goes on where the stopped one was"
 
 # transformers 5.17 to 5.23
 TRAINING: dict[str, Setting] = {
-    **dict.fromkeys(
-        ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "bf16", "fp16", "tf32"), USED
-    ),
-    **dict.fromkeys(("torch_empty_cache_steps", "full_determinism", "data_seed", "report_to"), USED),
+    **dict.fromkeys(("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "bf16"), USED),
+    **dict.fromkeys(("fp16", "tf32", "torch_empty_cache_steps", "dataloader_pin_memory"), used_with(GPU)),
+    **dict.fromkeys(("full_determinism", "data_seed", "report_to"), USED),
     **dict.fromkeys(("logging_strategy", "logging_first_step", "logging_nan_inf_filter"), USED),
     **dict.fromkeys(("log_level", "log_level_replica"), USED),
     "optim_target_modules": used_with(("an --optim of GaLore or APOLLO", _low_rank)),
@@ -111,10 +125,9 @@ TRAINING: dict[str, Setting] = {
     # Rows
     "dataloader_drop_last": USED,
     "dataloader_num_workers": USED,
-    "dataloader_pin_memory": USED,
     **dict.fromkeys(("dataloader_persistent_workers", "dataloader_prefetch_factor"), used_with(WORKERS)),
     **dict.fromkeys(("dataloader_multiprocessing_context", "dataloader_in_order"), used_with(WORKERS)),
-    "train_sampling_strategy": USED,
+    "train_sampling_strategy": used_as("random", "sequential", "group_by_length", "batch_rebalance"),
     "length_column_name": refused(ROWS),
     "remove_unused_columns": refused(ROWS),
     "include_num_input_tokens_seen": USED,
@@ -178,9 +191,7 @@ OWN_LOSS: dict[str, Setting] = {
 # For methods whose trainer is a `PairTrainer`.
 PAIRS: dict[str, Setting] = {
     **OWN_LOSS,
-    "train_sampling_strategy": used_with(
-        ("the value random or sequential", lambda config: "length" not in str(config.set["train_sampling_strategy"]))
-    ),
+    "train_sampling_strategy": used_as("random", "sequential"),
 }
 
 # For methods that sample what they train on, whose rows are prompts.
@@ -204,10 +215,12 @@ def decide(method: Method | type[Method], name: str) -> Setting | None:
 
 def check(method: Method, config: RunConfig) -> None:
     """Raise `UserError` for values of `--set` that are refused, or that have no effect without something else."""
-    for name in config.set:
+    for name, value in config.set.items():
         setting = decide(method, name) or USED
         if setting.reason:
             raise UserError(f"--set {name}: {setting.reason}")
         for needed, holds in setting.conditions:
             if not holds(config):
                 raise UserError(f"--set {name} has no effect without {needed}")
+        if setting.values and value not in setting.values:
+            raise UserError(f"--set {name}={value}: it is one of {', '.join(setting.values)}")

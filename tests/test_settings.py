@@ -59,6 +59,9 @@ def test_what_is_refused_says_why(name):
             with pytest.raises(UserError) as caught:
                 resolved(name, set={field: 1})
             assert str(caught.value) == f"--set {field}: {setting.reason}"
+        elif setting.values:
+            with pytest.raises(UserError, match=f"--set {field}=1: it is one of random, sequential"):
+                resolved(name, set={field: 1})
         elif setting.option:
             assert setting.option in method.Options.model_fields
         elif setting.conditions:

@@ -4,6 +4,7 @@ begun, found before the weights load.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -30,6 +31,9 @@ SHARED = (
     *("gradient_checkpointing", "logging_steps", "save_steps", "seed"),
 )
 NEED_THE_MODEL = ("galore", "apollo", "lomo")  # optimizers that look at its modules
+FOLLOWS = ("reduce_lr_on_plateau", "greedy")
+SCHEDULE = """'{"min_lr": 1e-6}'"""
+OTHERWISE = {"adam_beta1": 0.123, "adam_beta2": 0.123, "adam_epsilon": 0.123, "optim_args": None}
 STEPS = 1000  # of a schedule that is only tried
 
 
@@ -55,12 +59,17 @@ def build(run: Run, cls: type, values: dict[str, Any]) -> Any:
         **values,
         **run.config.set,
     }
+    if options.lr_scheduler_type in FOLLOWS and values.get("eval_strategy", "no") == "no":
+        raise UserError(
+            f"--lr-scheduler-type {options.lr_scheduler_type} follows the loss of held-out rows in training: it needs "
+            "--set eval_strategy=steps, which not every method takes"
+        )
     with library_errors("the training arguments don't fit together"):
         arguments = cls(**values)
     _check_trackers(arguments)
     _check_evaluation(arguments, run)
-    _check_schedule(arguments, _check_optimizer(arguments, run.config))
-    _check_loader(arguments)
+    _check_schedule(arguments, _check_optimizer(arguments, run.config), run.config)
+    _check_loader(arguments, run.config)
     return arguments
 
 
@@ -114,16 +123,10 @@ def _check_trackers(arguments: TrainingArguments) -> None:
 
 
 def _check_evaluation(arguments: TrainingArguments, run: Run) -> None:
-    evaluates = arguments.eval_strategy != "no"
-    if evaluates and not run.held_out:
+    if arguments.eval_strategy != "no" and not run.held_out:
         raise UserError(
             "--set eval_strategy needs held-out rows, and there are none: give --num-eval-prompts a number above 0 and "
             "ten rows of data for each, or --eval-data FILE"
-        )
-    if arguments.lr_scheduler_type == "reduce_lr_on_plateau" and not evaluates:
-        raise UserError(
-            "--lr-scheduler-type reduce_lr_on_plateau follows the loss of held-out rows: add --set eval_strategy=steps "
-            "--set eval_steps=20"
         )
 
 
@@ -134,28 +137,42 @@ def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.o
 
     parameter = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([parameter], lr=arguments.learning_rate)
-    needs_model = any(name in arguments.optim for name in NEED_THE_MODEL)
-    with library_errors(f"--optim {config.options.optim}"):
+    what = _given(f"--optim {config.options.optim}", config, "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
+    with library_errors(what):
         try:
             cls, values = Trainer.get_optimizer_cls_and_kwargs(arguments)
         except ValueError:
-            if not needs_model:
+            if "optim_args" in config.set or not any(name in arguments.optim for name in NEED_THE_MODEL):
                 raise
             return plain
+        for name, other in {
+            "adam_beta1": 0.123,
+            "adam_beta2": 0.123,
+            "adam_epsilon": 0.123,
+            "optim_args": None,
+        }.items():
+            changed = copy.copy(arguments)
+            setattr(changed, name, other)
+            if name in config.set and (cls, values) == Trainer.get_optimizer_cls_and_kwargs(changed):
+                raise UserError(f"--set {name} has no effect with --optim {config.options.optim}")
         if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
             return plain
-        optimizer = cls([parameter], **values)
-    for name, used in (("adam_beta1", "betas"), ("adam_beta2", "betas"), ("adam_epsilon", "eps")):
-        if name in config.set and used not in values:
-            raise UserError(f"--set {name} has no effect with --optim {config.options.optim}")
-    return optimizer
+        return cls([parameter], **values)
 
 
-def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
     from transformers import get_scheduler
 
+    name, values = config.options.lr_scheduler_type, config.set.get("lr_scheduler_kwargs")
+    if isinstance(values, str) and not values.startswith("{"):
+        raise UserError(
+            f"--set lr_scheduler_kwargs={values}: expected names and values, such as '{{\"min_lr\": 1e-6}}'"
+        )
+    if values and name in ("constant", "constant_with_warmup"):
+        raise UserError(f"--set lr_scheduler_kwargs has no effect with --lr-scheduler-type {name}")
     steps = arguments.max_steps if arguments.max_steps > 0 else STEPS
-    with library_errors(f"--lr-scheduler-type {arguments.lr_scheduler_type.value}, --set lr_scheduler_kwargs"):
+    flag = f"--lr-scheduler-type {name}" + ("" if values else f" (its values: --set lr_scheduler_kwargs={SCHEDULE})")
+    with library_errors(_given(flag, config, "lr_scheduler_kwargs")):
         get_scheduler(
             arguments.lr_scheduler_type,
             optimizer=optimizer,
@@ -165,14 +182,14 @@ def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimiz
         )
 
 
-def _check_loader(arguments: TrainingArguments) -> None:
+def _given(flag: str, config: RunConfig, *settings: str) -> str:
+    """The flag with those of the settings that the user gave."""
+    return " ".join([flag, *(f"--set {name}={config.set[name]}" for name in settings if name in config.set)])
+
+
+def _check_loader(arguments: TrainingArguments, config: RunConfig) -> None:
     from torch.utils.data import DataLoader
 
-    with library_errors("--set dataloader_…"):
-        DataLoader(
-            [0],  # type: ignore[arg-type]  # any sequence will do
-            num_workers=arguments.dataloader_num_workers,
-            prefetch_factor=arguments.dataloader_prefetch_factor,
-            persistent_workers=arguments.dataloader_persistent_workers,
-            multiprocessing_context=arguments.dataloader_multiprocessing_context,
-        )
+    names = ("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context")
+    with library_errors(_given("the rows' loader:", config, *(f"dataloader_{name}" for name in names))):
+        DataLoader([0], **{name: getattr(arguments, f"dataloader_{name}") for name in names})
