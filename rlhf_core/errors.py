@@ -41,6 +41,21 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+REFUSALS = (ValueError, ImportError, OSError)
+# Whose complaints about values are the user's to read.
+LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch")
+
+
+def raised_by_library(error: BaseException) -> bool:
+    """Whether code of a library raised this, as they do for values that they can't use."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    of_the_system = isinstance(error, OSError) and error.errno is not None  # such as a full disk
+    return isinstance(error, REFUSALS) and not of_the_system and module.partition(".")[0] in LIBRARIES
+
+
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
     """Raise what a library says about a value that the user gave as `UserError`, with `what` was given before it.

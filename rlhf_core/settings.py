@@ -23,8 +23,8 @@ Condition = tuple[str, Callable[["RunConfig"], bool]]  # as the user writes it, 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field: the `option` that it is, the `reason` why it is refused, or the conditions under which it acts; `values`
-    are those that act, if not all do.
+    """One field: the `option` that it is, the `reason` why it is refused, the conditions under which it acts, and the
+    `values` that act, if not all do.
     """
 
     option: str = ""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.errors import RunStopped, first_line
+from rlhf_core.errors import REFUSALS, RunStopped, UserError, first_line, raised_by_library
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import quiet_libraries
@@ -143,7 +143,17 @@ def _try_to_build(run: Run, method: Method, screen: Screen) -> None:
         return
     run.loads_weights = False
     with run_folder.shown_warnings(screen.say), quiet_libraries(), contextlib.suppress(ModelNeeded):
-        method.trainer(run)
+        _trainer(run, method)
+
+
+def _trainer(run: Run, method: Method) -> transformers.Trainer:
+    """The method's trainer. What a library says of a value that it was given is raised as `UserError`."""
+    try:
+        return method.trainer(run)
+    except REFUSALS as error:
+        if raised_by_library(error):
+            raise UserError(f"the trainer can't be built: {first_line(error)}") from error
+        raise
 
 
 def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:
@@ -181,7 +191,12 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
     from rlhf_core.models import trainable
 
     transformers.set_seed(run.options.seed)
-    trainer = method.trainer(run)
+    try:
+        trainer = _trainer(run, method)
+    except Exception as error:
+        if not isinstance(error, UserError) or error.__cause__:
+            logging.getLogger(__name__).error("the trainer could not be built", exc_info=error)
+        raise
     trainable.use_float32(trainer, run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
