@@ -6,12 +6,6 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-# What libraries raise about a value that they were given.
-ABOUT_A_VALUE = (
-    *(ValueError, TypeError, ImportError, OSError, LookupError, AttributeError),
-    *(RuntimeError, AssertionError, ArithmeticError),
-)
-
 
 class UserError(Exception):
     """A mistake the user can correct: one message (what was given, what is allowed, what to do) and exit code 2."""
@@ -58,11 +52,15 @@ def raised_by_library(error: BaseException) -> bool:
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Raise what a library says about a value that the user gave as `UserError`, with `what` was given before it.
+    """Make any error of a library that takes what the user gave one message: `what`, and the error's first line.
 
-    For calls that do nothing else than check or take such values: elsewhere it would hide faults of our own.
+    For calls that do nothing else: elsewhere it would hide faults of our own.
     """
+    import torch
+
     try:
         yield
-    except ABOUT_A_VALUE as error:
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises no narrower one
         raise UserError(f"{what}: {first_line(error)}") from error

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data.chat_template import ChatTemplate
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, library_errors
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, weights
 from rlhf_core.models.checks import Task
 from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
-from rlhf_core.models.resolve import ModelReference, find, library_errors, quiet_libraries, scores
+from rlhf_core.models.resolve import ModelReference, find, quiet_libraries, scores
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, library_errors
 from rlhf_core.method import TrainingOptions
-from rlhf_core.models.resolve import library_errors
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_core import builtin, environment
 from rlhf_core.config import BUILTIN, builtin_name
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -166,16 +166,3 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(level)
-
-
-@contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Make any error of a library that reads what the user gave one message: `what`, and the error's first line."""
-    import torch
-
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # tokenizers raises no narrower one
-        raise UserError(f"{what}: {first_line(error)}") from error
