@@ -175,3 +175,10 @@ def test_keys_that_a_template_does_not_use_are_said(made):
     prepare = Preparation(made())
     prepare({"messages": [user("a", name="Ann"), assistant("b", reasoning_content="c", weight=1)]})
     assert prepare.warnings(1) == ["1 of 1 rows have turns with 'name', which the chat template does not use"]
+
+
+@pytest.mark.parametrize("need", ["conversations", "prompts"])
+def test_columns_of_the_data_that_are_called_as_turns_are_no_turns(made, write_jsonl, need):
+    path = write_jsonl("a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    prepare = Preparation(made(), parts=loading.PROJECTED[need])
+    assert len(loading.load([DataSpec(path)], need, Catalog(), prepare=prepare).train) == 1

@@ -431,3 +431,16 @@ def test_a_run_reports_a_reward_that_always_fails_and_goes_on(here, tiny_model, 
     assert "Warning reward broken failed on each of 4 reference answers: RuntimeError: no key" in result.output
     assert "reward broken of the reference answer 'a': RuntimeError: no key" in result.output
     assert "A reward failed on every row, see above. Nothing was trained" in result.output
+
+
+def test_bad_rows_are_counted_and_left_out_if_asked(here):
+    good = {"question": "q", "answer": "a"}
+    path = here / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, (good, {**good, "answer": ""}, good))))
+    with pytest.raises(
+        UserError, match="answer is empty. 1 of 3 rows can't be used. Leave such rows out: --skip-bad-rows"
+    ):
+        read_answers(str(path), Catalog())
+    found = read_answers(str(path), Catalog(), skip_bad_rows=True)
+    assert len(found.rows) == 2
+    assert "left out 1 of 3 rows" in found.warnings[0]

@@ -21,9 +21,17 @@ from rlhf_core.grammar import RewardSpec
     "--reward", multiple=True, metavar="SPEC", help="Reward, as for rlhf run; repeatable; unset: those of the run."
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that can't be read, and say how many.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @click.option("--html", metavar="FILE", help="The result as one page to open in a browser, too.")
-def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_json: bool, html: str | None) -> None:
+def score(
+    source: str | None,
+    reward: tuple[str, ...],
+    limit: int | None,
+    skip_bad_rows: bool,
+    as_json: bool,
+    html: str | None,
+) -> None:
     """Try rewards on completions, before any training.
 
     Each row of FILE has a prompt, a completion (or completions, a list) and the columns that the rewards need; several
@@ -46,7 +54,7 @@ def score(source: str | None, reward: tuple[str, ...], limit: int | None, as_jso
         if source is None or builtin_name(source) == BUILTIN:
             found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
         else:
-            found = answers.read_answers(source, catalog, limit)
+            found = answers.read_answers(source, catalog, limit, skip_bad_rows)
         with screen.working(f"Scoring {len(found.rows):,} completions …"):
             result = measuring.score(rewards, found)
     if as_json:

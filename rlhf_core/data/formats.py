@@ -55,6 +55,8 @@ class Formats:
         seen = _Reading(formatter.view({**values, **self._decided.get(formatter.name, {})}, renamed))
         example = _convert(formatter, seen, row.location)
         self.counts[formatter.name] += 1
+        if "tools" in seen:  # chat templates get them
+            example.columns.setdefault("tools", seen["tools"])
         for name in seen.read & seen.keys():
             origin = origins.get(renamed.get(name, name))
             if origin is not None and not self._parts.get(origin):

@@ -168,13 +168,7 @@ def _part(
             bad.append(str(error))
     if worse == len(rows):
         raise UserError(f"{spec.source}: all answers are marked as bad (label), so there is none to learn")
-    count = f"{len(bad):,} of {len(rows):,} rows"
-    if bad and not (skip_bad_rows and projected):
-        hint = " Leave such rows out: --skip-bad-rows" if projected else ""
-        raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
-    warnings += formats.told
-    if bad:
-        warnings.append(f"{spec.source}: left out {count}; the first: {bad[0]}")
+    warnings += formats.told + bad_rows(spec.source, bad, len(rows), skip_bad_rows, bool(projected))
     if worse:
         warnings.append(
             f"{spec.source}: left out {worse:,} of {len(rows):,} rows, whose answer is marked as bad (label)"
@@ -183,6 +177,20 @@ def _part(
         warnings.append(f"{spec.source}: left off the last message of {unanswered:,} rows, which nobody answers")
     used, unused = _use(formats, need)
     return Part(spec, dict(formats.counts), projected, len(projected), used, unused, warnings, text_prompts)
+
+
+def bad_rows(source: str, bad: Sequence[str], total: int, skip: bool, others: bool) -> list[str]:
+    """A warning about the rows that are left out, whose errors are `bad`.
+
+    Raises `UserError` unless they are to `skip`, and if there are no `others`, which can be used.
+    """
+    if not bad:
+        return []
+    count = f"{len(bad):,} of {total:,} rows"
+    if not (skip and others):
+        hint = " Leave such rows out: --skip-bad-rows" if others else ""
+        raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
+    return [f"{source}: left out {count}; the first: {bad[0]}"]
 
 
 def _use(formats: Formats, need: Need) -> tuple[dict[str, list[str]], list[str]]:

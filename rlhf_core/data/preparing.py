@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate
@@ -23,6 +23,7 @@ READ = ("role", "content", "weight", "tool_call_id", *THOUGHT_KEYS)  # keys of t
 class Preparation:
     """Called with each projected row; `warnings` says afterwards what was found.
 
+    `parts`: the keys of a row that hold turns; other columns of these names are the data's.
     `control_tokens`: what special tokens in the data's text do: `warn`, `escape` or `refuse`, as `--control-tokens`.
     """
 
@@ -31,7 +32,9 @@ class Preparation:
         template: ChatTemplate,
         system_prompt: str | None = None,
         control_tokens: Literal["warn", "escape", "refuse"] = "warn",
+        parts: Sequence[str] = ("prompt", "chosen", "rejected", "messages"),
     ) -> None:
+        self.answers = [part for part in parts if part != "prompt"]
         self.template, self.system_prompt, self.control_tokens = template, system_prompt, control_tokens
         self.counts: Counter[str] = Counter()  # rows of which something is to be said
         self.names = {"special": Counter[str](), "markup": Counter[str]()}  # what was found in texts
@@ -43,7 +46,8 @@ class Preparation:
         if self.system_prompt and row[first][0]["role"] != "system":
             row = {**row, first: [{"role": "system", "content": self.system_prompt}, *row[first]]}
         tools, prompt = tools_of(row), row.get("prompt") or []
-        turns = [*row[first], *(row.get("chosen") or []), *(row.get("rejected") or [])]
+        answers = [side for side in self.answers if row.get(side)]
+        turns = [turn for part in dict.fromkeys((first, *answers)) for turn in row[part]]
         self._check_texts(turns)
         self._check_keys(turns)
         if row[first][0]["role"] == "system" and not self.template.has_system:
@@ -52,9 +56,8 @@ class Preparation:
             self.template.prompt(prompt, tools)
             if tools:
                 self._check_tools(prompt, tools)
-        for side in ("messages", "chosen", "rejected"):
-            if row.get(side):
-                self._check_answers([*prompt, *row[side]], len(prompt), tools)
+        for side in answers:
+            self._check_answers([*prompt, *row[side]], len(prompt), tools)
         return row
 
     def _check_texts(self, turns: Messages) -> None:

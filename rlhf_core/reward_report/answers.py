@@ -7,6 +7,7 @@ are scored.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
-from rlhf_core.data.loading import CANONICAL, row_columns
+from rlhf_core.data.loading import CANONICAL, bad_rows, row_columns
 from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
@@ -58,7 +59,7 @@ class Answers:
         return list(dict.fromkeys(name for row in self.rows for name in row.columns))
 
 
-def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Answers:
+def read_answers(source: str, catalog: Catalog, limit: int | None = None, skip_bad_rows: bool = False) -> Answers:
     """The answers of the first `limit` rows of a file, a run's folder or any `--data`. Raises `UserError`."""
     spec = DataSpec.read(source)
     path = Path(spec.source).expanduser()
@@ -68,7 +69,7 @@ def read_answers(source: str, catalog: Catalog, limit: int | None = None) -> Ans
             raise UserError(f"{source}: the run has no samples; ppo and grpo write {SAMPLES} as they train")
         spec = DataSpec(str(path))
     rows, warnings = read(spec)
-    return _answers(spec, rows[:limit], warnings, catalog)
+    return _answers(spec, rows[:limit], warnings, catalog, skip_bad_rows)
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:
@@ -82,19 +83,31 @@ def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[s
     return pairs if fits(pairs.columns) else answers("prompts")
 
 
-def _answers(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog) -> Answers:
+def _answers(
+    spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, skip_bad_rows: bool = False
+) -> Answers:
     source = spec.source
     if not rows:
         raise UserError(f"{source}: there is no row in it")
     first = rows[0].values
+    formats: Formats | None = None
     if {"prompt", "completion", "rewards", "columns"} <= first.keys() and isinstance(first["columns"], Mapping):
-        found = [answer for row in rows for answer in _completions(_flat(row))]
-        return Answers(source, "a run's samples", found, warnings)
-    if "prompt" in first and ("completion" in first or "completions" in first) and spec == DataSpec(source):
-        return Answers(source, "completions", [answer for row in rows for answer in _completions(row)], warnings)
-    formats = Formats(rows, spec, catalog)
-    found = [answer for row in rows for answer in _own(row, formats)]
-    return Answers(source, f"format {', '.join(formats.counts)}", found, warnings + formats.told, own=True)
+        kind, answers = "a run's samples", lambda row: _completions(_flat(row))
+    elif "prompt" in first and ("completion" in first or "completions" in first) and spec == DataSpec(source):
+        kind, answers = "completions", _completions
+    else:
+        formats = Formats(rows, spec, catalog)
+        kind, answers = f"format {formats.main.name}", functools.partial(_own, formats=formats)
+        warnings += formats.told
+    found: list[Answer] = []
+    bad = []
+    for row in rows:
+        try:
+            found += answers(row)
+        except UserError as error:
+            bad.append(str(error))
+    warnings += bad_rows(source, bad, len(rows), skip_bad_rows, bool(found))
+    return Answers(source, kind, found, warnings, own=formats is not None)
 
 
 def _flat(row: Row) -> Row:
@@ -144,7 +157,7 @@ def _own(row: Row, formats: Formats) -> Iterator[Answer]:
         yield Answer(row.location, example.prompt, example.chosen, columns, row.location, "chosen")
         yield Answer(row.location, example.prompt, example.rejected, columns, row.location, "rejected")
         return
-    completion = example.completion
+    completion = example.completion or example.rejected  # one that a label calls bad
     if completion is None and example.answer is not None:
         completion = [{"role": "assistant", "content": example.answer}]
     if completion is None:

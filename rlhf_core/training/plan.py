@@ -61,7 +61,8 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     escape = options.control_tokens == "escape"
     template = ChatTemplate(info.tokenizer, options.chat_template_kwargs, models.end_tokens(info), escape=escape)
     system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
-    prepare = Preparation(template, system_prompt, options.control_tokens)
+    parts = data_module.PROJECTED[method.data]
+    prepare = Preparation(template, system_prompt, options.control_tokens, parts)
     data = data_module.load(
         config.data_specs,
         method.data,

@@ -111,12 +111,17 @@ def choose_max_completion_length(given: int | None, candidates: Sequence[Candida
 
 
 def choose_questions(
-    data: Sequence[str], count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog
+    data: Sequence[str],
+    count: int,
+    seed: int,
+    candidates: Sequence[Candidate],
+    catalog: Catalog,
+    skip_bad_rows: bool = False,
 ) -> Questions:
     """At most `count` rows: of `data`, else those that the first run held out, else of the built-in data."""
     run = next((one for one in candidates if one.config), None)
     if data:
-        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog)
+        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog, skip_bad_rows)
     elif run is None:
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:
@@ -127,14 +132,17 @@ def choose_questions(
     return found
 
 
-def _any_rows(specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog) -> Questions:
+def _any_rows(
+    specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog, skip_bad_rows: bool = False
+) -> Questions:
     source = ", ".join(spec.source for spec in specs)
     if source == BUILTIN:
         rows = commands.load_data(specs, "prompts", catalog, held_out=count).held_out
         return Questions(rows, "builtin, its held-out part")
-    rows = commands.load_data(specs, "prompts", catalog).train
+    data = commands.load_data(specs, "prompts", catalog, skip_bad_rows=skip_bad_rows)
+    rows = list(data.train)
     random.Random(seed).shuffle(rows)
-    return Questions(rows[:count], source)
+    return Questions(rows[:count], source, data.warnings)
 
 
 def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog) -> Questions:
@@ -143,7 +151,8 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
     assert run.method is not None
     config, options = run.config, run.config.options
     if config.eval_specs or [spec.source for spec in config.data_specs] == [BUILTIN]:
-        found = _any_rows(config.eval_specs or config.data_specs, count, seed, catalog)
+        specs = config.eval_specs or config.data_specs
+        found = _any_rows(specs, count, seed, catalog, config.skip_bad_rows)
         return replace(found, source=f"{found.source} (as in {run.name})")
     rows = commands.load_data(
         config.data_specs,

@@ -16,6 +16,7 @@ import click
     help="Prompts: any of its rows may be used, also those that a model was trained on; of `builtin` only "
     "the held-out part. Repeatable.  [what the first given run held out; without a run: builtin]",
 )
+@click.option("--skip-bad-rows", is_flag=True, help="Leave out rows of --data that can't be converted.")
 @click.option("--prompts", type=click.IntRange(min=1), default=64, metavar="N", help="How many prompts, at most.  [64]")
 @click.option(
     "--reward",

@@ -95,6 +95,7 @@ def prepare(
     catalog: Catalog,
     *,
     data: Sequence[str],
+    skip_bad_rows: bool,
     prompts: int,
     reward: Sequence[str],
     samples: int,
@@ -107,7 +108,7 @@ def prepare(
     """Resolve and check, cheap checks first."""
     rewards = finding.choose_rewards(reward, candidates, catalog)
     runtime = RewardRuntime(rewards, lambda ids: "")  # each model decodes its own answers
-    questions = finding.choose_questions(data, prompts, seed, candidates, catalog)
+    questions = finding.choose_questions(data, prompts, seed, candidates, catalog, skip_bad_rows)
     runtime.check_columns(list(questions.columns), questions.source)
     system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
     if system_prompt:
