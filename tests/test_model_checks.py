@@ -24,6 +24,7 @@ from transformers import (
     OPTConfig,
     RobertaConfig,
     T5Config,
+    ViTConfig,
 )
 
 from rlhf_core.errors import UserError
@@ -116,6 +117,7 @@ def test_a_classifier_of_several_labels_is_no_reward_model(tiny_model, tmp_path)
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (ViTConfig(num_hidden_layers=1), "is of the type vit: transformers has no such model that writes"),
         (T5Config(num_layers=1), "is of the type t5: transformers has no such model that writes"),
         (BertConfig(num_hidden_layers=1), "is an encoder .bert, is_decoder: False"),
     ],
@@ -161,8 +163,16 @@ def test_files_of_weights_that_are_damaged_or_missing(changed):
     refused(r"is not complete: .*model-1.safetensors is missing", folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     refused("model.safetensors.index.json is no index of weights", folder)
+
+
+def test_files_that_are_not_weights(changed):
+    folder = changed()
     (folder / "tokenizer.json").write_text("{")
-    refused("can't be loaded", folder)
+    refused("its tokenizer can't be loaded: ", folder)
+    (folder / "config.json").write_text("{")
+    refused("can't be loaded: .*not a valid JSON", folder)
+    (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1000\n")
+    refused("config.json is a Git LFS pointer", folder)
 
 
 def test_tokens_without_an_embedding(changed):

@@ -79,17 +79,18 @@ def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: boo
     from transformers import AutoConfig
 
     called, local = reference.base_called, Path(reference.base).is_dir()
-    for folder in {reference.base, reference.path}:
-        weights.refuse_pointers(Path(folder), reference.called)
     problem = "can't be loaded" if local else "is not a folder here, and can't be loaded from the Hub"
     with library_errors(f"{called} {problem}"):
+        for folder in {reference.base, reference.path}:
+            weights.refuse_pointers(Path(folder), reference.called)
         config = AutoConfig.from_pretrained(reference.base)
+    empty = checks.without_weights(config, task, called)
+    checks.check_kind(reference, empty, config, needs_head=needs_head)
+    with library_errors(f"{reference.called}: its tokenizer {problem}"):
         tokenizer = load_tokenizer(reference)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    empty = checks.without_weights(config, task, called)
-    checks.check_kind(reference, empty, config, needs_head=needs_head)
     warnings = [reference.moved] if reference.moved else []
     shapes, quantizer = weights.read_shapes(reference.base, called), quantization_of(config, called)
     in_adapter, complete = reference.adapter is not None, shapes is not None and quantizer is None

@@ -49,6 +49,8 @@ def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") ->
         with screen.working("Saving, and reading it again …"):
             saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
     screen.say(f"Merged   {reference.path} with its base model {reference.base}")
+    if reference.moved:
+        screen.say(f"         {reference.moved}")
     screen.say(f"Logits   merged in float32 differ by {difference:.1e} of their scale (limit {ALLOWED['float32']:.0e})")
     screen.say(f"         as saved in {dtype} differ by {saved_difference:.1e} (limit {ALLOWED[dtype]:.0e})")
     screen.say(f"Model    {folder}")
