@@ -246,6 +246,10 @@ def _check(config: RunConfig, method: Method) -> None:
             raise UserError(f"{flag} has no effect: {needs[name][1]}")
     if config.num_machines > 1 and not config.master_addr:
         raise UserError("a run on several machines needs --master-addr HOST:PORT, the address of machine 0")
+    if config.master_addr and config.num_machines == 1:
+        raise UserError(f"--master-addr {config.master_addr} has no effect without --num-machines 2 or more")
+    if config.eval_data and not options.num_eval_prompts:
+        raise UserError("--eval-data has no effect with --num-eval-prompts 0")
     if config.machine_rank >= config.num_machines:
         raise UserError(
             f"--machine-rank {config.machine_rank}: machines count from 0, and --num-machines is {config.num_machines}"

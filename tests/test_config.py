@@ -28,7 +28,9 @@ def test_the_builtin_model_brings_its_preset_and_flags_win():
 
 
 def test_embedded_is_the_earlier_name_of_the_builtin_model_and_data():
-    config = resolved(model="embedded", data=["embedded", "embedded:weight=1"], eval_prompts=3, main_address="a:1")
+    config = resolved(
+        model="embedded", data=["embedded", "embedded:weight=1"], eval_prompts=3, main_address="a:1", num_machines=2
+    )
     assert (config.model, config.data[0], config.options.num_eval_prompts) == ("builtin", "builtin", 3)
     assert config.preset["num_generations"] == 8
     assert config.master_addr == "a:1"

@@ -139,6 +139,13 @@ NO_EFFECT = [
     ("dpo", {"machine_rank": 1}, "--machine-rank 1"),
     ("dpo", {"seed": -1}, "--seed -1"),
     ("dpo", {"max_steps": 10**30}, "--max-steps 1000"),
+    ("dpo", {"master_addr": "a:1"}, "--master-addr a:1 has no effect without --num-machines"),
+    ("dpo", {"eval_data": "x.jsonl", "num_eval_prompts": 0}, "--eval-data has no effect with --num-eval-prompts 0"),
+    ("grpo", {"loss_type": "cispo", "epsilon": 0.1}, "cispo does not clip by epsilon"),
+    ("grpo", {"loss_type": "vespo", "importance_sampling_level": "sequence"}, "vespo weighs answers itself"),
+    ("ppo", {"kl_horizon": 10}, "--kl-horizon has no effect without --target-kl"),
+    ("ppo", {"total_episodes": 10}, "--total-episodes .* --max-steps 72 is given by the preset"),
+    ("ppo", {"mask_truncated_completions": True, "missing_eos_penalty": 2}, "--missing-eos-penalty has no effect"),
     ("dpo", {"set": [1]}, "set: expected names and values"),
 ]
 

@@ -87,7 +87,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}
     unused = [text for part in data.parts for text in part.warn(asked)]
     warnings += [*info.warnings, *data.warnings, *unused, *prepared, *limited, *left_out]
-    warnings += [*_not_sampled(method, explicit, held_out), *_router(method, info)]
+    warnings += [*_not_evaluated(method, config, explicit, held_out), *_router(method, info)]
     warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
     return Plan(
@@ -118,12 +118,13 @@ def _with_adapter(options: TrainingOptions, info: models.ModelInfo, model: Model
     return options.model_copy(update={"lora": lora, **its})
 
 
-def _not_sampled(method: Method, given: Collection[str], held_out: Sequence[Any]) -> list[str]:
-    """Warnings for options of sampling where neither training nor evaluation samples."""
+def _not_evaluated(method: Method, config: RunConfig, given: Collection[str], held_out: Sequence[Any]) -> list[str]:
+    """Warnings for what only answers to held-out prompts would use, where there are none."""
     if method.data == "prompts" or held_out:
         return []
-    flags = ", ".join("--" + name.replace("_", "-") for name in SAMPLING if name in given)
-    return [f"{flags}: no effect, because no held-out prompts are answered"] if flags else []
+    names = [*SAMPLING, *(["max_completion_length"] if method.data == "conversations" else [])]
+    flags = ["--" + name.replace("_", "-") for name in names if name in given] + ["--reward"] * bool(config.reward)
+    return [f"{', '.join(flags)}: no effect, because no held-out prompts are answered"] if flags else []
 
 
 def _router(method: Method, info: models.ModelInfo) -> list[str]:

@@ -25,6 +25,7 @@ from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl
 from rlhf_method_grpo.settings import SETTINGS, check
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
+EPSILON = 0.2
 CISPO_EPSILON_HIGH = 5.0  # ScaleRL, https://arxiv.org/abs/2510.13786; TRL would take epsilon, which is too small
 
 log = logging.getLogger("rlhf")
@@ -60,7 +61,7 @@ class Options(TrainingOptions):
         description="whether probability ratios are of tokens or of answers; sequence with --loss-type grpo is GSPO; "
         "unset: token (luspo: sequence)",
     )
-    epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
+    epsilon: Annotated[float, Field(gt=0)] = Field(EPSILON, description="clip range of the probability ratio")
     epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description=f"upper clip range (DAPO: 0.28); unset: epsilon. With cispo: the largest ratio; unset: "
@@ -94,6 +95,10 @@ class Options(TrainingOptions):
             raise ValueError(f"loss_type {self.loss_type} does not clip by delta: leave it out")
         if self.epsilon_high is not None and self.loss_type in ("sapo", "vespo"):
             raise ValueError(f"loss_type {self.loss_type} does not clip by epsilon_high: leave it out")
+        if self.epsilon != EPSILON and self.loss_type in ("cispo", "sapo", "vespo"):
+            raise ValueError(f"loss_type {self.loss_type} does not clip by epsilon: leave it out")
+        if self.importance_sampling_level == "sequence" and self.loss_type == "vespo":
+            raise ValueError("loss_type vespo weighs answers itself: leave out importance_sampling_level sequence")
         return self
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
 
-from rlhf_core import Method, TrainingOptions, hookimpl
+from rlhf_core import Method, TrainingOptions, UserError, hookimpl
 from rlhf_core.settings import ROLLOUTS, refused
 
 Positive = Annotated[int, Field(gt=0)]
@@ -93,6 +93,17 @@ class PPO(Method):
         "num_ppo_epochs": 2,
         "logging_steps": 2,
     }
+
+    def check(self, config):
+        options, fields = config.options, Options.model_fields
+        given = {name for name, field in fields.items() if getattr(options, name) != field.default}
+        if "kl_horizon" in given and options.target_kl is None:
+            raise UserError("--kl-horizon has no effect without --target-kl: kl_coef is fixed")
+        if "missing_eos_penalty" in given and options.mask_truncated_completions:
+            raise UserError("--missing-eos-penalty has no effect with --mask-truncated-completions")
+        if "total_episodes" in given and options.max_steps > 0:
+            preset = " by the preset: add --max-steps -1" if "max_steps" in config.preset else ""
+            raise UserError(f"--total-episodes has no effect: --max-steps {options.max_steps} is given{preset}")
 
     def trainer(self, run):
         from peft import get_peft_model
