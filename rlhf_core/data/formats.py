@@ -16,6 +16,7 @@ from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
+LOOKED_AT = 100  # rows, to find where the text of a column goes
 PARTS = ("prompt", "completion", "chosen", "rejected", "answer")
 Candidate = tuple[Formatter, dict[str, str]]  # with the names that its columns have in a row
 FAILURES = (ValueError, KeyError, TypeError, AttributeError)  # what a formatter raises on a row of another kind
@@ -59,9 +60,12 @@ class Formats:
             example.columns.setdefault("tools", seen["tools"])
         for name in seen.read & seen.keys():
             origin = origins.get(renamed.get(name, name))
-            if origin is not None and not self._parts.get(origin):
+            if origin is not None and (origin not in self._parts or (not self._parts[origin] and self._few())):
                 self._parts[origin] = _parts_of(dict.__getitem__(seen, name), example)
         return example
+
+    def _few(self) -> bool:
+        return self.counts.total() <= LOOKED_AT
 
     def parts(self) -> dict[str, list[str]]:
         """{column: the parts of an example in which its text is found}, of the columns that were read."""
