@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlhf_core.method import Method, TrainingOptions
     from rlhf_core.models.loading import check_scorer, load_scorer
     from rlhf_core.models.reference import ReferenceModel
+    from rlhf_core.models.trainable import switch_off_dropout
     from rlhf_core.reward import Reward
     from rlhf_core.rewards.batch import RewardBatch
     from rlhf_core.rewards.runtime import RewardRuntime
@@ -39,6 +40,7 @@ _MODULES = {
     "method": ("Method", "TrainingOptions"),
     "models.loading": ("check_scorer", "load_scorer"),
     "models.reference": ("ReferenceModel",),
+    "models.trainable": ("switch_off_dropout",),
     "reward": ("Reward",),
     "rewards.batch": ("RewardBatch",),
     "rewards.runtime": ("RewardRuntime",),

@@ -239,6 +239,9 @@ class Method:
         Called before data and model are read: it imports nothing heavy.
         """
 
+    def check_rows(self, config: RunConfig, rows: int) -> None:
+        """Raise `UserError` if a run can't train on this number of rows. Called before weights load."""
+
     def trainer(self, run: Run) -> transformers.Trainer:
         """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""
         raise TypeError(f"method {type(self).__name__} defines no trainer()")

@@ -109,8 +109,9 @@ TRAINING: dict[str, Setting] = {
     **dict.fromkeys(("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "bf16"), USED),
     **dict.fromkeys(("fp16", "tf32", "torch_empty_cache_steps", "dataloader_pin_memory"), used_with(GPU)),
     **dict.fromkeys(("full_determinism", "data_seed", "report_to"), USED),
-    **dict.fromkeys(("logging_strategy", "logging_first_step", "logging_nan_inf_filter"), USED),
+    **dict.fromkeys(("logging_strategy", "logging_first_step"), USED),
     **dict.fromkeys(("log_level", "log_level_replica"), USED),
+    "logging_nan_inf_filter": refused("a loss that is no number stops the run"),
     "optim_target_modules": used_with(("an --optim of GaLore or APOLLO", _low_rank)),
     # Held-out rows
     "eval_strategy": USED,

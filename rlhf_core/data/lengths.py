@@ -118,6 +118,27 @@ def prompt_length(prompt: Messages, template: ChatTemplate, limit: int, tools: l
     return size if size <= limit else len(template.ids(text))
 
 
+def most_tokens(rows: Rows, need: str, options: Any, template: ChatTemplate, limit: int) -> int:
+    """The most tokens that a model reads of one row, its answer included; if that is no more than `limit`, a bound."""
+    answer = options.max_completion_length
+    around = prompt_length([{"role": "user", "content": ""}], template, limit)  # with its system message, if any
+
+    def tokens(row: dict[str, Any]) -> int:
+        tools = encoding.tools_of(row)
+        if need == "prompts":
+            return prompt_length(row["prompt"], template, limit - answer, tools) + answer
+        parts = [row["messages"]] if need == "conversations" else [row["prompt"], row["chosen"], row["rejected"]]
+        if tools is None and around + sum(map(_bytes, parts)) <= limit:
+            return limit
+        if need == "conversations":
+            ids = [ids for ids, _ in encoding.encode_conversation(template, row["messages"], tools)]
+            return min(options.max_length, max(map(len, ids)))
+        pair = encoding.encode_pair(row, template, answer)
+        return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+
+    return max(map(tokens, rows), default=0)
+
+
 def _limit(
     rows: Rows,
     lengths: Sequence[int],

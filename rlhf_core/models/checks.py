@@ -201,6 +201,8 @@ def check_output(empty: PreTrainedModel, config: PeftConfig, called: str) -> Non
 
     if config.is_prompt_learning:
         return
+    config = copy.copy(config)
+    config.task_type = None  # a reward model may start from the adapter of a model that writes
     with quiet_libraries():
         layer = with_adapter(empty, config).get_output_embeddings()
     if isinstance(layer, BaseTunerLayer):

@@ -53,6 +53,7 @@ def build(run: Run, cls: type, values: dict[str, Any]) -> Any:
         "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other
         "bf16": models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
         "fp16": options.dtype == "float16",
+        "logging_nan_inf_filter": False,  # a loss that is no number stops the run
         "report_to": [],
         "disable_tqdm": True,
         **launch.arguments_for(run.config.distributed),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Options of an adapter, by PEFT's names.
 ADAPTER = dict(zip(LORA, ("r", "lora_alpha", "lora_dropout", "target_modules"), strict=True))
+Rows = list[dict[str, Any]]
 SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -78,6 +79,11 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     models.check_options(info, options)
     explicit = given_options(config, method)
     options = _with_adapter(options, info, model, explicit)
+    if options.dtype == "float16" and not options.lora:
+        raise UserError(
+            "--dtype float16: all weights are trained, whose small gradients float16 can't hold. Use --dtype bfloat16 "
+            "or float32, or train an adapter: --lora"
+        )
     given = options.model_dump()
     options = method.resolve_options(options, lora=bool(options.lora))
     chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
@@ -87,7 +93,9 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}
     unused = [text for part in data.parts for text in part.warn(asked)]
     warnings += [*info.warnings, *data.warnings, *unused, *prepared, *limited, *left_out]
+    method.check_rows(config.model_copy(update={"options": options}), len(train))
     warnings += [*_not_evaluated(method, config, explicit, held_out), *_router(method, info)]
+    warnings += _check_context(info, method, options, template, train, held_out)
     warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
     return Plan(
@@ -116,6 +124,32 @@ def _with_adapter(options: TrainingOptions, info: models.ModelInfo, model: Model
             )
     its = {name: value for name, value in its.items() if value is not None}
     return options.model_copy(update={"lora": lora, **its})
+
+
+def _check_context(
+    info: models.ModelInfo, method: Method, options: Any, template: ChatTemplate, train: Rows, held_out: Rows
+) -> list[str]:
+    """Raise `UserError` for rows that are longer, with their answers, than the model can read at all; returns warnings
+    for those that are longer than it was made for.
+    """
+    limit = info.max_tokens or models.context_length(info.config)
+    if limit is None:
+        return []
+    answered = [{"prompt": data_module.prompt_of(row)} for row in held_out] if method.generates else []
+    prompts = lengths.most_tokens(answered, "prompts", options, template, limit)
+    trained = lengths.most_tokens(train, method.data, options, template, limit)
+    if max(prompts, trained) <= limit:
+        return []
+    flags = "--max-completion-length, or a smaller --max-prompt-length with --overlong-prompts drop"
+    if trained > limit and method.data == "conversations":
+        flags = f"--max-length: at most {limit}"
+    can = "can read" if info.max_tokens else "was made to read"
+    longest = max(prompts, trained)
+    what = "the longest row of the data" if trained == longest else "the longest held-out prompt"
+    text = f"the model {can} {limit:,} tokens, and {what} has {longest:,}, with its answer. Use a smaller {flags}"
+    if info.max_tokens:
+        raise UserError(text)
+    return [text]
 
 
 def _not_evaluated(method: Method, config: RunConfig, given: Collection[str], held_out: Sequence[Any]) -> list[str]:

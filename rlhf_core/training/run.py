@@ -189,6 +189,7 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
     import transformers
 
     from rlhf_core.models import trainable
+    from rlhf_core.training.watch import warn_of_small_steps
 
     transformers.set_seed(run.options.seed)
     try:
@@ -198,6 +199,7 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
             logging.getLogger(__name__).error("the trainer could not be built", exc_info=error)
         raise
     trainable.use_float32(trainer, run)
+    warn_of_small_steps(trainer, run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
         run_folder.prepare(run)
@@ -211,13 +213,14 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     """Evaluate on the held-out rows, train, evaluate again, save."""
     from rlhf_core.training import callbacks, evaluation
     from rlhf_core.training.progress import ProgressCallback
+    from rlhf_core.training.watch import Watch
 
     held_out = evaluation.HeldOut(trainer, method, run, screen)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     every = method.steps_per_rollout(trainer)
     checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every)
     progress = ProgressCallback(screen.console, run.rewards)
-    ours = [callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
+    ours = [Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
     others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
     callbacks.observe(trainer, [*ours, *others], run.folder)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl
-from rlhf_method_grpo.settings import SETTINGS, check
+from rlhf_method_grpo.settings import SETTINGS, check, check_prompts
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
 EPSILON = 0.2
@@ -120,6 +120,9 @@ class GRPO(Method):
 
     def check(self, config: RunConfig) -> None:
         check(config)
+
+    def check_rows(self, config: RunConfig, rows: int) -> None:
+        check_prompts(config, rows)
 
     def resolve_options(self, options: Options, *, lora: bool) -> Options:
         """The options with unset ones filled in. Calling it again changes nothing."""

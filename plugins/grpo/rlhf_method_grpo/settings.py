@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from rlhf_core import RunConfig, UserError
 from rlhf_core.settings import ROLLOUTS, USED, Condition, given, refused, used_with
@@ -72,13 +73,33 @@ def check(config: RunConfig) -> None:
         )
     if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
-    per_device, processes = options.per_device_train_batch_size, config.num_processes * config.num_machines
-    steps = options.steps_per_generation or options.gradient_accumulation_steps
-    batch = per_device * steps * processes
-    if "generation_batch_size" not in config.set and batch % options.num_generations:
-        source = "steps_per_generation" if options.steps_per_generation else "gradient_accumulation_steps"
-        times = f" × {processes} processes" if processes > 1 else ""
+    batch, product = _answers(config)
+    if batch % options.num_generations:
         raise UserError(
-            f"a batch of answers has per_device_train_batch_size × {source}{times} = {batch} answers, which can't be "
-            f"split into groups of num_generations = {options.num_generations}: make it a multiple"
+            f"a batch of answers has {product} = {batch} answers, which can't be split into groups of num_generations "
+            f"= {options.num_generations}: make it a multiple"
         )
+
+
+def check_prompts(config: RunConfig, prompts: int) -> None:
+    """Raise `UserError` for fewer prompts than a batch of answers needs, of which TRL would make no batch."""
+    (batch, product), each = _answers(config), config.options.num_generations
+    if prompts * each < batch:
+        raise UserError(
+            f"a batch of answers has {product} = {batch} answers, {each} (num_generations) of each prompt: it needs "
+            f"{batch // each} prompts, and the data has {prompts}. Give more data, or make the batch smaller, such as "
+            "--gradient-accumulation-steps 1 --per-device-train-batch-size N"
+        )
+
+
+def _answers(config: RunConfig) -> tuple[int, str]:
+    """(answers in a batch, in all processes; what they are the product of)."""
+    if "generation_batch_size" in config.set:
+        return config.set["generation_batch_size"], "generation_batch_size"
+    options = config.options
+    # another launcher's processes are not in the configuration
+    processes = max(config.num_processes * config.num_machines, int(os.environ.get("WORLD_SIZE", 1)))
+    source = "steps_per_generation" if options.steps_per_generation else "gradient_accumulation_steps"
+    steps = options.steps_per_generation or options.gradient_accumulation_steps
+    times = f" × {processes} processes" if processes > 1 else ""
+    return options.per_device_train_batch_size * steps * processes, f"per_device_train_batch_size × {source}{times}"

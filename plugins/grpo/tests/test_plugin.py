@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from rlhf_method_grpo import GRPO
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -58,6 +60,52 @@ def test_learning_rate_and_beta_follow_how_the_model_is_trained(run, values, lea
         pytest.importorskip("bitsandbytes")
     arguments = GRPO().trainer(run(**values)).args
     assert (arguments.learning_rate, arguments.beta) == (learning_rate, beta)
+
+
+def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(run, tmp_path):
+    """With the beta of LoRA, and as its reference the adapter as it was found, not the model without it."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(run().info.path), LoraConfig(task_type="CAUSAL_LM"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(tmp_path / "adapter")
+    trainer = GRPO().trainer(run(model=str(tmp_path / "adapter")))
+    assert trainer.beta == 0.001
+    weights = dict(trainer.model.named_parameters())
+    pairs = [(name, name.replace(".default.", ".ref.")) for name in weights if ".default." in name]
+    assert len(pairs) == 8
+    assert all(torch.equal(weights[trained], weights[reference]) for trained, reference in pairs)
+    assert any(weights[trained].any() for trained, _ in pairs if "lora_B" in trained)
+
+
+@pytest.mark.parametrize(
+    ("values", "prompts", "product"),
+    [
+        ({}, 4, "per_device_train_batch_size × gradient_accumulation_steps = 16 answers"),
+        ({"num_processes": 8, "steps_per_generation": 1}, 8, "× steps_per_generation × 8 processes = 32 answers"),
+        ({"set": {"generation_batch_size": 20}}, 5, "generation_batch_size = 20 answers"),
+    ],
+)
+def test_fewer_prompts_than_a_batch_of_answers_needs_are_refused(values, prompts, product):
+    """TRL would train no step on them, and the run would end well."""
+    options = {name: value for name, value in values.items() if name == "steps_per_generation"}
+    given = {**values, "method": "grpo", "reward": "length", "model": "any", "output_dir": "out", **options}
+    config, method = resolve(given, Catalog())
+    method.check_rows(config, prompts)
+    with pytest.raises(UserError, match=f"{product}, 4 .num_generations.* needs {prompts} prompts, and the data has 1"):
+        method.check_rows(config, 1)
+
+
+def test_groups_may_be_divided_among_processes(monkeypatch):
+    given = {"method": "grpo", "reward": "length", "model": "any", "num_generations": 8}
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    resolve({**given, **one, "num_processes": 8}, Catalog())
+    with pytest.raises(UserError, match="= 1 answers, which can't be split into groups of num_generations = 8"):
+        resolve({**given, **one}, Catalog())
+    with pytest.raises(UserError, match="generation_batch_size = 12 answers, which can't be split"):
+        resolve({**given, "set": {"generation_batch_size": 12}}, Catalog())
+    monkeypatch.setenv("WORLD_SIZE", "8")  # of another launcher
+    resolve({**given, **one}, Catalog())
 
 
 FIRST_FAILS = "def first_fails(completions, **_): return [float('nan'), *[1.0] * (len(completions) - 1)]\n"
@@ -188,7 +236,6 @@ def test_what_was_left_open_is_filled_in(given, lora, expected):
         ({"set": {"sync_ref_model": True}, "beta": 0.1, "lora": True}, "needs a separate reference model"),
         ({"set": {"sync_ref_model": True}}, "needs a separate reference model"),
         ({"set": {"router_aux_loss_coef": 0.1}}, "the model has no router"),
-        ({"set": {"generation_batch_size": 6}}, "don't fit together"),
         ({"set": {"generation_batch_size": 16}, "steps_per_generation": 4}, "don't fit together"),
     ],
 )

@@ -10,13 +10,16 @@ run started from.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
 from rlhf_core import Method, TrainingOptions, UserError, hookimpl
 from rlhf_core.settings import ROLLOUTS, refused
 
+# Examples of others: with LoRA 1.41e-5 (TRL); in full 5e-7 (OpenRLHF), 1e-6 (verl), 3e-6 (TRL).
+LORA_RATE, FULL_RATE = 1e-5, 1e-6
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -37,7 +40,6 @@ def rlhf_methods():
 class Options(
     TrainingOptions,
     defaults={
-        "learning_rate": 1.41e-5,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 16,
         "max_prompt_length": 1024,
@@ -48,7 +50,12 @@ class Options(
         description="tokens an answer may have",
         validation_alias=AliasChoices("max_completion_length", "max_target_length", "response_length"),
     )
-    total_episodes: Positive = Field(100_000, description="answers to sample in all, unless max_steps is given")
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="peak learning rate; unset: 1e-5 with LoRA, 1e-6 in full fine-tuning"
+    )
+    total_episodes: Positive | None = Field(
+        None, description="answers to sample in all, unless max_steps is given; unset: num_train_epochs for each prompt"
+    )
     num_ppo_epochs: Positive = Field(4, description="epochs over each batch of answers")
     num_mini_batches: Positive = Field(1, description="optimizer steps in each such epoch")
     kl_coef: NotNegative = Field(0.05, description="weight of the KL penalty against the reference model")
@@ -80,6 +87,12 @@ class Options(
         "(transformers' continuous batching)",
     )
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Options:
+        if self.total_episodes is not None and self.num_train_epochs != 1:
+            raise ValueError("total_episodes and num_train_epochs both say how long to train: leave one out")
+        return self
+
 
 class PPO(Method):
     name, data, rewards = "ppo", "prompts", "required"
@@ -105,6 +118,11 @@ class PPO(Method):
             preset = " by the preset: add --max-steps -1" if "max_steps" in config.preset else ""
             raise UserError(f"--total-episodes has no effect: --max-steps {options.max_steps} is given{preset}")
 
+    def resolve_options(self, options: Options, *, lora: bool) -> Options:
+        if options.learning_rate is not None:
+            return options
+        return options.model_copy(update={"learning_rate": LORA_RATE if lora else FULL_RATE})
+
     def trainer(self, run):
         from peft import get_peft_model
         from transformers import TrainingArguments
@@ -114,9 +132,14 @@ class PPO(Method):
         from rlhf_method_ppo.trainer import PPOTrainer
 
         options = run.options
+        if options.lora_dropout and run.info.adapter is None:
+            raise UserError(
+                f"--lora-dropout {options.lora_dropout}: PPO compares probabilities before and after a step, in which "
+                "dropout would be noise. Leave it out"
+            )
         arguments = run.arguments(
             TrainingArguments,
-            max_steps=_steps(options, run.world_size),
+            max_steps=_steps(options, run.world_size, len(run.train_rows)),
             gradient_checkpointing=False,  # enabled below: the trainer sees the policy inside another module
             remove_unused_columns=False,
         )
@@ -142,10 +165,13 @@ class PPO(Method):
         return trainer.accelerator.unwrap_model(trainer.model).policy
 
 
-def _steps(options: Options, processes: int) -> int:
-    """Optimizer steps in total: `max_steps`, or what `total_episodes` answers need."""
+def _steps(options: Options, processes: int, prompts: int) -> int:
+    """Optimizer steps in total: `max_steps`, or what `total_episodes` answers need, or `num_train_epochs` for each of
+    the `prompts`.
+    """
     if options.max_steps > 0:
         return options.max_steps
+    episodes = options.total_episodes or math.ceil(options.num_train_epochs * prompts)
     per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes
-    rollouts = -(-options.total_episodes // (per_step * options.num_mini_batches))
+    rollouts = -(-episodes // (per_step * options.num_mini_batches))
     return rollouts * options.num_ppo_epochs * options.num_mini_batches

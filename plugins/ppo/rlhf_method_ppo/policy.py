@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
+from rlhf_core import switch_off_dropout
 from rlhf_core.prefix import Group, completion_hidden, completion_logps, hidden_size
 
 VALUE_HEAD, VALUE_MODEL = "value_head.safetensors", "value_model"
@@ -17,11 +18,12 @@ VALUE_HEAD, VALUE_MODEL = "value_head.safetensors", "value_model"
 
 class PolicyWithValue(nn.Module):
     """The policy and its value head: a linear layer, zero at first, on the policy's last hidden states or on those of a
-    trained copy of the policy.
+    trained copy of the policy. Dropout is off: the probabilities of an answer are those that it was sampled at.
     """
 
     def __init__(self, policy, *, separate: bool) -> None:
         super().__init__()
+        switch_off_dropout(policy, adapters=True)
         self.policy = policy
         self.value_head = nn.Linear(hidden_size(policy), 1, dtype=torch.float32, device=policy.device)
         nn.init.zeros_(self.value_head.weight)

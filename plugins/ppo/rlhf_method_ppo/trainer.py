@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -35,6 +35,7 @@ class PPOTrainer(Trainer):
 
     def __init__(self, *, options, reference, rewards, template, **arguments) -> None:
         super().__init__(**arguments)
+        set_seed(self.args.seed, device_specific=True)  # or every process would sample with the same random numbers
         self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
         self.options, self.reference, self.rewards, self.template = options, reference, rewards, template
         self.kl_coef = options.kl_coef
@@ -121,6 +122,9 @@ class PPOTrainer(Trainer):
         self._record("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[scored])
         self._record("objective/scores", raw[scored])
         self._record("reward", raw[scored])
+        everyone = self.accelerator.gather(torch.where(scored, raw, torch.nan))
+        if len(everyone) > 1:
+            self._record("frac_reward_zero_std", (len(everyone[~everyone.isnan()].unique()) < 2) * torch.ones(1))
         self._record("objective/kl_coef", torch.tensor([self.kl_coef]))
         self._record("val/num_eos_tokens", finished.float().sum()[None])
         self._record("val/explained_variance", losses.explained_variance(values, returns, loss_mask)[None])
@@ -155,10 +159,11 @@ class PPOTrainer(Trainer):
 
     def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, unbiased variance) over the masked tokens of all processes."""
-        sums = torch.stack([(values * mask).sum(), (values**2 * mask).sum(), mask.sum().float()])
-        total, squares, count = self.accelerator.reduce(sums, "sum")
+        kept = values.double()[mask.bool()]
+        total, count = self.accelerator.reduce(torch.stack([kept.sum(), kept.new_tensor(len(kept))]), "sum")
         mean = total / count.clamp(min=1)
-        return mean, (squares / count.clamp(min=1) - mean**2).clamp(min=0) * count / (count - 1).clamp(min=1)
+        squares = self.accelerator.reduce(((kept - mean) ** 2).sum(), "sum")  # in a second pass, which loses no digits
+        return mean.float(), (squares / (count - 1).clamp(min=1)).float()
 
     def _divide(self, experience: Experience) -> list[list[Experience]]:
         """Forward-sized parts of every minibatch of every epoch, each epoch in a new order."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from rlhf_method_ppo import PPO, _steps, losses
 from rlhf_method_ppo.batches import Experience, PromptBatches
 from rlhf_method_ppo.policy import PolicyWithValue
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
+from rlhf_core.errors import UserError
 from rlhf_core.prefix import Group, stacked
 from rlhf_core.training.run import prepare, train
 
@@ -108,21 +111,28 @@ def test_processes_take_turns_in_one_order():
         ({"total_episodes": 65, "num_ppo_epochs": 1}, 1, 5),
         ({"total_episodes": 64, "num_ppo_epochs": 3, "num_mini_batches": 2}, 1, 12),
         ({"total_episodes": 64, "num_ppo_epochs": 1}, 2, 2),
+        ({"num_ppo_epochs": 1}, 1, 3),  # 40 prompts once, 16 at a time
+        ({"num_ppo_epochs": 1, "num_train_epochs": 2.0}, 1, 5),
+        ({"num_ppo_epochs": 2, "num_train_epochs": 0.5}, 2, 2),
     ],
 )
-def test_steps_are_computed_from_the_episodes(values, processes, steps):
-    assert _steps(PPO.Options(**values), processes) == steps
+def test_steps_are_computed_from_episodes_or_epochs(values, processes, steps):
+    assert _steps(PPO.Options(**values), processes, prompts=40) == steps
 
 
-def test_the_defaults_are_those_of_the_guide():
+def test_episodes_and_epochs_exclude_each_other():
+    with pytest.raises(ValidationError, match="total_episodes and num_train_epochs"):
+        PPO.Options(total_episodes=64, num_train_epochs=2.0)
+
+
+def test_the_defaults():
     options = PPO.Options()
-    assert (options.learning_rate, options.total_episodes, options.gradient_accumulation_steps) == (
-        1.41e-5,
-        100_000,
-        16,
-    )
+    assert (options.gradient_accumulation_steps, options.per_device_train_batch_size) == (16, 1)
     assert (options.max_prompt_length, options.max_completion_length) == (1024, 256)
     assert PPO.Options(max_source_length=5, max_target_length=6).max_completion_length == 6
+    rates = [PPO().resolve_options(options, lora=lora).learning_rate for lora in (True, False)]
+    assert rates == [1e-5, 1e-6]
+    assert PPO().resolve_options(PPO.Options(learning_rate=3e-6), lora=True).learning_rate == 3e-6
 
 
 # The trainer
@@ -258,6 +268,40 @@ def test_advantages_come_from_scores_penalties_and_kl(trainer):
     expected = losses.whiten(advantages, experience.mask, chosen.mean(), chosen.var())
     torch.testing.assert_close(experience.returns, returns, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(experience.advantages, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_first_ratio_is_1_although_the_model_and_its_adapter_have_dropout(trainer, tmp_path):
+    """Of the answers as they were sampled: dropout in the pass that is trained would be noise in the ratio."""
+    made = trainer(lora=True)
+    config = made.model.policy.peft_config["default"]
+    config.lora_dropout = 0.5
+    made.model.policy.save_pretrained(tmp_path / "adapter")
+    made = trainer(model=str(tmp_path / "adapter"))
+    made.model.train()
+    experience = made._rollout([made.train_dataset[i] for i in range(4)])
+    logps, _, _ = made.model(experience.groups, 1.0)
+    torch.testing.assert_close((logps - experience.logps).exp(), torch.ones_like(logps), atol=1e-5, rtol=0)
+
+
+def test_dropout_of_a_new_adapter_is_refused(trainer):
+    with pytest.raises(UserError, match="--lora-dropout 0.1: PPO compares probabilities"):
+        trainer(lora=True, lora_dropout=0.1)
+
+
+def test_moments_keep_their_digits(trainer):
+    """With mean 1000 and deviation 1, the difference of two sums of squares would be off by 12 % in float32."""
+    values = 1000 + torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(256) < torch.arange(64)[:, None] + 100).float()
+    mean, variance = trainer()._moments(values, mask)
+    chosen = values.double()[mask.bool()]
+    assert mean.item() == pytest.approx(chosen.mean().item(), abs=1e-4)
+    assert variance.item() == pytest.approx(chosen.var().item(), rel=1e-6)
+
+
+def test_each_process_samples_with_its_own_random_numbers(trainer, monkeypatch):
+    monkeypatch.setattr("accelerate.utils.random.AcceleratorState", lambda: SimpleNamespace(process_index=3))
+    trainer(seed=42)
+    assert torch.initial_seed() == 45
 
 
 @pytest.mark.parametrize("reward", ["some", "none"])

@@ -1,0 +1,94 @@
+"""A run that can't learn says so: once, on the screen and in run.log, or it stops at the step where that is seen."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import reduce
+from transformers import TrainerCallback
+
+from rlhf_core.errors import RunStopped
+from rlhf_core.models.trainable import share_too_large
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
+
+PATIENCE = 10  # steps after which it is said; in a shorter run at its end
+
+# Shares that TRL's trainers and PPO log, and what it means if one is 1 in every line.
+ALWAYS = {
+    "frac_reward_zero_std": "no two answers to a prompt were scored differently, so there is nothing to learn from. "
+    "Look at samples.jsonl in {folder}, and try the reward: rlhf score",
+    "completions/clipped_ratio": "every answer was cut at --max-completion-length {limit}: none ended by itself. Allow "
+    "more tokens; or teach the model to end its answers by supervised fine-tuning, where it is a base model",
+}
+
+log = logging.getLogger("rlhf")
+
+
+class Watch(TrainerCallback):
+    """Stops a run whose loss is no number, and warns of scores that never differ and of answers that never end."""
+
+    def __init__(self, trainer: Any, run: Run) -> None:
+        self.run = run
+        self.loss: torch.Tensor | None = None  # the sum over the forward passes of this step
+        self.always = dict.fromkeys(ALWAYS, 0)  # the last step whose line had a 1, as had all before it
+        self._training_step = trainer.training_step
+        trainer.training_step = self._watched
+
+    def _watched(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        loss = self._training_step(*arguments, **keywords)
+        self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
+        return loss
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.loss is None:
+            return
+        loss, self.loss = reduce(self.loss.float(), "sum").item(), None  # of all processes, which stop together
+        if not math.isfinite(loss):
+            raise RunStopped(
+                f"The loss of step {state.global_step} is {loss}: from here on nothing can be learned. Use --dtype "
+                "bfloat16 or float32 where it is float16, or a smaller --learning-rate. If it is the first step, the "
+                "model's files may hold weights that are no numbers."
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        reward = logs.get("reward", 0.0)
+        unscored = reward is None or math.isnan(reward)  # as it is if no reward applied to any answer
+        for name in [name for name in self.always if name in logs]:
+            self.always[name] = state.global_step
+            if logs[name] < 1 and not (unscored and "reward" in name):
+                del self.always[name]
+            elif state.global_step >= PATIENCE:
+                self._say(name, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            raise RunStopped(
+                f"Not one step was trained: the trainer made no batch of {len(self.run.train_rows):,} rows. Give more "
+                "data, or smaller batches: --per-device-train-batch-size N --gradient-accumulation-steps N"
+            )
+        for name in [name for name, step in self.always.items() if step]:
+            self._say(name, state)
+
+    def _say(self, name: str, state: Any) -> None:
+        step = self.always.pop(name)
+        text = ALWAYS[name].format(folder=self.run.folder, limit=self.run.options.max_completion_length)
+        if state.is_world_process_zero:
+            log.warning("up to step %d %s", step, text)
+
+
+def warn_of_small_steps(trainer: Any, run: Run) -> None:
+    """Say if a step is too small to change most weights. What shards weights may train them in another type."""
+    rate = trainer.args.learning_rate
+    share = share_too_large(trainer.model, rate) if run.config.distributed == "ddp" else 0.0
+    if share > 0.5 and trainer.is_world_process_zero():
+        log.warning(
+            "--learning-rate %g: in --dtype %s a step of it leaves %.0f %% of the weights as they are, for want of "
+            "digits. Use --dtype float32, --lora, or a larger rate",
+            *(rate, run.options.dtype, 100 * share),
+        )
