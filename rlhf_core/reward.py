@@ -24,8 +24,8 @@ class Reward:
     """A reward function and what its signature can't say.
 
     `range`: lowest and highest score, for reports and checks.
-    `view`: `"text"` passes completions as strings, what the prompt has opened of them (`<think>`) included, `"messages"`
-    as TRL passes chat data, `[{"role": "assistant", "content": …}]` each.
+    `view`: `"text"` passes completions as strings, with what the prompt has opened of them (`<think>`), `"messages"` as
+    TRL passes chat data, `[{"role": "assistant", "content": …}]` each.
     `isolation`: `"process"` runs the function in its own worker process, killed after `timeout` seconds a batch.
     `timeout`: seconds a batch may take; needs a worker process or an async function.
     `memory_gb`: gigabytes that the worker may allocate after the reward is built (Linux only). Above it a `MemoryError`

@@ -14,10 +14,10 @@ from rlhf_core.rewards.batch import ROW, RewardBatch, columns_left_out, columns_
 # What a table of typed columns would change or refuse: nested keys, lists of different depth, types that differ, numbers
 # beyond 64 bits, half a character, and names that mean something to TRL.
 ODD = [
-    {"checks": {"min_words": 2}, "id": "q0", "options": [], "image": None, "completions": "theirs"},
-    {"checks": {"contains": ["a", 1]}, "id": 1, "options": ["x"], "image": "1.png", "trainer_state": 3},
-    {"checks": None, "id": 2**70, "options": [["x"]], "images": ["1.png"], "completion_ids": [1]},
-    {"checks": math.nan, "id": "\ud83d", "options": {"A": "x"}, "prompts": "theirs", "environments": 1},
+    {"checks": {"min_words": 2}, "id": "q0", "extra": [], "image": None, "completions": "theirs"},
+    {"checks": {"contains": ["a", 1]}, "id": 1, "extra": ["x"], "image": "1.png", "trainer_state": 3},
+    {"checks": None, "id": 2**70, "extra": [["x"]], "images": ["1.png"], "completion_ids": [1]},
+    {"checks": math.nan, "id": "\ud83d", "extra": {"A": "x"}, "prompts": "theirs", "environments": 1},
 ]
 ROWS = [{"question": f"What is {i}?", "answer": f"{i}", **ODD[i % 4]} for i in range(20)]
 VALUES = {

@@ -15,6 +15,8 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.data.loading import load
 from rlhf_core.grammar import DataSpec, RewardSpec
+from rlhf_core.reward_report import measuring
+from rlhf_core.reward_report.answers import read_answers
 from rlhf_core.rewards.binding import bind, read_signature
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
@@ -106,6 +108,10 @@ def test_training_and_evaluation_pass_strings(go):
     assert code == 0
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {sample["rewards"]["bare"] for sample in samples} == {2.0}
+    found = read_answers(str(folder), Catalog())  # rlhf score, on the run's samples
+    rescored = measuring.score([bind(RewardSpec.read("./views.py:bare"), Catalog())], found)["rewards"]["bare"]
+    assert (rescored["min"], rescored["errors"]) == (2.0, 0)
+    assert "text_prompt" not in found.columns
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert [evaluation[when]["rewards"]["bare"] for when in ("before", "after")] == [2.0, 2.0]
 

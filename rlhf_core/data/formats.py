@@ -48,13 +48,15 @@ class Formats:
 
     def convert(self, row: Row) -> Example:
         """The row as an example. Raises `UserError` that names its location."""
-        if name := next((name for name, value in row.values.items() if not _is_text(value)), None):
-            raise UserError(f"{row.location}: column {name!r} has half of a character, a lone surrogate")
         values, origins = self._view(row)
         formatter = self._choose(values) or self.main
         renamed = formatter.renamed(values)
         seen = _Reading(formatter.view({**values, **self._decided.get(formatter.name, {})}, renamed))
         example = _convert(formatter, seen, row.location)
+        for name in seen.read & seen.keys():  # nothing else of the row becomes tokens
+            if not _is_text(dict.__getitem__(seen, name)):
+                column = origins.get(renamed.get(name, name), name)
+                raise UserError(f"{row.location}: column {column!r} has half of a character, a lone surrogate")
         self.counts[formatter.name] += 1
         if "tools" in seen:  # chat templates get them
             example.columns.setdefault("tools", seen["tools"])

@@ -18,18 +18,21 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
-from rlhf_core.data.loading import CANONICAL, bad_rows, row_columns
+from rlhf_core.data.loading import CANONICAL, bad_rows, is_text_prompt, row_columns
 from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
 from rlhf_core.grammar import DataSpec
+from rlhf_core.rewards.batch import TEXT_PROMPT
 
 SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion. Answers of the same `group` are compared, as GRPO does."""
+    """One completion. Answers of the same `group` are compared, as GRPO does. `text_prompt`: the data's prompt is text,
+    not messages.
+    """
 
     location: str
     prompt: Messages
@@ -37,6 +40,7 @@ class Answer:
     columns: Mapping[str, Any]
     group: str
     side: Literal["chosen", "rejected"] | None = None
+    text_prompt: bool = False
 
     @property
     def text(self) -> str:
@@ -115,7 +119,7 @@ def _flat(row: Row) -> Row:
     columns = row.values.get("columns")
     if not isinstance(columns, Mapping):
         raise UserError(f"{row.location}: a run's sample has its columns in an object, and this row has none")
-    values = {key: value for key, value in row.values.items() if key in ("prompt", "completion", "step")}
+    values = {key: value for key, value in row.values.items() if key in ("prompt", "completion", "step", TEXT_PROMPT)}
     return Row(row.location, {**columns, **values})
 
 
@@ -129,10 +133,13 @@ def _completions(row: Row) -> Iterator[Answer]:
     if not isinstance(given, list) or not given:
         raise UserError(f"{row.location}: completions must be a list of one or more, not {given!r:.60}")
     prompt = _messages(values["prompt"], "user", f"{row.location}: prompt")
-    columns = {key: value for key, value in values.items() if key not in (*CANONICAL, "completions", "step")}
+    others = (*CANONICAL, "completions", "step", TEXT_PROMPT)
+    columns = {key: value for key, value in values.items() if key not in others}
+    text = isinstance(values["prompt"], str) or values.get(TEXT_PROMPT) is True
     group = json.dumps([values.get("step"), prompt])
     for one in given:
-        yield Answer(row.location, prompt, _messages(one, "assistant", f"{row.location}: {names[0]}"), columns, group)
+        completion = _messages(one, "assistant", f"{row.location}: {names[0]}")
+        yield Answer(row.location, prompt, completion, columns, group, text_prompt=text)
 
 
 def _messages(value: Any, role: str, location: str) -> Messages:
@@ -153,16 +160,17 @@ def _own(row: Row, formats: Formats) -> Iterator[Answer]:
     """The data set's answers in a row: the pair, else the completion, else the reference answer."""
     example = formats.convert(row)
     columns = row_columns(row, example)
+    text = is_text_prompt(row.values.get("prompt"), example.prompt)
     if example.chosen is not None and example.rejected is not None:
-        yield Answer(row.location, example.prompt, example.chosen, columns, row.location, "chosen")
-        yield Answer(row.location, example.prompt, example.rejected, columns, row.location, "rejected")
+        yield Answer(row.location, example.prompt, example.chosen, columns, row.location, "chosen", text)
+        yield Answer(row.location, example.prompt, example.rejected, columns, row.location, "rejected", text)
         return
     completion = example.completion or example.rejected  # one that a label calls bad
     if completion is None and example.answer is not None:
         completion = [{"role": "assistant", "content": example.answer}]
     if completion is None:
         raise UserError(f"{row.location} has no completion to score; {_has(row)}")
-    yield Answer(row.location, example.prompt, completion, columns, json.dumps(example.prompt))
+    yield Answer(row.location, example.prompt, completion, columns, json.dumps(example.prompt), text_prompt=text)
 
 
 def _has(row: Row) -> str:

@@ -32,7 +32,8 @@ _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")  # differ between
 
 def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
     """All results, for JSON. Raises `UserError` for a missing column, and if every reward failed on all rows."""
-    runtime = RewardRuntime(rewards, lambda ids: "".join(map(chr, ids)))
+    text = all(row.text_prompt for row in answers.rows)
+    runtime = RewardRuntime(rewards, lambda ids: "".join(map(chr, ids)), text_prompts=text)
     runtime.check_columns(answers.columns, answers.source)
     try:
         runtime.start()

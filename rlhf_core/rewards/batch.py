@@ -14,6 +14,8 @@ from rlhf_core.rewards.binding import RESERVED, TRL_NAMES
 
 ROW = "rlhf_row"  # the column of `Run.train_dataset` and `Run.eval_dataset` with the row's number
 
+TEXT_PROMPT = "text_prompt"  # the key of samples.jsonl that says that the data's prompts were plain text
+
 
 @dataclass
 class RewardBatch:

@@ -262,7 +262,7 @@ def _refuse_score_of_one_row(name: str, spec: RewardSpec, known: Mapping[str, in
     arguments = ", ".join(["completions: list[str]", *(each for each in unset if each != answer), "**_"])
     values = ", ".join("completions" if each == answer else each for each in unset)
     file, _, function = spec.target.rpartition(":")
-    inside = " In verl's data ground_truth is inside reward_model: [m['ground_truth'] for m in reward_model]."
+    inside = " ground_truth inside verl's column reward_model is called answer."
     raise UserError(
         f"reward {name!r} scores one row, by its argument {answer}. A reward is called once for many rows, with TRL's "
         "arguments and the data's columns as lists, and returns a list of scores. Add this to its file, and use it as "

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.loading import prompt_of
-from rlhf_core.rewards.batch import ROW, RewardBatch, columns_of
+from rlhf_core.rewards.batch import ROW, TEXT_PROMPT, RewardBatch, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, LOGS, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, join, out_of_time
@@ -253,6 +253,7 @@ class RewardRuntime:
                 "completion": text,
                 "rewards": {name: column.scores[i] for name, column in columns.items()},
                 "columns": {name: values[i] for name, values in batch.columns.items()},
+                **({TEXT_PROMPT: True} if self.text_prompts else {}),
             }
             for i, text in enumerate(batch.texts)
         ]

@@ -223,7 +223,7 @@ def read_text(value: Any, column: str) -> str:
     """Text or a number as text, never empty."""
     if isinstance(value, bool) or not isinstance(value, (str, Real)):
         raise ValueError(f"{column} is {type(value).__name__}, not text")
-    if not str(value).strip():
+    if is_blank(value):
         raise ValueError(f"{column} is empty")
     return str(value)
 
@@ -252,8 +252,9 @@ def reference(row: Mapping[str, Any], text: str | None = None) -> str | None:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether an optional column has nothing in it for this row."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Whether an optional column has nothing in it for this row; NaN marks an empty cell of a table."""
+    nothing = value is None or (isinstance(value, Real) and value != value)
+    return nothing or (isinstance(value, str) and not value.strip())
 
 
 def user(text: str) -> dict[str, str]:

@@ -169,6 +169,12 @@ def test_gsm8k():
     assert example.columns == {"solution": text}
 
 
+def test_an_answer_that_is_not_a_number_is_no_reference():
+    """NaN marks an empty cell of a table."""
+    assert converted({"prompt": "a", "answer": float("nan")}).answer is None
+    assert converted({"prompt": "a", "answer": np.float64("nan"), "ground_truth": 3}).answer == "3"
+
+
 def test_numbers_are_text():
     assert question_answer({"question": "2+2", "answer": 4}).answer == "4"
 
