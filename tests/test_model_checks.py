@@ -165,6 +165,16 @@ def test_files_of_weights_that_are_damaged_or_missing(changed):
     refused("model.safetensors.index.json is no index of weights", folder)
 
 
+def test_weights_that_no_header_tells_of_are_checked_when_they_load(changed):
+    folder = changed(config={"tie_word_embeddings": False})
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    info = models.inspect(find(str(folder)))
+    assert not info.complete
+    with pytest.raises(UserError, match="its files have no lm_head.weight"):
+        models.load(info, TrainingOptions())
+
+
 def test_files_that_are_not_weights(changed):
     folder = changed()
     (folder / "tokenizer.json").write_text("{")

@@ -280,11 +280,13 @@ def check_scorer(folder: str) -> ModelInfo:
         return inspect(find(folder, "path"), "sequence_classification", needs_head=True)
 
 
-def load_scorer(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A trained reward model, full or an adapter, on the fastest device there is, with its tokenizer."""
+def load_scorer(scorer: str | ModelInfo) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained reward model, full or an adapter, on the fastest device there is, with its tokenizer. `scorer` is its
+    folder, or what `check_scorer` returned.
+    """
     import torch
 
-    info = check_scorer(folder)
+    info = check_scorer(scorer) if isinstance(scorer, str) else scorer
     info.tokenizer.padding_side = "right"
     model = from_pretrained(info, {"dtype": torch.bfloat16 if gpu_has_bfloat16() else torch.float32})
     if info.adapter:

@@ -10,6 +10,7 @@ on the last hidden state of the end token, or of the token before it if the toke
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -103,10 +104,11 @@ class RewardModelScore:
     def __init__(self, *, path: str, batch_size: int = 8) -> None:
         from rlhf_core import check_scorer
 
-        info = check_scorer(path)
-        self.path, self.batch_size = path, batch_size
-        self.model, self.tokenizer = None, info.tokenizer
-        self.most = min(info.max_tokens or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
+        self.info, self.batch_size = check_scorer(path), batch_size
+        for warning in self.info.warnings:
+            logging.getLogger("rlhf").warning(warning)
+        self.model, self.tokenizer = None, self.info.tokenizer
+        self.most = min(self.info.max_tokens or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
 
     def __call__(self, prompts, completions: list[str], **_) -> list[float]:
         import torch
@@ -138,4 +140,4 @@ class RewardModelScore:
     def _load(self) -> None:
         from rlhf_core import load_scorer
 
-        self.model, self.tokenizer = load_scorer(self.path)
+        self.model, self.tokenizer = load_scorer(self.info)
