@@ -17,6 +17,7 @@ from rlhf_core.data.preparing import Preparation
 from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
+from rlhf_core.models import router
 from rlhf_core.models.resolve import ModelReference, find
 from rlhf_core.rewards.batch import ROW, columns_left_out
 from rlhf_core.rewards.binding import BoundReward, check_columns
@@ -94,7 +95,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     unused = [text for part in data.parts for text in part.warn(asked)]
     warnings += [*info.warnings, *data.warnings, *unused, *prepared, *limited, *left_out]
     method.check_rows(config.model_copy(update={"options": options}), len(train))
-    warnings += [*_not_evaluated(method, config, explicit, held_out), *_router(method, info)]
+    warnings += [*_not_evaluated(method, config, explicit, held_out), *router.left_out(info.config, method)]
     warnings += _check_context(info, method, options, template, train, held_out)
     warnings += columns_left_out(list(train[0])) if rewards else []
     data = replace(data, train=train, held_out=held_out, warnings=warnings)
@@ -159,16 +160,6 @@ def _not_evaluated(method: Method, config: RunConfig, given: Collection[str], he
     names = [*SAMPLING, *(["max_completion_length"] if method.data == "conversations" else [])]
     flags = ["--" + name.replace("_", "-") for name in names if name in given] + ["--reward"] * bool(config.reward)
     return [f"{', '.join(flags)}: no effect, because no held-out prompts are answered"] if flags else []
-
-
-def _router(method: Method, info: models.ModelInfo) -> list[str]:
-    """A warning where a method leaves out the loss by which a mixture of experts keeps all of them in use."""
-    coefficient = info.config.get_text_config().to_dict().get("router_aux_loss_coef")
-    if not coefficient or "router_aux_loss_coef" in method.settings:
-        return []
-    return [
-        f"the auxiliary loss of the model's router (router_aux_loss_coef {coefficient:g}) is left out by {method.name}"
-    ]
 
 
 def system_prompt_for(given: str | None, rewards: Sequence[BoundReward]) -> tuple[str | None, str]:

@@ -173,6 +173,8 @@ class GRPO(Method):
         """TRL's arguments, checked before the weights load."""
         from trl import GRPOConfig
 
+        from rlhf_core.models import router
+
         options = run.options
         lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
         aggregation = options.multi_objective_aggregation or "sum_then_normalize"
@@ -196,8 +198,7 @@ class GRPO(Method):
         )
         if arguments.sync_ref_model and (lora or not arguments.beta):
             raise UserError("--set sync_ref_model needs a separate reference model: --no-lora, and a --beta above 0")
-        if arguments.router_aux_loss_coef and "output_router_logits" not in run.info.config.get_text_config().to_dict():
-            raise UserError("--set router_aux_loss_coef: the model has no router")
+        arguments.router_aux_loss_coef = router.coefficient(run.info.config, arguments.router_aux_loss_coef)
         return arguments
 
 

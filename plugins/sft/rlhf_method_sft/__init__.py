@@ -10,11 +10,11 @@ model's chat template. Left out: raw text without conversations, and images.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from rlhf_core import Method, TrainingOptions, UserError, encode_conversations, hookimpl
+from rlhf_core import Method, TrainingOptions, encode_conversations, hookimpl
 from rlhf_core.settings import USED, given, refused, used_with
 
 Positive = Annotated[int, Field(gt=0)]
@@ -67,6 +67,7 @@ class SFT(Method):
     def trainer(self, run):
         from trl import SFTConfig
 
+        from rlhf_core.models import router
         from rlhf_core.prefix import Group, shares
         from rlhf_method_sft.trainer import ConcatenatingSFTTrainer
 
@@ -74,7 +75,7 @@ class SFT(Method):
         # With `padding_free` TRL truncates again; the rows are truncated already.
         padding_free = settings.get("padding_free") and not settings.get("packing")
         arguments = run.arguments(SFTConfig, max_length=None if padding_free else limit)
-        router = _router_loss(run.info.config, arguments.router_aux_loss_coef)
+        arguments.router_aux_loss_coef = router.coefficient(run.info.config, arguments.router_aux_loss_coef)
         rows = encode_conversations(run.train_rows, run.template, limit)
         trainer = ConcatenatingSFTTrainer(
             model=run.model,
@@ -86,16 +87,6 @@ class SFT(Method):
         )
         longest = max(rows["input_ids"], key=len)
         with trainer.accelerator.autocast():
-            shared = not router and shares(trainer.model, [Group(longest, [])])
+            shared = not arguments.router_aux_loss_coef and shares(trainer.model, [Group(longest, [])])
         trainer.concatenates = shared and not trainer.reasons_for_trls_batches()
         return trainer
-
-
-def _router_loss(config: Any, coefficient: float | None) -> bool:
-    """Whether TRL adds the loss of a router to that of the tokens. Raises `UserError` where there is no router."""
-    settings = config.get_text_config().to_dict()
-    if "output_router_logits" not in settings:
-        if coefficient:
-            raise UserError("--set router_aux_loss_coef: the model has no router")
-        return False
-    return bool(settings.get("router_aux_loss_coef", 0.0) if coefficient is None else coefficient)
