@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf_core.prefix.attention import NO_MASK, AttentionMetadata, GroupSpans, PackedAttention
+from rlhf_core.prefix.attention import NO_MASK, AttentionMetadata, GroupSpans, NotShared, PackedAttention
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.head import token_logps
 
@@ -171,6 +171,8 @@ def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, metadata: A
     decoder = unwrap(model).base_model
     with decoder.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
         call(model, input_ids, position_ids, metadata)
+    if not states:
+        raise NotShared("the model does not compute its states by its base model")
     return states[0]
 
 
