@@ -63,7 +63,7 @@ BAD_FILES = {
     "semicolons": ("a.csv", "question;answer\na;b\n", "separated by ';'"),
     "spaces in names": ("a.csv", "question, answer\na, b\n", "spaces around them"),
     "empty answer": ("a.jsonl", json.dumps(QA) + '\n{"question": "x", "answer": " "}', "a.jsonl line 2: .* answer is empty"),
-    "missing in a later row": ("a.jsonl", json.dumps(QA) + '\n{"question": "x"}', "a.jsonl line 2: .* has no 'answer'"),
+    "missing in a later row": ("a.jsonl", json.dumps(QA) + '\n{"question": "x"}', "a.jsonl line 2: .* has no answer"),
 }  # fmt: skip
 
 
@@ -429,7 +429,9 @@ def test_each_row_is_read_by_its_own_columns(write_jsonl):
 
 
 def test_a_row_that_fits_no_format_is_named(write_jsonl):
-    with pytest.raises(UserError, match="line 2: formatter question_answer: has no 'answer'. 1 of 2 rows"):
+    with pytest.raises(
+        UserError, match="line 2: formatter question_answer: has no answer; its columns: question, note. 1 of 2 rows"
+    ):
         load_file(write_jsonl("a.jsonl", [QA, {"question": "x", "note": "y"}]), "prompts")
 
 
@@ -482,6 +484,9 @@ def test_what_is_used_and_what_is_not(write_jsonl):
     pair = {"prompt": "Fever, what is it?", "chosen": "Warmth", "rejected": "Coldness"}
     part = load_file(write_jsonl("b.jsonl", [pair]), "conversations").parts[0]
     assert part.columns() == "prompt from prompt; chosen from chosen; not used: rejected"
+    judged = [{"prompt": "Fever, what is it?", "completion": f"Warmth {i}", "label": i > 0} for i in range(2)]
+    part = load_file(write_jsonl("c.jsonl", judged), "conversations").parts[0]
+    assert part.columns() == "prompt from prompt; completion from completion; also from label"
 
 
 @pytest.mark.parametrize("label", [False, 0, "False"])

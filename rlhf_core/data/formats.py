@@ -35,7 +35,7 @@ class Formats:
         self.counts: Counter[str] = Counter()
         self._groups, self._broken = _installed(spec.formatter, catalog)
         self._columns = dict.fromkeys(name for row in rows for name in row.values if row.values[name] is not None)
-        self._parts: dict[str, list[str]] = {}
+        self._parts: dict[str, dict[str, None]] = {}
         self._decided: dict[str, Mapping[str, Any]] = {}
         self._cache: dict[frozenset[str], list[list[Candidate]]] = {}
         self._small = False  # whether columns are found by their names in small letters
@@ -51,6 +51,9 @@ class Formats:
         values, origins = self._view(row)
         formatter = self._choose(values) or self.main
         renamed = formatter.renamed(values)
+        if missing := formatter.columns - values.keys() - renamed.keys():
+            problem = f"has no {_names(sorted(missing))}; its columns: {_names(values)}"
+            raise UserError(f"{row.location}: formatter {formatter.name}: {problem}")
         seen = _Reading(formatter.view({**values, **self._decided.get(formatter.name, {})}, renamed))
         example = _convert(formatter, seen, row.location)
         for name in seen.read & seen.keys():  # nothing else of the row becomes tokens
@@ -62,16 +65,15 @@ class Formats:
             example.columns.setdefault("tools", seen["tools"])
         for name in seen.read & seen.keys():
             origin = origins.get(renamed.get(name, name))
-            if origin is not None and (origin not in self._parts or (not self._parts[origin] and self._few())):
-                self._parts[origin] = _parts_of(dict.__getitem__(seen, name), example)
+            if origin is not None:
+                parts = self._parts.setdefault(origin, {})
+                if self.counts.total() <= LOOKED_AT:
+                    parts |= dict.fromkeys(_parts_of(dict.__getitem__(seen, name), example))
         return example
-
-    def _few(self) -> bool:
-        return self.counts.total() <= LOOKED_AT
 
     def parts(self) -> dict[str, list[str]]:
         """{column: the parts of an example in which its text is found}, of the columns that were read."""
-        return {name: self._parts[name] for name in self._columns if name in self._parts}
+        return {name: list(self._parts[name]) for name in self._columns if name in self._parts}
 
     def unread(self) -> list[str]:
         """The columns that no formatter read."""

@@ -212,7 +212,7 @@ def _answer(row: Mapping[str, Any], labels: list[str], values: list[Any], texts:
 def _right(row: Mapping[str, Any], labels: list[str], values: list[Any], texts: list[str]) -> _Right:
     column = next((name for name in ANSWER_COLUMNS if not is_blank(row.get(name))), None)
     if column is None:
-        raise ValueError(f"the row has no answer: none of {', '.join(ANSWER_COLUMNS)}")
+        raise ValueError("the row has no answer: none of answer, answer_idx, answerKey, cop, correct_option, label")
     answer = row[column]
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
