@@ -152,3 +152,32 @@ def test_the_prompts_of_grpo_are_trls(made_run):
     turns = [QUESTION, [SYSTEM, *QUESTION]]
     trainer.shown_tools = [None, None]
     assert trainer._tokenize_prompts(turns) == GRPOTrainer._tokenize_prompts(trainer, turns)
+
+
+def test_rollouts_are_shown_the_tools_of_their_row(go, write_jsonl, tmp_path, monkeypatch):
+    from rlhf_method_grpo import trainer as grpo
+
+    from rlhf_core.training import evaluation
+
+    asked: dict[str, set[str]] = {}
+    for module in (grpo, evaluation):
+
+        def spy(model, prompts, *arguments, real=module.rollout, name=module.__name__):
+            asked.setdefault(name, set()).update(tokenizer.decode(ids) for ids in prompts)
+            return real(model, prompts, *arguments)
+
+        monkeypatch.setattr(module, "rollout", spy)
+    tokenizer = AutoTokenizer.from_pretrained(builtin.MODEL)
+    file = tmp_path / "tools.jinja"
+    file.write_text("{% if tools %}{{ tools[0].name }}{% endif %}" + SWITCH.replace("BEGINS", ""))
+    rows = [{"prompt": "How?", "tools": [{"name": f"tool {i % 2}"}]} for i in range(12)]
+    values = {"max_steps": 1, "num_eval_prompts": 1, "max_completion_length": 4, "per_device_train_batch_size": 8}
+    code, _ = go(
+        method="grpo", data=write_jsonl("tools.jsonl", rows), chat_template=str(file), reward=["length"],
+        num_generations=2, **values,
+    )  # fmt: skip
+    assert code == 0
+    assert asked["rlhf_method_grpo.trainer"] == {
+        f"tool {i}<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n" for i in (0, 1)
+    }
+    assert asked["rlhf_core.training.evaluation"] < asked["rlhf_method_grpo.trainer"]

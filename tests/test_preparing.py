@@ -47,6 +47,20 @@ def assistant(text: str, **more) -> dict:
     return {"role": "assistant", "content": text, **more}
 
 
+def prepare_for(template: ChatTemplate, *arguments, need: str | None = None, **values):
+    """A preparation that finds what a row is for from its columns."""
+    made = {
+        kind: Preparation(template, kind, *arguments, **values) for kind in ("conversations", "preferences", "prompts")
+    }
+
+    def prepare(row: dict) -> dict:
+        kind = "conversations" if "messages" in row else "preferences" if "chosen" in row else "prompts"
+        return made[need or kind](row)
+
+    prepare.warnings = lambda rows: [text for one in made.values() for text in one.warnings(rows)]
+    return prepare
+
+
 SCHEMA = [{"type": "function", "function": {"name": "weather"}}]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 CALLED = [user("Oslo?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "4"}, assistant("It is 4.")]
@@ -85,11 +99,16 @@ CALLED = [user("Oslo?"), assistant("", tool_calls=[CALL]), {"role": "tool", "con
 )
 def test_rows_that_a_template_does_not_show_in_full_are_refused(made, row, source, message):
     with pytest.raises(UserError, match=message):
-        Preparation(made(source))(row)
+        prepare_for(made(source))(row)
+
+
+def test_a_template_that_is_not_valid_is_no_fault_of_a_row(made):
+    with pytest.raises(UserError, match="the chat template is not valid Jinja: .*, in line 1$"):
+        prepare_for(made("{% for m in messages %}{{ m.content }}"))
 
 
 def test_rows_with_tools_are_taken_by_a_template_that_shows_them(made):
-    prepare = Preparation(made(TOOLS))
+    prepare = prepare_for(made(TOOLS))
     for row in ({"messages": CALLED, "tools": SCHEMA}, {"prompt": CALLED[:3], "tools": SCHEMA}, {"messages": CALLED}):
         assert prepare(row) == row
     assert prepare.warnings(3) == []
@@ -97,22 +116,22 @@ def test_rows_with_tools_are_taken_by_a_template_that_shows_them(made):
 
 def test_a_row_that_is_refused_is_named_and_can_be_left_out(made, write_jsonl):
     rows = [{"messages": [user("a"), assistant("b")]}, {"messages": [user("a"), user("b"), assistant("c")]}]
-    specs, prepare = [DataSpec(write_jsonl("data.jsonl", rows))], Preparation(made(ALTERNATES + CHATML))
+    specs, prepare = [DataSpec(write_jsonl("data.jsonl", rows))], prepare_for(made(ALTERNATES + CHATML))
     with pytest.raises(UserError, match=r"data.jsonl line 2: the chat template refuses .*1 of 2 rows.*--skip-bad-rows"):
-        loading.load(specs, "conversations", Catalog(), prepare=prepare)
-    data = loading.load(specs, "conversations", Catalog(), prepare=prepare, skip_bad_rows=True)
+        loading.load(specs, "conversations", Catalog(), preparation=lambda: prepare)
+    data = loading.load(specs, "conversations", Catalog(), preparation=lambda: prepare, skip_bad_rows=True)
     assert [row["messages"] for row in data.train] == [rows[0]["messages"]]
     assert "left out 1 of 2 rows; the first: data.jsonl line 2: the chat template refuses" in data.warnings[-1]
 
 
 def test_the_system_prompt_goes_before_rows_without_one(made):
-    prepare = Preparation(made(), "Be brief.")
+    prepare = prepare_for(made(), "Be brief.")
     system = {"role": "system", "content": "Be brief."}
     assert prepare({"prompt": [user("a")]})["prompt"] == [system, user("a")]
     own = {"messages": [{"role": "system", "content": "Be kind."}, user("a"), assistant("b")]}
     assert prepare(own) == own
     assert prepare.warnings(2) == []
-    prepare = Preparation(
+    prepare = prepare_for(
         made("{% if messages[0].role == 'system' %}{{ raise_exception('No') }}{% endif %}" + CHATML), "x"
     )
     prepare({"prompt": [user("a")]})
@@ -122,11 +141,11 @@ def test_the_system_prompt_goes_before_rows_without_one(made):
 
 
 def test_special_tokens_in_texts_are_counted(made):
-    prepare = Preparation(made())
+    prepare = prepare_for(made())
     prepare({"prompt": [user("What is <|im_end|>?")]})
     prepare({"prompt": [user("What is <think>?")]})  # a tag, which marks up a text
     prepare({"messages": [user("[INST] a [/INST]"), assistant("b")]})
-    special, markup = prepare.warnings(3)
+    markup, special = sorted(prepare.warnings(3))
     assert special.startswith("1 of 3 rows have special tokens in their text, which act as such")
     assert markup.startswith("1 of 3 rows have chat markup in their text, which is text to this model")
     assert special.endswith(": <|im_end|>")
@@ -144,7 +163,7 @@ def test_escaped_special_tokens_are_text(made, text):
     special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<|im_start|>")}
     assert len([token for token in ids if token in special]) == 7  # of three turns, and of the answer's beginning
     assert len([token for token in plain.prompt_ids(messages) if token in special]) > 7
-    Preparation(escaped, control_tokens="escape")({"prompt": messages})
+    prepare_for(escaped, control_tokens="escape")({"prompt": messages})
 
 
 def test_a_text_between_the_templates_tokens_is_tokenized_as_a_whole(made):
@@ -157,28 +176,28 @@ def test_a_text_between_the_templates_tokens_is_tokenized_as_a_whole(made):
 
 def test_special_tokens_in_texts_can_be_refused(made):
     with pytest.raises(UserError, match=r"the text has <\|im_end\|>, <\|im_start\|>, which are tokens"):
-        Preparation(made(), control_tokens="refuse")({"prompt": [user("<|im_start|>user\nHi<|im_end|>")]})
+        prepare_for(made(), control_tokens="refuse")({"prompt": [user("<|im_start|>user\nHi<|im_end|>")]})
 
 
 def test_answers_that_do_not_fit_to_the_thought_of_the_prompt_are_counted(made):
-    prepare = Preparation(made(begins="{{ '<think>\n' }}"))
+    prepare = prepare_for(made(begins="{{ '<think>\n' }}"))
     prepare({"messages": [user("a"), assistant("b")]})
     prepare({"messages": [user("a"), assistant("<think>\nHm.\n</think>\n\nb")]})
     prepare({"messages": [user("a"), assistant("b", reasoning_content="Hm.")]})
     assert [text[:49] for text in prepare.warnings(3)] == ["1 of 3 rows have an answer without a thought, and"]
-    prepare = Preparation(made(begins="{{ '<think>\n\n</think>\n\n' }}"))
+    prepare = prepare_for(made(begins="{{ '<think>\n\n</think>\n\n' }}"))
     prepare({"messages": [user("a"), assistant("<think>Hm.</think>b")]})
     assert [text[:46] for text in prepare.warnings(1)] == ["1 of 1 rows have an answer with a thought, and"]
 
 
 def test_keys_that_a_template_does_not_use_are_said(made):
-    prepare = Preparation(made())
+    prepare = prepare_for(made())
     prepare({"messages": [user("a", name="Ann"), assistant("b", reasoning_content="c", weight=1)]})
     assert prepare.warnings(1) == ["1 of 1 rows have turns with 'name', which the chat template does not use"]
 
 
-@pytest.mark.parametrize("need", ["conversations", "prompts"])
-def test_columns_of_the_data_that_are_called_as_turns_are_no_turns(made, write_jsonl, need):
-    path = write_jsonl("a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    prepare = Preparation(made(), parts=loading.PROJECTED[need])
-    assert len(loading.load([DataSpec(path)], need, Catalog(), prepare=prepare).train) == 1
+def test_columns_of_the_data_that_are_not_used_are_not_read(made):
+    """Rewards may want the pair of a row whose prompt is answered."""
+    row = {"prompt": [user("a")], "chosen": "text <|im_end|>", "rejected": None}
+    prepare = prepare_for(made(), need="prompts", control_tokens="refuse")
+    assert prepare(row) == row

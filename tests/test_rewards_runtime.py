@@ -326,3 +326,19 @@ def test_a_trainer_of_ones_own_gets_each_rows_weighted_sum(runtime):
     rewards = runtime("fine:weight=2", "ints", "one_row")
     assert rewards.score(batch()) == [4.0, 5.0, None, 3.0]
     assert rewards.last[2]["rewards"] == {"fine": 1.0, "ints": 3.0, "one_row": None}
+
+
+def test_a_function_that_names_it_is_told_which_answers_ended(tmp_path):
+    """Row by row too. A function with `**kwargs` alone is given no more than TRL's names and the data's columns."""
+    code = (
+        "def told(completions, finished, **_):\n"
+        "    if len(finished) > 1: raise ValueError\n"
+        "    return [float(end) for end in finished]\n"
+        "def untold(completions, **kwargs): return [float('finished' in kwargs)] * len(completions)\n"
+    )
+    (tmp_path / "ends.py").write_text(code)
+    rewards = bind_all([RewardSpec.read(f"{tmp_path / 'ends.py'}:{name}") for name in ("told", "untold")], Catalog())
+    runtime = RewardRuntime(rewards, str, finished=lambda ids: ids[-1] == 2)
+    batch = RewardBatch([[]] * 2, [[{"role": "assistant", "content": "a"}]] * 2, [[5, 2], [5, 6]], {})
+    assert [column.scores for column in runtime.evaluate(batch).values()] == [[1.0, 0.0], [0.0, 0.0]]
+    runtime.close()

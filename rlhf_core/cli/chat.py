@@ -73,7 +73,8 @@ def chat(
         with Screen().working("Loading the model …") if terminal else nullcontext():
             loaded, template = _load(reference, chat_template, kwargs, settings, write)
             template.escape = ran.get("control_tokens") == "escape"
-            runtimes = {r.name: RewardRuntime([r], template.decode, opening=template.opening) for r in rewards}
+            texts: dict[str, Any] = {"opening": template.opening, "finished": template.finished}
+            runtimes = {r.name: RewardRuntime([r], template.decode, **texts) for r in rewards}
             for runtime in runtimes.values():
                 opened.callback(runtime.close)
                 runtime.start()

@@ -131,22 +131,34 @@ class ChatTemplate:
         """
         return self.tokenizer.decode([token for token in ids if token not in self._control], skip_special_tokens=False)
 
+    def finished(self, ids: Sequence[int]) -> bool:
+        """Whether an answer of these tokens ended by itself, rather than being cut."""
+        return bool(ids) and ids[-1] in self._ends
+
+    @functools.cached_property
+    def _ends(self) -> set[int]:
+        ends = (*self.ends, self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(self.end_token))
+        return {token for token in ends if token is not None}
+
     @functools.cached_property
     def _control(self) -> set[int]:
         t = self.tokenizer
         named = (t.bos_token_id, t.eos_token_id, t.pad_token_id, t.unk_token_id, t.sep_token_id, t.cls_token_id)
-        ends = (*self.ends, t.convert_tokens_to_ids(self.end_token))
-        return {token for token in (*named, t.mask_token_id, *ends) if token is not None}
+        return {token for token in (*named, t.mask_token_id, *self._ends) if token is not None}
 
     @functools.cached_property
     def has_system(self) -> bool:
-        """Whether the template shows a system message."""
+        """Whether the template shows a system message. Raises `UserError` for a template that is not valid."""
         return MARK in self._try([{"role": "system", "content": MARK}, {"role": "user", "content": "?"}])
 
     def _try(self, messages: Messages) -> str:
+        from jinja2 import TemplateSyntaxError
+
         try:
             return self._apply(messages, None, add_generation_prompt=True)
-        except UserError:
+        except UserError as error:
+            if isinstance(error.__cause__, TemplateSyntaxError):  # whatever the messages
+                raise
             return ""
 
     def _render(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool) -> str:
@@ -168,7 +180,8 @@ class ChatTemplate:
                 **self.kwargs,
             )
         except TemplateSyntaxError as error:
-            raise UserError(f"the chat template is not valid Jinja: {error.message}, in line {error.lineno}") from error
+            found = f"{str(error.message).rstrip('.')}, in line {error.lineno}"
+            raise UserError(f"the chat template is not valid Jinja: {found}") from error
         # What Jinja raises, and what expressions in a template do.
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(turn["role"] for turn in messages)

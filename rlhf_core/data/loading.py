@@ -22,7 +22,7 @@ from rlhf_core.formatter import Example, Messages
 from rlhf_core.grammar import DataSpec
 
 Need = Literal["prompts", "preferences", "conversations"]
-Prepare = Callable[[dict[str, Any]], dict[str, Any]] | None
+Rows = list[tuple[Row, dict[str, Any]]]
 # What a row becomes for each need. Its other columns stay, for rewards, but for those that are its prompt and answer.
 PROJECTED: Mapping[Need, tuple[str, ...]] = {
     "prompts": ("prompt",),
@@ -109,16 +109,17 @@ def load(
     held_out: int = 0,
     seed: int = 0,
     skip_bad_rows: bool = False,
-    prepare: Prepare = None,
+    preparation: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
 ) -> Data:
     """Read the sources and convert them for a method that needs `need`.
 
     The held-out rows are those of `eval_specs`, or of the built-in set if that is the only source, else `held_out` rows
     chosen by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
     which is as large as possible without a row twice. A row that can't be converted is an error, or with
-    `skip_bad_rows` left out and counted in the warnings. `prepare` changes projected rows, and may refuse some.
+    `skip_bad_rows` left out and counted in the warnings. `preparation()` gives what changes projected rows, and may
+    refuse some; it is called once the rows of a source are converted.
     """
-    how = need, catalog, skip_bad_rows, prepare
+    how = need, catalog, skip_bad_rows, preparation
     parts = [_part(spec, *how) for spec in specs]
     eval_parts = [_part(spec, *how, "evaluate") for spec in eval_specs]
     others = [row for part in eval_parts for row in part.rows]
@@ -140,7 +141,7 @@ def load(
 
 
 def _part(
-    spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, prepare: Prepare, use: Use = "train"
+    spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, preparation: Any, use: Use = "train"
 ) -> Part:
     """The rows of one source to train on, or to evaluate on."""
     if spec.source == BUILTIN:
@@ -151,7 +152,8 @@ def _part(
     if not rows:
         raise UserError(f"{spec.source}: there is no row in it")
     formats = Formats(rows, spec, catalog)
-    projected, bad, unanswered, worse, text_prompts = [], [], 0, 0, True
+    bad: list[str] = []
+    converted, unanswered, worse, text_prompts = [], 0, 0, True
     prompt_column = spec.columns.get("prompt", "prompt")
     for row in rows:
         try:
@@ -162,10 +164,12 @@ def _part(
                 continue
             one = project(row, example, need)
             text_prompts &= is_text_prompt(row.values.get(prompt_column), prompt_of(one))
-            projected.append(_prepared(row, one, prepare))
+            converted.append((row, one))
             unanswered += need == "conversations" and not answered
         except UserError as error:
             bad.append(str(error))
+    prepare = preparation() if preparation and converted and (skip_bad_rows or not bad) else None
+    projected = _prepared(converted, prepare, bad) if prepare else [one for _, one in converted]
     if worse == len(rows):
         raise UserError(f"{spec.source}: all answers are marked as bad (label), so there is none to learn")
     warnings += formats.told + bad_rows(spec.source, bad, len(rows), skip_bad_rows, bool(projected))
@@ -208,11 +212,15 @@ def _use(formats: Formats, need: Need) -> tuple[dict[str, list[str]], list[str]]
     return used, unused
 
 
-def _prepared(row: Row, projected: dict[str, Any], prepare: Prepare) -> dict[str, Any]:
-    try:
-        return prepare(projected) if prepare else projected
-    except UserError as error:
-        raise UserError(f"{row.location}: {error}") from error
+def _prepared(rows: Rows, prepare: Callable[[dict[str, Any]], dict[str, Any]], bad: list[str]) -> list[dict[str, Any]]:
+    """What `prepare` makes of `rows`; why it refused some is added to `bad`."""
+    prepared = []
+    for row, projected in rows:
+        try:
+            prepared.append(prepare(projected))
+        except UserError as error:
+            bad.append(f"{row.location}: {error}")
+    return prepared
 
 
 def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:

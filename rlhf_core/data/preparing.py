@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate
 from rlhf_core.data.encoding import THOUGHT_KEYS, WRITTEN_THOUGHT, learned_turns, tools_of
+from rlhf_core.data.loading import PROJECTED, Need
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
 
@@ -23,41 +24,44 @@ READ = ("role", "content", "weight", "tool_call_id", *THOUGHT_KEYS)  # keys of t
 class Preparation:
     """Called with each projected row; `warnings` says afterwards what was found.
 
-    `parts`: the keys of a row that hold turns; other columns of these names are the data's.
+    `need` says which of a row's columns hold turns; others are the data's, whatever their names.
     `control_tokens`: what special tokens in the data's text do: `warn`, `escape` or `refuse`, as `--control-tokens`.
     """
 
     def __init__(
         self,
         template: ChatTemplate,
+        need: Need,
         system_prompt: str | None = None,
         control_tokens: Literal["warn", "escape", "refuse"] = "warn",
-        parts: Sequence[str] = ("prompt", "chosen", "rejected", "messages"),
     ) -> None:
-        self.answers = [part for part in parts if part != "prompt"]
         self.template, self.system_prompt, self.control_tokens = template, system_prompt, control_tokens
+        self.columns = PROJECTED[need]  # a row's others are the data's, for rewards
+        self.has_system = template.has_system
+        self.rows = 0
         self.counts: Counter[str] = Counter()  # rows of which something is to be said
         self.names = {"special": Counter[str](), "markup": Counter[str]()}  # what was found in texts
         self.keys: Counter[str] = Counter()  # of turns that the template does not use
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with the system prompt. Raises `UserError` for one that the template can't show in full."""
-        first = "messages" if "messages" in row else "prompt"
+        self.rows += 1
+        first = self.columns[0]
         if self.system_prompt and row[first][0]["role"] != "system":
             row = {**row, first: [{"role": "system", "content": self.system_prompt}, *row[first]]}
-        tools, prompt = tools_of(row), row.get("prompt") or []
-        answers = [side for side in self.answers if row.get(side)]
-        turns = [turn for part in dict.fromkeys((first, *answers)) for turn in row[part]]
+        tools, prompt = tools_of(row), row["prompt"] if first == "prompt" else []
+        turns = [turn for column in self.columns for turn in row[column]]
         self._check_texts(turns)
         self._check_keys(turns)
-        if row[first][0]["role"] == "system" and not self.template.has_system:
+        if row[first][0]["role"] == "system" and not self.has_system:
             self.counts["system"] += 1
         if first == "prompt":
             self.template.prompt(prompt, tools)
             if tools:
                 self._check_tools(prompt, tools)
-        for side in answers:
-            self._check_answers([*prompt, *row[side]], len(prompt), tools)
+        for column in self.columns:
+            if column != "prompt":
+                self._check_answers([*prompt, *row[column]], len(prompt), tools)
         return row
 
     def _check_texts(self, turns: Messages) -> None:

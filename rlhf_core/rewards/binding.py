@@ -20,7 +20,8 @@ from rlhf_core.rewards import by_path
 CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
 _LIST = re.compile(r"(?:Optional\[)?(?:[Ll]ist|[Tt]uple|Sequence|Iterable|Collection)\[(\w+)")
 LOGS = frozenset({"log_extra", "log_metric"})
-TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids"}
+FINISHED = "finished"  # ours: whether each answer ended by itself, for functions that name it
+TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids", FINISHED}
 # Names that are never a column of the data: TRL's, whose values are the run's, and those of what the run makes prompts
 # and completions of.
 INSTEAD = {"prompt": "prompts", "completion": "completions", "messages": "prompts"}

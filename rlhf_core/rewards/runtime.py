@@ -21,7 +21,7 @@ from typing import Any
 
 from rlhf_core.data.loading import prompt_of
 from rlhf_core.rewards.batch import ROW, TEXT_PROMPT, RewardBatch, columns_of
-from rlhf_core.rewards.binding import CALLBACK_NAMES, LOGS, BoundReward, check_columns
+from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, join, out_of_time
 from rlhf_core.rewards.worker import Worker
@@ -37,7 +37,8 @@ class RewardRuntime:
     """The rewards of one run. Samples and errors are written to `folder`.
 
     An answer's text is what its prompt has opened of it, `opening`, and its decoded tokens. `rows` are the run's, by
-    their number in the column `ROW`; `text_prompts`: their prompts were plain text.
+    their number in the column `ROW`; `text_prompts`: their prompts were plain text. `finished` says of an answer's
+    tokens whether it ended by itself.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class RewardRuntime:
         opening: Callable[[Any], str] = lambda prompt: "",
         rows: Sequence[Mapping[str, Any]] = (),
         text_prompts: bool = False,
+        finished: Callable[[Sequence[int]], bool] = lambda ids: True,
     ) -> None:
         self.rewards = list(rewards)
-        self.decode, self.opening = decode, opening
+        self.decode, self.opening, self.finished = decode, opening, finished
         self.folder = folder
         self.rows, self.text_prompts = rows, text_prompts
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
@@ -183,7 +185,8 @@ class RewardRuntime:
             data, trl = self._inputs(reward, batch)
 
             def score_row(i: int) -> Column:
-                alone = {name: [trl[name][i]] for name in ("prompts", "completions", "completion_ids")}
+                lists = ("prompts", "completions", "completion_ids", FINISHED)
+                alone = {name: [trl[name][i]] for name in lists if name in trl}
                 inputs = {name: [values[i]] for name, values in data.items()}, {**trl, **alone}
                 return self._call(reward, inputs, 1, deadline)
 
@@ -226,6 +229,8 @@ class RewardRuntime:
             "completions": list(batch.texts) if as_text["completions"] else [_copy(c) for c in batch.completions],
             "completion_ids": [list(ids) for ids in batch.completion_ids],
         }
+        if FINISHED in reward.signature.trl:
+            trl[FINISHED] = [self.finished(ids) for ids in batch.completion_ids]
         if reward.kind != "process":
             # Logging is for full batches, in the order of their rows.
             logs = LOGS if reward.kind == "concurrent" else ()

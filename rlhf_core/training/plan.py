@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -58,13 +59,17 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     for name in config.callback:
         catalog.find("callbacks", name)
     warnings = arguments.check_settings(method, config)
-    model = find(config.model, "--model")
-    info = models.inspect(model, method.task, chat_template=config.chat_template)
-    escape = options.control_tokens == "escape"
-    template = ChatTemplate(info.tokenizer, options.chat_template_kwargs, models.end_tokens(info), escape=escape)
     system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
-    parts = data_module.PROJECTED[method.data]
-    prepare = Preparation(template, system_prompt, options.control_tokens, parts)
+
+    @functools.cache
+    def inspected() -> tuple[ModelReference, models.ModelInfo, Preparation]:
+        """Importing transformers, so after all rows are read."""
+        model = find(config.model, "--model")
+        info = models.inspect(model, method.task, chat_template=config.chat_template)
+        escape = options.control_tokens == "escape"
+        template = ChatTemplate(info.tokenizer, options.chat_template_kwargs, models.end_tokens(info), escape=escape)
+        return model, info, Preparation(template, method.data, system_prompt, options.control_tokens)
+
     data = data_module.load(
         config.data_specs,
         method.data,
@@ -73,9 +78,11 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         held_out=options.num_eval_prompts,
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
-        prepare=prepare,
+        preparation=lambda: inspected()[2],
     )
-    prepared = prepare.warnings(sum(part.total for part in data.parts))
+    model, info, prepare = inspected()
+    template = prepare.template
+    prepared = prepare.warnings(prepare.rows)
     arguments.check_names(options)
     models.check_options(info, options)
     explicit = given_options(config, method)

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,8 @@ def prepare(
     plan = planning.make_plan(config, method, catalog, rewards)
     data, template = plan.data, plan.template
     more: dict[str, Any] = {"rows": [*data.train, *data.held_out], "text_prompts": data.text_prompts}
-    runtime = RewardRuntime(rewards, template.decode, folder, opening=template.opening, **more)
+    more |= {"opening": template.opening, "finished": template.finished}
+    runtime = RewardRuntime(rewards, template.decode, folder, **more)
     run = Run(plan, runtime, resume_from)
     if resume_from is not None:
         plan.data.warnings.extend(resuming.check(run, resume_from, planning.plugins_used(plan, catalog)))
@@ -322,4 +324,5 @@ def _next_command(run: Run, method: Method) -> str:
         return f"rlhf run --method ppo --reward-model {run.folder / 'model'} --model {config.model}"
     data = "" if config.data == [BUILTIN] else "".join(f" --data {spec}" for spec in config.data_specs)
     rewards = "".join(f" --reward '{spec}'" if spec.parameters else f" --reward {spec}" for spec in config.reward_specs)
-    return f"rlhf run --method {config.method}{rewards} --model {run.folder / 'model'}{data}"
+    kwargs = f" --chat-template-kwargs {shlex.quote(json.dumps(run.template.kwargs))}" if run.template.kwargs else ""
+    return f"rlhf run --method {config.method}{rewards} --model {run.folder / 'model'}{data}{kwargs}"

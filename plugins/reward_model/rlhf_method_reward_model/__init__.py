@@ -11,7 +11,7 @@ on the last hidden state of the end token, or of the token before it if the toke
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -94,6 +94,15 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _template_kwargs(path: str) -> dict[str, Any]:
+    """The variables of the chat template with which the model was trained, if it is a run's."""
+    from rlhf_core.commands import find_model, read_config
+
+    run = find_model(path).run
+    file = run / "config.yaml" if run else None
+    return read_config(file).get("chat_template_kwargs", {}) if file and file.is_file() else {}
+
+
 class RewardModelScore:
     """The score of a trained reward model for a prompt with its answer: any number, higher is better.
 
@@ -104,18 +113,18 @@ class RewardModelScore:
     def __init__(self, *, path: str, batch_size: int = 8) -> None:
         from rlhf_core import check_scorer
 
-        self.info, self.batch_size = check_scorer(path), batch_size
+        self.info, self.batch_size, self.kwargs = check_scorer(path), batch_size, _template_kwargs(path)
         for warning in self.info.warnings:
             logging.getLogger("rlhf").warning(warning)
         self.model, self.tokenizer = None, self.info.tokenizer
         self.most = min(self.info.max_tokens or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
 
-    def __call__(self, prompts, completions: list[str], **_) -> list[float]:
+    def __call__(self, prompts, completions: list[str], finished=None, **_) -> list[float]:
         import torch
 
         if self.model is None:
             self._load()
-        rows = self.encode(prompts, completions)
+        rows = self.encode(prompts, completions, finished)
         scores: list[float] = []
         with torch.no_grad():
             for start in range(0, len(rows), self.batch_size):
@@ -123,18 +132,19 @@ class RewardModelScore:
                 scores += self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
         return scores
 
-    def encode(self, prompts, completions: list[str]) -> list[list[int]]:
-        """Token ids of each prompt with its answer and an end token, as in training; of those too many for the model
-        the last.
+    def encode(self, prompts, completions: list[str], finished=None) -> list[list[int]]:
+        """Token ids of each prompt with its answer and, if it is finished, an end token, as in training; of those too
+        many for the model the last.
         """
         from rlhf_core import ChatTemplate, encode_answer
 
-        rows, template = [], ChatTemplate(self.tokenizer)
-        for prompt, text in zip(prompts, completions, strict=True):
+        rows, template = [], ChatTemplate(self.tokenizer, self.kwargs)
+        finished = [True] * len(prompts) if finished is None else finished
+        for prompt, text, ended in zip(prompts, completions, finished, strict=True):
             turns = [{**message, "content": _writable(message["content"])} for message in prompt]
             reply = [{"role": "assistant", "content": _writable(text)}]
             before, answer, _ = encode_answer(template, turns, reply)
-            rows.append((before + answer)[-self.most :])
+            rows.append((before + (answer if ended else answer[:-1]))[-self.most :])
         return rows
 
     def _load(self) -> None:

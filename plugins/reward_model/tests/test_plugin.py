@@ -132,6 +132,21 @@ def test_a_saved_model_computes_the_trained_scores_in_any_batch(go, kind):
     assert max(together) - min(together) > 1e-3
 
 
+def test_an_answer_that_was_cut_gets_no_end_token(go, made_run):
+    """And is rendered with the variables of the model's own run."""
+    template = Path("switch.jinja")
+    template.write_text("{{ mood }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    values = {"chat_template": str(template), "chat_template_kwargs": {"mood": "calm "}, "max_steps": 1}
+    code, folder = go(**values)
+    rewards = RewardModelScore(path=str(folder / "model"))
+    ended, cut = rewards.encode([PROMPTS[0]] * 2, ["Rest."] * 2, [True, False])
+    assert (code, cut) == (0, ended[:-1])
+    assert rewards.tokenizer.decode(ended).startswith("calm ")
+    assert rewards.tokenizer.decode(cut).endswith("Rest.")
+    assert ended[-1] == rewards.tokenizer.eos_token_id
+    assert rewards([PROMPTS[0]], ["Rest."]) == rewards([PROMPTS[0]], ["Rest."], finished=[True])
+
+
 def test_it_learns_to_score_chosen_answers_higher(go):
     code, folder = go(max_steps=20, learning_rate=1e-2)
     assert code == 0

@@ -211,7 +211,7 @@ def _rollouts(
 
 def _score(comparison: Comparison, template: ChatTemplate, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
     runtime = comparison.rewards
-    runtime.decode, runtime.opening = template.decode, template.opening
+    runtime.decode, runtime.opening, runtime.finished = template.decode, template.opening, template.finished
     rows = [row for row in comparison.questions.rows for _ in range(each)]
     batch = runtime.batch(rows, [one.completion for one in rollouts])
     scored = runtime.evaluate(batch)
