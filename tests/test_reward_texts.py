@@ -139,7 +139,7 @@ def test_a_perfect_answer_to_a_prompt_that_opened_the_thought_scores_one(tokeniz
     template = ChatTemplate(tokenizer, {})
     reward = bind(RewardSpec.read("medical_format"), Catalog())
     runtime = RewardRuntime([reward], template.decode, opening=template.opening)
-    row = {"prompt": [{"role": "user", "content": "q"}], "answer": "x"}
+    row = {"prompt": [{"role": "user", "content": "q"}], "answer": "x", "tools": None}
     ids = tokenizer.encode("I know it.\n</think>\n<answer>b</answer><|im_end|>", add_special_tokens=False)
     batch = runtime.batch([row], [ids])
     assert batch.texts == ["<think>\nI know it.\n</think>\n<answer>b</answer>"]

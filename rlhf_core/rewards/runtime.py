@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import prompt_of
 from rlhf_core.rewards.batch import ROW, TEXT_PROMPT, RewardBatch, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, BoundReward, check_columns
@@ -47,7 +48,7 @@ class RewardRuntime:
         decode: Callable[[Sequence[int]], str],
         folder: Path | None = None,
         *,
-        opening: Callable[[Any], str] = lambda prompt: "",
+        opening: Callable[..., str] = lambda prompt, tools=None: "",
         rows: Sequence[Mapping[str, Any]] = (),
         text_prompts: bool = False,
         finished: Callable[[Sequence[int]], bool] = lambda ids: True,
@@ -118,12 +119,10 @@ class RewardRuntime:
     ) -> RewardBatch:
         """The answers `completion_ids`, one to each of `rows`, as rewards get them."""
         prompts = [prompt_of(row) for row in rows]
-        texts = self._texts(prompts, completion_ids)
+        openings = [self.opening(prompt, tools_of(row)) for prompt, row in zip(prompts, rows, strict=True)]
+        texts = [opening + self.decode(ids) for opening, ids in zip(openings, completion_ids, strict=True)]
         completions = [[{"role": "assistant", "content": text}] for text in texts]
         return RewardBatch(prompts, completions, completion_ids, columns_of(rows), trl or {}, texts)
-
-    def _texts(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]) -> list[str]:
-        return [self.opening(prompt) + self.decode(ids) for prompt, ids in zip(prompts, completion_ids, strict=True)]
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Each row's weighted sum of scores, recorded and counted as TRL's calls are.
@@ -147,7 +146,8 @@ class RewardRuntime:
         if ROW in batch.columns:
             rows = [self.rows[number] for number in batch.columns[ROW]]
             vars(batch).update(vars(self.batch(rows, batch.completion_ids, batch.trl)))
-        batch.texts = batch.texts or self._texts(batch.prompts, batch.completion_ids)
+        answers = zip(batch.prompts, batch.completion_ids, strict=True)
+        batch.texts = batch.texts or [self.opening(prompt) + self.decode(ids) for prompt, ids in answers]
         others = {r.name: self._batches.submit(self._score, r, batch) for r in self.rewards if r.kind != "ordinary"}
         columns: dict[str, Column] = {}
         for reward in self.rewards:

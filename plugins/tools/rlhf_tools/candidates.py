@@ -33,6 +33,7 @@ class Questions:
     rows: list[dict[str, Any]]
     source: str
     warnings: Sequence[str] = ()
+    text_prompts: bool = False
 
     @property
     def columns(self) -> dict[str, list[Any]]:
@@ -142,7 +143,7 @@ def _any_rows(
     data = commands.load_data(specs, "prompts", catalog, skip_bad_rows=skip_bad_rows)
     rows = list(data.train)
     random.Random(seed).shuffle(rows)
-    return Questions(rows[:count], source, data.warnings)
+    return Questions(rows[:count], source, data.warnings, data.text_prompts)
 
 
 def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog) -> Questions:
@@ -154,15 +155,15 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
         specs = config.eval_specs or config.data_specs
         found = _any_rows(specs, count, seed, catalog, config.skip_bad_rows)
         return replace(found, source=f"{found.source} (as in {run.name})")
-    rows = commands.load_data(
+    data = commands.load_data(
         config.data_specs,
         run.method.data,
         catalog,
         held_out=options.num_eval_prompts,
         seed=options.seed,
         skip_bad_rows=config.skip_bad_rows,
-    ).held_out[:count]
-    source = ", ".join(spec.source for spec in config.data_specs)
+    )
+    rows, source = data.held_out[:count], ", ".join(spec.source for spec in config.data_specs)
     if not rows:
         raise UserError(f"{run.given} held out no row of {source}: pass prompts that it was not trained on with --data")
     warnings = [
@@ -170,7 +171,7 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
         for other in candidates
         if other.config and not other.config.eval_data and _split_by(other) != _split_by(run)
     ]
-    return Questions(rows, f"{source}, what {run.name} held out", warnings)
+    return Questions(rows, f"{source}, what {run.name} held out", warnings, data.text_prompts)
 
 
 def _split_by(candidate: Candidate) -> tuple[Any, ...]:

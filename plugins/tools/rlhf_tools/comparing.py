@@ -107,8 +107,8 @@ def prepare(
 ) -> Comparison:
     """Resolve and check, cheap checks first."""
     rewards = finding.choose_rewards(reward, candidates, catalog)
-    runtime = RewardRuntime(rewards, lambda ids: "")  # each model decodes its own answers
     questions = finding.choose_questions(data, prompts, seed, candidates, catalog, skip_bad_rows)
+    runtime = RewardRuntime(rewards, lambda ids: "", text_prompts=questions.text_prompts)  # each model decodes its own
     runtime.check_columns(list(questions.columns), questions.source)
     system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
     if system_prompt:
