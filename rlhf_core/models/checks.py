@@ -7,6 +7,7 @@ shapes that the files have into a model without storage, so that what is missing
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -175,7 +176,9 @@ def with_adapter(empty: PreTrainedModel, config: PeftConfig) -> Any:
     if isinstance(config, LoraConfig):
         config = copy.deepcopy(config)
         config.init_lora_weights = True  # others compute with the model's weights
-    return get_peft_model(copy.deepcopy(empty), config, low_cpu_mem_usage=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again when the weights have loaded, and are logged then
+        return get_peft_model(copy.deepcopy(empty), config, low_cpu_mem_usage=True)
 
 
 def check_targets(empty: PreTrainedModel, config: PeftConfig) -> None:
@@ -214,7 +217,9 @@ def check_output(empty: PreTrainedModel, config: PeftConfig, called: str) -> Non
 
 def _layers(empty: PreTrainedModel) -> list[str]:
     """The last parts of the names of layers, which `--lora-target-modules` may name."""
-    layers = {name.rpartition(".")[2] for name, module in empty.named_modules() if hasattr(module, "weight")}
+    output = empty.get_output_embeddings()
+    named = [(name, module) for name, module in empty.named_modules() if module is not output]
+    layers = {name.rpartition(".")[2] for name, module in named if hasattr(module, "weight")}
     return sorted(name for name in layers if "norm" not in name and not name.isdigit())
 
 
