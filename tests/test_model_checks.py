@@ -227,7 +227,10 @@ def test_trainable_tokens_of_an_adapter(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["nonsense"], "nonsense: the model has no such module. The model's layers: down_proj, embed_tokens, gate_proj, k_proj, o_proj,"),
+        (
+            ["nonsense"],
+            "nonsense: the model has no such module. The model's layers: down_proj, embed_tokens, gate_proj, k_proj, o_proj,",
+        ),
         (["q_proj", "v_prj"], "v_prj: the model has no such module. Did you mean 'v_proj'"),
         (["norm"], "norm: PEFT can't adapt that: Target module"),
         (["mlp"], "mlp: PEFT can't adapt that: Target module"),
