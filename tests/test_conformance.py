@@ -366,12 +366,12 @@ def test_broken_rules_of_a_formatter_are_reported(distribution, tmp_path, import
     (tmp_path / "site" / "odd_module_examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(AssertionError) as caught:
         check_formatter("careless")
-    assert "a row whose patient is None is accepted" in str(caught.value)
+    assert "a row whose patient is a truth value instead of text is accepted" in str(caught.value)
     with pytest.raises(AssertionError, match="prompt is 'Fever.': return a list of"):
         check_formatter("bare")
     with pytest.raises(AssertionError) as caught:
         check_formatter("strict")
-    assert "a row whose b is None is accepted" in str(caught.value)
+    assert "a row whose b is a truth value instead of text is accepted" in str(caught.value)
     assert "patient" not in str(caught.value).partition("names the row")[2]
 
 

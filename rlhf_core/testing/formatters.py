@@ -23,7 +23,6 @@ from rlhf_core.testing.report import Report, Result
 
 NEEDS: tuple[Need, ...] = ("preferences", "conversations", "prompts")
 ROLES = ("system", "user", "assistant", "tool")
-WRONG = {"missing": None, "None": None, "a truth value instead of text": True}
 
 
 def examine(name: str) -> Report:
@@ -174,7 +173,10 @@ def _refuses(rule: Result, entry: Entry, catalog: Catalog) -> None:
 
 
 def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list[Row], catalog: Catalog) -> None:
-    """A good row, then the same with one column corrupted, read from a file as a user's data is."""
+    """A good row, then the same with one column corrupted, read from a file as a user's data is.
+
+    The core refuses rows without a column, or with None in it.
+    """
     good = rows[0].values
     needs = [need for need in NEEDS if _serves(rows[0], formatter, need)]
     if not needs:
@@ -183,17 +185,14 @@ def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.jsonl"
         for column in sorted(formatter.columns):
-            for corruption, value in WRONG.items():
-                bad = {key: item for key, item in good.items() if key != column or corruption != "missing"}
-                bad |= {} if corruption == "missing" else {column: value}
-                file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n", encoding="utf-8")
-                what = f"a row whose {column} is {corruption}"
-                try:
-                    load([DataSpec(str(file), formatter=name)], needs[0], catalog)
-                except UserError as error:
-                    if "line 2" not in str(error):
-                        rule.fault(f"{what}: the message does not name the row: {error}")
-                except Exception as error:
-                    rule.fault(f"{what} raises {type(error).__name__}: {error}: raise ValueError, saying what is wrong")
-                else:
-                    rule.fault(f"{what} is accepted: raise ValueError, saying what is wrong")
+            file.write_text(f"{json.dumps(good)}\n{json.dumps({**good, column: True})}\n", encoding="utf-8")
+            what = f"a row whose {column} is a truth value instead of text"
+            try:
+                load([DataSpec(str(file), formatter=name)], needs[0], catalog)
+            except UserError as error:
+                if "line 2" not in str(error):
+                    rule.fault(f"{what}: the message does not name the row: {error}")
+            except Exception as error:
+                rule.fault(f"{what} raises {type(error).__name__}: {error}: raise ValueError, saying what is wrong")
+            else:
+                rule.fault(f"{what} is accepted: raise ValueError, saying what is wrong")
