@@ -12,7 +12,7 @@ from rlhf_core.config import LORA, RunConfig, given_options
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.data.chat_template import ESCAPE, ChatTemplate
-from rlhf_core.data.encoding import tools_of
+from rlhf_core.data.encoding import encode_conversation, tools_of
 from rlhf_core.data.loading import PROJECTED, Need
 from rlhf_core.data.preparing import Preparation
 from rlhf_core.errors import UserError
@@ -245,7 +245,10 @@ def dry_run(plan: Plan, tested: SmokeTest | None, screen: Screen) -> None:
     prompt = first.get("prompt")
     screen.say(f"\nThe first {'prompt' if prompt else 'conversation'}, as the model gets it:\n")
     tools = tools_of(first)
-    shown = plan.template.prompt(prompt, tools) if prompt else plan.template.conversation(first["messages"], tools)
+    if prompt:
+        shown = plan.template.prompt(prompt, tools)
+    else:  # up to its last answer, with thoughts that the template leaves out
+        shown = plan.template.tokenizer.decode(encode_conversation(plan.template, first["messages"], tools)[-1][0])
     screen.say(shown.replace(ESCAPE, ""))
     result = "A reward failed on every row, see above." if tested and tested.failed else "All checks passed."
     screen.say(f"{result} Nothing was trained (--dry-run).", "bold")
