@@ -135,3 +135,12 @@ def test_the_configuration_of_a_finished_run_repeats_it(go):
     done = CliRunner().invoke(rlhf, ["run", "--config", "first/config.yaml", "--dry-run"])
     assert done.exit_code == 0
     assert "Output  runs/dpo-" in done.output
+
+
+def test_the_next_command_is_complete(go, capsys):
+    rows = [{**row, "id": str(i)} for i, row in enumerate(ROWS[:4])]
+    Path("held out.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _ = go(max_steps=1, output_dir="run", eval_data="held out.jsonl", num_eval_prompts=1)
+    assert code == 0
+    wanted = "rlhf run --method dpo --model run/model --data data.jsonl --eval-data 'held out.jsonl'"
+    assert wanted in capsys.readouterr().out

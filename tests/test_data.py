@@ -251,7 +251,7 @@ def test_a_repository_with_a_loading_script_is_read_without_running_it(hub, conf
 
 @pytest.mark.parametrize(("config", "message"), [(None, "has several configurations"), ("x", "no configuration 'x'")])
 def test_a_configuration_that_such_a_repository_does_not_have(hub, config, message):
-    with pytest.raises(UserError, match=f"{message}: write --data-config with one of finetune, reward"):
+    with pytest.raises(UserError, match=f"{message}. Write .*:config=NAME, with one of finetune, reward"):
         read("shibing624/medical", config)
 
 

@@ -126,7 +126,7 @@ def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
     config = spec.config if spec.config in folders else GUIDE_CONFIGS.get(spec.config or "", spec.config)
     if config not in folders:
         problem = f"has no configuration {spec.config!r}" if spec.config else "has several configurations"
-        raise UserError(f"{spec.source} {problem}: write --data-config with one of {', '.join(folders)}")
+        raise UserError(f"{spec.source} {problem}. Write {spec.source}:config=NAME, with one of {', '.join(folders)}")
     inside = [name for name in files if name.startswith(f"{config}/") and kind(name)]
     chosen, _ = choose_files(inside, spec.source, "train")
     called = "" if config == spec.config else f" (--data-config {spec.config})"

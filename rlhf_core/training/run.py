@@ -320,9 +320,12 @@ def _resume_command(run: Run) -> str:
 def _next_command(run: Run, method: Method) -> str:
     """A command that uses the model."""
     config = run.config
+    model = str(run.folder / "model")
     if method.task == "sequence_classification":
-        return f"rlhf run --method ppo --reward-model {run.folder / 'model'} --model {config.model}"
-    data = "" if config.data == [BUILTIN] else "".join(f" --data {spec}" for spec in config.data_specs)
-    rewards = "".join(f" --reward '{spec}'" if spec.parameters else f" --reward {spec}" for spec in config.reward_specs)
-    kwargs = f" --chat-template-kwargs {shlex.quote(json.dumps(run.template.kwargs))}" if run.template.kwargs else ""
-    return f"rlhf run --method {config.method}{rewards} --model {run.folder / 'model'}{data}{kwargs}"
+        return shlex.join(["rlhf", "run", "--method", "ppo", "--reward-model", model, "--model", config.model])
+    data = [] if config.data == [BUILTIN] else config.data_specs
+    given: dict[str, list[Any]] = {"--reward": [*config.reward_specs], "--model": [model], "--data": [*data]}
+    given["--eval-data"] = [*config.eval_specs]
+    given["--chat-template-kwargs"] = [json.dumps(run.template.kwargs)] if run.template.kwargs else []
+    flags = [word for flag, values in given.items() for value in values for word in (flag, str(value))]
+    return shlex.join(["rlhf", "run", "--method", config.method, *flags])
