@@ -197,7 +197,8 @@ def _read(values: Mapping[str, Any], method: Method) -> tuple[dict[str, Any], di
 
 def _equal(field: FieldInfo, one: Any, other: Any) -> bool:
     """Whether two values of an option mean the same, such as the text `8` and the number."""
-    kind: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    kind: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
         return kind.validate_python(one) == kind.validate_python(other)
     except ValidationError:  # which is reported when the options are validated
@@ -264,6 +265,8 @@ def read_rewards(entries: Sequence[str | Mapping[str, Any]], reward_model: str |
 
 def read_file(path: Path) -> dict[str, Any]:
     """The keys of a YAML file, `-` read as `_`."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"--config {path} is no file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from rlhf_core.config import RunConfig
     from rlhf_core.training.run import Run
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, lt=1e30)]
+NotNegative = Annotated[float, Field(ge=0, lt=1e30)]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 
 

@@ -49,6 +49,7 @@ REFUSED = {
         "lr_scheduler_kwargs has no effect with --lr-scheduler-type constant",
     ),
     "loader": ({"set": {"dataloader_num_workers": -1}}, "--set dataloader_num_workers=-1: num_workers option"),
+    "division by zero": ({"set": {"adam_epsilon": 0}}, "--set adam_epsilon=0: it is a positive number"),
     "arguments that clash": ({"set": {"bf16": True, "tf32": True}}, "tf32 has no effect without a GPU"),
     "value of a choice": ({"set": {"logging_strategy": "no way"}}, "no way is not a valid IntervalStrategy"),
     "field of no class": (

@@ -101,12 +101,22 @@ def test_one_option_given_twice_with_two_values_is_an_error():
         resolved(num_eval_prompts=3, eval_prompts=4)
     assert resolved(beta="2e-1", set={"beta": 0.2}).options.beta == 0.2
 
+    assert resolved(loss_type="ipo", optim="sgd", set={"loss_type": "ipo", "optim": "sgd"}).options.optim == "sgd"
+    with pytest.raises(UserError, match="--lora True and --set lora False are the same option"):
+        resolved(lora=True, set={"lora": False})
+
 
 def test_flags_win_over_a_file_however_both_are_written():
     file = {"set": {"beta": 0.3, "adam_beta1": 0.5, "adam_beta2": 0.7}, "learning_rate": 1e-4}
     config = resolved(under=[file], beta=0.2, set={"learning_rate": 2e-4, "adam_beta2": 0.8})
     assert (config.options.beta, config.options.learning_rate) == (0.2, 2e-4)
     assert config.set == {"adam_beta1": 0.5, "adam_beta2": 0.8}
+
+
+@pytest.mark.parametrize("method", [["dpo"], {"a": 1}, 5, True, None, ""])
+def test_a_method_that_is_no_name(method):
+    with pytest.raises(UserError, match="which method"):
+        resolve({"method": method}, Catalog())
 
 
 class Foreign(Method):
@@ -146,6 +156,7 @@ NO_EFFECT = [
     ("ppo", {"kl_horizon": 10}, "--kl-horizon has no effect without --target-kl"),
     ("ppo", {"total_episodes": 10}, "--total-episodes .* --max-steps 72 is given by the preset"),
     ("ppo", {"mask_truncated_completions": True, "missing_eos_penalty": 2}, "--missing-eos-penalty has no effect"),
+    ("dpo", {"learning_rate": 1e300}, "--learning-rate 1e.300: input should be less than"),
     ("dpo", {"set": [1]}, "set: expected names and values"),
 ]
 

@@ -129,7 +129,7 @@ def _peek_method(args: list[str]) -> str | None:
         return found["method"]
     folder = _find_run(found["resume"], found["output_dir"]) if found["resume"] else None
     named = [layer["method"] for layer in _files(found["config"], folder) if layer.get("method")]
-    return named[-1] if named else None
+    return named[-1] if named and isinstance(named[-1], str) else None
 
 
 def _main_flags() -> list[click.Parameter]:
@@ -186,5 +186,5 @@ def _pair(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text!r}: write name=value")
     try:
         return name, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # not JSON, or more digits or levels than Python reads
         return name, value

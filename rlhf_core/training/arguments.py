@@ -139,6 +139,10 @@ def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.o
     parameter = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([parameter], lr=arguments.learning_rate)
     what = _given(f"--optim {config.options.optim}", config, "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
+    if arguments.adam_epsilon <= 0:
+        raise UserError(
+            f"--set adam_epsilon={arguments.adam_epsilon}: it is a positive number, or steps divide by zero"
+        )
     with library_errors(what):
         try:
             cls, values = Trainer.get_optimizer_cls_and_kwargs(arguments)

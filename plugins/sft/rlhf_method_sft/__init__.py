@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from rlhf_core import Method, TrainingOptions, encode_conversations, hookimpl
+from rlhf_core import Method, TrainingOptions, UserError, encode_conversations, hookimpl
 from rlhf_core.settings import USED, given, refused, used_with
 
 Positive = Annotated[int, Field(gt=0)]
@@ -75,6 +75,8 @@ class SFT(Method):
         # With `padding_free` TRL truncates again; the rows are truncated already.
         padding_free = settings.get("padding_free") and not settings.get("packing")
         arguments = run.arguments(SFTConfig, max_length=None if padding_free else limit)
+        if isinstance(arguments.pad_to_multiple_of, int) and arguments.pad_to_multiple_of < 1:
+            raise UserError(f"--set pad_to_multiple_of={arguments.pad_to_multiple_of}: it is a positive number")
         arguments.router_aux_loss_coef = router.coefficient(run.info.config, arguments.router_aux_loss_coef)
         rows = encode_conversations(run.train_rows, run.template, limit)
         trainer = ConcatenatingSFTTrainer(
