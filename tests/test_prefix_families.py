@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,3 +269,13 @@ def test_layers_that_are_given_a_part_of_the_tokens_are_noticed():
     metadata = attention.PackedAttention([attention.GroupSpans((0, 5), ())])
     with pytest.raises(attention.NotShared, match="a part of the tokens"):
         attention.attention(None, query, key, key, attention.NO_MASK, shared_prefix=metadata)
+
+
+def test_the_table_in_the_docs_is_that_of_the_results(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    families_table = importlib.import_module("families_table")
+    result = json.loads((root / "benchmarks" / "results" / "families.json").read_text(encoding="utf-8"))
+    assert (root / "docs" / "families.md").read_text(encoding="utf-8") == families_table.page(result)
+    wrong = [name for name, one in result["figures"].items() if one.get("logps_apart", 0) > families_table.NEAR]
+    assert not wrong

@@ -43,6 +43,7 @@ def _settings(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _computed_by_trl(config: PreTrainedConfig) -> bool:
-    """TRL reads the number of experts by one name."""
+    """TRL reads the number of experts by one name. Some models of a family have none (`is_moe`)."""
     settings, names = _settings(config), config.get_text_config().attribute_map
-    return "output_router_logits" in settings and names.get("num_experts", "num_experts") in settings
+    counted = names.get("num_experts", "num_experts") in settings and settings.get("is_moe", True)
+    return "output_router_logits" in settings and bool(counted)

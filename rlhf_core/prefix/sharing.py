@@ -26,6 +26,11 @@ from rlhf_core.prefix.self_check import compute_dtype, padding_disagrees, sharin
 
 log = logging.getLogger("rlhf")
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+# In which a row is the same beside longer ones; layers that select or compress tokens go by the length of all rows.
+CAUSAL_LAYERS = PLAIN_LAYERS | {
+    *("attention", "chunked_attention", "window_attention", "linear_attention", "conv", "mamba"),
+    *("hybrid", "hybrid_sliding", "dense", "moe"),
+}
 # Settings of a model's configuration under which its logits are not its head's output.
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 # Layers by which a token takes from its neighbours outside of attention: of state-space and other recurrent models.
@@ -96,7 +101,8 @@ def pads(model: Any, longest: int) -> bool:
     plain = unwrap(model)
     if _sharded(plain):
         return True
-    if exceeds_rope(model, longest):
+    layers = set(plain.config.get_text_config().to_dict().get("layer_types") or [])
+    if exceeds_rope(model, longest) or layers - CAUSAL_LAYERS:
         return False
     return not checked(model, padding_disagrees, _rope_limit(plain), NOT_BESIDE)
 
