@@ -88,7 +88,7 @@ def test_bad_rows_are_counted_and_left_out_if_asked(write_jsonl):
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_file_of_bad_rows_only(write_jsonl, skip):
-    with pytest.raises(UserError, match=r"line 1: .* answer is empty. 1 of 1 rows can't be used\.$"):
+    with pytest.raises(UserError, match=r"line 1: .* answer is empty. 1 of 1 rows can't be used\. Name the columns"):
         load_file(write_jsonl("a.jsonl", [{**QA, "answer": ""}]), "prompts", skip_bad_rows=skip)
 
 

@@ -192,7 +192,8 @@ def bad_rows(source: str, bad: Sequence[str], total: int, skip: bool, others: bo
         return []
     count = f"{len(bad):,} of {total:,} rows"
     if not (skip and others):
-        hint = " Leave such rows out: --skip-bad-rows" if others else ""
+        another = "Name the columns (FILE:prompt=COLUMN,…), or write a formatter: rlhf plugins new formatter NAME"
+        hint = " Leave such rows out: --skip-bad-rows" if others else f" {another}"
         raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
     return [f"{source}: left out {count}; the first: {bad[0]}"]
 
