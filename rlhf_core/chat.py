@@ -17,7 +17,7 @@ from typing import Any
 
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, did_you_mean
-from rlhf_core.models.loading import context_length
+from rlhf_core.models.context import context_length
 from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import number

@@ -12,7 +12,8 @@ from rlhf_core.data.loading import load as load_data
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
 from rlhf_core.method import read_kwargs
-from rlhf_core.models.loading import ModelInfo, context_length, end_tokens, max_tokens
+from rlhf_core.models.context import context_length, max_tokens
+from rlhf_core.models.loading import ModelInfo, end_tokens
 from rlhf_core.models.loading import inspect as inspect_model
 from rlhf_core.models.loading import load as load_model
 from rlhf_core.models.precision import device, gpu_has_bfloat16

@@ -30,6 +30,7 @@ from transformers import (
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
+from rlhf_core.models.context import context_length, max_tokens
 from rlhf_core.models.resolve import find
 
 SCORES, WRITES = "sequence_classification", "causal_lm"
@@ -288,7 +289,7 @@ def test_how_much_a_model_reads(config, context, most):
     for name, value in {**small, "num_hidden_layers": 1, "n_layer": 1, "vocab_size": 50}.items():
         if hasattr(config, name):
             setattr(config, name, value)
-    assert (models.context_length(config), models.max_tokens(config)) == (context, most)
+    assert (context_length(config), max_tokens(config)) == (context, most)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         model(input_ids=torch.ones(1, 32, dtype=torch.long) * 7)

@@ -19,6 +19,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models import router
+from rlhf_core.models.context import context_length
 from rlhf_core.models.resolve import ModelReference, find
 from rlhf_core.rewards.batch import ROW, columns_left_out
 from rlhf_core.rewards.binding import BoundReward, check_columns
@@ -140,7 +141,7 @@ def _check_context(
     """Raise `UserError` for rows that are longer, with their answers, than the model can read at all; returns warnings
     for those that are longer than it was made for.
     """
-    limit = info.max_tokens or models.context_length(info.config)
+    limit = info.max_tokens or context_length(info.config)
     if limit is None:
         return []
     answered = [{"prompt": data_module.prompt_of(row)} for row in held_out] if method.generates else []
