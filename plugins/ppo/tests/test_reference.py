@@ -97,7 +97,7 @@ def made(request, tmp_path, monkeypatch):
             reference=as_found,
             rewards=SimpleNamespace(batch=lambda *asked: asked, score=lambda batch: scores),
             train_dataset=[{"prompt": prompt} for prompt in prompts],
-            template=SimpleNamespace(prompt_ids=list),
+            template=SimpleNamespace(prompt_ids=lambda prompt, tools=None: list(prompt)),
             processing_class=SimpleNamespace(eos_token_id=end),
         )
         return trainer, trainer._rollout(trainer.train_dataset)
