@@ -110,9 +110,12 @@ def test_a_mistake_in_the_data_is_reported_before_torch_is_imported(tmp_path, mo
         "try: rlhf.main(sys.argv[1:], standalone_mode=False)\n"
         "except UserError as error: print(error, 'torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, "run", *GRPO, "--data", "nowhere.jsonl"]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert said.stdout.endswith("nowhere.jsonl: there is no such file or folder. False\n")
+    (tmp_path / "odd.jsonl").write_text('{"a": 1}\n')
+    for file, message in {"nowhere.jsonl": "there is no such file or folder", "odd.jsonl": "no formatter fits"}.items():
+        command = [sys.executable, "-c", code, "run", *GRPO, "--data", file]
+        said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert message in said.stdout
+        assert said.stdout.endswith(" False\n"), said.stdout
 
 
 def test_underscores_and_dashes_are_the_same(tmp_path, monkeypatch):
@@ -154,7 +157,8 @@ def test_a_plugins_command_is_listed_and_called(distribution):
 
 def test_dry_run_trains_nothing(tmp_path, monkeypatch, tiny_model):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "What helps against fever?", "answer": "rest"}))
+    row = json.dumps({"question": "What helps against fever?", "answer": "rest"})
+    (tmp_path / "a.jsonl").write_text(f"{row}\n" * 4)  # as many as a step needs
     result = run(*GRPO, "--model", str(tiny_model), "--data", "a.jsonl", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "format question_answer" in result.output
@@ -192,7 +196,7 @@ LATER = {
     "no such optimizer": (["--optim", "adamw_torhc"], "knows no such name. Did you mean 'adamw_torch'"),
     "unknown setting": (["--set", "epsilon_hihg=1"], "has no such field. Did you mean 'epsilon_high'"),
     "setting of a wrong type": (["--set", "sync_ref_model=much"], "--set sync_ref_model=much"),
-    "settings that clash": (["--set", "generation_batch_size=9"], "don't fit together"),
+    "settings that clash": (["--set", "generation_batch_size=9"], "can't be split into groups of num_generations"),
     "output is a file": (["--output-dir", "a.jsonl"], "is a file"),
 }
 

@@ -36,6 +36,11 @@ class RewardBatch:
     def __len__(self) -> int:
         return len(self.completions)
 
+    def log_metric(self, name: str, value: float) -> None:
+        """Log a metric where a trainer asked for the scores."""
+        if "log_metric" in self.trl:
+            self.trl["log_metric"](name, value)
+
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """What rewards get of `rows` beside the prompts, as lists by column; None where a row has no such column."""

@@ -135,7 +135,7 @@ class RewardRuntime:
         for reward in self.rewards:
             scored = {i: score for i, score in enumerate(columns[reward.name].scores) if score is not None}
             if scored:
-                _log_metric(batch)(f"rewards/{reward.name}/mean", statistics.fmean(scored.values()))
+                batch.log_metric(f"rewards/{reward.name}/mean", statistics.fmean(scored.values()))
             for i, score in scored.items():
                 totals[i] = (totals[i] or 0.0) + reward.weight * score
         failed = {i for column in columns.values() for i, error in enumerate(column.errors) if error is not None}
@@ -239,16 +239,15 @@ class RewardRuntime:
 
     def _after_batch(self, batch: RewardBatch, columns: Mapping[str, Column]) -> None:
         """Count, log and record the outcomes."""
-        log_metric = _log_metric(batch)
         for name, column in columns.items():
             self.counts[name][0] += column.failed
             self.counts[name][1] += len(batch)
             groups = _groups(batch.prompts, column.scores)
             self.spread[name][0] += len(groups)
             self.spread[name][1] += sum(len({score for score in group if score is not None}) > 1 for group in groups)
-            log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
-            log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
-            log_metric(f"rewards/{name}/latency", column.seconds)
+            batch.log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
+            batch.log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
+            batch.log_metric(f"rewards/{name}/latency", column.seconds)
         state = batch.trl.get("trainer_state")
         step = state.global_step + 1 if state else 0
         self.last = [
@@ -271,10 +270,6 @@ class RewardRuntime:
             ]
             _append(self.folder / "samples.jsonl", self.last)
             _append(self.folder / "reward_errors.jsonl", failed)
-
-
-def _log_metric(batch: RewardBatch) -> Callable[[str, float], None]:
-    return batch.trl.get("log_metric", lambda name, value: None)
 
 
 def _groups(prompts: Sequence[Any], scores: Sequence[float | None]) -> list[Sequence[float | None]]:

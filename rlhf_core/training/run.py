@@ -11,24 +11,21 @@ import functools
 import json
 import logging
 import os
-import shlex
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core import environment
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.errors import REFUSALS, RunStopped, UserError, first_line, raised_by_library
+from rlhf_core.config import RunConfig
+from rlhf_core.errors import REFUSALS, UserError, first_line, raised_by_library
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.resolve import quiet_libraries
 from rlhf_core.rewards.binding import bind_all
-from rlhf_core.rewards.outcomes import failures
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import arguments as training_arguments
-from rlhf_core.training import launch, run_folder
+from rlhf_core.training import ending, launch, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training import resume as resuming
 from rlhf_core.training.plan import Plan
@@ -235,9 +232,9 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
         run_folder.finish_model(run)
     if evaluates:
         screen.results(held_out.before, held_out.evaluate())
-    _say_failures(run, screen)
+    ending.say_failures(run, screen)
     screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
-    screen.say(f"Next     {_next_command(run, method)}", "bold")
+    screen.say(f"Next     {ending.next_command(run, method)}", "bold")
     return 0
 
 
@@ -258,74 +255,16 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
     except callbacks.AlreadyTrained:
         screen.say("All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:
-        return _failed(error, run, screen, loaded=checkpoints.begun)
+        return ending.failed(error, run, screen, loaded=checkpoints.begun)
     step, reason = trainer.state.global_step, checkpoints.stop_reason
     if reason is None or step >= trainer.state.max_steps:
         return 0
     interrupted = reason == checkpoints.INTERRUPTED
     if interrupted:
-        screen.say(f"\nStopped after step {step}. Resume: {_resume_command(run)}", "bold")
+        screen.say(f"\nStopped after step {step}. Resume: {ending.resume_command(run)}", "bold")
     else:
         screen.say(f"\nStopped after step {step}: {reason}.", "bold")
-        _say_failures(run, screen)
-        screen.say(f"Resume when it is fixed: {_resume_command(run)}", "bold")
+        ending.say_failures(run, screen)
+        screen.say(f"Resume when it is fixed: {ending.resume_command(run)}", "bold")
     trainer.accelerator.wait_for_everyone()  # the launcher kills all when one ends with an error
     return launch.INTERRUPTED if interrupted else 1
-
-
-def _failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool) -> int:
-    """Say why training ended early and how to resume; returns the exit code. `loaded`: the checkpoint was, if any."""
-    import torch
-
-    if isinstance(error, KeyboardInterrupt):
-        screen.say(f"\nStopped at once. Resume from the last checkpoint: {_resume_command(run)}", "bold")
-        return launch.INTERRUPTED
-    logging.getLogger(__name__).error("the run failed", exc_info=error)
-    if isinstance(error, RunStopped):
-        if not run_folder.first_to_stop(run.folder):  # another process has said it
-            return 1
-        screen, what = Screen(), str(error)
-    elif isinstance(error, torch.OutOfMemoryError):
-        if launch.ask_for_smaller(run.folder, run.options):
-            return launch.OUT_OF_MEMORY
-        what = (
-            f"The device ran out of memory: {first_line(error)}\n"
-            "Try a smaller --max-completion-length or --max-prompt-length, or --load-in-4bit."
-        )
-    elif (run.folder / launch.SMALLER).exists():  # another process ran out of memory and is gone
-        return launch.OUT_OF_MEMORY
-    elif run.resume_from is not None and not loaded:
-        what = (
-            f"{run.resume_from} can't be loaded: it is damaged, or another version wrote it ({first_line(error)}). "
-            f"To go on from the checkpoint before it, remove it. The log: {run.folder / 'run.log'}"
-        )
-    else:
-        traceback.print_exception(error)
-        what = f"This is a bug, or a fault of the machine. The log: {run.folder / 'run.log'}"
-    screen.say(f"\n{what}\nResume: {_resume_command(run)}", "bold")
-    return 1
-
-
-def _say_failures(run: Run, screen: Screen) -> None:
-    file = run.folder / "reward_errors.jsonl"
-    if lines := failures(file, run.folder / "samples.jsonl"):
-        lines.append(f"A failed row counts neither for nor against its answer. The rows: {file}")
-        screen.say("\n" + "\n".join(lines), "yellow")
-
-
-def _resume_command(run: Run) -> str:
-    return f"rlhf run --resume {run.folder}"
-
-
-def _next_command(run: Run, method: Method) -> str:
-    """A command that uses the model."""
-    config = run.config
-    model = str(run.folder / "model")
-    if method.task == "sequence_classification":
-        return shlex.join(["rlhf", "run", "--method", "ppo", "--reward-model", model, "--model", config.model])
-    data = [] if config.data == [BUILTIN] else config.data_specs
-    given: dict[str, list[Any]] = {"--reward": [*config.reward_specs], "--model": [model], "--data": [*data]}
-    given["--eval-data"] = [*config.eval_specs]
-    given["--chat-template-kwargs"] = [json.dumps(run.template.kwargs)] if run.template.kwargs else []
-    flags = [word for flag, values in given.items() for value in values for word in (flag, str(value))]
-    return shlex.join(["rlhf", "run", "--method", config.method, *flags])

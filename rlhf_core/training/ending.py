@@ -1,0 +1,77 @@
+"""What a run says when it ends: why it ended early, how to resume it, which rewards failed, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from rlhf_core.config import BUILTIN
+from rlhf_core.errors import RunStopped, first_line
+from rlhf_core.method import Method
+from rlhf_core.rewards.outcomes import failures
+from rlhf_core.training import launch, run_folder
+from rlhf_core.ui.screen import Screen
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
+
+
+def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool) -> int:
+    """Say why training ended early and how to resume; returns the exit code. `loaded`: the checkpoint was, if any."""
+    import torch
+
+    if isinstance(error, KeyboardInterrupt):
+        screen.say(f"\nStopped at once. Resume from the last checkpoint: {resume_command(run)}", "bold")
+        return launch.INTERRUPTED
+    logging.getLogger(__name__).error("the run failed", exc_info=error)
+    if isinstance(error, RunStopped):
+        if not run_folder.first_to_stop(run.folder):  # another process has said it
+            return 1
+        screen, what = Screen(), str(error)
+    elif isinstance(error, torch.OutOfMemoryError):
+        if launch.ask_for_smaller(run.folder, run.options):
+            return launch.OUT_OF_MEMORY
+        what = (
+            f"The device ran out of memory: {first_line(error)}\n"
+            "Try a smaller --max-completion-length or --max-prompt-length, or --load-in-4bit."
+        )
+    elif (run.folder / launch.SMALLER).exists():  # another process ran out of memory and is gone
+        return launch.OUT_OF_MEMORY
+    elif run.resume_from is not None and not loaded:
+        what = (
+            f"{run.resume_from} can't be loaded: it is damaged, or another version wrote it ({first_line(error)}). "
+            f"To go on from the checkpoint before it, remove it. The log: {run.folder / 'run.log'}"
+        )
+    else:
+        traceback.print_exception(error)
+        what = f"This is a bug, or a fault of the machine. The log: {run.folder / 'run.log'}"
+    screen.say(f"\n{what}\nResume: {resume_command(run)}", "bold")
+    return 1
+
+
+def say_failures(run: Run, screen: Screen) -> None:
+    file = run.folder / "reward_errors.jsonl"
+    if lines := failures(file, run.folder / "samples.jsonl"):
+        lines.append(f"A failed row counts neither for nor against its answer. The rows: {file}")
+        screen.say("\n" + "\n".join(lines), "yellow")
+
+
+def resume_command(run: Run) -> str:
+    return shlex.join(["rlhf", "run", "--resume", str(run.folder)])
+
+
+def next_command(run: Run, method: Method) -> str:
+    """A command that uses the model."""
+    config = run.config
+    model = str(run.folder / "model")
+    if method.task == "sequence_classification":
+        return shlex.join(["rlhf", "run", "--method", "ppo", "--reward-model", model, "--model", config.model])
+    data = [] if config.data == [BUILTIN] else config.data_specs
+    given: dict[str, list[Any]] = {"--reward": [*config.reward_specs], "--model": [model], "--data": [*data]}
+    given["--eval-data"] = [*config.eval_specs]
+    given["--chat-template-kwargs"] = [json.dumps(run.template.kwargs)] if run.template.kwargs else []
+    flags = [word for flag, values in given.items() for value in values for word in (flag, str(value))]
+    return shlex.join(["rlhf", "run", "--method", config.method, *flags])
