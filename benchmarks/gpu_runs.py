@@ -201,6 +201,7 @@ def parts(folder: Path, scale: Scale) -> None:
 
     from rlhf_core.method import TrainingOptions
     from rlhf_core.models import loading
+    from rlhf_core.models.adapters import new_adapter
     from rlhf_core.models.resolve import find
 
     options = TrainingOptions(learning_rate=1e-5, load_in_4bit=True)
@@ -208,7 +209,7 @@ def parts(folder: Path, scale: Scale) -> None:
     started = time.perf_counter()
     model = loading.load(info, options)
     say("weights in 4 bits, the rest in 16", gb=allocated(), seconds=time.perf_counter() - started)
-    model = get_peft_model(model, loading.new_adapter(info, options))
+    model = get_peft_model(model, new_adapter(info, options))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlhf_core.method import Method, TrainingOptions
     from rlhf_core.models.loading import check_scorer, load_scorer
     from rlhf_core.models.reference import ReferenceModel
+    from rlhf_core.models.router import router_loss_coefficient
     from rlhf_core.models.trainable import switch_off_dropout
     from rlhf_core.reward import Reward
     from rlhf_core.rewards.batch import RewardBatch
@@ -40,6 +41,7 @@ _MODULES = {
     "method": ("Method", "TrainingOptions"),
     "models.loading": ("check_scorer", "load_scorer"),
     "models.reference": ("ReferenceModel",),
+    "models.router": ("router_loss_coefficient",),
     "models.trainable": ("switch_off_dropout",),
     "reward": ("Reward",),
     "rewards.batch": ("RewardBatch",),

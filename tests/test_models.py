@@ -16,6 +16,7 @@ from rlhf_core.data import lengths
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
+from rlhf_core.models import adapters
 from rlhf_core.models import loading as models
 from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.resolve import find
@@ -31,7 +32,7 @@ def test_the_builtin_model():
     weights = load_file(builtin.MODEL / "model.safetensors")
     assert info.parameters == sum(tensor.numel() for tensor in weights.values())
     assert info.tokenizer.padding_side == "left"
-    assert not models.uses_lora(TrainingOptions(), info)
+    assert not adapters.uses_lora(TrainingOptions(), info)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +40,13 @@ def test_the_builtin_model():
     [({}, False), ({"lora": True}, True), ({"load_in_4bit": True}, True), ({"load_in_8bit": True}, True)],
 )
 def test_lora_when_asked_for_or_quantized(options, expected):
-    assert models.uses_lora(TrainingOptions(**options), models.inspect(find("builtin"))) is expected
+    assert adapters.uses_lora(TrainingOptions(**options), models.inspect(find("builtin"))) is expected
 
 
 def test_lora_is_the_default_from_a_billion_parameters():
-    big = models.ModelInfo("x", None, None, parameters=models.LORA_FROM)
-    assert models.uses_lora(TrainingOptions(), big)
-    assert not models.uses_lora(TrainingOptions(lora=False), big)
+    big = models.ModelInfo("x", None, None, parameters=adapters.LORA_FROM)
+    assert adapters.uses_lora(TrainingOptions(), big)
+    assert not adapters.uses_lora(TrainingOptions(lora=False), big)
 
 
 @pytest.mark.parametrize(

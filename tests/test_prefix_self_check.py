@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, Qwen3Config
 
-from rlhf_core.prefix import Group, attention, share, shares, sharing
+from rlhf_core.errors import RunStopped
+from rlhf_core.prefix import Group, Sampling, attention, rollout, share, shares, sharing
 from rlhf_core.prefix.kernels import SpanPairs
 from rlhf_core.prefix.self_check import distinct_groups
 from tests.prefix_models import GROUPS, SIZES, random_model
@@ -85,6 +86,26 @@ def test_each_precision_is_checked(said, monkeypatch):
             assert shares(model, GROUPS)
     assert len(checks) == 2
     assert said() == []
+
+
+def test_a_model_without_numbers_is_not_blamed_for_sharing(said, model):
+    """Sampling says what is wrong."""
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    share(model)
+    for engine in ("shared", "transformers"):
+        with pytest.raises(RunStopped, match="not numbers"):
+            rollout(model, [[5, 6, 7], [8]], 2, Sampling(4, [1]), engine)
+    assert said() == []
+
+
+def test_tokens_without_numbers_do_not_keep_the_others_from_being_compared(said, monkeypatch, model):
+    monkeypatch.setattr(attention.PackedAttention, "attend", blind)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[distinct_groups(SIZES["vocab_size"], 48)[0].completions[1][-1]] = torch.nan
+    share(model)
+    assert not shares(model, GROUPS)
+    (message,) = said()
+    assert "results differ by" in message
 
 
 def test_the_groups_of_the_check_have_distinct_tokens():

@@ -11,16 +11,14 @@ from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, library_errors
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, weights
+from rlhf_core.models.adapters import add_adapter, new_adapter, uses_lora
 from rlhf_core.models.checks import Task
 from rlhf_core.models.context import max_tokens
 from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries, scores
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-LORA_FROM = 1_000_000_000  # parameters
 
 log = logging.getLogger("rlhf")
 
@@ -177,13 +175,6 @@ def end_tokens(info: ModelInfo) -> list[int]:
     return [declared] if isinstance(declared, int) else list(declared or ())
 
 
-def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
-    """What was asked for; else for large or quantized models, and for a run that starts from an adapter."""
-    if options.lora is not None:
-        return options.lora
-    return bool(options.quantized or info.quantized or info.adapter or info.parameters >= LORA_FROM)
-
-
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     """Load the weights, and the adapter that the run starts from: trained further with LoRA, merged without."""
     dtype = weight_dtype(options, uses_lora(options, info))
@@ -228,27 +219,6 @@ def _end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         config.eos_token_id = [end, *known]
 
 
-def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """`model` with the adapter in `folder`, and the adapter's score head, or the model's where it has none."""
-    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
-
-    config = PeftConfig.from_pretrained(folder)
-    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
-    weights = {"base_model.model.score.weight": model.score.weight.detach(), **load_peft_weights(folder)}
-    model = get_peft_model(model, config)
-    set_peft_model_state_dict(model, weights)
-    return model
-
-
-def add_adapter(info: ModelInfo, model: PreTrainedModel, *, trainable: bool) -> PreTrainedModel:
-    from peft import PeftModel
-
-    with library_errors(f"the adapter {info.adapter} does not fit {info.path}"):
-        if trainable and info.task == "sequence_classification":
-            return _adapter_with_score(model, str(info.adapter))
-        return PeftModel.from_pretrained(model, info.adapter, is_trainable=trainable)
-
-
 def check_scorer(folder: str) -> ModelInfo:
     """What `load_scorer` needs, without weights. Raises `UserError` for what is no reward model, or not complete."""
     with quiet_libraries():
@@ -285,20 +255,3 @@ def from_pretrained(info: ModelInfo, arguments: dict[str, Any]) -> PreTrainedMod
     if scoring:
         model.config.pad_token_id = info.tokenizer.pad_token_id  # the score is read at the last token before padding
     return model
-
-
-def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
-    """The adapter to add and train; None without LoRA, or if the run starts from an adapter."""
-    if info.adapter or not uses_lora(options, info):
-        return None
-    from peft import LoraConfig
-
-    scoring = info.task == "sequence_classification"
-    return LoraConfig(
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        target_modules=options.lora_target_modules,
-        task_type="SEQ_CLS" if scoring else "CAUSAL_LM",
-        modules_to_save=["score"] if scoring else None,
-    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError
+from rlhf_core.models.adapters import add_adapter
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedToken
             "an adapter can't be added to them exactly. Merge it with the model that they were made from, by writing "
             f"that as base_model_name_or_path into {Path(reference.path) / 'adapter_config.json'}"
         )
-    model = models.add_adapter(info, base, trainable=False).eval()
+    model = add_adapter(info, base, trainable=False).eval()
     tokenizer = models.load_tokenizer(reference)
     expected = _logits(model, tokenizer)
     try:

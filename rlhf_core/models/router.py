@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NAME = "router_aux_loss_coef"
 
 
-def coefficient(config: PreTrainedConfig, given: float | None) -> float | None:
+def router_loss_coefficient(config: PreTrainedConfig, given: float | None) -> float | None:
     """The weight of the router's loss in TRL's trainers: as `given`, or the model's own; 0 where TRL can't compute it,
     None where there is none.
 

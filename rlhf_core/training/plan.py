@@ -19,6 +19,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models import router
+from rlhf_core.models.adapters import uses_lora
 from rlhf_core.models.context import context_length
 from rlhf_core.models.resolve import ModelReference, find
 from rlhf_core.rewards.batch import ROW, columns_left_out
@@ -117,7 +118,7 @@ def _with_adapter(options: TrainingOptions, info: models.ModelInfo, model: Model
 
     Raises `UserError` for options of an adapter that are `given` and would have no effect.
     """
-    lora = models.uses_lora(options, info)
+    lora = uses_lora(options, info)
     its = {name: model.adapter.get(key) for name, key in ADAPTER.items()} if lora and model.adapter else {}
     its = {name: sorted(value) if isinstance(value, list) else value for name, value in its.items()}
     for name in ADAPTER:

@@ -20,6 +20,7 @@ from rlhf_core.config import RunConfig
 from rlhf_core.errors import REFUSALS, UserError, first_line, raised_by_library
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
+from rlhf_core.models.adapters import new_adapter
 from rlhf_core.models.resolve import quiet_libraries
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -84,7 +85,7 @@ class Run:
     @functools.cached_property
     def peft_config(self) -> LoraConfig | None:
         """The adapter to add to the model, if one is to be added."""
-        return models.new_adapter(self.info, self.options)
+        return new_adapter(self.info, self.options)
 
     @property
     def epochs_done(self) -> int:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl
+from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl, router_loss_coefficient
 from rlhf_method_grpo.settings import SETTINGS, check, check_prompts
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
@@ -175,8 +175,6 @@ class GRPO(Method):
         """TRL's arguments, checked before the weights load."""
         from trl import GRPOConfig
 
-        from rlhf_core.models import router
-
         options = run.options
         lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
         aggregation = options.multi_objective_aggregation or "sum_then_normalize"
@@ -201,7 +199,7 @@ class GRPO(Method):
         _check_generation(arguments)
         if arguments.sync_ref_model and (lora or not arguments.beta):
             raise UserError("--set sync_ref_model needs a separate reference model: --no-lora, and a --beta above 0")
-        arguments.router_aux_loss_coef = router.coefficient(run.info.config, arguments.router_aux_loss_coef)
+        arguments.router_aux_loss_coef = router_loss_coefficient(run.info.config, arguments.router_aux_loss_coef)
         return arguments
 
 

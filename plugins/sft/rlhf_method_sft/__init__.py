@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from rlhf_core import Method, TrainingOptions, UserError, encode_conversations, hookimpl
+from rlhf_core import Method, TrainingOptions, UserError, encode_conversations, hookimpl, router_loss_coefficient
 from rlhf_core.settings import USED, given, refused, used_with
 
 Positive = Annotated[int, Field(gt=0)]
@@ -67,7 +67,6 @@ class SFT(Method):
     def trainer(self, run):
         from trl import SFTConfig
 
-        from rlhf_core.models import router
         from rlhf_core.prefix import Group, shares
         from rlhf_method_sft.trainer import ConcatenatingSFTTrainer
 
@@ -77,7 +76,7 @@ class SFT(Method):
         arguments = run.arguments(SFTConfig, max_length=None if padding_free else limit)
         if isinstance(arguments.pad_to_multiple_of, int) and arguments.pad_to_multiple_of < 1:
             raise UserError(f"--set pad_to_multiple_of={arguments.pad_to_multiple_of}: it is a positive number")
-        arguments.router_aux_loss_coef = router.coefficient(run.info.config, arguments.router_aux_loss_coef)
+        arguments.router_aux_loss_coef = router_loss_coefficient(run.info.config, arguments.router_aux_loss_coef)
         rows = encode_conversations(run.train_rows, run.template, limit)
         trainer = ConcatenatingSFTTrainer(
             model=run.model,
