@@ -111,8 +111,9 @@ def _forward(model: Any, part: list[Row]) -> _Pass:
     else:
         hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
     with hook:
-        logits = model(input_ids=ids, **settings).logits
-    return _Pass(first, ids[:, first:], logits, states[-1])
+        output = model(input_ids=ids, **settings)
+    # A model that is nothing but its layers has no logits, and nobody asks for them.
+    return _Pass(first, ids[:, first:], output.get("logits"), states[-1])
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
