@@ -232,6 +232,66 @@ def test_both_replies_follow_what_they_share(template_of):
     ]
 
 
+# The system's text goes before the last question, where that is the last turn; a tool's answer has a line more if it is
+# not the last turn.
+MISTRAL_SYSTEM = """{{ '<s>' }}{%- for m in messages %}{% if m.role == 'user' %}
+{{- '[INST] ' + (messages[0].content + '\n\n' if loop.last and messages[0].role == 'system' else '') + m.content }}
+{{- '[/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + '</s>' }}{% endif %}{% endfor %}"""
+HERMES = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls or [] %}{{ '<tool_call>' + call.function.name + '</tool_call>' }}{% endfor %}
+{{- ('\n' if m.role == 'tool' and not loop.last else '') + '<|im_end|>' + ('' if m.role == 'tool' else '\n') }}
+{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "turns", "wanted"),
+    [
+        (
+            "mistral",
+            MISTRAL_SYSTEM,
+            [{"role": "system", "content": "S."}, user("Q?"), assistant("A.")],
+            "<s>[INST] S.\n\nQ?[/INST]« A.</s>»",
+        ),
+        (
+            "chatml",
+            HERMES,
+            [user("Q?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "4"}, assistant("A.")],
+            "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n«<tool_call>weather</tool_call><|im_end|>»\n"
+            "<|im_start|>tool\n4<|im_end|><|im_start|>assistant\n«A.<|im_end|>»",
+        ),
+        (
+            "qwen",
+            QWEN,
+            [user("Q?"), assistant("A."), assistant("B.")],
+            "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nA.<|im_end|>»\n"
+            "<|im_start|>assistant\n«<think>\n\n</think>\n\nB.<|im_end|>»",
+        ),
+    ],
+    ids=["system before the last question", "tool", "two answers"],
+)
+def test_an_answer_alone_is_learned_where_its_prompt_is_shown_otherwise(template_of, name, source, turns, wanted):
+    template = template_of(name)
+    template.tokenizer.chat_template = source
+    assert rows(ChatTemplate(template.tokenizer), turns) == [wanted]
+
+
+def test_a_thought_like_the_answer_is_learned(template_of):
+    wanted = ONE["r1"].replace("«\n</think>", "«4\n</think>").replace("A.", "4")
+    for answer in (assistant("<think>\n4\n</think>\n\n4"), assistant("4", reasoning_content="4")):
+        assert rows(template_of("r1"), [user("Q?"), answer]) == [wanted]
+
+
+@pytest.mark.parametrize("name", ["qwen", "qwen thinks", "r1"])
+def test_an_empty_thought_is_one(template_of, name):
+    assert rows(template_of(name), [user("Q?"), assistant("<think>\n\n</think>\n\nA.")]) == [ONE[name]]
+
+
+def test_a_thought_follows_the_space_before_an_answer(template_of):
+    wanted = "<s>[INST] Q? [/INST]« <think>\nHm.\n</think>\n\nA.</s>»"
+    assert rows(template_of("mistral"), [user("Q?"), assistant("A.", reasoning_content="Hm.")]) == [wanted]
+
+
 THOUGHT = {
     "chatml": "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n«<think>\nHm.\n</think>\n\nA.<|im_end|>»",
     "qwen": "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n«<think>\nHm.\n</think>\n\nA.<|im_end|>»",

@@ -88,6 +88,16 @@ CALLED = [user("Oslo?"), assistant("", tool_calls=[CALL]), {"role": "tool", "con
             "{% for m in messages %}{{ m.tool_calls|tojson if m.tool_calls else m.content }}{% endfor %}",
             "does not show the text beside a call",
         ),
+        (
+            {"messages": [user("a"), assistant("", tool_calls=[CALL, CALL])]},
+            "{% for m in messages %}{{ m.tool_calls[0]|tojson if m.tool_calls else m.content }}{% endfor %}",
+            "does not show every call",
+        ),
+        (
+            {"messages": [user("a"), assistant("b")]},
+            "{% if add_generation_prompt %}Go: {% else %}" + CHATML.replace("BEGINS", "") + "{% endif %}",
+            "shows these messages otherwise once they are answered",
+        ),
         ({"messages": [user("a"), assistant("b", weight=0.5)]}, CHATML, "the weight of a turn is 0.* or 1"),
         ({"messages": [user("a"), assistant("b", weight=0)]}, CHATML, "no turn of the assistant to learn"),
         (
@@ -100,6 +110,11 @@ CALLED = [user("Oslo?"), assistant("", tool_calls=[CALL]), {"role": "tool", "con
 def test_rows_that_a_template_does_not_show_in_full_are_refused(made, row, source, message):
     with pytest.raises(UserError, match=message):
         prepare_for(made(source))(row)
+
+
+def test_what_a_template_writes_as_json_is_shown(made):
+    as_json = TOOLS.replace("+ m.content +", "+ (m.content|tojson if m.role == 'tool' else m.content) +")
+    prepare_for(made(as_json))({"messages": CALLED})
 
 
 def test_a_template_that_is_not_valid_is_no_fault_of_a_row(made):

@@ -26,7 +26,7 @@ NOT_VARIABLES = (
     *("messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tools"),
     *("tokenizer_kwargs", "truncation"),
 )
-MARK = "\x00"  # a character that no chat template writes
+MARK = "\ufdd1"  # a character that no chat template writes, nor changes: as JSON it is the same
 ESCAPE = "\ufdd0"  # after the first character of a token's text that is no token; Unicode keeps it free for such use
 # A tag that opens or closes a thought: <think>, </think>, [THINK], …
 THOUGHT = re.compile(

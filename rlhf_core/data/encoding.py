@@ -7,6 +7,7 @@ that ends it. The end token's text inside an answer stays text.
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate, as_text
+from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
@@ -142,26 +144,29 @@ def answer_ids(
     template: ChatTemplate, messages: Messages, answer: dict[str, Any], tools: Sequence[Any] | None = None
 ) -> list[int]:
     """What the model should generate after the prompt for `messages`: the answer and one end token."""
-    end = re.compile("|".join(map(re.escape, dict.fromkeys(_ends(template)))))
-    content = answer.get("content") or ""
-    without_end = re.sub(rf"(?:\s*(?:{end.pattern}))+\s*\Z", "", content)
-    answer = as_text({**answer, "content": without_end}, end)
-    before, shown = template.prompt(messages, tools), template.conversation([*messages, answer], tools)
-    begun = template.begun(messages, tools)
-    head = before.removesuffix(begun)
-    if not shown.startswith(head):
-        # Some templates end a prompt otherwise than they begin an answer. The answer MARK shares no character with what
-        # is between, so it shows where answers begin.
-        marked = template.conversation([*messages, {"role": "assistant", "content": MARK}], tools)
-        head = shown[: _shared(head, marked)]
-    text, last = _split_end(template, shown[len(head) :])
-    text = _after(begun, _with_thought(text, answer, begun))
+    before, text, last = answer_text(template, messages, answer, tools)
     ids = template.ids(text)
     if ids and template.tokenizer.convert_ids_to_tokens(ids[0])[:1] in ("▁", "Ġ"):
         # Some tokenizers put a space before a text; here it is no beginning.
         start, whole = template.ids(before), template.ids(before + text)
         ids = whole[len(start) :] if whole[: len(start)] == start else ids
     return [*ids, template.tokenizer.convert_tokens_to_ids(last)]
+
+
+def answer_text(
+    template: ChatTemplate, messages: Messages, answer: dict[str, Any], tools: Sequence[Any] | None = None
+) -> tuple[str, str, str]:
+    """(the prompt for `messages`, the answer to generate, the token that ends it)."""
+    end = re.compile("|".join(map(re.escape, dict.fromkeys(_ends(template)))))
+    content = answer.get("content") or ""
+    without_end = re.sub(rf"(?:\s*(?:{end.pattern}))+\s*\Z", "", content)
+    answer = as_text({**answer, "content": without_end}, end)
+    before, shown = template.prompt(messages, tools), template.conversation([*messages, answer], tools)
+    begun = template.begun(messages, tools)
+    text, last = _split_end(template, shown[_beginning(template, messages, tools, shown, before.removesuffix(begun)) :])
+    if (thought := _thought(answer)) is not None and not _shows(template, messages, answer, thought, tools):
+        text = _with_thought(text, answer, thought, begun)
+    return before, _after(begun, text), last
 
 
 def _ends(template: ChatTemplate) -> list[str]:
@@ -181,20 +186,56 @@ def _split_end(template: ChatTemplate, shown: str) -> tuple[str, str]:
     return shown[: first.start()], template.end_token if template.end_token in tokens else first.group()
 
 
-def _with_thought(text: str, answer: Mapping[str, Any], begun: str) -> str:
-    """`text` with the answer's thought, which some templates leave out: written as `begun` is, or on its own lines."""
+def _beginning(template: ChatTemplate, messages: Messages, tools: Sequence[Any] | None, shown: str, head: str) -> int:
+    """Where the answer begins in `shown`, a conversation whose prompt is `head`.
+
+    Raises `UserError` if it can't be told.
+    """
+    if shown.startswith(head):
+        return len(head)
+    # Some templates show a prompt otherwise once it is answered. The answer MARK shares no character with what is
+    # before answers, so it shows where they begin at the latest.
+    marked = template.conversation([*messages, {"role": "assistant", "content": MARK}], tools)
+    asked = template.conversation(messages, tools)
+    start, stop = _shared(head, shown), _shared(shown, marked)
+    same = bisect.bisect(range(1, len(head) + 1), False, key=lambda n: head[-n:] not in shown[start:stop])
+    if same >= max(len(head) - _shared(head, asked), 1):  # all that a prompt ends with for an answer
+        return shown.rindex(head[-same:], start, stop) + same
+    if (shared := _shared(head, marked)) < max(_shared(head, asked), _shared(asked, marked)):
+        raise UserError("the chat template shows these messages otherwise once they are answered")
+    return shared
+
+
+def _thought(answer: Mapping[str, Any]) -> str | None:
+    """The answer's thought, "" for an empty one, None without any."""
     written = WRITTEN_THOUGHT.match(answer["content"])
-    thought = next((answer[key] for key in THOUGHT_KEYS if answer.get(key)), written["thought"] if written else "")
-    if not thought.strip() or thought.strip() in text:
-        return text
+    return next((answer[key] for key in THOUGHT_KEYS if answer.get(key)), written["thought"] if written else None)
+
+
+def _shows(
+    template: ChatTemplate, messages: Messages, answer: dict[str, Any], thought: str, tools: Sequence[Any] | None
+) -> bool:
+    """Whether the template shows the answer's thought."""
+    written = WRITTEN_THOUGHT.match(answer["content"])
+    marked = {**answer, **{key: MARK for key in THOUGHT_KEYS if answer.get(key) == thought}}
+    if written and written["thought"] == thought:
+        start, end = written.span("thought")
+        marked["content"] = answer["content"][:start] + MARK + answer["content"][end:]
+    return MARK in template.conversation([*messages, marked], tools)
+
+
+def _with_thought(text: str, answer: Mapping[str, Any], thought: str, begun: str) -> str:
+    """`text` with `thought`, which the template leaves out: written as `begun` is, or on its own lines."""
+    written = WRITTEN_THOUGHT.match(answer["content"])
     tag = THOUGHT.search(begun) or THOUGHT.search("<think>")
     assert tag is not None
     opens, closes = f"{tag['left']}{tag['name']}{tag['right']}", f"{tag['left']}/{tag['name']}{tag['right']}"
-    rest = text.removeprefix(closes)
+    rest = text.removeprefix(begun).removeprefix(closes)
     if written and written["thought"] == thought:
         return written.group() + rest.lstrip()
+    space = "" if begun else rest[: len(rest) - len(rest.lstrip())]
     line = "" if begun and not begun.endswith("\n") else "\n"
-    return f"{opens}{line}{thought.strip()}{line}{closes}{line * 2}{rest.lstrip()}"
+    return f"{space}{opens}{line}{thought.strip()}{line}{closes}{line * 2}{rest.lstrip()}"
 
 
 def _after(begun: str, text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate
-from rlhf_core.data.encoding import THOUGHT_KEYS, WRITTEN_THOUGHT, learned_turns, tools_of
+from rlhf_core.data.encoding import THOUGHT_KEYS, WRITTEN_THOUGHT, answer_text, learned_turns, tools_of
 from rlhf_core.data.loading import PROJECTED, Need
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
@@ -93,21 +93,25 @@ class Preparation:
     def _check_answers(self, messages: Messages, start: int, tools: list[Any] | None) -> None:
         """Check a conversation, of which the answers from `start` on are learned."""
         template = self.template
-        shown = template.conversation(messages, tools)
+        template.conversation(messages, tools)
         learned = [i for i in learned_turns(messages) if i >= start]
         if not learned:
             raise UserError("there is no turn of the assistant to learn: each has the weight 0")
         if tools:
             self._check_tools(messages[: learned[-1]], tools)
         for i, turn in enumerate(messages):
-            for call in turn.get("tool_calls") or []:
-                if call.get("function", call).get("name", "") not in shown:
-                    raise UserError("the chat template does not show the calls of tools of every turn")
-            hidden = turn["role"] == "tool" or (turn.get("tool_calls") and (turn.get("content") or "").strip())
+            calls = turn.get("tool_calls") or []
+            for j, call in enumerate(calls):
+                marked = [*calls[:j], _named(call, MARK), *calls[j + 1 :]]
+                changed = [*messages[:i], {**turn, "tool_calls": marked}, *messages[i + 1 :]]
+                if MARK not in template.conversation(changed, tools):
+                    raise UserError("the chat template does not show every call of a tool")
+            hidden = turn["role"] == "tool" or (calls and (turn.get("content") or "").strip())
             changed = [*messages[:i], {**turn, "content": MARK}, *messages[i + 1 :]]
             if hidden and MARK not in template.conversation(changed, tools):
                 what = "what a tool answered" if turn["role"] == "tool" else "the text beside a call of a tool"
                 raise UserError(f"the chat template does not show {what}")
+        answer_text(template, messages[: learned[-1]], messages[learned[-1]], tools)
         if THOUGHT.search(template.source):
             self._count_thoughts(messages, learned[-1], tools)
 
@@ -142,6 +146,11 @@ class Preparation:
             f"{count:,} of {rows:,} rows have turns with {key!r}, which the chat template does not use"
             for key, count in self.keys.items()
         ]
+
+
+def _named(call: dict[str, Any], name: str) -> dict[str, Any]:
+    """A call of the tool `name` instead."""
+    return {**call, "function": {**call["function"], "name": name}} if "function" in call else {**call, "name": name}
 
 
 def _texts(value: Any) -> Iterator[str]:
