@@ -495,10 +495,40 @@ def test_answers_that_are_marked_as_bad_are_not_learned(write_jsonl, answer, lab
     rows = [{"prompt": "q", "completion": "good", "label": True}, {**answer, "label": label}]
     data = load_file(write_jsonl("a.jsonl", rows), "conversations")
     assert [row["messages"][-1]["content"] for row in data.train] == ["good"]
-    assert "left out 1 of 2 rows, whose answer is marked as bad (label)" in data.warnings[0]
+    assert "left out 1 of 2 rows, whose answer a column (label, kto_tag, …) marks as bad" in data.warnings[0]
     assert len(load_file(write_jsonl("b.jsonl", rows), "prompts").train) == 2  # their questions can be answered anew
     with pytest.raises(UserError, match="all answers are marked as bad"):
         load_file(write_jsonl("c.jsonl", rows[1:]), "conversations")
+
+
+# the values of `label` of three rows, how many of the rows are learned
+LABELS = {
+    "words": (["good", "bad", "bad"], 1),
+    "signs": ([1, -1, None], 2),
+    "classes": ([0, 1, 2], 3),
+    "names of classes": (["no", "yes", "no"], 3),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_a_label_with_other_values_than_good_and_bad_is_a_category(write_jsonl, case):
+    labels, learned = LABELS[case]
+    rows = [{"instruction": "q", "output": f"a{i}", "label": label} for i, label in enumerate(labels)]
+    data = load_file(write_jsonl("a.jsonl", rows), "conversations")
+    assert len(data.train) == learned
+    assert bool(data.parts[0].warn([])) == (learned == 3)
+
+
+def test_a_column_with_nothing_in_it_is_not_warned_of(write_jsonl):
+    rows = [{**CHAT, "images": [], "system": "", "tools": None}] * 2
+    assert load_file(write_jsonl("a.jsonl", rows), "conversations").parts[0].warn([]) == []
+
+
+@pytest.mark.parametrize("learned", [{"weight": 0}, {"loss": False}, {"train": False}, {"training": 0}])
+def test_names_for_the_weight_of_a_turn(write_jsonl, learned):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **learned}]
+    [row] = load_file(write_jsonl("a.jsonl", [{"messages": turns}]), "conversations").train
+    assert row["messages"][1] == {"role": "assistant", "content": "a", "weight": 0}
 
 
 def test_a_last_message_that_nobody_answers_is_left_off(write_jsonl):
@@ -546,6 +576,7 @@ def test_half_a_character_is_an_error_of_its_row(tmp_path):
 # the first row, a part of what the error says
 NO_FORMAT = {
     "a way on": ({"frage": "a"}, "Say which column is what: .*a.jsonl:prompt=COLUMN,completion=COLUMN"),
+    "a question that nothing answers": ({"question": "a", "support": "b"}, "Say which column is what"),
     "turns as lists": ({"messages": [["user", "a"]]}, r"messages must have turns .* not \['user', 'a'\]"),
     "turns as Python prints them": ({"messages": "[{'role': 'user'}]"}, "messages is not valid JSON"),
     "data instead of names": ({"Is it 3?": "a", "36": "b"}, "here it looks like data"),

@@ -19,7 +19,8 @@ BUILT_IN_FORMATTERS = "rlhf-formatter-common"
 LOOKED_AT = 100  # rows, to find where the text of a column goes
 PARTS = ("prompt", "completion", "chosen", "rejected", "answer")
 Candidate = tuple[Formatter, dict[str, str]]  # with the names that its columns have in a row
-FAILURES = (ValueError, KeyError, TypeError, AttributeError)  # what a formatter raises on a row of another kind
+# What a formatter raises on a row of another kind.
+FAILURES = (ValueError, LookupError, TypeError, AttributeError, StopIteration)
 
 
 class Formats:
@@ -35,6 +36,7 @@ class Formats:
         self.counts: Counter[str] = Counter()
         self._groups, self._broken = _installed(spec.formatter, catalog)
         self._columns = dict.fromkeys(name for row in rows for name in row.values if row.values[name] is not None)
+        self._filled = dict.fromkeys(name for row in rows for name in row.values if not _is_empty(row.values[name]))
         self._parts: dict[str, dict[str, None]] = {}
         self._decided: dict[str, Mapping[str, Any]] = {}
         self._cache: dict[frozenset[str], list[list[Candidate]]] = {}
@@ -76,8 +78,8 @@ class Formats:
         return {name: list(self._parts[name]) for name in self._columns if name in self._parts}
 
     def unread(self) -> list[str]:
-        """The columns that no formatter read."""
-        return [name for name in self._columns if name not in self._parts]
+        """The columns that no formatter read and in which some row has something."""
+        return [name for name in self._filled if name not in self._parts]
 
     def _most(self, rows: Sequence[Row]) -> Formatter:
         """The formatter that fits most rows; a row's columns are in small letters if none fits else."""
@@ -99,11 +101,10 @@ class Formats:
             if formatter.name in deciding:
                 views.setdefault(formatter.name, []).append(formatter.view(values, formatter.renamed(values)))
         for name, found in views.items():
-            if self.spec.first_option is None:
-                self._decided[name], told = deciding[name](found)
-                self.told += [f"{self.spec.source}: {told}"] if told else []
-            else:
-                self._decided[name] = {"first_option": self.spec.first_option}
+            self._decided[name], told = deciding[name](found)
+            if self.spec.first_option is not None and "first_option" in self._decided[name]:
+                self._decided[name], told = {"first_option": self.spec.first_option}, ""
+            self.told += [f"{self.spec.source}: {told}"] if told else []
 
     def _view(self, row: Row) -> tuple[dict[str, Any], dict[str, str]]:
         """(the columns that are not None, under the names that the user gave them, the names that the data gives)."""
@@ -156,8 +157,10 @@ class Formats:
                 lines += [f"{error}."] if seen.read <= seen.keys() else []
         if any(_like_data(name) for name in values):
             lines.append("The first line of a CSV file names the columns; here it looks like data.")
-        lines.append(f"Say which column is what: {source}:prompt=COLUMN,completion=COLUMN (or answer=, chosen=,")
-        lines.append("rejected=, system=, …). For another layout write a formatter: rlhf plugins new formatter NAME.")
+        lines.append(f"Say which column is what: {source}:prompt=COLUMN,completion=COLUMN (or messages=, answer=,")
+        lines.append(
+            "chosen=, rejected=, system=, …). For another layout write a formatter: rlhf plugins new formatter NAME."
+        )
         known = [f"\n  {formatter.name}: {_names(sorted(formatter.columns))}" for formatter in formatters]
         return " ".join(lines) + " Known formats:" + "".join([*known, *self._broken])
 
@@ -241,6 +244,10 @@ def _texts(value: Any) -> list[str]:
         return [text for item in value for text in _texts(item)]
     text = "" if value is None or isinstance(value, bool) else str(value).strip()
     return [text] if text else []
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | Mapping) and not value)
 
 
 def _is_text(value: Any) -> bool:

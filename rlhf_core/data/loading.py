@@ -40,6 +40,7 @@ USED = {
 TELLING = {
     *("image", "images", "video", "videos", "audio", "audios", "tools", "functions", "system", "system_prompt"),
     *("history", "input", "context", "option", "options", "choices", "choice", "label", "labels", "kto_tag", "weight"),
+    *("article", "passage", "paragraph", "document", "feedback"),
     *("margin", "mask", "train", "rejected", "rejected_response", "rejected_messages", "reasoning_content"),
     *("reasoning", "thinking", "complex_cot", "cot", "solution"),
 }
@@ -174,9 +175,8 @@ def _part(
         raise UserError(f"{spec.source}: all answers are marked as bad (label), so there is none to learn")
     warnings += formats.told + bad_rows(spec.source, bad, len(rows), skip_bad_rows, bool(projected))
     if worse:
-        warnings.append(
-            f"{spec.source}: left out {worse:,} of {len(rows):,} rows, whose answer is marked as bad (label)"
-        )
+        marked = "whose answer a column (label, kto_tag, …) marks as bad"
+        warnings.append(f"{spec.source}: left out {worse:,} of {len(rows):,} rows, {marked}")
     if unanswered:
         warnings.append(f"{spec.source}: left off the last message of {unanswered:,} rows, which nobody answers")
     used, unused = _use(formats, need)

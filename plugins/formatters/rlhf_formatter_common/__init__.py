@@ -37,6 +37,7 @@ from rlhf_formatter_common.chat import (
     huatuogpt,
     is_conversation,
     is_spoken,
+    marks,
     messages,
     prompt,
     prompt_completion,
@@ -65,6 +66,7 @@ from rlhf_formatter_common.questions import alpaca, first_option, has_options, m
 PAIR = {"chosen", "rejected"}
 # Other names of columns in published data. Data that has two of a column's names is not read by them.
 PROMPT = ("question", "query", "problem", "input")
+QUESTION, ANSWER = ("query", "ask", "问题"), ("回答", "答案")
 ONE = {"prompt": PROMPT, "completion": ("response", "output", "target", "solution", "long_answer", "reply")}
 PAIR_NAMES = {
     "chosen": ("response_chosen", "chosen_response", "chosen_answer", "preferred_response", "accepted"),
@@ -79,8 +81,8 @@ def one_answer(
     matches: Callable[[Mapping[str, Any]], bool] | None = None,
     **names: Sequence[str],
 ) -> Formatter:
-    """A format with one answer, which a label may call bad."""
-    return Formatter(name, columns, unless_bad(convert), matches, names)
+    """A format with one answer, which a column may call bad."""
+    return Formatter(name, columns, unless_bad(convert), matches, names, marks)
 
 
 def no_options(row: Mapping[str, Any]) -> bool:
@@ -93,14 +95,18 @@ def in_messages(row: Mapping[str, Any]) -> bool:
 
 @hookimpl
 def rlhf_formatters():
-    output = ("response", "completion", "answer")
-    stem = ("query", "problem", "stem", "题目")
+    output = ("response", "completion", "answer", "输出")
+    stem = ("query", "problem", "stem", "question_stem", "题目", "问题")
     asked = ("history", "context", "instruction", *PROMPT)
     return [
-        one_answer("question_answer", {"question", "answer"}, question_answer, no_options, question=("query",)),
+        one_answer(
+            "question_answer", {"question", "answer"}, question_answer, no_options, question=QUESTION, answer=ANSWER
+        ),
         Formatter("multiple_choice", {"question"}, multiple_choice, has_options, {"question": stem}, first_option),
-        one_answer("alpaca", {"instruction", "output"}, alpaca, output=output, input=("context",)),
-        one_answer("messages", {"messages"}, messages, in_messages),
+        one_answer(
+            "alpaca", {"instruction", "output"}, alpaca, instruction=("指令",), output=output, input=("context", "输入")
+        ),
+        one_answer("messages", {"messages"}, messages, in_messages, messages=("conversation", "dialogue")),
         one_answer("sharegpt", {"conversations"}, sharegpt, lambda row: is_conversation(row["conversations"])),
         one_answer("huatuogpt", {"data"}, huatuogpt, lambda row: is_spoken(row["data"])),
         Formatter("prompt", {"prompt"}, prompt, names={"prompt": ("problem",)}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -19,6 +19,11 @@ SHAREGPT_ROLES = {
 }
 
 
+# What says that an answer is good or bad, and how.
+MARKS = ("kto_tag", "label", "desirable", "is_desirable", "is_chosen")
+GOOD = ("true", "1", "1.0", "good", "desirable", "chosen", "thumbs_up")
+BAD = ("false", "0", "0.0", "-1", "-1.0", "bad", "undesirable", "rejected", "thumbs_down")
+LEARNED = ("loss", "train", "training")  # names of `weight` in other data: ms-swift, Axolotl
 SPOKEN = re.compile(r"\s*([问答])[：:]")
 # What data in {role, content} calls roles that chat templates do not know by that name.
 MEANT = {
@@ -82,18 +87,31 @@ def is_spoken(value: Any) -> bool:
 
 
 def unless_bad(convert: Callable[[Mapping[str, Any]], Example]) -> Callable[[Mapping[str, Any]], Example]:
-    """As `convert`, but where a `label` or `kto_tag` is false, the answer is a rejected one without a chosen one."""
+    """As `convert`, but an answer that the column `mark` calls bad is a rejected one without a chosen one."""
 
     @functools.wraps(convert)
     def judged(row: Mapping[str, Any]) -> Example:
         example = convert(row)
-        label = next((row[name] for name in ("kto_tag", "label") if not is_blank(row.get(name))), True)
-        if str(label).strip().lower() not in ("false", "0", "0.0"):
+        mark = row.get("mark")
+        if mark is None or _mark(row.get(mark)) not in BAD:
             return example
         answer = None if example.answer == (example.completion or [{}])[-1].get("content") else example.answer
         return Example(prompt=example.prompt, rejected=example.completion, answer=answer)
 
     return judged
+
+
+def marks(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
+    """The column that calls answers good or bad. One with any other value, such as a category, is none."""
+    for name in MARKS:
+        found = {_mark(row[name]) for row in rows if not is_blank(row.get(name))}
+        if found and found <= {*GOOD, *BAD}:
+            return {"mark": name}, ""
+    return {}, ""
+
+
+def _mark(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def question_prompt(row: Mapping[str, Any], question: str) -> Messages:
@@ -162,6 +180,9 @@ def _turn(turn: Any, column: str) -> dict[str, Any]:
         raise ValueError(f"{column}: role {given!r} is not one of {', '.join(known)}{hint}")
     read = ("role", "content", "from", "value")
     others = {key: value for key, value in turn.items() if key not in read and value is not None}
+    for name in LEARNED:
+        if "weight" not in others and others.get(name) in (0, 1):
+            others["weight"] = int(others.pop(name))
     if is_blank(content) and others.get("tool_calls"):
         return {"role": known[given], "content": "", **others}
     return {"role": known[given], "content": _content(content, f"{column}: the text of {given}"), **others}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlhf_core import Example, Messages
@@ -56,8 +56,12 @@ def rejected_response(row: Mapping[str, Any]) -> Example:
 
 def compared(row: Mapping[str, Any]) -> Example:
     """Two answers and which one is better: its number or name, or a preference below 0 for the first."""
-    first, second = _compared_columns(row)
-    verdict = next(name for name in VERDICTS if row.get(name) is not None)
+    pair, verdict = _compared_columns(row), _first(row, VERDICTS)
+    if pair is None or verdict is None:
+        raise ValueError(
+            f"the row has no two answers (response_0, response_1, …) or no verdict ({', '.join(VERDICTS)})"
+        )
+    first, second = pair
     better = VERDICTS[verdict].get(str(row[verdict]).strip().lower())
     if better is None:
         raise ValueError(f"{verdict} {row[verdict]!r} says that neither of {first} and {second} is better")
@@ -66,9 +70,12 @@ def compared(row: Mapping[str, Any]) -> Example:
 
 def ranked(row: Mapping[str, Any]) -> Example:
     """Answers with a score or a rank each: the best is the chosen one, the worst the rejected one."""
-    name = next(name for name in ANSWER_LISTS if name in row)
-    answers = read_list(row[name], name)
-    text, score, sign = _ranking(answers)
+    name = _first(row, ANSWER_LISTS)
+    answers = read_list(row[name], name) if name else []
+    ranking = _ranking(answers)
+    if ranking is None:
+        raise ValueError(f"none of {', '.join(ANSWER_LISTS)} is a list of answers with a score or a rank each")
+    text, score, sign = ranking
     values = [sign * float(answer[score]) for answer in answers]
     if max(values) == min(values):
         raise ValueError(f"all answers in {name} have the same {score}")
@@ -132,7 +139,7 @@ def is_hh(value: Any) -> bool:
 
 def is_compared(row: Mapping[str, Any]) -> bool:
     """Whether the row has two answers and says which is better."""
-    return _compared_columns(row) is not None and any(row.get(name) is not None for name in VERDICTS)
+    return _compared_columns(row) is not None and _first(row, VERDICTS) is not None
 
 
 def is_ranked(row: Mapping[str, Any]) -> bool:
@@ -154,9 +161,14 @@ def _compared_columns(row: Mapping[str, Any]) -> tuple[str, str] | None:
     return next((pair for pair in COMPARED if all(row.get(name) is not None for name in pair)), None)
 
 
+def _first(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of these columns that the row has."""
+    return next((name for name in names if row.get(name) is not None), None)
+
+
 def _ranking(answers: list[Any]) -> tuple[str, str, int] | None:
     """(the key of the text, the key of the score, 1 if more is better) in all answers."""
-    if not all(isinstance(answer, Mapping) for answer in answers):
+    if not answers or not all(isinstance(answer, Mapping) for answer in answers):
         return None
     keys = set.intersection(*({key for key, value in answer.items() if value is not None} for answer in answers))
     text, score = (next((name for name in names if name in keys), None) for names in (ANSWER_TEXTS, SCORES))

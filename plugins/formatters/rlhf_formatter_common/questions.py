@@ -21,8 +21,9 @@ from rlhf_formatter_common.chat import (
 )
 
 OPTION_LISTS = ("options", "option", "choices", "choice", "选项")
-# A column for each option: A, …; opa, …; option_a, …; choice1, …
-OPTION_PREFIXES = ("", "op", "opt", "opt_", "option", "option_", "choice", "choice_")
+# A column for each option: A, …; opa, …; option_a, …; Option A, …; choice1, …; 选项A, …
+WORDS = ("op", "opt", "option", "Option", "choice", "Choice", "选项")
+OPTION_PREFIXES = ("", *(word + between for word in WORDS for between in ("", "_", " ")))
 OPTION_COLUMNS = [
     tuple(prefix + sign for sign in signs)
     for prefix in OPTION_PREFIXES
@@ -32,8 +33,17 @@ OPTION_COLUMNS = [
 OPTION_KEYS = (("key", "label", "id", "letter"), ("value", "text", "content", "option"))  # of options as objects
 # The most precise first: MedQA has the letter in `answer_idx` and the text in `answer`.
 ANSWER_COLUMNS = (
-    *("answer_idx", "answer_index", "answerKey", "answerkey", "cop", "correct_option", "correct_answer", "answer"),
-    *("correct", "label", "gold", "target", "答案"),
+    *(
+        "answer_idx",
+        "answer_index",
+        "answerKey",
+        "answerkey",
+        "cop",
+        "correct_option",
+        "correct_answer",
+        "correct answer",
+    ),
+    *("answer", "correct", "label", "gold", "target", "答案"),
 )
 
 
@@ -181,10 +191,15 @@ def _in_text(text: str, column: str) -> list[str]:
 def _without_letters(texts: list[str]) -> list[str]:
     """The options without the letters that they begin with, if each begins with its letter, as in `A. 感冒`."""
     bare = [
-        re.sub(rf"^\s*\(?{letter}\)?\s*[.、:)．：）]\s*", "", text)
+        re.sub(rf"^\s*\(?{letter}(?:\)?\s*[.、:)．：）]|\s)\s*", "", text)
         for letter, text in zip(ascii_uppercase, texts, strict=False)
     ]
-    return bare if all(a != b and a for a, b in zip(bare, texts, strict=False)) else texts
+    distinct = len(set(bare)) == len(set(texts))  # `A type`, `B type` are options as they are
+    return bare if distinct and all(a != b and a for a, b in zip(bare, texts, strict=False)) else texts
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\W_]", "", text)
 
 
 class _Right(NamedTuple):
@@ -222,7 +237,9 @@ def _right(row: Mapping[str, Any], labels: list[str], values: list[Any], texts: 
     if isinstance(answer, str) or any(isinstance(value, Real) for value in values):
         label = unicodedata.normalize("NFKC", text).strip(" .、。:()").upper()
         as_given = [str(value).strip() for value in values]
-        for known, wanted in (([name.upper() for name in labels], label), (texts, text), (as_given, text)):
+        lettered = [_bare(name + value) for name, value in zip(labels, texts, strict=False)]  # `A. fever`
+        known_as = [name.upper() for name in labels]
+        for known, wanted in ((known_as, label), (texts, text), (as_given, text), (lettered, _bare(text))):
             if wanted in known:
                 return _Right(known.index(wanted))
     if isinstance(answer, Integral) or text.isdecimal():

@@ -269,6 +269,11 @@ CHOICES = {
     "columns with a prefix": ({**Q, "option_a": "cold", "option_b": "flu", "correct_option": "b"}, "B"),
     "columns with numbers": ({**Q, "option1": "cold", "option2": "flu", "answer": "flu"}, "B"),
     "a letter in a list": ({**OPTIONS, "answer": ["B"]}, "B"),
+    "columns with spaces": ({**Q, "Option A": "cold", "Option B": "flu", "correct answer": "B"}, "B"),
+    "columns in Chinese": ({"问题": "1+1", "选项A": "cold", "选项B": "flu", "答案": "B"}, "B"),
+    "lines with letters": ({**Q, "options": "A cold\nB flu", "answer": "B"}, "B"),
+    "letters that belong to the options": ({**Q, "options": ["A type", "B type"], "answer": "B type"}, "B"),
+    "letter and text": ({**OPTIONS, "answer": "B. flu"}, "B"),
     "options with letters": ({**Q, "options": ["A. cold", "B．flu"], "answer": "B．flu"}, "B"),
 }
 
@@ -277,7 +282,7 @@ CHOICES = {
 def test_multiple_choice(case):
     row, letter = CHOICES[case]
     assert formatter_of(row).name == "multiple_choice"
-    example = multiple_choice(row)
+    example = converted(row)
     place = "ABCD".index(letter)
     assert example.answer == letter
     assert example.completion == [assistant(f"{letter}. {example.columns['options'][place]}")]
