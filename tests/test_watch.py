@@ -115,6 +115,20 @@ def test_steps_too_small_for_the_weights_are_said(go, capsys):
     assert "Warning: --learning-rate 1e-06: in --dtype bfloat16 a step of it leaves" in shown
     go(method="sft", lora=False, learning_rate=1e-6, max_steps=1, output_dir="float32")
     assert "--learning-rate" not in capsys.readouterr().out
+    go(method="dpo", lora=False, learning_rate=1e-20, max_steps=1, output_dir="tiny_rate")
+    assert "Warning: --learning-rate 1e-20" in capsys.readouterr().out
+
+
+def test_a_run_that_is_all_warm_up_says_so(go, said):
+    go(method="sft", max_steps=1)  # whose default is a share
+    go(method="dpo", max_steps=2, warmup_steps=4, learning_rate=1e-3, output_dir="two")
+    go(method="sft", max_steps=2, output_dir="three")
+    assert said() == [
+        "--warmup-steps 0.03: all 1 steps are warm-up, in which the learning rate rises from 0 to 0 at most, so nothing "
+        "is learned. Use --warmup-steps 0, or more steps",
+        "--warmup-steps 4: all 2 steps are warm-up, in which the learning rate rises from 0 to 0.00025 at most. Use "
+        "--warmup-steps 0, or more steps",
+    ]
 
 
 def test_all_weights_in_float16_are_refused(made_run):

@@ -156,7 +156,8 @@ def _limit(
     total = f"{len(rows):,}"
     found = f"{len(overlong):,} of {total} {what} more than {flags[0]} {limit} tokens, the longest {max(lengths):,}"
     if rule == "error" or (rule == "drop" and len(overlong) == len(rows)):
-        raise UserError(f"{found}. Allow more, or use {flags[1]} truncate (or drop).")
+        ways = "truncate" if len(overlong) == len(rows) else "truncate (or drop)"
+        raise UserError(f"{found}. Allow more, or use {flags[1]} {ways}.")
     if rule == "drop":
         return [row for i, row in enumerate(rows) if i not in overlong], [f"{found}: left out"]
     if len(without) == len(rows):

@@ -54,9 +54,7 @@ def switch_off_dropout(model: torch.nn.Module, *, adapters: bool) -> None:
 
 @torch.no_grad()
 def share_too_large(model: torch.nn.Module, rate: float) -> float:
-    """The share of the trained half-precision weights that a step of `rate` leaves as they are; 0 if there are none."""
-    half = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
-    if not half:
-        return 0.0
-    unmoved = torch.stack([(parameter + rate == parameter).sum() for parameter in half]).sum()
-    return unmoved.item() / sum(parameter.numel() for parameter in half)
+    """The share of the trained weights that a step of `rate` leaves as they are."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    unmoved = torch.stack([(parameter + rate == parameter).sum() for parameter in trained]).sum()
+    return unmoved.item() / sum(parameter.numel() for parameter in trained)

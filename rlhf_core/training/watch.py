@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
+from rlhf_core.config import WITHOUT_WARMUP
 from rlhf_core.errors import RunStopped
 from rlhf_core.models.trainable import share_too_large
 
@@ -43,6 +44,17 @@ class Watch(TrainerCallback):
         loss = self._training_step(*arguments, **keywords)
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         return loss
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        options, steps = self.run.options, state.max_steps
+        warmup = 0 if options.lr_scheduler_type in WITHOUT_WARMUP else args.get_warmup_steps(steps)
+        if warmup >= steps and state.is_world_process_zero:
+            rate = options.learning_rate * (steps - 1) / warmup
+            log.warning(
+                "--warmup-steps %g: all %d steps are warm-up, in which the learning rate rises from 0 to %g at most%s. "
+                "Use --warmup-steps 0, or more steps",
+                *(options.warmup_steps, steps, rate, "" if rate else ", so nothing is learned"),
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.loss is None:
@@ -89,6 +101,6 @@ def warn_of_small_steps(trainer: Any, run: Run) -> None:
     if share > 0.5 and trainer.is_world_process_zero():
         log.warning(
             "--learning-rate %g: in --dtype %s a step of it leaves %.0f %% of the weights as they are, for want of "
-            "digits. Use --dtype float32, --lora, or a larger rate",
+            "digits. Use a larger rate, or --dtype float32 or --lora if that is not what is trained already",
             *(rate, run.options.dtype, 100 * share),
         )
