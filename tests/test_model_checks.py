@@ -17,11 +17,13 @@ from transformers import (
     BertConfig,
     BioGptConfig,
     BloomConfig,
+    Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
     LlamaConfig,
     MambaConfig,
     OPTConfig,
+    Qwen3Config,
     RobertaConfig,
     T5Config,
     ViTConfig,
@@ -121,12 +123,18 @@ def test_a_classifier_of_several_labels_is_no_reward_model(tiny_model, tmp_path)
         (ViTConfig(num_hidden_layers=1), "is of the type vit: transformers has no such model that writes"),
         (T5Config(num_layers=1), "is of the type t5: transformers has no such model that writes"),
         (BertConfig(num_hidden_layers=1), "is an encoder .bert, is_decoder: False"),
+        (Qwen3Config(num_hidden_layers=1, is_causal=False), "is an encoder .qwen3, is_causal: False"),
+        (Gemma3TextConfig(num_hidden_layers=1, use_bidirectional_attention=True), "use_bidirectional_attention: True"),
     ],
 )
 def test_models_that_do_not_write_from_left_to_right(config, message, changed):
     folder = changed()
     config.save_pretrained(folder)
     refused(message, folder)
+
+
+def test_a_field_that_a_family_does_not_read_makes_no_encoder(changed):
+    models.inspect(find(str(changed(config={"is_decoder": False}))))
 
 
 def test_weights_that_are_missing_of_another_shape_or_not_used(changed, tiny_model):

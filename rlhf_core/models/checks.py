@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 Task = Literal["causal_lm", "sequence_classification"]
 HEAD = "score.weight"
 # (a field of the configuration, its value in a model each of whose tokens sees those after it)
-BIDIRECTIONAL = (("is_decoder", False), ("causal", False), ("attn_type", "bi"))
+BIDIRECTIONAL = (
+    *(("is_decoder", False), ("is_causal", False), ("causal", False), ("attn_type", "bi")),
+    *(("use_bidirectional_attention", True), ("use_bidirectional_attention", "all")),
+)
 ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese")  # they have `is_decoder` and don't read it
 
 
@@ -74,9 +77,10 @@ def check_kind(
         raise UserError(
             f"{reference.base_called} is an encoder-decoder model ({config.model_type}), which rlhf does not train"
         )
+    reads_decoder = hasattr(type(config), "is_decoder") and config.model_type not in ALWAYS_CAUSAL
     for field, value in BIDIRECTIONAL:
         # Probed: each is a field of some configurations only.
-        if getattr(empty.config, field, None) == value and config.model_type not in ALWAYS_CAUSAL:
+        if getattr(empty.config, field, None) == value and (field != "is_decoder" or reads_decoder):
             raise UserError(
                 f"{reference.base_called} is an encoder ({config.model_type}, {field}: {value} in its config.json): "
                 "each of its tokens sees those after it, so it can't write"
