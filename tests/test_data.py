@@ -57,6 +57,7 @@ BAD_FILES = {
     "one pretty object": ("a.json", json.dumps(QA, indent=1), r"one JSON object \(question, answer\), not a list of rows"),
     "rows inside an object": ("a.json", json.dumps({"version": 1, "data": [QA]}), "If 'data' holds the rows"),
     "columns": ("a.json", json.dumps({"question": ["a", "b"], "answer": ["c", "d"]}), "It seems to hold columns"),
+    "objects by name": ("a.json", json.dumps({"1": QA, "2": QA}), r"one JSON object \(1, 2\), not a list of rows"),
     "objects over lines": ("a.json", json.dumps(QA, indent=1) * 2, "an object takes several lines"),
     "a row in text": ("a.jsonl", json.dumps(json.dumps(QA)), "line 1: expected an object .* JSON inside of text"),
     "a huge number": ("a.jsonl", '{"a": ' + "1" * 5000 + "}", "a.jsonl line 1: Exceeds the limit"),
@@ -135,7 +136,7 @@ def test_an_empty_folder(tmp_path):
 
 
 def test_csv(tmp_path):
-    (tmp_path / "a.csv").write_text('question,answer,note\n"2+2,\nor so?",4,\n3+3?,6,x\n', "utf-8-sig")
+    (tmp_path / "a.csv").write_text('question,answer,note\n"2+2,\nor so?",4,\n3+3?,6,x\n,,\n', "utf-8-sig")
     rows = read(str(tmp_path / "a.csv"))
     assert [row.location for row in rows] == ["a.csv line 3", "a.csv line 4"]
     assert rows[0].values == {"question": "2+2,\nor so?", "answer": "4", "note": None}
@@ -196,6 +197,7 @@ SPLITS = {
     "no training split": (["dev.jsonl", "sft_zh.jsonl"], ["sft_zh.jsonl"], ["dev.jsonl"]),
     "within a longer word": (["constrained.jsonl", "latest.jsonl"], ["constrained.jsonl", "latest.jsonl"], ["constrained.jsonl", "latest.jsonl"]),
     "a word of many": (["medical_train_zh_0.jsonl", "validSet.jsonl"], ["medical_train_zh_0.jsonl"], ["validSet.jsonl"]),
+    "written as one": (["trainset.jsonl", "testdata.jsonl", "holdout.jsonl"], ["trainset.jsonl"], ["testdata.jsonl", "holdout.jsonl"]),
     "in Chinese": (["训练集.jsonl", "测试集.jsonl"], ["训练集.jsonl"], ["测试集.jsonl"]),
     "both": (["train_test.jsonl", "val/train.jsonl"], ["train_test.jsonl"], ["val/train.jsonl"]),
     "training alone": (["train.jsonl"], ["train.jsonl"], ["train.jsonl"]),

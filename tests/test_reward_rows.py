@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.rewards.batch import ROW, RewardBatch, columns_left_out, columns_of
+from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
+from rlhf_core.rewards.binding import ROW
 
 # What a table of typed columns would change or refuse: nested keys, lists of different depth, types that differ, numbers
 # beyond 64 bits, half a character, and names that mean something to TRL.
@@ -17,7 +18,7 @@ ODD = [
     {"checks": {"min_words": 2}, "id": "q0", "extra": [], "image": None, "completions": "theirs"},
     {"checks": {"contains": ["a", 1]}, "id": 1, "extra": ["x"], "image": "1.png", "trainer_state": 3},
     {"checks": None, "id": 2**70, "extra": [["x"]], "images": ["1.png"], "completion_ids": [1]},
-    {"checks": math.nan, "id": "\ud83d", "extra": {"A": "x"}, "prompts": "theirs", "environments": 1},
+    {"checks": math.nan, "id": "\ud83d", "extra": {"A": "x"}, "prompts": "theirs", "environments": 1, ROW: "r"},
 ]
 ROWS = [{"question": f"What is {i}?", "answer": f"{i}", **ODD[i % 4]} for i in range(20)]
 VALUES = {
@@ -26,7 +27,7 @@ VALUES = {
     "max_completion_length": 4,
     "num_eval_prompts": 2,
 }
-TAKEN = ("completions", "trainer_state", "completion_ids", "prompts", "environments")
+TAKEN = ("completions", "trainer_state", "completion_ids", "prompts", "environments", ROW)
 RECORDING = """
 CALLS = []
 def seen(completions, **kwargs):

@@ -152,7 +152,8 @@ def _refuse_one_object(path: Path, text: str) -> None:
     rows = next((name for name in ROWS if isinstance(values.get(name), list)), None)
     lengths = {len(value) if isinstance(value, list) else 0 for value in values.values()}
     columns = len(values) > 1 and len(lengths) == 1 and max(lengths) > 1
-    if several_lines or columns or (rows and values[rows] and isinstance(values[rows][0], dict)):
+    nested = len(values) > 1 and all(isinstance(value, dict) for value in values.values())  # rows or columns, by name
+    if several_lines or columns or nested or (rows and values[rows] and isinstance(values[rows][0], dict)):
         hint = f" If {rows!r} holds the rows, save that list alone." if rows else ""
         hint = " It seems to hold columns: save it as rows." if columns else hint
         given = f"{path} is one JSON object ({', '.join(values)}), not a list of rows"
@@ -160,13 +161,13 @@ def _refuse_one_object(path: Path, text: str) -> None:
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """The first line names the columns; an empty cell is None."""
+    """The first line names the columns; an empty cell is None, and a line of them no row."""
     csv.field_size_limit(1 << 30)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         names = next(lines)
         _check_names(path, names)
-        for cells in filter(None, lines):
+        for cells in filter(any, lines):
             if len(cells) != len(names):
                 raise UserError(f"{path} line {lines.line_num}: {len(cells)} cells under {len(names)} columns")
             yield f"line {lines.line_num}", {name: cell or None for name, cell in zip(names, cells, strict=True)}

@@ -18,17 +18,8 @@ Use = Literal["train", "evaluate"]
 WORDS = {
     "train": ("train", "training", "训练"),
     "evaluate": (
-        "test",
-        "testing",
-        "dev",
-        "val",
-        "valid",
-        "validation",
-        "eval",
-        "evaluation",
-        "heldout",
-        "测试",
-        "验证",
+        *("test", "testing", "dev", "val", "valid", "validate", "validation", "eval", "evaluation"),
+        *("heldout", "holdout", "测试", "验证"),
     ),
 }
 # Files that describe a data set: those of datasets, of the Hub, and LLaMA-Factory's list of its data sets.
@@ -86,7 +77,7 @@ def split_of(name: str) -> Use | None:
     found: Use | None = None
     for part in name.split("/"):
         words = set(re.findall(r"[A-Z]?[a-z]+|[A-Z]+|训练|测试|验证", part))
-        words = {word.lower() for word in words}
+        words = {word.lower().removesuffix("set").removesuffix("data") for word in words}
         if words & set(WORDS["train"]):
             found = found or "train"
         elif words & set(WORDS["evaluate"]):

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_core.rewards.binding import RESERVED, TRL_NAMES
-
-ROW = "rlhf_row"  # the column of `Run.train_dataset` and `Run.eval_dataset` with the row's number
+from rlhf_core.rewards.binding import RESERVED, ROW, TRL_NAMES
 
 TEXT_PROMPT = "text_prompt"  # the key of samples.jsonl that says that the data's prompts were plain text
 
@@ -50,7 +48,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def columns_left_out(names: Sequence[str]) -> list[str]:
     """A warning about those of the data's columns `names` that rewards would expect and don't get; [] for none."""
-    taken = [name for name in names if name in TRL_NAMES]
+    taken = [name for name in names if name in TRL_NAMES | {ROW}]
     if not taken:
         return []
     columns = f"column{'s' * (len(taken) > 1)} {', '.join(taken)}"

@@ -25,7 +25,8 @@ TRL_NAMES = CALLBACK_NAMES | {"prompts", "completions", "completion_ids", FINISH
 # Names that are never a column of the data: TRL's, whose values are the run's, and those of what the run makes prompts
 # and completions of.
 INSTEAD = {"prompt": "prompts", "completion": "completions", "messages": "prompts"}
-RESERVED = TRL_NAMES | INSTEAD.keys()
+ROW = "rlhf_row"  # the column of `Run.train_dataset` and `Run.eval_dataset` with the row's number
+RESERVED = TRL_NAMES | INSTEAD.keys() | {ROW}
 # What functions that score one row, for other trainers, call the model's answer.
 ONE_ANSWER = ("solution_str", "response", "response_str", "completion", "output", "prediction", "predict_str", "text")
 

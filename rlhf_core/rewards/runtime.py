@@ -21,8 +21,8 @@ from typing import Any
 
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import prompt_of
-from rlhf_core.rewards.batch import ROW, TEXT_PROMPT, RewardBatch, columns_of
-from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, BoundReward, check_columns
+from rlhf_core.rewards.batch import TEXT_PROMPT, RewardBatch, columns_of
+from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, ROW, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, join, out_of_time
 from rlhf_core.rewards.worker import Worker

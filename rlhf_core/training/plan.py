@@ -22,8 +22,8 @@ from rlhf_core.models import router
 from rlhf_core.models.adapters import uses_lora
 from rlhf_core.models.context import context_length
 from rlhf_core.models.resolve import ModelReference, find
-from rlhf_core.rewards.batch import ROW, columns_left_out
-from rlhf_core.rewards.binding import BoundReward, check_columns
+from rlhf_core.rewards.batch import columns_left_out
+from rlhf_core.rewards.binding import ROW, BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
 from rlhf_core.training import arguments
 from rlhf_core.ui.screen import Screen

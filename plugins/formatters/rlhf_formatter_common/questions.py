@@ -55,7 +55,7 @@ def question_answer(row: Mapping[str, Any]) -> Example:
         prompt=question_prompt(row, read_text(row["question"], "question")),
         completion=[assistant(text)],
         answer=result,
-        columns={"solution": text},
+        columns={} if "solution" in row else {"solution": text},
     )
 
 

@@ -169,6 +169,10 @@ def test_gsm8k():
     assert example.columns == {"solution": text}
 
 
+def test_a_solution_of_the_row_stays():
+    assert "solution" not in question_answer({"question": "a", "answer": "b", "solution": "c"}).columns
+
+
 def test_an_answer_that_is_not_a_number_is_no_reference():
     """NaN marks an empty cell of a table."""
     assert converted({"prompt": "a", "answer": float("nan")}).answer is None
