@@ -31,6 +31,12 @@ def read(path: str, config: str | None = None):
     return sources.read(DataSpec(path, config=config))[0]
 
 
+def test_files_have_no_configurations(tmp_path, write_jsonl):
+    for path in (write_jsonl("data.jsonl", [QA]), str(tmp_path)):
+        with pytest.raises(UserError, match=r"and finetune a configuration of a Hub dataset"):
+            read(path, config="finetune")
+
+
 def test_jsonl_json_and_folders(tmp_path, write_jsonl):
     write_jsonl("a.jsonl", [QA, "", {**QA, "question": "b"}])
     (tmp_path / "b.json").write_text(json.dumps([QA]))

@@ -31,6 +31,11 @@ GUIDE_CONFIGS = {"dpo": "reward", "orpo": "reward", "grpo": "finetune", "ppo": "
 def read(spec: DataSpec, use: Use = "train") -> tuple[list[Row], list[str]]:
     """(the rows of a source, warnings about the choice of files). Raises `UserError`."""
     path = Path(spec.source).expanduser()
+    if spec.config and path.exists():
+        raise UserError(
+            f"{spec.source} is a {'folder' if path.is_dir() else 'file'}, and {spec.config} a configuration of a Hub "
+            f"dataset (--data-config): leave it out, or write it where it belongs: OWNER/NAME:config={spec.config}"
+        )
     if path.is_dir():
         names = sorted(
             file.relative_to(path).as_posix() for file in path.rglob("*") if kind(file.name) and file.is_file()

@@ -199,8 +199,24 @@ class GRPO(Method):
         _check_generation(arguments)
         if arguments.sync_ref_model and (lora or not arguments.beta):
             raise UserError("--set sync_ref_model needs a separate reference model: --no-lora, and a --beta above 0")
+        if "use_bias_correction_kl" in run.config.set and not arguments.beta:
+            raise UserError("--set use_bias_correction_kl has no effect without a --beta above 0")
+        if arguments.steps_per_generation * arguments.num_iterations == arguments.gradient_accumulation_steps:
+            _say_unused_clipping(options)
         arguments.router_aux_loss_coef = router_loss_coefficient(run.info.config, arguments.router_aux_loss_coef)
         return arguments
+
+
+def _say_unused_clipping(options: Options) -> None:
+    """Say what only clips ratios that differ from 1, which those of a batch that is trained on in one step do not."""
+    given = {"epsilon": options.epsilon != EPSILON, "delta": (options.delta or 0) >= 1}
+    given["epsilon_high"] = options.epsilon_high is not None and options.loss_type != "cispo"
+    if flags := ", ".join(f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given):
+        log.warning(
+            "%s: each batch of answers is trained on in one step, in which probability ratios are 1, so nothing is "
+            "clipped. For more steps: --num-iterations 2, or a larger --steps-per-generation",
+            flags,
+        )
 
 
 def _aggregation(options: Options) -> str:

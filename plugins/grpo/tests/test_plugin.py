@@ -231,11 +231,27 @@ def test_what_was_left_open_is_filled_in(given, lora, expected):
 
 
 @pytest.mark.parametrize(
+    ("values", "flags"),
+    [
+        ({"epsilon": 0.1, "epsilon_high": 0.28, "delta": 4.0}, "--epsilon, --delta, --epsilon-high"),
+        ({"epsilon_high": 5.0, "loss_type": "cispo"}, ""),
+        ({"epsilon": 0.1, "num_iterations": 2}, ""),
+        ({"delta": 0.9}, ""),
+        ({}, ""),
+    ],
+)
+def test_clipping_that_a_single_step_never_reaches_is_said(run, said, values, flags):
+    GRPO()._arguments(run(**values))
+    assert [text.partition(":")[0] for text in said()] == [flags] * bool(flags)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"set": {"sync_ref_model": True}, "beta": 0.1, "lora": True}, "needs a separate reference model"),
         ({"set": {"sync_ref_model": True}}, "needs a separate reference model"),
         ({"set": {"router_aux_loss_coef": 0.1}}, "the model has no router"),
+        ({"set": {"use_bias_correction_kl": True}, "beta": 0.0}, "no effect without a --beta above 0"),
         ({"set": {"generation_batch_size": 16}, "steps_per_generation": 4}, "don't fit together"),
     ],
 )
