@@ -352,6 +352,14 @@ def test_other_columns_are_passed_through_to_rewards(write_jsonl):
     assert (row["keywords"], row["level"]) == (["x"], 3)
 
 
+def test_columns_are_those_of_all_rows_of_every_source(write_jsonl):
+    some = write_jsonl("a.jsonl", [QA, {"prompt": "q", "level": 1}, {**QA, "note": "n"}])
+    specs = [DataSpec(some), DataSpec(write_jsonl("b.jsonl", [{**QA, "level": 2}]))]
+    for seed in range(4):
+        data = load(specs, "prompts", Catalog(), seed=seed)
+        assert set(data.columns) == {*QA, "solution", "level", "prompt"}
+
+
 def test_data_without_pairs_or_answers_is_refused(write_jsonl):
     with pytest.raises(UserError, match="a.jsonl line 1: this method needs pairs"):
         load_file(write_jsonl("a.jsonl", [QA]), "preferences")

@@ -88,7 +88,7 @@ class Data:
     """Projected rows: `train`, which come from `parts`, and `held_out`, to evaluate on.
 
     Rows have the columns of all sources, with None where their source has no such column; `columns` are those that
-    every source has. `warnings` name the rows and files that were left out. `text_prompts`: all training prompts are
+    every source has in some row. `warnings` name the rows and files that were left out. `text_prompts`: all training prompts are
     plain text in a column `prompt`, TRL's standard format, as against messages.
     """
 
@@ -135,7 +135,8 @@ def load(
     else:
         count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
         train, others = rows[count:], rows[:count]
-    columns = [key for key in train[0] if all(key in part.rows[0] for part in mixed)]
+    names = [dict.fromkeys(key for row in part.rows for key in row) for part in mixed]
+    columns = [key for key in names[0] if all(key in found for found in names)]
     warnings = [text for part in [*mixed, *eval_parts] for text in part.warnings]
     rows, text = _same_columns([*train, *others]), all(part.text_prompts for part in mixed)
     return Data(rows[: len(train)], rows[len(train) :], mixed, columns, warnings, need, text)
