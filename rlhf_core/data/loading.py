@@ -88,8 +88,8 @@ class Data:
     """Projected rows: `train`, which come from `parts`, and `held_out`, to evaluate on.
 
     Rows have the columns of all sources, with None where their source has no such column; `columns` are those that
-    every source has in some row. `warnings` name the rows and files that were left out. `text_prompts`: all training prompts are
-    plain text in a column `prompt`, TRL's standard format, as against messages.
+    every source has in some row. `warnings` name the rows and files that were left out. `text_prompts`: all training
+    prompts are plain text in a column `prompt`, TRL's standard format, as against messages.
     """
 
     train: list[dict[str, Any]]
