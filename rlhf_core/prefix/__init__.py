@@ -12,7 +12,7 @@ with its prompt, with the same results.
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
 from rlhf_core.prefix.packed import evaluating, hidden_size, pack_rows, unwrap
 from rlhf_core.prefix.rollouts import eos_token_ids, own_generation_config, rollout
-from rlhf_core.prefix.sharing import completion_hidden, completion_logps, share, shares
+from rlhf_core.prefix.sharing import completion_hidden, completion_logps, gives_logps, share, shares
 
 __all__ = [
     "CompletionHidden",
@@ -24,6 +24,7 @@ __all__ = [
     "completion_logps",
     "eos_token_ids",
     "evaluating",
+    "gives_logps",
     "hidden_size",
     "own_generation_config",
     "pack_rows",

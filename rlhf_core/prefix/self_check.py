@@ -66,6 +66,20 @@ def generation_disagrees(model: Any, longest: int | None, generate: Callable[...
     return _compared(model, longest, ours, alone)
 
 
+def logps_disagree(model: Any, longest: int | None, row_logps: Callable[..., Tensor]) -> str | None:
+    """What is different where `row_logps(model, row)` gives the log-probabilities of a row's tokens but the first."""
+
+    def ours(model: Any, groups: list[Group]) -> Tensor:
+        rows = [(group.prompt, completion) for group in groups for completion in group.completions]
+        return torch.cat([row_logps(model, [*start, *end])[len(start) - 1 :] for start, end in rows]).double()
+
+    def alone(model: Any, groups: list[Group]) -> Tensor:
+        scored = padded.completion_logps(model, groups, alone=True)
+        return scored.logps[scored.mask.bool()].double()
+
+    return _compared(model, longest, ours, alone)
+
+
 def _rows(groups: list[Group]) -> list[list[int]]:
     return [[*group.prompt, *group.completions[-1]] for group in groups]
 

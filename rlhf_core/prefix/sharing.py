@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from rlhf_core.prefix import attention, packed, padded, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.packed import size, unwrap
-from rlhf_core.prefix.self_check import compute_dtype, padding_disagrees, sharing_disagrees
+from rlhf_core.prefix.self_check import compute_dtype, logps_disagree, padding_disagrees, sharing_disagrees
 
 log = logging.getLogger("rlhf")
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -105,6 +105,13 @@ def pads(model: Any, longest: int) -> bool:
     if exceeds_rope(model, longest) or layers - CAUSAL_LAYERS:
         return False
     return not checked(model, padding_disagrees, _rope_limit(plain), NOT_BESIDE)
+
+
+def gives_logps(model: Any, row_logps: Callable[..., Any], consequence: str) -> bool:
+    """Whether `row_logps(model, row)` gives the log-probabilities of a row's tokens but the first, as the model does.
+    A difference is said, with its consequence.
+    """
+    return _sharded(unwrap(model)) or not checked(model, logps_disagree, None, consequence, row_logps)
 
 
 def checked(

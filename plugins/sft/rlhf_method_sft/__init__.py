@@ -68,7 +68,7 @@ class SFT(Method):
         from trl import SFTConfig
 
         from rlhf_core.prefix import Group, shares
-        from rlhf_method_sft.trainer import ConcatenatingSFTTrainer
+        from rlhf_method_sft.trainer import ConcatenatingSFTTrainer, keep_the_models_head
 
         limit, settings = run.options.max_length, run.config.set
         # With `padding_free` TRL truncates again; the rows are truncated already.
@@ -89,5 +89,7 @@ class SFT(Method):
         longest = max(rows["input_ids"], key=len)
         with trainer.accelerator.autocast():
             shared = not arguments.router_aux_loss_coef and shares(trainer.model, [Group(longest, [])])
+            if not shared:
+                keep_the_models_head(trainer.model)
         trainer.concatenates = shared and not trainer.reasons_for_trls_batches()
         return trainer

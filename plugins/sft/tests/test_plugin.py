@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+
 import pytest
 import torch
 from rlhf_method_sft import SFT
 from rlhf_method_sft.trainer import concatenate_rows
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Llama4TextConfig,
+    ModernBertDecoderConfig,
+    RecurrentGemmaConfig,
+)
 
 from rlhf_core.data.encoding import IGNORED
+from tests.prefix_models import random_model
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -65,6 +75,34 @@ def test_loss_and_gradients_equal_those_of_the_formula(made_run, tiny_model, lor
     assert any(gradient.abs().max() > 0.01 for gradient in gradients.values())
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], **CLOSE)
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+HEADS = {  # what is between the last states and the logits, or after them, that TRL does not know
+    "a layer more": ModernBertDecoderConfig(**SIZES, global_attn_every_n_layers=2),
+    "a cap": RecurrentGemmaConfig(
+        **SIZES | {"num_hidden_layers": 3}, num_key_value_heads=1, lru_width=32, logits_soft_cap=1.0
+    ),
+    "base model of another name": Llama4TextConfig(
+        **SIZES, num_key_value_heads=1, head_dim=16, num_local_experts=2, intermediate_size_mlp=32
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "lora"), [*((kind, False) for kind in HEADS), ("a layer more", True)])
+def test_the_loss_is_that_of_the_models_own_logits(made_run, tiny_model, tmp_path, said, kind, lora):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = copy.deepcopy(HEADS[kind])
+    config.vocab_size = len(AutoTokenizer.from_pretrained(folder))
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
+    model = random_model(config, torch.float32, spread=0.1)
+    model.save_pretrained(folder)
+    trainer = SFT().trainer(made_run(model=str(folder), lora=lora, lora_target_modules="all-linear"))
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    trainer.model.eval()
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    torch.testing.assert_close(loss, cross_entropy(model.eval(), rows), **CLOSE)
+    assert any("TRL does not know this model's head" in line for line in said())
 
 
 def test_the_loss_has_the_assistants_tokens_and_nothing_else(made_run):
