@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.data.chat_template import NO_SYSTEM, ChatTemplate
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.models.context import context_length
 from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
@@ -55,6 +55,7 @@ class Chat:
     turns: list[dict[str, str]] = field(default_factory=list)
     answer_ids: list[list[int]] = field(default_factory=list)
     left_out: int = 0
+    told: bool = False  # that the template has no place for a system message
 
     def _with_system(self, turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]
@@ -210,6 +211,9 @@ class Chat:
         return ids
 
     def _render(self, turns: Sequence[dict[str, str]]) -> list[int]:
+        if self.system and not self.template.has_system and not self.told:
+            self.told = True
+            self.write(f"({self.template.called} {NO_SYSTEM}.)\n", "note")
         return self.template.prompt_ids(self._with_system(turns))
 
     def _max_tokens(self) -> int:

@@ -6,6 +6,7 @@
 # ruff: noqa: F401  (all that is imported here is for plugins)
 
 from rlhf_core.config import read_file as read_config
+from rlhf_core.data.chat_template import NO_SYSTEM
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import add_system_prompt, prompt_of
 from rlhf_core.data.loading import load as load_data
@@ -13,12 +14,13 @@ from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
 from rlhf_core.method import read_kwargs
 from rlhf_core.models.context import context_length, max_tokens
-from rlhf_core.models.loading import ModelInfo, end_tokens
+from rlhf_core.models.loading import ModelInfo
 from rlhf_core.models.loading import inspect as inspect_model
 from rlhf_core.models.loading import load as load_model
 from rlhf_core.models.precision import device, gpu_has_bfloat16
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
+from rlhf_core.models.template import template_of
 from rlhf_core.rewards.batch import columns_of
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.binding import bind_all as bind_rewards

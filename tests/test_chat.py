@@ -351,6 +351,20 @@ def test_a_run_brings_its_rewards_and_their_system_prompt(run):
     assert "No system message." in piped(run, "/system\n", "--system", "").output
 
 
+def test_rewards_get_strings_where_the_runs_prompts_were_text(run):
+    (run / "kinds.py").write_text("def kind(prompts, **_): return [float(isinstance(p, str)) for p in prompts]\n")
+    reward = ("--reward", f"{run / 'kinds.py'}:kind", "--system", "S.")
+    assert "kind  0" in piped(run, "one\n/reward\n", *reward).output
+    (run / "samples.jsonl").write_text('{"prompt": [], "completion": "", "text_prompt": true}\n')
+    assert "kind  1" in piped(run, "one\n/reward\n", *reward).output
+
+
+def test_a_system_message_without_a_place_is_told_once(run, tmp_path):
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content if m.role != 'system' }}{% endfor %}")
+    said = piped(run, "one\ntwo\n", "--system", "S.", "--chat-template", str(tmp_path / "t.jinja")).output
+    assert said.count("t.jinja has no place for a system message, which goes before the first question") == 1
+
+
 def refused(model, *arguments) -> str:
     result = piped(model, "one\n", *arguments)
     assert isinstance(result.exception, UserError), result.output

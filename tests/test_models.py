@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core import builtin
 from rlhf_core.data import lengths
@@ -20,6 +21,7 @@ from rlhf_core.models import adapters
 from rlhf_core.models import loading as models
 from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.resolve import find
+from rlhf_core.models.template import template_of
 
 
 @pytest.fixture
@@ -77,6 +79,38 @@ def test_no_chat_template_and_one_given(tiny_model, tmp_path):
     assert info.tokenizer.chat_template == template.read_text()
     with pytest.raises(UserError, match="--chat-template nowhere: No such file"):
         models.inspect(find(str(folder)), chat_template="nowhere")
+
+
+def test_a_base_model_ends_answers_where_the_chat_template_does(tiny_model, tmp_path):
+    """Its tokenizer and generation settings know the end of a text alone; once saved, it knows both."""
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end, other = tokenizer.eos_token_id, tokenizer.pad_token_id
+    tokenizer.add_special_tokens({"eos_token": tokenizer.pad_token, "additional_special_tokens": [tokenizer.eos_token]})
+    tokenizer.save_pretrained(folder)
+    for file in ("config.json", "generation_config.json"):
+        values = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**values, "eos_token_id": other}))
+    info = models.inspect(find(str(folder)))
+    assert template_of(info).ends == [other]
+    model = models.load(info, TrainingOptions())
+    assert model.generation_config.eos_token_id == [end, other]
+    model.save_pretrained(folder)
+    template = template_of(info)
+    assert template.ends == [end, other]
+    assert [template.finished([5, token]) for token in (end, other, 5)] == [True, True, False]
+    assert models.load(info, TrainingOptions()).generation_config.eos_token_id == [end, other]
+
+
+def test_messages_name_the_chat_template(tiny_model, tmp_path):
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ raise_exception('No.') }}")
+    for given, called in ((str(file), re.escape(str(file))), (None, f"of --model {re.escape(str(tiny_model))}")):
+        template = template_of(models.inspect(find(str(tiny_model), "--model"), chat_template=given))
+        if given is None:
+            template.tokenizer.chat_template = file.read_text()
+        with pytest.raises(UserError, match=f"^the chat template {called} refuses these messages"):
+            template.prompt([{"role": "user", "content": "Q?"}])
 
 
 def test_a_missing_pad_token_is_the_end_token(tiny_model, tmp_path):

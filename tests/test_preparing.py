@@ -98,6 +98,16 @@ CALLED = [user("Oslo?"), assistant("", tool_calls=[CALL]), {"role": "tool", "con
             "{% if add_generation_prompt %}Go: {% else %}" + CHATML.replace("BEGINS", "") + "{% endif %}",
             "shows these messages otherwise once they are answered",
         ),
+        (
+            {"messages": [user("a"), assistant("b"), {"role": "system", "content": "S."}, user("c"), assistant("d")]},
+            CHATML.replace("in messages", "in messages if m.role != 'system'"),
+            "does not show a system message after the first turn",
+        ),
+        (
+            {"prompt": CALLED[:-1]},
+            TOOLS.replace("for m in messages", "for m in messages if m.role != 'tool'"),
+            "tool answ",
+        ),
         ({"messages": [user("a"), assistant("b", weight=0.5)]}, CHATML, "the weight of a turn is 0.* or 1"),
         ({"messages": [user("a"), assistant("b", weight=0)]}, CHATML, "no turn of the assistant to learn"),
         (

@@ -18,6 +18,7 @@ from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions, read_kwargs
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
+from rlhf_core.rewards.batch import TEXT_PROMPT
 from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import Screen
@@ -71,9 +72,10 @@ def chat(
         from rlhf_core.training.plan import system_prompt_for
 
         with Screen().working("Loading the model …") if terminal else nullcontext():
-            loaded, template = _load(reference, chat_template, kwargs, settings, write)
-            template.escape = ran.get("control_tokens") == "escape"
+            escape = ran.get("control_tokens") == "escape"
+            loaded, template = _load(reference, chat_template, kwargs, settings, write, escape)
             texts: dict[str, Any] = {"opening": template.opening, "finished": template.finished}
+            texts["text_prompts"] = _had_text_prompts(reference)
             runtimes = {r.name: RewardRuntime([r], template.decode, **texts) for r in rewards}
             for runtime in runtimes.values():
                 opened.callback(runtime.close)
@@ -99,17 +101,32 @@ def _rewards_of_run(ran: Mapping[str, Any], catalog: Catalog, write: Write) -> l
     return rewards
 
 
+def _had_text_prompts(reference: ModelReference) -> bool:
+    """Whether the prompts of the run's data were plain text, of which its samples tell."""
+    samples = reference.run / "samples.jsonl" if reference.run else None
+    if samples is None or not samples.is_file():
+        return False
+    with samples.open(encoding="utf-8") as lines:
+        return f'"{TEXT_PROMPT}": true' in next(lines, "")
+
+
 def _load(
-    reference: ModelReference, chat_template: str | None, kwargs: dict[str, Any], settings: Settings, write: Write
+    reference: ModelReference,
+    chat_template: str | None,
+    kwargs: dict[str, Any],
+    settings: Settings,
+    write: Write,
+    escape: bool,
 ) -> tuple[Any, ChatTemplate]:
     """(model, chat template), an adapter beside its base, on the fastest device."""
     import torch
     import transformers
 
     from rlhf_core.models import loading as models
+    from rlhf_core.models.template import template_of
 
     info = models.inspect(reference, chat_template=chat_template)
-    template = ChatTemplate(info.tokenizer, kwargs, models.end_tokens(info))
+    template = template_of(info, kwargs, escape=escape)
     for warning in info.warnings:
         write(f"{warning}\n", "note")
     # With `lora` an adapter is not merged, and the weights are in bfloat16 if the device has it.

@@ -27,6 +27,7 @@ NOT_VARIABLES = (
     *("tokenizer_kwargs", "truncation"),
 )
 MARK = "\ufdd1"  # a character that no chat template writes, nor changes: as JSON it is the same
+NO_SYSTEM = "has no place for a system message, which goes before the first question"
 ESCAPE = "\ufdd0"  # after the first character of a token's text that is no token; Unicode keeps it free for such use
 # A tag that opens or closes a thought: <think>, </think>, [THINK], …
 THOUGHT = re.compile(
@@ -50,12 +51,14 @@ class ChatTemplate:
         ends: Sequence[int] = (),
         *,
         escape: bool = False,
+        called: str = "the chat template",
     ) -> None:
         self.tokenizer, self.kwargs, self.ends, self.escape = tokenizer, dict(kwargs or {}), ends, escape
+        self.called = called  # in messages
         self.source = str(tokenizer.chat_template)  # of several templates, all of them
         for name in self.kwargs:
             if name in NOT_VARIABLES or not self.names(name):
-                raise UserError(f"--chat-template-kwargs: the chat template has no variable {name!r}")
+                raise UserError(f"--chat-template-kwargs: {called} has no variable {name!r}")
 
     def names(self, name: str) -> bool:
         """Whether `name` is in the template: a variable, or a key of messages."""
@@ -121,7 +124,7 @@ class ChatTemplate:
             shown = ""
         found = self.special.search(shown, shown.find(MARK)) if MARK in shown else None
         if found is None and self.tokenizer.eos_token is None:
-            raise UserError("the tokenizer has no end token, and the chat template writes none after an answer")
+            raise UserError(f"the tokenizer has no end token, and {self.called} writes none after an answer")
         return found.group() if found else self.tokenizer.eos_token
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -181,11 +184,11 @@ class ChatTemplate:
             )
         except TemplateSyntaxError as error:
             found = f"{str(error.message).rstrip('.')}, in line {error.lineno}"
-            raise UserError(f"the chat template is not valid Jinja: {found}") from error
+            raise UserError(f"{self.called} is not valid Jinja: {found}") from error
         # What Jinja raises, and what expressions in a template do.
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(turn["role"] for turn in messages)
-            raise UserError(f"the chat template refuses these messages ({roles}): {first_line(error)}") from error
+            raise UserError(f"{self.called} refuses these messages ({roles}): {first_line(error)}") from error
 
 
 def as_text(value: Any, tokens: re.Pattern[str]) -> Any:

@@ -202,7 +202,7 @@ def _beginning(template: ChatTemplate, messages: Messages, tools: Sequence[Any] 
     if same >= max(len(head) - _shared(head, asked), 1):  # all that a prompt ends with for an answer
         return shown.rindex(head[-same:], start, stop) + same
     if (shared := _shared(head, marked)) < max(_shared(head, asked), _shared(asked, marked)):
-        raise UserError("the chat template shows these messages otherwise once they are answered")
+        raise UserError(f"{template.called} shows these messages otherwise once they are answered")
     return shared
 
 

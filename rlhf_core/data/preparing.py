@@ -57,6 +57,7 @@ class Preparation:
             self.counts["system"] += 1
         if first == "prompt":
             self.template.prompt(prompt, tools)
+            self._check_turns(prompt, tools)
             if tools:
                 self._check_tools(prompt, tools)
         for column in self.columns:
@@ -69,7 +70,7 @@ class Preparation:
         texts = [text for turn in turns for text in _texts({**turn, "role": ""})]
         special = {token for text in texts for token in self.template.special.findall(text)}
         if special and self.control_tokens == "refuse":
-            raise UserError(f"the text has {', '.join(sorted(special))}, which are tokens of the chat template")
+            raise UserError(f"the text has {', '.join(sorted(special))}, which are tokens of {self.template.called}")
         markup = {token for text in texts for token in MARKUP.findall(text)} - special
         self.counts["special"] += bool(special)
         self.counts["markup"] += bool(markup)
@@ -81,14 +82,14 @@ class Preparation:
         for key in {key for turn in turns for key in turn if key not in READ}:
             if not self.template.names(key):
                 if key == "tool_calls":
-                    raise UserError("the chat template shows no calls of tools (tool_calls)")
+                    raise UserError(f"{self.template.called} shows no calls of tools (tool_calls)")
                 self.keys[key] += 1
         if any(turn.get("weight", 1) not in (0, 1, None) for turn in turns):
             raise UserError("the weight of a turn is 0, for one that is not learned, or 1")
 
     def _check_tools(self, messages: Messages, tools: list[Any]) -> None:
         if self.template.prompt(messages, tools) == self.template.prompt(messages):
-            raise UserError("the chat template shows no tools, and the row has some (tools)")
+            raise UserError(f"{self.template.called} shows no tools, and the row has some (tools)")
 
     def _check_answers(self, messages: Messages, start: int, tools: list[Any] | None) -> None:
         """Check a conversation, of which the answers from `start` on are learned."""
@@ -99,21 +100,32 @@ class Preparation:
             raise UserError("there is no turn of the assistant to learn: each has the weight 0")
         if tools:
             self._check_tools(messages[: learned[-1]], tools)
+        self._check_turns(messages, tools)
+        answer_text(template, messages[: learned[-1]], messages[learned[-1]], tools)
+        if THOUGHT.search(template.source):
+            self._count_thoughts(messages, learned[-1], tools)
+
+    def _check_turns(self, messages: Messages, tools: list[Any] | None) -> None:
+        """Look for turns that the template leaves out, or shows in part."""
+
+        def shows(i: int, turn: dict[str, Any]) -> bool:
+            return MARK in self.template.conversation([*messages[:i], turn, *messages[i + 1 :]], tools)
+
         for i, turn in enumerate(messages):
             calls = turn.get("tool_calls") or []
             for j, call in enumerate(calls):
                 marked = [*calls[:j], _named(call, MARK), *calls[j + 1 :]]
-                changed = [*messages[:i], {**turn, "tool_calls": marked}, *messages[i + 1 :]]
-                if MARK not in template.conversation(changed, tools):
-                    raise UserError("the chat template does not show every call of a tool")
-            hidden = turn["role"] == "tool" or (calls and (turn.get("content") or "").strip())
-            changed = [*messages[:i], {**turn, "content": MARK}, *messages[i + 1 :]]
-            if hidden and MARK not in template.conversation(changed, tools):
-                what = "what a tool answered" if turn["role"] == "tool" else "the text beside a call of a tool"
-                raise UserError(f"the chat template does not show {what}")
-        answer_text(template, messages[: learned[-1]], messages[learned[-1]], tools)
-        if THOUGHT.search(template.source):
-            self._count_thoughts(messages, learned[-1], tools)
+                if not shows(i, {**turn, "tool_calls": marked}):
+                    raise UserError(f"{self.template.called} does not show every call of a tool")
+            what = ""
+            if turn["role"] == "tool":
+                what = "what a tool answered"
+            elif turn["role"] == "system" and i:
+                what = "a system message after the first turn"
+            elif calls and (turn.get("content") or "").strip():
+                what = "the text beside a call of a tool"
+            if what and not shows(i, {**turn, "content": MARK}):
+                raise UserError(f"{self.template.called} does not show {what}")
 
     def _count_thoughts(self, messages: Messages, last: int, tools: list[Any] | None) -> None:
         """Count answers that do not fit to the thought that their prompt begins with."""

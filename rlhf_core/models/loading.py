@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError, library_errors
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, weights
@@ -16,11 +14,10 @@ from rlhf_core.models.checks import Task
 from rlhf_core.models.context import max_tokens
 from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries, scores
+from rlhf_core.models.template import end_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-log = logging.getLogger("rlhf")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class ModelInfo:
 
     `task` is what the method trains: a `causal_lm`, or a `sequence_classification` model with one score. `empty` is the
     model without weights, `quantized` how its weights are quantized when they load as they are in the files, `complete`
-    whether the files were seen to hold all weights, `called` its name in messages, and `warnings` are for the user.
+    whether the files were seen to hold all weights, `called` its name in messages, `template` that of its chat
+    template, and `warnings` are for the user.
     """
 
     path: str
@@ -42,6 +40,7 @@ class ModelInfo:
     quantized: str | None = None
     complete: bool = False
     called: str = ""
+    template: str = "the chat template"
     warnings: tuple[str, ...] = ()
 
     @property
@@ -70,7 +69,8 @@ def inspect(
             "version, or give it a template: as chat_template.jinja in its folder, or with --chat-template FILE of "
             "rlhf run and rlhf chat"
         )
-    return info
+    shown = f"of {reference.called}" if chat_template is None else chat_template
+    return replace(info, template=f"the chat template {shown}")
 
 
 def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: bool = False) -> ModelInfo:
@@ -164,17 +164,6 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(reference.path if own else reference.base)
 
 
-def end_tokens(info: ModelInfo) -> list[int]:
-    """The tokens that end an answer by the model's generation settings."""
-    from transformers import GenerationConfig
-
-    try:
-        declared = GenerationConfig.from_pretrained(info.path).eos_token_id
-    except OSError:  # it has none of its own
-        declared = info.config.get_text_config().eos_token_id
-    return [declared] if isinstance(declared, int) else list(declared or ())
-
-
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     """Load the weights, and the adapter that the run starts from: trained further with LoRA, merged without."""
     dtype = weight_dtype(options, uses_lora(options, info))
@@ -186,7 +175,7 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
         arguments["device_map"] = {"": device()}
     model = from_pretrained(info, arguments)
     if info.task == "causal_lm":
-        _end_answers(model, info.tokenizer)
+        end_answers(model, info.tokenizer)
     if quantized:
         model.requires_grad_(False)  # and no more: PEFT's preparation makes the embeddings of an 8B model 2.5 GB larger
         if device().type == "cpu":  # with bfloat16, bitsandbytes would repack 4-bit weights and lose a little each time
@@ -204,19 +193,6 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
 
         share(model)
     return model
-
-
-def _end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the model stop where the chat template ends an answer, here and wherever it is loaded once it is saved.
-
-    Base models know the end of a text alone.
-    """
-    name, config = ChatTemplate(tokenizer).end_token, model.generation_config
-    end, declared = tokenizer.convert_tokens_to_ids(name), config.eos_token_id
-    known = declared if isinstance(declared, list) else [] if declared is None else [declared]
-    if end not in [tokenizer.eos_token_id, *known]:
-        log.warning("the chat template ends answers with %s, so the model stops there too", name)
-        config.eos_token_id = [end, *known]
 
 
 def check_scorer(folder: str) -> ModelInfo:

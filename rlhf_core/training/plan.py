@@ -22,6 +22,7 @@ from rlhf_core.models import router
 from rlhf_core.models.adapters import uses_lora
 from rlhf_core.models.context import context_length
 from rlhf_core.models.resolve import ModelReference, find
+from rlhf_core.models.template import template_of
 from rlhf_core.rewards.batch import columns_left_out
 from rlhf_core.rewards.binding import ROW, BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
@@ -69,7 +70,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         model = find(config.model, "--model")
         info = models.inspect(model, method.task, chat_template=config.chat_template)
         escape = options.control_tokens == "escape"
-        template = ChatTemplate(info.tokenizer, options.chat_template_kwargs, models.end_tokens(info), escape=escape)
+        template = template_of(info, options.chat_template_kwargs, escape=escape)
         return model, info, Preparation(template, method.data, system_prompt, options.control_tokens)
 
     data = data_module.load(

@@ -15,7 +15,8 @@ ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "model"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "model", "function_call"), "assistant"),
+    "observation": "tool",
 }
 
 
@@ -183,9 +184,20 @@ def _turn(turn: Any, column: str) -> dict[str, Any]:
     for name in LEARNED:
         if "weight" not in others and others.get(name) in (0, 1):
             others["weight"] = int(others.pop(name))
+    if given == "function_call":
+        content, others = None, {**others, "tool_calls": _calls(content, column)}
     if is_blank(content) and others.get("tool_calls"):
         return {"role": known[given], "content": "", **others}
     return {"role": known[given], "content": _content(content, f"{column}: the text of {given}"), **others}
+
+
+def _calls(value: Any, column: str) -> list[dict[str, Any]]:
+    """Calls of tools from JSON text, `{"name": …, "arguments": …}` or a list of such."""
+    read = read_json(value, column) if isinstance(value, str) else value
+    calls = read if isinstance(read, list) else [read]
+    if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        raise ValueError(f"{column}: a function_call must be {{name, arguments}}, not {value!r:.60}")
+    return [{"type": "function", "function": dict(call)} for call in calls]
 
 
 def _content(value: Any, column: str) -> str:

@@ -320,6 +320,8 @@ REFUSED = {
     "no messages": (messages, {"messages": []}, "messages is empty"),
     "no list": (messages, {"messages": None}, "messages is not a list"),
     "broken JSON": (messages, {"messages": "[{"}, "messages is not valid JSON"),
+    "a call that is no JSON": (sharegpt, {"conversations": [human("a"), {"from": "function_call", "value": "weather()"}]}, "conversations is not valid JSON"),
+    "a call without a name": (sharegpt, {"conversations": [human("a"), {"from": "function_call", "value": "{}"}]}, "a function_call must be"),
     "unknown speaker": (sharegpt, {"conversations": [{"from": "narrator", "value": "a"}]}, "role 'narrator'"),
     "only gpt": (sharegpt, {"conversations": [gpt("a")]}, "conversations has no turn with the role 'user'"),
     "empty turn": (sharegpt, {"conversations": [human("a"), gpt("")]}, "the text of gpt is empty"),
@@ -377,3 +379,14 @@ def test_every_row_of_a_real_file(name):
     formatter = formatter_of(rows[0].values)
     assert formatter.name == format
     assert len([project(row, convert(row, formatter), need) for row in rows]) == len(rows) > 0
+
+
+def test_sharegpts_calls_of_tools_and_their_answers():
+    """As LLaMA-Factory has them."""
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+    for value in (json.dumps(call), json.dumps([call]), call):
+        asked = [human("a"), {"from": "function_call", "value": value}, {"from": "observation", "value": "4"}, gpt("b")]
+        example = sharegpt({"conversations": asked})
+        called = {**assistant(""), "tool_calls": [{"type": "function", "function": call}]}
+        assert example.prompt == [user("a"), called, {"role": "tool", "content": "4"}]
+        assert example.completion == [assistant("b")]

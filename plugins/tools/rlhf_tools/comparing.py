@@ -135,7 +135,7 @@ def _inspect(
     of_run = config.options.chat_template_kwargs if config else None
     variables = of_run if kwargs is None else kwargs
     escape = config is not None and config.options.control_tokens == "escape"
-    template = ChatTemplate(info.tokenizer, variables, commands.end_tokens(info), escape=escape)
+    template = commands.template_of(info, variables, escape=escape)
     most = commands.context_length(info.config)
     longest = max(len(template.prompt_ids(*one)) for one in prompts)
     if most is not None and longest + limit > most:
@@ -162,6 +162,9 @@ def _resolved(comparison: Comparison, folder: Path) -> list[tuple[str, str]]:
         rows.append(("System", f"“{comparison.system_prompt}”"))
     rows += [("Note", warning) for info in comparison.infos for warning in info.warnings]
     rows += [("Note", warning) for warning in comparison.questions.warnings]
+    if any(prompt[0]["role"] == "system" for prompt in comparison.prompts):
+        without = [one for one in comparison.templates if not one.has_system]
+        rows += [("Note", f"{called} {commands.NO_SYSTEM}") for called in dict.fromkeys(one.called for one in without)]
     if not comparison.rewards.rewards:
         rows.append(("Note", "no reward: lengths and answers only. Rewards decide the win rate: --reward NAME"))
     return [*rows, ("Output", str(folder))]
