@@ -26,11 +26,14 @@ def late(completions, **_):
     from helper import value as again
     assert again is value
     return [LATER] * len(completions)
+def later_still(completions, **_):
+    from helper import late_value
+    return [late_value() + other.late()] * len(completions)
 def stdlib(completions, **_):
     import statistics
     return [statistics.fmean([1, 2])] * len(completions)
 isolated = Reward(top, isolation="process", name="isolated")
-isolated_late = Reward(late, isolation="process", name="isolated_late")
+isolated_late = Reward(later_still, isolation="process", name="isolated_late")
 """
 
 
@@ -53,12 +56,16 @@ def folders(tmp_path):
         folder = tmp_path / name
         (folder / "parts" / "deep").mkdir(parents=True)  # no __init__.py
         (folder / "reward.py").write_text(REWARD)
-        (folder / "helper.py").write_text(f"from second import start\ndef value(): return start + {value}\n")
+        (folder / "helper.py").write_text(
+            f"from second import start\ndef value(): return start + {value}\n"
+            "def late_value():\n    from later import LATER\n    return LATER\n"
+        )
         (folder / "second.py").write_text("start = 0.0\n")
         (folder / "later.py").write_text(f"LATER = {value}.0\n")
         (folder / "statistics.py").write_text("raise RuntimeError('the one that is installed goes before it')\n")
         (folder / "parts" / "deep" / "number.py").write_text("N = 100\n")
-        (folder / "parts" / "other.py").write_text("M = 1000\n")
+        (folder / "parts" / "other.py").write_text("M = 1000\ndef late():\n    from . import last\n    return last.L\n")
+        (folder / "parts" / "last.py").write_text("L = 100\n")
     return tmp_path
 
 
@@ -66,6 +73,7 @@ def test_a_reward_imports_the_files_of_its_own_folder(folders):
     path, modules = list(sys.path), set(sys.modules)
     assert [score(f"{folders}/{name}/reward.py:top") for name in ("one", "two", "one")] == [1101.0, 1111.0, 1101.0]
     assert [score(f"{folders}/{name}/reward.py:late") for name in ("two", "one")] == [11.0, 1.0]
+    assert [score(f"{folders}/{name}/reward.py:later_still") for name in ("one", "two")] == [101.0, 111.0]
     assert score(f"{folders}/two/reward.py:stdlib") == 1.5
     assert sys.path == path
     assert not {"helper", "second", "later", "parts", "parts.other"} & (set(sys.modules) - modules)
@@ -73,7 +81,7 @@ def test_a_reward_imports_the_files_of_its_own_folder(folders):
 
 def test_a_worker_imports_them_too(folders):
     assert score(f"{folders}/two/reward.py:isolated") == 1111.0
-    assert score(f"{folders}/two/reward.py:isolated_late") == 11.0
+    assert score(f"{folders}/two/reward.py:isolated_late") == 111.0
 
 
 def test_what_is_not_there_is_one_message(tmp_path):

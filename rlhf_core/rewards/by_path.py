@@ -1,7 +1,8 @@
 """What `--reward ./file.py:name` and `--reward package.module:name` import.
 
-A file may import the files beside it, as a script does, at its top or within a function; what is installed goes before
-them. They are its folder's own: two rewards may each have a `helper.py`, and nothing else sees either.
+A file may import the files beside it, as a script does, at its top or within a function, and so may they; what is
+installed goes before them. They are its folder's own: two rewards may each have a `helper.py`, and nothing else sees
+either.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import importlib.util
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,10 +55,9 @@ def _import_file(path: Path, attribute: str | None) -> Any:
         raise UserError(f"--reward {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
     name = f"rlhf_reward_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
-        spec: Any = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
         beside = _FilesBeside(path.resolve().parent)
-        vars(module)["__builtins__"] = {**vars(builtins), "__import__": beside.import_}  # also for imports in functions
+        spec: Any = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path), beside))
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
             with beside.visible():
                 spec.loader.exec_module(module)
@@ -66,8 +67,20 @@ def _import_file(path: Path, attribute: str | None) -> Any:
     return sys.modules[name]
 
 
+class _Loader(SourceFileLoader):
+    """Gives a file an `import` that finds the files `beside` it, in its functions too."""
+
+    def __init__(self, name: str, path: str, beside: _FilesBeside) -> None:
+        super().__init__(name, path)
+        self.beside = beside
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self.beside.import_}
+        super().exec_module(module)
+
+
 class _FilesBeside:
-    """The files of a folder, which can be imported while they are `visible`."""
+    """The files of a folder, which can be imported while they are `visible`: it is then one of `sys.meta_path`."""
 
     _lock = threading.RLock()
     _modules: dict[Path, dict[str, ModuleType]] = {}  # noqa: RUF012 (of all folders)
@@ -76,7 +89,7 @@ class _FilesBeside:
         self.folder, self.imported = folder, self._modules.setdefault(folder, {})
 
     def import_(self, name: str, *arguments: Any, **keywords: Any) -> Any:
-        """`__import__` of a reward's file."""
+        """`__import__` of the folder's files."""
         with contextlib.nullcontext() if name in sys.modules and name not in self.imported else self.visible():
             return builtins.__import__(name, *arguments, **keywords)
 
@@ -89,15 +102,25 @@ class _FilesBeside:
             others = {name: sys.modules[name] for name in self.imported if name in sys.modules}
             before = sys.modules.keys() - self.imported.keys()
             sys.modules.update(self.imported)
-            sys.path.append(str(self.folder))
+            sys.meta_path.insert(0, self)
             try:
                 yield
             finally:
-                sys.path.remove(str(self.folder))
+                sys.meta_path.remove(self)
                 new = sys.modules.keys() - before
                 own = {name for name in new if "." not in name and self._has(sys.modules[name])}
                 self.imported.update({name: sys.modules.pop(name) for name in new if name.partition(".")[0] in own})
                 sys.modules.update(others)
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """A file of the folder, or of a folder in it (`path`), unless something of that name is installed."""
+        others = [finder for finder in sys.meta_path if not isinstance(finder, _FilesBeside)]
+        if path is None and any(finder.find_spec(name, path, target) for finder in others):
+            return None
+        spec = PathFinder.find_spec(name, [str(self.folder)] if path is None else path)
+        if spec and spec.origin and type(spec.loader) is SourceFileLoader and self.folder in Path(spec.origin).parents:
+            spec.loader = _Loader(name, spec.origin, self)
+        return spec
 
     def _has(self, module: ModuleType) -> bool:
         """Whether a module without a parent is a file or a folder in this one."""
