@@ -212,7 +212,18 @@ def test_answers_that_do_not_fit_to_the_thought_of_the_prompt_are_counted(made):
     assert [text[:49] for text in prepare.warnings(3)] == ["1 of 3 rows have an answer without a thought, and"]
     prepare = prepare_for(made(begins="{{ '<think>\n\n</think>\n\n' }}"))
     prepare({"messages": [user("a"), assistant("<think>Hm.</think>b")]})
-    assert [text[:46] for text in prepare.warnings(1)] == ["1 of 1 rows have an answer with a thought, and"]
+    prepare({"messages": [user("a"), assistant("<think>\n\n</think>\n\nb")]})
+    assert [text[:46] for text in prepare.warnings(2)] == ["1 of 2 rows have an answer with a thought, and"]
+
+
+def test_rows_that_a_template_refuses_all_need_another(made, tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b <|im_end|>"}\n')
+    prepare = Preparation(made(), "conversations", control_tokens="refuse")
+    with pytest.raises(
+        UserError, match=r"\(--control-tokens refuse\)\. 1 of 1 rows can't be used\. .*--chat-template FILE"
+    ):
+        loading.load([DataSpec.read(str(file))], "conversations", Catalog(), preparation=lambda: prepare)
 
 
 def test_keys_that_a_template_does_not_use_are_said(made):

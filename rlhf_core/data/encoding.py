@@ -164,7 +164,7 @@ def answer_text(
     before, shown = template.prompt(messages, tools), template.conversation([*messages, answer], tools)
     begun = template.begun(messages, tools)
     text, last = _split_end(template, shown[_beginning(template, messages, tools, shown, before.removesuffix(begun)) :])
-    if (thought := _thought(answer)) is not None and not _shows(template, messages, answer, thought, tools):
+    if (thought := thought_of(answer)) is not None and not _shows(template, messages, answer, thought, tools):
         text = _with_thought(text, answer, thought, begun)
     return before, _after(begun, text), last
 
@@ -206,9 +206,9 @@ def _beginning(template: ChatTemplate, messages: Messages, tools: Sequence[Any] 
     return shared
 
 
-def _thought(answer: Mapping[str, Any]) -> str | None:
+def thought_of(answer: Mapping[str, Any]) -> str | None:
     """The answer's thought, "" for an empty one, None without any."""
-    written = WRITTEN_THOUGHT.match(answer["content"])
+    written = WRITTEN_THOUGHT.match(answer.get("content") or "")
     return next((answer[key] for key in THOUGHT_KEYS if answer.get(key)), written["thought"] if written else None)
 
 

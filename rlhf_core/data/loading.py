@@ -174,7 +174,9 @@ def _part(
     projected = _prepared(converted, prepare, bad) if prepare else [one for _, one in converted]
     if worse == len(rows):
         raise UserError(f"{spec.source}: all answers are marked as bad (label), so there is none to learn")
-    warnings += formats.told + bad_rows(spec.source, bad, len(rows), skip_bad_rows, bool(projected))
+    warnings += formats.told + bad_rows(
+        spec.source, bad, len(rows), skip_bad_rows, bool(projected), read=bool(converted)
+    )
     if worse:
         marked = "whose answer a column (label, kto_tag, …) marks as bad"
         warnings.append(f"{spec.source}: left out {worse:,} of {len(rows):,} rows, {marked}")
@@ -184,8 +186,8 @@ def _part(
     return Part(spec, dict(formats.counts), projected, len(projected), used, unused, warnings, text_prompts)
 
 
-def bad_rows(source: str, bad: Sequence[str], total: int, skip: bool, others: bool) -> list[str]:
-    """A warning about the rows that are left out, whose errors are `bad`.
+def bad_rows(source: str, bad: Sequence[str], total: int, skip: bool, others: bool, *, read: bool = False) -> list[str]:
+    """A warning about the rows that are left out, whose errors are `bad`. `read`: a formatter could convert some.
 
     Raises `UserError` unless they are to `skip`, and if there are no `others`, which can be used.
     """
@@ -194,6 +196,8 @@ def bad_rows(source: str, bad: Sequence[str], total: int, skip: bool, others: bo
     count = f"{len(bad):,} of {total:,} rows"
     if not (skip and others):
         another = "Name the columns (FILE:prompt=COLUMN,…), or write a formatter: rlhf plugins new formatter NAME"
+        if read:
+            another = "Use data that the chat template can show, or another template: --chat-template FILE"
         hint = " Leave such rows out: --skip-bad-rows" if others else f" {another}"
         raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
     return [f"{source}: left out {count}; the first: {bad[0]}"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate
-from rlhf_core.data.encoding import THOUGHT_KEYS, WRITTEN_THOUGHT, answer_text, learned_turns, tools_of
+from rlhf_core.data.encoding import THOUGHT_KEYS, answer_text, learned_turns, thought_of, tools_of
 from rlhf_core.data.loading import PROJECTED, Need
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
@@ -70,7 +70,8 @@ class Preparation:
         texts = [text for turn in turns for text in _texts({**turn, "role": ""})]
         special = {token for text in texts for token in self.template.special.findall(text)}
         if special and self.control_tokens == "refuse":
-            raise UserError(f"the text has {', '.join(sorted(special))}, which are tokens of {self.template.called}")
+            which = f"{', '.join(sorted(special))}, which are tokens of {self.template.called}"
+            raise UserError(f"the text has {which} (--control-tokens refuse)")
         markup = {token for text in texts for token in MARKUP.findall(text)} - special
         self.counts["special"] += bool(special)
         self.counts["markup"] += bool(markup)
@@ -129,13 +130,11 @@ class Preparation:
 
     def _count_thoughts(self, messages: Messages, last: int, tools: list[Any] | None) -> None:
         """Count answers that do not fit to the thought that their prompt begins with."""
-        begun, answer = self.template.begun(messages[:last], tools), messages[last]
-        written = WRITTEN_THOUGHT.match(answer.get("content") or "")
-        thinks = written is not None or any(answer.get(key) for key in THOUGHT_KEYS)
+        begun, thought = self.template.begun(messages[:last], tools), thought_of(messages[last])
         if begun:
             opened = bool(self.template.opening(messages[:last], tools))
-            self.counts["opened"] += opened and not thinks
-            self.counts["closed"] += not opened and thinks
+            self.counts["opened"] += opened and thought is None
+            self.counts["closed"] += not opened and bool(thought and thought.strip())
 
     def warnings(self, rows: int) -> list[str]:
         """What was found in `rows` rows, for the start of a run."""
