@@ -31,8 +31,8 @@ for every family.
 
 Not built in this size: {not_built}.
 
-Other families than these have not been tried: `benchmarks/families.py NAME` adds one. The rows were measured while the
-engine still changed, not all with the same revision; the script without a name measures all of them anew.
+All were measured with one revision in one run{elsewhere}. Other families than these have not been
+tried: `benchmarks/families.py NAME` adds one.
 """
 
 
@@ -44,7 +44,14 @@ def page(result: dict[str, Any]) -> str:
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     missing = ", ".join(name for name in figures if name not in built)
     versions = result["versions"]["transformers"]
-    return TEXT.format(transformers=versions, date=result["date"], table=table, not_built=missing)
+    rest = ", ".join(name for name in result.get("elsewhere", {}).get("rows", ()) if name in built)
+    return TEXT.format(
+        transformers=versions,
+        date=result["date"],
+        table=table,
+        not_built=missing,
+        elsewhere=f", but for {rest}, which are of an earlier one" if rest else "",
+    )
 
 
 def way(one: dict[str, Any]) -> str:
