@@ -85,6 +85,8 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
         "pad_token_id": sampling.eos_token_ids[0],
         "do_sample": not sampling.greedy,
         "repetition_penalty": sampling.repetition_penalty,
+        # NaN is noticed when tokens are scored; while they are chosen it would end a GPU's process.
+        "remove_invalid_values": True,
     }
     if not sampling.greedy:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -93,8 +95,7 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 
 
 def _generate(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
-    # NaN is noticed when tokens are scored; while they are chosen it would end a GPU's process.
-    output = model.generate(**_left_padded(model, rows), **_settings(sampling), remove_invalid_values=True)
+    output = model.generate(**_left_padded(model, rows), **_settings(sampling))
     return output[:, max(map(len, rows)) :].tolist()
 
 
