@@ -53,6 +53,22 @@ def test_prompts_and_conversations_are_the_templates(original):
     assert template.prompt_ids(QUESTION) == ids
 
 
+def test_a_prompt_that_is_asked_for_again_is_rendered_once(made, monkeypatch):
+    """Limits, checks and encoding all ask for the prompt of a row; messages that were changed are other messages."""
+    template, rendered = made(CHATML), []
+    apply = template.tokenizer.apply_chat_template
+    monkeypatch.setattr(template.tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(1) or apply(*a, **k))
+    turns = [dict(QUESTION[0])]
+    first = template.prompt_ids(turns)
+    assert template.prompt_ids(turns) == first
+    assert len(rendered) == 1
+    first.append(0)  # a list of the caller's own
+    assert template.prompt_ids(turns) == first[:-1]
+    turns[0]["content"] = "Why?"
+    assert "Why?" in template.prompt(turns)
+    assert template.conversation(turns) != template.prompt(turns)
+
+
 def test_variables_are_the_templates(made):
     assert made(SWITCH).prompt(QUESTION).endswith("assistant\n")
     assert made(SWITCH, enable_thinking=False).prompt(QUESTION).endswith("assistant\n<think>\n\n</think>\n\n")

@@ -14,7 +14,8 @@ import pytest
 from rlhf_core.catalog import Catalog
 from rlhf_core.data import sources
 from rlhf_core.data.formats import choose_formatter
-from rlhf_core.data.loading import add_system_prompt, load
+from rlhf_core.data.loading import load
+from rlhf_core.data.preparing import with_system
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, read_data
 
@@ -427,9 +428,9 @@ def test_the_most_columns_win(write_jsonl):
 
 
 def test_a_system_prompt_is_added_to_prompts_without_one():
-    rows = [{"prompt": [{"role": "user", "content": "q"}]}, {"prompt": [{"role": "system", "content": "own"}]}]
-    assert add_system_prompt(rows, "new") == 1
-    assert [row["prompt"][0]["content"] for row in rows] == ["new", "own"]
+    question, own = {"role": "user", "content": "q"}, {"role": "system", "content": "own"}
+    assert with_system([question], "new") == [{"role": "system", "content": "new"}, question]
+    assert with_system([own, question], "new") == [own, question]
 
 
 EXAM = {"question": "Fever?", "options": {"A": "cold", "B": "flu"}, "answer": "B"}

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError, first_line
@@ -29,6 +29,7 @@ NOT_VARIABLES = (
 MARK = "\ufdd1"  # a character that no chat template writes, nor changes: as JSON it is the same
 NO_SYSTEM = "has no place for a system message, which goes before the first question"
 ESCAPE = "\ufdd0"  # after the first character of a token's text that is no token; Unicode keeps it free for such use
+RECENT = 16  # texts that are kept, rendered and as token ids: a row's prompt is asked for several times in a row
 # A tag that opens or closes a thought: <think>, </think>, [THINK], …
 THOUGHT = re.compile(
     r"(?P<left>[<\[])(?P<closes>/?)(?P<name>(?:\w+:)?(?:think|thought|reason)\w*)(?P<right>[>\]])", re.I
@@ -56,6 +57,7 @@ class ChatTemplate:
         self.tokenizer, self.kwargs, self.ends, self.escape = tokenizer, dict(kwargs or {}), ends, escape
         self.called = called  # in messages
         self.source = str(tokenizer.chat_template)  # of several templates, all of them
+        self._recent: dict[Any, Any] = {}
         for name in self.kwargs:
             if name in NOT_VARIABLES or not self.names(name):
                 raise UserError(f"--chat-template-kwargs: {called} has no variable {name!r}")
@@ -89,7 +91,17 @@ class ChatTemplate:
         return ids + self._ids(plain)
 
     def _ids(self, text: str, **options: bool) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+        made = self._once((text, *options), lambda: self.tokenizer(text, add_special_tokens=False, **options))
+        return list(made["input_ids"])
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make()` gives, or gave for the same key a moment ago."""
+        if key not in self._recent:
+            made = make()
+            if len(self._recent) >= RECENT:
+                del self._recent[next(iter(self._recent))]
+            self._recent[key] = made
+        return self._recent[key]
 
     def begun(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         """The thought that a prompt ends with, opened (`<think>`) or empty (`<think></think>`), else ""."""
@@ -169,7 +181,8 @@ class ChatTemplate:
             system, first, *others = messages
             if first["role"] == "user":
                 messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
-        return self._apply(messages, tools, add_generation_prompt=add_generation_prompt)
+        key = json.dumps([messages, tools], default=repr), add_generation_prompt
+        return self._once(key, lambda: self._apply(messages, tools, add_generation_prompt=add_generation_prompt))
 
     def _apply(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError, TemplateSyntaxError

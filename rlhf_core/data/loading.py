@@ -289,14 +289,3 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
 def is_text_prompt(given: Any, prompt: Messages) -> bool:
     """Whether a row's prompt is `given` as the text of one question."""
     return [turn["content"] for turn in prompt if turn["role"] != "system"] == [given]
-
-
-def add_system_prompt(rows: Sequence[dict[str, Any]], system_prompt: str) -> int:
-    """Put a system message before prompts without one. Returns their number."""
-    changed = 0
-    for row in rows:
-        key = "messages" if "messages" in row else "prompt"
-        if row[key][0]["role"] != "system":
-            row[key] = [{"role": "system", "content": system_prompt}, *row[key]]
-            changed += 1
-    return changed

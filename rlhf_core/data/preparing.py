@@ -47,8 +47,8 @@ class Preparation:
         """The row with the system prompt. Raises `UserError` for one that the template can't show in full."""
         self.rows += 1
         first = self.columns[0]
-        if self.system_prompt and row[first][0]["role"] != "system":
-            row = {**row, first: [{"role": "system", "content": self.system_prompt}, *row[first]]}
+        if self.system_prompt:
+            row = {**row, first: with_system(row[first], self.system_prompt)}
         tools, prompt = tools_of(row), row["prompt"] if first == "prompt" else []
         turns = [turn for column in self.columns for turn in row[column]]
         self._check_texts(turns)
@@ -157,6 +157,11 @@ class Preparation:
             f"{count:,} of {rows:,} rows have turns with {key!r}, which the chat template does not use"
             for key, count in self.keys.items()
         ]
+
+
+def with_system(messages: Messages, system_prompt: str) -> Messages:
+    """`messages`, with a system message if they have none."""
+    return messages if messages[0]["role"] == "system" else [{"role": "system", "content": system_prompt}, *messages]
 
 
 def _named(call: dict[str, Any], name: str) -> dict[str, Any]:

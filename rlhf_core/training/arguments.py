@@ -33,7 +33,7 @@ SHARED = (
 NEED_THE_MODEL = ("galore", "apollo", "lomo")  # optimizers that look at its modules
 FOLLOWS = ("reduce_lr_on_plateau", "greedy")
 SCHEDULE = """'{"min_lr": 1e-6}'"""
-OTHERWISE = {"adam_beta1": 0.123, "adam_beta2": 0.123, "adam_epsilon": 0.123, "optim_args": None}
+OTHERWISE = {"adam_beta1": 0.123, "adam_beta2": 0.123, "adam_epsilon": 0.123, "optim_args": None}  # to see what acts
 STEPS = 1000  # of a schedule that is only tried
 
 
@@ -150,12 +150,7 @@ def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.o
             if "optim_args" in config.set or not any(name in arguments.optim for name in NEED_THE_MODEL):
                 raise
             return plain
-        for name, other in {
-            "adam_beta1": 0.123,
-            "adam_beta2": 0.123,
-            "adam_epsilon": 0.123,
-            "optim_args": None,
-        }.items():
+        for name, other in OTHERWISE.items():
             changed = copy.copy(arguments)
             setattr(changed, name, other)
             if name in config.set and (cls, values) == Trainer.get_optimizer_cls_and_kwargs(changed):

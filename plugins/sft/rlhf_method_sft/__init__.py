@@ -77,9 +77,10 @@ class SFT(Method):
         if isinstance(arguments.pad_to_multiple_of, int) and arguments.pad_to_multiple_of < 1:
             raise UserError(f"--set pad_to_multiple_of={arguments.pad_to_multiple_of}: it is a positive number")
         arguments.router_aux_loss_coef = router_loss_coefficient(run.info.config, arguments.router_aux_loss_coef)
+        model = run.model  # a dry run ends here, and encodes no rows
         rows = encode_conversations(run.train_rows, run.template, limit)
         trainer = ConcatenatingSFTTrainer(
-            model=run.model,
+            model=model,
             args=arguments,
             train_dataset=rows,
             eval_dataset=encode_conversations(run.held_out, run.template, limit) if run.held_out else None,

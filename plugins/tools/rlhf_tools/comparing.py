@@ -111,8 +111,9 @@ def prepare(
     runtime = RewardRuntime(rewards, lambda ids: "", text_prompts=questions.text_prompts)  # each model decodes its own
     runtime.check_columns(list(questions.columns), questions.source)
     system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
-    if system_prompt:
-        commands.add_system_prompt(questions.rows, system_prompt)
+    for row in questions.rows if system_prompt else ():
+        turns = "messages" if "messages" in row else "prompt"
+        row[turns] = commands.with_system(row[turns], system_prompt)
     asked = [commands.prompt_of(row) for row in questions.rows]
     limit = finding.choose_max_completion_length(max_completion_length, candidates)
     shown = _with_tools(questions)
