@@ -31,6 +31,7 @@ from rlhf_core import settings
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec, RewardSpec, read_data
+from rlhf_core.inputs import parse_yaml, read_text
 from rlhf_core.method import Method, TrainingOptions
 
 BUILTIN = "builtin"
@@ -265,14 +266,7 @@ def read_rewards(entries: Sequence[str | Mapping[str, Any]], reward_model: str |
 
 def read_file(path: Path) -> dict[str, Any]:
     """The keys of a YAML file, `-` read as `_`."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"--config {path} is no file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from error
+    values = parse_yaml(read_text(path, "--config"), f"--config {path}")
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected keys and values, such as `method: grpo`")
     return {str(key).replace("-", "_"): value for key, value in values.items()}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -48,19 +47,3 @@ def raised_by_library(error: BaseException) -> bool:
     module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
     of_the_system = isinstance(error, OSError) and error.errno is not None  # such as a full disk
     return isinstance(error, REFUSALS) and not of_the_system and module.partition(".")[0] in LIBRARIES
-
-
-@contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Make any error of a library that takes what the user gave one message: `what`, and the error's first line.
-
-    For calls that do nothing else: elsewhere it would hide faults of our own.
-    """
-    import torch
-
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # tokenizers raises no narrower one
-        raise UserError(f"{what}: {first_line(error)}") from error

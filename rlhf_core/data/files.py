@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rlhf_core.errors import UserError, first_line
+from rlhf_core.inputs import parse_json
 
 KINDS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 # What files of another kind begin with, whatever they are called.
@@ -90,13 +91,13 @@ def _text(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
     if kind(path.name) == ".csv":
         yield from _csv(path, text)
     elif text.lstrip().startswith("["):
-        for number, values in enumerate(_json(path, text), start=1):
+        for number, values in enumerate(parse_json(text, str(path)), start=1):
             yield f"row {number}", values
     else:
         _refuse_one_object(path, text)
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield f"line {number}", _json(path, line, number)
+                yield f"line {number}", parse_json(line, f"{path} line {number}")
 
 
 def _decode(path: Path, content: bytes) -> str:
@@ -120,17 +121,6 @@ def _chinese(content: bytes) -> str | None:
     others = [char for char in content.decode("gb18030", "replace") if char > "\x7f"]
     chinese = sum(any(first <= char <= last for first, last in CHINESE) for char in others)
     return "GBK" if chinese > 0.5 * len(others) else None
-
-
-def _json(path: Path, text: str, line: int = 1) -> Any:
-    """The value of `text`, which begins in this line of the file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        excerpt = text[max(0, error.pos - 10) : error.pos + 30]
-        raise UserError(f"{path} line {line + error.lineno - 1} is not JSON: {error.msg}, at: {excerpt!r}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
-        raise UserError(f"{path} line {line}: {first_line(error)}") from error
 
 
 def _refuse_one_object(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlhf_core.errors import library_errors
+from rlhf_core.inputs import library_errors
 from rlhf_core.method import TrainingOptions
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_core.errors import UserError, did_you_mean, library_errors
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.inputs import library_errors
 from rlhf_core.models.resolve import ModelReference, quiet_libraries, scores
 from rlhf_core.models.weights import Shapes, read_adapter_shapes
 

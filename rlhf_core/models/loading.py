@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError, library_errors
+from rlhf_core.errors import UserError
+from rlhf_core.inputs import library_errors
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, weights
 from rlhf_core.models.adapters import add_adapter, new_adapter, uses_lora

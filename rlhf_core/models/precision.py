@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError, library_errors
+from rlhf_core.errors import UserError
+from rlhf_core.inputs import library_errors
 from rlhf_core.method import TrainingOptions
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 from rlhf_core import builtin, environment
 from rlhf_core.config import BUILTIN, builtin_name
 from rlhf_core.errors import UserError
+from rlhf_core.inputs import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read: {error}") from error
+    values = parse_json(read_text(file, limit=None), str(file))
     if not isinstance(values, dict):
         raise UserError(f"{file} is not a JSON object")
     return values

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import pydantic
 
 from rlhf_core.config import MAIN, RunConfig
-from rlhf_core.errors import UserError, did_you_mean, library_errors
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.inputs import library_errors
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.settings import decide

@@ -1,0 +1,114 @@
+"""The boundary for what people hand us: each mistake is one `UserError` that says where."""
+
+import os
+import time
+
+import pytest
+
+from rlhf_core.errors import UserError
+from rlhf_core.inputs import DEPTH, VALUES, library_errors, parse_json, parse_yaml, path_of, read_text, time_limit
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    {
+        "{": r"d.json is not JSON: .* at: '\{'",
+        '[\n1,\n2 3]': "d.json line 3 is not JSON",
+        "[" * (DEPTH + 1) + "]" * (DEPTH + 1): "d.json: nested too deeply",
+        "[" * 100_000: "d.json: nested too deeply",
+        '{"a":' * 200 + "1" + "}" * 200: "d.json: nested too deeply",
+        "9" * 5000: "d.json: Exceeds the limit",
+    }.items(),
+    ids=lambda value: str(value)[:12],
+)  # fmt: skip
+def test_json_that_is_none_or_is_too_deep_says_where(text, said):
+    with pytest.raises(UserError, match=said):
+        parse_json(text, "d.json")
+
+
+def test_json_as_deep_as_allowed_and_with_many_brackets_is_read():
+    deep = "[" * DEPTH + "]" * DEPTH
+    assert str(parse_json(deep, "d.json")) == deep
+    assert parse_json("[" + ",".join(["[]"] * 1000) + "]", "d.json") == [[]] * 1000
+    assert parse_json('{"text": "' + "[" * 1000 + '"}', "d.json") == {"text": "[" * 1000}
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    {
+        "a: [": "c.yaml line 1 is not YAML",
+        "a: 1\nb: 2\na: 3": "c.yaml line 1: 'a' is there twice",
+        "a: !!python/object/apply:os.system [ls]": "could not determine a constructor",
+        "a: *b": "undefined alias",
+        "? [a, b]\n: 1": "unhashable",
+        "a: 2020-99-99": "c.yaml: month must be in 1..12",
+        "a: \x00": "c.yaml.* not YAML",
+        BOMB: f"more than {VALUES:,} values",
+        "[" * 200: "c.yaml line 1: nested too deeply",
+        "a: " + "{b: " * 50_000: "nested too deeply",
+        "- " * 5000: "nested too deeply",
+        "a: " + "9" * 5000: "c.yaml: Exceeds the limit",
+    }.items(),
+    ids=lambda value: str(value)[:12],
+)  # fmt: skip
+def test_yaml_that_is_none_or_explodes_says_where(text, said):
+    started = time.monotonic()
+    with pytest.raises(UserError, match=said):
+        parse_yaml(text, "c.yaml")
+    assert time.monotonic() - started < 5
+
+
+def test_yaml_with_merged_and_repeated_values_is_read():
+    text = "base: &b {a: 1, b: 2}\nmine:\n  <<: *b\n  a: 3\nlist: [*b, *b]"
+    assert parse_yaml(text, "c.yaml") == {
+        "base": {"a": 1, "b": 2}, "mine": {"a": 3, "b": 2}, "list": [{"a": 1, "b": 2}] * 2
+    }  # fmt: skip
+
+
+def test_a_file_that_is_not_regular_too_big_or_not_text_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "big").write_bytes(b"x" * 20)
+    (tmp_path / "latin").write_bytes(b"one\ncaf\xe9")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name, said in {
+        "fifo": "is no regular file", "big": "20 bytes, more than the 10", "latin": "in line 2", "dangling": "No such file",
+        ".": "is a folder", "none": "No such file",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=f"--config .*{said}"):
+            read_text(tmp_path / name, "--config", limit=10)
+    with pytest.raises(UserError, match="no regular file"):
+        read_text(path_of("/dev/zero", "--config"))
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(UserError, match="--data '"):
+        path_of(name, "--data")
+
+
+def test_errors_of_libraries_become_one_message_and_interruptions_do_not():
+    for error in (KeyError("x"), RecursionError(), OverflowError("too large\nmore"), UnicodeError("bad")):
+        with pytest.raises(UserError, match="^--optim x: [^\n]+$"), library_errors("--optim x"):
+            raise error
+    with pytest.raises(KeyboardInterrupt), library_errors("--optim x"):
+        raise KeyboardInterrupt
+
+
+def test_what_takes_too_long_is_stopped_and_what_is_quick_is_not():
+    with time_limit(5, "x"):
+        pass
+    with pytest.raises(UserError, match="the template took over 0.1 seconds"), time_limit(0.1, "the template"):
+        _go_on_for_ever()
+
+
+def _go_on_for_ever():
+    while True:
+        try:
+            time.sleep(0.01)
+        except Exception:  # as libraries do; the alarm is none
+            continue
