@@ -13,6 +13,7 @@ import click
 
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
+from rlhf_core.outputs import write_whole
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,7 +64,7 @@ def score(
         report.show(screen, result)
     if html is not None:
         try:
-            Path(html).write_bytes(report.render(result).encode("utf-8", "replace"))
+            write_whole(Path(html), report.render(result))
         except OSError as error:
             raise UserError(f"--html {html}: {error.strerror}") from error
         screen.say(f"\nPage     {html}", "bold")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.errors import UserError
 from rlhf_core.models.adapters import add_adapter
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
+from rlhf_core.outputs import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +148,7 @@ def _save(
             f"---\nlibrary_name: transformers\ntags: [rlhf]\n---\n\n# {output.name}\n\nMerged with rlhf-core.\n\n"
             f"- base model: `{reference.base}`\n- adapter: `{reference.path}`\n- weights: {dtype}\n"
         )
-        (part / "README.md").write_text(card, encoding="utf-8")
+        write_whole(part / "README.md", card)
         saved = _logits(_read(find(str(part)))[1], tokenizer)
         difference = _compare(expected, saved, dtype, reference)
         part.rename(output)

@@ -22,9 +22,9 @@ import yaml
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.errors import UserError
+from rlhf_core.outputs import write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
 from rlhf_core.training.launch import INTERRUPTED, on_signals
-from rlhf_core.training.run_folder import write_atomically
 from rlhf_core.ui.screen import clock
 
 COMPARED_PROMPTS = 48
@@ -129,7 +129,7 @@ def _run_values(stage: Stage, pipeline: Pipeline) -> dict[str, Any]:
 
 def _dump(values: Mapping[str, Any], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(file, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), private=True)
 
 
 def _is_compared(pipeline: Pipeline) -> bool:
@@ -221,7 +221,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 def record(folder: Path, mark: str, *, finished: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))
+    write_whole(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))
 
 
 def is_finished(stage: Stage) -> bool:

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import prompt_of
 from rlhf_core.method import SAMPLING, Method
+from rlhf_core.outputs import write_whole
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
-from rlhf_core.training.run_folder import write_atomically
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class HeldOut(TrainerCallback):
                     _answer(result, self.method.policy(self.trainer), self.run)
         if self.trainer.is_world_process_zero():
             values = {"before": asdict(self.before or result), "after": asdict(result) if self.before else None}
-            write_atomically(self.file, json.dumps(values, ensure_ascii=False))
+            write_whole(self.file, json.dumps(values, ensure_ascii=False))
         return result
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
-from rlhf_core.training.run_folder import write_atomically
+from rlhf_core.outputs import write_whole
 
 if TYPE_CHECKING:
     from rlhf_core.method import TrainingOptions
@@ -170,7 +170,7 @@ def ask_for_smaller(folder: Path, options: TrainingOptions) -> bool:
         return False
     parts = 2 if rows % 2 == 0 else rows
     settings = {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": steps * parts}
-    write_atomically(folder / SMALLER, json.dumps(settings))
+    write_whole(folder / SMALLER, json.dumps(settings))
     return True
 
 

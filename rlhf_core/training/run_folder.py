@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import shlex
 import shutil
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
+from rlhf_core.outputs import write_whole
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -64,20 +64,13 @@ def prepare(run: Run) -> None:
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(run.folder / "checkpoints" / WRITING, ignore_errors=True)
     (run.folder / STOPPED).unlink(missing_ok=True)
-    write_atomically(run.folder / "config.yaml", run.config.to_yaml())
+    write_whole(run.folder / "config.yaml", run.config.to_yaml(), private=True)
     step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else -1
     for name in ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl"):
         file = run.folder / name
         # the last line of a killed run may end within a character
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        write_atomically(file, "".join(line for line in text.splitlines(keepends=True) if _step(line) <= step))
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file that nobody ever sees half written, even if this process is killed."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+        write_whole(file, "".join(line for line in text.splitlines(keepends=True) if _step(line) <= step))
 
 
 def first_to_stop(folder: Path) -> bool:
@@ -110,7 +103,7 @@ def finish_model(run: Run) -> None:
         f"Trained with rlhf-core.\n\n- method: `{config.method}`\n- model: `{config.model}`\n"
         f"- data: `{data}` ({len(run.train_rows)} rows){rewards}\n"
     )
-    (run.folder / "model" / "README.md").write_text(card, encoding="utf-8")
+    write_whole(run.folder / "model" / "README.md", card)
 
 
 class _Shown(logging.Handler):
@@ -177,7 +170,7 @@ def write_manifest(run: Run, plugins: Sequence[str]) -> None:
         "seed": run.options.seed,
         "git_commit": _git_commit(),
     }
-    write_atomically(run.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", private=True)
 
 
 def versions() -> dict[str, str]:
