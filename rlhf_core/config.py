@@ -7,6 +7,7 @@ file, the file over the method's preset for the built-in model, the preset over 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,8 +20,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     SerializeAsAny,
     TypeAdapter,
     ValidationError,
@@ -29,9 +28,9 @@ from pydantic.fields import FieldInfo
 
 from rlhf_core import settings
 from rlhf_core.catalog import Catalog
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean, excerpt
 from rlhf_core.grammar import DataSpec, RewardSpec, read_data
-from rlhf_core.inputs import parse_yaml, read_text
+from rlhf_core.inputs import parse_yaml, path_of, plain, read_text
 from rlhf_core.method import Method, TrainingOptions
 
 BUILTIN = "builtin"
@@ -45,6 +44,14 @@ def builtin_name(value: Any) -> Any:
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
+
+
+def _address(value: str) -> str:
+    """`value`, if it is a host's name or address, maybe with a port."""
+    host, _, port = value.partition(":")
+    if not host or re.search(r"[\s/]", host) or (":" in value and not (port.isdecimal() and 0 < int(port) < 2**16)):
+        raise ValueError("write HOST:PORT, such as 10.0.0.1:29500")
+    return value
 
 
 Specs = Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)]
@@ -71,6 +78,7 @@ class RunConfig(BaseModel):
     )
     data: Annotated[Specs, AfterValidator(lambda given: [builtin_name(value) for value in given])] = Field(
         [BUILTIN],
+        min_length=1,
         description="file (.json, .jsonl, .csv, .parquet, .gz), folder, Hub id; repeatable; FILE:weight=2 sets a share",
         validation_alias=AliasChoices("dataset_name"),
     )
@@ -90,10 +98,10 @@ class RunConfig(BaseModel):
     chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
     output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
     callback: list[str] = Field([], description="trainer callback, by plugin name; repeatable")
-    num_processes: PositiveInt = Field(1, description="processes on this machine, one for each GPU")
-    num_machines: PositiveInt = Field(1, description="number of machines; the same command is started on each")
-    machine_rank: NonNegativeInt = Field(0, description="number of this machine, from 0")
-    master_addr: str | None = Field(
+    num_processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one for each GPU")
+    num_machines: int = Field(1, ge=1, le=65_536, description="number of machines; the same command is started on each")
+    machine_rank: int = Field(0, ge=0, description="number of this machine, from 0")
+    master_addr: Annotated[str, AfterValidator(_address)] | None = Field(
         None,
         description="HOST:PORT of machine 0, where there are several",
         validation_alias=AliasChoices("main_address"),
@@ -170,22 +178,24 @@ def _read(values: Mapping[str, Any], method: Method) -> tuple[dict[str, Any], di
 
     def take(option: str, value: Any, wrote: str) -> None:
         if option in options and not _equal(method.Options.model_fields[option], options[option], value):
-            raise UserError(f"{written[option]} {options[option]} and {wrote} {value} are the same option: give one")
+            one, other = f"{written[option]} {excerpt(options[option])}", f"{wrote} {excerpt(value)}"
+            raise UserError(f"{one} and {other} are the same option: give one")
         options[option], written[option] = value, wrote
 
     for key, value in values.items():
+        plain(value, "--" + excerpt(key).replace("_", "-"))
         if key in main_keys:
             main[main_keys[key]] = value
         elif key in option_keys:
             take(option_keys[key], value, "--" + key.replace("_", "-"))
         else:
-            hint = did_you_mean(key, {*main_keys, *option_keys})
+            hint = did_you_mean(str(key), {*main_keys, *option_keys})
             raise UserError(
-                f"method {method.name} has no option {key!r}.{hint} See rlhf run --method {method.name} --help"
+                f"method {method.name} has no option {excerpt(key)!r}.{hint} See rlhf run --method {method.name} --help"
             )
     given = main.get("set", {})
     if not isinstance(given, Mapping):
-        raise UserError(f"set: expected names and values, such as {{adam_beta2: 0.95}}, not {given!r}")
+        raise UserError(f"set: expected names and values, such as {{adam_beta2: 0.95}}, not {excerpt(repr(given))}")
     for key, value in given.items():
         name = str(key)
         same = option_keys.get(name) or getattr(settings.decide(method, name), "option", "")
@@ -264,12 +274,19 @@ def read_rewards(entries: Sequence[str | Mapping[str, Any]], reward_model: str |
     return [*map(RewardSpec.read, _listed(entries)), *trained]
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: str | Path) -> dict[str, Any]:
     """The keys of a YAML file, `-` read as `_`."""
-    values = parse_yaml(read_text(path, "--config"), f"--config {path}")
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected keys and values, such as `method: grpo`")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    where = f"--config {path}"
+    written = parse_yaml(read_text(path_of(path, "--config"), "--config"), where)
+    if not isinstance(written, dict) or not written:
+        raise UserError(f"{where}: expected keys and values, such as `method: grpo`")
+    values: dict[str, Any] = {}
+    for key, value in written.items():
+        name = plain(str(key).replace("-", "_"), where)
+        if name in values:
+            raise UserError(f"{where}: {name!r} is there twice, once as {key!r}")
+        values[name] = plain(value, f"{where}: {excerpt(name)}")
+    return values
 
 
 def spellings(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
@@ -288,6 +305,6 @@ def explain(error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["loc"]:
             flag = "--" + str(problem["loc"][0]).replace("_", "-")
-            message = f"{flag} {problem['input']}: {message[0].lower() + message[1:]}"
+            message = f"{flag} {excerpt(problem['input'])}: {message[0].lower() + message[1:]}"
         lines.append(message)
     return "\n".join(lines)

@@ -28,6 +28,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
+def excerpt(value: object, most: int = 200) -> str:
+    """What a user gave, for a message: the beginning of it where it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `known`, or an empty string."""
     near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)

@@ -6,17 +6,20 @@ In YAML: the same text, or a mapping of one entry, `{TARGET: {key: value}}`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean, excerpt
+from rlhf_core.inputs import plain
 
 _KEY = re.compile(r"([A-Za-z_]\w*)=")
 _FIRST_KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
 _NEXT_KEY = re.compile(r",(?=[A-Za-z_]\w*=)")
+SMALLEST, LARGEST = 1e-6, 1e6  # weights of rewards and data, as _WEIGHT says
+_WEIGHT = "a number from 0.000001 to 1000000"
 DATA_KEYS = ("weight", "config", "formatter", "first_option")
 # What a column of the data can be named as: what the usual formats call it.
 COLUMN_KEYS = (
@@ -45,10 +48,12 @@ class RewardSpec:
         target, values = read_entry(entry, "--reward", "NAME")
         weight, name, concurrent = (values.pop(key, None) for key in ("weight", "name", "concurrent"))
         weight = 1.0 if weight is None else weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"--reward {target}: weight must be a number, not {weight!r}")
+        if not (_is_weight(weight) or weight == 0) or isinstance(weight, bool):
+            raise UserError(f"--reward {target}: weight must be 0 or {_WEIGHT}, or the negative of one, not {weight!r}")
         if not isinstance(concurrent, bool | None):
             raise UserError(f"--reward {target}: concurrent must be true or false, not {concurrent!r}")
+        if name is not None and not (isinstance(name, str | int) and str(name).isprintable() and str(name).strip()):
+            raise UserError(f"--reward {target}: name must be text that can be printed, not {name!r}")
         return cls(target, values, float(weight), None if name is None else str(name), concurrent)
 
     def __str__(self) -> str:
@@ -76,7 +81,7 @@ class DataSpec:
     @classmethod
     def read(cls, entry: str | Mapping[str, Any]) -> DataSpec:
         """Read a command-line text or a YAML entry. Raises `UserError`."""
-        if isinstance(entry, str) and ":" in entry and Path(entry).expanduser().exists():
+        if isinstance(entry, str) and ":" in entry and os.path.exists(os.path.expanduser(entry)):
             return cls(entry)  # a file whose name looks like settings
         source, values = read_entry(entry, "--data", "SOURCE")
         known = (*DATA_KEYS, *COLUMN_KEYS)
@@ -85,11 +90,11 @@ class DataSpec:
                 hint = did_you_mean(key, known)
                 raise UserError(f"--data {source}: there is no setting {key!r}.{hint} Settings: {', '.join(known)}.")
         weight = values.get("weight")
-        if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
-            raise UserError(f"--data {source}: weight must be a number above 0, not {weight!r}")
+        if weight is not None and not (_is_weight(weight) and weight > 0):
+            raise UserError(f"--data {source}: weight must be {_WEIGHT}, not {weight!r}")
         source = "builtin" if source == "embedded" else source  # its name in earlier versions
         first = values.get("first_option")
-        if first is not None and (isinstance(first, bool) or first not in (0, 1)):
+        if first is not None and (type(first) is not int or first not in (0, 1)):
             raise UserError(f"--data {source}: first_option must be 0 or 1, not {first!r}")
         columns = {key: str(values[key]) for key in COLUMN_KEYS if values.get(key) is not None}
         texts = {key: None if values.get(key) is None else str(values[key]) for key in ("config", "formatter")}
@@ -110,27 +115,37 @@ def read_data(entries: Sequence[str | Mapping[str, Any]], config: str | None, fo
     return specs
 
 
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and SMALLEST <= abs(value) <= LARGEST
+
+
 def read_entry(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[str, dict[str, Any]]:
     """(target, values) of a text or a mapping. `flag` and `target` are for the message of the `UserError`."""
+    shown = f"{flag} {excerpt(repr(entry))}"
     if isinstance(entry, Mapping):
-        if len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping | None):
-            raise UserError(f"{flag} {dict(entry)!r} can't be read: write a string or {{{target}: {{key: value}}}}")
-        [(name, given)] = entry.items()
-        return name, dict(given or {})
+        entry = dict(entry)
+        name, given = next(iter(entry.items()), (None, None))
+        if len(entry) != 1 or not isinstance(given, Mapping | None) or not all(map(_is_name, (name, *(given or ())))):
+            raise UserError(f"{shown} can't be read: write a string or {{{target}: {{key: value}}}}")
+        return str(name), plain(dict(given or {}), shown)
     start = _FIRST_KEY.search(entry)
     name = entry[: start.start()] if start else entry
     if not name or (start is None and entry.endswith(":")):
-        raise UserError(f"{flag} {entry!r} can't be read: write {target} or {target}:key=value,key=value")
+        raise UserError(f"{shown} can't be read: write {target} or {target}:key=value,key=value")
     values: dict[str, Any] = {}
     position = start.end() if start else len(entry)
     while position < len(entry):
         key = _KEY.match(entry, position)
         if key is None:
-            raise UserError(f"{flag} {entry!r}: {entry[position:]!r} is not key=value")
+            raise UserError(f"{shown}: {excerpt(repr(entry[position:]))} is not key=value")
         if key[1] in values:
-            raise UserError(f"{flag} {entry!r}: {key[1]} is given twice")
+            raise UserError(f"{shown}: {key[1]} is given twice")
         values[key[1]], position = _parse_value(entry, key.end())
-    return name, values
+    return name, plain(values, shown)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _write(target: str, parameters: Mapping[str, Any], **settings: Any) -> str:
@@ -152,7 +167,7 @@ def _parse_value(text: str, position: int) -> tuple[Any, int]:
         value, end = json.JSONDecoder().raw_decode(text, position)
         if end == len(text) or (text[end] == "," and _KEY.match(text, end + 1)):
             return value, end + 1
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # not JSON, or more digits or levels than Python reads: it is text
         pass
     following = _NEXT_KEY.search(text, position)
     end = following.start() if following else len(text)

@@ -7,11 +7,13 @@ They need neither torch nor pydantic.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import stat
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,9 @@ from rlhf_core.errors import RunStopped, UserError, first_line
 SMALL = 1 << 20  # bytes of a file that a person writes: settings, a chat template, a list of words
 DEPTH = 100  # lists within lists; Python's own limit is near 1,000, and most libraries stop earlier
 LONGEST_NAME = 255  # bytes, in the file systems of Linux and macOS
-VALUES = 100_000  # in one YAML file, each alias counted with all that it stands for
+LONGEST_PATH = 4000  # with what is written below it, Linux allows 4,096
+VALUES = 10_000  # in one YAML file, each alias counted with all that it stands for
+LARGEST = 2**63 - 1  # an integer that every library can take
 
 
 @contextmanager
@@ -48,7 +52,8 @@ def path_of(text: str | Path, what: str) -> Path:
     """`text` as a path, `~` resolved. Raises `UserError` for what no file can be called."""
     with library_errors(f"{what} {str(text)[:80]!r}"):
         path = Path(text).expanduser()
-        if "\0" in str(path) or max(len(os.fsencode(part)) for part in (path.name, *path.parts)) > LONGEST_NAME:
+        long = max(len(os.fsencode(part)) for part in (path.name, *path.parts)) > LONGEST_NAME
+        if long or len(os.fsencode(path)) > LONGEST_PATH or "\0" in str(path):
             raise UserError(f"{what} {str(text)[:80]!r}: no file can have such a name")
     return path
 
@@ -56,13 +61,15 @@ def path_of(text: str | Path, what: str) -> Path:
 def read_bytes(path: Path, what: str = "", limit: int | None = SMALL) -> bytes:
     """A regular file's content. `what` says what it is for. Raises `UserError`, also for more than `limit` bytes."""
     called = f"{what} {path}".strip()
-    with library_errors(called):
+    try:
         mode, size = path.stat().st_mode, path.stat().st_size
         if not stat.S_ISREG(mode):
             raise UserError(f"{called}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
         if limit is not None and size > limit:
             raise UserError(f"{called}: has {size:,} bytes, more than the {limit:,} that are read of such a file")
         return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{called}: {error.strerror}") from error
 
 
 def read_text(path: Path, what: str = "", limit: int | None = SMALL) -> str:
@@ -104,20 +111,56 @@ def _depth(value: Any) -> int:
     return depth
 
 
+def plain(value: Any, where: str) -> Any:
+    """`value`, if it is what a setting can be: text, a finite number, true, false, nothing, or lists and mappings of
+    these. Raises `UserError`.
+    """
+    depth, level = 0, [value]
+    while level:
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += [*each, *each.values()]
+            elif isinstance(each, list | tuple):
+                inner += each
+            elif (problem := _problem(each)) is not None:
+                raise UserError(f"{where}: {problem}")
+        depth, level = depth + 1, inner
+        if depth > DEPTH:
+            raise UserError(f"{where}: nested too deeply, beyond {DEPTH} levels")
+    return value
+
+
+def _problem(value: Any) -> str | None:
+    """Why a value within a setting can't be used."""
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"{value[:80]!r} is not valid Unicode text"
+        return f"{value[:80]!r} has a null character" if "\0" in value else None
+    if isinstance(value, int):
+        return None if abs(value) <= LARGEST else "an integer has at most 64 bits"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{value} is not a finite number"
+    return f"expected text, a number, a list or a mapping, not {type(value).__name__} (text goes in quotes)"
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """The value of YAML `text`, which stands at `where`, by the safe loader. Raises `UserError`.
 
-    Refused besides errors of syntax: tags of Python, keys that are there twice, what is nested beyond `DEPTH`, and
-    aliases that make more than `VALUES` values.
+    Refused besides errors of syntax: tags of Python, keys that are there twice, what is nested beyond `DEPTH`, an alias
+    within what it stands for, and aliases that make more than `VALUES` values.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = next((name for name in names if names.count(name) > 1), None)
-            if twice is not None:
-                raise UserError(f"{where} line {node.start_mark.line + 1}: {twice!r} is there twice")
+            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := [name for name, times in names.most_common(1) if times > 1]:
+                raise UserError(f"{where} line {node.start_mark.line + 1}: {twice[0]!r} is there twice")
             return super().construct_mapping(node, deep)
 
     try:
@@ -141,6 +184,8 @@ def _check_size(events: Iterator[Any], where: str) -> None:
     for event in events:
         values = 0
         if isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_nodes):
+                raise UserError(f"{where} line {event.start_mark.line + 1}: *{event.anchor} stands for what it is in")
             values = anchors.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             values = 1
@@ -156,7 +201,7 @@ def _check_size(events: Iterator[Any], where: str) -> None:
         if len(open_nodes) > DEPTH:
             raise UserError(f"{where} line {event.start_mark.line + 1}: nested too deeply, beyond {DEPTH} levels")
         if total > VALUES:
-            raise UserError(f"{where}: its aliases stand for more than {VALUES:,} values")
+            raise UserError(f"{where}: has more than {VALUES:,} values, what aliases stand for among them")
 
 
 class _TookTooLong(BaseException):

@@ -117,8 +117,13 @@ MISTAKES = {
     ),
     "both quantizations": ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
     "quantized in full": ({"load_in_4bit": True, "lora": False}, "quantized weights can't be trained"),
+    "no data": ({"data": []}, "--data \\[\\]: list should have at least 1 item"),
+    "a list for a name": ({"formatter": ["x"]}, "--formatter \\['x'\\]: input should be a valid string"),
+    "too many processes": ({"num_processes": 10**6}, "--num-processes 1000000: input should be less than"),
+    "no address": ({"master_addr": "host:many"}, "--master-addr host:many: write HOST:PORT"),
+    "a long value": ({"optim": ["x" * 5000]}, "x… .5,004 characters.: input should be"),
     "zero steps": ({"max_steps": 0}, "max_steps is a positive number, or -1"),
-    "infinite": ({"learning_rate": float("inf")}, "--learning-rate inf"),
+    "infinite": ({"learning_rate": float("inf")}, "--learning-rate: inf is not a finite number"),
 }
 
 
@@ -130,7 +135,16 @@ def test_mistakes(case):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [1", "is not YAML"), ("- a\n- b", "expected keys and values"), (None, "No such file")]
+    ("text", "message"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- a\n- b", "expected keys and values"),
+        ("{}", "expected keys and values"),
+        ("max-steps: 1\nmax_steps: 2", "'max_steps' is there twice"),
+        ("system_prompt: 2020-01-01", "system_prompt: expected text, .* not date"),
+        ("beta: .nan", "beta: nan is not a finite number"),
+        (None, "No such file"),
+    ],
 )
 def test_bad_files(tmp_path, text, message):
     if text is not None:

@@ -1,12 +1,24 @@
 """The boundary for what people hand us: each mistake is one `UserError` that says where."""
 
+import datetime
+import functools
 import os
 import time
 
 import pytest
 
 from rlhf_core.errors import UserError
-from rlhf_core.inputs import DEPTH, VALUES, library_errors, parse_json, parse_yaml, path_of, read_text, time_limit
+from rlhf_core.inputs import (
+    DEPTH,
+    VALUES,
+    library_errors,
+    parse_json,
+    parse_yaml,
+    path_of,
+    plain,
+    read_text,
+    time_limit,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +57,8 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         "a: 1\nb: 2\na: 3": "c.yaml line 1: 'a' is there twice",
         "a: !!python/object/apply:os.system [ls]": "could not determine a constructor",
         "a: *b": "undefined alias",
+        "a: 1\nb: &x {c: *x}": r"c.yaml line 2: \*x stands for what it is in",
+        "".join(f"a{i}:\n" for i in range(400)) + "a1: 2": "'a1' is there twice",
         "? [a, b]\n: 1": "unhashable",
         "a: 2020-99-99": "c.yaml: month must be in 1..12",
         "a: \x00": "c.yaml.* not YAML",
@@ -61,6 +75,33 @@ def test_yaml_that_is_none_or_explodes_says_where(text, said):
     with pytest.raises(UserError, match=said):
         parse_yaml(text, "c.yaml")
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "nan is not a finite number"),
+        ({"a": [1, {"b": -float("inf")}]}, "-inf is not a finite number"),
+        (2**63, "at most 64 bits"),
+        ("\ud800", "not valid Unicode"),
+        ({"\udcff": 1}, "not valid Unicode"),
+        ("a\0b", "null character"),
+        (datetime.date(2020, 1, 1), "not date \\(text goes in quotes\\)"),
+        ([b"x"], "not bytes"),
+        ({1, 2}, "not set"),
+        (functools.reduce(lambda inner, _: [inner], range(DEPTH + 1), 1), "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_what_no_setting_can_be_is_refused(value, said):
+    with pytest.raises(UserError, match=f"^--x: .*{said}"):
+        plain(value, "--x")
+
+
+@pytest.mark.parametrize(
+    "value", ["", "诊断\n\t\x1b", 2**63 - 1, -1e300, 5e-324, True, None, {"a": {5: [None]}}, [[]], ()]
+)
+def test_what_a_setting_can_be_is_as_it_was(value):
+    assert plain(value, "--x") is value
 
 
 def test_yaml_with_merged_and_repeated_values_is_read():

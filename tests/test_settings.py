@@ -148,7 +148,7 @@ NO_EFFECT = [
     ("dpo", {"lora": False, "lora_r": 4}, "--lora-r has no effect: no adapter is trained"),
     ("dpo", {"machine_rank": 1}, "--machine-rank 1"),
     ("dpo", {"seed": -1}, "--seed -1"),
-    ("dpo", {"max_steps": 10**30}, "--max-steps 1000"),
+    ("dpo", {"max_steps": 10**30}, "--max-steps: an integer has at most 64 bits"),
     ("dpo", {"master_addr": "a:1"}, "--master-addr a:1 has no effect without --num-machines"),
     ("dpo", {"eval_data": "x.jsonl", "num_eval_prompts": 0}, "--eval-data has no effect with --num-eval-prompts 0"),
     ("grpo", {"loss_type": "cispo", "epsilon": 0.1}, "cispo does not clip by epsilon"),

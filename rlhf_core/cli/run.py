@@ -7,7 +7,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from pydantic_core import PydanticUndefined
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import MAIN, RunConfig, read_file, resolve, spellings
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, excerpt
+from rlhf_core.inputs import path_of
 from rlhf_core.method import Method, TrainingOptions
 
 LATEST = "latest"
@@ -59,7 +60,7 @@ def run(ctx: click.Context, **values: Any) -> None:
     resume, config_file, dry_run = values.pop("resume"), values.pop("config"), values.pop("dry_run")
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     if "set" in given:
-        given["set"] = dict(_pair(text) for text in given["set"])
+        given["set"] = _pairs(given["set"])
     folder = _find_run(resume, given.get("output_dir")) if resume else None
     if folder is not None:
         given["output_dir"] = str(folder)
@@ -94,9 +95,10 @@ def _files(config_file: str | None, folder: Path | None) -> list[dict[str, Any]]
     """The keys of the configuration of the run in `folder`, then those of the file that the user gave."""
     layers = [read_file(folder / "config.yaml")] if folder else []
     if config_file:
-        file = Path(config_file)
-        values = read_file(file)
-        if (file.parent / "manifest.json").is_file():  # the run is repeated, in a folder of its own
+        values = read_file(config_file)
+        if (
+            path_of(config_file, "--config").parent / "manifest.json"
+        ).is_file():  # the run is repeated, in a folder of its own
             values.pop("output_dir", None)
         layers.append(values)
     return layers
@@ -107,9 +109,9 @@ def _find_run(resume: str, output_dir: str | None) -> Path:
     if resume == LATEST and output_dir is not None:
         resume = output_dir
     if resume != LATEST:
-        if output_dir is not None and Path(output_dir).resolve() != Path(resume).resolve():
+        folder = path_of(resume, "--resume")
+        if output_dir is not None and path_of(output_dir, "--output-dir").resolve() != folder.resolve():
             raise UserError(f"--resume {resume} goes on in that folder: leave out --output-dir {output_dir}")
-        folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise UserError(f"--resume {resume}: this is not a run's folder: it has no config.yaml")
         return folder
@@ -180,11 +182,17 @@ def _base_type(annotation: Any) -> Any:
     return annotation
 
 
-def _pair(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UserError(f"--set {text!r}: write name=value")
-    try:
-        return name, json.loads(value)
-    except (ValueError, RecursionError):  # not JSON, or more digits or levels than Python reads
-        return name, value
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """What `--set` is given, by name. A value that is not JSON is text."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set {excerpt(repr(text))}: write name=value")
+        if name in values:
+            raise UserError(f"--set {name} is given twice")
+        try:
+            values[name] = json.loads(value)
+        except (ValueError, RecursionError):  # not JSON, or more digits or levels than Python reads
+            values[name] = value
+    return values
