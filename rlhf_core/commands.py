@@ -28,4 +28,5 @@ from rlhf_core.rewards.binding import bind_all as bind_rewards
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document
-from rlhf_core.ui.screen import Screen, question
+from rlhf_core.ui.screen import Screen, question, text
+from rlhf_core.ui.text import shown

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from rlhf_core.errors import UserError
+from rlhf_core.ui.text import protect_output
 
 # name -> (module, attribute, help line)
 COMMANDS = {
@@ -85,15 +86,18 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a bug or a run that had to stop, 2 the user's mistake, 130 interrupted.
     """
+    protect_output()
     try:
-        code = rlhf.main(standalone_mode=False)
+        code = rlhf.main(standalone_mode=False, color=True)  # else click removes codes, which would then not be seen
     except click.Abort:
         code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except UserError as error:
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+        from rlhf_core.ui.screen import say_error
+
+        say_error(str(error))
         code = 2
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)

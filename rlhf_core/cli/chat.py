@@ -8,7 +8,6 @@ from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from rlhf_core.catalog import Catalog
@@ -21,7 +20,8 @@ from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.rewards.batch import TEXT_PROMPT
 from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.ui.screen import Screen
+from rlhf_core.ui.screen import Screen, Terminal
+from rlhf_core.ui.text import ShownPieces
 
 POSITIVE, SHARE = click.FloatRange(0, min_open=True), click.FloatRange(0, 1, min_open=True)
 COUNT = click.IntRange(1)
@@ -57,7 +57,7 @@ def chat(
 
     rlhf chat runs/grpo-20260101-120000
     """
-    settings, terminal = Settings(**sampling), sys.stdin.isatty() and sys.stdout.isatty()
+    settings, terminal = Settings(**sampling), sys.stdin.isatty() and Terminal().is_terminal
     reference, catalog, write = find(model), Catalog(), _writer(terminal)
     if reference.is_reward_model:
         raise UserError(
@@ -139,15 +139,16 @@ def _load(
 
 
 def _writer(terminal: bool) -> Write:
-    """Write pieces as they come; to a terminal in colour, with control characters escaped."""
-    if not terminal:
-        return lambda text, style="": click.echo(text, nl=False)
-    console = Console(highlight=False)
+    """Write pieces as they come, with control characters shown; to a terminal in colour."""
+    console, pieces = Terminal(), ShownPieces()
     styles = {"": "", "thought": "dim", "line": "", "note": "yellow", "bold": "bold"}
 
-    def write(text: str, style: str = "") -> None:
-        visible = text.replace("\x1b", "␛").replace("\x9b", "␛")
-        console.print(Text(visible, style=styles[style]), end="", soft_wrap=style in ("", "thought"))
+    def write(content: str, style: str = "") -> None:
+        if terminal:
+            piece = Text(pieces.shown(content), style=styles[style])
+            console.print(piece, end="", soft_wrap=style in ("", "thought"))
+        else:
+            click.echo(pieces.shown(content), nl=False)
 
     return write
 

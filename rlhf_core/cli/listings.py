@@ -5,18 +5,17 @@ No plugin is imported, so a broken one can always be listed and removed; only `s
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.cli import LazyGroup
+from rlhf_core.ui.screen import Terminal, text
+from rlhf_core.ui.text import shown, to_json
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 UNLIMITED = 10_000  # for a pipe: nothing is wrapped that another program reads
@@ -94,34 +93,35 @@ def list_plugins(as_json: bool) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print `rows` with the last column wrapped beside the others, or under them where the terminal is narrow."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     limit = shutil.get_terminal_size((UNLIMITED, 24)).columns
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header) - 1)]
     left = sum(widths) + 2 * len(widths)
-    for *cells, text in [header, *rows]:
+    for *cells, last in [header, *rows]:
         names = "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths, strict=True))
         if limit - left >= NARROW:
-            _print_wrapped(names, text, left, limit)
+            _print_wrapped(names, last, left, limit)
         else:
             _print_wrapped("", names, 0, limit)
-            _print_wrapped("", text, 4, limit)
+            _print_wrapped("", last, 4, limit)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> None:
     """Print names with their texts wrapped beside them; a fact without text is left out."""
     limit = min(shutil.get_terminal_size((100, 24)).columns, 120)
     left = max(len(name) for name, _ in rows) + 2
-    for name, text in rows:
-        for i, line in enumerate(text.splitlines()):
+    for name, value in rows:
+        for i, line in enumerate(value.split("\n") if value else ()):
             _print_wrapped("" if i else name, line, left, limit, hanging=4)
 
 
-def _print_wrapped(name: str, text: str, left: int, limit: int, hanging: int = 0) -> None:
-    """Print `text` to the right of `name`, which has `left` columns. Lines after the first begin `hanging` later."""
-    lines = Text(text).wrap(Console(), max(20, limit - left - hanging))
+def _print_wrapped(name: str, content: str, left: int, limit: int, hanging: int = 0) -> None:
+    """Print `content` to the right of `name`, which has `left` columns. Lines after the first begin `hanging` later."""
+    lines = text(content).wrap(Terminal(), max(20, limit - left - hanging))
     for i, line in enumerate(lines):
         click.echo(((" " * (left + hanging) if i else name.ljust(left)) + line.plain).rstrip())
 
 
 def print_json(value: Any) -> None:
     """As JSON for other programs; values that JSON can't represent are printed as text."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    click.echo(to_json(value, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -46,6 +45,7 @@ def score(
     from rlhf_core.reward_report import answers, measuring, report
     from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.screen import Screen
+    from rlhf_core.ui.text import to_json
 
     if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):
         raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder does not exist"))
@@ -59,7 +59,7 @@ def score(
         with screen.working(f"Scoring {len(found.rows):,} completions …"):
             result = measuring.score(rewards, found)
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(to_json(result))
     else:
         report.show(screen, result)
     if html is not None:

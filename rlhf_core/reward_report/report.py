@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rich.text import Text
-
 from rlhf_core.ui.page import document
-from rlhf_core.ui.screen import Screen, number
+from rlhf_core.ui.screen import Screen, number, text
+from rlhf_core.ui.text import shown
 
 BARS = "▁▂▃▄▅▆▇█"
 EXAMPLES = 3  # best and worst answers that are shown
 FAILURES = 5  # kinds of errors that are shown
 STYLE = """
 figure { margin: 1rem 0; max-width: 34rem } figcaption { display: flex; justify-content: space-between }
-.bars { display: flex; align-items: end; gap: 1%; height: 8rem; border-bottom: 1px solid var(--line) }
-.bars i { flex: 1; background: var(--even) }
+.bars { display: block; width: 100%; height: 8rem; border-bottom: 1px solid var(--line) }
 .warning { border-left: 3px solid var(--bad); padding-left: .8rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
@@ -31,8 +28,8 @@ def show(screen: Screen, result: Mapping[str, Any]) -> None:
     for name, reward in result["rewards"].items():
         screen.say("")
         screen.say(visible(title(name, reward)), "bold")
-        for label, text in facts(reward):
-            screen.say(f"  {label:20}  {text}")
+        for label, value in facts(reward):
+            screen.say(f"  {label:20}  {value}")
         for failure in reward["failures"][:FAILURES]:
             screen.say(f"  {failure['count']:,} × {visible(failure['message'])} (first: {failure['location']})", "red")
         if left := reward["failures"][FAILURES:]:
@@ -45,8 +42,8 @@ def show(screen: Screen, result: Mapping[str, Any]) -> None:
             screen.say(f"  {correlation(pair['spearman']):>6}  {' and '.join(pair['rewards'])}")
     if result["warnings"]:
         screen.say("")
-    for text in result["warnings"]:
-        screen.say(f"Warning: {text}", "yellow")
+    for warning in result["warnings"]:
+        screen.say(f"Warning: {warning}", "yellow")
 
 
 def title(name: str, reward: Mapping[str, Any]) -> str:
@@ -112,14 +109,12 @@ def _examples(screen: Screen, kind: str, examples: Sequence[Mapping[str, Any]]) 
         side = f" ({example['side']})" if example["side"] else ""
         first = f"{number(example['score']):>8}  {example['location']}{side}: {visible(example['prompt'])}"
         for line, style in ((first, "dim"), (" " * 10 + (visible(example["completion"]) or "(empty)"), "")):
-            screen.console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis")
+            screen.console.print(text(line, style), no_wrap=True, overflow="ellipsis")
 
 
-def visible(text: str) -> str:
-    """`text` on one line, with symbols for control and formatting characters."""
-    spaces = "".join(" " if unicodedata.category(character) == "Zs" else character for character in text.strip())
-    symbols = spaces.translate({code: "↵" if code == ord("\n") else chr(0x2400 + code) for code in range(0x20)})
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in symbols)
+def visible(content: str) -> str:
+    """`content` on one line, with symbols for control and formatting characters."""
+    return shown(content.strip()).replace("\n", "↵").replace("\t", "␉")
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -162,9 +157,14 @@ def _histogram(histogram: Mapping[str, Any]) -> str:
     """A bar for each count, with the count as a tooltip, above their range."""
     low, high, counts = number(histogram["low"]), number(histogram["high"]), histogram["counts"]
     most, listed = max(counts), ", ".join(f"{count:,}" for count in counts)
-    bars = "".join(f'<i style="height: {100 * count / most:.1f}%" title="{count:,}"></i>' for count in counts)
+    width, heights = 100 / len(counts), [100 * count / most for count in counts]
+    bars = "".join(
+        f'<rect x="{i * width:.2f}%" y="{100 - height:.1f}%" width="{0.9 * width:.2f}%" height="{height:.1f}%" '
+        f'fill="var(--even)"><title>{count:,}</title></rect>'
+        for i, (height, count) in enumerate(zip(heights, counts, strict=True))
+    )
     return (
-        f'<figure><div class="bars" role="img" aria-label="counts from {low} to {high}: {listed}">{bars}</div>'
+        f'<figure><svg class="bars" role="img" aria-label="counts from {low} to {high}: {listed}">{bars}</svg>'
         f'<figcaption class="soft"><span>{low}</span><span>{high}</span></figcaption></figure>'
     )
 

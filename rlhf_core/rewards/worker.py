@@ -25,6 +25,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.rewards.binding import BoundReward, bind
 from rlhf_core.rewards.outcomes import Column, Inputs, check, exception, failure, out_of_time
+from rlhf_core.ui.text import protect_output
 
 START_SECONDS = 120.0  # the time limit for building the reward, which may import a lot
 
@@ -105,6 +106,7 @@ def _work(pipe: Connection) -> None:
     """The worker's main thread: build the reward, then answer batches until the pipe closes."""
     if os.name == "posix":
         os.setsid()  # its own group, which is killed as one; Ctrl-C is handled by the trainer
+    protect_output()
     threading.Thread(target=_end_with_the_trainer, daemon=True).start()
     try:
         reward = bind(pipe.recv(), Catalog(), in_worker=True)

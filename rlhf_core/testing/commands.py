@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.testing import new_package
 from rlhf_core.testing.process import examine_in_process
 from rlhf_core.testing.report import Report
+from rlhf_core.ui.text import to_json
 
 Subject = tuple[str, str, Entry | None]  # kind, what to check, its entry if it is installed
 
@@ -36,7 +36,7 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
             click.echo(_text(subject, report) if names else _line(subject, report))
     broken = sum(bool(report.failed) for _, report in found)
     if as_json:
-        click.echo(json.dumps([_values(*each) for each in found], indent=1, ensure_ascii=False))
+        click.echo(to_json([_values(*each) for each in found], indent=1))
     elif not names:
         click.echo(f"{len(found)} plugins, {broken} of them with broken rules")
         if broken:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -17,7 +17,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.ui.screen import clock, number, question, scores_text
+from rlhf_core.ui.screen import clock, number, question, scores_text, showing, shown, text
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVES = {"reward": "reward", "completions/mean_length": "length", "kl": "kl", "loss": "loss", "eval_loss": "eval loss"}
@@ -29,7 +29,7 @@ class ProgressCallback(TrainerCallback):
         self.console, self.rewards = console, rewards
         self.history: dict[str, list[float]] = {}
         self.sample: Mapping[str, Any] | None = None
-        self.live: Live | None = None
+        self.live: ExitStack | None = None
         self._sample_due = 0
         self.training = False
 
@@ -38,8 +38,9 @@ class ProgressCallback(TrainerCallback):
         self.step, self.total = state.global_step, state.max_steps
         self.training = True
         if self.console.is_terminal:
-            self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
-            self.live.start()
+            self.live = ExitStack()
+            view = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
+            self.live.enter_context(showing(view))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.step = state.global_step
@@ -52,13 +53,13 @@ class ProgressCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not self.training:  # an evaluation before or after
             return
-        shown = _shown(logs or {})
-        for name, value in shown.items():
+        metrics = _metrics(logs or {})
+        for name, value in metrics.items():
             self.history.setdefault(name, []).append(value)
-        if self.live is None and shown and "train_runtime" not in (logs or {}):
-            numbers = "  ".join(f"{name} {number(value)}" for name, value in shown.items())
+        if self.live is None and metrics and "train_runtime" not in (logs or {}):
+            numbers = "  ".join(f"{name} {number(value)}" for name, value in metrics.items())
             line = f"step {self.step}/{self.total}  {numbers}  {self._left()} left"
-            self.console.print(line, soft_wrap=True, markup=False)
+            self.console.print(text(line), soft_wrap=True)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.training = False
@@ -66,7 +67,7 @@ class ProgressCallback(TrainerCallback):
 
     def close(self) -> None:
         if self.live is not None:
-            self.live.stop()  # after a last refresh
+            self.live.close()  # after a last refresh
             self.live = None
 
     def _left(self) -> str:
@@ -84,22 +85,22 @@ class ProgressCallback(TrainerCallback):
         curves = Table.grid(padding=(0, 2))
         for name, values in self.history.items():
             width = max(10, min(60, self.console.width - 32))
-            curves.add_row(Text(name, style="bold"), Text(number(values[-1])), Text(curve(values, width), style="cyan"))
+            curves.add_row(text(name, "bold"), Text(number(values[-1])), Text(curve(values, width), style="cyan"))
         return Group(bar, curves, *([self._sample_panel(self.sample)] if self.sample else []))
 
     def _sample_panel(self, sample: Mapping[str, Any]) -> Panel:
         lines = max(6, self.console.height - len(self.history) - 8)
-        body = Text(question(sample["prompt"]).strip() + "\n", style="dim")
-        body.append(sample["completion"].strip() or "(empty)", style="not dim")
-        shown = body.wrap(self.console, max(20, self.console.width - 4))[:lines]
+        body = text(question(sample["prompt"]).strip() + "\n", "dim")
+        body.append(shown(sample["completion"].strip()) or "(empty)", style="not dim")
+        wrapped = body.wrap(self.console, max(20, self.console.width - 4))[:lines]
         title = f"step {sample['step']} · {scores_text(sample['rewards'])}"
-        return Panel(Text("\n").join(shown), title=escape(title), title_align="left", border_style="dim")
+        return Panel(Text("\n").join(wrapped), title=text(title), title_align="left", border_style="dim")
 
     def _print_sample(self, sample: Mapping[str, Any]) -> None:
-        self.console.print(Text(f"  sample of step {sample['step']} ({scores_text(sample['rewards'])})", style="bold"))
-        text = f"{question(sample['prompt'])}\n{sample['completion'].strip() or '(empty)'}"
-        for line in text.splitlines():
-            self.console.print(Text(f"  │ {line}"), soft_wrap=True)
+        self.console.print(text(f"  sample of step {sample['step']} ({scores_text(sample['rewards'])})", "bold"))
+        lines = f"{question(sample['prompt'])}\n{sample['completion'].strip() or '(empty)'}"
+        for line in lines.split("\n"):
+            self.console.print(text(f"  │ {line}"), soft_wrap=True)
 
 
 def curve(values: Sequence[float], width: int) -> str:
@@ -112,13 +113,13 @@ def curve(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((value - low) * scale)] for value in values)
 
 
-def _shown(logs: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(logs: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that are shown, by short names."""
     numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
-    shown = {short: numbers[name] for name, short in CURVES.items() if name in numbers}
+    metrics = {short: numbers[name] for name, short in CURVES.items() if name in numbers}
     parts = [name for name in logs if name.startswith("rewards/") and name.endswith("/mean")]
     if len(parts) > 1:
-        shown |= {name.split("/")[1]: numbers[name] for name in parts if name in numbers}
-    if "reward" in shown:
-        shown.pop("loss", None)  # a policy-gradient loss hovers around zero and means nothing
-    return shown
+        metrics |= {name.split("/")[1]: numbers[name] for name in parts if name in numbers}
+    if "reward" in metrics:
+        metrics.pop("loss", None)  # a policy-gradient loss hovers around zero and means nothing
+    return metrics

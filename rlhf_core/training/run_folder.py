@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.outputs import write_whole
+from rlhf_core.ui.text import shown
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -117,6 +118,13 @@ class _Shown(logging.Handler):
         self.show(f"Warning: {record.getMessage()}")
 
 
+class _Lines(logging.Formatter):
+    """Log lines without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 @contextmanager
 def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
     """Show our own warnings: a run says what it ignores."""
@@ -138,7 +146,7 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)

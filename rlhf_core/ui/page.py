@@ -1,12 +1,17 @@
 """The frame of every HTML page: one file without scripts that needs no network, in the reader's light or dark mode.
 
-The caller escapes text from data and models.
+The caller escapes text from data and models. A policy in the page lets nothing run or load but its own style, whatever
+a text says.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable
 from html import escape
+
+from rlhf_core.ui.text import shown
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d1f23; --soft: #5d6470; --line: #d9dde3; --card: #f5f6f8; --back: #fff;
@@ -28,14 +33,19 @@ details { border-top: 1px solid var(--line); padding: .6rem 0 } summary { cursor
 
 
 def document(title: str, parts: Iterable[str], style: str = "") -> str:
-    """The HTML of a page with `title`, which is escaped, and `parts`, which are not."""
-    return "\n".join(
+    """The HTML of a page with `title`, which is escaped, and `parts`, which are not. Control characters are shown."""
+    style = shown(STYLE + style)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    page = "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>",
+            f"<title>{escape(title)}</title><style>{style}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
             *parts,
             "</body></html>\n",
         ]
     )
+    return shown(page)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.file_proxy import FileProxy
+from rich.live import Live
 from rich.panel import Panel
 from rich.rule import Rule
+from rich.segment import Segment
+from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
+
+from rlhf_core.ui.text import Output, shown
 
 if TYPE_CHECKING:
     from rlhf_core.training.evaluation import Evaluation
@@ -21,34 +28,70 @@ PLAIN_WIDTH = 110
 EXAMPLES = 2
 
 
+class Terminal(Console):
+    """The console that everything of ours is printed with: its colours are our own, and no text is read as markup.
+
+    Whatever it prints is `shown`, at the last moment. `text` shows it before it is measured and laid out.
+    """
+
+    def __init__(self, *, stderr: bool = False, **settings: Any) -> None:
+        stream: Any = sys.stderr if stderr else sys.stdout
+        while isinstance(stream, Output | FileProxy):  # both are for what others print
+            stream = stream.stream if isinstance(stream, Output) else stream.rich_proxied_file
+        super().__init__(**{"file": stream, **settings}, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(shown(segment.text, part=True), segment.style)
+
+
+def text(content: str, style: str = "") -> Text:
+    """`content` for a `Terminal`, with its control characters shown."""
+    return Text(shown(content), style=style)
+
+
+def say_error(message: str) -> None:
+    Terminal(stderr=True).print(Text.assemble(("Error:", "bold red"), " ", shown(message)), soft_wrap=True)
+
+
+@contextmanager
+def showing(view: Live | Status) -> Iterator[None]:
+    """Show `view`, and above it what others print meanwhile: rich would read colours and links from that."""
+    with view:
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            if isinstance(stream, FileProxy):  # view puts back what was there before
+                setattr(sys, name, Output(stream))
+        yield
+
+
 class Screen:
     """Writes to the terminal, or plain lines to a pipe. `quiet` writes nothing (processes that are not the first)."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, quiet=quiet)
+        self.console = console or Terminal(quiet=quiet)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
 
     def resolved(self, rows: Sequence[tuple[str, str]]) -> None:
         """What the run is made of, before anything heavy loads."""
         if not self.console.is_terminal:
-            for label, text in rows:
-                self.say(f"{label:8}{text}")
+            for label, value in rows:
+                self.say(f"{label:8}{value}")
             return
         table = Table.grid(Column(style="bold", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
-        for label, text in rows:
-            table.add_row(label, Text(text))
+        for label, value in rows:
+            table.add_row(label, text(value))
         self.console.print(table)
         self.console.print()
 
-    def say(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
+    def say(self, content: str, style: str = "") -> None:
+        self.console.print(text(content, style), soft_wrap=True)
 
-    def working(self, text: str) -> Any:
-        """A context manager that shows `text` while something takes its time."""
+    def working(self, content: str) -> Any:
+        """A context manager that shows `content` while something takes its time."""
         if self.console.is_terminal:
-            return self.console.status(Text(text))
-        self.say(text)
+            return showing(self.console.status(text(content)))
+        self.say(content)
         return nullcontext()
 
     def results(self, before: Evaluation | None, after: Evaluation) -> None:
@@ -59,15 +102,15 @@ class Screen:
         table = Table(count if after.answers else "held out", *numbers, box=box.SIMPLE_HEAD)
         then = _numbers(before) if before else {}
         for name, value in _numbers(after).items():
-            table.add_row(name, number(then.get(name)) if before else "", number(value))
+            table.add_row(text(name), number(then.get(name)) if before else "", number(value))
         self.console.print(table)
         for i in range(min(EXAMPLES, len(after.answers))):
-            parts: list[Any] = [Text(question(after.prompts[i]), style="bold")]
+            parts: list[Any] = [text(question(after.prompts[i]), "bold")]
             for title, evaluation in (("before", before), ("after", after)):
                 if evaluation is not None:
                     heading = " · ".join(filter(None, (title, scores_text(evaluation.scores[i]))))
-                    parts.append(Rule(heading, align="left", style="dim"))
-                    parts.append(Text(evaluation.answers[i].strip() or "(empty)"))
+                    parts.append(Rule(text(heading), align="left", style="dim"))
+                    parts.append(text(evaluation.answers[i].strip() or "(empty)"))
             self.console.print(Panel(Group(*parts), title=f"Example {i + 1}", title_align="left", border_style="dim"))
 
 

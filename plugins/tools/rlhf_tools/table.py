@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from rlhf_core.commands import text
 from rlhf_tools.statistics import percent
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def show(screen: Screen, result: Mapping[str, Any]) -> None:
             screen.console.print(_table([names[0], *names[start : start + fit]], summary))
         for note in notes(summary):
             screen.console.print()
-            screen.console.print(Text(note), soft_wrap=not screen.console.is_terminal)
+            screen.console.print(text(note), soft_wrap=not screen.console.is_terminal)
 
 
 def title(mode: str, result: Mapping[str, Any]) -> str:
@@ -44,9 +44,9 @@ def _table(names: Sequence[str], summary: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("", max_width=LABEL, overflow="fold")
     for name in names:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(text(name), justify="right", overflow="fold")
     for label, cells in rows(names, summary):
-        table.add_row(label, *(Text("\n".join(filter(None, cell))) for cell in cells))
+        table.add_row(text(label), *(text("\n".join(filter(None, cell))) for cell in cells))
     return table
 
 

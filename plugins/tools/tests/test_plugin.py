@@ -111,7 +111,7 @@ def test_two_models(compare, tiny_model, other_model, reward, tmp_path):
     assert against["win_rate"]["wins"] == won
     html = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "<svg" in html
-    assert "http" not in html
+    assert "://" not in html
     assert "<script" not in html
 
 
