@@ -109,6 +109,12 @@ class RunConfig(BaseModel):
     distributed: Literal["ddp", "fsdp", "zero2", "zero3"] = Field(
         "ddp", description="split only the data (ddp), gradients and optimizer state too (zero2), or all (fsdp, zero3)"
     )
+    hang_timeout: float = Field(
+        600,
+        ge=10,
+        le=604_800,
+        description="seconds that the other processes wait for one that does nothing; then the run ends and names it",
+    )
     set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
     options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)
     preset: dict[str, Any] = Field({}, exclude=True)

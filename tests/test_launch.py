@@ -64,6 +64,8 @@ METHODS = {
     "grpo": {**SAMPLED, "num_generations": 4},
     "ppo": {**SAMPLED, "num_ppo_epochs": 2},
 }
+LONGER = {**METHODS["sft"], "method": "sft", "max_steps": 24, "save_steps": 100, "num_processes": 2}
+LONGER |= {"per_device_train_batch_size": 2, "optim": "adamw_torch"}
 
 
 # One of two processes: several runs, one after another.
@@ -104,6 +106,7 @@ def of_two_processes(tmp_path_factory, tiny_model) -> Path:
     (folder / "worker.py").write_text(WORKER)
     half = {**FLAGS, "model": str(tiny_model), "per_device_train_batch_size": 4, "num_processes": 2}
     runs = [{**half, **values, "method": name, "output_dir": name} for name, values in METHODS.items()]
+    runs.append({**FLAGS, "model": str(tiny_model), **LONGER, "output_dir": "full"})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launcher, "worker.py", json.dumps(runs)], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -159,11 +162,9 @@ def test_a_mistake_is_reported_once_before_processes_start(settings):
     assert (done.stderr.count("no formatter fits"), done.stderr.count("Traceback")) == (1, 0)
 
 
-def test_ctrl_c_stops_all_processes_after_the_same_step(settings):
+def test_ctrl_c_stops_all_processes_after_the_same_step(settings, of_two_processes):
     """One checkpoint, one message, exit code 130, and what comes of it is the run that was not interrupted."""
-    values = {**settings, **METHODS["sft"], "method": "sft", "max_steps": 24, "save_steps": 100, "num_processes": 2}
-    values |= {"per_device_train_batch_size": 2, "optim": "adamw_torch", "output_dir": "cut"}
-    process, metrics = start(values), Path("cut/metrics.jsonl")
+    process, metrics = start({**settings, **LONGER, "output_dir": "cut"}), Path("cut/metrics.jsonl")
     wait_until(lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process)
     os.killpg(process.pid, signal.SIGINT)
     shown, errors = process.communicate(timeout=60)
@@ -177,9 +178,7 @@ def test_ctrl_c_stops_all_processes_after_the_same_step(settings):
     resumed = command({"resume": "cut"})
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resuming after checkpoint-{step}." in resumed.stdout
-    full = command({**values, "output_dir": "full"})
-    assert full.returncode == 0, full.stderr
-    one, other = (load_file(f"{name}/model/model.safetensors") for name in ("cut", "full"))
+    one, other = (load_file(folder / "model/model.safetensors") for folder in (Path("cut"), of_two_processes / "full"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 

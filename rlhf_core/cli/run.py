@@ -69,7 +69,7 @@ def run(ctx: click.Context, **values: Any) -> None:
 
 
 def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool, dry_run: bool) -> int:
-    from rlhf_core.training import launch
+    from rlhf_core.training import launch, ranks
     from rlhf_core.training.run import check, train
 
     is_one_of_several = "RANK" in os.environ
@@ -77,7 +77,11 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: b
         check(config, method, catalog, resume=resume)  # which chooses one folder for every process
         code = launch.launch(config, _arguments(config, resume))
     else:
-        code = train(config, method, catalog, resume=resume, dry_run=dry_run)
+        try:
+            code = train(config, method, catalog, resume=resume, dry_run=dry_run)
+        except Exception as error:
+            ranks.wait_to_be_ended(error)
+            raise
     if code == launch.OUT_OF_MEMORY and not is_one_of_several:
         launch.start_again(config)
     launch.end_process(code)

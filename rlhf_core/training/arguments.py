@@ -55,6 +55,7 @@ def build(run: Run, cls: type, values: dict[str, Any]) -> Any:
         "bf16": models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
         "fp16": options.dtype == "float16",
         "logging_nan_inf_filter": False,  # a loss that is no number stops the run
+        "ddp_timeout": max(1800, int(run.config.hang_timeout) + 60),  # gloo's and NCCL's, who don't say which hangs
         "report_to": [],
         "disable_tqdm": True,
         **launch.arguments_for(run.config.distributed),

@@ -12,7 +12,7 @@ from rlhf_core.config import BUILTIN
 from rlhf_core.errors import RunStopped, first_line
 from rlhf_core.method import Method
 from rlhf_core.rewards.outcomes import failures
-from rlhf_core.training import launch, run_folder
+from rlhf_core.training import launch, ranks, run_folder
 from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool) -> i
         screen.say(f"\nStopped at once. Resume from the last checkpoint: {resume_command(run)}", "bold")
         return launch.INTERRUPTED
     logging.getLogger(__name__).error("the run failed", exc_info=error)
+    ranks.wait_to_be_ended(error)
     if isinstance(error, RunStopped):
         if not run_folder.first_to_stop(run.folder):  # another process has said it
             return 1

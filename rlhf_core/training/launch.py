@@ -5,7 +5,7 @@
 
 Ctrl-C and SIGTERM reach only the command that was typed. It writes the file `stop` to the run's folder, and the
 processes, which check for it after every step, stop together with a checkpoint. When that command is killed, its
-processes end with it (on Linux).
+processes end with it (on Linux). What happens to a process that stops or hangs is in `ranks.py`.
 
 A process that runs out of memory writes the file `smaller.json`, and the command starts again from the last checkpoint
 with a smaller micro-batch and more accumulation.
@@ -23,13 +23,16 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rich.console import Console
+
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
+from rlhf_core.inputs import library_errors
 from rlhf_core.outputs import write_whole
 
 if TYPE_CHECKING:
@@ -44,23 +47,22 @@ STOPPING = "Stopping with a checkpoint after this step. Ctrl-C again stops at on
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def launch(config: RunConfig, arguments: list[str]) -> int:
+def launch(config: RunConfig, arguments: list[str], program: Sequence[str] = ("rlhf_core", "run")) -> int:
     """Run the processes of this machine with the same command-line `arguments`, and return their exit code."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from rlhf_core.training.ranks import Watch, how_it_ended
+
     folder = Path(str(config.output_dir))
     for file in (STOP, SMALLER):
         (folder / file).unlink(missing_ok=True)
+    host, port, connect = _meeting_point(config)
     options = ["--nproc-per-node", str(config.num_processes)]
     options += ["--signals-to-handle", "SIGUSR1"]  # nobody sends it: Ctrl-C and SIGTERM are for `stop` below
-    if config.num_machines == 1:
-        options += ["--standalone"]
-    else:
-        host, _, port = str(config.master_addr).partition(":")
-        options += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
-        options += ["--master-addr", host, "--master-port", port or "29500"]
+    options += ["--nnodes", str(config.num_machines), "--node-rank", str(config.machine_rank)]
+    options += ["--master-addr", host, "--master-port", str(port)]
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
     defaults = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
     before = dict(os.environ)
@@ -76,26 +78,47 @@ def launch(config: RunConfig, arguments: list[str]) -> int:
         (folder / STOP).touch()
         print(STOPPING, flush=True)
 
-    code = 0
+    code, finding, watch = 0, None, Watch(connect, config, LAUNCHER)
     resume = f"Resume from the last checkpoint: {shlex.join(['rlhf', 'run', '--resume', str(folder)])}"
     try:
         with on_signals(stop):
-            run.run(run.parse_args([*options, "-m", "rlhf_core", "run", *arguments]))
+            watch.start()
+            run.run(run.parse_args([*options, "-m", *program, *arguments]))
     except SignalException:
         print(f"\nStopped at once. {resume}", flush=True)
         return INTERRUPTED
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
+        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+        code = failure.exitcode
+        if code != INTERRUPTED:
+            finding = f"{watch.name(rank)} {how_it_ended(code)}"
     finally:
         os.environ.clear()  # of what is for the processes: this one may go on to another run
         os.environ.update(before)
         (folder / STOP).unlink(missing_ok=True)
+        finding = watch.close(finding)
     if code != 0 and (folder / SMALLER).exists():
         return OUT_OF_MEMORY
     if code < 0:
-        print(f"\nA process of the run was ended by {signal.Signals(-code).name}. {resume}", flush=True)
+        Console().show_cursor()  # which the live view of a process that was killed has hidden
+        print(f"\nThe run ends: {finding}. {resume}", flush=True)
         return 1
     return code
+
+
+def _meeting_point(config: RunConfig) -> tuple[str, int, Callable[[], Any]]:
+    """(host, port, function that connects) of the store of torch's launcher. Machine 0 opens it here, and the launcher,
+    in the same process, uses the same one.
+    """
+    from torch.distributed import TCPStore
+
+    host, _, text = str(config.master_addr or "127.0.0.1:0").partition(":")
+    port = int(text or 29500)
+    if config.machine_rank > 0:
+        return host, port, lambda: TCPStore(host, port, is_master=False)
+    with library_errors(f"--master-addr {config.master_addr}"):
+        store = TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
+    return host, store.port, lambda: store
 
 
 @contextmanager

@@ -25,6 +25,7 @@ TOLD = ("model", "reward", "reward_model", "rollouts")
 # What changes nothing that is learned, or is checked otherwise: data by its fingerprint, batches by their product.
 MAY_CHANGE = (
     *("output_dir", "data", "eval_data", "data_config", "formatter", "callback", "machine_rank", "master_addr"),
+    "hang_timeout",
     *("gradient_checkpointing", "logging_steps", "save_steps", "save_total_limit", *BATCH),
 )
 

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import arguments as training_arguments
-from rlhf_core.training import ending, launch, run_folder
+from rlhf_core.training import ending, launch, ranks, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training import resume as resuming
 from rlhf_core.training.plan import Plan
@@ -111,6 +112,7 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     environment.prepare()
     if launch.LAUNCHER in os.environ:
         launch.end_with(int(os.environ[launch.LAUNCHER]))
+        ranks.report(threading.get_ident())
     launch.check_distributed(config)
     folder = run_folder.choose(config, resume)
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
