@@ -171,6 +171,7 @@ RESUMED = {
     "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     "lora with a reference": {"lora": True, "beta": 0.1},
     "full with a reference": {"beta": 0.1},
+    "a reference that follows": {"beta": 0.1, "set": {"sync_ref_model": True, "ref_model_sync_steps": 1}},
 }
 
 

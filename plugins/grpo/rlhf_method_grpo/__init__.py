@@ -147,7 +147,7 @@ class GRPO(Method):
 
     def trainer(self, run):
         from rlhf_core.prefix import share
-        from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
+        from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer, SyncedReference
 
         options = run.options
         arguments = self._arguments(run)
@@ -169,6 +169,11 @@ class GRPO(Method):
             trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(run.model.state_dict())
         if trainer.ref_model is not None and options.shares_prompts:
             share(trainer.accelerator.unwrap_model(trainer.ref_model))
+        if arguments.sync_ref_model:
+            synced = SyncedReference(trainer.accelerator.unwrap_model(trainer.ref_model))
+            trainer.add_callback(synced)
+            if run.resume_from is not None:
+                synced.load(run.resume_from)
         return trainer
 
     def _arguments(self, run):
@@ -199,6 +204,10 @@ class GRPO(Method):
         _check_generation(arguments)
         if arguments.sync_ref_model and (lora or not arguments.beta):
             raise UserError("--set sync_ref_model needs a separate reference model: --no-lora, and a --beta above 0")
+        if arguments.sync_ref_model and run.config.distributed in ("fsdp", "zero3"):
+            raise UserError(
+                "--set sync_ref_model: its reference can't be saved in checkpoints with --distributed fsdp or zero3"
+            )
         if "use_bias_correction_kl" in run.config.set and not arguments.beta:
             raise UserError("--set use_bias_correction_kl has no effect without a --beta above 0")
         if arguments.steps_per_generation * arguments.num_iterations == arguments.gradient_accumulation_steps:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
@@ -153,6 +156,22 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     def _loss_depends_on_micro_batches(self) -> bool:
         """Whether the loss of a step depends on how its answers are divided into forward passes."""
         return self.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled or self._is_vlm
+
+
+class SyncedReference(TrainerCallback):
+    """Keeps in each checkpoint the reference that `sync_ref_model` moves towards the trained model."""
+
+    FILE = "reference.safetensors"
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save:
+            save_model(self.model, str(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE))
+
+    def load(self, checkpoint: Path) -> None:
+        load_model(self.model, checkpoint / self.FILE)
 
 
 def grouped(input_ids, attention_mask, completion_width: int) -> tuple[list[Group], list[int]]:
