@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,12 @@ def go(resolved):
     """go(option=…) -> (exit code, the run's folder); the trainers that were made are in go.trainers."""
     from rlhf_core.training.run import train
 
-    def start(resume: bool = False, **values) -> tuple[int, Path]:
+    def start(resume: bool = False, allow_changed: Sequence[str] = (), **values) -> tuple[int, Path]:
         config, method = resolved(**values)
         build = method.trainer
         method.trainer = lambda run: start.trainers.append(build(run)) or start.trainers[-1]
-        return train(config, method, Catalog(), resume=resume), Path(config.output_dir)
+        code = train(config, method, Catalog(), resume=resume, allow_changed=allow_changed)
+        return code, Path(config.output_dir)
 
     start.trainers = []
     return start

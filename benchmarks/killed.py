@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from benchmarks.record import record
 from rlhf_core import testing
 from rlhf_core.catalog import Catalog
-from rlhf_core.training.run_folder import list_checkpoints
+from rlhf_core.training.checkpoint import list_checkpoints
 
 KILLS = 3
 FLAGS = "--max-steps 40 --save-steps 3 --logging-steps 1 --num-eval-prompts 4 --per-device-train-batch-size 4 "

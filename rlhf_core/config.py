@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -131,10 +130,9 @@ class RunConfig(BaseModel):
     def reward_specs(self) -> list[RewardSpec]:
         return read_rewards(self.reward, self.reward_model)
 
-    def to_yaml(self) -> str:
-        """Every key with its resolved value: `rlhf run --config` on it repeats the run."""
-        values = {**self.model_dump(mode="json"), **self.options.model_dump(mode="json")}
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    def to_dict(self) -> dict[str, Any]:
+        """Every key with its resolved value, as plain data: as YAML, `rlhf run --config` on it repeats the run."""
+        return {**self.model_dump(mode="json"), **self.options.model_dump(mode="json")}
 
 
 # Options of a new adapter, and schedules that ignore `warmup_steps`.

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rlhf_core.training.callbacks import WINDOW_STEPS, Checkpoints, FailureMonitor, Metrics
-from rlhf_core.training.run_folder import WRITING, list_checkpoints
+from rlhf_core.training.checkpoint import WRITING, list_checkpoints
 
 
 class Rewards:

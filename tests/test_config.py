@@ -68,9 +68,9 @@ def test_the_written_file_repeats_the_run(tmp_path):
     config = resolved(
         reward=["medical_format:weight=2", {"length": {"target": 3}}], max_steps=7, set={"epsilon_high": 0.3}
     )
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     again, _ = resolve(read_file(tmp_path / "config.yaml"), Catalog())
-    assert again.to_yaml() == config.to_yaml()
+    assert again.to_dict() == config.to_dict()
     assert again.options == config.options
 
 
@@ -154,6 +154,6 @@ def test_bad_files(tmp_path, text, message):
 
 
 def test_yaml_holds_plain_values_only():
-    values = yaml.safe_load(resolved().to_yaml())
+    values = resolved().to_dict()
     assert values["method"] == "grpo"
     assert not [v for v in values.values() if isinstance(v, Path)]

@@ -17,7 +17,7 @@ from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards import event_loop
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.training.run_folder import list_checkpoints
+from rlhf_core.training.checkpoint import list_checkpoints
 
 ROWS = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i in range(8)]
 VALUES = {"method": "grpo", "max_steps": 2, "max_completion_length": 4}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import main, rlhf
-from rlhf_core.training.run_folder import WRITING, list_checkpoints
+from rlhf_core.training.checkpoint import WRITING, list_checkpoints
 
 pytestmark = pytest.mark.slow
 

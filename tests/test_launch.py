@@ -24,8 +24,8 @@ from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
 from rlhf_core.prefix import sampler
 from rlhf_core.training import launch
+from rlhf_core.training.checkpoint import list_checkpoints
 from rlhf_core.training.run import train
-from rlhf_core.training.run_folder import list_checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlhf_core.training.run_folder import list_checkpoints
+from rlhf_core.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.slow
 

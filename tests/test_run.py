@@ -20,8 +20,8 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.errors import RunStopped
 from rlhf_core.training import run_folder
+from rlhf_core.training.checkpoint import list_checkpoints
 from rlhf_core.training.run import train
-from rlhf_core.training.run_folder import list_checkpoints
 
 REWARDS = """
 import os, signal

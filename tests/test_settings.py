@@ -178,7 +178,7 @@ def test_a_preset_never_leaves_what_is_given_without_effect():
 def test_the_configuration_of_a_run_repeats_it(name, tmp_path):
     """`--config RUN/config.yaml` resolves to the same options."""
     config = resolved(name, output_dir="out")
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "config.yaml").write_text(json.dumps(config.to_dict()))
     again = resolve(read_file(tmp_path / "config.yaml"), Catalog())[0]
     assert again.options.model_dump() == config.options.model_dump()
     assert json.loads(again.model_dump_json()) == json.loads(config.model_dump_json())

@@ -58,6 +58,9 @@ def run(ctx: click.Context, **values: Any) -> None:
     rlhf run --method grpo --reward medical_format
     """
     resume, config_file, dry_run = values.pop("resume"), values.pop("config"), values.pop("dry_run")
+    allow_changed = values.pop("allow_changed")
+    if allow_changed and not resume:
+        raise UserError(f"--allow-changed {allow_changed[0]} has no effect without --resume")
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     if "set" in given:
         given["set"] = _pairs(given["set"])
@@ -65,20 +68,21 @@ def run(ctx: click.Context, **values: Any) -> None:
     if folder is not None:
         given["output_dir"] = str(folder)
     config, method = resolve(given, ctx.obj, under=_files(config_file, folder))
-    sys.exit(_carry_out(config, method, ctx.obj, resume=folder is not None, dry_run=dry_run))
+    resumes: dict[str, Any] = {"resume": folder is not None, "allow_changed": allow_changed}
+    sys.exit(_carry_out(config, method, ctx.obj, resumes, dry_run=dry_run))
 
 
-def _carry_out(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool, dry_run: bool) -> int:
+def _carry_out(config: RunConfig, method: Method, catalog: Catalog, resumes: dict[str, Any], *, dry_run: bool) -> int:
     from rlhf_core.training import launch, ranks
     from rlhf_core.training.run import check, train
 
     is_one_of_several = "RANK" in os.environ
     if config.num_processes * config.num_machines > 1 and not is_one_of_several and not dry_run:
-        check(config, method, catalog, resume=resume)  # which chooses one folder for every process
-        code = launch.launch(config, _arguments(config, resume))
+        check(config, method, catalog, **resumes)  # which chooses one folder for every process
+        code = launch.launch(config, _arguments(config, resumes["resume"]))
     else:
         try:
-            code = train(config, method, catalog, resume=resume, dry_run=dry_run)
+            code = train(config, method, catalog, **resumes, dry_run=dry_run)
         except Exception as error:
             ranks.wait_to_be_ended(error)
             raise
@@ -97,7 +101,9 @@ def _arguments(config: RunConfig, resume: bool) -> list[str]:
 
 def _files(config_file: str | None, folder: Path | None) -> list[dict[str, Any]]:
     """The keys of the configuration of the run in `folder`, then those of the file that the user gave."""
-    layers = [read_file(folder / "config.yaml")] if folder else []
+    from rlhf_core.training import manifest
+
+    layers = [manifest.located(read_file(folder / "config.yaml"), folder)] if folder else []
     if config_file:
         values = read_file(config_file)
         if (
@@ -144,6 +150,13 @@ def _main_flags() -> list[click.Parameter]:
         *_flags(MAIN),
         click.Option(["--config"], metavar="FILE", help="YAML file with the same keys as these flags; flags win."),
         click.Option(["--resume"], help="Resume a run; without a folder the latest.", **latest),
+        click.Option(
+            ["--allow-changed"],
+            multiple=True,
+            metavar="NAME",
+            help="With --resume: go on although NAME (an option, data, model, reward, a plugin's distribution) is "
+            "not what it was; noted in manifest.json; repeatable.",
+        ),
         click.Option(["--dry-run"], is_flag=True, help="Check all inputs, show one example; load no weights."),
     ]
 

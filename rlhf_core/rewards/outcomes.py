@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import describe
+from rlhf_core.outputs import read_lines
 
 Inputs = tuple[dict[str, list[Any]], dict[str, Any]]  # the data's columns, TRL's names
 ERROR_WIDTH = 200  # characters of an error in a summary
@@ -98,9 +98,8 @@ def blank(columns: Sequence[Column]) -> None:
 def failures(errors: Path, samples: Path) -> list[str]:
     """A line for each reward that failed in a run, from the run's reward_errors.jsonl and samples.jsonl."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
-    with errors.open(encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            found[row["reward"]][row["error"].partition("\n")[0]] += 1
+    for row in read_lines(errors):
+        found[row["reward"]][row["error"].partition("\n")[0]] += 1
     if not found:
         return []
     with samples.open("rb") as lines_of_samples:

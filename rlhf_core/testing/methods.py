@@ -252,7 +252,7 @@ def _resumes(rule: Result, full: Trial, lab: Lab, values: dict[str, Any]) -> Non
     """The same folder again, as if the run had been killed after its first checkpoint."""
     import torch
 
-    from rlhf_core.training.run_folder import list_checkpoints
+    from rlhf_core.training.checkpoint import list_checkpoints
 
     wanted = _saved(full.folder / "model")
     checkpoints = list_checkpoints(full.folder / "checkpoints")

@@ -17,7 +17,7 @@ from rlhf_core.inputs import library_errors
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.settings import decide
-from rlhf_core.training import launch, run_folder
+from rlhf_core.training import checkpoint, launch
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def build(run: Run, cls: type, values: dict[str, Any]) -> Any:
     options = run.options
     values = {
         **options.model_dump(include=set(SHARED)),
-        "output_dir": str(run.folder / "checkpoints" / run_folder.WRITING),
+        "output_dir": str(run.folder / "checkpoints" / checkpoint.WRITING),
         "save_strategy": "steps",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other

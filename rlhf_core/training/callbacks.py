@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from transformers.integrations import TensorBoardCallback
 
 from rlhf_core.models.reference import REFERENCE_ADAPTER
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.training.launch import STOP
-from rlhf_core.training.run_folder import WRITING, list_checkpoints
+from rlhf_core.training.checkpoint import WRITING, discard, list_checkpoints, seal
+from rlhf_core.training.run_folder import STOP
 
 WINDOW_STEPS = 20
 FAILURE_SHARE = 0.2
@@ -35,28 +35,26 @@ class Checkpoints(TrainerCallback):
     """Saves complete checkpoints only, at multiples of `every` steps, and stops the run there when it is asked to.
 
     Only from a checkpoint between two batches of answers can a resumed run continue as if it had never stopped. The
-    trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is renamed to
-    `checkpoints/checkpoint-N`, and all but the newest `keep` are removed. The file `stop` in the run's folder requests
-    a stop, too.
+    trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is sealed by a record of its files
+    and of what the run is made of (`described`), renamed to `checkpoints/checkpoint-N`, and all but the newest `keep`
+    are removed. The file `stop` in the run's folder requests a stop, too.
     """
 
     INTERRUPTED = "interrupted"
 
-    def __init__(self, run_folder: Path, keep: int, every: int) -> None:
+    def __init__(self, run_folder: Path, keep: int, every: int, described: Mapping[str, Any] | None = None) -> None:
         self.folder, self.stop_file = run_folder / "checkpoints", run_folder / STOP
-        self.keep, self.every = keep, every
+        self.keep, self.every, self.described = keep, every, described or {}
         self.stop_reason: str | None = None
-        self.begun = False  # whether training began, after the checkpoint to resume from was loaded
+        self.begun = False  # whether a step began, after all of the checkpoint to resume from was loaded
         self._due = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.begun = True
 
     def request_stop(self, reason: str) -> None:
         """Save and stop at the next step that allows it."""
         self.stop_reason = self.stop_reason or reason
 
     def on_step_begin(self, args, state, control, **kwargs):
+        self.begun = True
         if state.global_step >= state.max_steps:  # killed while its model was saved: the trainer would do one step more
             raise AlreadyTrained
 
@@ -83,12 +81,37 @@ class Checkpoints(TrainerCallback):
         name = f"checkpoint-{state.global_step}"
         # Every start makes it anew, and transformers before 5.23 loads no other adapter where it is.
         shutil.rmtree(self.folder / WRITING / name / REFERENCE_ADAPTER, ignore_errors=True)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        between = {"between_batches": state.global_step % self.every == 0}
+        seal(self.folder / WRITING / name, state.global_step, {**self.described, **between})
+        discard(self.folder / name)
         os.replace(self.folder / WRITING / name, self.folder / name)
         for old in list_checkpoints(self.folder)[: -self.keep]:
-            deleted = self.folder / WRITING / f"old-{old.name}"
-            os.replace(old, deleted)  # first, so that one that is half deleted when we are killed is not found
-            shutil.rmtree(deleted, ignore_errors=True)
+            discard(old)
+
+
+class Schedule(TrainerCallback):
+    """Puts a resumed run whose schedule was changed at the place in the new one that it has reached.
+
+    The trainer loads the rate of the checkpoint's last step, which the optimizer would use once more. `ratio`: the peak
+    rate now, divided by that in the checkpoint.
+    """
+
+    def __init__(self, ratio: float) -> None:
+        self.ratio = ratio
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        if lr_scheduler.last_epoch == 0:  # begun anew, with the optimizer's state
+            lr_scheduler.last_epoch = state.global_step
+        else:
+            lr_scheduler.base_lrs = [rate * self.ratio for rate in lr_scheduler.base_lrs]
+        factors = [factor(lr_scheduler.last_epoch) for factor in lr_scheduler.lr_lambdas]
+        rates = [rate * factor for rate, factor in zip(lr_scheduler.base_lrs, factors, strict=True)]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        lr_scheduler._last_lr = rates
 
 
 class Metrics(TrainerCallback):

@@ -34,13 +34,14 @@ from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import library_errors
 from rlhf_core.outputs import write_whole
+from rlhf_core.training.run_folder import STOP
 
 if TYPE_CHECKING:
     from rlhf_core.method import TrainingOptions
 
 OUT_OF_MEMORY = 75  # exit code of a run that is to be started again with smaller settings
 SMALLER = "smaller.json"
-STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # what it holds
 LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
 INTERRUPTED = 130
 STOPPING = "Stopping with a checkpoint after this step. Ctrl-C again stops at once."
@@ -192,7 +193,7 @@ def ask_for_smaller(folder: Path, options: TrainingOptions) -> bool:
     if rows == 1 or ("RANK" in os.environ and LAUNCHER not in os.environ):
         return False
     parts = 2 if rows % 2 == 0 else rows
-    settings = {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": steps * parts}
+    settings = dict(zip(BATCH, (rows // parts, steps * parts), strict=True))
     write_whole(folder / SMALLER, json.dumps(settings))
     return True
 
@@ -206,6 +207,7 @@ def start_again(config: RunConfig) -> NoReturn:
     print(f"\nThe device ran out of memory. Starting again from the last checkpoint with {changed}.", flush=True)
     settings["machine_rank"] = config.machine_rank
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    flags += [f"--allow-changed={name}" for name in BATCH]
     command = [sys.executable, "-m", "rlhf_core", "run", "--resume", str(config.output_dir), *flags]
     os.execv(sys.executable, command)
 

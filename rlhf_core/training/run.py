@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import arguments as training_arguments
-from rlhf_core.training import ending, launch, ranks, run_folder
+from rlhf_core.training import checkpoint as checkpoint_files
+from rlhf_core.training import ending, launch, manifest, ranks, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training import resume as resuming
 from rlhf_core.training.plan import Plan
@@ -65,6 +67,8 @@ class Run:
         self.folder = Path(str(plan.config.output_dir))
         self.train_rows = plan.data.train
         self.resume_from = resume_from
+        self.resumed = resuming.Resumed()  # what is otherwise than at the checkpoint
+        self.described: dict[str, Any] = {}  # what it is made of: its configuration and its manifest
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # processes of this run
 
     @functools.cached_property
@@ -103,8 +107,18 @@ class Run:
         return training_arguments.build(self, cls, fields)
 
 
-def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool = False, dry_run: bool = False) -> int:
+def train(
+    config: RunConfig,
+    method: Method,
+    catalog: Catalog,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    allow_changed: Sequence[str] = (),
+) -> int:
     """Carry out a run. Raises `UserError` for mistakes; returns the exit code otherwise.
+
+    `allow_changed` are names of what a resumed run may have otherwise than it began.
 
     0: done. 1: it had to stop, and said how to resume. 130: it was interrupted. `launch.OUT_OF_MEMORY`: start it again,
     with the settings that it wrote to its folder.
@@ -117,8 +131,13 @@ def train(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool =
     folder = run_folder.choose(config, resume)
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
     screen = Screen(quiet=not first)
+    checkpoint = None
+    if resume:
+        with screen.working("Checking the files of the checkpoint …"):
+            checkpoint = checkpoint_files.newest_whole(folder, screen.say, allow_changed)
+        _remove_stop_file(folder, screen, first and not dry_run)
     with screen.working("Reading data and model configuration …"):
-        run = prepare(config, method, catalog, folder, run_folder.last_checkpoint(folder) if resume else None)
+        run = prepare(config, method, catalog, folder, checkpoint, allow_changed)
     try:
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
@@ -157,17 +176,32 @@ def _trainer(run: Run, method: Method) -> transformers.Trainer:
         raise
 
 
-def check(config: RunConfig, method: Method, catalog: Catalog, *, resume: bool) -> None:
+def _remove_stop_file(folder: Path, screen: Screen, removes: bool) -> None:
+    """A file `stop` from before is removed, or the run would end after its first step. A launcher's is for this run."""
+    file = folder / run_folder.STOP
+    if removes and launch.LAUNCHER not in os.environ and file.exists():
+        screen.say(f"{file} was left from before, and would stop the run after its first step: it is removed.", "bold")
+        file.unlink()
+
+
+def check(
+    config: RunConfig, method: Method, catalog: Catalog, *, resume: bool, allow_changed: Sequence[str] = ()
+) -> None:
     """Raise `UserError` for what `train` would, before the processes that carry out the run are started."""
     environment.prepare()
     launch.check_distributed(config)
     folder = run_folder.choose(config, resume)
-    checkpoint = run_folder.last_checkpoint(folder) if resume else None
-    prepare(config, method, catalog, resume_from=checkpoint).rewards.close()
+    checkpoint = checkpoint_files.newest_whole(folder, lambda text: None, allow_changed) if resume else None
+    prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed).rewards.close()
 
 
 def prepare(
-    config: RunConfig, method: Method, catalog: Catalog, folder: Path | None = None, resume_from: Path | None = None
+    config: RunConfig,
+    method: Method,
+    catalog: Catalog,
+    folder: Path | None = None,
+    resume_from: Path | None = None,
+    allow_changed: Sequence[str] = (),
 ) -> Run:
     """Resolve and check all but the weights, and start the rewards' workers. Raises `UserError`.
 
@@ -181,7 +215,10 @@ def prepare(
     runtime = RewardRuntime(rewards, template.decode, folder, **more)
     run = Run(plan, runtime, resume_from)
     if resume_from is not None:
-        plan.data.warnings.extend(resuming.check(run, resume_from, planning.plugins_used(plan, catalog)))
+        run.resumed = resuming.check(run, resume_from, planning.plugins_used(plan, catalog), allow_changed)
+        plan.data.warnings.extend(run.resumed.told)
+    elif allow_changed:
+        raise UserError("--allow-changed is for --resume of a run with a checkpoint, and there is none")
     run.rewards.start()
     return run
 
@@ -204,9 +241,9 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
     warn_of_small_steps(trainer, run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
+        made_of = run.resumed.manifest or manifest.describe(run, plugins)
+        run.described = {"config": {**run.config.to_dict(), **run.resumed.written}, "manifest": made_of}
         run_folder.prepare(run)
-        if run.resume_from is None:  # it says what the run began with
-            run_folder.write_manifest(run, plugins)
     trainer.accelerator.wait_for_everyone()
     return trainer
 
@@ -220,10 +257,12 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     held_out = evaluation.HeldOut(trainer, method, run, screen)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     every = method.steps_per_rollout(trainer)
-    checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every)
+    checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every, run.described)
     progress = ProgressCallback(screen.console, run.rewards)
     ours = [Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
+    if run.resumed.names & {*resuming.LENGTH, *resuming.RATE, *resuming.STATE}:
+        ours.append(callbacks.Schedule(run.resumed.rate_ratio))
     others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
     callbacks.observe(trainer, [*ours, *others], run.folder)
     if run.resume_from:
@@ -252,9 +291,12 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
         if launch.LAUNCHER not in os.environ:  # that process says it
             screen.say(launch.STOPPING, "bold")
 
+    start = run.resume_from
+    if start and run.resumed.names & {*resuming.STATE}:
+        start = resuming.without_optimizer(start)
     try:
         with launch.on_signals(stop), contextlib.closing(progress):
-            trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
     except callbacks.AlreadyTrained:
         screen.say("All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:

@@ -6,32 +6,30 @@ checkpoints/ and model/.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
-from rlhf_core.outputs import write_whole
+from rlhf_core.outputs import keep_lines, write_whole
+from rlhf_core.training import checkpoint, manifest
 from rlhf_core.ui.text import shown
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
-WRITING = ".writing"  # the folder in checkpoints/ for one that is not complete yet
+log = logging.getLogger("rlhf")
+LOGS = ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl")
+STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
 STOPPED = ".stopped"  # made by the first process of a run that had to stop
-LIBRARIES = ("rlhf-core", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
 def choose(config: RunConfig, resume: bool) -> Path:
@@ -46,32 +44,36 @@ def choose(config: RunConfig, resume: bool) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
+    for file in (folder / name for name in (*LOGS, STOP) if resume):
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is no file, and the run needs one of that name: move it away")
     return folder
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of the run in `folder`; none if it was stopped before its first."""
-    return next(reversed(list_checkpoints(folder / "checkpoints")), None)
-
-
 def prepare(run: Run) -> None:
-    """Write config.yaml, and remove what a stopped run wrote after its checkpoint: a resumed run writes it again."""
+    """Write config.yaml and manifest.json, and remove what a stopped run wrote after its checkpoint: a resumed run
+    writes it again.
+    """
+    steps = checkpoint.step(run.resume_from) if run.resume_from else -1
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(run.folder / "checkpoints" / WRITING, ignore_errors=True)
+    shutil.rmtree(run.folder / "checkpoints" / checkpoint.WRITING, ignore_errors=True)
+    if run.resume_from:
+        checkpoint.set_aside_after(run.folder / "checkpoints", steps)
     (run.folder / STOPPED).unlink(missing_ok=True)
-    write_whole(run.folder / "config.yaml", run.config.to_yaml(), private=True)
-    step = int(run.resume_from.name.rpartition("-")[2]) if run.resume_from else -1
-    for name in ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl"):
+    config = yaml.safe_dump(run.described["config"], sort_keys=False, allow_unicode=True)
+    write_whole(run.folder / "config.yaml", config, private=True)
+    text = json.dumps(run.described["manifest"], indent=2, ensure_ascii=False) + "\n"
+    write_whole(run.folder / manifest.FILE, text, private=True)
+    for name in LOGS:
         file = run.folder / name
-        # the last line of a killed run may end within a character
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        write_whole(file, "".join(line for line in text.splitlines(keepends=True) if _step(line) <= step))
+        if damaged := keep_lines(file, lambda line: _is_before(line, steps)):
+            log.warning("%s: %s damaged lines are set aside in %s.damaged", file, f"{damaged:,}", file)
+
+
+def _is_before(line: Mapping[str, Any], steps: int) -> bool | None:
+    """Whether a line of a log was written up to a checkpoint; None if it does not say when."""
+    step = line.get("step")
+    return None if isinstance(step, bool) or not isinstance(step, int | float) else step <= steps
 
 
 def first_to_stop(folder: Path) -> bool:
@@ -81,13 +83,6 @@ def first_to_stop(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:  # the last line of a killed run
-        return float("inf")
 
 
 def finish_model(run: Run) -> None:
@@ -164,55 +159,3 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(level)
         handler.close()
-
-
-def write_manifest(run: Run, plugins: Sequence[str]) -> None:
-    """Write manifest.json: what the run is made with, so that it can be understood and repeated."""
-    manifest = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions(),
-        "plugins": list(plugins),
-        "data": describe_data(run),
-        "seed": run.options.seed,
-        "git_commit": _git_commit(),
-    }
-    write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", private=True)
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of the libraries that a run depends on."""
-    found = {}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def describe_data(run: Run) -> dict[str, Any]:
-    """Where the data is from, how many rows are trained on and held out, and the SHA-256 of both."""
-    train, held_out = run.plan.data.train, run.held_out
-    return {
-        "source": [str(spec) for spec in run.config.data_specs],
-        "rows": len(train),
-        "held_out": len(held_out),
-        "sha256": fingerprint([*train, *held_out]),
-    }
-
-
-def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 over rows in their order, with the columns that rewards get."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _git_commit() -> str | None:
-    """The commit of the current folder, if it is a git checkout."""
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None

@@ -169,7 +169,7 @@ def make_run(tmp_path, tiny_model, write_jsonl):
         config, _ = resolve({**base, **values}, Catalog())
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        (folder / "config.yaml").write_text(json.dumps(config.to_dict()), encoding="utf-8")
         (folder / "model").symlink_to(tiny_model)
         return folder
 
