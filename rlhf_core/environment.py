@@ -1,9 +1,14 @@
-"""What is settled before torch is imported: no telemetry, no progress bars but ours, no advice from libraries."""
+"""What is settled before torch is imported: no telemetry, no progress bars but ours, no advice from libraries; and that
+a process that a command started ends with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 
 VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -13,7 +18,26 @@ VARIABLES = {
 }
 
 
+STARTED_BY = "RLHF_STARTED_BY"  # environment: the process that a command's process ends with
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
 def prepare() -> None:
     """Set the variables above; one that is set stays as it is."""
     os.environ.update(VARIABLES | os.environ)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel kill this process when its `parent` dies (on Linux), so that no trainer is left running."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
+
+
+def end_with_starter() -> None:
+    """The same for a process that was told in its environment who started it. Those that it starts are not told."""
+    if parent := os.environ.pop(STARTED_BY, ""):
+        end_with(int(parent))

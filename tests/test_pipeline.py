@@ -415,7 +415,7 @@ def test_a_mistake_ends_the_process_with_2():
 
 def test_a_killed_process_is_reported(monkeypatch, capsys):
     class Killed:
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
         def wait(self):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -21,7 +22,9 @@ import yaml
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
+from rlhf_core.environment import STARTED_BY
 from rlhf_core.errors import UserError
+from rlhf_core.inputs import parse_json, read_text
 from rlhf_core.outputs import write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
 from rlhf_core.training.launch import INTERRUPTED, on_signals
@@ -169,9 +172,12 @@ def _compare_command(pipeline: Pipeline, catalog: Catalog) -> list[str]:
 
 
 def run_process(arguments: Sequence[str]) -> int:
-    """Run `rlhf ARGUMENTS` in a process of its own that writes to this terminal. Returns its exit code."""
+    """Run `rlhf ARGUMENTS` in a process of its own that writes to this terminal, and ends with this one. Returns its
+    exit code.
+    """
+    started = {**os.environ, STARTED_BY: str(os.getpid())}
     # -P: like the installed script, Python does not import from the current folder first
-    process = subprocess.Popen([sys.executable, "-P", "-m", "rlhf_core", *arguments])
+    process = subprocess.Popen([sys.executable, "-P", "-m", "rlhf_core", *arguments], env=started)
 
     def pass_on(number: int, frame: Any) -> None:
         if number == signal.SIGTERM:  # Ctrl-C has reached the process through the terminal
@@ -214,9 +220,17 @@ def _sha256(file: Path) -> str:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """stage.json, empty where there is none."""
+    """stage.json, empty where there is none. Raises `UserError` for one that is damaged."""
     file = folder / "stage.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not os.path.lexists(file):
+        return {}
+    values = parse_json(read_text(file), str(file))
+    if not isinstance(values, dict) or not isinstance(values.get("fingerprint"), str):
+        raise UserError(
+            f"{file} is damaged, so whether its stage is finished and unchanged can't be known. Move {folder} away to "
+            "run the stage again"
+        )
+    return values
 
 
 def record(folder: Path, mark: str, *, finished: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 
+log = logging.getLogger("rlhf")
 # What shows whether a method learned; everything else that a trainer measures is in metrics.jsonl.
 METRICS = (
     *("loss", "accuracy", "margin", "mean_token_accuracy"),
@@ -54,11 +57,14 @@ class HeldOut(TrainerCallback):
         self.trainer, self.method, self.run, self.screen = trainer, method, run, screen
         self.file = run.folder / "evaluation.json"
         self.before: Evaluation | None = None
-        if run.resume_from and self.file.exists():
-            self.before = Evaluation(**json.loads(self.file.read_text(encoding="utf-8"))["before"])
+        if run.resume_from:
+            with suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged: see below
+                self.before = Evaluation(**json.loads(self.file.read_text(encoding="utf-8"))["before"])
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.before is None:
+            if since := self.run.resume_from:
+                log.warning("%s is missing or damaged: the model is compared with that of %s", self.file, since.name)
             self.before = self.evaluate()
 
     def evaluate(self) -> Evaluation:

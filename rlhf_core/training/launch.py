@@ -14,7 +14,6 @@ with a smaller micro-batch and more accumulation.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import importlib.util
 import json
 import logging
@@ -45,7 +44,6 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # what i
 LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
 INTERRUPTED = 130
 STOPPING = "Stopping with a checkpoint after this step. Ctrl-C again stops at once."
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def launch(config: RunConfig, arguments: list[str], program: Sequence[str] = ("rlhf_core", "run")) -> int:
@@ -134,15 +132,6 @@ def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its `parent` dies (on Linux), so that no trainer is left running."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it died before
-        os._exit(1)
 
 
 def check_distributed(config: RunConfig) -> None:

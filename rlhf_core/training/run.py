@@ -125,7 +125,7 @@ def train(
     """
     environment.prepare()
     if launch.LAUNCHER in os.environ:
-        launch.end_with(int(os.environ[launch.LAUNCHER]))
+        environment.end_with(int(os.environ[launch.LAUNCHER]))
         ranks.report(threading.get_ident())
     launch.check_distributed(config)
     folder = run_folder.choose(config, resume)
