@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.cli import rlhf
+from rlhf_core.environment import STARTED_BY
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline import plan as planning
 from rlhf_core.pipeline import running
@@ -413,10 +415,33 @@ def test_a_mistake_ends_the_process_with_2():
     assert (result.returncode, result.stderr.partition("'")[0]) == (2, "Error: there is no pipeline ")
 
 
+def test_a_stage_ends_with_the_pipeline_that_started_it_also_when_that_is_killed():
+    stage = "import os, time\nfrom rlhf_core.environment import end_with_starter\nend_with_starter()\n"
+    stage += "print(os.getpid(), 'RLHF_STARTED_BY' in os.environ, flush=True)\ntime.sleep(60)"
+    starts = "import os, subprocess, sys\nfrom rlhf_core.environment import STARTED_BY\n"
+    starts += "started = {**os.environ, STARTED_BY: str(os.getpid())}\n"
+    starts += f"subprocess.Popen([sys.executable, '-c', {stage!r}], env=started).wait()"
+    pipeline = subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.PIPE, text=True)
+    pid, told = pipeline.stdout.readline().split()
+    assert told == "False"  # those that the stage starts have another parent
+    pipeline.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"finished": true}', "\x00"])
+def test_a_damaged_stage_json_is_said(text, tmp_path):
+    (tmp_path / "stage.json").write_text(text)
+    with pytest.raises(UserError, match=r"stage\.json"):
+        running.recorded(tmp_path)
+
+
 def test_a_killed_process_is_reported(monkeypatch, capsys):
     class Killed:
-        def __init__(self, *_, **__):
-            pass
+        def __init__(self, *_, env):
+            assert env[STARTED_BY] == str(os.getpid())
 
         def wait(self):
             return -9
