@@ -44,7 +44,7 @@ def choose(config: RunConfig, resume: bool) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
-    for file in (folder / name for name in (*LOGS, STOP) if resume):
+    for file in (folder / name for name in (*LOGS, STOP, manifest.FILE) if resume):
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is no file, and the run needs one of that name: move it away")
     return folder
