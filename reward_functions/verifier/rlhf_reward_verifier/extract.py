@@ -19,6 +19,8 @@ _FRACTIONS = {code: f" {unicodedata.normalize('NFKC', chr(code))}" for code in _
 _TRANSLATION = _SUPERSCRIPTS | _SIGNS | _FRACTIONS
 
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|__(?=\s|$)|(?<!\S)__")
+_SPACES = re.compile(r"[^\S\n]{2,}")
+_BREAKS = re.compile(r"\s?\n\s+")
 _SENTENCE_END = re.compile(r"[。!?;\n]|\.(?=\s|$)")
 _STATEMENT_END = re.compile(r"[。!\n]|\.(?=\s|$)")  # what follows `;` or `?` may be a second answer
 _RETRACTED = re.compile(r"\b(?:wait|actually|correction|no, it|let me re)|不对|更正|等等|重新", re.IGNORECASE)
@@ -58,9 +60,14 @@ def stated(text: str) -> dict[str, str]:
 
 
 def normalize(text: str) -> str:
-    """One form for full-width and half-width, quotes, dashes and raised digits; bold marks go."""
+    """One form for full-width and half-width, quotes, dashes, raised digits and white space; bold marks go."""
     text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).replace("⁄", "/")
-    return _BOLD.sub("", text).strip()
+    return one_space(_BOLD.sub("", text)).strip()
+
+
+def one_space(text: str) -> str:
+    """Runs of white space become one space or line break: patterns take quadratic time on them."""
+    return _BREAKS.sub("\n", _SPACES.sub(" ", text))
 
 
 def _spoken(text: str) -> str:

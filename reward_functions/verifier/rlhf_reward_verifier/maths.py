@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rlhf_reward_verifier.extract import stated
+from rlhf_reward_verifier.extract import one_space, stated
 
 TOLERANCE = 1e-6
 EXPRESSION_LIMIT = 300  # characters of an expression
@@ -166,7 +166,7 @@ def plain(text: str) -> str:
     """A number's text without LaTeX's trimmings."""
     for pattern, replacement in _LATEX_NUMBER:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    return one_space(text).strip()
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -112,8 +113,9 @@ def _verdicts(clause: str) -> set[str]:
 
 # --- short terms ---
 
-TERM = "■"  # stands for the reference in a folded answer, so that its own words don't look like prose
-OTHER = "□"  # a wrong option of a choice question
+# An answer is split at the names in it, so that their own words don't look like prose: a list of the texts around its
+# names, one more than there are names.
+Pieces = list[str]
 _BEFORE_EN = _words(
     "a an the is are was be as of with have has had having for to by likely probably possibly suspect "
     "suspected suggest suggests suggesting indicate indicates indicating consider diagnosis diagnosed "
@@ -130,15 +132,15 @@ _BEFORE_ZH = "是为患有得即系属成到见虑断似于的了疑示像犯合
 _BEFORE_ZH_WORD = re.compile(r"(?:轻度|中度|重度|早期|晚期|典型|严重)$")
 _AFTER_ZH = "的可是引所导等吗呢吧了建需应请伴和或及与患就看挂门检以也但属为不而因在时之并最比较符。"
 _NEGATED_ZH = re.compile(
-    r"(?:是否|是不是|会不会|不是|并非|而非|不像|不属于|不符合|不考虑|不支持|不太可能|不可能|排除|否认|没有|未见|未患|无|别|非|不)[^,.;:。、\n■]{0,6}$"
+    r"(?:是否|是不是|会不会|不是|并非|而非|不像|不属于|不符合|不考虑|不支持|不太可能|不可能|排除|否认|没有|未见|未患|无|别|非|不)[^,.;:。、\n]{0,6}$"
 )
 _NEGATED_EN = re.compile(
     r"(?:\b(?:not?|without|rul\w+ out|unlikely|exclud\w*|den(?:y|ies|ied)|rather than|instead of|"
-    r"never|neither|nor|unlike|(?:is|could) (?:it|this))\b|n't\b)[^,.;:■\n]{0,30}$"
+    r"never|neither|nor|unlike|(?:is|could) (?:it|this))\b|n't\b)[^,.;:\n]{0,30}$"
 )
 _NEGATED_AFTER = re.compile(
     r"[ ]?(?:(?:is|was|can be|has been)\s*)?(?:unlikely|excluded|ruled out|not\b|wrong|less likely)|"
-    r"[^,.;:。\n■]{0,3}(?:排除|不成立|不符|可能性[很较]?[小低]|不支持|不太可能)"
+    r"[^,.;:。\n]{0,3}(?:排除|不成立|不符|可能性[很较]?[小低]|不支持|不太可能)"
 )
 _HEDGE_BETWEEN = re.compile(r"\b(?:or|either|versus|vs|neither)\b|或(?!许)|还是|要么")
 _HEDGE_MORE = re.compile(
@@ -146,9 +148,14 @@ _HEDGE_MORE = re.compile(
     r"\b(?:alternatively|could also|might also|may also|or (?:maybe|perhaps|possibly))\b"
 )
 _GUESS = re.compile(r"可能|也许|疑似|\b(?:maybe|perhaps|possibly|probably|could be|might be|may be|likely)\b")
-_LIST_BESIDE = re.compile(
-    r"■ ?(?:[、/|&+]|和|及|与|以及|and\b)(?! ?(?:its|the|need|see|should|请|建议))|(?:[、/|&+]|和|及|与|\band) ?■"
-)
+_LISTED_AFTER = re.compile(r" ?(?:[、/|&+]|和|及|与|以及|and\b)(?! ?(?:its|the|need|see|should|请|建议))")
+_LISTED_BEFORE = re.compile(r"(?:[、/|&+]|和|及|与|\band) ?$")
+# Between two names of the same thing, as in "flu (influenza)" or "flu or influenza".
+_SAME = re.compile(r"(?:[ (/、,|]|or |或者?|即|又称|also (?:known as|called) )*")
+_SENTENCE = re.compile(r"[。!?;\n]|\.(?= |$)")
+_CLAUSE = re.compile(r"[,:]")
+_ENTRY = re.compile(r"[,;?!、/|\n。]|\.(?= |$)")
+_MARKS = " \t\n0123456789.)*-•"  # before an entry of a list
 _ASSERTS = re.compile(
     r"(?:it|this|the (?:answer|diagnosis|patient)|she|he) (?:is|has)\b|(?:这|这个|患者|诊断|考虑|应)?(?:是|为|患有?)"
 )
@@ -169,29 +176,34 @@ def judge_term(answer: str, terms: Iterable[str], wrong: Iterable[str] = ()) -> 
     """Whether one of `terms` is named: not denied, not one of several, not inside a longer name."""
     found = stated(answer)
     values = [found["answer"]] if "answer" in found else list(found.values()) or [answer]
-    patterns = [_pattern(terms, TERM), _pattern(wrong, OTHER)]
-    return any(_names(value, patterns) for value in values)
+    right, others = _pattern(terms), _pattern(wrong)
+    return right is not None and any(_names(_fold(value), right, others) for value in values)
 
 
-def _names(text: str, patterns: list[tuple[re.Pattern[str], str] | None]) -> bool:
-    text = _fold(text)
-    for pattern in filter(None, patterns):
-        text = pattern[0].sub(pattern[1], text)
-    # Two names of the same thing, as in "■ (■)" or "■ or ■", are one.
-    text = re.sub(r"■(?:[ (/、,|]|or |或者?|即|又称|also (?:known as|called) )*■\)?", TERM, text)
-    sentences = [part for part in re.split(r"[。!?;\n]|\.(?= |$)", text) if part.strip()]
-    free = [(s, position) for s in sentences for position in _positions(s) if _is_free(s, position)]
-    if not free or OTHER in text or any(_negated(s, position) for s, position in free):
+def _names(text: str, right: re.Pattern[str], others: re.Pattern[str] | None) -> bool:
+    pieces = right.split(text)
+    if others and any(map(others.search, pieces)):
         return False
-    if _HEDGE_MORE.search(text) or len(_GUESS.findall(text)) > 1 or _bare_list(text):
+    pieces = _merged(pieces)
+    sentences = _split(_SENTENCE, pieces)
+    named = [one for one in sentences if any(itertools.starmap(_is_free, itertools.pairwise(one)))]
+    free = [beside for one in named for beside in itertools.pairwise(one) if _is_free(*beside)]
+    if not free or any(itertools.starmap(_negated, free)):
         return False
-    if any(_ASSERTS.match(s.strip()) and TERM not in s for s in sentences):
+    if any(map(_HEDGE_MORE.search, pieces)) or sum(len(_GUESS.findall(piece)) for piece in pieces) > 1:
         return False
-    clauses = [clause for s, _ in free for clause in re.split("[,:]", s) if TERM in clause]
-    return not any(_HEDGE_BETWEEN.search(clause) or _LIST_BESIDE.search(clause) for clause in clauses)
+    if _bare_list(pieces) or any(len(one) == 1 and _ASSERTS.match(one[0].strip()) for one in sentences):
+        return False
+    clauses = [clause for one in named for clause in _split(_CLAUSE, one) if len(clause) > 1]
+    return not any(
+        any(map(_HEDGE_BETWEEN.search, clause))
+        or any(map(_LISTED_AFTER.match, clause[1:]))
+        or any(map(_LISTED_BEFORE.search, clause[:-1]))
+        for clause in clauses
+    )
 
 
-def _pattern(terms: Iterable[str], mark: str) -> tuple[re.Pattern[str], str] | None:
+def _pattern(terms: Iterable[str]) -> re.Pattern[str] | None:
     folded = sorted({_fold(term) for term in terms} - {""}, key=len, reverse=True)
     if not folded:
         return None
@@ -201,22 +213,45 @@ def _pattern(terms: Iterable[str], mark: str) -> tuple[re.Pattern[str], str] | N
         + (r"\b" if t[-1].isascii() and t[-1].isalnum() else "")
         for t in folded
     )
-    return re.compile("|".join(parts), re.ASCII), mark
+    return re.compile("|".join(parts), re.ASCII)
 
 
-def _positions(text: str) -> list[int]:
-    return [m.start() for m in re.finditer(TERM, text)]
+def _merged(pieces: Pieces) -> Pieces:
+    """Without what stands between two names of the same thing, which are then one."""
+    first, *others = pieces
+    merged, same = [first], False
+    for i, piece in enumerate(others, start=1):
+        piece = piece.removeprefix(")") if same else piece
+        same = i < len(others) and _SAME.fullmatch(piece) is not None
+        if not same:
+            merged.append(piece)
+    return merged
 
 
-def _is_free(text: str, position: int) -> bool:
+def _split(separator: re.Pattern[str], pieces: Pieces) -> list[Pieces]:
+    """The parts of a text, each as the texts around its names."""
+    parts: list[Pieces] = [[]]
+    for piece in pieces:
+        first, *others = separator.split(piece)
+        parts[-1].append(first)
+        parts += [[other] for other in others]
+    return parts
+
+
+def _is_free(before: str, after: str) -> bool:
     """Not part of a longer name: function words around it in English, or such characters in Chinese."""
     # An opening bracket is skipped: in "asthma (pneumonia)" the second name is a gloss, or both would score.
-    before, after = text[:position].rstrip(" \"'(["), text[position + 1 :].lstrip(" \"')]")
-    left = re.search(r"[a-z0-9']+$", before)
+    before, after = before.rstrip(" \"'(["), after.lstrip(" \"')]")
+    left = re.search(r"[a-z0-9']+$", before[-40:])
     if left:
         if left[0] not in _BEFORE_EN:
             return False
-    elif before and "一" <= before[-1] <= "鿿" and before[-1] not in _BEFORE_ZH and not _BEFORE_ZH_WORD.search(before):
+    elif (
+        before
+        and "一" <= before[-1] <= "鿿"
+        and before[-1] not in _BEFORE_ZH
+        and not _BEFORE_ZH_WORD.search(before[-2:])
+    ):
         return False
     right = re.match(r"[a-z0-9']+", after)
     if right:
@@ -224,20 +259,26 @@ def _is_free(text: str, position: int) -> bool:
     return not (after and "一" <= after[0] <= "鿿" and after[0] not in _AFTER_ZH)
 
 
-def _negated(text: str, position: int) -> bool:
-    before, after = text[max(0, position - 60) : position], text[position + 1 : position + 40]
+def _negated(before: str, after: str) -> bool:
+    before, after = before[-60:], after[:40]
     return bool(_NEGATED_ZH.search(before) or _NEGATED_EN.search(before) or _NEGATED_AFTER.match(after))
 
 
-def _bare_list(text: str) -> bool:
-    """Whether the term is in a row of bare names, as in "■, asthma, gout" or one name a line."""
-    parts = [re.sub(r"^[\s\d.)*\-•]+|[\s.]+$", "", part) for part in re.split(r"[,;?!、/|\n。]|\.(?= |$)", text)]
-    parts = [part for part in parts if part]
-    if TERM not in parts:
-        return False
-    return any(
-        part != TERM and len(part) <= 30 and len(part.split()) <= 3 and not _PROSE.search(part) for part in parts
-    )
+def _bare_list(pieces: Pieces) -> bool:
+    """Whether a name is in a row of bare names, as in "flu, asthma, gout" or one name a line."""
+    entries = []
+    for first, *others in _split(_ENTRY, pieces):
+        entry = [first.lstrip(_MARKS), *others]
+        entries.append([*entry[:-1], entry[-1].rstrip(" .\t\n")])
+    alone = ["", ""]
+    others = [entry for entry in entries if entry not in (alone, [""])]
+    return alone in entries and any(_is_name(entry) for entry in others)
+
+
+def _is_name(entry: Pieces) -> bool:
+    """Whether an entry of a list is short and no prose."""
+    text = "x".join(entry)
+    return len(text) <= 30 and len(text.split()) <= 3 and not any(map(_PROSE.search, entry))
 
 
 def _fold(text: str) -> str:
