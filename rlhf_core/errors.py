@@ -18,14 +18,27 @@ class PluginError(UserError):
     """A plugin could not be loaded. The message names it and its distribution."""
 
 
+LONGEST = 2000  # characters of an exception's text that are kept, of which some have megabytes
+
+
 def describe(error: BaseException) -> str:
     """An exception's type and text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = _text(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, which may have hundreds."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    return next((line.strip() for line in _text(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # a class may have a `__str__` that fails
+        return ""
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate can't be written anywhere
 
 
 def excerpt(value: object, most: int = 200) -> str:

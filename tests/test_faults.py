@@ -120,7 +120,7 @@ SHORT = {
     "hang": (8, "timeout: no answer within 0.5 s"),
     "end": (8, "the worker ended with exit code 7"),
     "orphan": (8, "the worker ended with exit code 7"),
-    "crash": (8, "the worker ended with exit code -11"),
+    "crash": (8, "the worker was killed by SIGSEGV"),
     "closure": (0, ""),
     "inline_closure": (0, ""),
     "slow_start": (0, ""),

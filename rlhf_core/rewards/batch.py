@@ -6,12 +6,15 @@ adding keys that other rows have, and a column named like one of TRL's arguments
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.rewards.binding import RESERVED, ROW, TRL_NAMES
 
+# What trainers log themselves.
+OWN_METRICS = {"step", "time", "epoch", "loss", "grad_norm", "learning_rate", "reward", "reward_std", "kl", "entropy"}
 TEXT_PROMPT = "text_prompt"  # the key of samples.jsonl that says that the data's prompts were plain text
 
 
@@ -38,6 +41,25 @@ class RewardBatch:
         """Log a metric where a trainer asked for the scores."""
         if "log_metric" in self.trl:
             self.trl["log_metric"](name, value)
+
+
+def callbacks_of(trl: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """TRL's arguments for one call: a reward that misuses them fails itself, and not the trainer later."""
+    found = dict(trl)
+    if "trainer_state" in trl:
+        found["trainer_state"] = copy.copy(trl["trainer_state"])
+
+    def log_metric(name: str, value: float) -> None:
+        if not isinstance(name, str) or name in OWN_METRICS:
+            raise ValueError(f"log_metric: {name!r:.80} is no name of its own, such as 'my_reward/words'")
+        trl["log_metric"](name, float(value))
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        if not isinstance(column, str) or len(values) != size:
+            raise ValueError(f"log_extra takes a name and a list of {size} values, one for each completion")
+        trl["log_extra"](column, values)
+
+    return found | {log.__name__: log for log in (log_metric, log_extra) if log.__name__ in trl}
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from rlhf_core.errors import UserError, describe, did_you_mean
+from rlhf_core.inputs import path_of, read_text
 
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
@@ -30,7 +31,7 @@ _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*
 def find(target: str) -> tuple[Any, str] | None:
     """(the object, its name) if `target` is a path. Raises `UserError` if it can't be imported."""
     if match := _FILE.fullmatch(target):
-        found = _import_file(Path(match["path"]).expanduser(), match["attribute"])
+        found = _import_file(path_of(match["path"], "--reward"), match["attribute"])
     elif match := _MODULE.fullmatch(target):
         found = _import_module(match["module"])
     else:
@@ -48,9 +49,9 @@ def _import_file(path: Path, attribute: str | None) -> Any:
         raise UserError(f"--reward: there is no file {path}")
     if attribute is None:
         try:
-            body = ast.parse(path.read_text(encoding="utf-8")).body
-        except SyntaxError as error:
-            raise UserError(f"--reward {path}: line {error.lineno}: {error.msg}") from error
+            body = ast.parse(read_text(path, "--reward")).body
+        except (SyntaxError, ValueError) as error:  # ValueError: a zero byte
+            raise UserError(f"--reward {path}: {describe(error)}") from error
         functions = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         raise UserError(f"--reward {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
     name = f"rlhf_reward_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
@@ -61,7 +62,7 @@ def _import_file(path: Path, attribute: str | None) -> Any:
         try:
             with beside.visible():
                 spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise UserError(f"--reward {path}: importing it failed: {describe(error)}") from error
     return sys.modules[name]
@@ -134,5 +135,5 @@ def _import_module(module: str) -> Any:
         sys.path.append(str(Path.cwd()))  # for a package in the current folder
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--reward {module}: importing it failed: {describe(error)}") from error

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import CancelledError, Future
 
 from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.guard import guarded
 from rlhf_core.rewards.outcomes import Column, Inputs, check, exception, failure, out_of_time
 
 GRACE = 5.0  # seconds that the loop has to stop an overdue call before it is abandoned
@@ -21,9 +22,14 @@ class EventLoop:
         self._calls: set[Future[Column]] = set()
 
     def start(self) -> asyncio.AbstractEventLoop:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name=f"rlhf-{self.reward.name}", daemon=True).start()
-        return self._loop
+        self._loop = loop = asyncio.new_event_loop()
+        threading.Thread(target=self._run, args=(loop,), name=f"rlhf-{self.reward.name}", daemon=True).start()
+        return loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_forever()
+        while loop is self._loop:  # the reward has stopped it
+            loop.run_forever()
 
     def score(self, inputs: Inputs, size: int, seconds: float) -> Column:
         """The outcome of one call, which is stopped after `seconds`."""
@@ -36,7 +42,7 @@ class EventLoop:
         except TimeoutError:
             self._leave()
             blocked = "and it could not be stopped: it blocks its event loop"
-            return out_of_time(f"no answer within {seconds:.3g} s, {blocked}", size)
+            return out_of_time(f"no answer within {seconds:.3g} s, {blocked}", size, stopped=False)
         finally:
             self._calls.discard(call)
 
@@ -55,9 +61,12 @@ class EventLoop:
     async def _score(self, inputs: Inputs, size: int, seconds: float) -> Column:
         limit = asyncio.timeout(seconds)
         try:
-            async with limit:
-                return check(await self.reward.call(*inputs), size)
-        except (Exception, SystemExit) as error:  # a reward may raise anything
+            with guarded(self.reward.name):
+                async with limit:
+                    return check(await self.reward.call(*inputs), size)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # a reward may raise anything
             return out_of_time(f"no answer within {seconds:.3g} s", size) if limit.expired() else exception(error, size)
 
 

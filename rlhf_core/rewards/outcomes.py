@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import reprlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,17 @@ from rlhf_core.outputs import read_lines
 
 Inputs = tuple[dict[str, list[Any]], dict[str, Any]]  # the data's columns, TRL's names
 ERROR_WIDTH = 200  # characters of an error in a summary
+# A larger score is an error: trainers square, weigh and sum scores in float32, which ends at 3e38.
+LARGEST = 1e9
+_SHORT = reprlib.Repr()  # of anything that a reward returns, also if its own `__repr__` is long or fails
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass
 class Column:
     """One reward's outcome for a batch: `scores[i]` is a number or None, `errors[i]` says why row i failed, or is None.
 
-    `raised`: the function itself raised, so its rows may be tried one by one.
+    `raised`: the function itself raised. `stopped`: it took too long. In either case its rows may be tried one by one.
     """
 
     scores: list[float | None]
@@ -28,6 +34,7 @@ class Column:
     timed_out: int = 0
     seconds: float = 0.0
     raised: bool = False
+    stopped: bool = False
 
     @property
     def failed(self) -> int:
@@ -39,9 +46,9 @@ def failure(message: str, size: int) -> Column:
     return Column([None] * size, [message] * size)
 
 
-def out_of_time(message: str, size: int) -> Column:
-    """All rows failed because the reward was stopped."""
-    return Column([None] * size, [f"timeout: {message}"] * size, timed_out=size)
+def out_of_time(message: str, size: int, stopped: bool = True) -> Column:
+    """All rows failed because the reward took too long. `stopped`: and it could be stopped."""
+    return Column([None] * size, [f"timeout: {message}"] * size, timed_out=size, stopped=stopped)
 
 
 def exception(error: BaseException, size: int) -> Column:
@@ -58,23 +65,27 @@ def check(result: Any, size: int) -> Column:
         values = None
     if values is None:
         return failure(f"returned {type(result).__name__}, not a list of {size} scores", size)
-    found = [(None, None) if value is None else _number(value) for value in values]
+    found = list(itertools.islice(values, size + 1))  # a generator may never end
     if len(found) != size:
-        return failure(f"returned {len(found)} scores for {size} completions", size)
-    return Column([score for score, _ in found], [error for _, error in found])
+        many = len(result) if isinstance(result, Sized) else f"more than {size}" if len(found) > size else len(found)
+        return failure(f"returned {many} scores for {size} completions", size)
+    scored = [(None, None) if value is None else _number(value) for value in found]
+    return Column([score for score, _ in scored], [error for _, error in scored])
 
 
 def _number(value: Any) -> tuple[float | None, str | None]:
     """(score, None) or (None, error)."""
     if isinstance(value, str | bytes):
-        return None, f"{value!r:.80} is text, not a number"
+        return None, f"{_SHORT.repr(value)} is text, not a number"
     try:
         score = float(value)
     except OverflowError:
         return None, "an integer too large for a number"
     except Exception:  # a tensor of several values, or any other object that a reward returns
-        return None, f"{value!r:.80} is {type(value).__name__}, not a number"
-    return (score, None) if math.isfinite(score) else (None, f"{score} is not a finite number")
+        return None, f"{_SHORT.repr(value)[:80]} is {type(value).__name__}, not a number"
+    if not math.isfinite(score):
+        return None, f"{score} is not a finite number"
+    return (score, None) if abs(score) <= LARGEST else (None, f"{score:g} is beyond ±{LARGEST:g}")
 
 
 def join(parts: Sequence[Column]) -> Column:

@@ -1,13 +1,15 @@
 """Rewards at run time: all rewards of a run are evaluated together, once for each batch.
 
 Each row's outcome is a score, `None` (does not apply) or an error. An error never ends the run and never counts as
-zero. A batch whose function raised is retried row by row; a wrong length fails the full batch; a wrong type, NaN and
-infinity fail their row. Async rewards, concurrent ones and workers run at the same time, the others on the main thread,
-where nothing can stop them. Needs no torch.
+zero. A batch whose function raised or took too long is retried row by row; a wrong length fails the full batch; a wrong
+type, NaN, infinity and what float32 can't sum fail their row. Async rewards, concurrent ones and workers run at the
+same time, the others on the main thread, where nothing can stop them. Needs no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import itertools
 import json
 import logging
@@ -21,10 +23,12 @@ from typing import Any
 
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import prompt_of
-from rlhf_core.rewards.batch import TEXT_PROMPT, RewardBatch, columns_of
+from rlhf_core.errors import UserError
+from rlhf_core.rewards.batch import TEXT_PROMPT, RewardBatch, callbacks_of, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, ROW, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
-from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, join, out_of_time
+from rlhf_core.rewards.guard import guarded
+from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, failure, join, out_of_time
 from rlhf_core.rewards.worker import Worker
 
 AT_ONCE = 64  # rows of a reward that are scored at the same time
@@ -68,6 +72,7 @@ class RewardRuntime:
         self._settled: set[str] = set()  # rewards of which it is known whether they take strings
         self._as_messages: set[str] = set()
         self._scored: tuple[Any, dict[str, Column]] = (None, {})
+        self._closed = False
 
     @property
     def weights(self) -> list[float]:
@@ -79,10 +84,13 @@ class RewardRuntime:
 
     def start(self) -> None:
         """Start the worker processes, so that a reward that can't be built is an error before training."""
+        if not faulthandler.is_enabled():
+            faulthandler.enable(2)  # a crash of an ordinary reward ends the run: this says where it was
         for place in self._elsewhere.values():
             place.start()
 
     def close(self) -> None:
+        self._closed = True
         for pool in (self._batches, *self._rows.values()):
             pool.shutdown(wait=False, cancel_futures=True)
         for place in self._elsewhere.values():
@@ -174,37 +182,65 @@ class RewardRuntime:
         return column
 
     def _score_once(self, reward: BoundReward, batch: RewardBatch) -> Column:
-        """One call for the batch; one for each row of a concurrent reward, and where the batch's call raised."""
+        """One call for the batch; one for each row of a concurrent reward, and where the batch's call raised or took
+        too long.
+        """
         started, size = time.perf_counter(), len(batch)
         seconds = reward.reward.timeout or BATCH_SECONDS
         column = None
         if reward.kind != "concurrent":
-            column = self._call(reward, self._inputs(reward, batch), size, time.monotonic() + seconds)
-        if column is None or (column.raised and size > 1 and not reward.reward.batchwise):
-            deadline = time.monotonic() + seconds  # of all rows together
+            column = self._call(reward, self._inputs(reward, batch), size, seconds)
+        if column is None or ((column.raised or column.stopped) and size > 1 and not reward.reward.batchwise):
             data, trl = self._inputs(reward, batch)
 
-            def score_row(i: int) -> Column:
+            def score_row(i: int, limit: float) -> Column:
                 lists = ("prompts", "completions", "completion_ids", FINISHED)
                 alone = {name: [trl[name][i]] for name in lists if name in trl}
                 inputs = {name: [values[i]] for name, values in data.items()}, {**trl, **alone}
-                return self._call(reward, inputs, 1, deadline)
+                return self._call(reward, inputs, 1, limit)
 
-            threads = self._rows.get(reward.name)
-            rows = list(threads.map(score_row, range(size)) if threads else map(score_row, range(size)))
-            column = join(rows)
+            column = join(self._rows_alone(reward, score_row, size, seconds))
         column.seconds = time.perf_counter() - started
         return column
 
-    def _call(self, reward: BoundReward, inputs: Inputs, size: int, deadline: float) -> Column:
-        """One call, here or where the reward runs."""
-        elsewhere = self._elsewhere.get(reward.name)
-        seconds = deadline - time.monotonic()
+    def _rows_alone(
+        self, reward: BoundReward, score_row: Callable[[int, float], Column], size: int, seconds: float
+    ) -> list[Column]:
+        """The outcome of each row by itself, of all within `seconds`.
+
+        In a worker one row runs at a time. First each gets an equal share of half the time, so that no slow row keeps
+        the others from being scored; then those which took longer share what is left.
+        """
+        if threads := self._rows.get(reward.name):
+            deadline = time.monotonic() + seconds
+            return list(threads.map(lambda i: score_row(i, deadline - time.monotonic()), range(size)))
+        if reward.kind != "process":
+            return [score_row(i, seconds) for i in range(size)]
+        with contextlib.suppress(UserError):  # which each row will say
+            self._elsewhere[reward.name].start()  # now, so that it takes nothing of the rows' time
+        deadline = time.monotonic() + seconds
+        columns = [score_row(i, min(seconds / 2 / size, deadline - time.monotonic())) for i in range(size)]
+        slow = [i for i, column in enumerate(columns) if column.stopped]
+        for rank, i in enumerate(slow):
+            if (left := deadline - time.monotonic()) > 0:
+                columns[i] = score_row(i, left / (len(slow) - rank))
+        return columns
+
+    def _call(self, reward: BoundReward, inputs: Inputs, size: int, seconds: float) -> Column:
+        """One call, here or where the reward runs, which is stopped there after `seconds`."""
+        elsewhere, inputs = self._elsewhere.get(reward.name), (inputs[0], callbacks_of(inputs[1], size))
+        if self._closed:
+            return failure("the run ends", size)
         if elsewhere and seconds <= 0:
             return out_of_time("the rows before it used up the time", size)
         try:
-            return elsewhere.score(inputs, size, seconds) if elsewhere else check(reward.call(*inputs), size)
-        except (Exception, SystemExit) as error:  # a reward may raise anything
+            if elsewhere:
+                return elsewhere.score(inputs, size, seconds)
+            with guarded(reward.name):
+                return check(reward.call(*inputs), size)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a reward may raise anything, also what no `except Exception` catches
             return exception(error, size)
 
     def _advise(self, reward: BoundReward, column: Column, processor: float) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 
 from rlhf_core import Reward, hookimpl
 from rlhf_reward_verifier.extract import final_answer, normalize
-from rlhf_reward_verifier.maths import TOLERANCE, is_expression, judge_expression, judge_number, read_number
+from rlhf_reward_verifier.maths import TOLERANCE, is_expression, judge_expression, judge_number, limited, read_number
 from rlhf_reward_verifier.words import (
     VERDICTS,
     is_term,
@@ -41,6 +41,7 @@ def rlhf_rewards():
             range=(0.0, 1.0),
             isolation="process",
             timeout=60.0,
+            memory_gb=2.0,
             system_prompt=SYSTEM_PROMPT,
             optional=("aliases", "options"),
         )
@@ -72,8 +73,13 @@ def _score(completion: str, answer: object, aliases: object, options: object, to
     judges = _judges([*_values(answer), *_values(aliases)] if _values(answer) else [], read_options(options), tolerance)
     if not judges:
         return None
-    given = final_answer(completion)
-    verdicts = [judge(given) for judge in judges]
+    verdicts: list[bool | None] = []
+    with limited():
+        given = final_answer(completion)
+        for judge in judges:
+            verdicts.append(judge(given))
+    if len(verdicts) < len(judges):  # an answer that takes too long is wrong
+        verdicts.append(False)
     return None if all(verdict is None for verdict in verdicts) else float(any(verdicts))
 
 

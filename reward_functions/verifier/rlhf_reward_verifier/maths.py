@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import re
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from types import FrameType, ModuleType
 
 from rlhf_reward_verifier.extract import one_space, stated
 
 TOLERANCE = 1e-6
 EXPRESSION_LIMIT = 300  # characters of an expression
-EXPRESSION_SECONDS = 2  # to parse or to compare one; the worker's timeout ends what a signal can't
+SECONDS = 0.8  # of computing for an answer; the worker's timeout ends what a signal can't
 
 _UNITS = {
     "$": "dollars dollar usd 美元", "元": "¥ yuan rmb cny 块 人民币", "€": "euros euro 欧元", "£": "pounds pound",
@@ -152,14 +158,52 @@ def judge_expression(answer: str, reference: str) -> bool | None:
 
 
 def same_expression(expression: str, reference: str) -> bool:
-    """By math-verify. Expressions that are too long, too large or take too much time are not the same."""
+    """By math-verify. Expressions that are too long or too large are not the same."""
     expression, reference = _tidy(expression), _tidy(reference)
     parsed, wanted = _parsed(expression), _parsed(reference)
     if not parsed or not wanted:
         return False
-    from math_verify import verify  # type: ignore[import-untyped]
+    return bool(_math_verify().verify(list(wanted), list(parsed), timeout_seconds=None))
 
-    return bool(verify(list(wanted), list(parsed), timeout_seconds=_seconds()))
+
+class _TookTooLong(BaseException):
+    """Raised by the timer; no `except Exception` of a library catches it."""
+
+
+@contextmanager
+def limited(seconds: float = SECONDS) -> Iterator[None]:
+    """End the block where it computes for longer. It is the process's own time, which a busy machine does not use up.
+
+    Timers interrupt the main thread alone, where a worker's reward runs: in other threads there is no limit.
+    """
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPROF, _ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds, seconds / 10)  # again, for where Python can't raise
+    try:
+        yield
+    except _TookTooLong:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _ring(number: int, frame: FrameType | None) -> None:
+    raise _TookTooLong
+
+
+@functools.cache
+def _math_verify() -> ModuleType:
+    """Imported when it is needed, since it imports sympy, and outside of the time of the first answer that needs it."""
+    timer = signal.setitimer(signal.ITIMER_PROF, 0) if os.name == "posix" else None
+    import math_verify  # type: ignore[import-untyped]
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs answers that it can't read
+    if timer:
+        signal.setitimer(signal.ITIMER_PROF, *timer)
+    return math_verify
 
 
 def plain(text: str) -> str:
@@ -175,15 +219,8 @@ def _parsed(expression: str) -> tuple:
     words = _FUNCTIONS.sub("", _COMMANDS.sub("", expression))
     if not expression or len(expression) > EXPRESSION_LIMIT or _GIANT.search(expression) or _PROSE.search(words):
         return ()
-    # Imported here because it imports sympy, which most answers do not need.
-    from math_verify import LatexExtractionConfig, parse
-
-    return tuple(parse(f"${expression}$", [LatexExtractionConfig()], parsing_timeout=_seconds()))
-
-
-def _seconds() -> int | None:
-    """math-verify's timeout is a signal, which only the main thread can receive; a worker's reward runs there."""
-    return EXPRESSION_SECONDS if threading.current_thread() is threading.main_thread() else None
+    module = _math_verify()
+    return tuple(module.parse(f"${expression}$", [module.LatexExtractionConfig()], parsing_timeout=None))
 
 
 def _tidy(expression: str) -> str:

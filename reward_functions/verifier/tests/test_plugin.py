@@ -521,10 +521,10 @@ def test_it_works_in_its_process(worker):
 def test_a_hanging_reward_is_killed_and_the_row_has_no_score(worker, tmp_path):
     # Stripped of what keeps it from hanging, so that only the process's own timeout is left.
     (tmp_path / "unguarded.py").write_text(
-        "import re\n"
+        "import contextlib, re, rlhf_reward_verifier\n"
         "from rlhf_core import Reward\n"
         "from rlhf_reward_verifier import maths, verifier\n"
-        "maths._GIANT, maths._seconds = re.compile('(?!)'), lambda: None\n"
+        "maths._GIANT, rlhf_reward_verifier.limited = re.compile('(?!)'), contextlib.nullcontext\n"
         "unguarded = Reward(verifier, isolation='process', timeout=5.0, name='unguarded')\n"
     )
     unguarded = worker(f"{tmp_path}/unguarded.py:unguarded")
