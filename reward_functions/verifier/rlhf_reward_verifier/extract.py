@@ -51,11 +51,11 @@ def final_answer(completion: str) -> str:
 
 def stated(text: str) -> dict[str, str]:
     """What follows the last cue of each family (answer, diagnosis, department), to the end of its sentence."""
-    found = {}
-    for cue in _CUE.finditer(text):
-        value = _STATEMENT_END.split(text[cue.end() :].lstrip(), maxsplit=1)[0].strip()
-        if value and cue.lastgroup:
-            found[cue.lastgroup] = value
+    found: dict[str, str] = {}
+    for cue in reversed(list(_CUE.finditer(text))):
+        if cue.lastgroup and cue.lastgroup not in found:
+            value = _STATEMENT_END.split(text[cue.end() :].lstrip(), maxsplit=1)[0].strip()
+            found |= {cue.lastgroup: value} if value else {}
     return found
 
 
