@@ -16,6 +16,8 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
+from rlhf_core.ui.text import Output, protect_output
+
 Setting = tuple[str, Callable[[], Any], Callable[[Any], Any]]  # what it is, what reads it, what sets it
 OUTPUTS = {1: "stdout", 2: "stderr"}  # descriptors, and their names in `sys`
 
@@ -118,9 +120,11 @@ class _Output:
         if changed:
             os.dup2(self.copy, self.number)
         os.close(self.copy)
-        if self.stream.closed:
+        if self.stream is not None and self.stream.closed:
             encoding, errors = self.stream.encoding, self.stream.errors
             setattr(sys, OUTPUTS[self.number], os.fdopen(self.number, "w", 1, encoding, errors, closefd=False))
+            if isinstance(self.stream, Output):
+                protect_output()
         return changed
 
     def _is_open(self) -> bool:
