@@ -22,6 +22,7 @@ from typing import Any
 
 import pluggy
 
+from rlhf_core.credentials import masked
 from rlhf_core.errors import PluginError, UserError, describe, did_you_mean
 
 HOOKS = {kind: f"rlhf_{kind}" for kind in ("methods", "rewards", "formatters", "callbacks", "commands")}
@@ -116,6 +117,7 @@ class Catalog:
         return objects
 
     def _failed(self, entry: Entry, reason: str) -> PluginError:
+        reason = masked(reason)
         _record(entry, reason)
         return PluginError(
             f"{entry.kind[:-1]} {entry.name!r} of {entry.distribution} {entry.version} could not be loaded: {reason}"

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from rlhf_core import settings
+from rlhf_core import credentials, settings
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, did_you_mean, excerpt
 from rlhf_core.grammar import DataSpec, RewardSpec, read_data
@@ -150,6 +150,9 @@ def resolve(
     Raises `UserError` that names the key and what is allowed.
     """
     layers = [*under, values]
+    for key, value in (item for layer in layers for item in layer.items()):
+        if key != "system_prompt":  # it is text that the model is given
+            credentials.refuse({key: value}, "--" + str(key).replace("_", "-"))
     name = next((layer["method"] for layer in reversed(layers) if layer.get("method")), None)
     if not isinstance(name, str) or not name:
         names = ", ".join(entry.name for entry in catalog.entries("methods"))

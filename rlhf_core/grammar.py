@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rlhf_core.credentials import masked, refuse
 from rlhf_core.errors import UserError, did_you_mean, excerpt
 from rlhf_core.inputs import plain
 
@@ -127,7 +128,9 @@ def read_entry(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[
         name, given = next(iter(entry.items()), (None, None))
         if len(entry) != 1 or not isinstance(given, Mapping | None) or not all(map(_is_name, (name, *(given or ())))):
             raise UserError(f"{shown} can't be read: write a string or {{{target}: {{key: value}}}}")
-        return str(name), plain(dict(given or {}), shown)
+        given = plain(dict(given or {}), shown)
+        refuse(given, f"{flag} {name}")
+        return str(name), given
     start = _FIRST_KEY.search(entry)
     name = entry[: start.start()] if start else entry
     if not name or (start is None and entry.endswith(":")):
@@ -141,7 +144,9 @@ def read_entry(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[
         if key[1] in values:
             raise UserError(f"{shown}: {key[1]} is given twice")
         values[key[1]], position = _parse_value(entry, key.end())
-    return name, plain(values, shown)
+    plain(values, shown)
+    refuse([{"": name}, values], f"{flag} {excerpt(masked(name))}")
+    return name, values
 
 
 def _is_name(value: Any) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rlhf_core.credentials import refuse
 from rlhf_core.errors import UserError
 from rlhf_core.settings import Setting
 
@@ -46,6 +47,7 @@ def read_kwargs(value: Any) -> dict[str, Any]:
     if not isinstance(read, Mapping):
         example = """'{"enable_thinking": false}'"""
         raise UserError(f"--chat-template-kwargs {value}: write a JSON object, such as {example}")
+    refuse(read, "--chat-template-kwargs")
     return dict(read)
 
 

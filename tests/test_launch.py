@@ -346,10 +346,11 @@ def test_a_run_out_of_memory_resumes_with_a_smaller_micro_batch(settings, tmp_pa
     }
     done = command({**values, "per_device_train_batch_size": 4, "num_processes": processes})
     assert done.returncode == 0, done.stderr
-    message = "Starting again from the last checkpoint with per_device_train_batch_size 2, gradient_acc"
+    message = (
+        "Starting again from the last checkpoint with per_device_train_batch_size 2, gradient_accumulation_steps 2"
+    )
     assert (done.stdout.count(message), done.stderr.count("Traceback")) == (1, 0), done.stderr
     assert "Resuming after checkpoint-2." in done.stdout
     state = sorted(Path("one/checkpoints").glob("checkpoint-*/trainer_state.json"))[-1]
-    assert json.loads(state.read_text())["global_step"] == 3
-    arguments = torch.load(state.parent / "training_args.bin", weights_only=False)
-    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 2)
+    ended = json.loads(state.read_text())
+    assert (ended["global_step"], ended["train_batch_size"]) == (3, 2)

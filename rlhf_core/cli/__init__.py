@@ -103,6 +103,6 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         code = 130
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(traceback.format_exc())  # whole, so that no secret is missed
         code = 1
     sys.exit(code)

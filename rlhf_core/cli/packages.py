@@ -29,6 +29,7 @@ import click
 from rlhf_core import __version__
 from rlhf_core.catalog import Catalog, Entry, normalize
 from rlhf_core.cli.listings import show_entries
+from rlhf_core.credentials import MASK, masked
 from rlhf_core.errors import UserError, describe, did_you_mean
 
 # Plugins may not change the versions that models were trained with and that runs are resumed with.
@@ -44,11 +45,14 @@ def install(arguments: tuple[str, ...]) -> None:
 
     rlhf plugins install rlhf-reward-brevity
 
+    A plugin is a program: installing it, and running a command that uses it, runs its author's code with your rights.
+
     SPEC and options are pip's: names, folders, git+https://…, --upgrade, --editable FOLDER, --dry-run. Versions of the
     core, torch and the libraries around it stay what they are; a plugin that needs others is refused.
     """
     before = listed()
     pins = pinned()
+    click.echo("Installing a plugin runs its author's code, now and when it is used: install those that you trust.")
     with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
@@ -87,7 +91,7 @@ def run_pip(*arguments: str) -> tuple[int, str]:
     ) as pip:
         for line in pip.stdout or ():
             if not line.startswith("Requirement already satisfied"):
-                click.echo(line, nl=False)
+                click.echo(masked(line), nl=False)
             lines.append(line)
     return pip.returncode, "".join(lines)
 
@@ -212,8 +216,7 @@ def pin(name: str, version: str) -> Pin:
         how = "editable, from" if source.get("dir_info", {}).get("editable") else "from"
         folder = url.removeprefix("file://")
         return "", f"# {name}=={version} is installed {how} {folder}, which is on this machine only"
-    if url.startswith("http"):
-        url = re.sub(r"(?<=://)[^/@]*@(?!$)", "", url)  # the output is passed on: no password or token
+    url = masked(url).replace(f"{MASK}@", "")  # the output is passed on: no password or token
     fragment = f"#subdirectory={source['subdirectory']}" if source.get("subdirectory") else ""
     if vcs := source.get("vcs_info"):
         return f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{fragment}", ""

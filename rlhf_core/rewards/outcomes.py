@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.credentials import masked
 from rlhf_core.errors import describe
 from rlhf_core.outputs import read_lines
 
@@ -54,7 +55,7 @@ def out_of_time(message: str, size: int, stopped: bool = True) -> Column:
 def exception(error: BaseException, size: int) -> Column:
     """All rows failed because the function raised `error`."""
     timed_out = size if isinstance(error, TimeoutError) else 0
-    return Column([None] * size, [describe(error)] * size, timed_out, raised=True)
+    return Column([None] * size, [masked(describe(error))] * size, timed_out, raised=True)
 
 
 def check(result: Any, size: int) -> Column:

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from rlhf_core.models.reference import REFERENCE_ADAPTER
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -81,6 +82,7 @@ class Checkpoints(TrainerCallback):
         name = f"checkpoint-{state.global_step}"
         # Every start makes it anew, and transformers before 5.23 loads no other adapter where it is.
         shutil.rmtree(self.folder / WRITING / name / REFERENCE_ADAPTER, ignore_errors=True)
+        (self.folder / WRITING / name / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nothing reads
         between = {"between_batches": state.global_step % self.every == 0}
         seal(self.folder / WRITING / name, state.global_step, {**self.described, **between})
         discard(self.folder / name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.config import BUILTIN
+from rlhf_core.credentials import masked
 from rlhf_core.errors import RunStopped, first_line
 from rlhf_core.method import Method
 from rlhf_core.rewards.outcomes import failures
@@ -47,9 +49,9 @@ def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool) -> i
             f"To go on from the checkpoint before it, remove it. The log: {run.folder / 'run.log'}"
         )
     else:
-        traceback.print_exception(error)
+        sys.stderr.write("".join(traceback.format_exception(error)))
         what = f"This is a bug, or a fault of the machine. The log: {run.folder / 'run.log'}"
-    screen.say(f"\n{what}\nResume: {resume_command(run)}", "bold")
+    screen.say(f"\n{masked(what)}\nResume: {resume_command(run)}", "bold")
     return 1
 
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.inputs import parse_json, read_text
@@ -40,7 +41,7 @@ MOVED = (*PATHS, "data", "eval_data", "reward")  # options that `located` may ch
 def describe(run: Run, plugins: Sequence[str]) -> dict[str, Any]:
     """What the run is made of, now."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions(),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlhf_core.config import RunConfig
+from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
 from rlhf_core.outputs import keep_lines, write_whole
 from rlhf_core.training import checkpoint, manifest
@@ -86,10 +87,15 @@ def first_to_stop(folder: Path) -> bool:
 
 
 def finish_model(run: Run) -> None:
-    """Write the tokenizer and a model card beside the saved weights, and leave the reference's adapter out."""
+    """Write the tokenizer and a model card beside the saved weights. Left out are the reference's adapter, and the
+    trainer's arguments, a pickle that nothing needs.
+    """
+    from transformers.trainer import TRAINING_ARGS_NAME
+
     from rlhf_core.models.reference import REFERENCE_ADAPTER
 
     config = run.config
+    (run.folder / "model" / TRAINING_ARGS_NAME).unlink(missing_ok=True)
     shutil.rmtree(run.folder / "model" / REFERENCE_ADAPTER, ignore_errors=True)
     run.tokenizer.save_pretrained(run.folder / "model")
     rewards = "".join(f"\n- reward: `{spec}`" for spec in config.reward_specs)
@@ -99,7 +105,7 @@ def finish_model(run: Run) -> None:
         f"Trained with rlhf-core.\n\n- method: `{config.method}`\n- model: `{config.model}`\n"
         f"- data: `{data}` ({len(run.train_rows)} rows){rewards}\n"
     )
-    write_whole(run.folder / "model" / "README.md", card)
+    write_whole(run.folder / "model" / "README.md", shown(card))
 
 
 class _Shown(logging.Handler):
@@ -110,14 +116,14 @@ class _Shown(logging.Handler):
         self.show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.show(f"Warning: {record.getMessage()}")
+        self.show(f"Warning: {masked(record.getMessage())}")
 
 
 class _Lines(logging.Formatter):
-    """Log lines without control characters."""
+    """Log lines without control characters and secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return masked(shown(super().format(record)))
 
 
 @contextmanager

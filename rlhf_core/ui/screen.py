@@ -19,6 +19,7 @@ from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
+from rlhf_core.credentials import masked
 from rlhf_core.ui.text import Output, shown
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def text(content: str, style: str = "") -> Text:
 
 
 def say_error(message: str) -> None:
-    Terminal(stderr=True).print(Text.assemble(("Error:", "bold red"), " ", shown(message)), soft_wrap=True)
+    Terminal(stderr=True).print(Text.assemble(("Error:", "bold red"), " ", shown(masked(message))), soft_wrap=True)
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def showing(view: Live | Status) -> Iterator[None]:
     with view:
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
             if isinstance(stream, FileProxy):  # view puts back what was there before
-                setattr(sys, name, Output(stream))
+                setattr(sys, name, Output(stream, messages=name == "stderr"))
         yield
 
 

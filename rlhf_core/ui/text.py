@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from rlhf_core.credentials import masked
+
 # Control characters of C0 (but line ends and tabs) and C1, bidirectional overrides and isolates, line and paragraph
 # separators, characters that show nothing and that ordinary text does without, and halves of characters.
 _ACTS = (
@@ -74,16 +76,17 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 class Output:
-    """A standard stream through which nothing but text passes: what is written to it is `shown`.
+    """A standard stream through which nothing but text passes: what is written to it is `shown`, without secrets if
+    it is for messages.
 
     It is no terminal to those who ask, so libraries send it no colours of their own.
     """
 
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.pieces = stream, ShownPieces()
+    def __init__(self, stream: Any, *, messages: bool = False) -> None:
+        self.stream, self.pieces, self.messages = stream, ShownPieces(), messages
 
     def write(self, text: str) -> int:
-        self.stream.write(self.pieces.shown(text))
+        self.stream.write(self.pieces.shown(masked(text) if self.messages else text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -105,4 +108,4 @@ def protect_output() -> None:
             # What the terminal's encoding lacks is shown by its number, too. click would bypass a stream of ASCII.
             encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
-            setattr(sys, name, Output(stream))
+            setattr(sys, name, Output(stream, messages=name == "stderr"))

@@ -1,0 +1,70 @@
+"""With every connection that leaves the machine refused, each command works on local inputs, and none is tried."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rlhf_core.cli import rlhf
+from rlhf_core.testing.sandbox import no_network
+
+COMMANDS = {
+    "listings": ["plugins"],
+    "show": ["methods", "show", "grpo"],
+    "freeze": ["plugins", "freeze"],
+    "run": [
+        "run",
+        "--method",
+        "grpo",
+        "--reward",
+        "length",
+        "--data",
+        "d.jsonl",
+        "--output-dir",
+        "out",
+        "--max-steps",
+        "1",
+        "--num-generations",
+        "2",
+        "--per-device-train-batch-size",
+        "2",
+        "--gradient-accumulation-steps",
+        "1",
+        "--max-completion-length",
+        "4",
+        "--num-eval-prompts",
+        "1",
+        "--model",
+    ],
+    "score": ["score", "d.jsonl", "--reward", "length"],
+    "chat": ["chat", "--max-new-tokens", "4"],
+    "compare": [
+        "compare",
+        "--data",
+        "d.jsonl",
+        "--prompts",
+        "2",
+        "--max-completion-length",
+        "4",
+        "--output",
+        "c",
+        "a=A",
+    ],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_local_inputs_need_no_network(command, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(4)]
+    Path("d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [word.replace("=A", f"={tiny_model}") for word in COMMANDS[command]]
+    arguments += [str(tiny_model)] * (command in ("run", "chat", "compare"))
+    calls: set[str] = set()
+    with no_network(calls):
+        done = CliRunner().invoke(rlhf, arguments, input="hello\n")
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert calls == set()
