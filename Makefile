@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint wheels clean
+.PHONY: demo test test-fast lint wheels release-check clean
 
 demo: .venv/installed
 	$(BIN)/rlhf run --method grpo --reward medical_format
@@ -25,6 +25,10 @@ wheels: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -r requirements.txt
 	touch $@
+
+# Before a release: the wheels, and every distribution that they need with its licence, in dist/sbom.json
+release-check: wheels
+	$(BIN)/python scripts/sbom.py dist/sbom.json
 
 clean:
 	rm -rf .venv dist

@@ -75,9 +75,8 @@ def bill(found: dict[str, importlib.metadata.Distribution]) -> dict:
     }
 
 
-def main() -> int:
-    found = distributions()
-    file = Path(sys.argv[1])
+def main(path: str) -> int:
+    found, file = distributions(), Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(bill(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, each in found.items():
@@ -88,4 +87,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

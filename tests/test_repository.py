@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -150,3 +152,18 @@ def test_the_readmes_package_is_a_plugin(distribution):
     distribution(project["name"], {"rlhf_reward_near": module}, project["entry-points"])
     reward, _ = Catalog().load("rewards", "near")
     assert reward.function(completions=["It is 4."], answer=["4"]) == [1.0]
+
+
+def test_the_bill_of_materials_states_a_licence_for_all_that_is_needed(tmp_path):
+    """What `make release-check` writes."""
+    file = tmp_path / "sbom.json"
+    spec = importlib.util.spec_from_file_location("sbom", ROOT / "scripts" / "sbom.py")
+    sbom = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sbom)
+    assert sbom.main(str(file)) == 0
+    document = json.loads(file.read_text())
+    names = {part["name"] for part in document["components"]}
+    assert (document["bomFormat"], names > {"rlhf-core", "torch", "transformers", "trl", "pyyaml"}) == (
+        "CycloneDX",
+        True,
+    )
