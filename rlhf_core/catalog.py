@@ -15,7 +15,7 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import pluggy
 
 from rlhf_core.credentials import masked
-from rlhf_core.errors import PluginError, UserError, describe, did_you_mean
+from rlhf_core.errors import PluginError, UserError, describe, did_you_mean, excerpt
 
 HOOKS = {kind: f"rlhf_{kind}" for kind in ("methods", "rewards", "formatters", "callbacks", "commands")}
 STATES = ("ok", "disabled", "core version unmet", "module missing", "failed", "duplicate name")
@@ -65,15 +65,16 @@ class Catalog:
 
     def find(self, kind: str, name: str) -> Entry:
         """The plugin called `name` or `distribution/name`. Raises `UserError` that lists the installed ones."""
-        distribution, _, short = name.rpartition("/")
+        distribution, given, short = name.rpartition("/")
         entries = self.entries(kind)
         same = [e for e in entries if e.name == short]
-        if distribution:
+        if given:
             same = [e for e in same if normalize(e.distribution) == normalize(distribution)]
         if not same:
             known = dict.fromkeys(e.name for e in entries)
             installed = ", ".join(known) or "none"
-            raise UserError(f"there is no {kind[:-1]} {name!r}.{did_you_mean(short, known)} Installed: {installed}.")
+            hint = did_you_mean(short, known)
+            raise UserError(f"there is no {kind[:-1]} {excerpt(name)!r}.{hint} Installed: {installed}.")
         usable = [e for e in same if e.state != "disabled"]
         if not usable:
             raise UserError(f"{kind[:-1]} {name!r} is disabled: {same[0].distribution} is in RLHF_DISABLE_PLUGINS")
@@ -93,9 +94,17 @@ class Catalog:
             raise self._failed(entry, f"{HOOKS[kind]} returned {names}, and no object called {entry.name!r}")
         return named[entry.name], entry
 
-    def load_callbacks(self, name: str, run: Any) -> list[Any]:
-        """The trainer callbacks that the plugin `name` makes for `run`."""
-        return self._collect(self.find("callbacks", name), run=run)
+    def load_callbacks(self, names: Sequence[str], run: Any) -> list[Any]:
+        """The trainer callbacks that plugins of these names make for `run`. Raises `PluginError` for other things."""
+        from transformers import TrainerCallback
+
+        found: list[Any] = []
+        for entry in [self.find("callbacks", name) for name in names]:
+            for each in self._collect(entry, run=run):
+                if not issubclass(each if isinstance(each, type) else type(each), TrainerCallback):
+                    raise self._failed(entry, f"{HOOKS['callbacks']} returned {each!r}, which is no TrainerCallback")
+                found.append(each)
+        return found
 
     def _collect(self, entry: Entry, **arguments: Any) -> list[Any]:
         """Everything that the hook of this entry's module returns, as one list."""

@@ -43,7 +43,11 @@ def rlhf_formatters() -> Iterable[Formatter]:
 
 @hookspec
 def rlhf_callbacks(run: Run) -> Iterable[TrainerCallback]:
-    """Observers of a run (trackers, alarms) for `--callback NAME`, added to its trainer."""
+    """Observers of a run (trackers, alarms) for `--callback NAME`, added to its trainer.
+
+    Called before weights load and before the run's folder exists, in a dry run too: what takes either belongs into
+    `on_train_begin`. A hook that asks for `run.model` is called again when it has loaded.
+    """
 
 
 @hookspec

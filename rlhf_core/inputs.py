@@ -204,13 +204,17 @@ def _check_size(events: Iterator[Any], where: str) -> None:
             raise UserError(f"{where}: has more than {VALUES:,} values, what aliases stand for among them")
 
 
-class _TookTooLong(BaseException):
+class TookTooLong(UserError):
+    """What a user's file brings has been stopped."""
+
+
+class _Alarm(BaseException):
     """Raised by the alarm; no library's `except Exception` catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """Raise `UserError` when the block takes longer, for code that a user's file brings, such as a chat template.
+    """Raise `TookTooLong` when the block takes longer, for code that a user's file brings, such as a chat template.
 
     The alarm of POSIX systems interrupts the main thread alone: on others, and in other threads, there is no limit.
     """
@@ -219,14 +223,14 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
         return
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise _TookTooLong
+        raise _Alarm
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
-    except _TookTooLong:
-        raise UserError(f"{what} took over {seconds:g} seconds") from None
+    except _Alarm:
+        raise TookTooLong(f"{what} took over {seconds:g} seconds") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -29,9 +29,14 @@ if TYPE_CHECKING:
     from rlhf_core.config import RunConfig
     from rlhf_core.training.run import Run
 
-Positive = Annotated[float, Field(gt=0, lt=1e30)]
-NotNegative = Annotated[float, Field(ge=0, lt=1e30)]
-PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+# Below, float32 can't tell the probabilities of the likeliest tokens apart.
+Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
+PositiveInt = Annotated[int, Field(gt=0)]
+# What any number among the options may be in size, whatever its own bounds: float32 can compute with it.
+SMALLEST, LARGEST, LARGEST_INT = 1e-30, 1e6, 2**32 - 1
+HIGHEST_RATE = 100
 
 
 def _names(value: Any) -> Any:
@@ -63,9 +68,7 @@ class TrainingOptions(BaseModel):
     lr_scheduler_type: str = Field("linear", description="schedule of the learning rate, by transformers' name")
     warmup_steps: NotNegative = Field(0.0, description="steps of warm-up; below 1, a share of all steps")
     num_train_epochs: Positive = Field(1.0, description="passes over the data")
-    max_steps: Annotated[int, Field(lt=2**31)] = Field(
-        -1, description="total optimizer steps; -1: as many as the epochs need"
-    )
+    max_steps: int = Field(-1, description="total optimizer steps; -1: as many as the epochs need")
     per_device_train_batch_size: PositiveInt = Field(
         4, description="rows in one forward pass on one device (GRPO, PPO: completions)"
     )
@@ -77,9 +80,7 @@ class TrainingOptions(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        42, description="seed of sampling, shuffling and initialization"
-    )
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="seed of sampling, shuffling and initialization")
 
     attn_implementation: str | None = Field(
         None, description="attention, by transformers' name, such as flash_attention_2; unset: one that shares prompts"
@@ -90,7 +91,9 @@ class TrainingOptions(BaseModel):
         None, description="train a LoRA adapter; unset: for a billion parameters or more, and with 4-bit or 8-bit"
     )
     lora_r: PositiveInt = Field(16, description="rank of the adapter")
-    lora_alpha: PositiveInt = Field(32, description="LoRA alpha: updates are scaled by alpha / r")
+    lora_alpha: Annotated[int, Field(gt=0, le=1_000_000)] = Field(
+        32, description="LoRA alpha: updates are scaled by alpha / r"
+    )
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
     lora_target_modules: Annotated[str | list[str], BeforeValidator(_names)] = Field(
         "all-linear", description="modules that get an adapter: all-linear, or names separated by commas"
@@ -118,7 +121,7 @@ class TrainingOptions(BaseModel):
     max_completion_length: PositiveInt = Field(
         512, description="tokens a completion may have", validation_alias=AliasChoices("max_target_length")
     )
-    temperature: Positive = Field(1.0, description="temperature at which answers are sampled")
+    temperature: Temperature = Field(1.0, description="temperature at which answers are sampled")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="sample from the likeliest tokens that make up this share of the probability"
     )
@@ -126,7 +129,9 @@ class TrainingOptions(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="leave out tokens with less than this share of the likeliest token's probability"
     )
-    repetition_penalty: Positive = Field(1.0, description="divides the logits of tokens already in the text; 1: off")
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = Field(
+        1.0, description="divides the logits of tokens already in the text; 1: off"
+    )
 
     logging_steps: PositiveInt = Field(10, description="log metrics every so many steps")
     save_steps: PositiveInt = Field(100, description="steps between two checkpoints")
@@ -159,6 +164,16 @@ class TrainingOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingOptions:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, float) and value and not SMALLEST <= abs(value) <= LARGEST:
+                raise ValueError(
+                    f"{name} {value:g}: float32 computes with 0, and with {SMALLEST:g} to {LARGEST:g} in size"
+                )
+            if isinstance(value, int) and abs(value) > LARGEST_INT:
+                raise ValueError(f"{name} {value}: the largest number here is {LARGEST_INT}")
+        if self.learning_rate is not None and self.learning_rate > HIGHEST_RATE:
+            raise ValueError(f"learning_rate {self.learning_rate:g}: the highest is {HIGHEST_RATE}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError("max_steps is a positive number, or -1 for as many as the epochs need")
         if self.load_in_4bit and self.load_in_8bit:

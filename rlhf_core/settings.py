@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, excerpt
 
 if TYPE_CHECKING:
     from rlhf_core.config import RunConfig
@@ -23,14 +23,15 @@ Condition = tuple[str, Callable[["RunConfig"], bool]]  # as the user writes it, 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field: the `option` that it is, the `reason` why it is refused, the conditions under which it acts, and the
-    `values` that act, if not all do.
+    """One field: the `option` that it is, the `reason` why it is refused, the conditions under which it acts, the
+    texts (`values`) that act, if not all do, and the lowest and highest number (`within`; whole numbers if these are).
     """
 
     option: str = ""
     reason: str = ""
     conditions: tuple[Condition, ...] = ()
     values: tuple[str, ...] = ()
+    within: tuple[float, float] | None = None
 
 
 USED = Setting()
@@ -46,14 +47,14 @@ def refused(reason: str) -> Setting:
     return Setting(reason=reason)
 
 
-def used_with(*conditions: Condition) -> Setting:
-    """The field acts only where all conditions hold."""
-    return Setting(conditions=conditions)
+def used_with(*conditions: Condition, within: tuple[float, float] | None = None) -> Setting:
+    """The field acts only where all conditions hold; if it is a number, it is `within` these two."""
+    return Setting(conditions=conditions, within=within)
 
 
-def used_as(*values: str) -> Setting:
-    """The field acts with these values only."""
-    return Setting(values=values)
+def used_as(*values: str, within: tuple[float, float] | None = None) -> Setting:
+    """The field acts with these values only, or with numbers `within` these two."""
+    return Setting(values=values, within=within)
 
 
 def given(name: str, value: object = True) -> Condition:
@@ -64,8 +65,9 @@ def given(name: str, value: object = True) -> Condition:
 
 def _tracker(*names: str) -> Condition:
     def holds(config: RunConfig) -> bool:
-        trackers = config.set.get("report_to")
-        return bool({*names} & {*([trackers] if isinstance(trackers, str) else trackers or [])} if names else trackers)
+        given = config.set.get("report_to")
+        trackers = given if isinstance(given, list) else [given]
+        return any(name in trackers for name in names) if names else bool(given)
 
     return f"--set report_to={names[0] if names else 'TRACKER'}", holds
 
@@ -92,6 +94,11 @@ DDP = ("--distributed ddp", lambda config: config.distributed == "ddp")
 FSDP = ("--distributed fsdp", lambda config: config.distributed == "fsdp")
 ZERO = ("--distributed zero2 or zero3", lambda config: config.distributed in ("zero2", "zero3"))
 
+# The lowest and highest of numbers
+COUNT, SHARE, SIZE = (1, 2**32 - 1), (0.0, 1.0), (0.0, 1e6)
+BETA = (0.0, 0.9999999)  # of a moving average: 1 would never move
+SMALLEST = 1e-30  # of what something is divided by
+
 BY_STEPS = "checkpoints are saved at steps where a run can be resumed exactly: write --save-steps"
 BEST = "the last step's model is saved, and --save-total-limit checkpoints: compare their eval_loss in metrics.jsonl"
 UPLOAD = "nothing is uploaded in a run: write `hf upload OWNER/NAME RUN/model` after it"
@@ -106,18 +113,24 @@ EXACT = "a resumed run goes on where the stopped one was"
 
 # transformers 5.17 to 5.23
 TRAINING: dict[str, Setting] = {
-    **dict.fromkeys(("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "bf16"), USED),
-    **dict.fromkeys(("fp16", "tf32", "torch_empty_cache_steps", "dataloader_pin_memory"), used_with(GPU)),
-    **dict.fromkeys(("full_determinism", "data_seed", "report_to"), USED),
+    **dict.fromkeys(("optim_args", "lr_scheduler_kwargs", "bf16"), USED),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), used_with(within=BETA)),
+    "adam_epsilon": used_with(within=(SMALLEST, 1.0)),
+    **dict.fromkeys(("fp16", "tf32", "dataloader_pin_memory"), used_with(GPU)),
+    "torch_empty_cache_steps": used_with(GPU, within=COUNT),
+    **dict.fromkeys(("full_determinism", "report_to"), USED),
+    "data_seed": used_with(within=(0, 2**32 - 1)),
     **dict.fromkeys(("logging_strategy", "logging_first_step"), USED),
     **dict.fromkeys(("log_level", "log_level_replica"), USED),
     "logging_nan_inf_filter": refused("a loss that is no number stops the run"),
     "optim_target_modules": used_with(("an --optim of GaLore or APOLLO", _low_rank)),
     # Held-out rows
     "eval_strategy": USED,
-    "eval_steps": used_with(("--set eval_strategy=steps", lambda config: config.set.get("eval_strategy") == "steps")),
-    "eval_delay": used_with(EVALUATION),
-    "per_device_eval_batch_size": USED,
+    "eval_steps": used_with(
+        ("--set eval_strategy=steps", lambda config: config.set.get("eval_strategy") == "steps"), within=(1e-6, 1e9)
+    ),
+    "eval_delay": used_with(EVALUATION, within=(0.0, 1e9)),
+    "per_device_eval_batch_size": used_with(within=COUNT),
     "eval_on_start": refused("the held-out rows are evaluated before training in any case"),
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), refused(SAME_TYPE)),
     **dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), refused(FEW_NUMBERS)),
@@ -125,15 +138,17 @@ TRAINING: dict[str, Setting] = {
     "label_names": refused(ROWS),
     # Rows
     "dataloader_drop_last": USED,
-    "dataloader_num_workers": USED,
-    **dict.fromkeys(("dataloader_persistent_workers", "dataloader_prefetch_factor"), used_with(WORKERS)),
+    "dataloader_num_workers": used_with(within=(0, 1024)),
+    "dataloader_persistent_workers": used_with(WORKERS),
+    "dataloader_prefetch_factor": used_with(WORKERS, within=(1, 10_000)),
     **dict.fromkeys(("dataloader_multiprocessing_context", "dataloader_in_order"), used_with(WORKERS)),
     "train_sampling_strategy": used_as("random", "sequential", "group_by_length", "batch_rebalance"),
     "length_column_name": refused(ROWS),
     "remove_unused_columns": refused(ROWS),
     "include_num_input_tokens_seen": USED,
     # Computation
-    **dict.fromkeys(("label_smoothing_factor", "neftune_noise_alpha"), USED),
+    "label_smoothing_factor": used_with(within=SHARE),
+    "neftune_noise_alpha": used_with(within=SIZE),
     "activation_checkpointing": same_as("gradient_checkpointing"),
     **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), refused(CHECKPOINTING)),
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), refused(OWN_FORWARD)),
@@ -146,10 +161,11 @@ TRAINING: dict[str, Setting] = {
     # Several processes
     "average_tokens_across_devices": used_with(SEVERAL),
     **dict.fromkeys(
-        ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"), used_with(SEVERAL, DDP)
+        ("ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph"), used_with(SEVERAL, DDP)
     ),
-    "ddp_static_graph": used_with(SEVERAL, DDP),
-    **dict.fromkeys(("ddp_backend", "ddp_timeout"), used_with(SEVERAL)),
+    "ddp_bucket_cap_mb": used_with(SEVERAL, DDP, within=(1, 1_000_000)),
+    "ddp_backend": used_with(SEVERAL),
+    "ddp_timeout": used_with(SEVERAL, within=(1, 10**8)),
     "fsdp": refused("write --distributed fsdp"),
     "fsdp_config": used_with(FSDP),
     "deepspeed": used_with(ZERO),
@@ -223,5 +239,20 @@ def check(method: Method, config: RunConfig) -> None:
         for needed, holds in setting.conditions:
             if not holds(config):
                 raise UserError(f"--set {name} has no effect without {needed}")
-        if setting.values and value not in setting.values:
-            raise UserError(f"--set {name}={value}: it is one of {', '.join(setting.values)}")
+        allowed = [*setting.values]
+        if setting.within is not None:
+            allowed.append(_range(*setting.within))
+        if value is not None and allowed and value not in setting.values and not _is_within(value, setting.within):
+            raise UserError(
+                f"--set {name}={excerpt(value)}: it is {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}"
+            )
+
+
+def _is_within(value: Any, bounds: tuple[float, float] | None) -> bool:
+    if bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return bounds[0] <= value <= bounds[1] and (isinstance(bounds[0], float) or value == int(value))
+
+
+def _range(low: float, high: float) -> str:
+    return f"a {'' if isinstance(low, float) else 'whole '}number from {low:g} to {high:.12g}"

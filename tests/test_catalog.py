@@ -115,9 +115,21 @@ def test_an_unknown_name_comes_with_the_nearest(distribution):
 
 
 def test_callbacks_get_the_run(distribution):
-    code = "from rlhf_core import hookimpl\n@hookimpl\ndef rlhf_callbacks(run): return [('seen', run)]"
+    code = """
+    from rlhf_core import hookimpl
+    from transformers import TrainerCallback
+    class Alarm(TrainerCallback):
+        def __init__(self, run): self.run = run
+    @hookimpl
+    def rlhf_callbacks(run): return [Alarm(run)] if run else ["no callback"]
+    """
     distribution("cb", {"cb_module": code}, {"rlhf.callbacks": {"alarm": "cb_module"}})
-    assert Catalog().load_callbacks("alarm", "the run") == [("seen", "the run")]
+    assert [callback.run for callback in Catalog().load_callbacks(["alarm", "cb/alarm"], "run")] == ["run", "run"]
+    with pytest.raises(PluginError, match="returned 'no callback', which is no TrainerCallback"):
+        Catalog().load_callbacks(["alarm"], None)
+    for name in ("allarm", "/alarm", "x/alarm"):
+        with pytest.raises(UserError, match="there is no callback"):
+            Catalog().load_callbacks([name], None)
 
 
 def test_commands_are_loaded_when_typed(distribution):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rlhf_method_grpo import GRPO
 from transformers import AutoTokenizer
 
 from rlhf_core import builtin
+from rlhf_core.data import chat_template
 from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.data.loading import _prepared
 from rlhf_core.errors import UserError
 
 CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
@@ -117,6 +120,62 @@ def test_without_a_place_for_a_system_message_it_goes_before_the_question(made, 
 def test_what_a_template_refuses_is_one_message(made, template, message):
     with pytest.raises(UserError, match=message.replace("(user, user)", ".user, user.")):
         made(template).prompt([*QUESTION, *QUESTION])
+
+
+LOOPS = "{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    {
+        "": "shows nothing of what a user says: it renders ''",
+        "{{ 'Always the same' }}": "it renders 'Always the same'",
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}": "it renders ''",
+        LOOPS: "the chat template took over 0.2 seconds",
+        "{{ messages[0].content }}{{ 'x' * 2000000 }}": "makes 2,000,001 characters of 1 messages",
+        "{% if %}": "is not valid Jinja: .*, in line 1",
+    }.items(),
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_a_template_that_can_not_be_used_is_refused_before_any_row(made, monkeypatch, template, message):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
+    with pytest.raises(UserError, match=message):
+        made(template).check()
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    {
+        "cycler.__init__.__globals__.os.popen('touch PWNED')": "is unsafe",
+        "1 // 0": "division",
+        "nothing.at.all": "undefined",
+        "raise_exception('no')": "refuses these messages .user.: no",
+        "'x' * (10 ** 19)": "refuses these messages",
+        "again()": "nested too deeply",
+    }.items(),
+    ids=lambda text: str(text)[:20],
+)  # fmt: skip
+def test_whatever_an_expression_raises_is_one_message(made, expression, message):
+    template = made("{% macro again() %}{{ again() }}{% endmacro %}{{ messages[0].content }}{{ " + expression + " }}")
+    template.check()  # only the rows can tell whether it refuses all of them
+    with pytest.raises(UserError, match=message):
+        template.prompt(QUESTION)
+    assert not Path("PWNED").exists()
+
+
+def test_a_row_on_which_a_template_takes_too_long_ends_the_reading(made, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
+    template = made("{{ messages[0].content }}{% if messages[0].content == 'How?' %}" + LOOPS + "{% endif %}")
+    template.check()
+    with pytest.raises(UserError, match="^d.jsonl line 3: the chat template took over 0.2 seconds$"):
+        _prepared([(SimpleNamespace(location="d.jsonl line 3"), QUESTION)] * 2, template.prompt, [])
+
+
+def test_templates_with_a_need_of_their_own_are_taken(made):
+    for source in (ALTERNATES + CHATML, NO_SYSTEM + CHATML, SWITCH, "{{ raise_exception('needs a system') }}"):
+        made(source).check()
+    long = [{"role": "user", "content": "x" * 3_000_000}]
+    assert len(made(CHATML).prompt(long)) > 3_000_000
 
 
 def test_nothing_else_renders():

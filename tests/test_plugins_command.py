@@ -131,12 +131,12 @@ def test_odd_metadata_breaks_no_listing(case, tmp_path, monkeypatch):
 def test_callbacks_that_were_fixed_are_ok_again(distribution, tmp_path):
     code = "from rlhf_core import hookimpl\n@hookimpl\ndef rlhf_callbacks(run): {}"
     distribution("cb", {"cb_module": code.format("raise RuntimeError")}, {"rlhf.callbacks": {"alarm": "cb_module"}})
-    for body, state in (("raise RuntimeError", "failed"), ("return [run]", "ok")):
+    for body, state in (("raise RuntimeError", "failed"), ("return []", "ok")):
         (tmp_path / "site" / "cb_module.py").write_text(code.format(body))
         sys.modules.pop("cb_module", None)
         importlib.invalidate_caches()
         try:
-            Catalog().load_callbacks("alarm", "the run")
+            Catalog().load_callbacks(["alarm"], "the run")
         except UserError:
             assert state == "failed"
         assert [e.state for e in Catalog().entries("callbacks") if e.name == "alarm"] == [state]

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError, excerpt
+from rlhf_core.inputs import TookTooLong, library_errors, time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,11 +30,17 @@ NOT_VARIABLES = (
 MARK = "\ufdd1"  # a character that no chat template writes, nor changes: as JSON it is the same
 NO_SYSTEM = "has no place for a system message, which goes before the first question"
 ESCAPE = "\ufdd0"  # after the first character of a token's text that is no token; Unicode keeps it free for such use
+SECONDS = 10  # that rendering a conversation may take
+LONGEST = 1_000_000  # characters that a template may add to a conversation
 RECENT = 16  # texts that are kept, rendered and as token ids: a row's prompt is asked for several times in a row
 # A tag that opens or closes a thought: <think>, </think>, [THINK], …
 THOUGHT = re.compile(
     r"(?P<left>[<\[])(?P<closes>/?)(?P<name>(?:\w+:)?(?:think|thought|reason)\w*)(?P<right>[>\]])", re.I
 )
+
+
+class InvalidTemplate(UserError):
+    """A chat template that can't be used, whatever the messages."""
 
 
 class ChatTemplate:
@@ -163,18 +170,23 @@ class ChatTemplate:
 
     @functools.cached_property
     def has_system(self) -> bool:
-        """Whether the template shows a system message. Raises `UserError` for a template that is not valid."""
-        return MARK in self._try([{"role": "system", "content": MARK}, {"role": "user", "content": "?"}])
+        """Whether the template shows a system message."""
+        return MARK in (self._try([{"role": "system", "content": MARK}, {"role": "user", "content": "?"}]) or "")
 
-    def _try(self, messages: Messages) -> str:
-        from jinja2 import TemplateSyntaxError
+    def check(self) -> None:
+        """Raise `UserError` for a template that is not valid, or that shows nothing of a question."""
+        shown = self._try([{"role": "user", "content": MARK}])
+        if shown is not None and MARK not in shown:
+            raise UserError(f"{self.called} shows nothing of what a user says: it renders {excerpt(repr(shown), 60)}")
 
+    def _try(self, messages: Messages) -> str | None:
+        """The prompt; None where the template refuses the messages. Raises `UserError` for one that is not valid."""
         try:
             return self._apply(messages, None, add_generation_prompt=True)
         except UserError as error:
-            if isinstance(error.__cause__, TemplateSyntaxError):  # whatever the messages
+            if isinstance(error, InvalidTemplate):  # whatever the messages
                 raise
-            return ""
+            return None
 
     def _render(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool) -> str:
         if len(messages) > 1 and messages[0]["role"] == "system" and not self.has_system:
@@ -185,23 +197,28 @@ class ChatTemplate:
         return self._once(key, lambda: self._apply(messages, tools, add_generation_prompt=add_generation_prompt))
 
     def _apply(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError, TemplateSyntaxError
+        from jinja2 import TemplateSyntaxError
 
+        roles = ", ".join(turn["role"] for turn in messages)
         try:
-            return self.tokenizer.apply_chat_template(
-                [_as_templates_read(as_text(turn, self.special) if self.escape else turn) for turn in messages],
-                tools=list(tools) if tools else None,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **self.kwargs,
-            )
-        except TemplateSyntaxError as error:
-            found = f"{str(error.message).rstrip('.')}, in line {error.lineno}"
-            raise UserError(f"{self.called} is not valid Jinja: {found}") from error
-        # What Jinja raises, and what expressions in a template do.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            roles = ", ".join(turn["role"] for turn in messages)
-            raise UserError(f"{self.called} refuses these messages ({roles}): {first_line(error)}") from error
+            with library_errors(f"{self.called} refuses these messages ({roles})"), time_limit(SECONDS, self.called):
+                text = self.tokenizer.apply_chat_template(
+                    [_as_templates_read(as_text(turn, self.special) if self.escape else turn) for turn in messages],
+                    tools=list(tools) if tools else None,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **self.kwargs,
+                )
+        except TookTooLong as error:
+            raise InvalidTemplate(str(error)) from error
+        except UserError as error:
+            if not isinstance(error.__cause__, TemplateSyntaxError):
+                raise
+            found = f"{str(error.__cause__.message).rstrip('.')}, in line {error.__cause__.lineno}"
+            raise InvalidTemplate(f"{self.called} is not valid Jinja: {found}") from error.__cause__
+        if len(text) > LONGEST and len(text) > LONGEST + 10 * len(json.dumps([messages, tools], default=repr)):
+            raise InvalidTemplate(f"{self.called} makes {len(text):,} characters of {len(messages)} messages")
+        return text
 
 
 def as_text(value: Any, tokens: re.Pattern[str]) -> Any:

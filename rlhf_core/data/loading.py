@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
+from rlhf_core.data.chat_template import InvalidTemplate
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
 from rlhf_core.data.sources import Use, read
@@ -224,6 +225,8 @@ def _prepared(rows: Rows, prepare: Callable[[dict[str, Any]], dict[str, Any]], b
     for row, projected in rows:
         try:
             prepared.append(prepare(projected))
+        except InvalidTemplate as error:  # which would fail, or take as long, for the others
+            raise UserError(f"{row.location}: {error}") from error
         except UserError as error:
             bad.append(f"{row.location}: {error}")
     return prepared

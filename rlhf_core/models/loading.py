@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError
-from rlhf_core.inputs import library_errors
+from rlhf_core.inputs import library_errors, path_of, read_text
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, weights
 from rlhf_core.models.adapters import add_adapter, new_adapter, uses_lora
@@ -60,10 +60,7 @@ def inspect(
     info = read(reference, task, needs_head=needs_head)
     tokenizer = info.tokenizer
     if chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--chat-template {chat_template}: {error.strerror}") from error
+        tokenizer.chat_template = read_text(path_of(chat_template, "--chat-template"), "--chat-template")
     if tokenizer.chat_template is None:
         raise UserError(
             f"{reference.base_called} has no chat template, so it can't read messages. Use its instruction-tuned "

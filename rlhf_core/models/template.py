@@ -17,8 +17,12 @@ log = logging.getLogger("rlhf")
 
 
 def template_of(info: ModelInfo, kwargs: Mapping[str, Any] | None = None, *, escape: bool = False) -> ChatTemplate:
-    """The model's template with `kwargs` as its variables. Raises `UserError` for variables that it has not."""
-    return ChatTemplate(info.tokenizer, kwargs, end_tokens(info), escape=escape, called=info.template)
+    """The model's template with `kwargs` as its variables. Raises `UserError` for variables that it has not, and for a
+    template that can't be used.
+    """
+    template = ChatTemplate(info.tokenizer, kwargs, end_tokens(info), escape=escape, called=info.template)
+    template.check()
+    return template
 
 
 def end_tokens(info: ModelInfo) -> list[int]:

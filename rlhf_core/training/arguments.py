@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pydantic
 
 from rlhf_core.config import MAIN, RunConfig
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean, excerpt
 from rlhf_core.inputs import library_errors
-from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.method import LARGEST, Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.settings import decide
 from rlhf_core.training import checkpoint, launch
@@ -93,9 +94,11 @@ def check_settings(method: Method, config: RunConfig) -> list[str]:
         if key not in known:
             raise UserError(f"--set {key}: {name} has no such field.{did_you_mean(key, known)}")
         try:
-            pydantic.TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+            read = pydantic.TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
         except pydantic.ValidationError as error:
-            raise UserError(f"--set {key}={value}: {error.errors()[0]['msg'].lower()}") from error
+            raise UserError(f"--set {key}={excerpt(value)}: {error.errors()[0]['msg'].lower()}") from error
+        if isinstance(read, bool | int | float):  # such as the text `no`, which would count as true
+            config.set[key] = read
         if decide(method, key) is None:
             warnings.append(f"--set {key} is passed on to {name}: whether method {method.name} uses it is not known")
     return warnings
@@ -141,10 +144,6 @@ def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.o
     parameter = torch.nn.Parameter(torch.zeros(1))
     plain = torch.optim.SGD([parameter], lr=arguments.learning_rate)
     what = _given(f"--optim {config.options.optim}", config, "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
-    if arguments.adam_epsilon <= 0:
-        raise UserError(
-            f"--set adam_epsilon={arguments.adam_epsilon}: it is a positive number, or steps divide by zero"
-        )
     with library_errors(what):
         try:
             cls, values = Trainer.get_optimizer_cls_and_kwargs(arguments)
@@ -159,7 +158,16 @@ def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.o
                 raise UserError(f"--set {name} has no effect with --optim {config.options.optim}")
         if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
             return plain
-        return cls([parameter], **values)
+        optimizer = cls([parameter], **values)
+    for name, value in optimizer.defaults.items():
+        if not all(math.isfinite(v) and abs(v) <= LARGEST for v in _numbers(value)):
+            raise UserError(f"{what}: {name} is {value}, and no number above {LARGEST:g} in size can be used")
+    return optimizer
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers of an optimizer's value, which may be a pair of them."""
+    return [v for v in (value if isinstance(value, tuple | list) else [value]) if isinstance(v, int | float)]
 
 
 def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
@@ -174,14 +182,20 @@ def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimiz
         raise UserError(f"--set lr_scheduler_kwargs has no effect with --lr-scheduler-type {name}")
     steps = arguments.max_steps if arguments.max_steps > 0 else STEPS
     flag = f"--lr-scheduler-type {name}" + ("" if values else f" (its values: --set lr_scheduler_kwargs={SCHEDULE})")
-    with library_errors(_given(flag, config, "lr_scheduler_kwargs")):
-        get_scheduler(
+    what = _given(flag, config, "lr_scheduler_kwargs")
+    with library_errors(what):
+        scheduler = get_scheduler(
             arguments.lr_scheduler_type,
             optimizer=optimizer,
             num_warmup_steps=arguments.get_warmup_steps(steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
         )
+        # Probed: those that follow a loss have none.
+        factors = getattr(scheduler, "lr_lambdas", [])
+        rates = [factor(step) for factor in factors for step in (0, 1, steps // 3, steps // 2, steps - 1, steps)]
+    if wrong := [rate for rate in rates if not (isinstance(rate, int | float) and 0 <= rate <= LARGEST)]:
+        raise UserError(f"{what}: the learning rate is multiplied by {wrong[0]} at some steps")
 
 
 def _given(flag: str, config: RunConfig, *settings: str) -> str:

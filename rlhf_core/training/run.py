@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from rlhf_core.training.progress import ProgressCallback
 
 
-class ModelNeeded(Exception):
-    """A trainer that is built without weights asked for the model: what comes before is right."""
+class ModelNeeded(BaseException):
+    """What is built before weights load asked for the model: what comes before is right. No plugin's error."""
 
 
 class Run:
@@ -56,7 +56,8 @@ class Run:
     sets, with a number by which `rewards` finds a row's other columns.
     """
 
-    loads_weights = True  # False in a dry run
+    loads_weights = True  # False in a dry run, and before the method's trainer is built
+    callbacks: list[transformers.TrainerCallback] | None = None  # of `--callback`; None: they need the model
 
     def __init__(self, plan: Plan, rewards: RewardRuntime, resume_from: Path | None = None) -> None:
         self.plan, self.rewards = plan, rewards
@@ -219,6 +220,10 @@ def prepare(
         plan.data.warnings.extend(run.resumed.told)
     elif allow_changed:
         raise UserError("--allow-changed is for --resume of a run with a checkpoint, and there is none")
+    run.loads_weights = False
+    with contextlib.suppress(ModelNeeded):
+        run.callbacks = catalog.load_callbacks(config.callback, run)
+    run.loads_weights = True
     run.rewards.start()
     return run
 
@@ -263,7 +268,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
     if run.resumed.names & {*resuming.LENGTH, *resuming.RATE, *resuming.STATE}:
         ours.append(callbacks.Schedule(run.resumed.rate_ratio))
-    others = [callback for name in run.config.callback for callback in catalog.load_callbacks(name, run)]
+    others = catalog.load_callbacks(run.config.callback, run) if run.callbacks is None else run.callbacks
     callbacks.observe(trainer, [*ours, *others], run.folder)
     if run.resume_from:
         screen.say(f"Resuming after {run.resume_from.name}.", "bold")

@@ -42,17 +42,15 @@ def rlhf_methods():
 
 
 class Options(TrainingOptions):
-    learning_rate: Annotated[float, Field(gt=0, lt=1e30)] | None = Field(
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="peak learning rate; unset: 1e-6, or 5e-7 with quantized weights"
     )
-    beta: Annotated[float, Field(ge=0, lt=1e30)] | None = Field(
+    beta: Annotated[float, Field(ge=0)] | None = Field(
         None, description=f"weight of the KL penalty; unset: {LORA_BETA} with LoRA, 0 in full fine-tuning"
     )
-    num_generations: Annotated[int, Field(ge=2, lt=2**31)] = Field(4, description="completions per prompt")
-    num_iterations: Annotated[int, Field(gt=0, lt=2**31)] = Field(
-        1, description="times that each batch of answers is trained on"
-    )
-    steps_per_generation: Annotated[int, Field(gt=0, lt=2**31)] | None = Field(
+    num_generations: Annotated[int, Field(ge=2)] = Field(4, description="completions per prompt")
+    num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="times that each batch of answers is trained on")
+    steps_per_generation: Annotated[int, Field(gt=0)] | None = Field(
         None, description="forward passes that each batch of answers is split into; unset: gradient_accumulation_steps"
     )
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = Field(
@@ -63,13 +61,13 @@ class Options(TrainingOptions):
         description="whether probability ratios are of tokens or of answers; sequence with --loss-type grpo is GSPO; "
         "unset: token (luspo: sequence)",
     )
-    epsilon: Annotated[float, Field(gt=0, lt=1e30)] = Field(EPSILON, description="clip range of the probability ratio")
-    epsilon_high: Annotated[float, Field(gt=0, lt=1e30)] | None = Field(
+    epsilon: Annotated[float, Field(gt=0)] = Field(EPSILON, description="clip range of the probability ratio")
+    epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description=f"upper clip range (DAPO: 0.28); unset: epsilon. With cispo: the largest ratio; unset: "
         f"{CISPO_EPSILON_HIGH:g}",
     )
-    delta: Annotated[float, Field(gt=0, lt=1e30)] | None = Field(
+    delta: Annotated[float, Field(gt=0)] | None = Field(
         None, description="largest probability ratio, also where the advantage is negative; unset: none"
     )
     top_entropy_quantile: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -253,5 +251,3 @@ def _check_generation(arguments) -> None:
     unknown = [name for name in arguments.generation_kwargs or {} if name not in known and not arguments.use_vllm]
     if unknown:
         raise UserError(f"--set generation_kwargs: transformers' GenerationConfig has no {', '.join(unknown)}")
-    if isinstance(arguments.pad_to_multiple_of, int) and arguments.pad_to_multiple_of < 1:
-        raise UserError(f"--set pad_to_multiple_of={arguments.pad_to_multiple_of}: it is a positive number")

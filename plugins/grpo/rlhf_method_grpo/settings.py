@@ -8,7 +8,7 @@ import importlib.util
 import os
 
 from rlhf_core import RunConfig, UserError
-from rlhf_core.settings import ROLLOUTS, USED, Condition, given, refused, used_with
+from rlhf_core.settings import COUNT, ROLLOUTS, SHARE, SIZE, USED, Condition, given, refused, used_as, used_with
 
 LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
 SAMPLES = "samples.jsonl in the run's folder has all answers with their scores"
@@ -17,6 +17,7 @@ CONTINUOUS = "write --rollouts continuous"
 VLLM = ("--rollouts vllm", lambda config: config.options.rollouts == "vllm")
 COLOCATED = ("vllm_mode=colocate", lambda config: config.set.get("vllm_mode", "colocate") == "colocate")
 SERVER = ("vllm_mode=server", lambda config: config.set.get("vllm_mode") == "server")
+ADAPTIVE = given("use_adaptive_entropy")
 ZERO3 = ("--distributed zero3", lambda config: config.distributed == "zero3")
 
 
@@ -27,25 +28,35 @@ def _loss(name: str) -> Condition:
 SETTINGS = {
     **ROLLOUTS,
     "train_sampling_strategy": refused("write --set shuffle_dataset=false for the rows in their order"),
-    **dict.fromkeys(("router_aux_loss_coef", "disable_dropout", "cast_lm_head_to_fp32", "pad_to_multiple_of"), USED),
-    **dict.fromkeys(("shuffle_dataset", "generation_batch_size", "generation_kwargs", "cache_implementation"), USED),
-    **dict.fromkeys(("sync_ref_model", "entropy_coef", "use_adaptive_entropy"), USED),
-    **dict.fromkeys(("off_policy_mask_threshold", "use_bias_correction_kl"), USED),
-    **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), used_with(given("sync_ref_model"))),
-    **dict.fromkeys(("entropy_coef_min", "entropy_coef_max"), used_with(given("use_adaptive_entropy"))),
-    **dict.fromkeys(("entropy_coef_delta", "entropy_target"), used_with(given("use_adaptive_entropy"))),
-    **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), used_with(_loss("sapo"))),
-    **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), used_with(_loss("vespo"))),
+    **dict.fromkeys(("disable_dropout", "cast_lm_head_to_fp32", "use_bias_correction_kl"), USED),
+    **dict.fromkeys(("shuffle_dataset", "generation_kwargs", "cache_implementation"), USED),
+    **dict.fromkeys(("sync_ref_model", "use_adaptive_entropy"), USED),
+    "router_aux_loss_coef": used_with(within=SIZE),
+    "pad_to_multiple_of": used_as("auto", within=(1, 65_536)),
+    "generation_batch_size": used_with(within=COUNT),
+    "entropy_coef": used_with(within=(-1e6, 1e6)),
+    "off_policy_mask_threshold": used_with(within=SIZE),
+    "ref_model_mixup_alpha": used_with(given("sync_ref_model"), within=SHARE),
+    "ref_model_sync_steps": used_with(given("sync_ref_model"), within=COUNT),
+    **dict.fromkeys(("entropy_coef_min", "entropy_coef_max"), used_with(ADAPTIVE, within=SIZE)),
+    **dict.fromkeys(("entropy_coef_delta", "entropy_target"), used_with(ADAPTIVE, within=SIZE)),
+    **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), used_with(_loss("sapo"), within=(1e-3, 1e3))),
+    **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos"), used_with(_loss("vespo"), within=(0.0, 100.0))),
+    **dict.fromkeys(("vespo_k_neg", "vespo_lambda_neg"), used_with(_loss("vespo"), within=(0.0, 100.0))),
     "ds3_gather_for_generation": used_with(ZERO3),
     # vLLM
     **dict.fromkeys(("vllm_mode", "vllm_model_impl", "vllm_structured_outputs_regex"), used_with(VLLM)),
     **dict.fromkeys(("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"), used_with(VLLM)),
-    **dict.fromkeys(("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"), used_with(VLLM)),
-    "vllm_importance_sampling_cap": used_with(VLLM),  # TRL's old name of vllm_importance_sampling_clip_max
-    **dict.fromkeys(("vllm_server_base_url", "vllm_server_host", "vllm_server_port"), used_with(VLLM, SERVER)),
-    **dict.fromkeys(("vllm_server_timeout", "vllm_group_port"), used_with(VLLM, SERVER)),
-    **dict.fromkeys(("vllm_enable_sleep_mode", "vllm_gpu_memory_utilization"), used_with(VLLM, COLOCATED)),
-    **dict.fromkeys(("vllm_max_model_length", "vllm_tensor_parallel_size"), used_with(VLLM, COLOCATED)),
+    "vllm_importance_sampling_clip_max": used_with(VLLM, within=SIZE),
+    "vllm_importance_sampling_clip_min": used_with(VLLM, within=SIZE),
+    "vllm_importance_sampling_cap": used_with(VLLM, within=SIZE),  # TRL's old name of ..._clip_max
+    **dict.fromkeys(("vllm_server_base_url", "vllm_server_host"), used_with(VLLM, SERVER)),
+    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), used_with(VLLM, SERVER, within=(1, 65_535))),
+    "vllm_server_timeout": used_with(VLLM, SERVER, within=SIZE),
+    "vllm_enable_sleep_mode": used_with(VLLM, COLOCATED),
+    "vllm_gpu_memory_utilization": used_with(VLLM, COLOCATED, within=SHARE),
+    "vllm_max_model_length": used_with(VLLM, COLOCATED, within=COUNT),
+    "vllm_tensor_parallel_size": used_with(VLLM, COLOCATED, within=(1, 1024)),
     # Without effect here, or with a misleading one
     "model_init_kwargs": refused(LOADED),
     "trust_remote_code": refused("code from a model's repository is never run"),

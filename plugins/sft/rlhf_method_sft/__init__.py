@@ -14,8 +14,8 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from rlhf_core import Method, TrainingOptions, UserError, encode_conversations, hookimpl, router_loss_coefficient
-from rlhf_core.settings import USED, given, refused, used_with
+from rlhf_core import Method, TrainingOptions, encode_conversations, hookimpl, router_loss_coefficient
+from rlhf_core.settings import SIZE, USED, given, refused, used_as, used_with
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -28,7 +28,9 @@ PACKING = given("packing")
 
 # What `--set` does for the fields that TRL's SFTConfig adds: those that act do so as in TRL.
 SETTINGS = {
-    **dict.fromkeys(("router_aux_loss_coef", "shuffle_dataset", "packing", "padding_free", "pad_to_multiple_of"), USED),
+    **dict.fromkeys(("shuffle_dataset", "packing", "padding_free"), USED),
+    "router_aux_loss_coef": used_with(within=SIZE),
+    "pad_to_multiple_of": used_as("auto", within=(1, 65_536)),
     **dict.fromkeys(("loss_type", "activation_offloading"), USED),
     **dict.fromkeys(("packing_strategy", "eval_packing"), used_with(PACKING)),
     "model_init_kwargs": refused(LOADED),
@@ -74,8 +76,6 @@ class SFT(Method):
         # With `padding_free` TRL truncates again; the rows are truncated already.
         padding_free = settings.get("padding_free") and not settings.get("packing")
         arguments = run.arguments(SFTConfig, max_length=None if padding_free else limit)
-        if isinstance(arguments.pad_to_multiple_of, int) and arguments.pad_to_multiple_of < 1:
-            raise UserError(f"--set pad_to_multiple_of={arguments.pad_to_multiple_of}: it is a positive number")
         arguments.router_aux_loss_coef = router_loss_coefficient(run.info.config, arguments.router_aux_loss_coef)
         model = run.model  # a dry run ends here, and encodes no rows
         rows = encode_conversations(run.train_rows, run.template, limit)
