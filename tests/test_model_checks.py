@@ -251,6 +251,11 @@ def test_lora_targets(names, message, tiny_model):
     with pytest.raises(UserError, match=message):
         models.check_options(info, TrainingOptions(lora=True, lora_target_modules=names))
     models.check_options(info, TrainingOptions(lora_target_modules=names))  # without LoRA they are not used
+    with pytest.raises(UserError, match="--lora-r 1000000: the model's largest layer has a dimension of "):
+        models.check_options(info, TrainingOptions(lora=True, lora_r=10**6))
+    if not torch.accelerator.is_available():
+        with pytest.raises(UserError, match="flex_attention needs a GPU"):
+            models.check_options(info, TrainingOptions(attn_implementation="flex_attention"))
     models.check_options(info, TrainingOptions(lora=True, lora_target_modules=["q_proj", "embed_tokens"]))
 
 

@@ -127,6 +127,8 @@ def _quantized_as(quantizer: Any) -> str | None:
 
 def check_options(info: ModelInfo, options: TrainingOptions) -> None:
     """Raise `UserError` for options of loading and of LoRA that do not fit the model."""
+    import torch
+
     if info.quantized and options.quantized:
         raise UserError(
             f"{info.called} is quantized already ({info.quantized}): leave out --load-in-4bit and --load-in-8bit"
@@ -141,9 +143,14 @@ def check_options(info: ModelInfo, options: TrainingOptions) -> None:
             "it. Use the model that it was made from, with --load-in-4bit to save memory"
         )
     if (name := options.attn_implementation) is not None:
+        if name == "flex_attention" and not torch.accelerator.is_available():
+            raise UserError(f"--attn-implementation {name} needs a GPU: it is compiled for each length of a row")
         checks.without_weights(info.config, info.task, f"--attn-implementation {name}", attn_implementation=name)
     adapter = new_adapter(info, options)
     if adapter is not None and info.empty is not None:
+        largest = max(max(weight.shape, default=0) for weight in info.empty.parameters())
+        if options.lora_r > largest:
+            raise UserError(f"--lora-r {options.lora_r}: the model's largest layer has a dimension of {largest}")
         checks.check_targets(info.empty, adapter)
         names = options.lora_target_modules
         given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(names)}"

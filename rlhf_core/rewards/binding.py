@@ -286,7 +286,8 @@ def _coerce(name: str, parameter: inspect.Parameter, value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except pydantic.ValidationError as error:
-        with contextlib.suppress(pydantic.ValidationError):
-            return adapter.validate_python(write(value))  # `name=123` for a string parameter was read as JSON
+        if not isinstance(value, list | dict):
+            with contextlib.suppress(pydantic.ValidationError):
+                return adapter.validate_python(write(value))  # `name=123` for a string parameter was read as JSON
         message = error.errors()[0]["msg"]
         raise UserError(f"reward {name!r}: {parameter.name}={write(value)}: {message} ({parameter})") from error

@@ -113,6 +113,8 @@ class RewardModelScore:
     def __init__(self, *, path: str, batch_size: int = 8) -> None:
         from rlhf_core import check_scorer
 
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: needs a number above 0")
         self.info, self.batch_size, self.kwargs = check_scorer(path), batch_size, _template_kwargs(path)
         for warning in self.info.warnings:
             logging.getLogger("rlhf").warning(warning)
