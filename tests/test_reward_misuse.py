@@ -53,6 +53,7 @@ async def async_stops(completions, **_):
 def logs_text(completions, log_metric, **_): log_metric("mine", "text")
 def logs_step(completions, log_metric, **_): log_metric("step", 1.0)
 def logs_key(completions, log_metric, **_): log_metric(("a", 1), 1.0)
+def logs_half(completions, log_metric, **_): log_metric(f"a{chr(0xD800)}", 1.0)
 def logs_short(completions, log_extra, **_): log_extra("mine", [1, 2])
 def logs_well(completions, log_metric, log_extra, trainer_state, **_):
     trainer_state.max_steps = 1
@@ -95,6 +96,7 @@ OUTCOMES = {
     "logs_text": ([None] * 4, ["could not convert string to float"] * 4),
     "logs_step": ([None] * 4, ["'step' is no name of its own"] * 4),
     "logs_key": ([None] * 4, ["('a', 1) is no name of its own"] * 4),
+    "logs_half": ([None] * 4, ["is no name of its own"] * 4),  # a half of a character can't be written
     "logs_short": ([None] * 4, ["log_extra takes a name and a list of"] * 4),
     "logs_well": ([1.0] * 4, [None] * 4),
 }

@@ -47,19 +47,24 @@ def callbacks_of(trl: Mapping[str, Any], size: int) -> dict[str, Any]:
     """TRL's arguments for one call: a reward that misuses them fails itself, and not the trainer later."""
     found = dict(trl)
     if "trainer_state" in trl:
-        found["trainer_state"] = copy.copy(trl["trainer_state"])
+        found["trainer_state"] = state = copy.copy(trl["trainer_state"])
+        vars(state).update({name: list(value) for name, value in vars(state).items() if isinstance(value, list)})
 
     def log_metric(name: str, value: float) -> None:
-        if not isinstance(name, str) or name in OWN_METRICS:
+        if not _is_name(name) or name in OWN_METRICS:
             raise ValueError(f"log_metric: {name!r:.80} is no name of its own, such as 'my_reward/words'")
         trl["log_metric"](name, float(value))
 
     def log_extra(column: str, values: Sequence[Any]) -> None:
-        if not isinstance(column, str) or len(values) != size:
+        if not _is_name(column) or len(values) != size:
             raise ValueError(f"log_extra takes a name and a list of {size} values, one for each completion")
         trl["log_extra"](column, values)
 
     return found | {log.__name__: log for log in (log_metric, log_extra) if log.__name__ in trl}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
