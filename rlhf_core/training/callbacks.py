@@ -102,6 +102,8 @@ class Schedule(TrainerCallback):
         self.ratio = ratio
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        if not isinstance(lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            return  # it follows a metric
         if lr_scheduler.last_epoch == 0:  # begun anew, with the optimizer's state
             lr_scheduler.last_epoch = state.global_step
         else:

@@ -58,7 +58,8 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of the run in `folder`: from its newest checkpoint where the file is damaged; empty without both."""
     with suppress(UserError):
         values = parse_json(read_text(folder / FILE, limit=checkpoint.LIMIT), FILE)
-        if isinstance(values, dict):
+        kinds = {"data": dict, "files": dict, "versions": dict, "plugins": list, "folder": str}
+        if isinstance(values, dict) and all(isinstance(values.get(k, kind()), kind) for k, kind in kinds.items()):
             return values
     for found in reversed(checkpoint.list_checkpoints(folder / "checkpoints")):
         with suppress(UserError, OSError):
@@ -69,9 +70,7 @@ def read(folder: Path) -> dict[str, Any]:
 def located(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The run's configuration `values` with each file where it is now; as they are for one that is in its place."""
     manifest = read(folder)
-    files, was = manifest.get("files"), manifest.get("folder")
-    if not isinstance(files, dict) or not isinstance(was, str):
-        return dict(values)
+    files, was = manifest.get("files", {}), manifest.get("folder", "")
 
     def find(text: str) -> str:
         known = files.get(text)

@@ -7,8 +7,8 @@ the schedule of the new length, from the checkpoint on.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")  # by one process, FSDP, DeepSpeed
-LENGTH = ("max_steps", "num_train_epochs")
+LENGTH = ("max_steps", "num_train_epochs", "total_episodes")
 RATE = ("learning_rate", "lr_scheduler_type", "warmup_steps", "lr_scheduler_kwargs")
 STATE = ("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")  # are in the optimizer's
 MEASURED = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a metric
@@ -52,6 +52,10 @@ class Resumed:
     written: dict[str, Any] = field(default_factory=dict)
     rate_ratio: float = 1.0  # the peak of the learning rate, divided by what it was
 
+    @property
+    def changes_schedule(self) -> bool:
+        return bool(self.names & {*LENGTH, *RATE, *STATE})
+
     def note(self, name: str, was: Any, now: Any, more: str = "") -> None:
         self.names.add(name)
         self.notes.append({"name": name, "was": was, "now": now})
@@ -78,6 +82,8 @@ def check(run: Run, checkpoint: Path, plugins: Sequence[str], allowed: Collectio
     if refused.found:
         raise UserError(refused.message(checkpoint))
     _check_length(now, record, checkpoint, resumed)
+    if not recorded:
+        resumed.note(CHECKPOINT, "checked", "not checked")
     resumed.told += [f"--allow-changed {name}: it has not changed" for name in allowed if name not in resumed.names]
     resumed.manifest = _noted(then, current, resumed, checkpoint)
     resumed.rate_ratio = now["learning_rate"] / before.get("learning_rate", now["learning_rate"])
@@ -191,13 +197,19 @@ def _check_length(now: Mapping[str, Any], record: Mapping[str, Any], checkpoint:
         raise UserError("the optimizer can't be changed in a run whose optimizer's state is split between processes")
 
 
-def without_optimizer(checkpoint: Path) -> Path:
-    """A folder of links to a checkpoint's files without the state of its optimizer, which begins anew."""
+def folder_to_load(run: Run) -> Path | None:
+    """What the trainer loads: the checkpoint, if any; where the optimizer was changed, links to its files without the
+    optimizer's state, which begins anew.
+    """
+    checkpoint = run.resume_from
+    if checkpoint is None or not run.resumed.names & {*STATE}:
+        return checkpoint
     view = checkpoint.parent / checkpoints.WRITING / f"without-optimizer-{checkpoint.name}"
     view.mkdir(parents=True, exist_ok=True)
     for file in checkpoint.iterdir():
-        if file.name not in ("optimizer.pt", "scheduler.pt") and not os.path.lexists(view / file.name):
-            (view / file.name).symlink_to(file.resolve())
+        if file.name not in ("optimizer.pt", "scheduler.pt"):
+            with suppress(FileExistsError):  # another process made it
+                (view / file.name).symlink_to(file.resolve())
     return view
 
 

@@ -29,7 +29,7 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import arguments as training_arguments
 from rlhf_core.training import checkpoint as checkpoint_files
-from rlhf_core.training import ending, launch, manifest, ranks, run_folder
+from rlhf_core.training import ending, launch, ranks, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training import resume as resuming
 from rlhf_core.training.plan import Plan
@@ -119,8 +119,7 @@ def train(
 ) -> int:
     """Carry out a run. Raises `UserError` for mistakes; returns the exit code otherwise.
 
-    `allow_changed` are names of what a resumed run may have otherwise than it began.
-
+    `allow_changed`: names of what a resumed run may have otherwise than it began.
     0: done. 1: it had to stop, and said how to resume. 130: it was interrupted. `launch.OUT_OF_MEMORY`: start it again,
     with the settings that it wrote to its folder.
     """
@@ -136,7 +135,8 @@ def train(
     if resume:
         with screen.working("Checking the files of the checkpoint …"):
             checkpoint = checkpoint_files.newest_whole(folder, screen.say, allow_changed)
-        _remove_stop_file(folder, screen, first and not dry_run)
+        if first and not dry_run and launch.LAUNCHER not in os.environ:  # or it is for this run
+            run_folder.remove_stop_file(folder, screen.say)
     with screen.working("Reading data and model configuration …"):
         run = prepare(config, method, catalog, folder, checkpoint, allow_changed)
     try:
@@ -177,14 +177,6 @@ def _trainer(run: Run, method: Method) -> transformers.Trainer:
         raise
 
 
-def _remove_stop_file(folder: Path, screen: Screen, removes: bool) -> None:
-    """A file `stop` from before is removed, or the run would end after its first step. A launcher's is for this run."""
-    file = folder / run_folder.STOP
-    if removes and launch.LAUNCHER not in os.environ and file.exists():
-        screen.say(f"{file} was left from before, and would stop the run after its first step: it is removed.", "bold")
-        file.unlink()
-
-
 def check(
     config: RunConfig, method: Method, catalog: Catalog, *, resume: bool, allow_changed: Sequence[str] = ()
 ) -> None:
@@ -218,8 +210,6 @@ def prepare(
     if resume_from is not None:
         run.resumed = resuming.check(run, resume_from, planning.plugins_used(plan, catalog), allow_changed)
         plan.data.warnings.extend(run.resumed.told)
-    elif allow_changed:
-        raise UserError("--allow-changed is for --resume of a run with a checkpoint, and there is none")
     run.loads_weights = False
     with contextlib.suppress(ModelNeeded):
         run.callbacks = catalog.load_callbacks(config.callback, run)
@@ -246,9 +236,7 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
     warn_of_small_steps(trainer, run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
-        made_of = run.resumed.manifest or manifest.describe(run, plugins)
-        run.described = {"config": {**run.config.to_dict(), **run.resumed.written}, "manifest": made_of}
-        run_folder.prepare(run)
+        run_folder.prepare(run, plugins)
     trainer.accelerator.wait_for_everyone()
     return trainer
 
@@ -266,8 +254,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     progress = ProgressCallback(screen.console, run.rewards)
     ours = [Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
-    if run.resumed.names & {*resuming.LENGTH, *resuming.RATE, *resuming.STATE}:
-        ours.append(callbacks.Schedule(run.resumed.rate_ratio))
+    ours += [callbacks.Schedule(run.resumed.rate_ratio)] * run.resumed.changes_schedule
     others = catalog.load_callbacks(run.config.callback, run) if run.callbacks is None else run.callbacks
     callbacks.observe(trainer, [*ours, *others], run.folder)
     if run.resume_from:
@@ -296,9 +283,7 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
         if launch.LAUNCHER not in os.environ:  # that process says it
             screen.say(launch.STOPPING, "bold")
 
-    start = run.resume_from
-    if start and run.resumed.names & {*resuming.STATE}:
-        start = resuming.without_optimizer(start)
+    start = resuming.folder_to_load(run)
     try:
         with launch.on_signals(stop), contextlib.closing(progress):
             trainer.train(resume_from_checkpoint=str(start) if start else None)

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,15 +45,25 @@ def choose(config: RunConfig, resume: bool) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file")
-    for file in (folder / name for name in (*LOGS, STOP, manifest.FILE) if resume):
+    for file in (folder / name for name in (*LOGS, "run.log", "evaluation.json", manifest.FILE, STOP) if resume):
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is no file, and the run needs one of that name: move it away")
+    for path in (folder / "tensorboard", folder / "checkpoints" / checkpoint.WRITING):
+        if resume and path.exists() and not path.is_dir():
+            raise UserError(f"{path} is no folder, and the run needs one of that name: move it away")
     return folder
 
 
-def prepare(run: Run) -> None:
-    """Write config.yaml and manifest.json, and remove what a stopped run wrote after its checkpoint: a resumed run
-    writes it again.
+def remove_stop_file(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove a file `stop` from before, and say so: it would end the run after its first step."""
+    if (folder / STOP).exists():
+        say(f"{folder / STOP} was left from before, and would stop the run after its first step: it is removed.")
+        (folder / STOP).unlink()
+
+
+def prepare(run: Run, plugins: Sequence[str]) -> None:
+    """Write config.yaml and manifest.json, which checkpoints hold as well, and remove what a stopped run wrote after
+    its checkpoint: a resumed run writes it again.
     """
     steps = checkpoint.step(run.resume_from) if run.resume_from else -1
     (run.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -61,6 +71,8 @@ def prepare(run: Run) -> None:
     if run.resume_from:
         checkpoint.set_aside_after(run.folder / "checkpoints", steps)
     (run.folder / STOPPED).unlink(missing_ok=True)
+    made_of = run.resumed.manifest or manifest.describe(run, plugins)
+    run.described = {"config": {**run.config.to_dict(), **run.resumed.written}, "manifest": made_of}
     config = yaml.safe_dump(run.described["config"], sort_keys=False, allow_unicode=True)
     write_whole(run.folder / "config.yaml", config, private=True)
     text = json.dumps(run.described["manifest"], indent=2, ensure_ascii=False) + "\n"
