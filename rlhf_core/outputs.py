@@ -53,10 +53,10 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool | None]) -> int
                 decided = None if value is None else keep(value)
                 if decided:
                     kept.write(line.rstrip(b"\n") + b"\n")
-                elif decided is None and line.strip() and (line.endswith(b"\n") or value is not None):
+                elif decided is None and line.strip() and not (value is None and _is_cut(line)):
                     damaged += 1
                     with aside.open("ab") as stream:
-                        stream.write(line.rstrip(b"\n") + b"\n")
+                        stream.write(line + b"\n" * _is_cut(line))
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -70,9 +70,14 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     with path.open("rb") as stream:
         within = False
         while line := stream.readline(LONGEST_LINE):
-            ends = line.endswith(b"\n") or len(line) < LONGEST_LINE
+            ends = line.endswith(b"\n") or _is_cut(line)
             yield line, _object(line) if ends and not within else None
             within = not ends
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether the file ends here without a line feed."""
+    return not line.endswith(b"\n") and len(line) < LONGEST_LINE
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

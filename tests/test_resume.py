@@ -165,7 +165,7 @@ FACTORS = {  # each schedule at step `t` of `steps`, without warm-up
 
 @pytest.mark.parametrize("schedule", FACTORS)
 def test_a_finished_run_that_is_made_longer_follows_the_schedule_of_its_new_length(go, schedule, capsys):
-    values = {"lr_scheduler_type": schedule, "warmup_steps": 0.0}
+    values = {"lr_scheduler_type": schedule, **({"warmup_steps": 0.0} if schedule != "constant" else {})}
     go(**values, max_steps=2)
     code, folder = go(**values, max_steps=5, resume=True)
     assert code == 0

@@ -48,7 +48,7 @@ def newest_whole(folder: Path, say: Callable[[str], None], allowed: Collection[s
     `UserError` if none is whole.
     """
     checkpoints = folder / "checkpoints"
-    if checkpoints.exists() and not checkpoints.is_dir():
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
         raise UserError(f"{checkpoints} is no folder: the run's checkpoints are not there")
     damaged: list[str] = []
     for checkpoint in reversed(list_checkpoints(checkpoints)):
