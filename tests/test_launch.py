@@ -352,5 +352,6 @@ def test_a_run_out_of_memory_resumes_with_a_smaller_micro_batch(settings, tmp_pa
     assert (done.stdout.count(message), done.stderr.count("Traceback")) == (1, 0), done.stderr
     assert "Resuming after checkpoint-2." in done.stdout
     state = sorted(Path("one/checkpoints").glob("checkpoint-*/trainer_state.json"))[-1]
-    ended = json.loads(state.read_text())
-    assert (ended["global_step"], ended["train_batch_size"]) == (3, 2)
+    assert json.loads(state.read_text())["global_step"] == 3
+    config = json.loads((state.parent / "checkpoint.json").read_text())["config"]
+    assert (config["per_device_train_batch_size"], config["gradient_accumulation_steps"]) == (2, 2)
