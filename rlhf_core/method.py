@@ -35,7 +35,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1000)]
 PositiveInt = Annotated[int, Field(gt=0)]
 # What any number among the options may be in size, whatever its own bounds: float32 can compute with it.
-SMALLEST, LARGEST, LARGEST_INT = 1e-30, 1e6, 2**32 - 1
+SMALLEST, LARGEST, LARGEST_INT = 1e-30, 1e6, 10**9
 HIGHEST_RATE = 100
 
 
@@ -80,7 +80,9 @@ class TrainingOptions(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(42, description="seed of sampling, shuffling and initialization")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        42, description="seed of sampling, shuffling and initialization"
+    )
 
     attn_implementation: str | None = Field(
         None, description="attention, by transformers' name, such as flash_attention_2; unset: one that shares prompts"
@@ -170,7 +172,7 @@ class TrainingOptions(BaseModel):
                 raise ValueError(
                     f"{name} {value:g}: float32 computes with 0, and with {SMALLEST:g} to {LARGEST:g} in size"
                 )
-            if isinstance(value, int) and abs(value) > LARGEST_INT:
+            if isinstance(value, int) and abs(value) > LARGEST_INT and name != "seed":
                 raise ValueError(f"{name} {value}: the largest number here is {LARGEST_INT}")
         if self.learning_rate is not None and self.learning_rate > HIGHEST_RATE:
             raise ValueError(f"learning_rate {self.learning_rate:g}: the highest is {HIGHEST_RATE}")

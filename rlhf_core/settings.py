@@ -121,7 +121,10 @@ TRAINING: dict[str, Setting] = {
     **dict.fromkeys(("full_determinism", "report_to"), USED),
     "data_seed": used_with(within=(0, 2**32 - 1)),
     **dict.fromkeys(("logging_strategy", "logging_first_step"), USED),
-    **dict.fromkeys(("log_level", "log_level_replica"), USED),
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"),
+        used_as("detail", "debug", "info", "warning", "error", "critical", "passive"),
+    ),
     "logging_nan_inf_filter": refused("a loss that is no number stops the run"),
     "optim_target_modules": used_with(("an --optim of GaLore or APOLLO", _low_rank)),
     # Held-out rows

@@ -83,7 +83,7 @@ def test_what_is_refused_says_why(name):
                 resolved(name, set={field: 1})
             assert str(caught.value) == f"--set {field}: {setting.reason}"
         elif setting.values and not setting.within:
-            with pytest.raises(UserError, match=f"--set {field}=1: it is one of random, sequential"):
+            with pytest.raises(UserError, match=f"--set {field}=1: it is one of {setting.values[0]}, "):
                 resolved(name, set={field: 1})
         elif setting.option:
             assert setting.option in method.Options.model_fields
