@@ -178,6 +178,7 @@ NO_EFFECT = [
     ("grpo", {"loss_type": "vespo", "importance_sampling_level": "sequence"}, "vespo weighs answers itself"),
     ("ppo", {"kl_horizon": 10}, "--kl-horizon has no effect without --target-kl"),
     ("ppo", {"total_episodes": 10}, "--total-episodes .* --max-steps 72 is given by the preset"),
+    ("ppo", {"num_mini_batches": 10**9}, "a batch of answers has .*, more than 1,000,000"),
     ("ppo", {"mask_truncated_completions": True, "missing_eos_penalty": 2}, "--missing-eos-penalty has no effect"),
     ("dpo", {"learning_rate": 1e300}, "learning_rate 1e.300: float32 computes with 0, and with 1e-30 to 1e.06"),
     ("dpo", {"set": [1]}, "set: expected names and values"),

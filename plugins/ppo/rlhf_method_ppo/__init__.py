@@ -20,6 +20,7 @@ from rlhf_core.settings import ROLLOUTS, refused
 
 # Examples of others: with LoRA 1.41e-5 (TRL); in full 5e-7 (OpenRLHF), 1e-6 (verl), 3e-6 (TRL).
 LORA_RATE, FULL_RATE = 1e-5, 1e-6
+MOST_ANSWERS = 1_000_000  # that are sampled before the first step
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -110,6 +111,12 @@ class PPO(Method):
     def check(self, config):
         options, fields = config.options, Options.model_fields
         given = {name for name, field in fields.items() if getattr(options, name) != field.default}
+        answers = options.per_device_train_batch_size * options.gradient_accumulation_steps * options.num_mini_batches
+        if answers > MOST_ANSWERS:
+            raise UserError(
+                "per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches: a batch of answers has "
+                f"{answers:,}, more than {MOST_ANSWERS:,}"
+            )
         if "kl_horizon" in given and options.target_kl is None:
             raise UserError("--kl-horizon has no effect without --target-kl: kl_coef is fixed")
         if "missing_eos_penalty" in given and options.mask_truncated_completions:
