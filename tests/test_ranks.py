@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf_core import environment
 from rlhf_core.config import RunConfig
 from rlhf_core.training import launch, ranks
 from rlhf_core.training.run import train
@@ -198,7 +199,7 @@ def test_a_rank_reports_from_its_beginning(monkeypatch):
         raise Begun(thread)
 
     monkeypatch.setattr(ranks, "report", begin)
-    monkeypatch.setattr(launch, "end_with", lambda parent: None)
+    monkeypatch.setattr(environment, "end_with", lambda parent: None)
     monkeypatch.setenv(launch.LAUNCHER, "1")
     with pytest.raises(Begun, match=str(threading.get_ident())):
         train(RunConfig(method="sft"), None, None)
