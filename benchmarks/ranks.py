@@ -24,6 +24,7 @@ import psutil
 from benchmarks.record import record
 from rlhf_core import testing
 
+RESULTS = Path(__file__).parent / "results" / "ranks.json"
 FLAGS = "--method grpo --reward ./rewards.py:place --model tiny --max-steps 4000 --save-steps 2 --logging-steps 1 "
 FLAGS += (
     "--per-device-train-batch-size 4 --gradient-accumulation-steps 1 --num-generations 4 --max-completion-length 8 "
@@ -109,13 +110,13 @@ def measure(case: str, folder: str) -> dict[str, Any]:
             victim.suspend() if more[0] == "stopped" else victim.kill()
     elif not hangs:
         os.kill(ranks_of(other)[int(number)].pid, getattr(signal, what))
-    code = other.wait(180)
+    code = other.wait(900)
     took = round(time.monotonic() - began, 1)
     for victim in victims:
         if victim.is_running():
             victim.kill()
     for command in commands:
-        command.wait(180)
+        command.wait(900)
     said = outputs[commands.index(other)].read_text(encoding="utf-8")
     message = next((line for line in said.splitlines() if line.startswith(("The run ends", "Stopped after"))), None)
     return {"seconds": took, "exit_code": code, "tracebacks": said.count("Traceback"), "message": message}
@@ -124,11 +125,12 @@ def measure(case: str, folder: str) -> dict[str, Any]:
 def resume(folder: str) -> int:
     """The exit code of the run when it goes on to one step after its last checkpoint."""
     step = max(int(path.name.rpartition("-")[2]) for path in Path(folder, "checkpoints").glob("checkpoint-*"))
-    return start(["--resume", folder, "--max-steps", str(step + 1)], Path(f"{folder}.resumed.txt")).wait(180)
+    return start(["--resume", folder, "--max-steps", str(step + 1)], Path(f"{folder}.resumed.txt")).wait(900)
 
 
 def main() -> None:
-    cases, results = sys.argv[1:] or CASES, {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"] if RESULTS.exists() else {}
+    cases = sys.argv[1:] or CASES
     with tempfile.TemporaryDirectory() as temporary:
         os.chdir(temporary)
         testing.tiny_model(Path("tiny"))
@@ -139,7 +141,7 @@ def main() -> None:
             if list(Path(folder).glob("checkpoints/checkpoint-*")) and not case.startswith("machine"):
                 results[case]["exit_code_of_the_resumed_run"] = resume(folder)
             print(case, json.dumps(results[case]), flush=True)
-    record("ranks", results)
+            record("ranks", results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rlhf_core.training.callbacks import WINDOW_STEPS, Checkpoints, FailureMonitor, Metrics
+from rlhf_core.training.callbacks import KEPT_LOGS, WINDOW_STEPS, Checkpoints, FailureMonitor, Metrics
 from rlhf_core.training.checkpoint import WRITING, list_checkpoints
 
 
@@ -89,6 +89,12 @@ def test_metrics_are_flat_and_have_no_nan(tmp_path, arguments):
     metrics.on_log(arguments, state, TrainerControl(), logs={"reward": 0.5, "kl": float("nan"), "epoch": 1})
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (line["step"], line["reward"], line["kl"], line["epoch"]) == (3, 0.5, None, 1)
+
+
+def test_a_checkpoint_of_a_long_run_carries_the_newest_logs_alone(tmp_path, arguments):
+    state = TrainerState(log_history=[{"step": step} for step in range(KEPT_LOGS + 5)])
+    Metrics(tmp_path / "metrics.jsonl").on_log(arguments, state, TrainerControl(), logs={})
+    assert [state.log_history[0], len(state.log_history)] == [{"step": 5}, KEPT_LOGS]
 
 
 def steps(monitor, arguments, counts, number):

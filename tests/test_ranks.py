@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_core import environment
+from rlhf_core import Reward, environment
 from rlhf_core.config import RunConfig
+from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.training import launch, ranks
 from rlhf_core.training.run import train
 
@@ -189,6 +190,22 @@ def test_reports_say_what_a_rank_does(monkeypatch):
     store.end()
     assert (begun, moved, process) == (-1, 0, os.getpid())
     assert "threading.py:" in place
+
+
+def test_a_wait_for_a_reward_with_a_time_limit_is_no_hang():
+    @Reward
+    async def slow(completions, **_):
+        seen.append(ranks._waits_with_a_limit())
+        return [1.0 for _ in completions]
+
+    seen = []
+    loop = EventLoop(SimpleNamespace(call=lambda columns, trl: slow.function(**trl), name="slow", reward=slow))
+    waiting = threading.Thread(target=loop.score, args=(({}, {"completions": ["a"]}), 1, 5.0))
+    waiting.start()
+    waiting.join()
+    loop.stop()
+    assert seen == [True]
+    assert not ranks._waits_with_a_limit()
 
 
 def test_a_rank_reports_from_its_beginning(monkeypatch):

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import TrainerState
 
 from rlhf_core.training.evaluation import Evaluation
-from rlhf_core.training.progress import BARS, ProgressCallback, curve
+from rlhf_core.training.progress import BARS, POINTS, Curve, ProgressCallback, curve
 from rlhf_core.ui.screen import Screen
 
 PROMPT = [{"role": "system", "content": "s"}, {"role": "user", "content": "发热三天，是什么病？"}]
@@ -85,6 +85,18 @@ def test_no_before_when_there_is_none():
 def test_other_processes_are_quiet(capsys):
     Screen(quiet=True).say("nothing")
     assert capsys.readouterr().out == ""
+
+
+def test_a_curve_of_a_long_run_has_the_shape_of_all_of_it_in_few_points():
+    made = Curve()
+    for value in range(100_000):
+        made.add(float(value))
+    assert POINTS / 2 <= len(made.points) < POINTS
+    assert made.last == 99_999
+    assert [point - before for before, point in zip(made.points, made.points[1:], strict=False)] == [128.0] * (
+        len(made.points) - 1
+    )
+    assert made.points[0] == sum(range(128)) / 128
 
 
 def test_curves():

@@ -26,6 +26,7 @@ from rlhf_core.training.run_folder import STOP
 
 WINDOW_STEPS = 20
 FAILURE_SHARE = 0.2
+KEPT_LOGS = 1000
 
 
 class AlreadyTrained(Exception):
@@ -119,12 +120,17 @@ class Schedule(TrainerCallback):
 
 
 class Metrics(TrainerCallback):
-    """Writes metrics.jsonl: one flat object a logged step, under the trainer's own keys."""
+    """Writes metrics.jsonl: one flat object a logged step, under the trainer's own keys.
+
+    The trainer keeps what it logs, too, and writes it to every checkpoint: of that the newest `KEPT_LOGS` are left, so
+    that a checkpoint of a long run is no larger than an early one.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        del state.log_history[:-KEPT_LOGS]
         if not state.is_world_process_zero:
             return
         values = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in (logs or {}).items()}

@@ -21,13 +21,33 @@ from rlhf_core.ui.screen import clock, number, question, scores_text, showing, s
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVES = {"reward": "reward", "completions/mean_length": "length", "kl": "kl", "loss": "loss", "eval_loss": "eval loss"}
+POINTS = 1024  # an even number, many to a character
 SAMPLES = 10  # sample answers shown in the course of a run
+
+
+class Curve:
+    """A metric over the whole run in at most `POINTS` points, each the mean of equally many values."""
+
+    def __init__(self) -> None:
+        self.points: list[float] = []
+        self.last = 0.0
+        self._each, self._open = 1, list[float]()  # values to a point, and those of the next one
+
+    def add(self, value: float) -> None:
+        self.last = value
+        self._open.append(value)
+        if len(self._open) == self._each:
+            self.points.append(sum(self._open) / self._each)
+            self._open.clear()
+        if len(self.points) == POINTS:
+            self.points = [(one + other) / 2 for one, other in zip(self.points[::2], self.points[1::2], strict=True)]
+            self._each *= 2
 
 
 class ProgressCallback(TrainerCallback):
     def __init__(self, console: Console, rewards: RewardRuntime) -> None:
         self.console, self.rewards = console, rewards
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, Curve] = {}
         self.sample: Mapping[str, Any] | None = None
         self.live: ExitStack | None = None
         self._sample_due = 0
@@ -55,7 +75,7 @@ class ProgressCallback(TrainerCallback):
             return
         metrics = _metrics(logs or {})
         for name, value in metrics.items():
-            self.history.setdefault(name, []).append(value)
+            self.history.setdefault(name, Curve()).add(value)
         if self.live is None and metrics and "train_runtime" not in (logs or {}):
             numbers = "  ".join(f"{name} {number(value)}" for name, value in metrics.items())
             line = f"step {self.step}/{self.total}  {numbers}  {self._left()} left"
@@ -85,7 +105,8 @@ class ProgressCallback(TrainerCallback):
         curves = Table.grid(padding=(0, 2))
         for name, values in self.history.items():
             width = max(10, min(60, self.console.width - 32))
-            curves.add_row(text(name, "bold"), Text(number(values[-1])), Text(curve(values, width), style="cyan"))
+            drawn = Text(curve(values.points, width), style="cyan")
+            curves.add_row(text(name, "bold"), Text(number(values.last)), drawn)
         return Group(bar, curves, *([self._sample_panel(self.sample)] if self.sample else []))
 
     def _sample_panel(self, sample: Mapping[str, Any]) -> Panel:

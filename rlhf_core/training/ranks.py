@@ -55,7 +55,7 @@ def report(main: int) -> None:
             while not over.wait(INTERVAL):
                 frames = [frame for frame, _ in traceback.walk_stack(sys._current_frames().get(main))]
                 now = _bytes()
-                moved += now - before > FAST * INTERVAL or any(_module(frame) in LIMITED for frame in frames)
+                moved += now - before > FAST * INTERVAL or _waits_with_a_limit()
                 before = now
                 place = ", called from ".join(
                     f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})" for frame in frames[:2]
@@ -80,8 +80,10 @@ def _collectives(frames: list[FrameType]) -> int:
     return 0 if any(frame.f_code.co_name == "init_process_group" for frame in frames) else -1
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
+def _waits_with_a_limit() -> bool:
+    """Whether a thread waits for a reward that runs elsewhere, and is stopped there when it takes too long."""
+    frames = [frame for top in sys._current_frames().values() for frame, _ in traceback.walk_stack(top)]
+    return any(frame.f_code.co_name == "score" and frame.f_globals.get("__name__") in LIMITED for frame in frames)
 
 
 def _bytes() -> int:
@@ -96,11 +98,9 @@ def _bytes() -> int:
 
 def wait_to_be_ended(error: BaseException, seconds: float = SILENT) -> None:
     """If the error is that another rank is gone, let the launcher, which knows which, say so and end this one."""
-    if "RANK" not in os.environ:
-        return
     from torch import distributed
 
-    if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
+    if "RANK" in os.environ and (isinstance(error, distributed.DistError) or "gloo/transport" in str(error)):
         time.sleep(seconds)
 
 
@@ -127,6 +127,7 @@ class Watch:
         self.local = config.num_processes
         self.finding: str | None = None  # why the run ends
         self.processes: dict[int, Any] = {}  # of this machine, by rank
+        self.states: dict[int, Any] = {}
         self.reports: dict[int, list[Any]] = {}
         self.signs: dict[int, str] = {}  # of life, by machine
         self.answers = 0  # of the store
@@ -185,6 +186,7 @@ class Watch:
             state: Any = None
             with suppress(psutil.Error):
                 state = process.status()
+            self.states[rank] = state
             stopped = state == psutil.STATUS_STOPPED
             if self._unchanged.seconds(("stopped", rank), stopped or look) >= SILENT:
                 return f"{self.name(rank)} has been stopped for {SILENT:.0f} seconds, as by SIGSTOP"
@@ -201,11 +203,14 @@ class Watch:
 
     def _hanging(self, look: int) -> str | None:
         """On machine 0: the rank that others have waited for too long."""
+        import psutil
+
         first = max((begun for begun, *_ in self.reports.values()), default=0)
         for rank, (begun, moved, *_, place) in sorted(self.reports.items()):
             if self._unchanged.seconds(("rank", rank), (begun, moved) if begun < first else look) >= self.hang_timeout:
                 waited = f"the others have waited {self.hang_timeout:g} seconds for it (--hang-timeout)"
-                return f"{self.name(rank)} hangs: {waited}. It is at {place}"
+                what = "is stopped, as by SIGSTOP" if self.states.get(rank) == psutil.STATUS_STOPPED else "hangs"
+                return f"{self.name(rank)} {what}: {waited}. It is at {place}"
         return None
 
     def _end_processes(self) -> None:
