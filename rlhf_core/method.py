@@ -250,7 +250,8 @@ class Method:
         `lora`: whether an adapter is trained. Called with its own result, this must change nothing, so that the saved
         configuration repeats the run.
         """
-        return options
+        resolved: TrainingOptions = options
+        return resolved
 
     def check(self, config: RunConfig) -> None:
         """Raise `UserError` for options and `--set` values that have no effect or don't fit together.

@@ -79,7 +79,7 @@ def _scheduler(*names: str) -> Condition:
 def _has_gpu(config: RunConfig) -> bool:
     import torch
 
-    return torch.accelerator.is_available()
+    return bool(torch.accelerator.is_available())
 
 
 def _low_rank(config: RunConfig) -> bool:
