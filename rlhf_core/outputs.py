@@ -1,16 +1,27 @@
-"""What the commands write, and read again: small files whole, and JSON lines one after the other."""
+"""What the commands write, and read again: small files whole, JSON lines one after the other, and folders that one
+process at a time writes to.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
+import logging
 import os
 import secrets
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.errors import UserError
+
+LOCK = ".rlhf.lock"
 LONGEST_LINE = 1 << 26  # bytes; what has no line break for longer is no log
+_locks: set[int] = set()  # descriptors of the lock files that this process holds
 
 
 def write_whole(path: Path, text: str, private: bool = False) -> None:
@@ -32,6 +43,110 @@ def write_whole(path: Path, text: str, private: bool = False) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextmanager
+def claim(folder: Path, flag: str, *, rename: bool = False) -> Iterator[Path]:
+    """Make `folder`, which the user gave as `flag`, and let no other process claim it meanwhile.
+
+    `rename`: where there is one of this name, take NAME-2, NAME-3 and so on. What was made is removed at the end if
+    nothing was put there. The lock ends with this process, however that ends. Raises `UserError`.
+    """
+    made: list[Path] = []
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    try:
+        try:
+            while not _make(folder, made) and rename:
+                folder = next(names)
+            before = set(os.listdir(folder))
+            descriptor = _lock(folder, flag)
+        except OSError as error:
+            raise UserError(f"{flag} {folder}: {_why(folder, error)}") from error
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):
+                if set(os.listdir(folder)) - before == {LOCK}:
+                    (folder / LOCK).unlink()
+            _locks.discard(descriptor)
+            os.close(descriptor)
+    finally:
+        for path in reversed(made):
+            with suppress(OSError):  # there is something in it
+                path.rmdir()
+
+
+def _make(folder: Path, made: list[Path]) -> bool:
+    """Make a folder and those that it is in, adding them to `made`. False if it was there."""
+    new = False
+    for path in [*reversed(folder.parents), folder]:
+        new = False
+        if not path.is_dir():
+            try:
+                path.mkdir()
+            except FileExistsError:  # by another process, or a file or a link is there
+                if not path.is_dir():
+                    raise
+            else:
+                made.append(path)
+                new = True
+    return new
+
+
+def _why(folder: Path, error: OSError) -> str:
+    """Why a folder can't be made or written to."""
+    for path in [folder, *folder.parents]:
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a link to {os.readlink(path)}, which is not there"
+        if os.path.lexists(path) and not path.is_dir():
+            return f"{path} is a file"
+    return f"can't be written to: {error.strerror}"
+
+
+def _lock(folder: Path, flag: str) -> int:
+    """The descriptor of the folder's lock file, locked. Raises `UserError` if another process has locked it."""
+    file, same = folder / LOCK, False
+    while not same:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"{flag} {folder}: {_owner(file)} writes to it. Wait for it or stop it, or give another folder"
+            ) from error
+        except OSError as error:
+            told = "%s can't be locked (%s): let only one process write there"
+            logging.getLogger("rlhf").warning(told, folder, error.strerror)
+        try:
+            same = os.path.samestat(os.fstat(descriptor), os.stat(file))
+        except FileNotFoundError:  # its owner has removed it since it was opened
+            same = False
+        if not same:
+            os.close(descriptor)
+    _locks.add(descriptor)
+    owner = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(owner).encode() + b"\n", 0)
+    return descriptor
+
+
+def _owner(file: Path) -> str:
+    """Who has locked a folder, by its lock file."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        owner = json.loads(file.read_bytes())
+        return f"process {owner['process']} on {owner['host']}, since {owner['since']},"
+    return "another process"
+
+
+def _release_in_child() -> None:
+    """Close the lock files in a process that was forked: it would keep them locked after its parent's death."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

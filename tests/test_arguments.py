@@ -115,7 +115,7 @@ def test_what_a_library_refuses_while_the_trainer_is_built_is_one_message(resolv
     with pytest.raises(UserError, match="the trainer can't be built: ") as caught:
         train(config, method, Catalog())
     assert raised_by_library(caught.value.__cause__)
-    assert "Traceback" in Path("library/run.log").read_text(encoding="utf-8")
+    assert not Path("library").exists()  # the command, corrected, is accepted
 
 
 def test_our_own_fault_stays_one(resolved, monkeypatch):
@@ -123,7 +123,7 @@ def test_our_own_fault_stays_one(resolved, monkeypatch):
     monkeypatch.setattr(method, "trainer", lambda run: int("no number"))
     with pytest.raises(ValueError, match="invalid literal"):
         train(config, method, Catalog())
-    assert "invalid literal" in Path("own/run.log").read_text(encoding="utf-8")
+    assert not Path("own").exists()
 
 
 def test_the_configuration_of_a_finished_run_repeats_it(go):

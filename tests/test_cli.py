@@ -221,7 +221,7 @@ def test_mistakes_found_before_the_weights_load(case, tmp_path, monkeypatch):
 
 def test_an_output_folder_that_holds_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old" / "config.yaml").write_text("method: grpo")
     result = run(*GRPO, "--output-dir", "old")
     assert "holds a run already. Resume it: rlhf run --resume old. For another run, give another" in str(

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from rlhf_core import outputs
-from rlhf_core.outputs import keep_lines, read_lines, write_whole
+from rlhf_core.config import RunConfig
+from rlhf_core.errors import UserError
+from rlhf_core.outputs import LOCK, claim, keep_lines, read_lines, write_whole
+from rlhf_core.training import run_folder
+from rlhf_core.training.launch import on_signals
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -80,3 +89,208 @@ def test_json_lines_end_at_line_feeds_and_damage_is_set_aside(tmp_path, monkeypa
     assert file.read_bytes() == b""
     assert keep_lines(tmp_path / "new.jsonl", lambda value: True) == 0
     assert (tmp_path / "new.jsonl").read_bytes() == b""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(folder: str | None) -> RunConfig:
+    return RunConfig.model_construct(method="sft", output_dir=folder, machine_rank=0)
+
+
+def everything(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else "" for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", run_folder.WRITTEN)
+def test_a_new_run_writes_over_nothing(here, name):
+    (here / name).mkdir()
+    (here / name / "mine").touch()
+    before = everything(here)
+    with pytest.raises(UserError, match=name), run_folder.claimed(config("."), resume=False):
+        pass
+    assert everything(here) == before
+
+
+REFUSED = {
+    "": "is empty",
+    "file": "file is a file",
+    "file/run": "file is a file",
+    "dangling": "dangling is a link to nowhere, which is not there",
+    "dangling/run": "dangling is a link to nowhere",
+    "loop/run": "loop is a link to loop",
+    "/proc/rlhf": "can't be written to",
+    "/sys/kernel/rlhf/run": "can't be written to",
+    "/dev/null": "/dev/null is a file",
+    "~nobody-of-that-name/run": "home directory",
+    "x" * 256: "no file can have such a name",
+    "nul\0": "no file can have such a name",
+    "locked": "can't be written to: Is a directory",
+    "old": "holds a run already. Resume it: rlhf run --resume old",
+    "theirs": "has files that a run would write over: config.yaml, metrics.jsonl",
+}
+
+
+@pytest.mark.parametrize("folder", REFUSED)
+def test_a_folder_that_a_run_cannot_have_is_refused_and_left_as_it_was(here, folder):
+    (here / "file").write_text("mine")
+    (here / "dangling").symlink_to("nowhere")
+    (here / "loop").symlink_to("loop")
+    (here / "locked" / LOCK).mkdir(parents=True)
+    (here / "old" / "checkpoints").mkdir(parents=True)
+    (here / "theirs").mkdir()
+    for name in ("old/config.yaml", "theirs/config.yaml", "theirs/metrics.jsonl"):
+        (here / name).write_text("mine")
+    before = everything(here)
+    with pytest.raises(UserError) as raised, run_folder.claimed(config(folder), resume=False):
+        pass
+    assert REFUSED[folder] in str(raised.value)
+    assert "--output-dir" in str(raised.value)
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize("folder", ["new", "new/in/new", "empty", "notes", ".", "link", "with space/é", "~/new", None])
+def test_a_folder_that_a_run_can_have_appears_and_goes_again_if_no_run_begins(here, monkeypatch, folder):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    for name in ("empty", "notes", "home"):
+        (here / name).mkdir()
+    (here / "notes" / "notes.txt").write_text("mine")
+    (here / "link").symlink_to("empty")
+    before, asked = everything(here), config(folder)
+    with run_folder.claimed(asked, resume=False) as made:
+        assert made.is_dir()
+        assert asked.output_dir == str(made)
+    assert everything(here) == before
+    assert "~" not in str(made)
+
+
+def test_two_runs_that_start_in_the_same_second_get_two_folders(here, monkeypatch):
+    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20260101-120000")
+    with run_folder.claimed(config(None), False) as one, run_folder.claimed(config(None), False) as two:
+        assert [str(one), str(two)] == ["runs/sft-20260101-120000", "runs/sft-20260101-120000-2"]
+    assert not Path("runs").exists()
+
+
+def test_many_claims_at_once_get_a_folder_each(here, monkeypatch):
+    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20260101-120000")
+    together, found = threading.Barrier(16), []
+
+    def start():
+        together.wait()
+        with run_folder.claimed(config(None), False) as folder:
+            found.append(folder)
+            together.wait()
+
+    threads = [threading.Thread(target=start) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 16
+
+
+def test_one_process_at_a_time_writes_to_a_folder(here):
+    with claim(here / "out", "--output-dir"):
+        (here / "out" / "config.yaml").write_text("")
+        (here / "out" / "checkpoints").mkdir()
+        for resume in (False, True):
+            with pytest.raises(UserError, match=f"process {os.getpid()} on .* writes to it"):
+                run_folder.claimed(config("out"), resume).__enter__()
+    with run_folder.claimed(config("out"), resume=True):
+        pass
+    assert (here / "out" / "config.yaml").exists()
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from rlhf_core.outputs import claim
+with claim(Path("out"), "--output-dir"):
+    if os.fork():
+        Path("out", "config.yaml").touch()
+        print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(here):
+    """Also where a process that it forked, such as a loader of data, is still there."""
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            with pytest.raises(UserError, match=f"process {process.pid} on"):
+                claim(Path("out"), "--resume").__enter__()
+            process.kill()
+            process.wait()
+            with claim(Path("out"), "--resume"):
+                pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b"{}", b'{"process": {}}'])
+def test_a_damaged_lock_file_is_one_of_another_process(here, content):
+    with claim(Path("out"), "--output-dir"):
+        (here / "out" / LOCK).open("r+b").write(content.ljust(200))
+        with pytest.raises(UserError, match="process"):
+            claim(Path("out"), "--output-dir").__enter__()
+
+
+def test_a_file_system_without_locks_is_said(here, monkeypatch, caplog):
+    from rlhf_core import outputs
+
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(outputs.fcntl, "flock", no_locks)
+    with claim(Path("out"), "--output-dir"):
+        pass
+    assert "out can't be locked (Operation not supported): let only one process write there" in caplog.text
+
+
+STREAMS = """
+import os, sys
+from rlhf_core.ui.streams import open_streams, outlast_streams
+open_streams()
+if sys.argv[1] == "outlast":
+    outlast_streams()
+for number in range(3):
+    print("text", flush=True)
+    os.write(2, b"again\\n")
+assert open("file", "w").fileno() > 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "shell", "ends"),
+    [
+        ("outlast", ">/dev/full", 3),
+        ("outlast", ">&-", 3),
+        ("outlast", "| true", 3),
+        ("end", ">/dev/full", 0),
+        ("end", ">&-", 3),
+    ],
+)
+def test_a_run_outlasts_its_streams_and_other_commands_end(here, mode, shell, ends):
+    (here / "streams.py").write_text(STREAMS)
+    command = f"(sleep 0.2; {sys.executable} streams.py {mode}) {shell}"
+    errors = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True).stderr
+    assert errors.count("again") == ends, errors
+    assert ("Traceback" in errors) == (ends == 0)
+
+
+def test_a_closed_terminal_stops_a_run_unless_it_is_to_be_ignored():
+    received = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        for handler, expected in ((signal.SIG_IGN, 0), (signal.SIG_DFL, 1)):
+            signal.signal(signal.SIGHUP, handler)
+            with on_signals(lambda number, frame: received.append(number)):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert received == [signal.SIGHUP] * expected
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)

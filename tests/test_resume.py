@@ -296,7 +296,7 @@ def test_names_that_may_not_change_are_told(stopped, go):
 def test_resume_with_output_dir_is_the_run_in_that_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("runs/newest", "chosen"):
-        Path(name).mkdir(parents=True)
+        Path(name, "checkpoints").mkdir(parents=True)
         (Path(name) / "config.yaml").write_text(f"method: sft\nmodel: no/{name}\n")
     said = CliRunner().invoke(rlhf, ["run", "--resume", "--output-dir", "chosen"])
     assert "no/chosen" in said.output + str(said.exception)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from rlhf_core.errors import UserError
+from rlhf_core.ui.streams import OF_DISKS, open_streams
 from rlhf_core.ui.text import protect_output
 
 # name -> (module, attribute, help line)
@@ -86,23 +90,44 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a bug or a run that had to stop, 2 the user's mistake, 130 interrupted.
     """
+    open_streams()
     protect_output()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores the second
+            signal.signal(number, signal.default_int_handler)  # so that what was begun is cleaned up
     try:
-        code = rlhf.main(standalone_mode=False, color=True)  # else click removes codes, which would then not be seen
+        code = _carry_out()
+        sys.stdout.flush()
+    except OSError as error:
+        code = 1
+        if error.errno != errno.EPIPE:  # whoever closes a pipe has read enough
+            with suppress(OSError):
+                click.echo(f"Error: {error.filename or 'the output'} can't be written: {error.strerror}", err=True)
+    sys.exit(code)
+
+
+def _carry_out() -> Any:
+    try:
+        return rlhf.main(standalone_mode=False, color=True)  # else click removes codes, which would then not be seen
     except click.Abort:
-        code = 130
+        return 130
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        with suppress(OSError):  # nobody may read it, but the code tells
+            error.show()
+        return error.exit_code
     except UserError as error:
         from rlhf_core.ui.screen import say_error
 
-        say_error(str(error))
-        code = 2
+        with suppress(OSError):
+            say_error(str(error))
+        return 2
     except KeyboardInterrupt:
-        click.echo("Interrupted.", err=True)
-        code = 130
-    except Exception:
-        sys.stderr.write(traceback.format_exc())  # whole, so that no secret is missed
-        code = 1
-    sys.exit(code)
+        with suppress(OSError):
+            click.echo("Interrupted.", err=True)
+        return 130
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, *OF_DISKS):
+            raise
+        with suppress(OSError):
+            sys.stderr.write(traceback.format_exc())  # whole, so that no secret is missed
+        return 1

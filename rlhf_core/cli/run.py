@@ -20,6 +20,7 @@ from rlhf_core.config import MAIN, RunConfig, read_file, resolve, spellings
 from rlhf_core.errors import UserError, excerpt
 from rlhf_core.inputs import path_of
 from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.training import run_folder
 
 LATEST = "latest"
 
@@ -75,11 +76,14 @@ def run(ctx: click.Context, **values: Any) -> None:
 def _carry_out(config: RunConfig, method: Method, catalog: Catalog, resumes: dict[str, Any], *, dry_run: bool) -> int:
     from rlhf_core.training import launch, ranks
     from rlhf_core.training.run import check, train
+    from rlhf_core.ui.streams import outlast_streams
 
+    outlast_streams()
     is_one_of_several = "RANK" in os.environ
     if config.num_processes * config.num_machines > 1 and not is_one_of_several and not dry_run:
-        check(config, method, catalog, **resumes)  # which chooses one folder for every process
-        code = launch.launch(config, _arguments(config, resumes["resume"]))
+        with run_folder.claimed(config, resumes["resume"]):  # one folder for every process
+            check(config, method, catalog, **resumes)
+            code = launch.launch(config, _arguments(config, resumes["resume"]))
     else:
         try:
             code = train(config, method, catalog, **resumes, dry_run=dry_run)
@@ -122,13 +126,14 @@ def _find_run(resume: str, output_dir: str | None) -> Path:
         folder = path_of(resume, "--resume")
         if output_dir is not None and path_of(output_dir, "--output-dir").resolve() != folder.resolve():
             raise UserError(f"--resume {resume} goes on in that folder: leave out --output-dir {output_dir}")
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"--resume {resume}: this is not a run's folder: it has no config.yaml")
+        if not run_folder.is_run(folder):
+            missing = "it has nothing else of a run" if (folder / "config.yaml").is_file() else "it has no config.yaml"
+            raise UserError(f"--resume {resume}: this is not a run's folder: {missing}")
         return folder
-    runs = sorted(Path("runs").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    runs = [folder for folder in Path("runs").glob("*") if run_folder.is_run(folder)]
     if not runs:
         raise UserError("--resume: there is no run under runs/. Give its folder: --resume FOLDER")
-    return runs[-1].parent
+    return max(runs, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
 
 
 def _peek_method(args: list[str]) -> str | None:

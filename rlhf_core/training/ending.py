@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import shutil
 import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.config import BUILTIN
@@ -16,17 +18,26 @@ from rlhf_core.method import Method
 from rlhf_core.rewards.outcomes import failures
 from rlhf_core.training import launch, ranks, run_folder
 from rlhf_core.ui.screen import Screen
+from rlhf_core.ui.streams import OF_DISKS
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
+SPACE = 1 << 20  # bytes: less is a full disk
+NOTHING_KEPT = "It had not done a step, so its folder is removed: run the same command, corrected where it needs to be."
 
-def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool) -> int:
-    """Say why training ended early and how to resume; returns the exit code. `loaded`: the checkpoint was, if any."""
+
+def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool, kept: bool) -> int:
+    """Say why training ended early and how to resume; returns the exit code. `loaded`: the checkpoint was, if any.
+    `kept`: the run's folder stays.
+    """
     import torch
 
+    log = f" The log: {run.folder / 'run.log'}" if kept else ""
+    resume = f"Resume: {resume_command(run)}" if kept else NOTHING_KEPT
     if isinstance(error, KeyboardInterrupt):
-        screen.say(f"\nStopped at once. Resume from the last checkpoint: {resume_command(run)}", "bold")
+        again = f"Resume from the last checkpoint: {resume_command(run)}" if kept else NOTHING_KEPT
+        screen.say(f"\nStopped at once. {again}", "bold")
         return launch.INTERRUPTED
     logging.getLogger(__name__).error("the run failed", exc_info=error)
     ranks.wait_to_be_ended(error)
@@ -43,16 +54,29 @@ def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool) -> i
         )
     elif (run.folder / launch.SMALLER).exists():  # another process ran out of memory and is gone
         return launch.OUT_OF_MEMORY
+    elif problem := _of_the_disk(error, run):
+        what = problem
     elif run.resume_from is not None and not loaded:
         what = (
             f"{run.resume_from} can't be loaded: it is damaged, or another version wrote it ({first_line(error)}). "
-            f"To go on from the checkpoint before it, remove it. The log: {run.folder / 'run.log'}"
+            f"To go on from the checkpoint before it, remove it.{log}"
         )
     else:
-        sys.stderr.write("".join(traceback.format_exception(error)))
-        what = f"This is a bug, or a fault of the machine. The log: {run.folder / 'run.log'}"
-    screen.say(f"\n{masked(what)}\nResume: {resume_command(run)}", "bold")
+        with suppress(OSError):
+            sys.stderr.write("".join(traceback.format_exception(error)))
+        what = f"This is a bug, or a fault of the machine.{log}"
+    screen.say(f"\n{masked(what)}\n{resume}", "bold")
     return 1
+
+
+def _of_the_disk(error: BaseException, run: Run) -> str | None:
+    """What is wrong with the disk of the run's folder, if that is why it failed: libraries have words of their own."""
+    if isinstance(error, OSError) and error.errno in OF_DISKS:
+        return f"{run.folder} can't be written to: {error.strerror}. Its disk needs space, and to be writable."
+    with suppress(OSError):
+        if shutil.disk_usage(run.folder).free < SPACE:
+            return f"The disk of {run.folder} is full: {first_line(error)}"
+    return None
 
 
 def say_failures(run: Run, screen: Screen) -> None:

@@ -3,7 +3,7 @@
     rlhf run --num-processes 2 …
     rlhf run --num-machines 2 --machine-rank 0 --master-addr 10.0.0.1:29500 --num-processes 8 --distributed fsdp …
 
-Ctrl-C and SIGTERM reach only the command that was typed. It writes the file `stop` to the run's folder, and the
+Ctrl-C, SIGTERM and SIGHUP reach only the command that was typed. It writes the file `stop` to the run's folder, and the
 processes, which check for it after every step, stop together with a checkpoint. When that command is killed, its
 processes end with it (on Linux). What happens to a process that stops or hangs is in `ranks.py`.
 
@@ -33,16 +33,15 @@ from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import library_errors
 from rlhf_core.outputs import write_whole
-from rlhf_core.training.run_folder import STOP
+from rlhf_core.training.run_folder import LAUNCHER, SMALLER, STOP
 
 if TYPE_CHECKING:
     from rlhf_core.method import TrainingOptions
 
 OUT_OF_MEMORY = 75  # exit code of a run that is to be started again with smaller settings
-SMALLER = "smaller.json"
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # what it holds
-LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
 INTERRUPTED = 130
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPING = "Stopping with a checkpoint after this step. Ctrl-C again stops at once."
 
 
@@ -70,6 +69,8 @@ def launch(config: RunConfig, arguments: list[str], program: Sequence[str] = ("r
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP and received:  # a terminal that closes sends more than one
+            return
         received.append(number)
         if len(received) > 1:
             raise SignalException("stopped at once", signal.SIGKILL)
@@ -122,11 +123,15 @@ def _meeting_point(config: RunConfig) -> tuple[str, int, Callable[[], Any]]:
 
 @contextmanager
 def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call `handle` for Ctrl-C and SIGTERM, if this is the main thread: only it may."""
+    """Call `handle` for Ctrl-C, SIGTERM and a terminal that closes, if this is the main thread: only it may.
+
+    What `nohup` ignores stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in STOPPING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

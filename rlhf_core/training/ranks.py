@@ -98,9 +98,11 @@ def _bytes() -> int:
 
 def wait_to_be_ended(error: BaseException, seconds: float = SILENT) -> None:
     """If the error is that another rank is gone, let the launcher, which knows which, say so and end this one."""
+    if "RANK" not in os.environ:
+        return
     from torch import distributed
 
-    if "RANK" in os.environ and (isinstance(error, distributed.DistError) or "gloo/transport" in str(error)):
+    if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
         time.sleep(seconds)
 
 

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ class Run:
 
     loads_weights = True  # False in a dry run, and before the method's trainer is built
     callbacks: list[transformers.TrainerCallback] | None = None  # of `--callback`; None: they need the model
+    is_new = True  # its folder is not that of a run to resume
 
     def __init__(self, plan: Plan, rewards: RewardRuntime, resume_from: Path | None = None) -> None:
         self.plan, self.rewards = plan, rewards
@@ -128,7 +130,20 @@ def train(
         environment.end_with(int(os.environ[launch.LAUNCHER]))
         ranks.report(threading.get_ident())
     launch.check_distributed(config)
-    folder = run_folder.choose(config, resume)
+    with run_folder.claimed(config, resume) as folder:
+        return _train(config, method, catalog, folder, resume=resume, allow_changed=allow_changed, dry_run=dry_run)
+
+
+def _train(
+    config: RunConfig,
+    method: Method,
+    catalog: Catalog,
+    folder: Path,
+    *,
+    resume: bool,
+    allow_changed: Sequence[str],
+    dry_run: bool,
+) -> int:
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
     screen = Screen(quiet=not first)
     checkpoint = None
@@ -139,6 +154,7 @@ def train(
             run_folder.remove_stop_file(folder, screen.say)
     with screen.working("Reading data and model configuration …"):
         run = prepare(config, method, catalog, folder, checkpoint, allow_changed)
+    run.is_new = not resume
     try:
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
@@ -150,9 +166,20 @@ def train(
         with run_folder.log_file(folder, screen.say):
             with screen.working("Loading the model …"):
                 trainer = _build(run, method, planning.plugins_used(run.plan, catalog))
-            return _carry_out(run, method, trainer, catalog, screen)
+            try:
+                return _carry_out(run, method, trainer, catalog, screen)
+            finally:
+                if not _is_kept(run, trainer):
+                    run_folder.discard(folder)
     finally:
         run.rewards.close()
+
+
+def _is_kept(run: Run, trainer: transformers.Trainer) -> bool:
+    """Whether there is something to resume. A run that failed in its first step leaves no folder, unless other
+    processes go on in it.
+    """
+    return not run.is_new or trainer.state.global_step > 0 or run.world_size > 1
 
 
 def _try_to_build(run: Run, method: Method, screen: Screen) -> None:
@@ -183,7 +210,7 @@ def check(
     """Raise `UserError` for what `train` would, before the processes that carry out the run are started."""
     environment.prepare()
     launch.check_distributed(config)
-    folder = run_folder.choose(config, resume)
+    folder = Path(str(config.output_dir))
     checkpoint = checkpoint_files.newest_whole(folder, lambda text: None, allow_changed) if resume else None
     prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed).rewards.close()
 
@@ -236,7 +263,7 @@ def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer
     warn_of_small_steps(trainer, run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():
-        run_folder.prepare(run, plugins)
+        run_folder.begin(run, plugins)
     trainer.accelerator.wait_for_everyone()
     return trainer
 
@@ -259,7 +286,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     callbacks.observe(trainer, [*ours, *others], run.folder)
     if run.resume_from:
         screen.say(f"Resuming after {run.resume_from.name}.", "bold")
-    if code := _train(trainer, run, checkpoints, progress, screen):
+    if code := _trained(trainer, run, checkpoints, progress, screen):
         return code
     trainer.save_model(str(run.folder / "model"))
     if trainer.is_world_process_zero():
@@ -272,12 +299,14 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     return 0
 
 
-def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressCallback, screen: Screen) -> int:
+def _trained(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressCallback, screen: Screen) -> int:
     """Train to the end and return 0; otherwise say how to resume and return the exit code."""
     from rlhf_core.training import callbacks
 
     def stop(number: int, frame: Any) -> None:
         if checkpoints.stop_reason is not None:
+            if number == signal.SIGHUP:  # a terminal that closes sends more than one
+                return
             raise KeyboardInterrupt
         checkpoints.request_stop(checkpoints.INTERRUPTED)
         if launch.LAUNCHER not in os.environ:  # that process says it
@@ -290,7 +319,7 @@ def _train(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressC
     except callbacks.AlreadyTrained:
         screen.say("All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:
-        return ending.failed(error, run, screen, loaded=checkpoints.begun)
+        return ending.failed(error, run, screen, loaded=checkpoints.begun, kept=_is_kept(run, trainer))
     step, reason = trainer.state.global_step, checkpoints.stop_reason
     if reason is None or step >= trainer.state.max_steps:
         return 0

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,8 @@ import yaml
 from rlhf_core.config import RunConfig
 from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
-from rlhf_core.outputs import keep_lines, write_whole
+from rlhf_core.inputs import path_of
+from rlhf_core.outputs import LOCK, claim, keep_lines, write_whole
 from rlhf_core.training import checkpoint, manifest
 from rlhf_core.ui.text import shown
 
@@ -30,28 +33,80 @@ if TYPE_CHECKING:
 log = logging.getLogger("rlhf")
 LOGS = ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl")
 STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
+SMALLER = "smaller.json"  # the settings that a run which is out of memory is to be started again with
+LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
 STOPPED = ".stopped"  # made by the first process of a run that had to stop
+WRITTEN = (
+    *("config.yaml", manifest.FILE, *LOGS, *(f"{name}.damaged" for name in LOGS), "evaluation.json"),
+    *("run.log", "tensorboard", "checkpoints", "model", STOP, SMALLER, STOPPED),
+)
 
 
-def choose(config: RunConfig, resume: bool) -> Path:
-    """The folder of the run, runs/METHOD-TIME where none was given. Raises `UserError` if it holds another run."""
-    if config.output_dir is None:
-        config.output_dir = str(Path("runs") / f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
-    folder = Path(config.output_dir)
-    if not resume and (folder / "config.yaml").exists():
+@contextmanager
+def claimed(config: RunConfig, resume: bool) -> Iterator[Path]:
+    """The folder of the run, runs/METHOD-TIME where none was given, kept from other processes until the run ends.
+
+    One that a run did not begin in is removed again. Raises `UserError` for a folder that a new run would write over.
+    """
+    if config.output_dir == "":
+        raise UserError("--output-dir is empty: leave it out for a folder under runs/, or write . for this folder")
+    named = config.output_dir is not None
+    default = Path("runs") / f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = path_of(config.output_dir, "--output-dir") if config.output_dir else default
+    owned = LAUNCHER in os.environ or int(os.environ.get("RANK", config.machine_rank)) > 0  # by another process
+    with nullcontext(folder) if owned else claim(folder, "--output-dir", rename=not named) as folder:
+        if not resume and not owned:
+            _refuse(folder)
+        if resume:
+            _check_kinds(folder)
+        config.output_dir = str(folder)
+        yield folder
+
+
+def _refuse(folder: Path) -> None:
+    """Raise `UserError` if there is something that a run would write over."""
+    there = [name for name in WRITTEN if os.path.lexists(folder / name) and not _is_empty(folder / name)]
+    if "config.yaml" in there and any((folder / name).exists() for name in ("checkpoints", manifest.FILE)):
         raise UserError(
             f"--output-dir {folder} holds a run already. Resume it: rlhf run --resume {folder}. For another run, give "
             "another --output-dir."
         )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir {folder} is a file")
-    for file in (folder / name for name in (*LOGS, "run.log", "evaluation.json", manifest.FILE, STOP) if resume):
+    if there:
+        raise UserError(
+            f"--output-dir {folder} has files that a run would write over: {', '.join(there)}. Give another folder, or "
+            "move them away"
+        )
+
+
+def _check_kinds(folder: Path) -> None:
+    """Raise `UserError` for folders in the place of files that a resumed run writes, and files in that of folders."""
+    for file in (folder / name for name in (*LOGS, "run.log", "evaluation.json", manifest.FILE, STOP)):
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is no file, and the run needs one of that name: move it away")
     for path in (folder / "tensorboard", folder / "checkpoints" / checkpoint.WRITING):
-        if resume and path.exists() and not path.is_dir():
+        if path.exists() and not path.is_dir():
             raise UserError(f"{path} is no folder, and the run needs one of that name: move it away")
-    return folder
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in `folder`: a config.yaml alone may be anybody's."""
+    return (folder / "config.yaml").is_file() and any((folder / n).exists() for n in (LOCK, "checkpoints"))
+
+
+def discard(folder: Path) -> None:
+    """Remove what a run wrote that failed in its first step: there is nothing to resume, and the command, corrected, is
+    to be accepted. Not where it is started again with a smaller batch.
+    """
+    if (folder / SMALLER).exists():
+        return
+    for name in WRITTEN:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        with suppress(OSError):
+            (folder / name).unlink()
 
 
 def remove_stop_file(folder: Path, say: Callable[[str], None]) -> None:
@@ -61,7 +116,7 @@ def remove_stop_file(folder: Path, say: Callable[[str], None]) -> None:
         (folder / STOP).unlink()
 
 
-def prepare(run: Run, plugins: Sequence[str]) -> None:
+def begin(run: Run, plugins: Sequence[str]) -> None:
     """Write config.yaml and manifest.json, which checkpoints hold as well, and remove what a stopped run wrote after
     its checkpoint: a resumed run writes it again.
     """
@@ -73,6 +128,7 @@ def prepare(run: Run, plugins: Sequence[str]) -> None:
     (run.folder / STOPPED).unlink(missing_ok=True)
     made_of = run.resumed.manifest or manifest.describe(run, plugins)
     run.described = {"config": {**run.config.to_dict(), **run.resumed.written}, "manifest": made_of}
+    (run.folder / "run.log").touch()
     config = yaml.safe_dump(run.described["config"], sort_keys=False, allow_unicode=True)
     write_whole(run.folder / "config.yaml", config, private=True)
     text = json.dumps(run.described["manifest"], indent=2, ensure_ascii=False) + "\n"
@@ -95,6 +151,8 @@ def first_to_stop(folder: Path) -> bool:
         (folder / STOPPED).touch(exist_ok=False)
     except FileExistsError:
         return False
+    except OSError:  # a full disk
+        return True
     return True
 
 
@@ -149,6 +207,27 @@ def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
         ours.removeHandler(shown)
 
 
+class _LogFile(logging.FileHandler):
+    """Writes run.log once the run has begun; until then records wait. A full disk is told by what else is written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "run.log", encoding="utf-8", errors="backslashreplace", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.folder = folder
+        self.waiting: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.waiting.append(record)
+        if (self.folder / "config.yaml").exists():
+            waiting, self.waiting = self.waiting, []
+            for each in waiting:
+                super().emit(each)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     """Send what the libraries log, and Python's warnings, to run.log instead of the screen. Our own warnings go to
@@ -157,9 +236,7 @@ def log_file(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     import datasets
     from transformers.utils import logging as transformers_logging
 
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = _LogFile(folder)
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)
