@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rlhf_core.errors import PluginError, RunStopped, UserError
     from rlhf_core.formatter import Example, Formatter, Messages
     from rlhf_core.hookspecs import hookimpl, hookspec
+    from rlhf_core.inputs import parse_json
     from rlhf_core.method import Method, TrainingOptions
     from rlhf_core.models.loading import check_scorer, load_scorer
     from rlhf_core.models.reference import ReferenceModel
@@ -38,6 +39,7 @@ _MODULES = {
     "errors": ("PluginError", "RunStopped", "UserError"),
     "formatter": ("Example", "Formatter", "Messages"),
     "hookspecs": ("hookimpl", "hookspec"),
+    "inputs": ("parse_json",),
     "method": ("Method", "TrainingOptions"),
     "models.loading": ("check_scorer", "load_scorer"),
     "models.reference": ("ReferenceModel",),

@@ -14,11 +14,11 @@ import stat
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from rlhf_core.errors import RunStopped, UserError, first_line
 
@@ -58,18 +58,27 @@ def path_of(text: str | Path, what: str) -> Path:
     return path
 
 
-def read_bytes(path: Path, what: str = "", limit: int | None = SMALL) -> bytes:
-    """A regular file's content. `what` says what it is for. Raises `UserError`, also for more than `limit` bytes."""
+def open_file(path: Path, what: str = "", limit: int | None = None) -> IO[bytes]:
+    """A regular file. `what` says what it is for. Raises `UserError`, also for more than `limit` bytes."""
     called = f"{what} {path}".strip()
     try:
-        mode, size = path.stat().st_mode, path.stat().st_size
+        mode, size = path.stat().st_mode, path.stat().st_size  # opening a pipe would wait for who writes to it
         if not stat.S_ISREG(mode):
             raise UserError(f"{called}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
         if limit is not None and size > limit:
             raise UserError(f"{called}: has {size:,} bytes, more than the {limit:,} that are read of such a file")
-        return path.read_bytes()
+        return path.open("rb")
     except OSError as error:
         raise UserError(f"{called}: {error.strerror}") from error
+
+
+def read_bytes(path: Path, what: str = "", limit: int | None = SMALL) -> bytes:
+    """A regular file's content. `what` says what it is for. Raises `UserError`, also for more than `limit` bytes."""
+    with open_file(path, what, limit) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise UserError(f"{f'{what} {path}'.strip()}: {error.strerror}") from error
 
 
 def read_text(path: Path, what: str = "", limit: int | None = SMALL) -> str:
@@ -83,6 +92,21 @@ def read_text(path: Path, what: str = "", limit: int | None = SMALL) -> str:
         raise UserError(
             f"{given_as}: is not UTF-8 text (byte {error.start}, in line {line}): save it in UTF-8"
         ) from error
+
+
+def is_text(value: Any) -> bool:
+    """Whether all text in `value` can be written in UTF-8: JSON may have half of a character, a lone surrogate."""
+    if isinstance(value, Mapping):
+        return all(is_text(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple):
+        return all(map(is_text, value))
+    if not isinstance(value, str) or value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -275,7 +275,7 @@ def test_sources_without_weights_are_all_read_and_mixed(write_jsonl):
     assert sorted(row["question"] for row in one.train) == sorted(
         [f"a{i}" for i in range(30)] + [f"b{i}" for i in range(10)]
     )
-    assert one.columns == ["prompt", "question", "answer", "solution"]
+    assert [names[-2] for _, names in one.columns] == ["a", "b"]
     assert {key: one.train[0][key] is None for key in ("a", "b")} in ({"a": False, "b": True}, {"a": True, "b": False})
 
 
@@ -353,12 +353,14 @@ def test_other_columns_are_passed_through_to_rewards(write_jsonl):
     assert (row["keywords"], row["level"]) == (["x"], 3)
 
 
-def test_columns_are_those_of_all_rows_of_every_source(write_jsonl):
+def test_columns_are_those_of_all_rows_of_each_source(write_jsonl):
     some = write_jsonl("a.jsonl", [QA, {"prompt": "q", "level": 1}, {**QA, "note": "n"}])
     specs = [DataSpec(some), DataSpec(write_jsonl("b.jsonl", [{**QA, "level": 2}]))]
-    for seed in range(4):
-        data = load(specs, "prompts", Catalog(), seed=seed)
-        assert set(data.columns) == {*QA, "solution", "level", "prompt"}
+    other = [DataSpec(write_jsonl("c.jsonl", [{"prompt": "p"}]))]
+    data = load(specs, "prompts", Catalog(), eval_specs=other, seed=1)
+    both = {*QA, "solution", "level", "prompt"}
+    assert [set(names) for _, names in data.columns] == [both | {"note"}, both, {"prompt"}]
+    assert [source[-7:] for source, _ in data.columns] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
 def test_data_without_pairs_or_answers_is_refused(write_jsonl):
@@ -595,7 +597,7 @@ NO_FORMAT = {
     "a way on": ({"frage": "a"}, "Say which column is what: .*a.jsonl:prompt=COLUMN,completion=COLUMN"),
     "a question that nothing answers": ({"question": "a", "support": "b"}, "Say which column is what"),
     "turns as lists": ({"messages": [["user", "a"]]}, r"messages must have turns .* not \['user', 'a'\]"),
-    "turns as Python prints them": ({"messages": "[{'role': 'user'}]"}, "messages is not valid JSON"),
+    "turns as Python prints them": ({"messages": "[{'role': 'user'}]"}, "messages is not JSON"),
     "data instead of names": ({"Is it 3?": "a", "36": "b"}, "here it looks like data"),
 }
 

@@ -391,11 +391,12 @@ def test_the_page_is_complete_needs_no_network_and_escapes_all_text(here):
     assert "<td>2</td><td>ValueError: level 1 of &#x27;1&#x27; is odd</td>" in html
 
 
-def test_the_page_is_written_even_of_text_that_is_no_unicode(here, write_jsonl):
+def test_text_that_is_no_unicode_is_refused_and_no_page_is_written(here, write_jsonl):
     (here / "a.jsonl").write_text(json.dumps({"prompt": "q", "completion": HOSTILE}))
     done = CliRunner().invoke(rlhf, ["score", "a.jsonl", "--reward", "length", "--html", "p.html"])
-    assert done.exit_code == 0, done.exception
-    assert "Rewards on a.jsonl" in (here / "p.html").read_text()
+    assert isinstance(done.exception, UserError)
+    assert "a.jsonl line 1: completion has half of a character" in str(done.exception)
+    assert not (here / "p.html").exists()
 
 
 def said_of(here, data: list[dict], name: str) -> list[tuple[str, str]]:

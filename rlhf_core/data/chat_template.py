@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError, excerpt
-from rlhf_core.inputs import TookTooLong, library_errors, time_limit
+from rlhf_core.inputs import TookTooLong, library_errors, parse_json, time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -244,7 +244,7 @@ def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
     if "function" in call:
         return {**call, "function": _with_mapping(call["function"])}
     try:
-        arguments = json.loads(call.get("arguments") or "{}")
-    except (TypeError, json.JSONDecodeError):  # a mapping already, or no JSON
+        arguments = parse_json(given, "") if isinstance(given := call.get("arguments") or "{}", str) else given
+    except UserError:
         return call
     return {**call, "arguments": arguments}

@@ -8,15 +8,16 @@ that ends it. The end token's text inside an answer stays text.
 from __future__ import annotations
 
 import bisect
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate, as_text
 from rlhf_core.errors import UserError
+from rlhf_core.inputs import parse_json
 
 if TYPE_CHECKING:
     import datasets
@@ -99,18 +100,16 @@ def encode_conversation(
 
 
 def learned_turns(messages: Messages) -> list[int]:
-    """The positions of the assistant's turns, but for those with the weight 0."""
-    return [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("weight") != 0]
+    """The positions of the assistant's turns, but for those with weight 0 and a first one, which answers nothing."""
+    return [i for i, turn in enumerate(messages) if i and turn["role"] == "assistant" and turn.get("weight") != 0]
 
 
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
     """The functions that the model may call, from the row's `tools`: a list of schemas, or one as JSON text."""
     tools = row.get("tools")
     if isinstance(tools, str) and tools.lstrip().startswith("["):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError:
-            return None
+        with suppress(UserError):  # a text that is none
+            tools = parse_json(tools, "tools")
     if not isinstance(tools, list) or not all(
         isinstance(t, Mapping) and t.keys() & {"function", "name"} for t in tools
     ):

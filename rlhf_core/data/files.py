@@ -2,29 +2,39 @@
 
 .json (a list, or an object per line), .jsonl, .csv, .parquet and .arrow (what `save_to_disk` of datasets writes), each
 also as .gz. Other content is refused by what it is: another encoding, a Git LFS pointer, one object instead of rows.
+Files are read a line or a batch at a time. Compressed ones that unpack to far more than data does are refused early.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
-import zlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
-from rlhf_core.errors import UserError, first_line
-from rlhf_core.inputs import parse_json
+from rlhf_core.data.tables import read_arrow, read_parquet
+from rlhf_core.errors import UserError
+from rlhf_core.inputs import is_text, library_errors, open_file, parse_json
 
+LONGEST = 1 << 26  # bytes of a row in text, and characters of a cell; the longest contexts are a tenth of it
+UNPACKED = 1 << 29  # bytes that every compressed file may unpack to, and beyond: as many times its size
+RATIO = 200
+ICONV = "Convert it: iconv -f {0} -t UTF-8 {1!r} > NEW"
 KINDS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 # What files of another kind begin with, whatever they are called.
 NO_DATA = {
     b"version https://git-lfs.github.com/spec/": "is a Git LFS pointer, not the file itself: run `git lfs pull` first",
     b"<!DOCTYPE html": "is a web page, not the file itself: download the raw file",
     b"<html": "is a web page, not the file itself: download the raw file",
+    b"PAR1": "is a Parquet file: add .parquet to its name",
+    b"ARROW1": "is an Arrow file: add .arrow to its name",
     b"PK\x03\x04": "is a ZIP archive or an Excel workbook: unpack it, or save it as CSV in UTF-8",
     b"\x1f\x8b": "is compressed by gzip: add .gz to its name",
 }
@@ -61,66 +71,126 @@ def read_file(path: Path, name: str | None = None) -> list[Row]:
     suffix = kind(path.name)
     if suffix is None:
         raise UserError(f"{path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
-    try:
-        content = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: {error}") from error
-    start = content[:100].removeprefix(b"\xef\xbb\xbf").lstrip()
-    for prefix, problem in NO_DATA.items():
-        if start.lower().startswith(prefix.lower()):
-            raise UserError(f"{path} {problem}")
     rows = []
-    for where, values in _table(path, content, suffix) if suffix in (".parquet", ".arrow") else _text(path, content):
-        location = f"{name or path.name} {where}"
-        if not isinstance(values, dict):
-            hint = (
-                ": it is JSON inside of text" if isinstance(values, str) and values.lstrip()[:1] in ("{", "[") else ""
-            )
-            raise UserError(f"{location}: expected an object with named columns, not {type(values).__name__}{hint}")
-        rows.append(Row(location, values))
+    known: set[str] = set()
+    with open_file(path) as file:
+        for where, values in _rows(path, file, suffix):
+            location = f"{name or path.name} {where}"
+            if not isinstance(values, dict):
+                hint = ""
+                if isinstance(values, str) and values.lstrip()[:1] in ("{", "["):
+                    hint = ": it is JSON inside of text"
+                raise UserError(f"{location}: expected an object with named columns, not {type(values).__name__}{hint}")
+            if not values.keys() <= known:
+                if bad := next((column for column in values if not is_text(column)), None):
+                    raise UserError(f"{location}: the name of a column has half of a character: {bad!r}")
+                known.update(values)
+            rows.append(Row(location, values))
     return rows
 
 
-def _text(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
+def _rows(path: Path, file: IO[bytes], suffix: str) -> Iterator[tuple[str, Any]]:
     """("line 3" or "row 3", its value) of each row."""
-    text = _decode(path, content)
-    if not text.strip():
+    size = os.fstat(file.fileno()).st_size
+    stream: IO[bytes] = file
+    if packed := path.suffix.lower() == ".gz":
+        stream = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)))
+    with library_errors(str(path)):
+        start = stream.read(200)
+        stream.seek(0)
+    tables = suffix in (".parquet", ".arrow")
+    for prefix, problem in () if tables else NO_DATA.items():
+        if start.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith(prefix.lower()):
+            raise UserError(f"{path} {problem}")
+    most = max(UNPACKED, RATIO * size)
+    if tables:
+        stream = io.BytesIO(_read(path, stream, most)) if packed else file
+        yield from (read_parquet if suffix == ".parquet" else read_arrow)(path, stream, most)
+        return
+    _check_encoding(path, start)
+    lines = _lines(path, stream, most if packed else None)
+    yield from _csv(path, lines) if suffix == ".csv" else _json(path, lines)
+
+
+def _read(path: Path, stream: IO[bytes], most: int | None, start: bytes = b"") -> bytes:
+    """`start` and the rest of a file. Raises `UserError` if a compressed one has more than `most` bytes."""
+    found = io.BytesIO()
+    found.write(start)
+    with library_errors(str(path)):
+        while part := stream.read(1 << 20):
+            found.write(part)
+            _check_size(path, found.tell(), most)
+    return found.getvalue()
+
+
+def _lines(path: Path, stream: IO[bytes], most: int | None) -> Iterator[str]:
+    """The lines of a file with their ends, which may be those of Windows or of old Macs."""
+    number = size = 0
+    with library_errors(str(path)):
+        while line := stream.readline(LONGEST + 1):
+            if len(line) > LONGEST:
+                if number or not line.lstrip(codecs.BOM_UTF8 + b" ").startswith(b"["):
+                    raise UserError(f"{path} line {number + 1}: has more than {LONGEST:,} bytes, too much for a row")
+                line = _read(path, stream, most, line)  # a list of rows in one line
+            try:
+                text = line.decode("utf-8" if size else "utf-8-sig")
+            except UnicodeDecodeError as error:
+                where = f"byte {size + error.start}, in line {number + 1}"
+                looks = ": save it in UTF-8"
+                if _is_chinese(line):
+                    looks = f"; it looks like GBK. {ICONV.format('GBK', path.name)}"
+                raise UserError(f"{path} is not UTF-8 text ({where}){looks}") from error
+            size += len(line)
+            _check_size(path, size, most)
+            for part in io.StringIO(text, newline="") if "\r" in text else (text,):
+                number += 1
+                yield part
+
+
+def _check_size(path: Path, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise UserError(
+            f"{path}: unpacks to more than {most:,} bytes, which is too much for a file of its size. If it really "
+            "does, unpack it: gunzip"
+        )
+
+
+def _check_encoding(path: Path, start: bytes) -> None:
+    """Raise `UserError` for a file that begins as one in another encoding than UTF-8."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    if encoding is None and start.count(0) > len(start) // 4:
+        encoding = "UTF-16BE" if start[0] == 0 else "UTF-16LE"
+    if encoding is not None:
+        raise UserError(f"{path} is not UTF-8 text; it looks like {encoding}. {ICONV.format(encoding, path.name)}")
+
+
+def _json(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    """A list of rows, or an object per line."""
+    filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    number, first = next(filled, (0, ""))
+    if not first:
         raise UserError(f"{path}: the file is empty")
-    if kind(path.name) == ".csv":
-        yield from _csv(path, text)
-    elif text.lstrip().startswith("["):
-        for number, values in enumerate(parse_json(text, str(path)), start=1):
-            yield f"row {number}", values
-    else:
-        _refuse_one_object(path, text)
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield f"line {number}", parse_json(line, f"{path} line {number}")
-
-
-def _decode(path: Path, content: bytes) -> str:
-    """The text of a file in UTF-8. Raises `UserError` that names the encoding which it seems to have."""
-    encoding = next((name for start, name in BYTE_ORDER_MARKS.items() if content.startswith(start)), None)
-    if encoding is None and content[:200].count(0) > len(content[:200]) // 4:
-        encoding = "UTF-16BE" if content[0] == 0 else "UTF-16LE"
+    if first.lstrip().startswith("["):
+        text = "\n" * (number - 1) + first + "".join(lines)
+        yield from ((f"row {i}", values) for i, values in enumerate(parse_json(text, str(path)), start=1))
+        return
+    second = next(filled, (0, ""))
     try:
-        if encoding is None:
-            return content.decode("utf-8-sig")
-        where = ""
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        where, encoding = f" (byte {error.start}, in line {line})", _chinese(content)
-    looks = f"; it looks like {encoding}. Convert it: iconv -f {encoding} -t UTF-8 {path.name!r} > NEW"
-    raise UserError(f"{path} is not UTF-8 text{where}{looks if encoding else ': save it in UTF-8'}")
+        values = parse_json(first, f"{path} line {number}")
+    except UserError:
+        _refuse_one_object(path, first + second[1] + "".join(itertools.islice(lines, 10_000)))
+        raise
+    if not second[1]:
+        _refuse_one_object(path, first)
+    yield f"line {number}", values
+    for number, line in itertools.chain([second] if second[1] else (), filled):
+        yield f"line {number}", parse_json(line, f"{path} line {number}")
 
 
-def _chinese(content: bytes) -> str | None:
-    """`GBK` if the bytes make sense in it: more than half of what is not ASCII is Chinese."""
+def _is_chinese(content: bytes) -> bool:
+    """Whether bytes make sense in GBK: more than half of what is not ASCII is Chinese."""
     others = [char for char in content.decode("gb18030", "replace") if char > "\x7f"]
-    chinese = sum(any(first <= char <= last for first, last in CHINESE) for char in others)
-    return "GBK" if chinese > 0.5 * len(others) else None
+    return sum(any(first <= char <= last for first, last in CHINESE) for char in others) > 0.5 * len(others)
 
 
 def _refuse_one_object(path: Path, text: str) -> None:
@@ -150,23 +220,32 @@ def _refuse_one_object(path: Path, text: str) -> None:
         raise UserError(f"{given}. Write [{{…}}, {{…}}], or one object per line.{hint}")
 
 
-def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
     """The first line names the columns; an empty cell is None, and a line of them no row."""
-    csv.field_size_limit(1 << 30)
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    csv.field_size_limit(LONGEST)
+    rows = csv.reader(lines, strict=True)
+    first = 1  # line of the row
     try:
-        names = next(lines)
+        if (names := next(rows, None)) is None:
+            raise UserError(f"{path}: the file is empty")
         _check_names(path, names)
-        for cells in filter(any, lines):
-            if len(cells) != len(names):
-                raise UserError(f"{path} line {lines.line_num}: {len(cells)} cells under {len(names)} columns")
-            yield f"line {lines.line_num}", {name: cell or None for name, cell in zip(names, cells, strict=True)}
+        first = rows.line_num + 1
+        for cells in rows:
+            if any(cells) and len(cells) != len(names):
+                raise UserError(f"{path} line {rows.line_num}: {len(cells)} cells under {len(names)} columns")
+            if any(cells):
+                yield f"line {rows.line_num}", {name: cell or None for name, cell in zip(names, cells, strict=True)}
+            first = rows.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path} line {lines.line_num}: {error}") from error
+        where = f"line {rows.line_num}" if first == rows.line_num else f"lines {first} to {rows.line_num}"
+        hint = ': a " is not closed' if first < rows.line_num else ""
+        raise UserError(f"{path} {where}: {error}{hint}") from error
 
 
 def _check_names(path: Path, names: list[str]) -> None:
     """Raise `UserError` for a first line of a CSV file that does not name columns separated by commas."""
+    if not any(names):
+        raise UserError(f"{path} line 1: is empty, and must name the columns")
     given = ", ".join(map(repr, names))
     other = next((sign for sign in ";\t|" if len(names) == 1 and sign in names[0]), None)
     if other:
@@ -175,22 +254,3 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise UserError(f"{path}: names of the first line have spaces around them ({given}): remove them in every line")
     if len(set(names)) != len(names):
         raise UserError(f"{path}: two columns of the first line have the same name: {', '.join(names)}")
-
-
-def _table(path: Path, content: bytes, suffix: str) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if suffix == ".parquet":
-            table = pyarrow.parquet.read_table(io.BytesIO(content))
-        elif content.startswith(b"ARROW1"):
-            table = pyarrow.ipc.open_file(content).read_all()
-        else:
-            table = pyarrow.ipc.open_stream(content).read_all()
-        rows = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        name = suffix.removeprefix(".").capitalize()
-        raise UserError(f"{path} is not {'an' if name == 'Arrow' else 'a'} {name} file: {first_line(error)}") from error
-    for number, values in enumerate(rows, start=1):
-        yield f"row {number}", values

@@ -14,13 +14,12 @@ from rlhf_core.data.files import Row
 from rlhf_core.errors import PluginError, UserError, did_you_mean
 from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec
+from rlhf_core.inputs import is_text, library_errors
 
 BUILT_IN_FORMATTERS = "rlhf-formatter-common"
 LOOKED_AT = 100  # rows, to find where the text of a column goes
 PARTS = ("prompt", "completion", "chosen", "rejected", "answer")
 Candidate = tuple[Formatter, dict[str, str]]  # with the names that its columns have in a row
-# What a formatter raises on a row of another kind.
-FAILURES = (ValueError, LookupError, TypeError, AttributeError, StopIteration)
 
 
 class Formats:
@@ -51,7 +50,7 @@ class Formats:
     def convert(self, row: Row) -> Example:
         """The row as an example. Raises `UserError` that names its location."""
         values, origins = self._view(row)
-        formatter = self._choose(values) or self.main
+        formatter = self._choose(values, row) or self.main
         renamed = formatter.renamed(values)
         if missing := formatter.columns - values.keys() - renamed.keys():
             problem = f"has no {_names(sorted(missing))}; its columns: {_names(values)}"
@@ -59,7 +58,7 @@ class Formats:
         seen = _Reading(formatter.view({**values, **self._decided.get(formatter.name, {})}, renamed))
         example = _convert(formatter, seen, row.location)
         for name in seen.read & seen.keys():  # nothing else of the row becomes tokens
-            if not _is_text(dict.__getitem__(seen, name)):
+            if not is_text(dict.__getitem__(seen, name)):
                 column = origins.get(renamed.get(name, name), name)
                 raise UserError(f"{row.location}: column {column!r} has half of a character, a lone surrogate")
         self.counts[formatter.name] += 1
@@ -84,7 +83,7 @@ class Formats:
     def _most(self, rows: Sequence[Row]) -> Formatter:
         """The formatter that fits most rows; a row's columns are in small letters if none fits else."""
         for self._small in (False, True):
-            found = [chosen for row in rows if (chosen := self._choose(self._view(row)[0])) is not None]
+            found = [chosen for row in rows if (chosen := self._choose(self._view(row)[0], row)) is not None]
             if found:
                 name = Counter(formatter.name for formatter in found).most_common(1)[0][0]
                 return next(formatter for formatter in found if formatter.name == name)
@@ -97,11 +96,12 @@ class Formats:
         views: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows if deciding else ():
             values = self._view(row)[0]
-            formatter = self._choose(values) or self.main
+            formatter = self._choose(values, row) or self.main
             if formatter.name in deciding:
                 views.setdefault(formatter.name, []).append(formatter.view(values, formatter.renamed(values)))
         for name, found in views.items():
-            self._decided[name], told = deciding[name](found)
+            with library_errors(f"{self.spec.source}: formatter {name}"):
+                self._decided[name], told = deciding[name](found)
             if self.spec.first_option is not None and "first_option" in self._decided[name]:
                 self._decided[name], told = {"first_option": self.spec.first_option}, ""
             self.told += [f"{self.spec.source}: {told}"] if told else []
@@ -115,14 +115,25 @@ class Formats:
         origins = {**dict(reversed(origins.items())), **named}
         return {key: row.values[name] for key, name in origins.items()}, origins
 
-    def _choose(self, values: Mapping[str, Any]) -> Formatter | None:
+    def _choose(self, values: Mapping[str, Any], row: Row) -> Formatter | None:
         """The best of the formatters that fit; a forced one fits where its columns are."""
         for candidates in self._candidates(frozenset(values)):
             for formatter, renamed in candidates:
                 view = formatter.view(values, renamed)
-                if formatter.matches is None or self.spec.formatter is not None or formatter.matches(view):
+                if self.spec.formatter is not None or self._matches(formatter, view, row):
                     return formatter
         return None
+
+    def _matches(self, formatter: Formatter, view: Mapping[str, Any], row: Row) -> bool:
+        """Whether it fits. One that fails on a row does not fit, which is told if no other does."""
+        if formatter.matches is None:
+            return True
+        try:
+            with library_errors(f"formatter {formatter.name}, on {row.location}"):
+                return formatter.matches(view)
+        except UserError as error:
+            self._broken += [] if len(self._broken) > 9 else [f"\n  ({error})"]
+            return False
 
     def _candidates(self, columns: frozenset[str]) -> list[list[Candidate]]:
         """The formatters that these columns allow, the one with the most columns first; a renamed one counts half."""
@@ -200,11 +211,14 @@ def convert(row: Row, formatter: Formatter) -> Example:
 
 
 def _convert(formatter: Formatter, row: Mapping[str, Any], location: str) -> Example:
-    try:
-        return formatter.convert(row)
-    except FAILURES as error:
-        message = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{location}: formatter {formatter.name}: {message}") from error
+    called = f"{location}: formatter {formatter.name}"
+    with library_errors(called):
+        try:
+            return formatter.convert(row)
+        except KeyError as error:
+            raise UserError(f"{called}: has no {error}") from error
+        except UserError as error:
+            raise UserError(f"{called}: {error}") from error
 
 
 def _installed(forced: str | None, catalog: Catalog) -> tuple[list[list[Formatter]], list[str]]:
@@ -248,21 +262,6 @@ def _texts(value: Any) -> list[str]:
 
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | Mapping) and not value)
-
-
-def _is_text(value: Any) -> bool:
-    """Whether all text in `value` can be written in UTF-8."""
-    if isinstance(value, Mapping):
-        return all(_is_text(item) for pair in value.items() for item in pair)
-    if isinstance(value, list | tuple):
-        return all(map(_is_text, value))
-    if not isinstance(value, str) or value.isascii():
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _like_data(name: str) -> bool:

@@ -88,15 +88,16 @@ class Part:
 class Data:
     """Projected rows: `train`, which come from `parts`, and `held_out`, to evaluate on.
 
-    Rows have the columns of all sources, with None where their source has no such column; `columns` are those that
-    every source has in some row. `warnings` name the rows and files that were left out. `text_prompts`: all training
-    prompts are plain text in a column `prompt`, TRL's standard format, as against messages.
+    Rows have the columns of all sources, with None where their source has no such column; `columns` are (each source,
+    also of those to evaluate on; the columns that some row of it has). `warnings` name the rows and files that were
+    left out. `text_prompts`: all training prompts are plain text in a column `prompt`, TRL's standard format, as
+    against messages.
     """
 
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
     parts: list[Part]
-    columns: list[str]
+    columns: list[tuple[str, list[str]]]
     warnings: list[str]
     need: Need
     text_prompts: bool = False
@@ -136,9 +137,9 @@ def load(
     else:
         count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
         train, others = rows[count:], rows[:count]
-    names = [dict.fromkeys(key for row in part.rows for key in row) for part in mixed]
-    columns = [key for key in names[0] if all(key in found for found in names)]
-    warnings = [text for part in [*mixed, *eval_parts] for text in part.warnings]
+    both = [*mixed, *eval_parts]
+    columns = [(part.spec.source, list(dict.fromkeys(key for row in part.rows for key in row))) for part in both]
+    warnings = [text for part in both for text in part.warnings]
     rows, text = _same_columns([*train, *others]), all(part.text_prompts for part in mixed)
     return Data(rows[: len(train)], rows[len(train) :], mixed, columns, warnings, need, text)
 

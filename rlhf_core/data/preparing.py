@@ -96,6 +96,7 @@ class Preparation:
         """Check a conversation, of which the answers from `start` on are learned."""
         template = self.template
         template.conversation(messages, tools)
+        self.counts["greeting"] += messages[0]["role"] == "assistant"
         learned = [i for i in learned_turns(messages) if i >= start]
         if not learned:
             raise UserError("there is no turn of the assistant to learn: each has the weight 0")
@@ -149,6 +150,7 @@ class Preparation:
             "markup": "have chat markup in their text, which is text to this model. If a template rendered it, give "
             f"messages instead: {markup}",
             "system": "have a system message, and the chat template has no place for one: it goes before the question",
+            "greeting": "begin with a turn of the assistant, which answers nothing and is not learned",
             "opened": "have an answer without a thought, and the chat template opens one: an empty one is learned",
             "closed": "have an answer with a thought, and the chat template closes an empty one before the answer",
         }

@@ -6,13 +6,16 @@ split that its name, or the name of a folder around it, has as a word (`train`, 
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NoReturn
 
 from rlhf_core.data.files import KINDS, Row, kind, read_file
-from rlhf_core.errors import UserError, did_you_mean, first_line
+from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec
+from rlhf_core.inputs import library_errors, path_of
 
 Use = Literal["train", "evaluate"]
 WORDS = {
@@ -22,6 +25,7 @@ WORDS = {
         *("heldout", "holdout", "测试", "验证"),
     ),
 }
+MOST_FILES = 100_000  # of any kind below a folder: more means that it is none of data, such as /
 # Files that describe a data set: those of datasets, of the Hub, and LLaMA-Factory's list of its data sets.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 # The medical guide's names for the configurations of shibing624/medical, whose folders have other names.
@@ -30,17 +34,14 @@ GUIDE_CONFIGS = {"dpo": "reward", "orpo": "reward", "grpo": "finetune", "ppo": "
 
 def read(spec: DataSpec, use: Use = "train") -> tuple[list[Row], list[str]]:
     """(the rows of a source, warnings about the choice of files). Raises `UserError`."""
-    path = Path(spec.source).expanduser()
+    path = path_of(spec.source, "--data")
     if spec.config and path.exists():
         raise UserError(
             f"{spec.source} is a {'folder' if path.is_dir() else 'file'}, and {spec.config} a configuration of a Hub "
             f"dataset (--data-config): leave it out, or write it where it belongs: OWNER/NAME:config={spec.config}"
         )
     if path.is_dir():
-        names = sorted(
-            file.relative_to(path).as_posix() for file in path.rglob("*") if kind(file.name) and file.is_file()
-        )
-        names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        names = sorted(_files_below(path))
         if not names:
             raise UserError(f"{spec.source}: the folder has no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
         chosen, warnings = choose_files(names, spec.source, use)
@@ -52,6 +53,30 @@ def read(spec: DataSpec, use: Use = "train") -> tuple[list[Row], list[str]]:
         near = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise UserError(f"{spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
     return _read_hub(spec)
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """The paths of the files to read, without hidden ones. Links are followed, but not in circles.
+
+    Links to nothing and pipes are among them: reading one says what is wrong with it.
+    """
+    seen, count = set(), 0
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        count += len(files)
+        if count > MOST_FILES:
+            raise UserError(f"{folder}: has more than {MOST_FILES:,} files. Name the files, or a folder of data alone")
+        below = Path(place).relative_to(folder)
+        yield from ((below / name).as_posix() for name in files if kind(name) and not name.startswith("."))
 
 
 def choose_files(names: list[str], source: str, use: Use) -> tuple[list[str], list[str]]:
@@ -98,19 +123,15 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
     """The `train` split of a Hub data set; of a repository with a loading script, the files of the configuration."""
     import datasets
 
-    try:
+    with library_errors(f"{spec.source}: there is no such file, and it can't be read from the Hub"):
         try:
             loaded = datasets.load_dataset(spec.source, spec.config, split="train")
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
             return _read_script_repository(spec)
-    except UserError:
-        raise
-    except Exception as error:  # the Hub's client raises a dozen types; all of them mean that it can't be read
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{spec.source}: there is no such file, and it can't be read from the Hub: {reason}") from error
-    return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
+    with library_errors(f"{spec.source}: its rows can't be read"):
+        return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
 
 
 def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:

@@ -8,7 +8,6 @@ are scored.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
 from rlhf_core.grammar import DataSpec
+from rlhf_core.inputs import is_text
 from rlhf_core.rewards.batch import TEXT_PROMPT
 
 SAMPLES = "samples.jsonl"
@@ -136,7 +136,7 @@ def _completions(row: Row) -> Iterator[Answer]:
     others = (*CANONICAL, "completions", "step", TEXT_PROMPT)
     columns = {key: value for key, value in values.items() if key not in others}
     text = isinstance(values["prompt"], str) or values.get(TEXT_PROMPT) is True
-    group = json.dumps([values.get("step"), prompt])
+    group = repr([values.get("step"), prompt])
     for one in given:
         completion = _messages(one, "assistant", f"{row.location}: {names[0]}")
         yield Answer(row.location, prompt, completion, columns, group, text_prompt=text)
@@ -144,15 +144,17 @@ def _completions(row: Row) -> Iterator[Answer]:
 
 def _messages(value: Any, role: str, location: str) -> Messages:
     """Text as one message of `role`; messages as they are."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
     turns = [value] if isinstance(value, Mapping) else value
+    if isinstance(value, str):
+        turns = [{"role": role, "content": value}]
     valid = isinstance(turns, list) and all(
         isinstance(turn, Mapping) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
         for turn in turns
     )
     if not turns or not valid:
         raise UserError(f"{location} must be text or a list of {{role, content}}, not {value!r:.60}")
+    if not is_text(turns):
+        raise UserError(f"{location} has half of a character, a lone surrogate")
     return [dict(turn) for turn in turns]
 
 
@@ -170,7 +172,7 @@ def _own(row: Row, formats: Formats) -> Iterator[Answer]:
         completion = [{"role": "assistant", "content": example.answer}]
     if completion is None:
         raise UserError(f"{row.location} has no completion to score; {_has(row)}")
-    yield Answer(row.location, example.prompt, completion, columns, json.dumps(example.prompt), text_prompt=text)
+    yield Answer(row.location, example.prompt, completion, columns, repr(example.prompt), text_prompt=text)
 
 
 def _has(row: Row) -> str:

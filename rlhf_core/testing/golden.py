@@ -10,11 +10,13 @@ that may score as much as this case to the reason why. Every other key is a colu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rlhf_core.errors import UserError
+from rlhf_core.inputs import parse_json, read_text
 
 CASES = ("full", "partial", "none", "malformed")
 RESERVED = ("case", "prompt", "completion", "score", "parameters", "reward", "allows")
@@ -64,17 +66,21 @@ def file_beside(module: Path) -> Path:
 def read(file: Path, reward: str, probes: tuple[str, ...]) -> tuple[list[Case], list[str]]:
     """(the cases of `reward`, what is wrong with the file). `probes` are the names that `allows` may use."""
     cases, faults = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = read_text(file).split("\n")
+    except UserError as error:
+        return [], [str(error)]
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         location = f"{file.name} line {number}"
         try:
-            values = json.loads(line)
+            values = parse_json(line, "the line")
             if not isinstance(values, dict):
                 raise ValueError("expected an object with named values")
             if values.get("reward", reward) == reward:
                 cases.append(_case(location, values, probes))
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             faults.append(f"{location}: {error}")
     return cases, faults
 

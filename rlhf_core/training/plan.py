@@ -98,7 +98,8 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     given = options.model_dump()
     options = method.resolve_options(options, lora=bool(options.lora))
     chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
-    check_columns(rewards, data.columns, ", ".join(part.spec.source for part in data.parts))
+    for source, columns in data.columns:
+        check_columns(rewards, columns, source)
     train, limited = lengths.apply_limits(data.train, method.data, options, template)
     held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
     asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}

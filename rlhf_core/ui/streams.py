@@ -37,11 +37,19 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     for number, name in ((1, "stdout"), (2, "stderr")):
         given = getattr(sys, name)
-        if given is None or isinstance(given, io.TextIOWrapper):
+        if given is None or _is_of(given, number):
             settings = {"encoding": given.encoding, "errors": given.errors} if given else {"encoding": "utf-8"}
             lines = number == 2 or os.isatty(number)
             buffer = io.BufferedWriter(_Stream(number, "w", closefd=False))
             setattr(sys, name, io.TextIOWrapper(buffer, **settings, line_buffering=lines))
+
+
+def _is_of(stream: Any, number: int) -> bool:
+    """Whether a stream writes to this descriptor, and not to what a notebook or a test has put in its place."""
+    try:
+        return isinstance(stream, io.TextIOWrapper) and stream.fileno() == number
+    except (OSError, ValueError):  # it has none, or is closed
+        return False
 
 
 def outlast_streams() -> None:

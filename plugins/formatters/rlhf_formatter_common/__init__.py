@@ -37,13 +37,12 @@ from rlhf_formatter_common.chat import (
     huatuogpt,
     is_conversation,
     is_spoken,
-    marks,
     messages,
     prompt,
     prompt_completion,
     sharegpt,
-    unless_bad,
 )
+from rlhf_formatter_common.marks import marks, unless_bad
 from rlhf_formatter_common.preferences import (
     alpaca_preference,
     compared,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-from rlhf_core import Example, Messages
+from rlhf_core import Example, Messages, UserError, parse_json
 
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
@@ -19,11 +18,6 @@ SHAREGPT_ROLES = {
     "observation": "tool",
 }
 
-
-# What says that an answer is good or bad, and how.
-MARKS = ("kto_tag", "label", "desirable", "is_desirable", "is_chosen")
-GOOD = ("true", "1", "1.0", "good", "desirable", "chosen", "thumbs_up")
-BAD = ("false", "0", "0.0", "-1", "-1.0", "bad", "undesirable", "rejected", "thumbs_down")
 LEARNED = ("loss", "train", "training")  # names of `weight` in other data: ms-swift, Axolotl
 SPOKEN = re.compile(r"\s*([问答])[：:]")
 # What data in {role, content} calls roles that chat templates do not know by that name.
@@ -87,34 +81,6 @@ def is_spoken(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) and SPOKEN.match(text) for text in value)
 
 
-def unless_bad(convert: Callable[[Mapping[str, Any]], Example]) -> Callable[[Mapping[str, Any]], Example]:
-    """As `convert`, but an answer that the column `mark` calls bad is a rejected one without a chosen one."""
-
-    @functools.wraps(convert)
-    def judged(row: Mapping[str, Any]) -> Example:
-        example = convert(row)
-        mark = row.get("mark")
-        if mark is None or _mark(row.get(mark)) not in BAD:
-            return example
-        answer = None if example.answer == (example.completion or [{}])[-1].get("content") else example.answer
-        return Example(prompt=example.prompt, rejected=example.completion, answer=answer)
-
-    return judged
-
-
-def marks(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
-    """The column that calls answers good or bad. One with any other value, such as a category, is none."""
-    for name in MARKS:
-        found = {_mark(row[name]) for row in rows if not is_blank(row.get(name))}
-        if found and found <= {*GOOD, *BAD}:
-            return {"mark": name}, ""
-    return {}, ""
-
-
-def _mark(value: Any) -> str:
-    return str(value).strip().lower()
-
-
 def question_prompt(row: Mapping[str, Any], question: str) -> Messages:
     """Optional system message, optional history of (user, assistant) pairs or of turns, then the question."""
     turns: Messages = []
@@ -174,11 +140,11 @@ def _turn(turn: Any, column: str) -> dict[str, Any]:
     elif _is_turn(turn):
         given, content, known = turn["role"], turn.get("content"), {role: role for role in ROLES}
     else:
-        raise ValueError(f"{column} must have turns {{role, content}} or {{from, value}}, not {turn!r}")
-    if given not in known:
+        raise ValueError(f"{column} must have turns {{role, content}} or {{from, value}}, not {turn!r:.60}")
+    if not isinstance(given, str) or given not in known:
         meant = next((role for role, names in MEANT.items() if str(given).lower() in names), None)
         hint = f": write {meant!r} for it" if meant else ""
-        raise ValueError(f"{column}: role {given!r} is not one of {', '.join(known)}{hint}")
+        raise ValueError(f"{column}: role {given!r:.60} is not one of {', '.join(known)}{hint}")
     read = ("role", "content", "from", "value")
     others = {key: value for key, value in turn.items() if key not in read and value is not None}
     for name in LEARNED:
@@ -186,6 +152,8 @@ def _turn(turn: Any, column: str) -> dict[str, Any]:
             others["weight"] = int(others.pop(name))
     if given == "function_call":
         content, others = None, {**others, "tool_calls": _calls(content, column)}
+    elif others.get("tool_calls"):
+        _check_calls(others["tool_calls"], column)
     if is_blank(content) and others.get("tool_calls"):
         return {"role": known[given], "content": "", **others}
     return {"role": known[given], "content": _content(content, f"{column}: the text of {given}"), **others}
@@ -200,6 +168,14 @@ def _calls(value: Any, column: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": dict(call)} for call in calls]
 
 
+def _check_calls(value: Any, column: str) -> None:
+    """Raise `ValueError` for calls of tools that no template can show."""
+    calls = [call for call in value if isinstance(call, Mapping)] if isinstance(value, list) else []
+    functions = [call.get("function", call) for call in calls]
+    if not calls or len(calls) < len(value) or not all(isinstance(f, Mapping) and "name" in f for f in functions):
+        raise ValueError(f"{column}: tool_calls must be a list of {{function: {{name, arguments}}}}, not {value!r:.60}")
+
+
 def _content(value: Any, column: str) -> str:
     """Text, or the text of a list of `{"type": "text", "text": …}`."""
     if not isinstance(value, list):
@@ -208,7 +184,8 @@ def _content(value: Any, column: str) -> str:
         if not isinstance(part, Mapping) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(f"{column} has a part of the type {kind}: only text can be read")
-    return read_text("".join(str(part.get("text") or "") for part in value), column)
+    texts = [part["text"] for part in value if not is_blank(part.get("text"))]
+    return read_text("".join(read_text(text, column) for text in texts), column)
 
 
 def _is_empty_system(turn: Any) -> bool:
@@ -221,8 +198,8 @@ def is_conversation(value: Any) -> bool:
     """Whether `value` is a list of turns, also as the JSON text that a CSV file holds, rather than plain text."""
     if isinstance(value, str):
         try:
-            turns: list[Any] = json.loads(value) if value.lstrip().startswith("[") else []
-        except json.JSONDecodeError:
+            turns: list[Any] = read_json(value, "prompt") if value.lstrip().startswith("[") else []
+        except ValueError:
             return False
         return bool(turns) and all(_is_turn(turn) for turn in turns)
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
@@ -247,9 +224,9 @@ def read_list(value: Any, column: str) -> list[Any]:
 def read_json(text: str, column: str) -> Any:
     """What a cell of a CSV file holds as JSON."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{column} is not valid JSON: {error.msg}, at: {text[:30]!r}") from error
+        return parse_json(text, column)
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_text(value: Any, column: str) -> str:
@@ -258,12 +235,14 @@ def read_text(value: Any, column: str) -> str:
         raise ValueError(f"{column} is {type(value).__name__}, not text")
     if is_blank(value):
         raise ValueError(f"{column} is empty")
+    if isinstance(value, Real) and not math.isfinite(value):
+        raise ValueError(f"{column} is {value}, not text")
     return str(value)
 
 
 def with_system(row: Mapping[str, Any], turns: Messages) -> Messages:
     """`turns` after the row's `system` message, unless they begin with a system message."""
-    system = row.get("system") or row.get("system_prompt")
+    system = row.get("system_prompt") if is_blank(row.get("system")) else row["system"]
     if is_blank(system) or turns[0]["role"] == "system":
         return turns
     return [{"role": "system", "content": read_text(system, "system")}, *turns]
@@ -281,7 +260,9 @@ def reference(row: Mapping[str, Any], text: str | None = None) -> str | None:
         answer = row["reward_model"].get("ground_truth")
     if is_blank(answer):
         return text
-    return str(answer) if isinstance(answer, (str, Real)) else None
+    if isinstance(answer, bool):
+        return str(answer)
+    return read_text(answer, "answer") if isinstance(answer, (str, Real)) else None
 
 
 def is_blank(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -77,6 +78,8 @@ def ranked(row: Mapping[str, Any]) -> Example:
         raise ValueError(f"none of {', '.join(ANSWER_LISTS)} is a list of answers with a score or a rank each")
     text, score, sign = ranking
     values = [sign * float(answer[score]) for answer in answers]
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"{name}: {score} must be a number in all answers")
     if max(values) == min(values):
         raise ValueError(f"all answers in {name} have the same {score}")
     best, worst = (answers[values.index(extreme(values))][text] for extreme in (max, min))

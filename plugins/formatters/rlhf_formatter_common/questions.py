@@ -151,7 +151,10 @@ def _options(row: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
         if isinstance(value, str):
             value = read_json(value, name) if value.lstrip()[:1] in ("{", "[") else _in_text(value, name)
         if isinstance(value, Mapping) and {"label", "text"} <= value.keys():
-            return [str(label) for label in value["label"]], list(value["text"])
+            labels, texts = (read_list(value[key], f"{name}: {key}") for key in ("label", "text"))
+            if len(labels) != len(texts):
+                raise ValueError(f"{name} has {len(labels)} labels for {len(texts)} texts")
+            return [str(label) for label in labels], texts
         if isinstance(value, Mapping):
             found = [label for label in sorted(value) if not is_blank(value[label])]
             return [str(label) for label in found], [value[label] for label in found]
@@ -172,8 +175,8 @@ def _item(option: Mapping[str, Any], which: int, column: str) -> str:
     """The label (0) or the text (1) of an option that is an object."""
     name = next((name for name in OPTION_KEYS[which] if name in option), None)
     if name is None:
-        raise ValueError(f"{column} must have options {{key, value}} or {{label, text}}, not {option!r}")
-    return str(option[name])
+        raise ValueError(f"{column} must have options {{key, value}} or {{label, text}}, not {option!r:.60}")
+    return read_text(option[name], f"{column}: {name}")
 
 
 def _in_text(text: str, column: str) -> list[str]:

@@ -1,0 +1,228 @@
+"""What is wrong with a file or a row is one `UserError` that says where; what only looks odd is read."""
+
+import datetime
+import gzip
+import io
+import json
+import os
+import socket
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rlhf_core.catalog import Catalog
+from rlhf_core.data import files, sources, tables
+from rlhf_core.data.loading import load
+from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec
+from rlhf_core.reward_report.answers import read_answers
+
+QA = {"question": "2+2?", "answer": "4"}
+GOOD = json.dumps(QA) + "\n"
+ROWS = pyarrow.table({"question": ["2+2?"] * 9, "answer": ["4"] * 9})
+
+
+def parquet(table, **options):
+    pyarrow.parquet.write_table(table, file := io.BytesIO(), **options)
+    return file.getvalue()
+
+
+def arrow(table, compression=None, new=pyarrow.ipc.new_file):
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    with new(file := io.BytesIO(), table.schema, options=options) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+def with_column(values, type=None):
+    return ROWS.append_column("more", pyarrow.array(values, type))
+
+
+PARQUET = parquet(ROWS, compression="snappy")
+NOT_TEXT = pyarrow.Array.from_buffers(
+    pyarrow.string(), 9, pyarrow.array([b"ok"] * 8 + [b"\xff"], pyarrow.binary()).buffers()
+)
+TWICE = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["question", "question"])
+
+# name -> (file, its content, what the error says)
+REFUSED = {
+    "deep": ("a.jsonl", GOOD + '{"question": ' + "[" * 100_000, "a.jsonl line 2: nested too deeply"),
+    "deep in a cell": ("a.csv", "messages\n" + "[" * 100_000, "a.csv line 2: formatter messages: messages: nested too deeply"),
+    "many digits": ("a.jsonl", GOOD + '{"question": %s}' % ("9" * 5000), "a.jsonl line 2: Exceeds the limit"),
+    "many digits in a list": ("a.json", '[{"question": %s}]' % ("9" * 5000), "a.json: Exceeds the limit"),
+    "NaN": ("a.jsonl", GOOD + '{"question": NaN, "answer": "x"}', "a.jsonl line 2: .* question is empty"),
+    "Infinity": ("a.jsonl", GOOD + '{"question": "q", "answer": -Infinity}', "a.jsonl line 2: .* answer is -inf, not text"),
+    "an infinite reference": ("a.jsonl", '{"prompt": "q", "answer": 1e400}', "a.jsonl line 1: .* answer is inf, not text"),
+    "half a name": ("a.jsonl", GOOD + '{"question": "q", "answer": "a", "\\ud800": 1}', "a.jsonl line 2: the name of a column"),
+    "a list as row": ("a.jsonl", GOOD + "[1]", "a.jsonl line 2: expected an object with named columns, not list"),
+    "lists as rows": ("a.jsonl", "[1]\n[2]", "a.jsonl line 2 is not JSON: Extra data"),
+    "a mark in the middle": ("a.jsonl", GOOD + "\ufeff" + GOOD, "a.jsonl line 2 is not JSON"),
+    "not UTF-8 later": ("a.jsonl", GOOD.encode() + b'{"question": "\xff"}', r"not UTF-8 text \(byte 50, in line 2\)"),
+    "options without lists": ("a.jsonl", '{"question": "q", "options": {"label": 5, "text": 6}, "answer": "A"}', "label is not a list"),
+    "more labels than options": ("a.jsonl", '{"question": "q", "options": {"label": ["A", "B", "C"], "text": ["x", "y"]}, "answer": "C"}', "3 labels for 2 texts"),
+    "an option of nothing": ("a.jsonl", '{"question": "q", "options": [{"label": "A", "text": null}, {"label": "B", "text": "x"}], "answer": "A"}', "text is NoneType"),
+    "a role that is a list": ("a.jsonl", '{"messages": [{"role": ["user"], "content": "a"}]}', r"role \['user'\] is not one of"),
+    "calls that are none": ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": 5}]}', "tool_calls must be a list"),
+    "a part that is no text": ("a.jsonl", '{"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}]}', "is dict, not text"),
+    "a score that is none": ("a.jsonl", '{"prompt": "q", "completions": [{"response": "a", "score": NaN}, {"response": "b", "score": 1}]}', "score must be a number"),
+    "a quote left open": ("a.csv", 'question,answer\na,b\n"c,d\ne,f\n', 'a.csv lines 3 to 4: unexpected end of data: a " is not closed'),
+    "no names": ("a.csv", "\n\nquestion,answer\n", "a.csv line 1: is empty, and must name the columns"),
+    "a broken page": ("a.parquet", PARQUET[:30] + bytes(b ^ 0x55 for b in PARQUET[30:70]) + PARQUET[70:], "can't be read as Parquet after row 0"),
+    "a broken table of contents": ("a.parquet", PARQUET[:-200] + b"\xff" * 192 + PARQUET[-8:], "a.parquet is not a Parquet file"),
+    "an encrypted file": ("a.parquet", PARQUET[:-4] + b"PARE", "a.parquet is not a Parquet file"),
+    "Parquet as text": ("a.jsonl", PARQUET, "a.jsonl is a Parquet file: add .parquet to its name"),
+    "text that is none": ("a.parquet", parquet(ROWS.append_column("more", NOT_TEXT)), "a.parquet row 9: column 'more': .*utf-8"),
+    "one name twice": ("a.parquet", parquet(TWICE), "two columns have the same name: question"),
+    "one name twice in Arrow": ("a.arrow", arrow(TWICE), "two columns have the same name: question"),
+    "half of a file": ("a.arrow", arrow(ROWS)[:-300], "a.arrow is not an Arrow file"),
+    "half of a stream": ("a.arrow", arrow(ROWS, new=pyarrow.ipc.new_stream)[:-60], "a.arrow (is not an Arrow file|can't be read)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_wrong_is_said_with_its_place(tmp_path, case):
+    name, content, message = REFUSED[case]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        load([DataSpec(str(tmp_path / name))], "prompts", Catalog())
+
+
+YEAR_9999 = pyarrow.array([2**61] * 9, pyarrow.timestamp("us"))
+# name -> (file, its content, the second row)
+READ = {
+    "the ends of lines of old Macs": ("a.jsonl", (GOOD * 2).replace("\n", "\r"), QA),
+    "those of Windows": ("a.csv", "question,answer\r\na,b\r\nc,d\r\n", {"question": "c", "answer": "d"}),
+    "rows repeated, lines blank": ("a.jsonl", GOOD + "\n \n" + GOOD, QA),
+    "a line separator of Unicode": ("a.jsonl", GOOD + '{"a": "x\u2028y\x85"}', {"a": "x\u2028y\x85"}),
+    "a list in one line": ("a.jsonl", "\n" + json.dumps([QA, QA]), QA),
+    "a column that mixes types": ("a.jsonl", '{"a": 1}\n{"a": {"b": [null]}}', {"a": {"b": [None]}}),
+    "NaN in a column that nobody reads": ("a.jsonl", GOOD + '{"a": 1e999}', {"a": float("inf")}),
+    "a date that Python can't have": ("a.parquet", parquet(with_column(YEAR_9999)), {**QA, "more": "<value out of range: 2305843009213693952>"}),
+    "a duration": ("a.parquet", parquet(with_column([5] * 9, pyarrow.duration("s"))), {**QA, "more": datetime.timedelta(seconds=5)}),
+    "a map": ("a.parquet", parquet(with_column([[("k", 1)]] * 9, pyarrow.map_(pyarrow.string(), pyarrow.int64()))), {**QA, "more": [("k", 1)]}),
+    "bytes": ("a.parquet", parquet(with_column([b"\xff"] * 9)), {**QA, "more": b"\xff"}),
+    "a dictionary": ("a.parquet", parquet(with_column(pyarrow.array(["x"] * 9).dictionary_encode())), {**QA, "more": "x"}),
+    "an Arrow file, packed": ("a.arrow", arrow(ROWS, "zstd"), QA),
+    "an Arrow stream, packed": ("a.arrow", arrow(with_column(pyarrow.array(["x"] * 9).dictionary_encode()), "lz4", pyarrow.ipc.new_stream), {**QA, "more": "x"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_only_looks_odd_is_read(tmp_path, case):
+    name, content, second = READ[case]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert files.read_file(tmp_path / name)[1].values == second
+
+
+TEXT = ["x" * 20_000] * 100
+DICTIONARY = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100, pyarrow.int32()), TEXT[:1])
+BOMBS = {
+    "a.jsonl.gz": gzip.compress(b" " * 1_500_000),
+    "b.jsonl.gz": gzip.compress((b" " * 99 + b"\n") * 15_000),
+    "a.json.gz": gzip.compress(b"[" + b" " * 1_500_000),
+    "a.csv.gz": gzip.compress(b"question,answer\n" + (b"a" * 400 + b",b\n") * 4_000),
+    "a.parquet": parquet(pyarrow.table({"question": DICTIONARY}), compression="zstd"),
+    "b.parquet": parquet(pyarrow.table({"question": TEXT}), compression="zstd", use_dictionary=False),
+    "c.parquet": parquet(pyarrow.table({"question": TEXT}), compression="zstd", store_schema=False),
+    "nulls.parquet": parquet(pyarrow.table({"question": pyarrow.nulls(3_000)})),
+    "a.arrow": arrow(pyarrow.table({"question": TEXT}), "zstd"),
+    "b.arrow": arrow(pyarrow.table({"question": TEXT}), "lz4", pyarrow.ipc.new_stream),
+    "c.arrow": arrow(pyarrow.table({"question": DICTIONARY}), "zstd"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path, monkeypatch, name):
+    """With smaller limits, so that the test is quick."""
+    monkeypatch.setattr(files, "UNPACKED", 1_000_000)
+    monkeypatch.setattr(files, "LONGEST", 100_000)
+    (tmp_path / name).write_bytes(BOMBS[name])
+    with pytest.raises(UserError, match=f"{name}.*(too much for a file of its size|too much for a row)"):
+        files.read_file(tmp_path / name)
+
+
+def test_a_batch_of_parquet_is_smaller_where_a_value_may_be_repeated():
+    """100 rows of 20 kB have one text in the file."""
+    content = parquet(pyarrow.table({"question": TEXT}), store_schema=False)
+    with pytest.raises(UserError, match="take more than 1,000,000 bytes"):
+        list(tables.read_parquet("a.parquet", io.BytesIO(content), 1_000_000))
+    assert len(list(tables.read_parquet("a.parquet", io.BytesIO(content), 20_000_000))) == 100
+
+
+def make_pipe(folder):
+    os.mkfifo(folder / "a.jsonl")
+
+
+def make_socket(folder):
+    here = os.getcwd()
+    os.chdir(folder)  # the path of a socket has 108 characters at most
+    socket.socket(socket.AF_UNIX).bind("a.jsonl")
+    os.chdir(here)
+
+
+NO_FILES = {
+    "a pipe": (make_pipe, "a.jsonl: is no regular file"),
+    "a socket": (make_socket, "a.jsonl: is no regular file"),
+    "a device": (lambda folder: (folder / "a.jsonl").symlink_to("/dev/zero"), "a.jsonl: is no regular file"),
+    "a link to nothing": (lambda folder: (folder / "a.jsonl").symlink_to("nowhere"), "a.jsonl: No such file"),
+    "a link to itself": (lambda folder: (folder / "a.jsonl").symlink_to("a.jsonl"), "a.jsonl: Too many levels"),
+    "a hole": (lambda folder: os.truncate(os.open(folder / "a.jsonl", os.O_CREAT | os.O_WRONLY), 1 << 40), "UTF-16"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FILES)
+def test_what_is_no_file_is_neither_waited_for_nor_left_out(tmp_path, case):
+    make, message = NO_FILES[case]
+    make(tmp_path)
+    (tmp_path / "b.jsonl").write_text(GOOD)
+    with pytest.raises(UserError, match=message):
+        sources.read(DataSpec(str(tmp_path)))
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "data" / "more").mkdir(parents=True)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "data" / "up").symlink_to("..")
+    (tmp_path / "data" / "more" / "a.jsonl").write_text(GOOD)
+    (tmp_path / "else" / "b.jsonl").write_text(GOOD)
+    assert len(sources.read(DataSpec(str(tmp_path / "data")))[0]) == 2
+
+
+def test_a_folder_of_everything_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_FILES", 2)
+    for name in "abc":
+        (tmp_path / f"{name}.txt").touch()
+    with pytest.raises(UserError, match="has more than 2 files. Name the files"):
+        sources.read(DataSpec(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "source", ["x" * 5000, "a/" * 3000, "~nobody-here/a.jsonl", "a\0b.jsonl", "x" * 300 + ".jsonl"]
+)
+def test_names_that_no_file_can_have(source):
+    with pytest.raises(UserError, match="^--data"):
+        sources.read(DataSpec(source))
+
+
+BAD_ANSWERS = {
+    "half a character": ('{"prompt": "q", "completion": "\\ud800"}', "line 1: completion has half of a character"),
+    "half a character in the prompt": ('{"prompt": [{"role": "user", "content": "\\ud800"}], "completion": "a"}', "prompt has half"),
+    "infinite": ('{"prompt": "q", "completion": Infinity}', "completion must be text or a list"),
+    "deep": ('{"prompt": "q", "completion": ' + "[" * 900 + "]" * 900 + "}", "line 1: nested too deeply"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ANSWERS)
+def test_answers_to_score_are_read_as_carefully(tmp_path, case):
+    content, message = BAD_ANSWERS[case]
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_answers(str(tmp_path / "a.jsonl"), Catalog())
+
+
+def test_answers_whose_turns_hold_anything_are_grouped(tmp_path):
+    turn = {"role": "user", "content": "q", "at": datetime.datetime(2020, 1, 1)}
+    rows = pyarrow.table({"prompt": [[turn]] * 2, "completion": ["a", "b"]})
+    (tmp_path / "a.parquet").write_bytes(parquet(rows))
+    assert len({row.group for row in read_answers(str(tmp_path / "a.parquet"), Catalog()).rows}) == 1
