@@ -59,7 +59,7 @@ def parse(command: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_the_guide_exists_with_its_flags(page, installed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "big").mkdir(parents=True)
+    (tmp_path / "runs" / "big" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "big" / "config.yaml").write_text("method: sft\n")
     assert len(commands(f"{page}.md")) > 4
     for command in commands(f"{page}.md"):
