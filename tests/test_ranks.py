@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,16 +26,21 @@ PROGRAM = """
 import os, signal, sys, threading, time
 import torch
 from torch import distributed
+from rlhf_core import environment
 from rlhf_core.training import ranks
-
 ranks.report(threading.get_ident())
 distributed.init_process_group("gloo")
 distributed.all_reduce(torch.ones(1))
 def hang(): time.sleep(600)
 def stop(): os.kill(os.getpid(), signal.SIGSTOP)
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
+def kill_other_command():
+    ranks.SILENT = float(sys.argv[2])
+    os.kill(int(sys.argv[3]), signal.SIGKILL)
+    time.sleep(0.2)
+environment.end_with(int(os.environ["RLHF_LAUNCHER"]))
 if os.environ["RANK"] == "1":
-    {"hang": hang, "stop": stop, "kill": kill}[sys.argv[1]]()
+    globals()[sys.argv[1]]()
 try:
     distributed.all_reduce(torch.ones(1))
 except RuntimeError as error:
@@ -63,6 +71,31 @@ def test_what_happens_to_a_rank_is_said_once_and_ends_the_others(tmp_path, monke
     assert "Resume from the last checkpoint: rlhf run --resume out" in said
     if happens == "hang":
         assert "meets_once.py:10 (hang), called from " in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes end with their command on Linux")
+def test_a_command_that_is_killed_on_machine_0_is_said_on_machine_1(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("meets_once.py").write_text(PROGRAM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    values = {"method": "sft", "num_machines": 2, "master_addr": address, "output_dir": "out"}
+    first = "from rlhf_core.config import RunConfig\nfrom rlhf_core.training.launch import launch\n"
+    first += f"launch(RunConfig(**{values}), [], program=['meets_once'])"
+    command = subprocess.Popen([sys.executable, "-c", first])
+    monkeypatch.setattr(ranks, "SILENT", 3.0)
+    monkeypatch.setattr(ranks, "INTERVAL", 0.2)
+    arguments = ["kill_other_command", str(ranks.SILENT), str(command.pid)]
+    try:
+        assert launch.launch(RunConfig(**values, machine_rank=1), arguments, program=["meets_once"]) == 1
+    finally:
+        command.kill()
+        command.wait()
+    said, errors = capfd.readouterr()
+    assert said.count("The run ends: machine 0 has not answered for 3 seconds") == 1
+    assert "Traceback" not in errors
 
 
 class Store(dict):
@@ -172,7 +205,7 @@ def test_only_the_loss_of_another_rank_waits_to_be_ended(monkeypatch):
         monkeypatch.setenv("RANK", "0")
         ranks.wait_to_be_ended(error)
         monkeypatch.delenv("RANK")
-    assert waited == [ranks.SILENT] * 2
+    assert waited == [2 * ranks.SILENT] * 2  # the launcher has found it by then
 
 
 def test_reports_say_what_a_rank_does(monkeypatch):

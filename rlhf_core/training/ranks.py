@@ -96,14 +96,16 @@ def _bytes() -> int:
     return int(getattr(counts, "read_chars", 0) + getattr(counts, "write_chars", 0))
 
 
-def wait_to_be_ended(error: BaseException, seconds: float = SILENT) -> None:
-    """If the error is that another rank is gone, let the launcher, which knows which, say so and end this one."""
+def wait_to_be_ended(error: BaseException) -> None:
+    """If the error is that another rank is gone, let the launcher, which knows which, say so and end this one. It may
+    know only once the other machine has been silent for `SILENT` seconds.
+    """
     if "RANK" not in os.environ:
         return
     from torch import distributed
 
     if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
-        time.sleep(seconds)
+        time.sleep(2 * SILENT)
 
 
 class Unchanged:
