@@ -16,14 +16,18 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pluggy
 
 from rlhf_core.credentials import masked
 from rlhf_core.errors import PluginError, UserError, describe, did_you_mean, excerpt
+from rlhf_core.inputs import read_text
+from rlhf_core.outputs import write_whole
 
 HOOKS = {kind: f"rlhf_{kind}" for kind in ("methods", "rewards", "formatters", "callbacks", "commands")}
 STATES = ("ok", "disabled", "core version unmet", "module missing", "failed", "duplicate name")
@@ -230,23 +234,23 @@ def normalize(name: str) -> str:
 
 
 def _failure_file(entry: Entry) -> Path:
+    """Raises `RuntimeError` for a user without a home folder, as in some containers."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "rlhf" / "plugin_failures" / f"{entry.distribution}-{entry.version}-{entry.kind}-{entry.name}"
+    name = quote(f"{entry.distribution}-{entry.version}-{entry.kind}-{entry.name}", safe=" ")
+    return cache / "rlhf" / "plugin_failures" / name
 
 
 def _last_failure(entry: Entry) -> str | None:
     try:
-        return _failure_file(entry).read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return read_text(_failure_file(entry))
+    except (UserError, RuntimeError):
         return None
 
 
 def _record(entry: Entry, reason: str | None) -> None:
-    file = _failure_file(entry)
-    try:
+    with suppress(OSError, RuntimeError):  # this is for a later listing only
+        file = _failure_file(entry)
         file.unlink(missing_ok=True)
         if reason is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}", encoding="utf-8")
-    except (OSError, ValueError):  # ValueError: a text or a name that can't be encoded
-        pass  # this is for a later listing only
+            write_whole(file, f"failed when last loaded ({time.strftime('%Y-%m-%d')}): {reason}")

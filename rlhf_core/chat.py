@@ -12,11 +12,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.chat_template import NO_SYSTEM, ChatTemplate
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.inputs import path_of
 from rlhf_core.models.context import context_length
 from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -105,7 +105,7 @@ class Chat:
         self._check_answered()
         if not file:
             raise UserError("To which file? Write /save FILE.jsonl")
-        path = Path(file.strip("'\"")).expanduser()
+        path = path_of(file.strip("'\""), "/save")
         path = path.with_suffix(".jsonl") if not path.suffix else path
         if path.suffix != ".jsonl":
             raise UserError(f"{path}: the name has to end in .jsonl, or --data can't tell how to read it")

@@ -13,6 +13,7 @@ from rlhf_core.data.loading import prompt_of
 from rlhf_core.data.preparing import with_system
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
+from rlhf_core.inputs import path_of
 from rlhf_core.method import read_kwargs
 from rlhf_core.models.context import context_length, max_tokens
 from rlhf_core.models.loading import ModelInfo
@@ -22,6 +23,7 @@ from rlhf_core.models.precision import device, gpu_has_bfloat16
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
 from rlhf_core.models.template import template_of
+from rlhf_core.outputs import write_whole
 from rlhf_core.rewards.batch import columns_of
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.binding import bind_all as bind_rewards

@@ -9,11 +9,15 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from rlhf_core import outputs
+from rlhf_core import catalog, outputs
+from rlhf_core.catalog import Catalog
+from rlhf_core.cli import rlhf
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.outputs import LOCK, claim, keep_lines, read_lines, write_whole
@@ -294,3 +298,47 @@ def test_a_closed_terminal_stops_a_run_unless_it_is_to_be_ignored():
             assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_page_replaces_a_page_and_nothing_else(here, write_jsonl):
+    data = Path(write_jsonl("d.jsonl", [{"prompt": "q", "completion": "a"}]))
+    Path("link.html").symlink_to("nowhere")
+    Path("folder.html").mkdir()
+    before = data.read_bytes()
+    for name, said in {
+        "d.jsonl": "is no page of this command", "none/p.html": "its folder does not exist", "link.html": "No such file",
+        "folder.html": "is a folder", "x" * 300: "no file can have such a name",
+    }.items():  # fmt: skip
+        done = CliRunner().invoke(rlhf, ["score", "d.jsonl", "--reward", "length", "--html", name])
+        assert isinstance(done.exception, UserError), name
+        assert "--html" in str(done.exception)
+        assert said in str(done.exception)
+    assert data.read_bytes() == before
+    for _ in range(2):
+        assert CliRunner().invoke(rlhf, ["score", "d.jsonl", "--reward", "length", "--html", "p.html"]).exit_code == 0
+    assert "Rewards on d.jsonl" in Path("p.html").read_text()
+
+
+def test_a_user_without_a_home_folder_can_list_plugins_that_fail(monkeypatch):
+    def without():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", without)
+    entry = Catalog().entries("rewards")[0]
+    catalog._record(entry, "broken")
+    assert catalog._last_failure(entry) is None
+
+
+def test_why_plugins_failed_may_be_anything(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    entry = replace(Catalog().entries("rewards")[0], name="../../up")
+    catalog._record(entry, "broken \ud800")
+    assert "broken" in catalog._last_failure(entry)
+    file = next((tmp_path / "rlhf" / "plugin_failures").iterdir())
+    file.unlink()
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)):
+        make(file)
+        assert catalog._last_failure(entry) is None
+        catalog._record(entry, "broken")
+        file.rmdir() if file.is_dir() else file.unlink()

@@ -44,11 +44,11 @@ def score(
     from rlhf_core.config import BUILTIN, builtin_name
     from rlhf_core.reward_report import answers, measuring, report
     from rlhf_core.rewards.binding import bind_all
+    from rlhf_core.ui.page import page_file
     from rlhf_core.ui.screen import Screen
     from rlhf_core.ui.text import to_json
 
-    if html is not None and (Path(html).is_dir() or not Path(html).parent.is_dir()):
-        raise UserError(f"--html {html}: " + ("is a folder" if Path(html).is_dir() else "its folder does not exist"))
+    page = None if html is None else page_file(html, "--html")
     catalog, screen = Catalog(), Screen(quiet=as_json)
     with _stdout_to_stderr() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)
@@ -62,12 +62,12 @@ def score(
         click.echo(to_json(result))
     else:
         report.show(screen, result)
-    if html is not None:
+    if page is not None:
         try:
-            write_whole(Path(html), report.render(result))
+            write_whole(page, report.render(result))
         except OSError as error:
-            raise UserError(f"--html {html}: {error.strerror}") from error
-        screen.say(f"\nPage     {html}", "bold")
+            raise UserError(f"--html {page}: {error.strerror}") from error
+        screen.say(f"\nPage     {page}", "bold")
 
 
 @contextmanager

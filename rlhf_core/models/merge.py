@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError
+from rlhf_core.inputs import path_of
 from rlhf_core.models.adapters import add_adapter
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.outputs import write_whole
@@ -35,7 +36,7 @@ def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") ->
     reference = find(model)
     path = Path(reference.path).resolve()
     folder = reference.run / "merged" if reference.run else path.with_name(path.name + "-merged")
-    folder = Path(output).expanduser() if output else folder
+    folder = path_of(output, "--output") if output else folder
     _refuse(reference, folder)
     with quiet_libraries():
         from transformers import AutoConfig

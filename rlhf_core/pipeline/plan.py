@@ -12,6 +12,7 @@ from rlhf_core import grammar
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, MAIN, RunConfig, builtin_name, preset_for, resolve, spellings
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.inputs import path_of
 from rlhf_core.method import Method
 from rlhf_core.models.resolve import is_hub_id
 
@@ -179,7 +180,7 @@ class _Planner:
                 feeds[key] = value
             elif value in self.written:
                 raise UserError(f"{key}: {value!r} is not an earlier stage: a stage can only use stages above it")
-            elif not (value == BUILTIN or Path(value).expanduser().is_dir() or (key == "model" and is_hub_id(value))):
+            elif not (value == BUILTIN or path_of(value, key).is_dir() or (key == "model" and is_hub_id(value))):
                 hint = did_you_mean(value, self.stages)
                 raise UserError(
                     f"{key}: {value!r} is neither a model nor an earlier stage.{hint} {_listed(self.stages)}"
@@ -197,7 +198,7 @@ def _check_inputs(stage: Stage, catalog: Catalog) -> None:
 
     for spec in [*stage.config.data_specs, *stage.config.eval_specs]:
         local = spec.source.lower().endswith((*KINDS, ".gz", ".txt")) or spec.source.startswith((".", "/", "~"))
-        if local and not Path(spec.source).expanduser().exists():
+        if local and not path_of(spec.source, "--data").exists():
             raise UserError(f"--data {spec.source}: there is no such file or folder.")
     for reward in stage.config.reward_specs:
         if ":" not in reward.target and not reward.target.endswith(".py"):
@@ -209,7 +210,7 @@ def _check_inputs(stage: Stage, catalog: Catalog) -> None:
 def python_file(target: str) -> Path | None:
     """The file of a reward given as ./file.py:function."""
     start, found, _ = target.partition(".py:")
-    return Path(start + ".py").expanduser() if found else None
+    return path_of(start + ".py", "--reward") if found else None
 
 
 def select(stages: Mapping[str, Stage], first: str | None, last: str | None, only: str | None) -> list[Stage]:

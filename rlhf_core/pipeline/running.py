@@ -25,7 +25,7 @@ from rlhf_core.config import BUILTIN
 from rlhf_core.environment import STARTED_BY
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, read_text
-from rlhf_core.outputs import write_whole
+from rlhf_core.outputs import claim, write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
 from rlhf_core.training.launch import INTERRUPTED, on_signals
 from rlhf_core.ui.screen import clock
@@ -37,7 +37,15 @@ Say = Callable[[str], None]
 
 def carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> int:
     """Run the selected stages and the comparison. Returns 0, or the exit code of what stopped it."""
+    with claim(pipeline.folder, "--output-dir"):
+        return _carry_out(pipeline, catalog, run, say)
+
+
+def _carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> int:
     work = _survey(pipeline)
+    for _, stage, _, _ in work:
+        if stage.folder.is_dir() and any(stage.folder.iterdir()) and not (stage.folder / "stage.json").exists():
+            raise UserError(f"{stage.folder} has files that no stage wrote: give another --output-dir, or move them")
     _dump({"stages": {name: stage.values for name, stage in pipeline.stages.items()}}, pipeline.folder / PLAN)
     for title, stage, mark, state in work:
         if state == "finished":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_core import builtin
@@ -22,7 +21,7 @@ from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
 from rlhf_core.grammar import DataSpec
-from rlhf_core.inputs import is_text
+from rlhf_core.inputs import is_text, path_of
 from rlhf_core.rewards.batch import TEXT_PROMPT
 
 SAMPLES = "samples.jsonl"
@@ -66,7 +65,7 @@ class Answers:
 def read_answers(source: str, catalog: Catalog, limit: int | None = None, skip_bad_rows: bool = False) -> Answers:
     """The answers of the first `limit` rows of a file, a run's folder or any `--data`. Raises `UserError`."""
     spec = DataSpec.read(source)
-    path = Path(spec.source).expanduser()
+    path = path_of(spec.source, "data")
     if (path / "config.yaml").is_file():
         path = path / SAMPLES
         if not path.is_file() or not path.stat().st_size:

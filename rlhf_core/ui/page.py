@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
+from rlhf_core.errors import UserError
+from rlhf_core.inputs import open_file, path_of
 from rlhf_core.ui.text import shown
 
 STYLE = """
@@ -32,6 +36,24 @@ details { border-top: 1px solid var(--line); padding: .6rem 0 } summary { cursor
 """
 
 
+START = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="rlhf">'
+
+
+def page_file(name: str, flag: str) -> Path:
+    """Where to write the page that the user named with `flag`. A page of ours may be there, and nothing else.
+
+    Raises `UserError`.
+    """
+    file = path_of(name, flag)
+    if not file.parent.is_dir():
+        raise UserError(f"{flag} {file}: its folder does not exist")
+    if os.path.lexists(file):
+        with open_file(file, flag) as stream:
+            if not stream.read(len(START)).startswith(START.encode()):
+                raise UserError(f"{flag} {file} exists and is no page of this command: give another name")
+    return file
+
+
 def document(title: str, parts: Iterable[str], style: str = "") -> str:
     """The HTML of a page with `title`, which is escaped, and `parts`, which are not. Control characters are shown."""
     style = shown(STYLE + style)
@@ -39,7 +61,7 @@ def document(title: str, parts: Iterable[str], style: str = "") -> str:
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     page = "\n".join(
         [
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            START,
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title><style>{style}</style></head><body>",

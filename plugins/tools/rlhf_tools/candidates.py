@@ -6,11 +6,10 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rlhf_core import Catalog, Method, RunConfig, UserError, commands, resolve
-from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec
+from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec, path_of
 
 BUILTIN = "builtin"
 
@@ -56,7 +55,7 @@ def find_candidates(models: Sequence[str], catalog: Catalog) -> list[Candidate]:
 def _split(text: str) -> tuple[str | None, str]:
     """(name or None, model) of `NAME=PATH`; a folder whose name has a `=` is a model without a name."""
     name, equals, given = text.partition("=")
-    if not equals or "/" in name or Path(text).expanduser().exists():
+    if not equals or "/" in name or path_of(text, "model").exists():
         return None, text
     if not name.strip() or not given.strip():
         raise UserError(f"{text!r}: write NAME=PATH, or PATH alone")
@@ -65,7 +64,7 @@ def _split(text: str) -> tuple[str | None, str]:
 
 def _default_name(given: str) -> str:
     """The folder's name; for `model` inside a run's folder, the run's name."""
-    path = Path(given).expanduser()
+    path = path_of(given, "model")
     path = path.resolve() if path.is_dir() else path
     return path.parent.name if path.name == "model" and path.parent.name else path.name
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from rlhf_core import Catalog, ChatTemplate, TrainingOptions, UserError, commands
-from rlhf_core.commands import ModelInfo, RewardRuntime, Screen
+from rlhf_core.commands import ModelInfo, RewardRuntime, Screen, path_of, write_whole
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_tools import candidates as finding
 from rlhf_tools import page, table
@@ -28,6 +29,7 @@ from rlhf_tools.candidates import Candidate, Questions
 from rlhf_tools.results import MODES, Answer, Answers, summarize, total
 
 ROWS = 16  # answers that are generated at once
+FILES = ("comparison.json", "comparison.html")
 
 
 @dataclass
@@ -75,10 +77,10 @@ def run(candidates: list[Candidate], catalog: Catalog, *, output: str | None, **
 
 
 def _choose_folder(output: str | None) -> Path:
-    folder = Path(output or f"compare-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    folder = path_of(output or f"compare-{time.strftime('%Y%m%d-%H%M%S')}", "--output")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file")
-    if (folder / "comparison.json").exists():
+    if any(os.path.lexists(folder / name) for name in FILES):
         raise UserError(f"--output {folder} has a comparison already: choose another folder, or remove it")
     return folder
 
@@ -269,6 +271,5 @@ def gather(comparison: Comparison, answers: dict[str, dict[str, Answers]]) -> di
 
 def _write(folder: Path, result: dict[str, Any]) -> None:
     text = json.dumps(result, ensure_ascii=False, indent=1, default=str)
-    for name, content in (("comparison.json", text), ("comparison.html", page.render(result))):
-        # a lone surrogate in the data has no UTF-8
-        (folder / name).write_text(content, encoding="utf-8", errors="replace")
+    for name, content in zip(FILES, (text, page.render(result)), strict=True):
+        write_whole(folder / name, content)

@@ -104,6 +104,8 @@ class Lexicon:
     @classmethod
     def read(cls, path: Path) -> Lexicon:
         """One concept a line, its synonyms separated by `|`; `#` begins a comment. Raises ValueError with the line."""
+        if path.exists() and not path.is_file():
+            raise ValueError(f"lexicon {path} is no file")
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -120,6 +122,8 @@ class Lexicon:
                     raise ValueError(
                         f"lexicon {path}, line {number}: {term!r} is too short, a term has 2 characters or more"
                     )
+                if not set(term).isdisjoint('=[]{}"'):
+                    raise ValueError(f"lexicon {path}, line {number}: {term[:60]!r} is code or markup, not a term")
                 if term in seen:
                     raise ValueError(f"lexicon {path}, line {number}: {term!r} is on line {seen[term]} already")
                 seen[term] = number
