@@ -212,7 +212,7 @@ class _LogFile(logging.FileHandler):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "run.log", encoding="utf-8", errors="backslashreplace", delay=True)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.folder = folder
         self.waiting: list[logging.LogRecord] = []
 
