@@ -179,20 +179,23 @@ class Chat:
     def _generate(self, prompt: list[int], pieces: Pieces, eos: list[int]) -> None:
         import torch
 
+        from rlhf_core.prefix import own_generation_config
+
         s = self.settings
         how = {} if s.greedy else {"temperature": s.temperature, "top_p": s.top_p, "top_k": 0}
         ids = torch.tensor([prompt], device=self.model.device)
         try:
-            self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=min(s.max_new_tokens, self._max_tokens() - len(prompt)),
-                eos_token_id=eos,
-                pad_token_id=eos[0],
-                streamer=pieces,
-                do_sample=not s.greedy,
-                **how,
-            )
+            with own_generation_config(self.model):
+                self.model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=min(s.max_new_tokens, self._max_tokens() - len(prompt)),
+                    eos_token_id=eos,
+                    pad_token_id=eos[0],
+                    streamer=pieces,
+                    do_sample=not s.greedy,
+                    **how,
+                )
         except torch.OutOfMemoryError as error:
             raise UserError("The device ran out of memory. /undo, or start with a smaller --max-new-tokens.") from error
 

@@ -56,6 +56,9 @@ def _address(value: str) -> str:
 Specs = Annotated[list[str | dict[str, Any]], BeforeValidator(_listed)]
 
 
+TRUST_REMOTE_CODE = "run the code that a model brings with it; read it first, it can do all that you can"
+
+
 class RunConfig(BaseModel):
     """What a run is made of. `options` are the method's; `preset` is the part of them that its built-in preset set."""
 
@@ -95,6 +98,7 @@ class RunConfig(BaseModel):
         None, description="system message for rows without one; '' for none; unset: the reward's"
     )
     chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
+    trust_remote_code: bool = Field(False, description=TRUST_REMOTE_CODE)
     output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
     callback: list[str] = Field([], description="trainer callback, by plugin name; repeatable")
     num_processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one for each GPU")
@@ -128,7 +132,7 @@ class RunConfig(BaseModel):
 
     @functools.cached_property
     def reward_specs(self) -> list[RewardSpec]:
-        return read_rewards(self.reward, self.reward_model)
+        return read_rewards(self.reward, self.reward_model, trust_remote_code=self.trust_remote_code)
 
     def to_dict(self) -> dict[str, Any]:
         """Every key with its resolved value, as plain data: as YAML, `rlhf run --config` on it repeats the run."""
@@ -275,9 +279,12 @@ def _check(config: RunConfig, method: Method) -> None:
         )
 
 
-def read_rewards(entries: Sequence[str | Mapping[str, Any]], reward_model: str | None = None) -> list[RewardSpec]:
-    """The rewards of a run, from its keys `reward` and `reward_model`."""
-    trained = [RewardSpec("reward_model", {"path": reward_model})] if reward_model else []
+def read_rewards(
+    entries: Sequence[str | Mapping[str, Any]], reward_model: str | None = None, *, trust_remote_code: bool = False
+) -> list[RewardSpec]:
+    """The rewards of a run, from its keys `reward` and `reward_model`, whose code may be trusted."""
+    trust = {"trust_remote_code": True} if trust_remote_code else {}
+    trained = [RewardSpec("reward_model", {"path": reward_model, **trust})] if reward_model else []
     return [*map(RewardSpec.read, _listed(entries)), *trained]
 
 

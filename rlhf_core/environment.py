@@ -14,6 +14,7 @@ VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "USE_HUB_KERNELS": "NO",  # transformers downloads and runs kernels from the Hub if the package `kernels` is there
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorBoard's
 }
 

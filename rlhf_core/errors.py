@@ -28,8 +28,10 @@ def describe(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, which may have hundreds."""
-    return next((line.strip() for line in _text(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    """The first line of a library's message, which may have hundreds, and the next where it only leads to that."""
+    lines = [line.strip() for line in _text(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return first[:300]
 
 
 def _text(error: BaseException) -> str:

@@ -161,7 +161,7 @@ def test_refused_before_anything_loads(adapter, tiny_model, tmp_path):
     change(adapter, base_model_name_or_path=None)
     assert "does not name its base model" in says(adapter)
     (adapter / "adapter_config.json").write_text("{")
-    assert "adapter_config.json can't be read" in says(adapter)
+    assert "adapter_config.json is not JSON" in says(adapter)
 
 
 def test_an_adapter_of_another_model_or_without_weights(adapter, tmp_path):

@@ -174,22 +174,33 @@ def test_files_of_weights_that_are_damaged_or_missing(changed):
     refused("model.safetensors.index.json is no index of weights", folder)
 
 
-def test_weights_that_no_header_tells_of_are_checked_when_they_load(changed):
-    folder = changed(config={"tie_word_embeddings": False})
+def test_pickled_weights_are_not_opened(changed, tmp_path):
+    folder = changed()
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    assert models.inspect(find(str(folder))).complete
     (folder / "model.safetensors").unlink()
-    info = models.inspect(find(str(folder)))
-    assert not info.complete
-    with pytest.raises(UserError, match="its files have no lm_head.weight"):
+    refused("has its weights in .*pytorch_model.bin alone, a pickle", folder)
+
+
+def test_weights_that_are_not_finite_are_named_when_they_load(changed, tmp_path):
+    def break_two(weights):
+        weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.inf
+        weights["model.norm.weight"][0] = torch.nan
+        return weights
+
+    info = models.inspect(find(str(changed(break_two))))
+    with pytest.raises(
+        UserError, match=r"model.layers.1.mlp.up_proj.weight and 1 more weights have values that are NaN"
+    ):
         models.load(info, TrainingOptions())
 
 
 def test_files_that_are_not_weights(changed):
     folder = changed()
-    (folder / "tokenizer.json").write_text("{")
+    (folder / "tokenizer.json").write_text("{}")
     refused("its tokenizer can't be loaded: ", folder)
     (folder / "config.json").write_text("{")
-    refused("can't be loaded: .*not a valid JSON", folder)
+    refused("config.json is not JSON", folder)
     (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1000\n")
     refused("config.json is a Git LFS pointer", folder)
 

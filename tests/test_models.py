@@ -46,7 +46,7 @@ def test_lora_when_asked_for_or_quantized(options, expected):
 
 
 def test_lora_is_the_default_from_a_billion_parameters():
-    big = models.ModelInfo("x", None, None, parameters=adapters.LORA_FROM)
+    big = models.ModelInfo("x", None, None, parameters=adapters.LORA_FROM, reference=None)
     assert adapters.uses_lora(TrainingOptions(), big)
     assert not adapters.uses_lora(TrainingOptions(lora=False), big)
 

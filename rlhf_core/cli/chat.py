@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.chat import Chat, Settings, Write
-from rlhf_core.config import read_file, read_rewards
+from rlhf_core.config import TRUST_REMOTE_CODE, read_file, read_rewards
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions, read_kwargs
@@ -42,12 +42,14 @@ COUNT = click.IntRange(1)
 @click.option(
     "--chat-template-kwargs", type=read_kwargs, metavar="JSON", help="Variables of the chat template; unset: the run's."
 )
+@click.option("--trust-remote-code", is_flag=True, help=TRUST_REMOTE_CODE)
 def chat(
     model: str,
     system: str | None,
     reward: tuple[str, ...],
     chat_template: str | None,
     chat_template_kwargs: dict[str, Any] | None,
+    trust_remote_code: bool,
     **sampling: Any,
 ) -> None:
     """Talk with a model in the terminal.
@@ -58,7 +60,8 @@ def chat(
     rlhf chat runs/grpo-20260101-120000
     """
     settings, terminal = Settings(**sampling), sys.stdin.isatty() and Terminal().is_terminal
-    reference, catalog, write = find(model), Catalog(), _writer(terminal)
+    reference = find(model, trust_remote_code=trust_remote_code)
+    catalog, write = Catalog(), _writer(terminal)
     if reference.is_reward_model:
         raise UserError(
             f"{model} is a reward model: it scores answers and writes none. Chat with a language model, and have its "

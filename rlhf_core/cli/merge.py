@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from rlhf_core.config import TRUST_REMOTE_CODE as TRUST
+
 
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
@@ -16,6 +18,7 @@ import click
     default="auto",
     help="Type of the saved weights; auto: the base model's. The sum itself is made in float32.  [auto]",
 )
+@click.option("--trust-remote-code", is_flag=True, help=TRUST)
 def merge(**values: Any) -> None:
     """Put an adapter into its base model, and check that the logits stay the same.
 

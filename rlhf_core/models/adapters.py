@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.inputs import library_errors
 from rlhf_core.method import TrainingOptions
+from rlhf_core.models.files import read_adapter_config
+from rlhf_core.models.weights import refuse_not_finite
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rlhf_core.models.loading import ModelInfo
 
 LORA_FROM = 1_000_000_000  # parameters
+ADAPTER_NAME = "default"  # PEFT's, of the one adapter that is loaded
 
 
 def uses_lora(options: TrainingOptions, info: ModelInfo) -> bool:
@@ -43,17 +46,23 @@ def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
 def add_adapter(info: ModelInfo, model: PreTrainedModel, *, trainable: bool) -> PreTrainedModel:
     from peft import PeftModel
 
+    read_adapter_config(str(info.adapter), info.called)
     with library_errors(f"the adapter {info.adapter} does not fit {info.path}"):
         if trainable and info.task == "sequence_classification":
-            return _adapter_with_score(model, str(info.adapter))
-        return PeftModel.from_pretrained(model, info.adapter, is_trainable=trainable)
+            model = _adapter_with_score(model, info)
+        else:
+            model = PeftModel.from_pretrained(model, info.adapter, is_trainable=trainable)
+    adapted = [(name, weight) for name, weight in model.named_parameters() if ADAPTER_NAME in name.split(".")]
+    refuse_not_finite(adapted, info.called)
+    return model
 
 
-def _adapter_with_score(model: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """`model` with the adapter in `folder`, and the adapter's score head, or the model's where it has none."""
-    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+def _adapter_with_score(model: PreTrainedModel, info: ModelInfo) -> PreTrainedModel:
+    """`model` with the adapter of `info`, and the adapter's score head, or the model's where it has none."""
+    from peft import get_peft_model, load_peft_weights, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(folder)
+    folder = str(info.adapter)
+    config: Any = read_adapter_config(folder, info.called)
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
     weights = {"base_model.model.score.weight": model.score.weight.detach(), **load_peft_weights(folder)}
     model = get_peft_model(model, config)

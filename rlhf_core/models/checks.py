@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.inputs import library_errors
+from rlhf_core.models.files import CONFIG, code_of, read_adapter_config, refuse_code, refuse_kernel
 from rlhf_core.models.resolve import ModelReference, quiet_libraries, scores
-from rlhf_core.models.weights import Shapes, read_adapter_shapes
+from rlhf_core.models.weights import Weights, read_adapter_weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -31,8 +32,12 @@ BIDIRECTIONAL = (
 ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese")  # they have `is_decoder` and don't read it
 
 
-def without_weights(config: PreTrainedConfig, task: Task, called: str, **arguments: Any) -> PreTrainedModel:
-    """The model on the meta device. Raises `UserError` if transformers has none for this task."""
+def without_weights(
+    config: PreTrainedConfig, task: Task, reference: ModelReference, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """The model on the meta device. Raises `UserError` if transformers has none for this task, or not with the
+    attention that is asked for.
+    """
     import torch
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -41,17 +46,32 @@ def without_weights(config: PreTrainedConfig, task: Task, called: str, **argumen
         AutoModelForSequenceClassification,
     )
 
-    causal = task == "causal_lm"
+    causal, called = task == "causal_lm", reference.base_called
     known = MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    auto: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    settings = {"auto_map": getattr(config, "auto_map", None)}  # probed: of models with code of their own
     if type(config) not in known:
         what = "that writes" if causal else "with a score head"
-        raise UserError(f"{called} is of the type {config.model_type}: transformers has no such model {what}")
+        why = f"is of the type {config.model_type}: transformers has no such model {what}"
+        refuse_code(reference, settings, auto.__name__, f"it {why}")
+        if not code_of(settings, auto.__name__):
+            raise UserError(f"{called} {why}")
+    asked = attn_implementation is not None
+    parts = [config, *(getattr(config, name) for name in config.sub_configs)]
+    attentions = [attn_implementation] if asked else [part._attn_implementation for part in parts if part is not None]
+    where = f"--attn-implementation {attn_implementation}" if asked else called
+    for attention in attentions:
+        # Probed: few classes name what they take instead of flash attention.
+        instead = getattr(known.get(type(config), None), "_compatible_flash_implementations", None)
+        refuse_kernel(
+            reference, attention, where if asked else f"{called}: attn_implementation in its {CONFIG}", instead
+        )
     config = copy.deepcopy(config)
     if not causal:
         config.num_labels = 1
-    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    with library_errors(f"{called} can't be built"), torch.device("meta"):
-        return auto.from_config(config, **arguments)
+    arguments = {"attn_implementation": attn_implementation} if asked else {}
+    with library_errors(f"{where} can't be built"), torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=reference.trust_remote_code, **arguments)
 
 
 def check_kind(
@@ -88,14 +108,21 @@ def check_kind(
             )
 
 
-def check_files(empty: PreTrainedModel, shapes: Shapes, called: str, *, new_head: bool) -> list[str]:
+def check_files(empty: PreTrainedModel, weights: Weights, called: str, *, new_head: bool) -> list[str]:
     """Compare the weights of `empty` with those in the files; return warnings. `new_head`: a score head may be missing.
 
-    Raises `UserError` with the names of weights that are missing or of another shape.
+    Raises `UserError` with the names of weights that are missing, or of another shape or type.
     """
     import torch
 
-    files = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    names = [name for name, _ in empty.named_parameters()]
+    own = {*names, *(name.partition(".")[2] for name in names)}  # base models have no prefix in their files
+    for name, (_, dtype) in sorted(weights.items()):
+        if not _is_float(dtype) and name in own:
+            raise UserError(
+                f"{called}: {name} is of the type {dtype} in its file, and its {CONFIG} says not how to read it"
+            )
+    files = {name: torch.empty(weight.shape, device="meta") for name, weight in weights.items()}
     with library_errors(f"{called} can't be loaded"), quiet_libraries():
         _, found = type(empty).from_pretrained(
             None,
@@ -144,13 +171,15 @@ def check_tokenizer(empty: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 def check_adapter(empty: PreTrainedModel, reference: ModelReference, task: Task, *, needs_head: bool) -> list[str]:
     """Compare what the adapter's configuration makes of `empty` with the adapter's file; return warnings."""
-    from peft import PeftConfig, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     folder, called = Path(reference.path), reference.called
-    shapes = read_adapter_shapes(folder, called)
-    with library_errors(f"{called}: its adapter_config.json can't be used"):
-        config = PeftConfig.from_pretrained(folder)
-    if shapes is None or config.is_prompt_learning:
+    config = read_adapter_config(folder, called)
+    weights = read_adapter_weights(folder, called)
+    for name, (_, dtype) in sorted(weights.items()):
+        if not _is_float(dtype):
+            raise UserError(f"{called}: {name} is of the type {dtype} in its file, which is no weight of an adapter")
+    if config.is_prompt_learning:
         return []
     if task == "sequence_classification":
         config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
@@ -158,7 +187,7 @@ def check_adapter(empty: PreTrainedModel, reference: ModelReference, task: Task,
         model = with_adapter(empty, config)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     base = {f"base_model.model.{name}": weight for name, weight in empty.state_dict().items()}
-    for name, shape in sorted(shapes.items()):
+    for name, (shape, _) in sorted(weights.items()):
         weight = expected.get(name, base.get(name))
         if weight is not None and list(weight.shape) != shape:
             hint = ". Was it trained with added tokens? Its base model has to have them too" if "embed" in name else ""
@@ -167,10 +196,10 @@ def check_adapter(empty: PreTrainedModel, reference: ModelReference, task: Task,
                 f"in the model{hint}"
             )
     head = f"base_model.model.{HEAD}"
-    missing = expected.keys() - shapes.keys() - (set() if needs_head or reference.is_reward_model else {head})
+    missing = expected.keys() - weights.keys() - (set() if needs_head or reference.is_reward_model else {head})
     if missing:
         raise UserError(f"{called} is not complete: its file has no {_listed(missing)}")
-    unused = shapes.keys() - expected.keys() - base.keys()
+    unused = weights.keys() - expected.keys() - base.keys()
     return [f"{called}: {_listed(unused)} in its file is not used"] if unused else []
 
 
@@ -218,6 +247,11 @@ def check_output(empty: PreTrainedModel, config: PeftConfig, called: str) -> Non
             f"{called}: an adapter on the output layer can't be trained: log-probabilities are read from that "
             "layer's weights alone. Leave it out of the target modules"
         )
+
+
+def _is_float(dtype: str) -> bool:
+    """Whether weights of this type, in safetensors' name, can be read as they are: smaller ones are of quantization."""
+    return dtype in ("F64", "F32", "F16", "BF16")
 
 
 def _layers(empty: PreTrainedModel) -> list[str]:

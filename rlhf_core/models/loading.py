@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import library_errors, path_of, read_text
 from rlhf_core.method import TrainingOptions
-from rlhf_core.models import checks, weights
+from rlhf_core.models import checks, files, weights
 from rlhf_core.models.adapters import add_adapter, new_adapter, uses_lora
 from rlhf_core.models.checks import Task
 from rlhf_core.models.context import max_tokens
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 class ModelInfo:
     """A model before its weights are loaded. `adapter` is the folder of a PEFT adapter that the run starts from.
 
-    `task` is what the method trains: a `causal_lm`, or a `sequence_classification` model with one score. `empty` is the
-    model without weights, `quantized` how its weights are quantized when they load as they are in the files, `complete`
-    whether the files were seen to hold all weights, `called` its name in messages, `template` that of its chat
-    template, and `warnings` are for the user.
+    `reference` is where it is from and whether its code may run. `task` is what the method trains: a `causal_lm`, or a
+    `sequence_classification` model with one score. `empty` is the model without weights, `quantized` how its weights
+    are quantized when they load as they are in the files, `complete` whether the files were seen to hold all weights,
+    `called` its name in messages, `template` that of its chat template, and `warnings` are for the user.
     """
 
     path: str
@@ -43,6 +42,7 @@ class ModelInfo:
     called: str = ""
     template: str = "the chat template"
     warnings: tuple[str, ...] = ()
+    reference: ModelReference = field(kw_only=True)
 
     @property
     def max_tokens(self) -> int | None:
@@ -73,29 +73,22 @@ def inspect(
 
 def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: bool = False) -> ModelInfo:
     """The same for a model that need not read messages."""
-    from transformers import AutoConfig
-
-    called, local = reference.base_called, Path(reference.base).is_dir()
-    problem = "can't be loaded" if local else "is not a folder here, and can't be loaded from the Hub"
-    with library_errors(f"{called} {problem}"):
-        for folder in {reference.base, reference.path}:
-            weights.refuse_pointers(Path(folder), reference.called)
-        config = AutoConfig.from_pretrained(reference.base)
-    empty = checks.without_weights(config, task, called)
+    called, config = reference.base_called, files.read_config(reference)
+    empty = checks.without_weights(config, task, reference)
     checks.check_kind(reference, empty, config, needs_head=needs_head)
-    with library_errors(f"{reference.called}: its tokenizer {problem}"):
-        tokenizer = load_tokenizer(reference)
+    tokenizer = files.read_tokenizer(reference)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     warnings = [reference.moved] if reference.moved else []
-    shapes, quantizer = weights.read_shapes(reference.base, called), quantization_of(config, called)
-    in_adapter, complete = reference.adapter is not None, shapes is not None and quantizer is None
-    if shapes is not None and complete:
-        warnings += checks.check_files(empty, shapes, called, new_head=_new_head(config, in_adapter))
+    held, quantizer = weights.read_weights(reference.base, called), quantization_of(config, called)
+    in_adapter, complete = reference.adapter is not None, held is not None and quantizer is None
+    if held is not None and complete:
+        warnings += checks.check_files(empty, held, called, new_head=_new_head(config, in_adapter))
     if in_adapter:
         warnings += checks.check_adapter(empty, reference, task, needs_head=needs_head)
     checks.check_tokenizer(empty, tokenizer, reference.called)
+    files.read_generation_config(reference.base, called)
     return ModelInfo(
         path=reference.base,
         config=config,
@@ -108,6 +101,7 @@ def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: boo
         complete=complete,
         called=reference.called,
         warnings=tuple(warnings),
+        reference=reference,
     )
 
 
@@ -145,7 +139,7 @@ def check_options(info: ModelInfo, options: TrainingOptions) -> None:
     if (name := options.attn_implementation) is not None:
         if name == "flex_attention" and not torch.accelerator.is_available():
             raise UserError(f"--attn-implementation {name} needs a GPU: it is compiled for each length of a row")
-        checks.without_weights(info.config, info.task, f"--attn-implementation {name}", attn_implementation=name)
+        checks.without_weights(info.config, info.task, info.reference, name)
     adapter = new_adapter(info, options)
     if adapter is not None and info.empty is not None:
         largest = max(max(weight.shape, default=0) for weight in info.empty.parameters())
@@ -156,17 +150,7 @@ def check_options(info: ModelInfo, options: TrainingOptions) -> None:
         given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(names)}"
         checks.check_output(info.empty, adapter, given)
     if info.adapter and info.empty is not None and uses_lora(options, info):
-        from peft import PeftConfig
-
-        checks.check_output(info.empty, PeftConfig.from_pretrained(info.adapter), info.called)
-
-
-def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
-    """The tokenizer in an adapter's folder, otherwise the base model's."""
-    from transformers import AutoTokenizer
-
-    own = (Path(reference.path) / "tokenizer_config.json").is_file()
-    return AutoTokenizer.from_pretrained(reference.path if own else reference.base)
+        checks.check_output(info.empty, files.read_adapter_config(info.adapter, info.called), info.called)
 
 
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
@@ -200,10 +184,11 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     return model
 
 
-def check_scorer(folder: str) -> ModelInfo:
+def check_scorer(folder: str, *, trust_remote_code: bool = False) -> ModelInfo:
     """What `load_scorer` needs, without weights. Raises `UserError` for what is no reward model, or not complete."""
     with quiet_libraries():
-        return inspect(find(folder, "path"), "sequence_classification", needs_head=True)
+        reference = find(folder, "path", trust_remote_code=trust_remote_code)
+        return inspect(reference, "sequence_classification", needs_head=True)
 
 
 def load_scorer(scorer: str | ModelInfo) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -228,11 +213,18 @@ def from_pretrained(info: ModelInfo, arguments: dict[str, Any]) -> PreTrainedMod
     if scoring:
         arguments = {**arguments, "num_labels": 1}
     with library_errors(f"{info.called}: {info.path} can't be loaded"):
-        model, found = auto.from_pretrained(info.path, output_loading_info=True, **arguments)
+        model, found = auto.from_pretrained(
+            info.path,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=info.reference.trust_remote_code,
+            **arguments,
+        )
     if not info.complete:
         head = {checks.HEAD} if scoring and _new_head(info.config, info.adapter is not None) else set()
         packed = {name for name in found["missing_keys"] if info.quantized and not name.endswith(".weight")}
         checks.refuse_missing(set(found["missing_keys"]) - head - packed, info.called)
+    weights.refuse_not_finite(model.named_parameters(), info.called)
     if scoring:
         model.config.pad_token_id = info.tokenizer.pad_token_id  # the score is read at the last token before padding
     return model

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import path_of
 from rlhf_core.models.adapters import add_adapter
+from rlhf_core.models.files import read_config
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.outputs import write_whole
 
@@ -31,23 +32,23 @@ PROMPTS = ("What helps against a fever?", "咳嗽三天，可能是什么病？"
 ALLOWED = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
-def merge_adapter(model: str, output: str | None = None, dtype: str = "auto") -> None:
+def merge_adapter(
+    model: str, output: str | None = None, dtype: str = "auto", *, trust_remote_code: bool = False
+) -> None:
     """Merge, compare, save and report it. Raises `UserError`, and then leaves nothing behind."""
-    reference = find(model)
+    reference = find(model, trust_remote_code=trust_remote_code)
     path = Path(reference.path).resolve()
     folder = reference.run / "merged" if reference.run else path.with_name(path.name + "-merged")
     folder = path_of(output, "--output") if output else folder
     _refuse(reference, folder)
     with quiet_libraries():
-        from transformers import AutoConfig
-
         from rlhf_core.ui.screen import Screen
 
         screen = Screen()
         with screen.working("Loading the base model and the adapter …"):
             merged, tokenizer, expected, difference = _merged(reference)
         if dtype == "auto":  # as the base model is published, if it is one of our types
-            dtype = str(AutoConfig.from_pretrained(reference.base).dtype).removeprefix("torch.")
+            dtype = str(read_config(reference).dtype).removeprefix("torch.")
             dtype = dtype if dtype in ALLOWED else "float32"
         with screen.working("Saving, and reading it again …"):
             saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
@@ -77,7 +78,6 @@ def _refuse(reference: ModelReference, output: Path) -> None:
 
 def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[torch.Tensor], float]:
     """(merged model, tokenizer, logits before merging, difference after it); in float32, on the CPU."""
-    from rlhf_core.models import loading as models
 
     info, base = _read(reference)
     if info.quantized:
@@ -87,7 +87,7 @@ def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedToken
             f"that as base_model_name_or_path into {Path(reference.path) / 'adapter_config.json'}"
         )
     model = add_adapter(info, base, trainable=False).eval()
-    tokenizer = models.load_tokenizer(reference)
+    tokenizer = info.tokenizer
     expected = _logits(model, tokenizer)
     try:
         merged = model.merge_and_unload(safe_merge=True)
@@ -150,7 +150,7 @@ def _save(
             f"- base model: `{reference.base}`\n- adapter: `{reference.path}`\n- weights: {dtype}\n"
         )
         write_whole(part / "README.md", card)
-        saved = _logits(_read(find(str(part)))[1], tokenizer)
+        saved = _logits(_read(find(str(part), trust_remote_code=reference.trust_remote_code))[1], tokenizer)
         difference = _compare(expected, saved, dtype, reference)
         part.rename(output)
     except (OSError, SafetensorError) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +15,12 @@ from typing import Any
 
 from rlhf_core import builtin, environment
 from rlhf_core.config import BUILTIN, builtin_name
-from rlhf_core.errors import UserError
-from rlhf_core.inputs import parse_json, read_text
+from rlhf_core.errors import UserError, excerpt
+from rlhf_core.inputs import library_errors, path_of
+from rlhf_core.models.files import ADAPTER_CONFIG, CONFIG, check_folder, read_object
+
+HUB_PART = 96  # characters of an owner and of a name
+_HUB_PART = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class ModelReference:
     `path` is its folder (absolute, so that an adapter trained on it names a base model that is found from everywhere)
     or its Hub id, `base` the same of the model whose weights load first: an adapter's base model, otherwise the model
     itself. `called` is its name in messages, `run` the folder of the run that it is from, if any, and `adapter` the
-    content of its adapter_config.json, if it is an adapter.
+    content of its adapter_config.json, if it is an adapter. `trust_remote_code`: code that the model brings may run.
     """
 
     path: str
@@ -32,6 +38,7 @@ class ModelReference:
     called: str
     run: Path | None = None
     adapter: dict[str, Any] | None = None
+    trust_remote_code: bool = False
 
     @property
     def base_called(self) -> str:
@@ -42,8 +49,8 @@ class ModelReference:
         """Whether it scores instead of writing."""
         if self.adapter is not None:
             return self.adapter.get("task_type") == "SEQ_CLS"
-        file = Path(self.path) / "config.json"
-        names = _read_json(file).get("architectures") if file.is_file() else None
+        file = Path(self.path) / CONFIG
+        names = read_object(file).get("architectures") if file.is_file() else None
         return any(scores(name) for name in names or [])
 
     @property
@@ -54,39 +61,57 @@ class ModelReference:
         return "" if self.base in (named, at) else f"the adapter's base model {named} is taken from {self.base}"
 
 
-def find(given: str, flag: str = "") -> ModelReference:
+def find(given: str, flag: str = "", *, trust_remote_code: bool = False) -> ModelReference:
     """The model that the folder of a run, model or adapter, a Hub id or `builtin` refers to. Raises `UserError` for
-    other text, in which `flag` comes before `given`.
+    other text, in which `flag` comes before `given`, and for folders that hold something else than their names say.
     """
-    called = f"{flag} {given}".strip()
+    called, trust = f"{flag} {excerpt(given)}".strip(), trust_remote_code
     if builtin_name(given) == BUILTIN:
         return ModelReference(str(builtin.MODEL), str(builtin.MODEL), called)
-    folder = Path(given).expanduser()
-    if folder.is_file():
-        raise UserError(f"{called} is a file: give the folder of a run or of a model")
-    if not folder.is_dir():
+    folder = path_of(given, flag or "the model")
+    with library_errors(f"{called} can't be read"):
+        mode = folder.stat().st_mode if folder.exists() else None
+    if mode is not None and not stat.S_ISDIR(mode):
+        what = "a file" if stat.S_ISREG(mode) else "no folder"
+        raise UserError(f"{called} is {what}: give the folder of a run or of a model")
+    if mode is None:
         if not is_hub_id(given):
             raise UserError(f"{called}: there is no such folder")
-        return ModelReference(given, given, called)
+        return ModelReference(given, given, called, trust_remote_code=trust)
     run, model = _run_and_model(folder)
     if not _is_model(model):
         if run is not None:
             raise UserError(f"{called}: the run has no model yet. {_instead(run, given)}")
         raise UserError(f"{called} is neither a run's folder nor a model's: it has no config.yaml and no config.json")
-    path = os.path.abspath(model)
-    if not (model / "adapter_config.json").is_file():
-        return ModelReference(path, path, called, run)
-    adapter = _read_json(model / "adapter_config.json")
-    named = adapter.get("base_model_name_or_path")
+    check_folder(model)
+    path, base, adapter = os.path.abspath(model), os.path.abspath(model), None
+    if (model / ADAPTER_CONFIG).is_file():
+        adapter = read_object(model / ADAPTER_CONFIG)
+        base = _base(adapter.get("base_model_name_or_path"), Path(path), called)
+    return ModelReference(path, base, called, run, adapter, trust)
+
+
+def _base(named: Any, adapter: Path, called: str) -> str:
+    """The folder or Hub id of the base model that the adapter in a folder names. Raises `UserError`."""
     if not named or not isinstance(named, str):
         raise UserError(f"{called} is an adapter that does not name its base model")
-    base = _find_base(named, Path(path))
+    where = f"base_model_name_or_path in {adapter / ADAPTER_CONFIG}"
+    base = _find_base(named, adapter)
     if base is None:
         raise UserError(
-            f"{called} is an adapter of {named}, and there is no such folder. Put the base model there, or write where "
-            f"it is now into {model / 'adapter_config.json'}, as base_model_name_or_path"
+            f"{called} is an adapter of {excerpt(named)}, and there is no such folder. Put the base model there, or "
+            f"write where it is now as {where}"
         )
-    return ModelReference(path, base, called, run, adapter)
+    if os.path.isdir(base):
+        if (Path(base) / ADAPTER_CONFIG).exists():
+            raise UserError(
+                f"{called}: {where} is {base}, an adapter itself. Merge that one first (rlhf merge {base}), and name "
+                "the merged model there"
+            )
+        if not (Path(base) / CONFIG).is_file():
+            raise UserError(f"{called}: {where} is {base}, which is no model's folder: it has no {CONFIG}")
+        check_folder(Path(base))
+    return base
 
 
 def scores(architecture: str) -> bool:
@@ -107,7 +132,7 @@ def _find_base(named: str, adapter: Path) -> str | None:
     A relative path begins at the current folder or, since adapters are used from elsewhere, at a folder above the
     adapter. A tree of folders that was moved whole has the base model at the same place beside the adapter.
     """
-    given = Path(named).expanduser()
+    given = path_of(named, "base_model_name_or_path")
     if given.is_dir():
         return os.path.abspath(given)
     if given.parts[-3:] == builtin.MODEL.parts[-3:]:
@@ -117,14 +142,20 @@ def _find_base(named: str, adapter: Path) -> str | None:
     for length in range(len(parts), shortest - 1, -1):
         for above in adapter.parents:
             found = above.joinpath(*parts[-length:])
-            if found != adapter and (found / "config.json").is_file():
+            if found != adapter and (found / CONFIG).is_file():
                 return os.path.abspath(found)
     return named if is_hub_id(named) else None
 
 
 def is_hub_id(name: str) -> bool:
     """Whether `name` has the form of a Hub id, OWNER/NAME. `runs/NAME` is a run."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~", "runs/"))
+    parts = [part for part in name.split("/") if len(part) <= HUB_PART and _HUB_PART.fullmatch(part)]
+    return (
+        len(parts) == 2
+        and name.count("/") == 1
+        and not any(wrong in name for wrong in ("--", ".."))
+        and not name.startswith("runs/")
+    )
 
 
 def _run_and_model(folder: Path) -> tuple[Path | None, Path]:
@@ -138,14 +169,7 @@ def _run_and_model(folder: Path) -> tuple[Path | None, Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    values = parse_json(read_text(file, limit=None), str(file))
-    if not isinstance(values, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return values
+    return (folder / CONFIG).exists() or (folder / ADAPTER_CONFIG).exists()
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.errors import first_line
+from rlhf_core.models.files import GENERATION_CONFIG, read_generation_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,12 +29,8 @@ def template_of(info: ModelInfo, kwargs: Mapping[str, Any] | None = None, *, esc
 
 def end_tokens(info: ModelInfo) -> list[int]:
     """The tokens that end an answer by the model's generation settings."""
-    from transformers import GenerationConfig
-
-    try:
-        declared = GenerationConfig.from_pretrained(info.path).eos_token_id
-    except OSError:  # it has none of its own
-        declared = info.config.get_text_config().eos_token_id
+    own = read_generation_config(info.path, info.called)
+    declared = info.config.get_text_config().eos_token_id if own is None else own.eos_token_id
     return [declared] if isinstance(declared, int) else list(declared or ())
 
 
@@ -47,3 +45,9 @@ def end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
     if end not in [tokenizer.eos_token_id, *known]:
         log.warning("the chat template ends answers with %s, so the model stops there too", name)
         config.eos_token_id = [end, *known]
+        try:
+            config.validate(strict=True)
+        except ValueError as error:  # it can't be saved again: what is left out belongs to sampling
+            log.warning("of its %s only tokens are kept: %s", GENERATION_CONFIG, first_line(error))
+            tokens = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
+            model.generation_config = type(config)(eos_token_id=config.eos_token_id, **tokens)

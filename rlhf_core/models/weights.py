@@ -1,70 +1,122 @@
-"""Names and shapes of the weights in a model's files. Only the headers of safetensors files are read: milliseconds for
-any size. What is wrong with the files themselves is one message.
+"""Names, shapes and types of the weights in a model's files. Only headers of safetensors files are read: milliseconds
+for any size. What is wrong with the files themselves is one message, and pickles, which may hold code, are not opened.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from rlhf_core.errors import UserError, first_line
+from rlhf_core.errors import UserError, excerpt, first_line
+from rlhf_core.inputs import path_of
+from rlhf_core.models.files import CONFIG, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-OTHERS = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # no headers: loading them tells what is wrong
 ADAPTER = "adapter_model.safetensors"
-POINTER = 1024  # bytes that a pointer of Git LFS has at most
-Shapes = dict[str, list[int]]
+PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
+CONVERT = "Convert it where you trust it: load it with transformers or PEFT, and save it again by save_pretrained"
 
 
-def read_shapes(path: str, called: str) -> Shapes | None:
-    """The shape of each weight of the full model at `path`, a folder or a Hub id; None where no header tells it: other
-    formats, and a Hub model that is not downloaded yet. Raises `UserError`.
+class Weight(NamedTuple):
+    """A weight in a file; `dtype` is safetensors' name of its type, such as BF16."""
+
+    shape: list[int]
+    dtype: str
+
+
+Weights = dict[str, Weight]
+
+
+def read_weights(path: str, called: str) -> Weights | None:
+    """Each weight of the full model at `path`, a folder or a Hub id; None for a Hub model that is not downloaded yet.
+    Raises `UserError`.
     """
     folder = Path(path)
     if not folder.is_dir():
         return _downloaded(path, called)
-    if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE, called)
-    if (folder / INDEX).is_file():
-        files = [folder / name for name in _shards(folder / INDEX, called)]
-        if missing := [file for file in files if not file.is_file()]:
-            more = f" ({len(missing)} of {len(files)} files are)" if len(missing) > 1 else ""
-            raise UserError(f"{called} is not complete: {missing[0]} is missing{more}. Copy or download it again")
-        return {name: shape for file in files for name, shape in _header(file, called).items()}
-    names = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if (
-        any((folder / name).is_file() for name in OTHERS)
-        or "transformers_weights" in names
-        or [*folder.glob("*.distcp")]
-    ):
-        return None
+    named = read_object(folder / CONFIG).get("transformers_weights")
+    single = SINGLE if named is None else _inside(named, f"{called}: transformers_weights in its {CONFIG}")
+    if single.endswith(".index.json") or (named is None and not (folder / single).is_file()):
+        index = INDEX if named is None else single
+        if (folder / index).is_file():
+            return _sharded(folder, index, called)
+    if (folder / single).is_file():
+        return _header(folder / single, called)
+    if pickles := _pickles(folder):
+        raise UserError(f"{called} has its weights in {pickles[0]} alone, a pickle, which may run code. {CONVERT}")
     found = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))) or "none"
     raise UserError(f"{called} has no weights: {SINGLE} or {INDEX} is missing. Other files of weights there: {found}")
 
 
-def read_adapter_shapes(folder: Path, called: str) -> Shapes | None:
+def read_adapter_weights(folder: Path, called: str) -> Weights:
     """The same of an adapter's folder."""
     if (folder / ADAPTER).is_file():
         return _header(folder / ADAPTER, called)
-    if (folder / "adapter_model.bin").is_file():
-        return None
+    if pickles := _pickles(folder):
+        raise UserError(f"{called} has its weights in {pickles[0]} alone, a pickle, which may run code. {CONVERT}")
     raise UserError(f"{called} has no weights: {folder / ADAPTER} is missing")
 
 
-def refuse_pointers(folder: Path, called: str) -> None:
-    """Raise `UserError` for a file that Git LFS has not fetched."""
-    for file in sorted(folder.glob("*")):
-        if (
-            file.is_file()
-            and file.stat().st_size < POINTER
-            and file.read_bytes().startswith(b"version https://git-lfs")
-        ):
-            raise UserError(
-                f"{called}: {file} is a Git LFS pointer, not the file itself. Fetch it: git lfs pull, in that folder"
-            )
+def refuse_not_finite(named: Iterable[tuple[str, Any]], called: str) -> None:
+    """Raise `UserError` for weights that are NaN or infinite, naming the first. One tensor is read from the device."""
+    import torch
+
+    kept = [(name, weight.detach()) for name, weight in named if weight.is_floating_point() and weight.numel()]
+    kept = [(name, weight) for name, weight in kept if weight.device.type != "meta" and weight.dtype.itemsize > 1]
+    if not kept:
+        return
+    extremes = [torch.stack(weight.aminmax()).float() for _, weight in kept]  # reads a weight once, and copies none
+    finite = torch.stack([one.to(extremes[0].device) for one in extremes]).isfinite().all(dim=1)
+    wrong = [name for (name, _), good in zip(kept, finite.tolist(), strict=True) if not good]
+    if wrong:
+        more = f" and {len(wrong) - 1} more weights have" if len(wrong) > 1 else " has"
+        raise UserError(
+            f"{called}: {wrong[0]}{more} values that are NaN or infinite, so it can compute nothing. Copy or download "
+            "it again, or take an earlier checkpoint"
+        )
 
 
-def _downloaded(repository: str, called: str) -> Shapes | None:
+def _pickles(folder: Path) -> list[Path]:
+    return sorted(file for pattern in PICKLES for file in folder.glob(pattern))
+
+
+def _inside(name: Any, where: str) -> str:
+    """`name` if it can be that of a safetensors file in the model's folder."""
+    path = PurePosixPath(name) if isinstance(name, str) and name else PurePosixPath("/")
+    good = (
+        not path.is_absolute()
+        and ".." not in path.parts
+        and str(name).endswith((".safetensors", ".safetensors.index.json"))
+    )
+    if not good:
+        raise UserError(f"{where}: {excerpt(repr(name))} is no safetensors file in the model's folder")
+    path_of(name, where)
+    return str(name)
+
+
+def _sharded(folder: Path, index: str, called: str) -> Weights:
+    """The weights of all files that an index names, each where the index says."""
+    placed = _shards(folder / index, called)
+    files = {name: folder / name for name in sorted(set(placed.values()))}
+    if missing := [file for file in files.values() if not file.is_file()]:
+        more = f" ({len(missing)} of {len(files)} files are)" if len(missing) > 1 else ""
+        raise UserError(f"{called} is not complete: {missing[0]} is missing{more}. Copy or download it again")
+    found = {name: _header(file, called) for name, file in files.items()}
+    for weight, name in placed.items():
+        if weight not in found[name]:
+            raise UserError(f"{called}: {folder / index} places {excerpt(weight)} in {name}, which has no such weight")
+    return {weight: held for weights in found.values() for weight, held in weights.items()}
+
+
+def _shards(index: Path, called: str) -> dict[str, str]:
+    placed = read_object(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise UserError(f"{called}: {index} is no index of weights: it has no weight_map of names to files")
+    return {weight: _inside(name, f"{index}, {excerpt(weight)}") for weight, name in placed.items()}
+
+
+def _downloaded(repository: str, called: str) -> Weights | None:
     from huggingface_hub import try_to_load_from_cache
 
     def cached(name: str) -> list[Path]:
@@ -73,25 +125,19 @@ def _downloaded(repository: str, called: str) -> Shapes | None:
 
     files = cached(SINGLE)
     if not files and (index := cached(INDEX)):
-        names = _shards(index[0], called)
+        names = set(_shards(index[0], called).values())
         files = [file for name in names for file in cached(name)]
         files = files if len(files) == len(names) else []
-    return {name: shape for file in files for name, shape in _header(file, called).items()} or None
+    return {name: weight for file in files for name, weight in _header(file, called).items()} or None
 
 
-def _shards(index: Path, called: str) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{called}: {index} is no index of weights: {first_line(error)}") from error
-
-
-def _header(file: Path, called: str) -> Shapes:
+def _header(file: Path, called: str) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
-            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            return {name: Weight(part.get_shape(), part.get_dtype()) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         size = f"{file.stat().st_size:,} bytes"
         raise UserError(

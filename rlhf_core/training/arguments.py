@@ -38,8 +38,10 @@ SCHEDULE = """'{"min_lr": 1e-6}'"""
 OTHERWISE = {"adam_beta1": 0.123, "adam_beta2": 0.123, "adam_epsilon": 0.123, "optim_args": None}  # to see what acts
 STEPS = 1000  # of a schedule that is only tried
 
+TRUST = ("trust_remote_code",)  # a field of TRL's arguments, with which its trainers load models
 
-def build(run: Run, cls: type, values: dict[str, Any]) -> Any:
+
+def build(run: Run, cls: Any, values: dict[str, Any]) -> Any:
     """Training arguments of class `cls` from the shared options, `values`, and the user's `--set`, which wins.
 
     Raises `UserError` for what a library refuses.
@@ -60,6 +62,7 @@ def build(run: Run, cls: type, values: dict[str, Any]) -> Any:
         "report_to": [],
         "disable_tqdm": True,
         **launch.arguments_for(run.config.distributed),
+        **{name: run.config.trust_remote_code for name in TRUST if name in cls.__dataclass_fields__},
         **values,
         **run.config.set,
     }

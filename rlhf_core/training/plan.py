@@ -67,7 +67,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     @functools.cache
     def inspected() -> tuple[ModelReference, models.ModelInfo, Preparation]:
         """Importing transformers, so after all rows are read."""
-        model = find(config.model, "--model")
+        model = find(config.model, "--model", trust_remote_code=config.trust_remote_code)
         info = models.inspect(model, method.task, chat_template=config.chat_template)
         escape = options.control_tokens == "escape"
         template = template_of(info, options.chat_template_kwargs, escape=escape)

@@ -59,7 +59,7 @@ SETTINGS = {
     "vllm_tensor_parallel_size": used_with(VLLM, COLOCATED, within=(1, 1024)),
     # Without effect here, or with a misleading one
     "model_init_kwargs": refused(LOADED),
-    "trust_remote_code": refused("code from a model's repository is never run"),
+    "trust_remote_code": refused("write --trust-remote-code"),
     "num_generations_eval": refused("the held-out prompts are answered once each: see --num-eval-prompts"),
     "reward_weights": refused("write --reward NAME:weight=2"),
     "use_vllm": refused("write --rollouts vllm"),

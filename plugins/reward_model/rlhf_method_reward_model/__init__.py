@@ -107,15 +107,16 @@ class RewardModelScore:
     """The score of a trained reward model for a prompt with its answer: any number, higher is better.
 
     `path` is the folder of a run or of its model, or a Hub id: with a score head, or an adapter with one. The weights
-    load when they are first needed.
+    load when they are first needed. `trust_remote_code` runs the code that a model brings.
     """
 
-    def __init__(self, *, path: str, batch_size: int = 8) -> None:
+    def __init__(self, *, path: str, batch_size: int = 8, trust_remote_code: bool = False) -> None:
         from rlhf_core import check_scorer
 
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: needs a number above 0")
-        self.info, self.batch_size, self.kwargs = check_scorer(path), batch_size, _template_kwargs(path)
+        self.info = check_scorer(path, trust_remote_code=trust_remote_code)
+        self.batch_size, self.kwargs = batch_size, _template_kwargs(path)
         for warning in self.info.warnings:
             logging.getLogger("rlhf").warning(warning)
         self.model, self.tokenizer = None, self.info.tokenizer

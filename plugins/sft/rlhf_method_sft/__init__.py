@@ -34,7 +34,7 @@ SETTINGS = {
     **dict.fromkeys(("loss_type", "activation_offloading"), USED),
     **dict.fromkeys(("packing_strategy", "eval_packing"), used_with(PACKING)),
     "model_init_kwargs": refused(LOADED),
-    "trust_remote_code": refused("code from a model's repository is never run"),
+    "trust_remote_code": refused("write --trust-remote-code"),
     "chat_template_path": refused("write --chat-template FILE"),
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "dataset_num_proc"), refused(TOKENIZED)),
     **dict.fromkeys(("eos_token", "pad_token"), refused(TOKENS)),

@@ -40,7 +40,7 @@ class Questions:
         return commands.columns_of(self.rows)
 
 
-def find_candidates(models: Sequence[str], catalog: Catalog) -> list[Candidate]:
+def find_candidates(models: Sequence[str], catalog: Catalog, trust: bool = False) -> list[Candidate]:
     """Raises `UserError` for fewer than two models, for what is no language model and for a name given twice."""
     if len(models) < 2:
         raise UserError("comparing takes at least two models: rlhf compare builtin runs/grpo-20260101-120000")
@@ -49,7 +49,7 @@ def find_candidates(models: Sequence[str], catalog: Catalog) -> list[Candidate]:
     given_names = Counter(name for name, _ in named if name)
     if twice := [name for name, count in given_names.items() if count > 1]:
         raise UserError(f"the name {twice[0]!r} is given twice: give each model a different name, NAME=PATH")
-    return [_candidate(name, given, catalog) for name, (_, given) in zip(_unique(names), named, strict=True)]
+    return [_candidate(name, given, catalog, trust) for name, (_, given) in zip(_unique(names), named, strict=True)]
 
 
 def _split(text: str) -> tuple[str | None, str]:
@@ -80,13 +80,14 @@ def _unique(names: Sequence[str]) -> list[str]:
     return taken
 
 
-def _candidate(name: str, given: str, catalog: Catalog) -> Candidate:
-    model = commands.find_model(given)
+def _candidate(name: str, given: str, catalog: Catalog, trust: bool) -> Candidate:
+    model = commands.find_model(given, trust_remote_code=trust)
     if model.is_reward_model:
         raise UserError(f"{given} is a reward model, which scores answers and writes none: --reward-model uses it")
     if model.run is None or not (model.run / "config.yaml").is_file():
         return Candidate(name, given, model)
     config, method = resolve(commands.read_config(model.run / "config.yaml"), catalog)
+    config = config.model_copy(update={"trust_remote_code": trust})  # what its run trusted is not trusted here
     return Candidate(name, given, model, config, method)
 
 

@@ -53,7 +53,12 @@ import click
 )
 @click.option("--seed", type=int, default=42, metavar="N", help="Of the sampling and the intervals.  [42]")
 @click.option("--output", metavar="FOLDER", help="Folder for comparison.json and comparison.html.  [compare-TIME]")
-def compare(models: tuple[str, ...], **values: Any) -> None:
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the code that a model brings with it; read it first, it can do all that you can.",
+)
+def compare(models: tuple[str, ...], trust_remote_code: bool, **values: Any) -> None:
     """Ask several models the same prompts and compare their answers.
 
     Each of A, B, … is a run's folder, a model's or an adapter's folder, a Hub id or `builtin`; NAME=PATH gives it a
@@ -67,7 +72,7 @@ def compare(models: tuple[str, ...], **values: Any) -> None:
     from rlhf_tools.candidates import find_candidates
 
     catalog = Catalog()
-    candidates = find_candidates(models, catalog)
+    candidates = find_candidates(models, catalog, trust_remote_code)
     kwargs = values.pop("chat_template_kwargs")
     with quiet_libraries():
         from rlhf_tools.comparing import run
