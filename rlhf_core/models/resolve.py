@@ -174,10 +174,12 @@ def _is_model(folder: Path) -> bool:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Import transformers without its advice and its progress bars."""
+    """Import transformers without its advice and its progress bars, and without its question whether code may run."""
     environment.prepare()
+    from transformers import dynamic_module_utils
     from transformers.utils import logging as transformers_logging
 
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to answer: code that is trusted may load models in turn
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
