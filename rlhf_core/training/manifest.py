@@ -49,6 +49,7 @@ def describe(run: Run, plugins: Sequence[str]) -> dict[str, Any]:
         "data": describe_data(run),
         "files": {text: {"of": of, **_file(text)} for text, of in _named(run).items()},
         "folder": str(run.folder.resolve()),
+        "trust_remote_code": run.config.trust_remote_code,
         "seed": run.options.seed,
         "git_commit": _git_commit(),
     }
