@@ -29,7 +29,7 @@ OBJECTS = (
     *(CONFIG, ADAPTER_CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG, "tokenizer.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.json"),
 )
-READ = (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".pt")  # by transformers, PEFT and tokenizers
+READ = (".json", ".jinja", ".safetensors", ".model", ".txt")  # by transformers, PEFT and tokenizers
 LARGEST = 256 << 20  # bytes of a file with a vocabulary
 POINTER = b"version https://git-lfs"
 # Keys of config.json, and the numbers that they may have: beyond them nothing can be built, or it computes no numbers.

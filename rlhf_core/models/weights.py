@@ -14,8 +14,12 @@ from rlhf_core.models.files import CONFIG, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
-PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
-CONVERT = "Convert it where you trust it: load it with transformers or PEFT, and save it again by save_pretrained"
+PICKLES = ("pytorch_model*", "adapter_model.bin", "model.pt", "model.bin", "consolidated*.pth", "*.ckpt")
+CONVERT = (
+    "Convert it where you trust it, in Python: from transformers import AutoModelForCausalLM; "
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER). An adapter likewise with PEFT's "
+    "AutoPeftModelForCausalLM"
+)
 
 
 class Weight(NamedTuple):
