@@ -46,7 +46,7 @@ class RewardBatch:
 def callbacks_of(trl: Mapping[str, Any], size: int) -> dict[str, Any]:
     """TRL's arguments for one call: a reward that misuses them fails itself, and not the trainer later."""
     found = dict(trl)
-    if "trainer_state" in trl:
+    if trl.get("trainer_state") is not None:
         found["trainer_state"] = state = copy.copy(trl["trainer_state"])
         vars(state).update({name: list(value) for name, value in vars(state).items() if isinstance(value, list)})
 

@@ -184,7 +184,7 @@ def go(settings):
 
     def run(name: str, resume: bool = False, **values):
         config, method = resolve({**settings, "output_dir": name, **values}, Catalog())
-        return train(config, method, Catalog(), resume=resume)
+        return train(config, method, Catalog(), resume=resume, allow_changed=["reward"] if resume else [])
 
     return run
 
