@@ -297,7 +297,7 @@ def test_resume_with_output_dir_is_the_run_in_that_folder(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in ("runs/newest", "chosen"):
         Path(name, "checkpoints").mkdir(parents=True)
-        (Path(name) / "config.yaml").write_text(f"method: sft\nmodel: no/{name}\n")
+        (Path(name) / "config.yaml").write_text(f"method: sft\nmodel: ./no/{name}\n")
     said = CliRunner().invoke(rlhf, ["run", "--resume", "--output-dir", "chosen"])
     assert "no/chosen" in said.output + str(said.exception)
     said = CliRunner().invoke(rlhf, ["run", "--resume", "runs/newest", "--output-dir", "chosen"])
