@@ -19,6 +19,7 @@ from urllib.parse import quote
 from packaging.requirements import Requirement
 
 OURS = re.compile(r"rlhf-(core|method|reward|formatter|tools)")
+NO_FILES = "none needed: it holds no files, and requires others"
 EXTRAS = ("train",)  # of rlhf-core; `quantization` and `vllm` are the user's choice
 
 
@@ -51,7 +52,8 @@ def licence(distribution: importlib.metadata.Distribution) -> str:
     classifiers = [c.rpartition(" :: ")[2] for c in fields.get_all("Classifier", []) if c.startswith("License ::")]
     stated = " and ".join(c for c in classifiers if c != "OSI Approved")
     text = (fields.get("License") or "").strip()
-    return stated or text.partition("\n")[0][:60]
+    holds = [file for file in distribution.files or () if ".dist-info" not in file.parts[0]]
+    return stated or text.partition("\n")[0][:60] or ("" if holds else NO_FILES)
 
 
 def spelling(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +23,7 @@ from rlhf_core.cli import rlhf
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.outputs import LOCK, claim, keep_lines, read_lines, write_whole
-from rlhf_core.training import run_folder
+from rlhf_core.training import ending, run_folder
 from rlhf_core.training.launch import on_signals
 
 
@@ -211,6 +213,7 @@ def test_one_process_at_a_time_writes_to_a_folder(here):
 HOLD = """
 import os, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from rlhf_core.outputs import claim
 with claim(Path("out"), "--output-dir"):
     if os.fork():
@@ -342,3 +345,20 @@ def test_why_plugins_failed_may_be_anything(tmp_path, monkeypatch):
         assert catalog._last_failure(entry) is None
         catalog._record(entry, "broken")
         file.rmdir() if file.is_dir() else file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "can't be written to: No space left"),
+        (
+            RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "can't be written to",
+        ),
+        (OSError(errno.ENOENT, "No such file"), None),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_a_disk_that_is_full_is_told_from_a_bug(tmp_path, error, said):
+    found = ending._of_the_disk(error, SimpleNamespace(folder=tmp_path))
+    assert (found is None) if said is None else said in found

@@ -404,7 +404,7 @@ def test_pins_are_what_is_installed():
     assert set(pins) == set(packages.PINNED)
     import torch
 
-    assert pins["torch"] == torch.__version__
+    assert pins["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # wheels of PyPI hide which CUDA
 
 
 PIP_SAID = {

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import itertools
-import json
 import logging
 import statistics
 import time
@@ -24,11 +22,12 @@ from typing import Any
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import prompt_of
 from rlhf_core.errors import UserError
-from rlhf_core.rewards.batch import TEXT_PROMPT, RewardBatch, callbacks_of, columns_of
+from rlhf_core.rewards.batch import RewardBatch, callbacks_of, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, ROW, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.rewards.guard import guarded
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, failure, join, out_of_time
+from rlhf_core.rewards.samples import record, samples, scores_by_prompt
 from rlhf_core.rewards.worker import Worker
 
 AT_ONCE = 64  # rows of a reward that are scored at the same time
@@ -278,42 +277,15 @@ class RewardRuntime:
         for name, column in columns.items():
             self.counts[name][0] += column.failed
             self.counts[name][1] += len(batch)
-            groups = _groups(batch.prompts, column.scores)
+            groups = scores_by_prompt(batch.prompts, column.scores)
             self.spread[name][0] += len(groups)
             self.spread[name][1] += sum(len({score for score in group if score is not None}) > 1 for group in groups)
             batch.log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
             batch.log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
             batch.log_metric(f"rewards/{name}/latency", column.seconds)
-        state = batch.trl.get("trainer_state")
-        step = state.global_step + 1 if state else 0
-        self.last = [
-            {
-                "step": step,
-                "prompt": batch.prompts[i],
-                "completion": text,
-                "rewards": {name: column.scores[i] for name, column in columns.items()},
-                "columns": {name: values[i] for name, values in batch.columns.items()},
-                **({TEXT_PROMPT: True} if self.text_prompts else {}),
-            }
-            for i, text in enumerate(batch.texts)
-        ]
+        self.last = samples(batch, columns, text_prompts=self.text_prompts)
         if self.folder is not None:
-            failed = [
-                {"step": step, "reward": name, "error": error, "prompt": one["prompt"], "completion": one["completion"]}
-                for name, column in columns.items()
-                for one, error in zip(self.last, column.errors, strict=True)
-                if error is not None
-            ]
-            _append(self.folder / "samples.jsonl", self.last)
-            _append(self.folder / "reward_errors.jsonl", failed)
-
-
-def _groups(prompts: Sequence[Any], scores: Sequence[float | None]) -> list[Sequence[float | None]]:
-    """The scores of each prompt's answers, where there are several; all of them, where each prompt has one."""
-    sizes = [len(list(group)) for _, group in itertools.groupby(prompts)]
-    sizes = [len(scores)] if max(sizes) == 1 else sizes
-    ends = list(itertools.accumulate(sizes))
-    return [scores[end - size : end] for end, size in zip(ends, sizes, strict=True) if size > 1]
+            record(self.folder, self.last, columns)
 
 
 def _copy(value: Any) -> Any:
@@ -323,11 +295,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return value
-
-
-def _append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append lines with one write, since all processes of a run write to the same file."""
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    data = text.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON writes it
-    with file.open("ab", buffering=0) as stream:
-        stream.write(data)

@@ -73,6 +73,8 @@ def _of_the_disk(error: BaseException, run: Run) -> str | None:
     """What is wrong with the disk of the run's folder, if that is why it failed: libraries have words of their own."""
     if isinstance(error, OSError) and error.errno in OF_DISKS:
         return f"{run.folder} can't be written to: {error.strerror}. Its disk needs space, and to be writable."
+    if any(f"(os error {number})" in str(error) for number in OF_DISKS):  # so says safetensors, which is no OSError
+        return f"{run.folder} can't be written to: {first_line(error)}. Its disk needs space, and to be writable."
     with suppress(OSError):
         if shutil.disk_usage(run.folder).free < SPACE:
             return f"The disk of {run.folder} is full: {first_line(error)}"

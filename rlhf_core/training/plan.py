@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import LORA, RunConfig, given_options
+from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.data.chat_template import ESCAPE, ChatTemplate
@@ -28,6 +28,7 @@ from rlhf_core.rewards.binding import ROW, BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
 from rlhf_core.training import arguments
 from rlhf_core.ui.screen import Screen
+from rlhf_core.unused import LORA, given_options
 
 if TYPE_CHECKING:
     import datasets

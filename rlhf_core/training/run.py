@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
 import os
 import signal
 import threading
@@ -20,15 +19,14 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
-from rlhf_core.errors import REFUSALS, UserError, first_line, raised_by_library
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.adapters import new_adapter
-from rlhf_core.models.resolve import quiet_libraries
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import arguments as training_arguments
+from rlhf_core.training import build as building
 from rlhf_core.training import checkpoint as checkpoint_files
 from rlhf_core.training import ending, launch, ranks, run_folder
 from rlhf_core.training import plan as planning
@@ -45,8 +43,7 @@ if TYPE_CHECKING:
     from rlhf_core.training.progress import ProgressCallback
 
 
-class ModelNeeded(BaseException):
-    """What is built before weights load asked for the model: what comes before is right. No plugin's error."""
+CHECKED = "RLHF_CHECKPOINT"  # environment: the checkpoint that the launching command has found whole; empty for none
 
 
 class Run:
@@ -87,7 +84,7 @@ class Run:
     def model(self) -> transformers.PreTrainedModel:
         """The model with its weights, and with its adapter where the run starts from one."""
         if not self.loads_weights:
-            raise ModelNeeded
+            raise building.ModelNeeded
         return models.load(self.info, self.options)
 
     @functools.cached_property
@@ -146,12 +143,9 @@ def _train(
 ) -> int:
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
     screen = Screen(quiet=not first)
-    checkpoint = None
-    if resume:
-        with screen.working("Checking the files of the checkpoint …"):
-            checkpoint = checkpoint_files.newest_whole(folder, screen.say, allow_changed)
-        if first and not dry_run and launch.LAUNCHER not in os.environ:  # or it is for this run
-            run_folder.remove_stop_file(folder, screen.say)
+    checkpoint = _whole_checkpoint(folder, screen, allow_changed) if resume else None
+    if resume and first and not dry_run and launch.LAUNCHER not in os.environ:  # or the file is for this run
+        run_folder.remove_stop_file(folder, screen.say)
     with screen.working("Reading data and model configuration …"):
         run = prepare(config, method, catalog, folder, checkpoint, allow_changed)
     run.is_new = not resume
@@ -160,12 +154,12 @@ def _train(
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
         screen.resolved(planning.summary(run.plan, tested, catalog))
         if dry_run:
-            _try_to_build(run, method, screen)
+            building.try_to_build(run, method, screen)
             planning.dry_run(run.plan, tested, screen)
             return 0
         with run_folder.log_file(folder, screen.say):
             with screen.working("Loading the model …"):
-                trainer = _build(run, method, planning.plugins_used(run.plan, catalog))
+                trainer = building.build(run, method, planning.plugins_used(run.plan, catalog))
             try:
                 return _carry_out(run, method, trainer, catalog, screen)
             finally:
@@ -175,33 +169,19 @@ def _train(
         run.rewards.close()
 
 
+def _whole_checkpoint(folder: Path, screen: Screen, allow_changed: Sequence[str]) -> Path | None:
+    """The checkpoint to resume from. Its files are read once: by the command that starts several processes, for all."""
+    if launch.LAUNCHER in os.environ and CHECKED in os.environ:
+        return folder / "checkpoints" / os.environ[CHECKED] if os.environ[CHECKED] else None
+    with screen.working("Checking the files of the checkpoint …"):
+        return checkpoint_files.newest_whole(folder, screen.say, allow_changed)
+
+
 def _is_kept(run: Run, trainer: transformers.Trainer) -> bool:
     """Whether there is something to resume. A run that failed in its first step leaves no folder, unless other
     processes go on in it.
     """
     return not run.is_new or trainer.state.global_step > 0 or run.world_size > 1
-
-
-def _try_to_build(run: Run, method: Method, screen: Screen) -> None:
-    """Build the trainer up to where it asks for the model. Raises `UserError` as a run would.
-
-    Not for several processes: what their number decides can't be known in one.
-    """
-    if run.config.num_processes * run.config.num_machines > 1:
-        return
-    run.loads_weights = False
-    with run_folder.shown_warnings(screen.say), quiet_libraries(), contextlib.suppress(ModelNeeded):
-        _trainer(run, method)
-
-
-def _trainer(run: Run, method: Method) -> transformers.Trainer:
-    """The method's trainer. What a library says of a value that it was given is raised as `UserError`."""
-    try:
-        return method.trainer(run)
-    except REFUSALS as error:
-        if raised_by_library(error):
-            raise UserError(f"the trainer can't be built: {first_line(error)}") from error
-        raise
 
 
 def check(
@@ -210,8 +190,10 @@ def check(
     """Raise `UserError` for what `train` would, before the processes that carry out the run are started."""
     environment.prepare()
     launch.check_distributed(config)
-    folder = Path(str(config.output_dir))
-    checkpoint = checkpoint_files.newest_whole(folder, lambda text: None, allow_changed) if resume else None
+    checkpoint = None
+    if resume:
+        checkpoint = _whole_checkpoint(Path(str(config.output_dir)), Screen(), allow_changed)
+        os.environ[CHECKED] = checkpoint.name if checkpoint else ""
     prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed).rewards.close()
 
 
@@ -238,34 +220,11 @@ def prepare(
         run.resumed = resuming.check(run, resume_from, planning.plugins_used(plan, catalog), allow_changed)
         plan.data.warnings.extend(run.resumed.told)
     run.loads_weights = False
-    with contextlib.suppress(ModelNeeded):
+    with contextlib.suppress(building.ModelNeeded):
         run.callbacks = catalog.load_callbacks(config.callback, run)
     run.loads_weights = True
     run.rewards.start()
     return run
-
-
-def _build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer:
-    """The method's trainer; also writes config.yaml and manifest.json."""
-    import transformers
-
-    from rlhf_core.models import trainable
-    from rlhf_core.training.watch import warn_of_small_steps
-
-    transformers.set_seed(run.options.seed)
-    try:
-        trainer = _trainer(run, method)
-    except Exception as error:
-        if not isinstance(error, UserError) or error.__cause__:
-            logging.getLogger(__name__).error("the trainer could not be built", exc_info=error)
-        raise
-    trainable.use_float32(trainer, run)
-    warn_of_small_steps(trainer, run)
-    launch.check(run.config, trainer)
-    if trainer.is_world_process_zero():
-        run_folder.begin(run, plugins)
-    trainer.accelerator.wait_for_everyone()
-    return trainer
 
 
 def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog: Catalog, screen: Screen) -> int:

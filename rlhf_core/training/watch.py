@@ -10,9 +10,9 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
-from rlhf_core.config import WITHOUT_WARMUP
 from rlhf_core.errors import RunStopped
 from rlhf_core.models.trainable import share_too_large
+from rlhf_core.unused import WITHOUT_WARMUP
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run

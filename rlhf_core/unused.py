@@ -1,0 +1,57 @@
+"""Options that would have no effect: each is refused with the reason, as is a run that lacks what it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlhf_core.errors import UserError
+from rlhf_core.method import Method
+
+if TYPE_CHECKING:
+    from rlhf_core.config import RunConfig
+
+# Options of a new adapter, and schedules that ignore `warmup_steps`.
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
+
+def given_options(config: RunConfig, method: Method) -> dict[str, Any]:
+    """The options that the user gave another value than the default."""
+    fields, options = method.Options.model_fields, config.options
+    values = {name: getattr(options, name) for name in fields if name in options.model_fields_set - {*config.preset}}
+    return {name: value for name, value in values.items() if value != fields[name].get_default()}
+
+
+def check(config: RunConfig, method: Method) -> None:
+    """Raise `UserError` for what is missing, and for options that would have no effect."""
+    if method.rewards == "required" and not config.reward_specs:
+        raise UserError(f"method {method.name} needs a reward: write --reward NAME (rlhf rewards lists them)")
+    if method.rewards == "required" and not any(spec.weight for spec in config.reward_specs):
+        raise UserError("every --reward has weight 0: there is nothing to learn from")
+    if method.rewards == "none" and config.reward_specs:
+        raise UserError(f"method {method.name} uses no reward: leave out --reward")
+    options, unused = config.options, method.unused_options()
+    needs = {
+        "num_train_epochs": (options.max_steps == -1, f"--max-steps {options.max_steps} is given"),
+        "warmup_steps": (
+            options.lr_scheduler_type not in WITHOUT_WARMUP,
+            f"--lr-scheduler-type {options.lr_scheduler_type} has no warm-up",
+        ),
+        **dict.fromkeys(LORA, (options.lora is not False, "no adapter is trained (--no-lora)")),
+    }
+    for name in given_options(config, method):
+        flag = "--" + name.replace("_", "-")
+        if name in unused:
+            raise UserError(f"{flag} has no effect with method {method.name}: {unused[name]}")
+        if name in needs and not needs[name][0]:
+            raise UserError(f"{flag} has no effect: {needs[name][1]}")
+    if config.num_machines > 1 and not config.master_addr:
+        raise UserError("a run on several machines needs --master-addr HOST:PORT, the address of machine 0")
+    if config.master_addr and config.num_machines == 1:
+        raise UserError(f"--master-addr {config.master_addr} has no effect without --num-machines 2 or more")
+    if config.eval_data and not options.num_eval_prompts:
+        raise UserError("--eval-data has no effect with --num-eval-prompts 0")
+    if config.machine_rank >= config.num_machines:
+        raise UserError(
+            f"--machine-rank {config.machine_rank}: machines count from 0, and --num-machines is {config.num_machines}"
+        )
