@@ -216,9 +216,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from rlhf_core.outputs import claim
 with claim(Path("out"), "--output-dir"):
-    if os.fork():
-        Path("out", "config.yaml").touch()
-        print("held", flush=True)
+    Path("out", "config.yaml").touch()
+    if os.fork() == 0:
+        print("held", flush=True)  # once this process has closed its copy of the lock
     time.sleep(60)
 """
 
@@ -301,6 +301,17 @@ def test_a_closed_terminal_stops_a_run_unless_it_is_to_be_ignored():
             assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_in_the_background_of_a_shell_can_be_interrupted():
+    received = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `rlhf run … &`
+    try:
+        with on_signals(lambda number, frame: received.append(number)):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == [signal.SIGINT]
 
 
 def test_a_page_replaces_a_page_and_nothing_else(here, write_jsonl):

@@ -125,12 +125,14 @@ def _meeting_point(config: RunConfig) -> tuple[str, int, Callable[[], Any]]:
 def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
     """Call `handle` for Ctrl-C, SIGTERM and a terminal that closes, if this is the main thread: only it may.
 
-    What `nohup` ignores stays ignored.
+    A terminal that closes is ignored under `nohup`, and stays so. Ctrl-C is ignored where a shell runs the command in
+    the background; there SIGINT comes from a person or a scheduler, and stops the run.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [number for number in STOPPING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    by_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in STOPPING_SIGNALS if not (by_nohup and number == signal.SIGHUP)]
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
