@@ -445,3 +445,12 @@ def test_bad_rows_are_counted_and_left_out_if_asked(here):
     found = read_answers(str(path), Catalog(), skip_bad_rows=True)
     assert len(found.rows) == 2
     assert "left out 1 of 3 rows" in found.warnings[0]
+
+
+def test_what_all_rows_have_is_looked_up_once_and_not_for_each_row(here, write_jsonl, monkeypatch):
+    asked = []
+    columns = Answers.columns.fget
+    monkeypatch.setattr(Answers, "columns", property(lambda self: asked.append(1) or columns(self)))
+    data = write_jsonl("d.jsonl", [{"prompt": f"q{i}", "completion": "a"} for i in range(200)])
+    assert CliRunner().invoke(rlhf, ["score", data, "--reward", "length"]).exit_code == 0
+    assert 0 < len(asked) < 10

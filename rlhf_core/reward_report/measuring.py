@@ -70,12 +70,13 @@ def _call(runtime: RewardRuntime, answers: Answers) -> tuple[list[Answer], dict[
     """(the answers, those of a group beside each other; each reward's column for all of them)."""
     rows: list[Answer] = []
     found = []
+    empty = dict.fromkeys(answers.columns)  # each row has the columns of all
     for part in _batches(answers.rows):
         batch = RewardBatch(
             [row.prompt for row in part],
             [row.completion for row in part],
             [list(map(ord, row.text)) for row in part],
-            columns_of([{**dict.fromkeys(answers.columns), **row.columns} for row in part]),
+            columns_of([{**empty, **row.columns} for row in part]),
             PLACEHOLDERS,
             [row.text for row in part],
         )
