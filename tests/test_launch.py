@@ -309,49 +309,54 @@ def test_another_launchers_processes_do_not_ask_to_be_started_again(tmp_path, mo
 
 
 RUNS_OUT = """
-import os
+import json, os
 import torch
 from rlhf_core import hookimpl
 from transformers import TrainerCallback
 
 class RunsOut(TrainerCallback):
-    def __init__(self, run): self.run = run
     def on_step_begin(self, args, state, control, **kwargs):
-        short = os.environ.get("RANK", "0") in os.environ["SHORT_OF_MEMORY"]
-        if short and state.global_step == 2 and args.per_device_train_batch_size == 4:
+        short = json.loads(os.environ["SHORT_OF_MEMORY"]).get(str(args.per_device_train_batch_size), "")
+        if state.global_step == 2 and os.environ.get("RANK", "0") in short:
             raise torch.OutOfMemoryError("tried to allocate too much")
 
 @hookimpl
-def rlhf_callbacks(run): return [RunsOut(run)]
+def rlhf_callbacks(run): return [RunsOut()]
 """
 
 
-@pytest.mark.parametrize(("processes", "short"), [(1, "0"), (2, "01"), (2, "1")])
-def test_a_run_out_of_memory_resumes_with_a_smaller_micro_batch(settings, tmp_path, monkeypatch, processes, short):
-    """All processes start again, also when only one of them ran out."""
+@pytest.mark.parametrize(
+    ("processes", "short", "starts"),
+    [(1, {4: "0"}, [(2, 2)]), (2, {4: "01", 2: "1"}, [(2, 2), (1, 4)])],
+    ids=["one process", "two processes: both, then one of them"],
+)
+def test_a_run_out_of_memory_resumes_with_a_smaller_micro_batch(
+    settings, tmp_path, monkeypatch, processes, short, starts
+):
+    """All processes start again, also when only one of them ran out. `short`: the micro-batch -> who can't do it."""
     site = tmp_path / "site"
     (site / "runs_out-1.0.dist-info").mkdir(parents=True)
     (site / "runs_out_plugin.py").write_text(RUNS_OUT)
     (site / "runs_out-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: runs-out\nVersion: 1.0\n")
     (site / "runs_out-1.0.dist-info" / "entry_points.txt").write_text("[rlhf.callbacks]\nruns_out = runs_out_plugin\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
-    monkeypatch.setenv("SHORT_OF_MEMORY", short)
+    monkeypatch.setenv("SHORT_OF_MEMORY", json.dumps(short))
     values = {
         **settings,
         **METHODS["grpo"],
         "method": "grpo",
+        "callback": ["runs_out"],
         "max_steps": 3,
         "save_steps": 1,
-        "callback": ["runs_out"],
     }
     done = command({**values, "per_device_train_batch_size": 4, "num_processes": processes})
     assert done.returncode == 0, done.stderr
-    message = (
-        "Starting again from the last checkpoint with per_device_train_batch_size 2, gradient_accumulation_steps 2"
-    )
-    assert (done.stdout.count(message), done.stderr.count("Traceback")) == (1, 0), done.stderr
-    assert "Resuming after checkpoint-2." in done.stdout
+    assert done.stderr.count("Traceback") == 0, done.stderr
+    for batch, accumulation in starts:
+        sizes = f"per_device_train_batch_size {batch}, gradient_accumulation_steps {accumulation}"
+        assert done.stdout.count(f"Starting again from the last checkpoint with {sizes}") == 1
+    assert done.stdout.count("Resuming after checkpoint-2.") == len(starts)
     state = sorted(Path("one/checkpoints").glob("checkpoint-*/trainer_state.json"))[-1]
     assert json.loads(state.read_text())["global_step"] == 3
     config = json.loads((state.parent / "checkpoint.json").read_text())["config"]
-    assert (config["per_device_train_batch_size"], config["gradient_accumulation_steps"]) == (2, 2)
+    assert (config["per_device_train_batch_size"], config["gradient_accumulation_steps"]) == starts[-1]
