@@ -89,6 +89,9 @@ def test_options_without_effect_are_refused():
     for loss_type in ("ipo", "hinge"):
         with pytest.raises(ValidationError, match=f"not for {loss_type}"):
             DPO.Options(loss_type=loss_type, label_smoothing=0.1)
+        assert DPO.Options(loss_type=loss_type).label_smoothing == 0
+    for loss_type in ("sigmoid", "robust"):
+        assert DPO.Options(loss_type=loss_type, label_smoothing=0.1).label_smoothing == 0.1
 
 
 def test_the_older_name_of_sft_weight():
@@ -117,6 +120,8 @@ def test_the_losses_by_hand(options, expected):
     assert losses.item() == pytest.approx(expected)
     assert metrics["rewards/margins"].item() == pytest.approx(math.log(3))
     assert metrics["rewards/accuracies"].item() == 1
+    assert dpo_loss(pair(2.0, 1.0), 0.1, **options)[1]["rewards/accuracies"].item() == 1  # by a margin of 0.1
+    assert dpo_loss(pair(1.0, 1.0), 0.1, **options)[1]["rewards/accuracies"].item() == 0
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust"])

@@ -46,6 +46,7 @@ def test_the_loss_by_hand():
     assert losses.item() == pytest.approx(math.log(2) + 0.1 * math.log(1.25))
     expected = {"nll_loss": math.log(2), "log_odds_ratio": math.log(1.25), "log_odds_chosen": math.log(4)}
     expected |= {"logps/chosen": half, "logps/rejected": fifth, "rewards/margins": 0.1 * math.log(2.5)}
+    expected |= {"rewards/chosen": 0.1 * half, "rewards/rejected": 0.1 * fifth, "rewards/accuracies": 1.0}
     for name, value in expected.items():
         assert metrics[name].item() == pytest.approx(value), name
 

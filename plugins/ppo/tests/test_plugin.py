@@ -60,6 +60,24 @@ def test_gae_with_lambda_one_is_the_return_minus_the_value():
     torch.testing.assert_close(advantages, to_go - values)
 
 
+def test_a_batch_whose_longest_completion_is_one_token():
+    rewards, values, mask = T([[2.0], [1.0]]), T([[0.5], [3.0]]), T([[1], [0]])
+    advantages, returns = losses.gae(rewards, values, mask, gamma=0.9, lam=0.5)
+    assert (advantages.tolist(), returns.tolist()) == ([[1.5], [0.0]], [[2.0], [0.0]])
+
+
+def test_explained_variance():
+    """Returns 1, 3, 8 around their mean 4: the squares' sum is 26. Errors 1, 0, -1: 2."""
+    returns, mask = T([[1.0, 3.0], [8.0, 99.0]]), T([[1, 1], [1, 0]])
+    assert losses.explained_variance(returns - 5, returns, mask).item() == 1
+    assert losses.explained_variance(torch.full((2, 2), 4.0), returns, mask).item() == 0
+    near = losses.explained_variance(T([[0.0, 3.0], [9.0, 0.0]]), returns, mask)
+    assert near.item() == pytest.approx(1 - 2 / 26)
+    two = T([[1, 1], [0, 0]])
+    assert losses.explained_variance(returns, returns, two).item() == 1
+    assert losses.explained_variance(returns, returns, T([[1, 0], [0, 0]])).shape == (0,)  # one has no variance
+
+
 def test_whitening():
     values, mask = T([[1.0, 3.0], [5.0, 100.0]]), T([[1, 1], [1, 0]])
     whitened = losses.whiten(values, mask, T(3.0), T(4.0))
