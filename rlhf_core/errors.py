@@ -49,6 +49,13 @@ def excerpt(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first of `names`, and how many others there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `known`, or an empty string."""
     near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)

@@ -44,6 +44,9 @@ def library_errors(what: str) -> Iterator[None]:
         raise
     except RecursionError as error:
         raise UserError(f"{what}: nested too deeply") from error
+    except KeyError as error:  # whose text may be the key alone
+        text = first_line(error)
+        raise UserError(f"{what}: {text if ' ' in text else f'{text} is missing, or not known'}") from error
     except Exception as error:  # tokenizers, Rust and Arrow raise no narrower one
         raise UserError(f"{what}: {first_line(error)}") from error
 

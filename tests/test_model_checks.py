@@ -34,6 +34,7 @@ from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.context import context_length, max_tokens
 from rlhf_core.models.resolve import find
+from rlhf_core.models.weights import Weight, check_quantized
 
 SCORES, WRITES = "sequence_classification", "causal_lm"
 
@@ -150,6 +151,10 @@ def test_weights_that_are_missing_of_another_shape_or_not_used(changed, tiny_mod
     folder = changed(lambda weights: {**weights, "v_head.weight": torch.zeros(1, 32)})
     (warning,) = models.inspect(find(str(folder))).warnings
     assert warning.endswith("v_head.weight in its files is not used by Qwen3ForCausalLM")
+    shutil.rmtree(folder)
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    folder = changed(lambda weights: {**weights, bias: torch.ones(32)})
+    refused(rf"{bias} in its files is not used by Qwen3ForCausalLM, which would compute something else", folder)
 
 
 def test_files_of_weights_that_are_damaged_or_missing(changed):
@@ -164,10 +169,16 @@ def test_files_of_weights_that_are_damaged_or_missing(changed):
     refused("has no weights: model.safetensors or model.safetensors.index.json is missing", folder)
     shards = [dict(list(weights.items())[::2]), dict(list(weights.items())[1::2])]
     placed = {name: f"model-{i}.safetensors" for i, shard in enumerate(shards) for name in shard}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": placed}))
     for i, shard in enumerate(shards):
         save_file(shard, folder / f"model-{i}.safetensors", {"format": "pt"})
+    refused('has no "metadata", an object', folder)
+    index.write_text(json.dumps({"weight_map": placed, "metadata": {"total_size": 1}}))
     assert models.inspect(find(str(folder))).complete
+    save_file({**shards[1], "model.norm.weight": torch.ones(32)}, folder / "model-1.safetensors", {"format": "pt"})
+    save_file({**shards[0], "model.norm.weight": torch.zeros(32)}, folder / "model-0.safetensors", {"format": "pt"})
+    refused(r"model.norm.weight is in model-\d.safetensors and in model-\d.safetensors", folder)
     (folder / "model-1.safetensors").unlink()
     refused(r"is not complete: .*model-1.safetensors is missing", folder)
     (folder / "model.safetensors.index.json").write_text("{}")
@@ -205,6 +216,50 @@ def test_files_that_are_not_weights(changed):
     refused("config.json is a Git LFS pointer", folder)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": 10**400}, "config.json, hidden_size: 1000.* is not between 1 and 2,147,483,648"),
+        ({"num_hidden_layers": 0}, "config.json, num_hidden_layers: 0 is not between 1 and"),
+        ({"num_hidden_layers": 100_000}, "config.json, num_hidden_layers: 100000 is not between 0 and 2,000"),
+        ({"dtype": 3}, "config.json, dtype: 3 is none of float32, bfloat16, float16, float64"),
+        ({"dtype": None, "torch_dtype": "int8"}, "config.json, torch_dtype: 'int8' is none of float32"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 0, "rope_theta": 1e4}},
+            "factor: 0 is not between 1e-09",
+        ),
+        ({"hidden_act": "nonsense"}, "can't be built: 'nonsense' is missing, or not known"),
+    ],
+)
+def test_values_of_a_configuration_that_can_not_be_meant(values, message, changed):
+    refused(message, changed(config=values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"model_max_length": "x"},
+            "model_max_length in its tokenizer_config.json is 'x', which is no number of tokens",
+        ),
+        ({"model_max_length": -5}, "model_max_length in its tokenizer_config.json is -5"),
+        ({"pad_token": ""}, "its tokenizer has a special token without text"),
+        ({"split_special_tokens": True}, "split_special_tokens in its tokenizer_config.json is true"),
+    ],
+)
+def test_settings_of_a_tokenizer_that_can_not_be_meant(values, message, changed):
+    refused(message, changed(tokenizer_config=values))
+
+
+def test_a_tokenizer_that_loses_text(changed):
+    folder = changed(tokenizer={"decoder": None})
+    (warning,) = models.inspect(find(str(folder))).warnings
+    assert "its tokenizer reads 'what is 2 + 2?' as" in warning
+    shutil.rmtree(folder)
+    nothing = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+    refused("its tokenizer makes no token of 'what is 2", changed(tokenizer={"normalizer": nothing}))
+
+
 def test_tokens_without_an_embedding(changed):
     folder = changed()
     file = folder / "tokenizer.json"
@@ -218,7 +273,7 @@ def test_a_tokenizer_without_an_end_token(changed):
     refused("its tokenizer has no end token", changed(tokenizer_config={"eos_token": None}))
 
 
-def test_an_adapter_that_does_not_fit(tiny_model, changed, tmp_path):
+def test_an_adapter_that_does_not_fit(tiny_model, changed, tmp_path, monkeypatch):
     adapter = adapted(tiny_model, tmp_path / "adapter")
     larger = changed(
         lambda weights: {n: w[:1600] if "embed" in n else w for n, w in weights.items()}, config={"vocab_size": 1600}
@@ -235,8 +290,22 @@ def test_an_adapter_that_does_not_fit(tiny_model, changed, tmp_path):
     refused("is not complete: its file has no base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight", adapter)
     (adapter / "adapter_config.json").write_text(json.dumps({**values, "target_modules": ["nonsense"]}))
     refused("does not fit .*nonsense", adapter)
-    (adapter / "adapter_model.safetensors").unlink()
-    refused("has no weights: .*adapter_model.safetensors is missing", adapter)
+    for changes, message in (
+        ({"layers_to_transform": [0]}, r"layers.1.self_attn.q_proj.lora_A.weight.* in its file would not be used"),
+        ({"lora_alpha": 0}, "lora_alpha is 0: the adapter's scale is above 0"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern of q_proj is nan"),
+        ({"lora_dropout": 1}, "lora_dropout is 1: it is at least 0 and below 1"),
+        ({"peft_type": "NONSENSE"}, "adapter_config.json can't be used: 'NONSENSE' is missing, or not known"),
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps({**values, **changes}))
+        refused(message, adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "alora_invocation_tokens": [1, 2]}))
+    with pytest.raises(UserError, match="is an activated LoRA .* can't train"):
+        models.check_options(models.inspect(find(str(adapter))), TrainingOptions())
+    monkeypatch.chdir(tiny_model.parent)
+    file = f"{tiny_model.name}/config.json"  # has the form of a Hub id
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "base_model_name_or_path": file}))
+    refused("is an adapter of .*/config.json, and there is no such folder", adapter)
 
 
 def test_trainable_tokens_of_an_adapter(tiny_model, tmp_path):
@@ -330,6 +399,23 @@ def test_quantized_files(changed):
     shutil.rmtree(folder)
     folder = changed(config={"quantization_config": {"quant_method": "nonsense"}})
     refused(r"is quantized \(nonsense\), which can't be loaded here: Unknown quantization type", folder)
+    shutil.rmtree(folder)
+    blocks = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    refused(r"\(fp8\), and all weights in its files are plain", changed(config={"quantization_config": blocks}))
+
+
+def test_scales_of_quantized_files():
+    packed, scale, plain = Weight([4, 4], "F8_E4M3"), Weight([1, 1], "F32"), Weight([4], "BF16")
+    right = (
+        ("fp8", {"a.weight": packed, "a.weight_scale_inv": scale, "norm.weight": plain}),
+        ("bitsandbytes_4bit", {"a.weight": Weight([8, 1], "U8"), "a.weight.absmax": scale}),
+        ("bitsandbytes_8bit", {"a.weight": Weight([4, 4], "I8"), "a.SCB": scale}),
+        ("compressed-tensors", {"a.weight": plain}),
+    )
+    for method, held in right:
+        check_quantized(held, method, "m")
+    with pytest.raises(UserError, match="its files have no scale of b.weight"):
+        check_quantized({**right[0][1], "b.weight": packed, "c.weight_scale": scale}, "fp8", "m")
 
 
 def test_an_adapter_is_used_from_everywhere(tiny_model, tmp_path, monkeypatch):

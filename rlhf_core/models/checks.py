@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean, listed
 from rlhf_core.inputs import library_errors
-from rlhf_core.models.files import CONFIG, code_of, read_adapter_config, refuse_code, refuse_kernel
+from rlhf_core.models.files import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    code_of,
+    read_adapter_config,
+    refuse_code,
+    refuse_kernel,
+)
 from rlhf_core.models.resolve import ModelReference, quiet_libraries, scores
-from rlhf_core.models.weights import Weights, read_adapter_weights
+from rlhf_core.models.weights import Weights, is_float, read_adapter_weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Task = Literal["causal_lm", "sequence_classification"]
 HEAD = "score.weight"
@@ -118,7 +125,7 @@ def check_files(empty: PreTrainedModel, weights: Weights, called: str, *, new_he
     names = [name for name, _ in empty.named_parameters()]
     own = {*names, *(name.partition(".")[2] for name in names)}  # base models have no prefix in their files
     for name, (_, dtype) in sorted(weights.items()):
-        if not _is_float(dtype) and name in own:
+        if not is_float(dtype) and name in own:
             raise UserError(
                 f"{called}: {name} is of the type {dtype} in its file, and its {CONFIG} says not how to read it"
             )
@@ -140,32 +147,22 @@ def check_files(empty: PreTrainedModel, weights: Weights, called: str, *, new_he
     refuse_missing(set(found["missing_keys"]) - ({HEAD} if new_head else set()), called)
     heads = {"lm_head.weight"} if type(empty).__name__.endswith("ForSequenceClassification") else set()
     unused = set(found["unexpected_keys"]) - heads
-    return [f"{called}: {_listed(unused)} in its files is not used by {type(empty).__name__}"] if unused else []
+    layers = {name.rpartition(".")[0] for name in own}
+    parts = {name for name in unused if name.endswith((".weight", ".bias")) and name.rpartition(".")[0] in layers}
+    if parts:
+        raise UserError(
+            f"{called}: {listed(parts)} in its files is not used by {type(empty).__name__}, which would compute "
+            f"something else. Does its {CONFIG} (model_type) fit the weights?"
+        )
+    return [f"{called}: {listed(unused)} in its files is not used by {type(empty).__name__}"] if unused else []
 
 
 def refuse_missing(names: Collection[str], called: str) -> None:
     """Raise `UserError` if weights are missing."""
     if names:
         raise UserError(
-            f"{called} is not complete: its files have no {_listed(names)}, which transformers would fill with random "
+            f"{called} is not complete: its files have no {listed(names)}, which transformers would fill with random "
             "numbers. Does its config.json (architectures, tie_word_embeddings, number of layers) fit the weights?"
-        )
-
-
-def check_tokenizer(empty: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, called: str) -> None:
-    """Raise `UserError` for tokens that the model has no embedding of, and for a tokenizer without an end token."""
-    rows = [layer.weight.shape[0] for layer in (empty.get_input_embeddings(), empty.get_output_embeddings()) if layer]
-    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if rows and i >= min(rows))
-    if beyond:
-        raise UserError(
-            f"{called}: its tokenizer has {len(tokenizer):,} tokens and the model embeddings of {min(rows):,}: "
-            f"{_listed(token for _, token in beyond)} (from id {beyond[0][0]}) would be out of range. Use the model's "
-            "own tokenizer, or resize the model (resize_token_embeddings of transformers) and save both"
-        )
-    if tokenizer.eos_token is None:
-        raise UserError(
-            f"{called}: its tokenizer has no end token, so no answer would ever end. Set eos_token in its "
-            "tokenizer_config.json to what ends a turn"
         )
 
 
@@ -177,7 +174,7 @@ def check_adapter(empty: PreTrainedModel, reference: ModelReference, task: Task,
     config = read_adapter_config(folder, called)
     weights = read_adapter_weights(folder, called)
     for name, (_, dtype) in sorted(weights.items()):
-        if not _is_float(dtype):
+        if not is_float(dtype):
             raise UserError(f"{called}: {name} is of the type {dtype} in its file, which is no weight of an adapter")
     if config.is_prompt_learning:
         return []
@@ -198,9 +195,15 @@ def check_adapter(empty: PreTrainedModel, reference: ModelReference, task: Task,
     head = f"base_model.model.{HEAD}"
     missing = expected.keys() - weights.keys() - (set() if needs_head or reference.is_reward_model else {head})
     if missing:
-        raise UserError(f"{called} is not complete: its file has no {_listed(missing)}")
+        raise UserError(f"{called} is not complete: its file has no {listed(missing)}")
     unused = weights.keys() - expected.keys() - base.keys()
-    return [f"{called}: {_listed(unused)} in its file is not used"] if unused else []
+    beside = [".base_layer.", *([".lm_head."] if task == "sequence_classification" else [])]  # saved with it
+    if left_out := {n for n in unused if n.startswith("base_model.") and not any(part in n for part in beside)}:
+        raise UserError(
+            f"{called} does not fit {reference.base}: {listed(left_out)} in its file would not be used. Do "
+            f"target_modules and layers_to_transform in its {ADAPTER_CONFIG} fit the file, and is this its base model?"
+        )
+    return [f"{called}: {listed(unused)} in its file is not used"] if unused else []
 
 
 def with_adapter(empty: PreTrainedModel, config: PeftConfig) -> Any:
@@ -249,21 +252,9 @@ def check_output(empty: PreTrainedModel, config: PeftConfig, called: str) -> Non
         )
 
 
-def _is_float(dtype: str) -> bool:
-    """Whether weights of this type, in safetensors' name, can be read as they are: smaller ones are of quantization."""
-    return dtype in ("F64", "F32", "F16", "BF16")
-
-
 def _layers(empty: PreTrainedModel) -> list[str]:
     """The last parts of the names of layers, which `--lora-target-modules` may name."""
     output = empty.get_output_embeddings()
     named = [(name, module) for name, module in empty.named_modules() if module is not output]
     layers = {name.rpartition(".")[2] for name, module in named if hasattr(module, "weight")}
     return sorted(name for name in layers if "norm" not in name and not name.isdigit())
-
-
-def _listed(names: Any, most: int = 3) -> str:
-    """The first of `names`, and how many others there are."""
-    listed: Sequence[str] = sorted(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more

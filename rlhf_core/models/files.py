@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError, did_you_mean, excerpt
+from rlhf_core.inputs import LARGEST as LARGEST_INTEGER
 from rlhf_core.inputs import library_errors, parse_json, read_text
 
 if TYPE_CHECKING:
@@ -35,12 +36,16 @@ POINTER = b"version https://git-lfs"
 # Keys of config.json, and the numbers that they may have: beyond them nothing can be built, or it computes no numbers.
 BOUNDS = (
     (re.compile(r"num_labels"), 0, 1_000_000),
-    (re.compile(r"(num_.*|n_)(layers?|heads?|experts)"), 0, 100_000),
+    (re.compile(r"hidden_size|vocab_size|num_hidden_layers"), 1, 2**31),
+    (re.compile(r"(num_.*|n_)layers?"), 0, 2_000),  # a model of more is minutes in the making
+    (re.compile(r"(num_.*|n_)(heads?|experts)"), 0, 100_000),
     (re.compile(r".*(dropout|pdrop|dropout_prob|dropout_rate)"), 0, 1),
     (re.compile(r".*(_eps|_epsilon)"), 0, 1),
     (re.compile(r"rope_theta|rotary_emb_base"), 1e-9, 1e30),
+    (re.compile(r"factor"), 1e-9, 1e9),  # of rope_parameters
     (re.compile(r"(eos|bos|pad)_token_id"), -1, 2**31),
 )
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 FLASH = {"2": "flash_attn", "3": "flash_attn_interface", "4": "flash_attn"}  # version of flash attention -> its package
 
 
@@ -82,13 +87,17 @@ def _check_values(values: Mapping[str, Any], file: Path) -> None:
     names = values.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"{file}, architectures: {names!r} is not a list of names")
+    key = "torch_dtype" if values.get("dtype") is None else "dtype"
+    if values.get(key) not in (None, *DTYPES):
+        raise UserError(f"{file}, {key}: {excerpt(repr(values[key]))} is none of {', '.join(DTYPES)}")
     for key, value in _numbers(values):
         last = key.rpartition(".")[2]
-        if math.isnan(value):
+        if isinstance(value, float) and math.isnan(value):
             raise UserError(f"{file}, {key}: {value} is not a number")
         for pattern, least, most in BOUNDS:
             if pattern.fullmatch(last) and not least <= value <= most:
-                raise UserError(f"{file}, {key}: {value:g} is not between {least:g} and {most:,}")
+                shown = f"{value:g}" if abs(value) <= LARGEST_INTEGER else excerpt(value, 40)
+                raise UserError(f"{file}, {key}: {shown} is not between {least:g} and {most:,}")
 
 
 def _numbers(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
@@ -163,7 +172,20 @@ def read_adapter_config(folder: str | Path, called: str) -> PeftConfig:
     # Probed: a field of LoRA alone. PEFT imports the module that `megatron_core` names.
     if getattr(config, "megatron_config", None) is not None:
         raise UserError(f"{called}: megatron_config in its {ADAPTER_CONFIG} names code to run, which rlhf does not")
+    if config.peft_type == "LORA":
+        _check_lora(config, f"{called}: in its {ADAPTER_CONFIG},")
     return config
+
+
+def _check_lora(config: Any, where: str) -> None:
+    """Raise `UserError` for values that PEFT takes, and with which an adapter does nothing or computes no numbers."""
+    scales = {"lora_alpha": config.lora_alpha, **dict(config.alpha_pattern or {})}
+    for name, value in scales.items():
+        if isinstance(value, int | float) and not 0 < abs(value) <= 1e6:
+            shown = name if name == "lora_alpha" else f"alpha_pattern of {excerpt(name, 40)}"
+            raise UserError(f"{where} {shown} is {value:g}: the adapter's scale is above 0 and at most 1,000,000")
+    if isinstance(config.lora_dropout, int | float) and not 0 <= config.lora_dropout < 1:
+        raise UserError(f"{where} lora_dropout is {config.lora_dropout:g}: it is at least 0 and below 1")
 
 
 def code_of(values: Mapping[str, Any], auto: str) -> str | None:

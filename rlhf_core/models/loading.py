@@ -15,6 +15,7 @@ from rlhf_core.models.context import max_tokens
 from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries, scores
 from rlhf_core.models.template import end_answers
+from rlhf_core.models.tokenizer import check_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -85,9 +86,12 @@ def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: boo
     in_adapter, complete = reference.adapter is not None, held is not None and quantizer is None
     if held is not None and complete:
         warnings += checks.check_files(empty, held, called, new_head=_new_head(config, in_adapter))
+    if held is not None and quantizer is not None:
+        method = quantizer.quantization_config.quant_method
+        weights.check_quantized(held, str(getattr(method, "value", method)), called)
     if in_adapter:
         warnings += checks.check_adapter(empty, reference, task, needs_head=needs_head)
-    checks.check_tokenizer(empty, tokenizer, reference.called)
+    warnings += check_tokenizer(empty, tokenizer, reference.called)
     files.read_generation_config(reference.base, called)
     return ModelInfo(
         path=reference.base,
@@ -150,7 +154,11 @@ def check_options(info: ModelInfo, options: TrainingOptions) -> None:
         given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(names)}"
         checks.check_output(info.empty, adapter, given)
     if info.adapter and info.empty is not None and uses_lora(options, info):
-        checks.check_output(info.empty, files.read_adapter_config(info.adapter, info.called), info.called)
+        trained = files.read_adapter_config(info.adapter, info.called)
+        # Probed: a field of LoRA alone.
+        if getattr(trained, "alora_invocation_tokens", None):
+            raise UserError(f"{info.called} is an activated LoRA (alora_invocation_tokens), which rlhf can't train")
+        checks.check_output(info.empty, trained, info.called)
 
 
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:

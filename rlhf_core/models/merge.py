@@ -46,15 +46,15 @@ def merge_adapter(
 
         screen = Screen()
         with screen.working("Loading the base model and the adapter …"):
-            merged, tokenizer, expected, difference = _merged(reference)
+            info, merged, expected, difference = _merged(reference)
         if dtype == "auto":  # as the base model is published, if it is one of our types
             dtype = str(read_config(reference).dtype).removeprefix("torch.")
             dtype = dtype if dtype in ALLOWED else "float32"
         with screen.working("Saving, and reading it again …"):
-            saved_difference = _save(merged, tokenizer, expected, reference, folder, dtype)
+            saved_difference = _save(merged, info.tokenizer, expected, reference, folder, dtype)
     screen.say(f"Merged   {reference.path} with its base model {reference.base}")
-    if reference.moved:
-        screen.say(f"         {reference.moved}")
+    for warning in info.warnings:
+        screen.say(f"Warning  {warning}")
     screen.say(f"Logits   merged in float32 differ by {difference:.1e} of their scale (limit {ALLOWED['float32']:.0e})")
     screen.say(f"         as saved in {dtype} differ by {saved_difference:.1e} (limit {ALLOWED[dtype]:.0e})")
     screen.say(f"Model    {folder}")
@@ -76,8 +76,8 @@ def _refuse(reference: ModelReference, output: Path) -> None:
         raise UserError(f"{given} is an adapter of the type {kind}, which adds no weights that could be merged")
 
 
-def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[torch.Tensor], float]:
-    """(merged model, tokenizer, logits before merging, difference after it); in float32, on the CPU."""
+def _merged(reference: ModelReference) -> tuple[ModelInfo, PreTrainedModel, list[torch.Tensor], float]:
+    """(what the adapter is, merged model, logits before merging, difference after it); in float32, on the CPU."""
 
     info, base = _read(reference)
     if info.quantized:
@@ -93,7 +93,7 @@ def _merged(reference: ModelReference) -> tuple[PreTrainedModel, PreTrainedToken
         merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:  # not finite, or a kind of adapter that can't be merged
         raise UserError(f"{reference.path} can't be merged: {error}") from error
-    return merged, tokenizer, expected, _compare(expected, _logits(merged, tokenizer), "float32", reference)
+    return info, merged, expected, _compare(expected, _logits(merged, tokenizer), "float32", reference)
 
 
 def _read(reference: ModelReference) -> tuple[ModelInfo, PreTrainedModel]:

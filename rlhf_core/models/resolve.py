@@ -144,7 +144,7 @@ def _find_base(named: str, adapter: Path) -> str | None:
             found = above.joinpath(*parts[-length:])
             if found != adapter and (found / CONFIG).is_file():
                 return os.path.abspath(found)
-    return named if is_hub_id(named) else None
+    return named if is_hub_id(named) and not given.exists() else None
 
 
 def is_hub_id(name: str) -> bool:

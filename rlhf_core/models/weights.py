@@ -4,11 +4,12 @@ for any size. What is wrong with the files themselves is one message, and pickle
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from rlhf_core.errors import UserError, excerpt, first_line
+from rlhf_core.errors import UserError, excerpt, first_line, listed
 from rlhf_core.inputs import path_of
 from rlhf_core.models.files import CONFIG, read_object
 
@@ -20,6 +21,9 @@ CONVERT = (
     "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER). An adapter likewise with PEFT's "
     "AutoPeftModelForCausalLM"
 )
+# Methods of quantization whose files have other types than floating-point ones, and what their weights are scaled by.
+PACKING = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "fp8", "fbgemm_fp8", "mxfp4", "gptq", "awq")
+SCALE = re.compile(r"(.+?)\.(?:weight[._](?:scale|absmax|quant_state|quant_map|nested).*|scale.*|SCB)")
 
 
 class Weight(NamedTuple):
@@ -60,6 +64,30 @@ def read_adapter_weights(folder: Path, called: str) -> Weights:
     if pickles := _pickles(folder):
         raise UserError(f"{called} has its weights in {pickles[0]} alone, a pickle, which may run code. {CONVERT}")
     raise UserError(f"{called} has no weights: {folder / ADAPTER} is missing")
+
+
+def is_float(dtype: str) -> bool:
+    """Whether weights of this type, in safetensors' name, can be read as they are: smaller ones are of quantization."""
+    return dtype in ("F64", "F32", "F16", "BF16")
+
+
+def check_quantized(held: Weights, method: str, called: str) -> None:
+    """Raise `UserError` for files that are not quantized although config.json says so, or that lack scales."""
+    if method not in PACKING:
+        return
+    packed = [name for name, (_, dtype) in held.items() if not is_float(dtype)]
+    if not packed:
+        raise UserError(
+            f"{called} is quantized by its {CONFIG} ({method}), and all weights in its files are plain: take "
+            f"quantization_config out of its {CONFIG}, or copy the quantized files again"
+        )
+    scaled = {found[1] for name in held if (found := SCALE.fullmatch(name))}
+    without = [name for name in packed if name.endswith(".weight") and name.removesuffix(".weight") not in scaled]
+    if without:
+        raise UserError(
+            f"{called} is quantized ({method}) and not complete: its files have no scale of {listed(without)}. Copy "
+            "or download it again"
+        )
 
 
 def refuse_not_finite(named: Iterable[tuple[str, Any]], called: str) -> None:
@@ -110,13 +138,19 @@ def _sharded(folder: Path, index: str, called: str) -> Weights:
     for weight, name in placed.items():
         if weight not in found[name]:
             raise UserError(f"{called}: {folder / index} places {excerpt(weight)} in {name}, which has no such weight")
+    for name, weights in found.items():
+        if twice := [weight for weight in weights if placed.get(weight, name) != name]:
+            raise UserError(f"{called}: {excerpt(twice[0])} is in {name} and in {placed[twice[0]]}: which is meant?")
     return {weight: held for weights in found.values() for weight, held in weights.items()}
 
 
 def _shards(index: Path, called: str) -> dict[str, str]:
-    placed = read_object(index).get("weight_map")
+    values = read_object(index)
+    placed = values.get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{called}: {index} is no index of weights: it has no weight_map of names to files")
+    if not isinstance(values.get("metadata"), dict):
+        raise UserError(f'{called}: {index} has no "metadata", an object, without which transformers reads no index')
     return {weight: _inside(name, f"{index}, {excerpt(weight)}") for weight, name in placed.items()}
 
 
