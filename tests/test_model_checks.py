@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load, save_file
 from transformers import (
     AutoConfig,
@@ -306,6 +306,16 @@ def test_an_adapter_that_does_not_fit(tiny_model, changed, tmp_path, monkeypatch
     file = f"{tiny_model.name}/config.json"  # has the form of a Hub id
     (adapter / "adapter_config.json").write_text(json.dumps({**values, "base_model_name_or_path": file}))
     refused("is an adapter of .*/config.json, and there is no such folder", adapter)
+
+
+def test_prompt_tuning_is_used_and_not_trained(tiny_model, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    settings = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    get_peft_model(model, settings).save_pretrained(tmp_path / "prompt")
+    info = models.inspect(find(str(tmp_path / "prompt")))
+    with pytest.raises(UserError, match="of the type PROMPT_TUNING, which can't be trained further nor merged"):
+        models.check_options(info, TrainingOptions())
+    assert not models.load(info, TrainingOptions(lora=True)).prompt_encoder.training
 
 
 def test_trainable_tokens_of_an_adapter(tiny_model, tmp_path):

@@ -46,12 +46,14 @@ def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
 def add_adapter(info: ModelInfo, model: PreTrainedModel, *, trainable: bool) -> PreTrainedModel:
     from peft import PeftModel
 
-    read_adapter_config(str(info.adapter), info.called)
+    config = read_adapter_config(str(info.adapter), info.called)
     with library_errors(f"the adapter {info.adapter} does not fit {info.path}"):
         if trainable and info.task == "sequence_classification":
             model = _adapter_with_score(model, info)
         else:
-            model = PeftModel.from_pretrained(model, info.adapter, is_trainable=trainable)
+            model = PeftModel.from_pretrained(
+                model, info.adapter, is_trainable=trainable and not config.is_prompt_learning
+            )
     adapted = [(name, weight) for name, weight in model.named_parameters() if ADAPTER_NAME in name.split(".")]
     refuse_not_finite(adapted, info.called)
     return model

@@ -153,12 +153,21 @@ def check_options(info: ModelInfo, options: TrainingOptions) -> None:
         names = options.lora_target_modules
         given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(names)}"
         checks.check_output(info.empty, adapter, given)
-    if info.adapter and info.empty is not None and uses_lora(options, info):
-        trained = files.read_adapter_config(info.adapter, info.called)
-        # Probed: a field of LoRA alone.
-        if getattr(trained, "alora_invocation_tokens", None):
-            raise UserError(f"{info.called} is an activated LoRA (alora_invocation_tokens), which rlhf can't train")
-        checks.check_output(info.empty, trained, info.called)
+    if info.adapter and info.empty is not None:
+        _check_trained(info, options)
+
+
+def _check_trained(info: ModelInfo, options: TrainingOptions) -> None:
+    """Raise `UserError` for an adapter that the run starts from, and that can't be trained further."""
+    config: Any = files.read_adapter_config(str(info.adapter), info.called)
+    if config.is_prompt_learning:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise UserError(f"{info.called} is an adapter of the type {kind}, which can't be trained further nor merged")
+    # Probed: a field of LoRA alone.
+    if getattr(config, "alora_invocation_tokens", None):
+        raise UserError(f"{info.called} is an activated LoRA (alora_invocation_tokens), which rlhf can't train")
+    if uses_lora(options, info):
+        checks.check_output(info.empty, config, info.called)  # type: ignore[arg-type]
 
 
 def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:

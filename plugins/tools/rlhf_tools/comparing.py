@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,17 +62,17 @@ def run(candidates: list[Candidate], catalog: Catalog, *, output: str | None, **
     with screen.working("Reading data and model configurations …"):
         comparison = prepare(candidates, catalog, **values)
     screen.resolved(_resolved(comparison, folder))
-    _make(folder)
-    try:
-        comparison.rewards.start()
-        answers = {}
-        for number, candidate in enumerate(candidates):
-            with screen.working(f"{candidate.name} answers ({number + 1} of {len(candidates)}) …"):
-                answers[candidate.name] = _answers(comparison, number)
-    finally:
-        comparison.rewards.close()
-    result = gather(comparison, answers)
-    _write(folder, result)
+    with _made(folder):
+        try:
+            comparison.rewards.start()
+            answers = {}
+            for number, candidate in enumerate(candidates):
+                with screen.working(f"{candidate.name} answers ({number + 1} of {len(candidates)}) …"):
+                    answers[candidate.name] = _answers(comparison, number)
+        finally:
+            comparison.rewards.close()
+        result = gather(comparison, answers)
+        _write(folder, result)
     table.show(screen, result)
     screen.say(f"\n{folder / 'comparison.html'}  {folder / 'comparison.json'}", "bold")
 
@@ -85,11 +86,19 @@ def _choose_folder(output: str | None) -> Path:
     return folder
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder, so that it is known that it can be written; one that stays empty is removed."""
+    there = folder.is_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder} can't be created: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if not there and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def prepare(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from rlhf_tools import candidates, page
+from rlhf_tools import candidates, comparing, page
 from rlhf_tools.results import Answer, summarize, total
 
 from rlhf_core.catalog import Catalog
@@ -332,3 +332,11 @@ def test_help_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Ask several models the same prompts" in done.stdout
+
+
+def test_a_comparison_that_fails_leaves_no_folder(tmp_path):
+    (tmp_path / "own").mkdir()
+    for name in ("made", "own"):
+        with pytest.raises(UserError, match="stopped"), comparing._made(tmp_path / name):
+            raise UserError("stopped")
+    assert [file.name for file in tmp_path.iterdir()] == ["own"]
