@@ -20,7 +20,7 @@ from rlhf_core.cli.listings import facts, print_json
 from rlhf_core.formatter import Formatter
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.reward import Reward
-from rlhf_core.rewards.binding import is_maker, parameters, read_signature
+from rlhf_core.rewards.binding import is_maker, parameters, read_signature, shown
 
 # A plugin as plain data for `--json`, the same as (name, text) lines, and the object whose source is shown.
 Description = tuple[dict[str, Any], list[tuple[str, str]], Any]
@@ -58,7 +58,7 @@ def _reward(reward: Reward, name: str) -> Description:
         "parameters": [
             {
                 "name": p.name,
-                "type": str(p.replace(default=p.empty)).partition(": ")[2] or None,
+                "type": shown(p.replace(default=p.empty)).partition(": ")[2] or None,
                 "required": p.name in required,
                 **({} if p.name in required else {"default": p.default}),
             }
@@ -82,7 +82,7 @@ def _reward(reward: Reward, name: str) -> Description:
     to_set = (":" if required else "") + ",".join(f"{each}=…" for each in required)
     lines = [
         ("Use", f"rlhf run --method grpo --reward {name}{to_set}"),
-        ("Parameters", "\n".join(f"{p} (required)" if p.name in required else str(p) for p in known) or "none"),
+        ("Parameters", "\n".join(shown(p) + " (required)" * (p.name in required) for p in known) or "none"),
         ("Columns", columns),
         ("Range", f"{reward.range[0]:g} to {reward.range[1]:g}" if reward.range else "not declared"),
         ("View", {"text": "text: completions as strings", "messages": "messages: completions as chat"}[reward.view]),

@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, describe, did_you_mean
@@ -247,12 +247,18 @@ def _make(name: str, reward: Reward, values: Mapping[str, Any]) -> Callable[...,
 def _check_parameters(name: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     for key in given:
         if key not in known:
-            takes = ", ".join(map(str, known.values())) or "no parameters"
+            takes = ", ".join(map(shown, known.values())) or "no parameters"
             raise UserError(f"reward {name!r} has no parameter {key!r}.{did_you_mean(key, known)} It takes {takes}.")
-    if unset := [str(p) for p in known.values() if p.default is p.empty and p.name not in given]:
+    if unset := [shown(p) for p in known.values() if p.default is p.empty and p.name not in given]:
         key = unset[0].partition(":")[0]
         raise UserError(f"reward {name!r} needs {', '.join(unset)}: write --reward {name}:{key}=…")
     return {key: _coerce(name, known[key], value) for key, value in given.items()}
+
+
+def shown(parameter: inspect.Parameter) -> str:
+    """A parameter as its signature has it, without bounds that its type carries."""
+    kind = parameter.annotation
+    return str(parameter.replace(annotation=get_args(kind)[0]) if get_origin(kind) is Annotated else parameter)
 
 
 def _refuse_score_of_one_row(name: str, spec: RewardSpec, known: Mapping[str, inspect.Parameter]) -> None:
@@ -290,4 +296,4 @@ def _coerce(name: str, parameter: inspect.Parameter, value: Any) -> Any:
             with contextlib.suppress(pydantic.ValidationError):
                 return adapter.validate_python(write(value))  # `name=123` for a string parameter was read as JSON
         message = error.errors()[0]["msg"]
-        raise UserError(f"reward {name!r}: {parameter.name}={write(value)}: {message} ({parameter})") from error
+        raise UserError(f"reward {name!r}: {parameter.name}={write(value)}: {message} ({shown(parameter)})") from error

@@ -13,10 +13,22 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
+
+from pydantic import Field
 
 from rlhf_core import Reward, hookimpl
 from rlhf_reward_verifier.extract import final_answer, normalize
-from rlhf_reward_verifier.maths import TOLERANCE, is_expression, judge_expression, judge_number, limited, read_number
+from rlhf_reward_verifier.maths import (
+    TOLERANCE,
+    is_expression,
+    judge_bound,
+    judge_expression,
+    judge_number,
+    limited,
+    read_bound,
+    read_number,
+)  # fmt: skip
 from rlhf_reward_verifier.words import (
     VERDICTS,
     is_term,
@@ -54,7 +66,7 @@ def verifier(
     *,
     aliases: list | None = None,
     options: list | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = TOLERANCE,
     **_,
 ) -> list[float | None]:
     """1.0 where the completion's last answer is `answer`, else 0.0; None where `answer` is free text or missing.
@@ -95,6 +107,8 @@ def _judges(references: list[str], options: dict[str, str], tolerance: float) ->
             judges.append(partial(judge_verdict, verdict=verdict))
         elif (number := read_number(bare)) is not None:
             judges.append(partial(judge_number, reference=number, tolerance=tolerance))
+        elif (bound := read_bound(bare)) is not None:
+            judges.append(partial(judge_bound, bound=bound, tolerance=tolerance))
         elif is_expression(bare):
             judges.append(partial(judge_expression, reference=bare))
         elif parts := [part.strip() for part in re.split(r"[/|]", bare) if part.strip()]:

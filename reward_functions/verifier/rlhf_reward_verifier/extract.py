@@ -12,11 +12,11 @@ import unicodedata
 LIMIT = 4000  # characters; nothing longer is an answer; patterns below get at most this much text
 
 # NFKC would turn x² into x2 and 5½ into 51/2.
-_SUPERSCRIPTS = {ord(c): f"^{d}" for d, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
-_SIGNS = dict(zip(map(ord, "−–‒⁄∕’‘“”×·÷"), "---//''\"\"**/", strict=True))
+_RAISED = re.compile("⁻?[⁰¹²³⁴-⁹]+")
+_SIGNS = dict(zip(map(ord, "−–‒‐‑⁄∕’‘“”×·÷"), "-----//''\"\"**/", strict=True))
 _FRACTION_SIGNS = [*range(0xBC, 0xBF), *range(0x2150, 0x215F)]
 _FRACTIONS = {code: f" {unicodedata.normalize('NFKC', chr(code))}" for code in _FRACTION_SIGNS}
-_TRANSLATION = _SUPERSCRIPTS | _SIGNS | _FRACTIONS
+_TRANSLATION = _SIGNS | _FRACTIONS
 
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|__(?=\s|$)|(?<!\S)__")
 _SPACES = re.compile(r"[^\S\n]{2,}")
@@ -61,7 +61,9 @@ def stated(text: str) -> dict[str, str]:
 
 def normalize(text: str) -> str:
     """One form for full-width and half-width, quotes, dashes, raised digits and white space; bold marks go."""
-    text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).replace("⁄", "/")
+    text = _RAISED.sub(lambda m: f"^{m[0]}" if len(m[0]) == 1 else f"^{{{m[0]}}}", text).translate(_TRANSLATION)
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = text.replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
     return one_space(_BOLD.sub("", text)).strip()
 
 

@@ -44,20 +44,26 @@ _NUMBER = re.compile(
     rf"\s*(?P<scale>万|亿|thousand\b|million\b|billion\b)?\s*(?P<unit>{_LONGEST_FIRST})?",
     re.IGNORECASE,
 )
+_POWER = r"10\s?\^\s?(?:\{([+-]?\d{1,3})\}|([+-]?\d{1,3})(?!\d))"
 _LATEX_NUMBER = [
     (re.compile(r"<<[^<>]*>>"), ""),  # GSM8K's calculator annotations
+    (re.compile(r"</?[a-z]+>", re.IGNORECASE), " "),
     (re.compile(r"\{,\}|,\\!|(?<=\d)\\,(?=\d{3})"), ","),
+    (re.compile(rf"(?<=\d)\s?(?:\*|\\times|\\cdot|x)\s?{_POWER}"), r"e\1\2"),
+    (re.compile(rf"(?<![\w.^)}}*/]){_POWER}"), r"1e\1\2"),
     (re.compile(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}"), r" \1/\2"),
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r" \1"),
     (re.compile(r"\\([%$])"), r"\1"),
     (re.compile(r"\\[,;:! ]|\\[()\[\]]|\^\s*\\circ|~(?!\d)"), " "),
 ]
-_NOT = re.compile(r"(?:\bnot|n't|\bnever|不是|并非|不等于|不为|≠|!=)\s*[$¥]?\s*$", re.IGNORECASE)
+_NOT = re.compile(r"(?:\bnot|n't|\bnever|不是|并非|不等于|不为|≠|(?<![-=])[<>≤≥])\s*[$¥]?\s*$", re.IGNORECASE)
 _OR = re.compile(
     r"\b(?:or|either|between|maybe|perhaps|possibly|alternatively)\b|或|还是|可能|也许|之间|\d\s*[~至到]\s*\d"
     r"|\d\s+to\s+\d|±|\\pm|\\lor",
     re.IGNORECASE,
 )
+_BOUND = re.compile(r"([<>≤≥])\s*(?=[\d.])")
+_RANGE = re.compile(r"[\d.]+(?:\s*-\s*[\d.]+)+\s*%?")  # of values, or a date: nothing to subtract
 _WORD = re.compile(r"[^\W\d_]")
 _ARITHMETIC = re.compile(r"(?=.*[+*/^!\\\-])[\d\s.,()+\-*/^!{}]+", re.DOTALL)
 _COMMANDS = re.compile(r"\\[a-zA-Z]+")
@@ -68,6 +74,14 @@ _GIANT = re.compile(
     r"(?:\^|\*\*)[^\s+=]{0,40}(?:\^|\*\*|!)|(?:\^|\*\*)\s*[({\[]*\s*-?\d{5}|\d{5}\s*[)}]*\s*!|!\s*[)}]*\s*[!^]|e\d{5}"
 )
 _FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_SYMBOLS = {
+    ord(sign): rf"\{name} "
+    for sign, name in {
+        **{"π": "pi", "∞": "infty", "≤": "le", "≥": "ge", "≠": "ne"},
+        **{"∅": "emptyset", "∪": "cup", "∩": "cap", "∈": "in", "±": "pm"},
+    }.items()
+}
+_ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[a-z])|\(([^()]*)\))")
 _SETTING = re.compile(r"\\left|\\right|\\displaystyle|\\[,;:! ]|\s+|^\$+|\$+$|[.。]$")
 
 
@@ -77,11 +91,14 @@ class Quantity:
 
     value: Fraction
     unit: str | None
+    under: str | None = None  # what it is divided by, as written
 
     def equals(self, reference: Quantity, tolerance: float) -> bool:
         """50% is 50% or 0.5, and a unit may be left out; two units must agree."""
         if self.unit and reference.unit and self.unit != reference.unit:
             return False
+        if "mmhg" in (self.unit, reference.unit) and self.under != reference.under:
+            return False  # 90/60 is another blood pressure than 120/80
         same = [(self.value, reference.value)]
         if (self.unit == "%") != (reference.unit == "%"):
             same.append((self.value * _percent(self), reference.value * _percent(reference)))
@@ -92,7 +109,7 @@ def read_number(text: str) -> Quantity | None:
     """The number that `text` is, with nothing around it but a unit."""
     text = plain(text).rstrip(".。 ")
     match = _NUMBER.fullmatch(text) or _NUMBER.match(text)
-    if not match or not re.fullmatch(r"\s*(?:[a-z]{0,12}|[一-鿿]{0,2})", text[match.end() :], re.IGNORECASE):
+    if not match or not re.fullmatch(r"\s*(?:(?![xyz]$)[a-z]{0,12}|[一-鿿]{0,2})", text[match.end() :], re.IGNORECASE):
         return None
     return _quantity(match)
 
@@ -101,8 +118,8 @@ def judge_number(answer: str, reference: Quantity, tolerance: float) -> bool:
     """Whether the answer's one number is the reference; several that disagree are none."""
     text = stated(answer).get("answer") or answer
     cued, text = text != answer, plain(text)
-    cued, text = cued or "=" in text, text.rpartition("=")[2]
-    matches = [m for m in _NUMBER.finditer(text) if not _NOT.search(text[max(0, m.start() - 12) : m.start("number")])]
+    cued, text = cued or "=" in text, re.split("=>?", text)[-1]
+    matches = [m for m in _NUMBER.finditer(text) if not _NOT.search(text[max(0, m.start() - 12) : m.start()])]
     found = [(m, quantity) for m in matches if (quantity := _quantity(m))]
     if not found:
         return False
@@ -115,6 +132,18 @@ def judge_number(answer: str, reference: Quantity, tolerance: float) -> bool:
     if _OR.search(text) or not _WORD.search(between) or re.fullmatch(r"\W*(?:and|和|与|及|、)\W*", between):
         return False
     return near[0 if cued else 1][1].equals(reference, tolerance)
+
+
+def read_bound(text: str) -> tuple[str, Quantity] | None:
+    """The sign and the number of a reference such as `<5` or `≥ 140 mmHg`."""
+    match = _BOUND.match(text)
+    number = read_number(text[match.end() :]) if match else None
+    return (match[1], number) if match and number else None
+
+
+def judge_bound(answer: str, bound: tuple[str, Quantity], tolerance: float) -> bool:
+    """Whether the answer's one sign is the reference's, and its number too."""
+    return _BOUND.findall(answer) == [bound[0]] and judge_number(_BOUND.sub("", answer), bound[1], tolerance)
 
 
 def _is_arithmetic(text: str) -> bool:
@@ -132,9 +161,9 @@ def is_expression(text: str) -> bool:
     bare = text.strip("$ ")
     if re.search(r"\\[a-zA-Z]+|\\[{(\[]", text):
         return not re.search("[一-鿿]", text)
-    if not bare or _PROSE.search(_FUNCTIONS.sub("", bare)) or re.search("[A-Z]{2}", bare):
+    if not bare or _RANGE.fullmatch(bare) or _PROSE.search(_FUNCTIONS.sub("", bare)) or re.search("[A-Z]{2}", bare):
         return False
-    marks = re.search(r"[\^=+*/()\[\]<>]|\d\s*-|,", bare) and re.search(r"[\dx-z]", bare)
+    marks = re.search(r"[\^=+*/()\[\]<>√∞π]|[a-z]\s*[≤≥]|\d\s*-|\d[x-z]|,", bare) and re.search(r"[\dx-z∞π]", bare)
     return bool(marks or re.fullmatch(r"[a-z]", bare))
 
 
@@ -225,6 +254,8 @@ def _parsed(expression: str) -> tuple:
 
 def _tidy(expression: str) -> str:
     expression = re.sub(r"\\[dt]frac", r"\\frac", expression.strip())
+    expression = _ROOT.sub(r"\\sqrt{\1\2}", expression).translate(_SYMBOLS)
+    expression = re.sub(r"\^(-\d+)", r"^{\1}", expression)
     expression = re.sub(r"(?<![\\a-zA-Z])(pi|sin|cos|tan|log|ln|exp)\b", r"\\\1", expression)
     return _SETTING.sub(lambda m: " " if m[0].isspace() else "", expression).strip()
 
@@ -243,7 +274,7 @@ def _quantity(match: re.Match[str]) -> Quantity | None:
     value = (value + int(part["whole"] or 0)) * _SCALES.get((part["scale"] or "").lower(), 1)
     unit = part["currency"] or part["before"] or part["unit"]
     known = "%" if unit == "百分之" else _UNIT.get(unit.casefold()) if unit else None
-    return Quantity(-value if part["sign"] else value, known)
+    return Quantity(-value if part["sign"] else value, known, part["under"])
 
 
 def _percent(quantity: Quantity) -> Fraction:

@@ -282,4 +282,4 @@ def _is_name(entry: Pieces) -> bool:
 
 
 def _fold(text: str) -> str:
-    return " ".join(re.sub(r"[-_]", " ", normalize(text).casefold()).replace("’", "'").split(" ")).strip()
+    return re.sub("[-_ ]+", " ", normalize(text).casefold().replace("’", "'")).strip()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rlhf_reward_verifier import SYSTEM_PROMPT, verifier
 
+from rlhf_core import UserError
 from rlhf_core.catalog import Catalog
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
@@ -149,9 +150,49 @@ NUMBERS = {
     "no number": ("eighteen", "18", 0.0),
     "only a unit": ("kg", "18", 0.0),
     "nothing": ("", "18", 0.0),
+    "scientific, raised digits": ("5×10⁹", "5e9", 1.0),
+    "scientific, raised minus": ("1.2×10⁻⁵", "0.000012", 1.0),
+    "power of ten alone": ("10¹²", "1e12", 1.0),
+    "scientific reference": ("5000000000", "5 \\times 10^{9}", 1.0),
+    "inequality": ("x>18", "18", 0.0),
+    "unequal": ("x != 18", "18", 0.0),
+    "below": ("<18", "18", 0.0),
+    "compared with a normal value": ("45 (<60)", "45", 1.0),
+    "after an arrow": ("=> 18", "18", 1.0),
+    "in HTML": ("<b>18</b>", "18", 1.0),
+    "blood pressure": ("120/80", "120/80 mmHg", 1.0),
+    "another of the same quotient": ("90/60 mmHg", "120/80 mmHg", 0.0),
     "digits without end": ("1" * 3000, "1", 0.0),
     "commas without end": ("1,2," * 700, "1", 0.0),
 }
+
+
+# More of what a reference may be: bounds, ranges, a number of a variable, and the symbols that Unicode has for LaTeX's
+SIGNS = {
+    "bound": (">= 140", "≥140 mmHg", 1.0),
+    "bound without its sign": ("140 mmHg", "≥140 mmHg", 0.0),
+    "other bound": ("≤140", "≥140", 0.0),
+    "bound in percent": ("> 5%", ">5%", 1.0),
+    "two bounds": (">5% or <5%", ">5%", 0.0),
+    "range": ("50 – 60", "50-60", 1.0),
+    "range of the same difference": ("60-70", "50-60", 0.0),
+    "date of the same difference": ("1988", "2026-11-27", 0.0),
+    "multiple of a variable": ("x*2", "2x", 1.0),
+    "the factor alone": ("2", "2x", 0.0),
+    "another variable": ("2y", "2x", 0.0),
+    "pi": ("\\pi/2", "π/2", 1.0),
+    "root": ("2\\sqrt3", "2√3", 1.0),
+    "root of a sum": ("\\sqrt{x+1}", "√(x+1)", 1.0),
+    "infinity": ("(-\\infty,3)", "(-∞,3)", 1.0),
+    "inequality": ("x\\ge 3", "x≥3", 1.0),
+    "hyphen that does not break": ("5‑FU", "5-FU", 1.0),
+    "ion": ("HCO₃⁻", "HCO3-", 1.0),
+}
+
+
+@table(SIGNS)
+def test_signs(completion, answer, expected):
+    assert score(f"<answer>{completion}</answer>", answer) == expected
 
 
 @table(NUMBERS)
@@ -464,6 +505,12 @@ def test_the_tolerance_can_be_set():
     assert score("<answer>98</answer>", "100", tolerance=0.05) == 1.0
     assert score("<answer>94</answer>", "100", tolerance=0.05) == 0.0
     assert score("<answer>0.33</answer>", "1/3", tolerance=0.02) == 1.0
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1", "nan", "true", "null", "[0.1]", "x"])
+def test_a_tolerance_is_a_share(value):
+    with pytest.raises(UserError, match=r"tolerance=.*\(tolerance: float = 1e-06\)"):
+        bind(RewardSpec.read(f"verifier:tolerance={value}"), Catalog())
 
 
 def test_every_row_is_judged_by_its_reference():
