@@ -1,7 +1,7 @@
 """Every causal family of transformers that can be built small: what it shares, and whether it is right.
 
     python benchmarks/families.py                  # all, half an hour on one core
-    python benchmarks/families.py gpt2 mamba       # some of them, beside the results of the others
+    python benchmarks/families.py gpt2 mamba       # some of them, beside the results of the others; -v: tracebacks
     python benchmarks/families_table.py            # docs/families.md from the results
 
 Each is built from its configuration with random weights. Log-probabilities, gradients and greedy rollouts are compared
@@ -218,4 +218,7 @@ if __name__ == "__main__":
     logging.getLogger("rlhf").addHandler(Listener())
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    measure([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+    names = [argument for argument in sys.argv[1:] if argument != "-v"]
+    if unknown := [name for name in names if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in VARIANTS]:
+        sys.exit(f"no such family or flag: {', '.join(unknown)}. Flags: -v, for tracebacks")
+    measure(names)

@@ -381,8 +381,14 @@ def test_mistakes(run, tiny_model, tmp_path):
     assert "is a reward model" in refused(run)
     config.write_text(json.dumps({**values, "base_model_name_or_path": "/gone"}))
     assert "an adapter of /gone, and there is no such folder" in refused(run)
-    assert piped(tiny_model, "", "--temperature", "0").exit_code == 2
-    assert piped(tiny_model, "", "--max-new-tokens", "0").exit_code == 2
+    wrong = {
+        "temperature": ["0", "nan", "inf", "1e-320", "1e30"],
+        "top-p": ["0", "nan"],
+        "max-new-tokens": ["0", "1e9"],
+    }
+    for option, values in wrong.items():
+        for value in values:
+            assert piped(tiny_model, "", f"--{option}", value).exit_code == 2, (option, value)
 
 
 def test_mistakes_are_reported_before_torch_is_imported_and_exit_with_2(tmp_path):

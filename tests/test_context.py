@@ -61,3 +61,5 @@ def test_rows_beyond_what_rotary_positions_were_made_for_are_told(made_run, tiny
     Path("ones.py").write_text("def ones(completions, **_): return [1.0] * len(completions)")
     run = made_run(method="grpo", **REWARD, max_completion_length=2040)
     assert any("the model was made to read 2,048 tokens" in text for text in run.plan.data.warnings)
+    with pytest.raises(UserError, match="--max-completion-length 1048577: at most 1048576 tokens are sampled"):
+        made_run(method="grpo", **REWARD, max_completion_length=1_048_577)

@@ -385,6 +385,8 @@ REFUSED = {
     "no file": (["--config", "p.yaml"], "--config p.yaml: No such file"),
     "no pipeline": (["--output-dir", "nowhere"], "--output-dir nowhere holds no pipeline to resume"),
     "a file": (["ppo", "--output-dir", "pairs.jsonl"], "is a file"),
+    "empty folder": (["ppo", "--output-dir", ""], "--output-dir is empty"),
+    "long folder": (["ppo", "--output-dir", "a" * 300], "no file can have such a name"),
     "stage": (["ppo", "--stage", "sfft:seed=1"], "--stage sfft: there is no such stage. Did you mean 'sft'?"),
     "stage without keys": (["ppo", "--stage", "sft"], "sets nothing: write NAME:key=value"),
     "stage with dashes": (["ppo", "--stage", "sft:max-steps=1"], "with keys such as max_steps"),

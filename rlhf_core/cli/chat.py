@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.chat import Chat, Settings, Write
+from rlhf_core.cli.numbers import COUNT, SEED, SHARE, TEMPERATURE
 from rlhf_core.config import TRUST_REMOTE_CODE, read_file, read_rewards
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
@@ -23,21 +24,16 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import Screen, Terminal
 from rlhf_core.ui.text import ShownPieces
 
-POSITIVE, SHARE = click.FloatRange(0, min_open=True), click.FloatRange(0, 1, min_open=True)
-COUNT = click.IntRange(1)
-
 
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--system", metavar="TEXT", help="System message; '' for none; unset: the run's, else the rewards'.")
 @click.option("--reward", multiple=True, metavar="SPEC", help="Reward for /reward; repeatable; unset: the run's.")
-@click.option("--temperature", type=POSITIVE, default=0.7, metavar="X", help="Lower is less random.  [0.7]")
+@click.option("--temperature", type=TEMPERATURE, default=0.7, metavar="X", help="Lower is less random.  [0.7]")
 @click.option("--top-p", type=SHARE, default=1.0, metavar="X", help="Share of likeliest tokens to sample.  [1.0]")
 @click.option("--max-new-tokens", type=COUNT, default=512, metavar="N", help="Longest answer, in tokens.  [512]")
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of the answers; unset: a random one."
-)
+@click.option("--seed", type=SEED, metavar="N", help="Seed of the answers; unset: a random one.")
 @click.option("--chat-template", metavar="FILE", help="Chat template (Jinja), for a model without one.")
 @click.option(
     "--chat-template-kwargs", type=read_kwargs, metavar="JSON", help="Variables of the chat template; unset: the run's."

@@ -13,6 +13,7 @@ import click
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import read_file
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.inputs import path_of
 from rlhf_core.pipeline import running
 from rlhf_core.pipeline.plan import GUIDE, PLAN, Pipeline, plan, read_stage_flags, select
 
@@ -42,7 +43,9 @@ def pipeline(
     A stage that is finished and unchanged is skipped, and one that was interrupted is resumed. To resume a pipeline:
     rlhf pipeline --output-dir FOLDER
     """
-    folder = Path(output_dir) if output_dir else None
+    if output_dir == "":
+        raise UserError("--output-dir is empty: leave it out for a folder under runs/, or name one")
+    folder = path_of(output_dir, "--output-dir") if output_dir else None
     title, description = _description(name, config, folder)
     prefix = "pipeline" if title == "pipeline" else f"pipeline-{title}"  # of pipeline.yaml
     folder = folder or Path("runs") / f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from rlhf_core.cli.numbers import COUNT
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.outputs import write_whole
@@ -20,7 +21,7 @@ from rlhf_core.outputs import write_whole
 @click.option(
     "--reward", multiple=True, metavar="SPEC", help="Reward, as for rlhf run; repeatable; unset: those of the run."
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@click.option("--limit", type=COUNT, metavar="N", help="Only the first N rows.")
 @click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that can't be read, and say how many.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @click.option("--html", metavar="FILE", help="The result as one page to open in a browser, too.")

@@ -139,12 +139,20 @@ def _with_adapter(options: TrainingOptions, info: models.ModelInfo, model: Model
     return options.model_copy(update={"lora": lora, **its})
 
 
+LONGEST_ANSWER = 2**20  # tokens; memory for the random numbers of a batch is taken before sampling
+
+
 def _check_context(
     info: models.ModelInfo, method: Method, options: Any, template: ChatTemplate, train: Rows, held_out: Rows
 ) -> list[str]:
     """Raise `UserError` for rows that are longer, with their answers, than the model can read at all; returns warnings
     for those that are longer than it was made for.
     """
+    sampled = method.data == "prompts" or (method.generates and bool(held_out))
+    if sampled and options.max_completion_length > LONGEST_ANSWER:
+        raise UserError(
+            f"--max-completion-length {options.max_completion_length}: at most {LONGEST_ANSWER} tokens are sampled"
+        )
     limit = info.max_tokens or context_length(info.config)
     if limit is None:
         return []

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl, router_loss_coefficient
+from rlhf_method_grpo.generation import check_generation
 from rlhf_method_grpo.settings import SETTINGS, check, check_prompts
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
@@ -199,7 +200,7 @@ class GRPO(Method):
             vllm_mode="colocate",
             multi_objective_aggregation=aggregation,
         )
-        _check_generation(arguments)
+        check_generation(arguments, run.info.config)
         if arguments.sync_ref_model and (lora or not arguments.beta):
             raise UserError("--set sync_ref_model needs a separate reference model: --no-lora, and a --beta above 0")
         if arguments.sync_ref_model and run.config.distributed in ("fsdp", "zero3"):
@@ -241,13 +242,3 @@ def _aggregation(options: Options) -> str:
     how = first if aggregation == "normalize_then_sum" else summed
     log.warning("several rewards: %s (--multi-objective-aggregation %s)", how, aggregation)
     return aggregation
-
-
-def _check_generation(arguments) -> None:
-    """Raise `UserError` for names that transformers' generation does not know, and what it would ignore otherwise."""
-    from transformers import GenerationConfig
-
-    known = GenerationConfig(cache_implementation=arguments.cache_implementation).to_dict()
-    unknown = [name for name in arguments.generation_kwargs or {} if name not in known and not arguments.use_vllm]
-    if unknown:
-        raise UserError(f"--set generation_kwargs: transformers' GenerationConfig has no {', '.join(unknown)}")

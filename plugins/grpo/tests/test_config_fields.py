@@ -9,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from rlhf_method_grpo import GRPO, _aggregation
+from rlhf_method_grpo.generation import check_generation
 from rlhf_method_grpo.settings import SETTINGS
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
-from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainingArguments
+from transformers import AutoTokenizer, LlamaConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from rlhf_core import Catalog, UserError
@@ -230,6 +231,35 @@ def resolved(settings, **options):
 def test_settings_without_effect_are_refused_with_the_reason(name):
     with pytest.raises(UserError, match=f"--set {name}: {REFUSED[name][:20]}"):
         resolved({name: 1})
+
+
+# values of generation_kwargs -> what the message says
+GENERATION = {
+    "an option": ({"temperature": -1}, "temperature: write --temperature"),
+    "tokens": ({"pad_token_id": -5}, "pad_token_id: the tokenizer and the chat template decide it"),
+    "several answers": ({"num_return_sequences": 3}, "num_return_sequences: write --num-generations"),
+    "greedy": ({"do_sample": False}, "do_sample: a rollout has one sampled answer"),
+    "unknown": ({"stop": "x"}, "transformers' GenerationConfig has no stop"),
+    "another type": ({"bad_words_ids": 5}, "`bad_words_ids` has to be a non-empty list"),
+    "no token is left": ({"suppress_tokens": list(range(100))}, "probability tensor contains"),
+    "beyond the vocabulary": ({"forced_eos_token_id": 100}, "out of bounds"),
+    "needs a tokenizer": ({"stop_strings": "x"}, "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", GENERATION)
+def test_what_generation_would_refuse_is_found_before_weights_load(case):
+    given, message = GENERATION[case]
+    arguments = GRPOConfig("x", generation_kwargs=given, report_to=[], use_cpu=True, bf16=False)
+    with pytest.raises(UserError, match=f"--set generation_kwargs.*{message}"):
+        check_generation(arguments, LlamaConfig(vocab_size=100))
+
+
+def test_what_generation_takes_is_taken():
+    state = torch.get_rng_state()
+    arguments = GRPOConfig("x", generation_kwargs={"typical_p": 0.9}, report_to=[], use_cpu=True, bf16=False)
+    check_generation(arguments, LlamaConfig(vocab_size=100))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_refused_setting_is_found_by_a_dry_run():

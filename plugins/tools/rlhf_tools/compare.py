@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from rlhf_core.commands import COUNT, SEED, TEMPERATURE
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("models", nargs=-1, required=True, metavar="A B [C …]")
@@ -17,7 +19,7 @@ import click
     "the held-out part. Repeatable.  [what the first given run held out; without a run: builtin]",
 )
 @click.option("--skip-bad-rows", is_flag=True, help="Leave out rows of --data that can't be converted.")
-@click.option("--prompts", type=click.IntRange(min=1), default=64, metavar="N", help="How many prompts, at most.  [64]")
+@click.option("--prompts", type=COUNT, default=64, metavar="N", help="How many prompts, at most.  [64]")
 @click.option(
     "--reward",
     multiple=True,
@@ -26,18 +28,18 @@ import click
     "first given run that has any]",
 )
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=1, metavar="N", help="Sampled answers to each prompt.  [1]"
+    "--samples", type=click.IntRange(1, 1000), default=1, metavar="N", help="Sampled answers to each prompt.  [1]"
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
+    type=TEMPERATURE,
     default=1.0,
     metavar="X",
     help="Of the sampled answers.  [1.0]",
 )
 @click.option(
     "--max-completion-length",
-    type=click.IntRange(min=1),
+    type=COUNT,
     metavar="N",
     help="Longest answer, in tokens.  [the run's, else 256]",
 )
@@ -51,7 +53,7 @@ import click
     metavar="JSON",
     help="Variables of the chat templates, such as '{\"enable_thinking\": false}'.  [each run's own]",
 )
-@click.option("--seed", type=int, default=42, metavar="N", help="Of the sampling and the intervals.  [42]")
+@click.option("--seed", type=SEED, default=42, metavar="N", help="Of the sampling and the intervals.  [42]")
 @click.option("--output", metavar="FOLDER", help="Folder for comparison.json and comparison.html.  [compare-TIME]")
 @click.option(
     "--trust-remote-code",

@@ -224,6 +224,9 @@ REFUSALS = {
     "too long": (["A", "B", "--max-completion-length", "999999"], "reads at most"),
     "no prompts": (["A", "B", "--prompts", "0"], "--prompts"),
     "no temperature": (["A", "B", "--temperature", "0"], "--temperature"),
+    "no number": (["A", "B", "--temperature", "nan"], "nan is no number"),
+    "too many samples": (["A", "B", "--samples", "99999999"], "--samples"),
+    "negative seed": (["A", "B", "--seed", "-1"], "--seed"),
 }
 
 

@@ -1,0 +1,24 @@
+"""Numbers that commands take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+
+
+class Number(click.FloatRange):
+    """A number of a range. click's own also takes NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
+TEMPERATURE = Number(0.001, 1000)
+SHARE = Number(0, 1, min_open=True)
+COUNT = click.IntRange(1, 10**9)
+SEED = click.IntRange(0, 2**32 - 1)
