@@ -14,7 +14,7 @@ from rlhf_core.data.loading import prompt_of
 from rlhf_core.data.preparing import with_system
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
-from rlhf_core.inputs import path_of
+from rlhf_core.inputs import library_errors, path_of
 from rlhf_core.method import read_kwargs
 from rlhf_core.models.context import context_length, max_tokens
 from rlhf_core.models.loading import ModelInfo

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_core import UserError
-from rlhf_core.inputs import library_errors
 
 TOKENS = "the tokenizer and the chat template decide it"
 ANSWERS = "a rollout has one sampled answer for each prompt that it is given"
@@ -35,6 +34,8 @@ def check_generation(arguments: Any, config: Any) -> None:
 def _try(arguments: Any, given: dict[str, Any], vocabulary: int) -> None:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    from rlhf_core.commands import library_errors
 
     known = GenerationConfig(cache_implementation=arguments.cache_implementation).to_dict()
     if unknown := [name for name in given if name not in known]:
