@@ -24,7 +24,14 @@ from benchmarks.record import record
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "versions.json"
 ENDS = {"lowest": ("lowest-direct", "3.11"), "highest": ("highest", "3.13")}
-SUITE = ["pip>=26", "pytest>=9", "pytest-xdist>=3.8", "pytest-cov>=7", "hypothesis>=6.150"]  # what the tests need
+SUITE = [
+    "pip>=26",
+    "pytest>=9",
+    "pytest-xdist>=3.8",
+    "pytest-cov>=7",
+    "hypothesis>=6.150",
+    "ruff>=0.14",
+]  # what the tests need
 SHOWN = ["torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard", "bitsandbytes", "math-verify"]
 SHOWN += ["click", "packaging", "pluggy", "pydantic", "pyyaml", "rich"]
 

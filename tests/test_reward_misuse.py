@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -141,6 +143,22 @@ def test_what_a_reward_leaves_changed_is_put_back_and_said_once():
     assert (ended.returncode, ended.stdout) == (0, "printed\n"), ended.stderr
     for what in ("the working directory", "an alarm", "stdout", "what Ctrl-C does", "which warnings are errors"):
         assert ended.stderr.count(f"reward 'it' left {what} changed") == 1
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_an_alarm_rings_whoever_ignored_it_before(before):
+    def rings():
+        with guarded("rings"):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            time.sleep(10)
+
+    old = signal.signal(signal.SIGALRM, before)
+    try:
+        with pytest.raises(TimeoutError):
+            rings()
+        assert signal.getsignal(signal.SIGALRM) == before
+    finally:
+        signal.signal(signal.SIGALRM, old)
 
 
 def test_gradients_and_types_of_torch_are_put_back(caplog):

@@ -33,6 +33,7 @@ ESCAPE = "\ufdd0"  # after the first character of a token's text that is no toke
 SECONDS = 10  # that rendering a conversation may take
 LONGEST = 1_000_000  # characters that a template may add to a conversation
 RECENT = 16  # texts that are kept, rendered and as token ids: a row's prompt is asked for several times in a row
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a turn; templates read the first or the last
 # A tag that opens or closes a thought: <think>, </think>, [THINK], …
 THOUGHT = re.compile(
     r"(?P<left>[<\[])(?P<closes>/?)(?P<name>(?:\w+:)?(?:think|thought|reason)\w*)(?P<right>[>\]])", re.I
@@ -231,10 +232,12 @@ def as_text(value: Any, tokens: re.Pattern[str]) -> Any:
 
 
 def _as_templates_read(turn: dict[str, Any]) -> dict[str, Any]:
-    """`turn` with text for no content, and with the arguments of its tool calls as mappings: not all templates take
-    None, nor the JSON text that OpenAI's interface has.
+    """`turn` with text for no content, with its thought under the names that templates read, and with the arguments of
+    its tool calls as mappings: not all templates take None, nor the JSON text that OpenAI's interface has.
     """
     turn = {**turn, "content": "" if turn.get("content") is None else turn["content"]}
+    if thought := next((turn[key] for key in THOUGHT_KEYS if turn.get(key)), None):
+        turn = {"thinking": thought, **turn, "reasoning_content": thought}
     if turn.get("tool_calls"):
         turn["tool_calls"] = [_with_mapping(call) for call in turn["tool_calls"]]
     return turn

@@ -15,7 +15,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.data.chat_template import MARK, THOUGHT, ChatTemplate, as_text
+from rlhf_core.data.chat_template import MARK, THOUGHT, THOUGHT_KEYS, ChatTemplate, as_text
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token without a loss
 Encoded = tuple[list[int], list[int]]  # token ids, labels
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 # A thought at the start of an answer's text.
 WRITTEN_THOUGHT = re.compile(rf"\s*{THOUGHT.pattern}(?P<thought>.*?)(?P=left)/(?P=name)(?P=right)\s*", re.I | re.S)
 ROWS = 1000  # in one piece of a table

@@ -86,7 +86,8 @@ def _working_directory() -> str:
 def _alarms(changed: list[str]) -> Iterator[None]:
     """An alarm that nothing handles is an error of the call that set it, and not the end of the process."""
     others = signal.getitimer(signal.ITIMER_REAL)[0] > 0
-    unhandled = signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+    before = signal.getsignal(signal.SIGALRM)
+    unhandled = before in (signal.SIG_DFL, signal.SIG_IGN)
     if unhandled:
         signal.signal(signal.SIGALRM, _ring)
     try:
@@ -95,7 +96,7 @@ def _alarms(changed: list[str]) -> Iterator[None]:
         if not others and signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0:
             changed.append("an alarm")
         if unhandled:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGALRM, before)
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
