@@ -239,7 +239,10 @@ def read_rewards(
     """The rewards of a run, from its keys `reward` and `reward_model`, whose code may be trusted."""
     trust = {"trust_remote_code": True} if trust_remote_code else {}
     trained = [RewardSpec("reward_model", {"path": reward_model, **trust})] if reward_model else []
-    return [*map(RewardSpec.read, _listed(entries)), *trained]
+    entries = _listed(entries)
+    if not (isinstance(entries, Sequence) and all(isinstance(entry, str | Mapping) for entry in entries)):
+        raise UserError(f"reward: {excerpt(repr(entries))} is neither a reward nor a list of rewards")
+    return [*map(RewardSpec.read, entries), *trained]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -355,6 +355,7 @@ def test_a_run_brings_its_rewards_and_their_system_prompt(run):
 def test_rewards_get_strings_where_the_runs_prompts_were_text(run):
     (run / "kinds.py").write_text("def kind(prompts, **_): return [float(isinstance(p, str)) for p in prompts]\n")
     reward = ("--reward", f"{run / 'kinds.py'}:kind", "--system", "S.")
+    (run / "samples.jsonl").write_bytes(b"\xff\n")  # damaged
     assert "kind  0" in piped(run, "one\n/reward\n", *reward).output
     (run / "samples.jsonl").write_text('{"prompt": [], "completion": "", "text_prompt": true}\n')
     assert "kind  1" in piped(run, "one\n/reward\n", *reward).output

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import read_file, resolve
+from rlhf_core.config import read_file, read_rewards, resolve
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method, TrainingOptions
 
@@ -157,3 +157,9 @@ def test_yaml_holds_plain_values_only():
     values = resolved().to_dict()
     assert values["method"] == "grpo"
     assert not [v for v in values.values() if isinstance(v, Path)]
+
+
+@pytest.mark.parametrize("value", [3, True, [3], [None], [["length"]]])
+def test_rewards_of_another_kind(value):
+    with pytest.raises(UserError, match="is neither a reward nor a list of rewards"):
+        read_rewards(value)

@@ -221,7 +221,7 @@ def test_files_that_are_not_weights(changed):
     [
         ({"hidden_size": 10**400}, "config.json, hidden_size: 1000.* is not between 1 and 2,147,483,648"),
         ({"num_hidden_layers": 0}, "config.json, num_hidden_layers: 0 is not between 1 and"),
-        ({"num_hidden_layers": 100_000}, "config.json, num_hidden_layers: 100000 is not between 0 and 2,000"),
+        ({"num_hidden_layers": 100_000}, "config.json, num_hidden_layers: 100000 is not between 0 and 1,000"),
         ({"dtype": 3}, "config.json, dtype: 3 is none of float32, bfloat16, float16, float64"),
         ({"dtype": None, "torch_dtype": "int8"}, "config.json, torch_dtype: 'int8' is none of float32"),
         (

@@ -105,7 +105,7 @@ def _had_text_prompts(reference: ModelReference) -> bool:
     samples = reference.run / "samples.jsonl" if reference.run else None
     if samples is None or not samples.is_file():
         return False
-    with samples.open(encoding="utf-8") as lines:
+    with samples.open(encoding="utf-8", errors="replace") as lines:
         return f'"{TEXT_PROMPT}": true' in next(lines, "")
 
 

@@ -37,7 +37,7 @@ POINTER = b"version https://git-lfs"
 BOUNDS = (
     (re.compile(r"num_labels"), 0, 1_000_000),
     (re.compile(r"hidden_size|vocab_size|num_hidden_layers"), 1, 2**31),
-    (re.compile(r"(num_.*|n_)layers?"), 0, 2_000),  # a model of more is minutes in the making
+    (re.compile(r"(num_.*|n_)layers?"), 0, 1_000),  # a model of more is minutes in the making
     (re.compile(r"(num_.*|n_)(heads?|experts)"), 0, 100_000),
     (re.compile(r".*(dropout|pdrop|dropout_prob|dropout_rate)"), 0, 1),
     (re.compile(r".*(_eps|_epsilon)"), 0, 1),

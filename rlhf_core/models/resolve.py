@@ -78,8 +78,10 @@ def find(given: str, flag: str = "", *, trust_remote_code: bool = False) -> Mode
         if not is_hub_id(given):
             raise UserError(f"{called}: there is no such folder")
         return ModelReference(given, given, called, trust_remote_code=trust)
-    run, model = _run_and_model(folder)
-    if not _is_model(model):
+    with library_errors(f"{called} can't be read"):
+        run, model = _run_and_model(folder)
+        has_model = _is_model(model)
+    if not has_model:
         if run is not None:
             raise UserError(f"{called}: the run has no model yet. {_instead(run, given)}")
         raise UserError(f"{called} is neither a run's folder nor a model's: it has no config.yaml and no config.json")
