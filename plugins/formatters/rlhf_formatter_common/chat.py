@@ -235,7 +235,7 @@ def read_text(value: Any, column: str) -> str:
         raise ValueError(f"{column} is {type(value).__name__}, not text")
     if is_blank(value):
         raise ValueError(f"{column} is empty")
-    if isinstance(value, Real) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{column} is {value}, not text")
     return str(value)
 
