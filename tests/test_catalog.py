@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import PluginError, UserError
+from rlhf_core.training.ending import callback_of
 
 GOOD = """
 from rlhf_core import Reward, hookimpl
@@ -120,11 +121,16 @@ def test_callbacks_get_the_run(distribution):
     from transformers import TrainerCallback
     class Alarm(TrainerCallback):
         def __init__(self, run): self.run = run
+        def on_log(self): raise OSError("no pager")
     @hookimpl
     def rlhf_callbacks(run): return [Alarm(run)] if run else ["no callback"]
     """
     distribution("cb", {"cb_module": code}, {"rlhf.callbacks": {"alarm": "cb_module"}})
     assert [callback.run for callback in Catalog().load_callbacks(["alarm", "cb/alarm"], "run")] == ["run", "run"]
+    with pytest.raises(OSError, match="no pager") as caught:
+        Catalog().load_callbacks(["alarm"], "run")[0].on_log()
+    assert callback_of(caught.value, ["alarm"]) == "Callback 'alarm' of cb 1.0 failed: OSError: no pager."
+    assert callback_of(caught.value, []) is None
     with pytest.raises(PluginError, match="returned 'no callback', which is no TrainerCallback"):
         Catalog().load_callbacks(["alarm"], None)
     for name in ("allarm", "/alarm", "x/alarm"):

@@ -8,9 +8,11 @@ import shlex
 import shutil
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.credentials import masked
 from rlhf_core.errors import RunStopped, first_line
@@ -64,7 +66,8 @@ def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool, kept
     else:
         with suppress(OSError):
             sys.stderr.write("".join(traceback.format_exception(error)))
-        what = f"This is a bug, or a fault of the machine.{log}"
+        callback = callback_of(error, run.config.callback)
+        what = f"{callback or 'This is a bug, or a fault of the machine.'}{log}"
     screen.say(f"\n{masked(what)}\n{resume}", "bold")
     return 1
 
@@ -78,6 +81,18 @@ def _of_the_disk(error: BaseException, run: Run) -> str | None:
     with suppress(OSError):
         if shutil.disk_usage(run.folder).free < SPACE:
             return f"The disk of {run.folder} is full: {first_line(error)}"
+    return None
+
+
+def callback_of(error: BaseException, names: Sequence[str]) -> str | None:
+    """Which of the plugins called `names` raised in a callback, by the modules in the traceback."""
+    entries = [Catalog().find("callbacks", name) for name in names]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = f"{frame.f_globals.get('__name__')}."
+        for entry in entries:
+            if module.startswith(f"{entry.module}."):
+                called = f"Callback {entry.name!r} of {entry.distribution} {entry.version}"
+                return f"{called} failed: {type(error).__name__}: {first_line(error)}."
     return None
 
 
