@@ -135,6 +135,7 @@ class Watch:
         self.reports: dict[int, list[Any]] = {}
         self.signs: dict[int, str] = {}  # of life, by machine
         self.answers = 0  # of the store
+        self.lost = False  # whether machine 0, where the store is, does not answer
         self._unchanged = Unchanged()
         self._over = threading.Event()
         self._looking = threading.Thread(target=self._look, daemon=True)
@@ -149,7 +150,7 @@ class Watch:
         self.finding = self.finding or finding
         self._over.set()
         self._looking.join()
-        self._talking.join(SILENT)  # the store may be gone with its machine
+        self._talking.join(0 if self.lost else SILENT)  # the store may go with its machine now
         return self.finding
 
     def name(self, rank: int) -> str:
@@ -199,9 +200,11 @@ class Watch:
     def _silent(self, look: int) -> str | None:
         for machine, sign in self.signs.items():
             if self._unchanged.seconds(("machine", machine), look if sign == ENDED else sign) >= SILENT:
+                self.lost = machine == 0
                 return f"machine {machine} has not answered for {SILENT:.0f} seconds: it or its network is gone"
         connected = self.machine != 0 and self.answers
         if self._unchanged.seconds("store", self.answers if connected else look) >= SILENT:
+            self.lost = True
             return f"machine 0 has not answered for {SILENT:.0f} seconds: it, its network or its command is gone"
         return None
 
