@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 
 VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -21,6 +22,8 @@ VARIABLES = {
 
 STARTED_BY = "RLHF_STARTED_BY"  # environment: the process that a command's process ends with
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+SAME_SIGNAL = 0.5  # seconds
+_signalled = [float("-inf")]  # when the last signal came
 
 
 def prepare() -> None:
@@ -36,6 +39,14 @@ def end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it died before
         os._exit(1)
+
+
+def comes_again() -> bool:
+    """Whether the signal that is being handled came right after another one, and is the same: a terminal and a
+    scheduler send it to every process, and a pipeline passes its own on.
+    """
+    before, _signalled[0] = _signalled[0], time.monotonic()
+    return _signalled[0] - before < SAME_SIGNAL
 
 
 def end_with_starter() -> None:

@@ -9,6 +9,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from rlhf_core import cli, environment
 from rlhf_core.cli import rlhf
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
@@ -102,6 +103,25 @@ def test_exit_codes_of_the_process(tmp_path):
     assert mistake.stderr.startswith("Error: there is no method")
     assert "Traceback" not in mistake.stderr
     assert code("run", "--no-such-flag").returncode == 2
+
+
+def test_a_folder_that_may_not_be_read_and_one_that_is_gone_are_said(tmp_path, monkeypatch, capsys):
+    def look_into(*_, **__):
+        raise PermissionError(13, "denied", "locked/x")
+
+    monkeypatch.setattr(cli.rlhf, "main", look_into)
+    assert cli._carry_out() == 2
+    assert capsys.readouterr().err == "Error: locked/x: denied\n"
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert cli._carry_out() == 2
+    assert "the current folder can't be used" in capsys.readouterr().err
+
+
+def test_a_signal_that_every_process_gets_counts_once(monkeypatch):
+    now = iter([10.0, 10.1, 11.0])
+    monkeypatch.setattr(environment.time, "monotonic", lambda: next(now))
+    assert [environment.comes_again() for _ in range(3)] == [False, True, False]
 
 
 def test_a_mistake_in_the_data_is_reported_before_torch_is_imported(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
@@ -210,6 +211,7 @@ def test_no_process_is_left_when_the_command_ends(settings, tmp_path, signals, c
         process.send_signal(number)
         if position == 0 and len(signals) > 1:
             wait_until((folder / launch.STOP).exists, process)
+            time.sleep(environment.SAME_SIGNAL)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == code
     wait_until(lambda: not processes_of(folder), seconds=10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -451,6 +452,23 @@ def test_a_killed_process_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "Popen", Killed)
     assert running.run_process(["run"]) == 1
     assert "SIGKILL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_for_the_pipeline_alone_stops_its_stage(monkeypatch, number):
+    sent = []
+
+    class Stage:
+        def __init__(self, *_, env):
+            self.send_signal = sent.append
+
+        def wait(self):
+            os.kill(os.getpid(), number)
+            return 130
+
+    monkeypatch.setattr(subprocess, "Popen", Stage)
+    assert running.run_process(["run"]) == 130
+    assert sent == [signal.SIGTERM]
 
 
 @pytest.mark.slow

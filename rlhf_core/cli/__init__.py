@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 
 import click
 
+from rlhf_core.environment import comes_again
 from rlhf_core.errors import UserError
 from rlhf_core.ui.streams import OF_DISKS, open_streams
 from rlhf_core.ui.text import protect_output
@@ -92,9 +94,9 @@ def main() -> None:
     """
     open_streams()
     protect_output()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores the second
-            signal.signal(number, signal.default_int_handler)  # so that what was begun is cleaned up
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores the last
+            signal.signal(number, _interrupt)
     try:
         code = _carry_out()
         sys.stdout.flush()
@@ -106,10 +108,19 @@ def main() -> None:
     sys.exit(code)
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    """End the command as Ctrl-C does, so that what was begun is cleaned up; once, if all processes get the signal."""
+    if not comes_again():
+        raise KeyboardInterrupt
+
+
 def _carry_out() -> Any:
     try:
+        _check_current_folder()
         return rlhf.main(standalone_mode=False, color=True)  # else click removes codes, which would then not be seen
-    except click.Abort:
+    except click.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            _say_interrupted()
         return 130
     except click.ClickException as error:
         with suppress(OSError):  # nobody may read it, but the code tells
@@ -122,12 +133,30 @@ def _carry_out() -> Any:
             say_error(str(error))
         return 2
     except KeyboardInterrupt:
-        with suppress(OSError):
-            click.echo("Interrupted.", err=True)
+        _say_interrupted()
         return 130
+    except PermissionError as error:  # of a folder that this user may not look into
+        from rlhf_core.ui.screen import say_error
+
+        with suppress(OSError):
+            say_error(f"{error.filename or 'what the command needs'}: {error.strerror}")
+        return 2
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, *OF_DISKS):
             raise
         with suppress(OSError):
             sys.stderr.write(traceback.format_exc())  # whole, so that no secret is missed
         return 1
+
+
+def _check_current_folder() -> None:
+    """Raise `UserError` if the current folder was deleted: libraries fail there in many ways."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder can't be used: {error.strerror}. Go to another one: cd FOLDER") from error
+
+
+def _say_interrupted() -> None:
+    with suppress(OSError):
+        click.echo("Interrupted.", err=True)

@@ -188,8 +188,7 @@ def run_process(arguments: Sequence[str]) -> int:
     process = subprocess.Popen([sys.executable, "-P", "-m", "rlhf_core", *arguments], env=started)
 
     def pass_on(number: int, frame: Any) -> None:
-        if number == signal.SIGTERM:  # Ctrl-C has reached the process through the terminal
-            process.send_signal(number)
+        process.send_signal(signal.SIGTERM)  # once more is the same, where the terminal has sent it already
 
     with on_signals(pass_on):
         code = process.wait()

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
+from rlhf_core import environment
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import library_errors
@@ -69,7 +70,8 @@ def launch(config: RunConfig, arguments: list[str], program: Sequence[str] = ("r
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        if number == signal.SIGHUP and received:  # a terminal that closes sends more than one
+        again = environment.comes_again()
+        if received and (again or number == signal.SIGHUP):  # a terminal that closes sends more than one
             return
         received.append(number)
         if len(received) > 1:

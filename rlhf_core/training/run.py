@@ -263,8 +263,9 @@ def _trained(trainer: Any, run: Run, checkpoints: Checkpoints, progress: Progres
     from rlhf_core.training import callbacks
 
     def stop(number: int, frame: Any) -> None:
+        again = environment.comes_again()
         if checkpoints.stop_reason is not None:
-            if number == signal.SIGHUP:  # a terminal that closes sends more than one
+            if again or number == signal.SIGHUP:  # a terminal that closes sends more than one
                 return
             raise KeyboardInterrupt
         checkpoints.request_stop(checkpoints.INTERRUPTED)
