@@ -24,7 +24,7 @@ from rlhf_core.models.precision import device, gpu_has_bfloat16
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
 from rlhf_core.models.template import template_of
-from rlhf_core.outputs import write_whole
+from rlhf_core.outputs import claim, write_whole
 from rlhf_core.rewards.batch import columns_of
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.binding import bind_all as bind_rewards

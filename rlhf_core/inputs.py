@@ -53,6 +53,8 @@ def library_errors(what: str) -> Iterator[None]:
 
 def path_of(text: str | Path, what: str) -> Path:
     """`text` as a path, `~` resolved. Raises `UserError` for what no file can be called."""
+    if text == "":
+        raise UserError(f"{what} is empty: write a name, or . for this folder")
     with library_errors(f"{what} {str(text)[:80]!r}"):
         path = Path(text).expanduser()
         long = max(len(os.fsencode(part)) for part in (path.name, *path.parts)) > LONGEST_NAME

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,34 @@ def claim(folder: Path, flag: str, *, rename: bool = False) -> Iterator[Path]:
             _locks.discard(descriptor)
             os.close(descriptor)
     finally:
+        for path in reversed(made):
+            with suppress(OSError):  # there is something in it
+                path.rmdir()
+
+
+@contextmanager
+def new_folder(folder: Path, flag: str) -> Iterator[Path]:
+    """A folder to write to, which gets the name `folder` when all is written, and is removed if that fails.
+
+    Raises `UserError`, before anything is written, if there is one of this name or it can't be made.
+    """
+    made: list[Path] = []
+    part = folder.with_name(f".writing-{secrets.token_hex(8)}") if folder.name else folder
+    try:
+        if os.path.lexists(folder):
+            raise UserError(f"{flag} {folder} exists already: give another folder, or remove it")
+        try:
+            _make(part, made)
+        except OSError as error:
+            raise UserError(f"{flag} {folder}: {_why(folder, error)}") from error
+        yield part
+        try:
+            part.rename(folder)
+        except OSError as error:  # another process has made it meanwhile
+            raise UserError(f"{flag} {folder}: {error.strerror}") from error
+    finally:
+        if made:
+            shutil.rmtree(part, ignore_errors=True)
         for path in reversed(made):
             with suppress(OSError):  # there is something in it
                 path.rmdir()

@@ -150,7 +150,7 @@ def test_refused_before_anything_loads(adapter, tiny_model, tmp_path):
     assert "neither a run's folder nor a model's" in says(tmp_path)
     (tmp_path / "there").mkdir()
     assert f"--output {tmp_path / 'there'} exists already" in says(adapter, "--output", tmp_path / "there")
-    assert "can't be written" in says(adapter, "--output", adapter / "README.md" / "x")
+    assert "README.md is a file" in says(adapter, "--output", adapter / "README.md" / "x")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text("method: sft\n")
     assert f"rlhf run --resume {tmp_path / 'begun'}" in says(tmp_path / "begun")

@@ -22,9 +22,10 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.config import RunConfig
 from rlhf_core.errors import UserError
-from rlhf_core.outputs import LOCK, claim, keep_lines, read_lines, write_whole
+from rlhf_core.outputs import LOCK, claim, keep_lines, new_folder, read_lines, write_whole
 from rlhf_core.training import ending, run_folder
 from rlhf_core.training.launch import on_signals
+from rlhf_core.ui.page import page_file
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -373,3 +374,41 @@ def test_why_plugins_failed_may_be_anything(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_is_told_from_a_bug(tmp_path, error, said):
     found = ending._of_the_disk(error, SimpleNamespace(folder=tmp_path))
     assert (found is None) if said is None else said in found
+
+
+@pytest.mark.parametrize("name", [".", "file", "file/x", "dangling", "dangling/x", "/proc/rlhf", "/dev/full"])
+def test_a_new_folder_that_cannot_be_is_refused_before_anything_is_written(here, name):
+    (here / "file").write_text("mine")
+    (here / "dangling").symlink_to("nowhere")
+    before = everything(here)
+    with pytest.raises(UserError, match="--output"), new_folder(Path(name), "--output"):
+        raise AssertionError
+    assert everything(here) == before
+
+
+def test_a_new_folder_appears_when_all_is_written_and_only_then(here):
+    def interrupted() -> None:
+        with new_folder(here / "a" / "b", "--output") as part:
+            (part / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    def overtaken() -> None:
+        with new_folder(here / "c", "--output"):
+            (here / "c").mkdir()
+            (here / "c" / "theirs").touch()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(here.iterdir())
+    with new_folder(here / "a" / "b", "--output") as part:
+        (part / "file").write_text("whole")
+        assert not (here / "a" / "b").exists()
+    assert [path.read_text() for path in here.rglob("*") if path.is_file()] == ["whole"]
+    with pytest.raises(UserError, match="--output"):
+        overtaken()
+    assert sorted(path.name for path in here.iterdir()) == ["a", "c"]
+
+
+def test_a_page_in_a_folder_that_cannot_be_written_to_is_refused_at_once():
+    with pytest.raises(UserError, match=r"--html /proc/x\.html: its folder can't be written to"):
+        page_file("/proc/x.html", "--html")

@@ -8,8 +8,6 @@ compared: before merging, after it, and of the files that were written. These ge
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from rlhf_core.inputs import path_of
 from rlhf_core.models.adapters import add_adapter
 from rlhf_core.models.files import read_config
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
-from rlhf_core.outputs import write_whole
+from rlhf_core.outputs import new_folder, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +37,9 @@ def merge_adapter(
     reference = find(model, trust_remote_code=trust_remote_code)
     path = Path(reference.path).resolve()
     folder = reference.run / "merged" if reference.run else path.with_name(path.name + "-merged")
-    folder = path_of(output, "--output") if output else folder
-    _refuse(reference, folder)
-    with quiet_libraries():
+    folder = path_of(output, "--output") if output is not None else folder
+    _refuse(reference)
+    with quiet_libraries(), new_folder(folder, "--output") as part:
         from rlhf_core.ui.screen import Screen
 
         screen = Screen()
@@ -51,7 +49,7 @@ def merge_adapter(
             dtype = str(read_config(reference).dtype).removeprefix("torch.")
             dtype = dtype if dtype in ALLOWED else "float32"
         with screen.working("Saving, and reading it again …"):
-            saved_difference = _save(merged, info.tokenizer, expected, reference, folder, dtype)
+            saved_difference = _save(merged, info.tokenizer, expected, reference, folder, part, dtype)
     screen.say(f"Merged   {reference.path} with its base model {reference.base}")
     for warning in info.warnings:
         screen.say(f"Warning  {warning}")
@@ -62,15 +60,13 @@ def merge_adapter(
     screen.say(f"Next     rlhf {use} {folder}", "bold")
 
 
-def _refuse(reference: ModelReference, output: Path) -> None:
+def _refuse(reference: ModelReference) -> None:
     """Raise `UserError` for everything that can be wrong with the request, before torch is imported."""
     given = reference.called
     if reference.adapter is None:
         if not Path(reference.path).is_dir():
             raise UserError(f"{given}: there is no such folder here; download an adapter from the Hub first")
         raise UserError(f"{given}: nothing to merge, it is a full model already")
-    if output.exists() or output.is_symlink():
-        raise UserError(f"--output {output} exists already. Give another folder, or remove it")
     kind = reference.adapter.get("peft_type")
     if kind in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "CPT"):
         raise UserError(f"{given} is an adapter of the type {kind}, which adds no weights that could be merged")
@@ -134,15 +130,14 @@ def _save(
     expected: list[torch.Tensor],
     reference: ModelReference,
     output: Path,
+    part: Path,
     dtype: str,
 ) -> float:
-    """Write to a temporary folder, read it again, compare with the `expected` logits, and only then rename it."""
+    """Write what will be `output` to `part`, read it again, and compare with the `expected` logits."""
     import torch
     from safetensors import SafetensorError
 
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        part.mkdir(parents=True)
         model.to(getattr(torch, dtype)).save_pretrained(part)
         tokenizer.save_pretrained(part)
         card = (
@@ -151,10 +146,6 @@ def _save(
         )
         write_whole(part / "README.md", card)
         saved = _logits(_read(find(str(part), trust_remote_code=reference.trust_remote_code))[1], tokenizer)
-        difference = _compare(expected, saved, dtype, reference)
-        part.rename(output)
+        return _compare(expected, saved, dtype, reference)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output {output} can't be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return difference

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.inputs import path_of
 from rlhf_core.testing import new_package
 from rlhf_core.testing.process import examine_in_process
 from rlhf_core.testing.report import Report
@@ -106,7 +106,8 @@ def new(kind: str, name: str, output_dir: str | None) -> None:
     rlhf plugins new reward brevity
     """
     name = new_package.check_name(kind, name)
-    folder = Path(output_dir or new_package.distribution(kind, name))
+    default = new_package.distribution(kind, name)
+    folder = path_of(default if output_dir is None else output_dir, "--output-dir")
     files = new_package.write(kind, name, folder)
     _, function, _, use = new_package.KINDS[kind]
     click.echo(f"Written to {folder}: {', '.join(files)}\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from rlhf_core import __version__
 from rlhf_core.catalog import Catalog, normalize
 from rlhf_core.errors import UserError
+from rlhf_core.outputs import new_folder
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # kind -> (one line about what is written, the function to edit, what the package needs, how to use it)
@@ -63,9 +64,7 @@ def check_name(kind: str, name: str) -> str:
 
 
 def write(kind: str, name: str, folder: Path) -> list[str]:
-    """Write the package to `folder`, which must not exist; the paths of its files in it."""
-    if folder.exists():
-        raise UserError(f"{folder} exists already: give another folder with --output-dir, or remove it")
+    """Write the package to `folder`, which must not exist; the paths of its files in it. Raises `UserError`."""
     module = module_name(kind, name)
     cases = f"{module}_{CASES[kind]}.jsonl" if kind in CASES else None
     description, _, core, _ = KINDS[kind]
@@ -89,10 +88,11 @@ def write(kind: str, name: str, folder: Path) -> list[str]:
         ".github/workflows/test.yml": "shared/test.yml",
         ".gitignore": "shared/gitignore",
     }
-    for file, template in files.items():
-        text = (TEMPLATES / f"{template}.template").read_text(encoding="utf-8")
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(string.Template(text).substitute(values), encoding="utf-8")
+    with new_folder(folder, "--output-dir") as part:
+        for file, template in files.items():
+            text = (TEMPLATES / f"{template}.template").read_text(encoding="utf-8")
+            (part / file).parent.mkdir(parents=True, exist_ok=True)
+            (part / file).write_text(string.Template(text).substitute(values), encoding="utf-8")
     return list(files)
 
 

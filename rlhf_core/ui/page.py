@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -51,6 +52,10 @@ def page_file(name: str, flag: str) -> Path:
         with open_file(file, flag) as stream:
             if not stream.read(len(START)).startswith(START.encode()):
                 raise UserError(f"{flag} {file} exists and is no page of this command: give another name")
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise UserError(f"{flag} {file}: its folder can't be written to: {error.strerror}") from error
     return file
 
 

@@ -14,7 +14,6 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from rlhf_core import Catalog, ChatTemplate, TrainingOptions, UserError, commands
-from rlhf_core.commands import ModelInfo, RewardRuntime, Screen, path_of, write_whole
+from rlhf_core.commands import ModelInfo, RewardRuntime, Screen, claim, path_of, write_whole
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_tools import candidates as finding
 from rlhf_tools import page, table
@@ -58,11 +57,10 @@ class Comparison:
 def run(candidates: list[Candidate], catalog: Catalog, *, output: str | None, **values: Any) -> None:
     """Compare, show, and write comparison.json and comparison.html. Raises `UserError` before weights load."""
     screen = Screen()
-    folder = _choose_folder(output)
-    with screen.working("Reading data and model configurations …"):
-        comparison = prepare(candidates, catalog, **values)
-    screen.resolved(_resolved(comparison, folder))
-    with _made(folder):
+    with claim(_choose_folder(output), "--output", rename=output is None) as folder:
+        with screen.working("Reading data and model configurations …"):
+            comparison = prepare(candidates, catalog, **values)
+        screen.resolved(_resolved(comparison, folder))
         try:
             comparison.rewards.start()
             answers = {}
@@ -78,27 +76,11 @@ def run(candidates: list[Candidate], catalog: Catalog, *, output: str | None, **
 
 
 def _choose_folder(output: str | None) -> Path:
-    folder = path_of(output or f"compare-{time.strftime('%Y%m%d-%H%M%S')}", "--output")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file")
+    default = f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = path_of(default if output is None else output, "--output")
     if any(os.path.lexists(folder / name) for name in FILES):
         raise UserError(f"--output {folder} has a comparison already: choose another folder, or remove it")
     return folder
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make the folder, so that it is known that it can be written; one that stays empty is removed."""
-    there = folder.is_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} can't be created: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        if not there and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def prepare(
