@@ -399,6 +399,11 @@ def test_what_pip_can_not_find_is_pips_to_tell():
     assert invoke("plugins", "install").exit_code == 2
 
 
+def test_a_requirement_that_pip_cannot_read_is_refused():
+    with pytest.raises(UserError, match="'a;b': behind ; a requirement says where it holds"):
+        rlhf(["plugins", "install", "a;b"], standalone_mode=False)
+
+
 def test_pins_are_what_is_installed():
     pins = packages.pinned()
     assert set(pins) == set(packages.PINNED)
@@ -549,7 +554,25 @@ def test_freeze_of_a_run_is_what_it_was_made_with(tmp_path, distribution):
     assert all(line.startswith("# ") for line in command[:-1])
 
 
-@pytest.mark.parametrize("text", [None, "{", "{}", "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "{", "{}", "[]", "[" * 100_000),
+        *(
+            json.dumps({**MANIFEST, **changed})
+            for changed in (
+                *(
+                    {"versions": []},
+                    {"versions": {"a": 1}},
+                    {"versions": {"a": "1\n-r x"}},
+                    {"versions": {"a; b": "1"}},
+                ),
+                *({"plugins": [1]}, {"plugins": ["x: y"]}, {"plugins": "abc"}, {"plugins": ["a\nb: by path"]}),
+                *({"python": None}, {"python": "3\n--index-url x"}),
+            )
+        ),
+    ],
+)
 def test_freeze_of_what_is_no_run(tmp_path, text):
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)

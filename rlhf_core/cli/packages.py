@@ -21,8 +21,9 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,10 +31,12 @@ from rlhf_core import __version__
 from rlhf_core.catalog import Catalog, Entry, normalize
 from rlhf_core.cli.listings import show_entries
 from rlhf_core.credentials import MASK, masked
-from rlhf_core.errors import UserError, describe, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean
+from rlhf_core.inputs import parse_json, read_text
 
 # Plugins may not change the versions that models were trained with and that runs are resumed with.
 PINNED = ("rlhf-core", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+PINNABLE = re.compile(r"[\w.-]+ [\w.!+-]+", re.ASCII)  # a distribution and its version
 Pin = tuple[str, str]  # a requirement for pip and a comment, of which one may be empty
 
 
@@ -50,6 +53,7 @@ def install(arguments: tuple[str, ...]) -> None:
     SPEC and options are pip's: names, folders, git+https://…, --upgrade, --editable FOLDER, --dry-run. Versions of the
     core, torch and the libraries around it stay what they are; a plugin that needs others is refused.
     """
+    _check_markers(arguments)
     before = listed()
     pins = pinned()
     click.echo("Installing a plugin runs its author's code, now and when it is used: install those that you trust.")
@@ -66,6 +70,21 @@ def install(arguments: tuple[str, ...]) -> None:
     click.echo("\nNew plugins:" if new else "\nNo plugin is new or has another version: rlhf plugins lists all.")
     if new:
         show_entries(new, "plugins", as_json=False)
+
+
+def _check_markers(arguments: Sequence[str]) -> None:
+    """Raise `UserError` for a requirement whose part behind `;` pip can't read: it would print a traceback."""
+    from packaging.markers import InvalidMarker, Marker
+
+    for text in arguments:
+        requirement, semicolon, marker = text.partition(";")
+        try:
+            if semicolon and not requirement.startswith("-"):
+                Marker(marker)
+        except InvalidMarker as error:
+            raise UserError(
+                f"{text!r}: behind ; a requirement says where it holds, as in {requirement}; python_version<'3.13'"
+            ) from error
 
 
 def pinned() -> dict[str, str]:
@@ -187,24 +206,43 @@ def freeze(run_folder: str | None, install_command: bool) -> None:
 def of_run(folder: Path) -> list[Pin]:
     """The distributions in `manifest.json`. Raises `UserError` if it can't be read."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        versions, plugins, python = manifest["versions"], manifest["plugins"], manifest["python"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "there is none" if isinstance(error, FileNotFoundError) else describe(error)
+        return list(
+            dict.fromkeys(_pins_of(parse_json(read_text(folder / "manifest.json", limit=1 << 26), "manifest.json")))
+        )
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, UserError) else "it has another content"
         raise UserError(
             f"{folder} is not a run's folder: its manifest.json can't be read ({reason}). Give a folder that rlhf run "
             "wrote, such as runs/grpo-20260101-120000"
         ) from error
-    pins = [("", f"# Python {python}, on which the run was made")]
-    pins += [pin(name, version) for name, version in versions.items()]
-    for line in plugins:  # "method grpo: rlhf-method-grpo 0.1.0", or "reward ./my.py:near: by path"
+
+
+def _pins_of(manifest: dict[str, Any]) -> Iterator[Pin]:
+    yield "", f"# Python {_one_line(manifest['python'])}, on which the run was made"
+    for name, version in manifest["versions"].items():
+        yield pin(name, version)
+    for line in manifest["plugins"]:  # "method grpo: rlhf-method-grpo 0.1.0", or "reward ./my.py:near: by path"
         what, _, origin = line.rpartition(": ")
-        pins.append(("", f"# {what}: given by path") if origin == "by path" else pin(*origin.rsplit(" ", 1)))
-    return list(dict.fromkeys(pins))
+        if origin == "by path":
+            yield "", f"# {_one_line(what)}: given by path"
+        else:
+            name, version = origin.rsplit(" ", 1)
+            yield pin(name, version)
+
+
+def _one_line(text: str) -> str:
+    """Text of a manifest for a comment. Raises `ValueError` for a line break, behind which pip would read it."""
+    if not text.isprintable():
+        raise ValueError
+    return text
 
 
 def pin(name: str, version: str) -> Pin:
-    """The requirement of a distribution: its source if this version is installed, else its version."""
+    """The requirement of a distribution: its source if this version is installed, else its version. Raises
+    `ValueError` for what names none.
+    """
+    if not PINNABLE.fullmatch(f"{name} {version}"):
+        raise ValueError
     installed = (each for each in importlib.metadata.distributions(name=name) if each.version == version)
     text = next((each.read_text("direct_url.json") for each in installed), None)
     if not text:
