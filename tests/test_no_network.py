@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.cli import rlhf
+from rlhf_core.pipeline import running
+from rlhf_core.testing import commands as checking
+from rlhf_core.testing.__main__ import examine
 from rlhf_core.testing.sandbox import no_network
 
 COMMANDS = {
@@ -40,6 +45,9 @@ COMMANDS = {
         "--model",
     ],
     "score": ["score", "d.jsonl", "--reward", "length"],
+    "pipeline": ["pipeline", "orpo", "--data", "d.jsonl", "--only", "sft", "--output-dir", "p", "--dry-run", "--model"],
+    "merge": ["merge", "adapter"],
+    "plugins check": ["plugins", "check", "prompt_completion"],
     "chat": ["chat", "--max-new-tokens", "4"],
     "compare": [
         "compare",
@@ -58,11 +66,18 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_local_inputs_need_no_network(command, tiny_model, tmp_path, monkeypatch):
+    """What a pipeline and `plugins check` start in processes of their own runs here, where sockets are closed."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "run_process", lambda words: CliRunner().invoke(rlhf, words).exit_code)
+    monkeypatch.setattr(checking, "examine_in_process", examine)
+    if command == "merge":
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        get_peft_model(model, LoraConfig(target_modules="all-linear")).save_pretrained("adapter")
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained("adapter")
     rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(4)]
     Path("d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = [word.replace("=A", f"={tiny_model}") for word in COMMANDS[command]]
-    arguments += [str(tiny_model)] * (command in ("run", "chat", "compare"))
+    arguments += [str(tiny_model)] * (command in ("run", "pipeline", "chat", "compare"))
     calls: set[str] = set()
     with no_network(calls):
         done = CliRunner().invoke(rlhf, arguments, input="hello\n")

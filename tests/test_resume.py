@@ -174,6 +174,8 @@ def test_a_finished_run_that_is_made_longer_follows_the_schedule_of_its_new_leng
     assert f"max_steps is 5, was 2; from here on the rate follows the {schedule} schedule" in capsys.readouterr().out
     with pytest.raises(UserError, match="--max-steps 3: the run is at step 5 already"):
         go(**values, max_steps=3, resume=True)
+    with pytest.raises(UserError, match="--num-train-epochs 0.1: the run is at 2.5 epochs already"):
+        go(**values, max_steps=-1, num_train_epochs=0.1, resume=True)
 
 
 def test_a_checkpoint_without_the_optimizer_is_refused(stopped, go):
@@ -302,3 +304,15 @@ def test_resume_with_output_dir_is_the_run_in_that_folder(tmp_path, monkeypatch)
     assert "no/chosen" in said.output + str(said.exception)
     said = CliRunner().invoke(rlhf, ["run", "--resume", "runs/newest", "--output-dir", "chosen"])
     assert "leave out --output-dir chosen" in said.output + str(said.exception)
+
+
+@pytest.mark.parametrize("text", ["method: [sft", "", "seed: 1", "\0", None])
+def test_a_damaged_configuration_is_said_with_where_it_is_written_again(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    for step in (2, 12):
+        Path(f"run/checkpoints/checkpoint-{step}").mkdir(parents=True)
+        checkpoint.seal(Path(f"run/checkpoints/checkpoint-{step}"), step, {})
+    if text is not None:
+        Path("run/config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"--resume run: .*is in run/checkpoints/checkpoint-12/checkpoint\.json"):
+        rlhf(["run", "--resume", "run"], standalone_mode=False)

@@ -20,7 +20,7 @@ from rlhf_core.config import MAIN, RunConfig, read_file, resolve, spellings
 from rlhf_core.errors import UserError, excerpt
 from rlhf_core.inputs import path_of
 from rlhf_core.method import Method, TrainingOptions
-from rlhf_core.training import run_folder
+from rlhf_core.training import checkpoint, run_folder
 
 LATEST = "latest"
 
@@ -107,7 +107,7 @@ def _files(config_file: str | None, folder: Path | None) -> list[dict[str, Any]]
     """The keys of the configuration of the run in `folder`, then those of the file that the user gave."""
     from rlhf_core.training import manifest
 
-    layers = [manifest.located(read_file(folder / "config.yaml"), folder)] if folder else []
+    layers = [manifest.located(_of_run(folder), folder)] if folder else []
     if config_file:
         values = read_file(config_file)
         if (
@@ -116,6 +116,25 @@ def _files(config_file: str | None, folder: Path | None) -> list[dict[str, Any]]
             values.pop("output_dir", None)
         layers.append(values)
     return layers
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    """The keys of config.yaml in a run's folder. Raises `UserError` that names the copies in its checkpoints."""
+    try:
+        values = read_file(folder / "config.yaml")
+        if not isinstance(values.get("method"), str):
+            raise UserError(f"--config {folder / 'config.yaml'}: it names no method")
+    except UserError as error:
+        text = str(error).removeprefix("--config ")
+        raise UserError(f"--resume {folder}: {text}.{_copies(folder)}") from error
+    return values
+
+
+def _copies(folder: Path) -> str:
+    """Where the configuration of a run can be found again."""
+    checkpoints = checkpoint.list_checkpoints(folder / "checkpoints")
+    found = [each / checkpoint.RECORD for each in checkpoints if (each / checkpoint.RECORD).is_file()]
+    return f' What the run wrote there is in {found[-1]}, under "config" (JSON is YAML, too)' if found else ""
 
 
 def _find_run(resume: str, output_dir: str | None) -> Path:
@@ -128,7 +147,7 @@ def _find_run(resume: str, output_dir: str | None) -> Path:
             raise UserError(f"--resume {resume} goes on in that folder: leave out --output-dir {output_dir}")
         if not run_folder.is_run(folder):
             missing = "it has nothing else of a run" if (folder / "config.yaml").is_file() else "it has no config.yaml"
-            raise UserError(f"--resume {resume}: this is not a run's folder: {missing}")
+            raise UserError(f"--resume {resume}: this is not a run's folder: {missing}.{_copies(folder)}")
         return folder
     runs = [folder for folder in Path("runs").glob("*") if run_folder.is_run(folder)]
     if not runs:

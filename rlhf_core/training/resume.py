@@ -7,6 +7,7 @@ the schedule of the new length, from the checkpoint on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -188,6 +189,14 @@ def _check_length(now: Mapping[str, Any], record: Mapping[str, Any], checkpoint:
     steps = checkpoints.step(checkpoint)
     if 0 < now["max_steps"] < steps:
         raise UserError(f"--max-steps {now['max_steps']}: the run is at step {steps} already, in {checkpoint.name}")
+    by_epochs = now["max_steps"] < 0 and not now.get("total_episodes")
+    if by_epochs and resumed.names & {*LENGTH} and (checkpoint / "trainer_state.json").is_file():
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if now["num_train_epochs"] < state["epoch"]:
+            raise UserError(
+                f"--num-train-epochs {now['num_train_epochs']:g}: the run is at {state['epoch']:g} epochs already, in "
+                f"{checkpoint.name}"
+            )
     if resumed.names & {*LENGTH} and record.get("between_batches") is False:
         raise UserError(
             f"{checkpoint.name} is within a batch of answers, where the run ended, and a run goes on exactly only "
