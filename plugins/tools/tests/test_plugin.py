@@ -337,9 +337,15 @@ def test_help_imports_no_torch():
     assert "Ask several models the same prompts" in done.stdout
 
 
-def test_a_comparison_that_fails_leaves_no_folder(tmp_path):
+def test_a_comparison_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        assert folder.is_dir()
+        raise UserError("stopped")
+
+    monkeypatch.setattr(comparing, "prepare", stopped)
     (tmp_path / "own").mkdir()
-    for name in ("made", "own"):
-        with pytest.raises(UserError, match="stopped"), comparing._made(tmp_path / name):
-            raise UserError("stopped")
-    assert [file.name for file in tmp_path.iterdir()] == ["own"]
+    for folder in (tmp_path / "made", tmp_path / "own"):
+        with pytest.raises(UserError, match="stopped"):
+            comparing.run([], Catalog(), output=str(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+    assert not any((tmp_path / "own").iterdir())
