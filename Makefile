@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast coverage lint wheels release-check clean
+.PHONY: demo test test-fast coverage mutation lint wheels release-check clean
 
 demo: .venv/installed
 	$(BIN)/rlhf run --method grpo --reward medical_format
@@ -16,6 +16,11 @@ test-fast: .venv/installed
 # The whole suite, and the lines and branches of rlhf_core that it reaches; fails below 95 %
 coverage: .venv/installed
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=95
+
+# Small faults in one module after another, each of which must make a test fail; see CONTRIBUTING.md
+mutation: .venv/installed
+	$(BIN)/pip install -q mutmut==3.8.1
+	$(BIN)/python -m benchmarks.mutation $(ONLY)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Mutation testing: each small fault put into a module must make one of its tests fail.
 
-    pip install mutmut==3.8.1 coverage && python -m benchmarks.mutation [--every N] [GROUP…]
+    pip install mutmut==3.8.1 && python -m benchmarks.mutation [--every N] [GROUP…]
 
 The groups of modules, with the tests that hold them, are in pyproject.toml, [tool.mutation]. The tests run once, with
 coverage, in one process. Then each mutant is a fork of it that replaces the code of one function and runs the tests

@@ -63,11 +63,13 @@ def check(made: Path, plugins=PLUGINS, allowed=(), train=ROWS, held_out=(), **co
 
 
 def test_nothing_is_said_of_a_run_that_is_what_it_was(begun):
-    made = begun()
+    made = begun(change=lambda described: described.update(command="as it began"))
     resumed = check(made)
     assert (resumed.told, resumed.notes, resumed.names, resumed.rate_ratio) == ([], [], set(), 1)
     assert not resumed.changes_schedule
     assert resumed.manifest == checkpoint.record(made)["manifest"]
+    (made.parent.parent / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "seed": 5}))  # the checkpoint's counts
+    assert check(made).names == set()
 
 
 # as the run began, now -> what is said of it; one that may change at most with --allow-changed
@@ -250,6 +252,7 @@ def test_versions_of_libraries_are_told_and_those_of_plugins_refused(begun):
     resumed = check(made, plugins=newer, allowed=["rlhf-method-sft"])
     assert resumed.names == {"method sft", "trl"}
     assert resumed.manifest["plugins"] == newer
+    assert resumed.manifest["versions"] == manifest.versions()
 
 
 def test_notes_of_earlier_changes_are_kept(begun):
@@ -260,6 +263,15 @@ def test_notes_of_earlier_changes_are_kept(begun):
     assert resumed.manifest["command"] == "as it began"
 
 
+def test_what_the_manifest_has_after_a_change(begun):
+    """The files of an earlier version, which had none, are those of now; the seed is the new one."""
+    Path("d.jsonl").write_text("{}")
+    made = begun(change=lambda described: described.pop("files"))
+    resumed = check(made, seed=7, allowed=["seed"])
+    assert resumed.manifest["files"]["d.jsonl"]["of"] == "data"
+    assert resumed.manifest["seed"] == 7
+
+
 def test_without_a_record_the_runs_own_files_are_compared_and_it_is_noted(begun):
     made = begun(seed=7)
     (made / checkpoint.RECORD).unlink()
@@ -267,6 +279,8 @@ def test_without_a_record_the_runs_own_files_are_compared_and_it_is_noted(begun)
     assert resumed.notes == [{"name": "checkpoint", "was": "checked", "now": "not checked"}]
     with pytest.raises(UserError, match="seed 42 .was 7"):
         check(made)
+    (made.parent.parent / manifest.FILE).unlink()
+    assert check(made, seed=7, allowed=["data"]).manifest["files"] == {}  # what it is now
 
 
 # Where a run's files are
