@@ -130,6 +130,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_damage_is_said(tmp_path):
         "checkpoint-10 is damaged: scheduler.pt is missing.",
         "checkpoint-4 is damaged: it is no folder.",
     ]
+    assert said[2] == "Going on from checkpoint-2; what is damaged is kept under another name."
     set_aside_after(checkpoints, 2)
     assert {path.name for path in checkpoints.glob("damaged-*")} == {
         "damaged-1-checkpoint-10",
@@ -138,6 +139,14 @@ def test_the_newest_whole_checkpoint_is_taken_and_damage_is_said(tmp_path):
     flip(checkpoints / "checkpoint-2" / "model.safetensors")
     with pytest.raises(UserError, match=r"no checkpoint of .* is whole: checkpoint-2 \(the content of model"):
         newest_whole(tmp_path, said.append)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("0", 0), ("12", 12), ("9" * 18, 10**18 - 1), ("9" * 19, -1), ("1²", -1), ("٣", -1), ("x", -1), ("", -1)],
+)
+def test_the_step_of_a_name(name, steps):
+    assert checkpoint.step(Path(f"checkpoint-{name}")) == steps
 
 
 def test_a_checkpoint_without_a_record_is_taken_only_if_asked(tmp_path):

@@ -114,7 +114,7 @@ def test_several_changes_are_refused_together_and_one_with_no_place_always(begun
         check(made, lora=True, seed=1)
 
 
-@pytest.mark.parametrize("name", ["lora", "set", "by", "sead", "rlhf"])
+@pytest.mark.parametrize("name", ["lora", "set", "by", "sead", "rlhf", "versions", "0.1.0"])
 def test_names_that_nothing_has(begun, name):
     with pytest.raises(UserError, match=f"--allow-changed {name}: nothing of that name may change"):
         check(begun(), allowed=[name])
@@ -138,6 +138,9 @@ def test_the_rate_of_a_schedule_that_follows_a_metric_cannot_be_set(begun, sched
     made = begun(lr_scheduler_type=schedules[0])
     with pytest.raises(UserError, match="follows a metric"):
         check(made, lr_scheduler_type=schedules[1], allowed=["lr_scheduler_type"])
+    with pytest.raises(UserError, match="follows a metric"):
+        check(made, lr_scheduler_type=schedules[1], learning_rate=1, allowed=["lr_scheduler_type", "learning_rate"])
+    assert check(made, lr_scheduler_type=schedules[0], seed=1, allowed=["seed"]).names == {"seed"}
 
 
 def test_lengths(begun):
@@ -147,8 +150,9 @@ def test_lengths(begun):
     resumed = check(made, max_steps=9)
     assert resumed.changes_schedule
     assert "max_steps is 9, was 8; from here on the rate follows the cosine schedule" in resumed.told[0]
-    with pytest.raises(UserError, match="--max-steps 3: the run is at step 4 already, in checkpoint-4"):
-        check(made, max_steps=3)
+    for shorter in (1, 3):
+        with pytest.raises(UserError, match=f"--max-steps {shorter}: the run is at step 4 already, in checkpoint-4"):
+            check(made, max_steps=shorter)
 
 
 @pytest.mark.parametrize("between", [False, True])
@@ -211,6 +215,7 @@ def test_other_data(begun, case):
     resumed = check(made, train=train, held_out=held_out, allowed=["data"])
     assert resumed.names == {"data"}
     assert resumed.manifest["data"]["rows"] == len(train)
+    assert resumed.notes[0]["was"] == manifest.fingerprint(ROWS)
 
 
 def test_the_same_data_in_another_file(begun):
@@ -253,6 +258,15 @@ def test_versions_of_libraries_are_told_and_those_of_plugins_refused(begun):
     assert resumed.names == {"method sft", "trl"}
     assert resumed.manifest["plugins"] == newer
     assert resumed.manifest["versions"] == manifest.versions()
+
+
+def test_a_plugin_whose_parameters_hold_what_ends_its_name(begun):
+    made = begun(plugins=["reward f:text=a: b: rlhf-x 1.0", "reward ./r.py:f: by path"])
+    assert check(made, plugins=["reward f:text=a: c: rlhf-x 2.0"]).names == set()  # another reward: options say so
+    with pytest.raises(UserError, match=r"f:text=a: b is rlhf-x 2\.0 .was rlhf-x 1\.0.*--allow-changed rlhf-x$"):
+        check(made, plugins=["reward f:text=a: b: rlhf-x 2.0"])
+    with pytest.raises(UserError, match="--allow-changed by: nothing of that name"):
+        check(made, allowed=["by"])
 
 
 def test_notes_of_earlier_changes_are_kept(begun):
