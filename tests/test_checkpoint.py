@@ -32,9 +32,9 @@ def make(folder: Path, steps: int) -> Path:
     return made
 
 
-def flip(file: Path) -> None:
+def flip(file: Path, share: float = 0.5) -> None:
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[int((len(content) - 1) * share)] ^= 1
     file.write_bytes(content)
 
 
@@ -49,6 +49,8 @@ DAMAGE = {
     "truncated": lambda file: file.write_bytes(file.read_bytes()[:-1]),
     "longer": lambda file: file.write_bytes(file.read_bytes() + b"x"),
     "a flipped bit": flip,
+    "a flipped first byte": lambda file: flip(file, 0),
+    "a flipped last byte": lambda file: flip(file, 1),
     "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     "a folder": lambda file: replace_by(file, Path.mkdir),
     "a dangling link": lambda file: replace_by(file, lambda path: path.symlink_to("nowhere")),
@@ -67,7 +69,7 @@ def whole(tmp_path_factory):
 def test_damage_to_any_file_is_found(whole, tmp_path, kind):
     assert damage(whole) == ""
     for name in [*FILES, RECORD]:
-        if FILES.get(name) == 0 and kind in ("empty", "truncated", "a flipped bit", "zeros"):
+        if FILES.get(name) == 0 and ("flipped" in kind or kind in ("empty", "truncated", "zeros")):
             continue
         copy = shutil.copytree(whole, tmp_path / name.replace("/", "-") / whole.name)
         DAMAGE[kind](copy / name)
@@ -94,12 +96,15 @@ def test_a_file_that_a_trainer_would_read_instead_is_found(whole, tmp_path, adde
     assert damage(copy) == f"{added} was added to it"
 
 
-def test_a_record_that_was_edited_or_is_of_another_step_is_found(whole, tmp_path):
+def test_a_record_that_was_edited_or_is_of_another_step_is_found(whole, tmp_path, monkeypatch):
     copy = shutil.copytree(whole, tmp_path / "checkpoint-8")
     assert damage(copy) == "it holds step 4, so it was renamed"
     for text in ('{"sha256": "0", "files": {}}', "[]", "null", "NaN", "{" * 2000, "\x00" * 90):
         (copy / RECORD).write_text(text)
         assert RECORD in damage(copy), text
+    monkeypatch.setattr(checkpoint, "LIMIT", 100)
+    assert RECORD in damage(whole)
+    monkeypatch.undo()
     values = json.loads((whole / RECORD).read_text())
     (copy / RECORD).write_text(json.dumps({**values, "config": {"method": "sft", "seed": 1}}))
     assert damage(copy) == f"{RECORD} is not what was written"
@@ -110,6 +115,7 @@ def test_parts_of_a_large_file_have_hashes_of_their_own(tmp_path, monkeypatch):
     made = make(tmp_path, 2)
     assert len(checkpoint.record(made)["files"]["optimizer.pt"]["sha256"]) == 7
     assert damage(made) == ""
+    assert (made / RECORD).stat().st_mode & 0o777 == 0o600  # it holds the configuration
     flip(made / "optimizer.pt")
     assert damage(made) == "the content of optimizer.pt is not what was written"
 
