@@ -1,6 +1,6 @@
 """Mutation testing: each small fault put into a module must make one of its tests fail.
 
-    pip install mutmut==3.8.1 && python -m benchmarks.mutation [--every N] [GROUP…]
+    pip install mutmut==3.8.1 && python -m benchmarks.mutation [--every N] [--survivors] [GROUP…]
 
 The groups of modules, with the tests that hold them, are in pyproject.toml, [tool.mutation]. The tests run once, with
 coverage, in one process. Then each mutant is a fork of it that replaces the code of one function and runs the tests
@@ -8,7 +8,8 @@ that reach the changed line, quickest first, until one fails. A mutant that ever
 reason is written by hand in benchmarks/results/mutation.json, and later runs keep it. The exit code is 1 where one has
 none.
 
-`--every 4` tries every fourth mutant. Left out on purpose: slow tests, and what benchmarks/mutants.py leaves out.
+`--every 4` tries every fourth mutant, `--survivors` those that survived before. Left out on purpose: slow tests, and
+what benchmarks/mutants.py leaves out.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ MEMORY = 4 << 30  # bytes that a mutant may take beyond what the tests had taken
 class Group:
     """A plugin of pytest: runs the tests of a group once, then for each mutant of its modules."""
 
-    def __init__(self, files: list[Path], every: int, say: Callable[[str], None]) -> None:
-        self.files, self.every, self.say = files, every, say
+    def __init__(self, files: list[Path], every: int, earlier: dict[str, Any], say: Callable[[str], None]) -> None:
+        self.files, self.every, self.earlier, self.say = files, every, earlier, say
         self.results: dict[str, dict[str, Any]] = {}
         self.caches: list[Any] = []  # of our functions
         self.durations: dict[str, float] = {}
@@ -112,18 +113,22 @@ class Group:
 
     def _try_all(self, file: Path, reached: dict[int, set[str]]) -> dict[str, Any]:
         counts, survivors, began = Counter[str](), [], time.monotonic()
+        before = self.earlier.get(str(file.relative_to(ROOT)))
+        again = {(one["function"], one["change"]) for one in before["survivors"]} if before else set()
         for mutant in itertools.islice(mutants(file), 0, None, self.every):
+            if before and (mutant.place[0], mutant.change) not in again:
+                continue
             names = set().union(*(reached.get(line, ()) for line in mutant.lines)) & {*self.items}
             outcome = self._try(file, mutant, names)
             counts[outcome] += 1
             if outcome == "survived":
                 self.say(f"survived: {file.name}:{mutant.line} {mutant.change}")
                 survivors.append({"function": mutant.place[0], "line": mutant.line, "change": mutant.change})
-        total = sum(counts.values()) - counts["invalid"]
-        killed = counts["killed"] + counts["timeout"]
+        total = before["mutants"] if before else sum(counts.values()) - counts["invalid"]
+        missed = before["not_reached"] if before else counts["not reached"]
         self.say(f"{file.relative_to(ROOT)}: {total}, {dict(counts)}, {time.monotonic() - began:.0f} s")
-        figures = {"every": self.every, "mutants": total, "killed": killed, "survived": counts["survived"]}
-        return {**figures, "not_reached": counts["not reached"], "survivors": survivors}
+        figures = {"every": self.every, "mutants": total, "killed": total - missed - counts["survived"]}
+        return {**figures, "survived": counts["survived"], "not_reached": missed, "survivors": survivors}
 
     def _try(self, file: Path, mutant: Mutant, names: set[str]) -> str:
         functions = self.functions.get((str(file), *mutant.place), [])
@@ -210,7 +215,7 @@ def _find(code: CodeType, place: Place) -> CodeType | None:
 # -- What is written
 
 
-def run(group: dict[str, Any], every: int) -> dict[str, dict[str, Any]]:
+def run(group: dict[str, Any], every: int, earlier: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The results of a group's modules, from a process of its own."""
     with tempfile.NamedTemporaryFile() as answer:
         process = os.fork()
@@ -221,7 +226,7 @@ def run(group: dict[str, Any], every: int) -> dict[str, dict[str, Any]]:
                 os.environ["OMP_NUM_THREADS"] = "1"
                 sys.path.insert(0, str(ROOT))
                 said = os.fdopen(os.dup(2), "w", buffering=1)
-                plugin = Group(files, every, lambda text: print(text, file=said, flush=True))
+                plugin = Group(files, every, earlier, lambda text: print(text, file=said, flush=True))
                 keep = ["-o", "tmp_path_retention_policy=none"]
                 pytest.main(["-q", "-m", "not slow", "-p", "no:cacheprovider", *keep, *tests], plugins=[plugin])
                 Path(answer.name).write_text(json.dumps(plugin.results))
@@ -235,6 +240,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("groups", nargs="*")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--survivors", action="store_true")
     asked = parser.parse_args()
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutation"]
     results = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"]["modules"] if RESULTS.exists() else {}
@@ -244,7 +250,7 @@ def main() -> int:
         for survivor in result["survivors"]
     }
     for name in asked.groups or list(groups):
-        found = run(groups[name], asked.every)
+        found = run(groups[name], asked.every, results if asked.survivors else {})
         for module, result in found.items():
             for survivor in result["survivors"]:
                 survivor["reason"] = reasons.get((module, survivor["function"], survivor["change"]), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -363,7 +364,29 @@ def test_every_option_that_names_files_is_followed(moved):
     }
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"files": []}', '{"folder": 1}', '{"plugins": {}}'])
+def test_what_a_run_is_made_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["/usr/bin/rlhf", "run", "--data", "a b"])
+    for name in ("d.jsonl", "r.py", "m"):
+        Path(name).write_text("{}")
+    run = a_run(Path("out"), {"model": "m", "reward": ["./r.py:f:n=3,empty=''"]})
+    described = manifest.describe(run, PLUGINS)
+    assert described["command"] == "rlhf run --data 'a b'"
+    assert (described["folder"], described["seed"]) == (str(tmp_path / "out"), 42)
+    assert (described["trust_remote_code"], described["git_commit"]) == (False, None)
+    assert described["python"].startswith("3.")
+    assert described["platform"]
+    assert described["versions"]["trl"] == importlib.metadata.version("trl")
+    assert {text: file["of"] for text, file in described["files"].items()} == {
+        "d.jsonl": "data",
+        "./r.py": "reward",
+        "m": "model",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"files": []}', '{"folder": 1}', '{"plugins": {}}', '{"data": []}', '{"versions": 1}']
+)
 def test_a_damaged_manifest_is_read_from_the_newest_checkpoint(begun, text):
     made = begun()
     folder = made.parent.parent
@@ -410,8 +433,11 @@ def test_digests(tmp_path, monkeypatch):
     assert manifest.digest(folder) == first
     (folder / "config.json").write_text("{}")
     second = manifest.digest(folder)
-    (folder / "config.json").rename(folder / "other.json")
-    assert len({first, second, manifest.digest(folder)}) == 3
+    (folder / "config.json").rename(folder / "configs.json")
+    third = manifest.digest(folder)
+    (folder / "configs.json").write_text("{}w")
+    (folder / "model.safetensors").write_text("eights")
+    assert len({first, second, third, manifest.digest(folder)}) == 4
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
-from rlhf_core.grammar import RewardSpec
+from rlhf_core.grammar import DataSpec, RewardSpec, read_data
 from rlhf_core.rewards.binding import bind, bind_all
 
 # text -> (target, parameters, weight, name)
@@ -259,3 +259,56 @@ def test_trls_rewards_need_no_wrapper():
         RewardSpec.read("trl.rewards:get_soft_overlong_punishment:max_completion_len=3,soft_punish_cache=1"), Catalog()
     )
     assert overlong.call({}, {**TRL, "completion_ids": [[1] * 9, [1]]}) == [-1, 0]
+
+
+# text -> what is read; each is written as a text that is read as the same
+DATA = {
+    "d.jsonl": DataSpec("d.jsonl"),
+    "embedded": DataSpec("builtin"),  # its name in earlier versions
+    "d.jsonl:weight=0.5": DataSpec("d.jsonl", weight=0.5),
+    "a/b:config=main,formatter=alpaca": DataSpec("a/b", config="main", formatter="alpaca"),
+    "a/b:config=1,weight=2": DataSpec("a/b", weight=2, config="1"),
+    "d.csv:first_option=1": DataSpec("d.csv", first_option=1),
+    "d.csv:first_option=0": DataSpec("d.csv", first_option=0),
+    "d.jsonl:prompt=question,chosen=a": DataSpec("d.jsonl", columns={"prompt": "question", "chosen": "a"}),
+}
+
+
+@pytest.mark.parametrize("text", DATA)
+def test_what_data_is_given(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert DataSpec.read(text) == DATA[text]
+    assert DataSpec.read(str(DATA[text])) == DATA[text]
+
+
+def test_a_file_whose_name_looks_like_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl:weight=2").touch()
+    assert DataSpec.read("d.jsonl:weight=2") == DataSpec("d.jsonl:weight=2")
+    assert DataSpec.read({"d.jsonl": {"weight": 2}}) == DataSpec("d.jsonl", weight=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "weight=0",
+        "weight=-1",
+        "weight=true",
+        "weight=x",
+        "first_option=2",
+        "first_option=true",
+        "first_option=x",
+        "wait=1",
+    ],
+)
+def test_settings_of_data_that_are_refused(settings):
+    with pytest.raises(UserError, match="--data d.jsonl: .*" + settings.partition("=")[0]):
+        DataSpec.read(f"d.jsonl:{settings}")
+
+
+def test_all_sources_of_a_run():
+    own = read_data(["a", "b:config=x,formatter=y"], "main", "alpaca")
+    assert own == [DataSpec("a", config="main", formatter="alpaca"), DataSpec("b", config="x", formatter="y")]
+    assert [spec.weight for spec in read_data(["a:weight=1", "b:weight=2"], None, None)] == [1, 2]
+    with pytest.raises(UserError, match="every source has a weight or none; missing for b"):
+        read_data(["a:weight=1", "b"], None, None)
