@@ -134,6 +134,7 @@ LOOPS = "{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3
         LOOPS: "the chat template took over 0.2 seconds",
         "{{ messages[0].content }}{{ 'x' * 2000000 }}": "makes 2,000,001 characters of 1 messages",
         "{% if %}": "is not valid Jinja: .*, in line 1",
+        r"{{ messages[0].content }}{{ '\ud800' }}": "writes half of a character",
     }.items(),
     ids=lambda text: text[:20],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError, excerpt
-from rlhf_core.inputs import TookTooLong, library_errors, parse_json, time_limit
+from rlhf_core.inputs import TookTooLong, is_text, library_errors, parse_json, time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ MARK = "\ufdd1"  # a character that no chat template writes, nor changes: as JSO
 NO_SYSTEM = "has no place for a system message, which goes before the first question"
 ESCAPE = "\ufdd0"  # after the first character of a token's text that is no token; Unicode keeps it free for such use
 SECONDS = 10  # that rendering a conversation may take
-LONGEST = 1_000_000  # characters that a template may add to a conversation
+LONGEST = 200_000  # characters that a template may add to a conversation
 RECENT = 16  # texts that are kept, rendered and as token ids: a row's prompt is asked for several times in a row
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a turn; templates read the first or the last
 # A tag that opens or closes a thought: <think>, </think>, [THINK], …
@@ -217,6 +217,8 @@ class ChatTemplate:
                 raise
             found = f"{str(error.__cause__.message).rstrip('.')}, in line {error.__cause__.lineno}"
             raise InvalidTemplate(f"{self.called} is not valid Jinja: {found}") from error.__cause__
+        if not is_text(text):
+            raise InvalidTemplate(f"{self.called} writes half of a character, a lone surrogate")
         if len(text) > LONGEST and len(text) > LONGEST + 10 * len(json.dumps([messages, tools], default=repr)):
             raise InvalidTemplate(f"{self.called} makes {len(text):,} characters of {len(messages)} messages")
         return text
