@@ -5,7 +5,6 @@
 
 # ruff: noqa: F401  (all that is imported here is for plugins)
 
-from rlhf_core.cli.numbers import COUNT, SEED, TEMPERATURE
 from rlhf_core.config import read_file as read_config
 from rlhf_core.data.chat_template import NO_SYSTEM
 from rlhf_core.data.encoding import tools_of

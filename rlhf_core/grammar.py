@@ -126,8 +126,11 @@ def read_entry(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[
     if isinstance(entry, Mapping):
         entry = dict(entry)
         name, given = next(iter(entry.items()), (None, None))
-        if len(entry) != 1 or not isinstance(given, Mapping | None) or not all(map(_is_name, (name, *(given or ())))):
+        if len(entry) != 1 or not isinstance(given, Mapping | None) or not (isinstance(name, str) and name):
             raise UserError(f"{shown} can't be read: write a string or {{{target}: {{key: value}}}}")
+        for key in given or ():
+            if not (isinstance(key, str) and _KEY.fullmatch(f"{key}=")):
+                raise UserError(f"{flag} {name}: {key!r} is no name of a parameter")
         given = plain(dict(given or {}), shown)
         refuse(given, f"{flag} {name}")
         return str(name), given
@@ -147,10 +150,6 @@ def read_entry(entry: str | Mapping[str, Any], flag: str, target: str) -> tuple[
     plain(values, shown)
     refuse([{"": name}, values], f"{flag} {excerpt(masked(name))}")
     return name, values
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _write(target: str, parameters: Mapping[str, Any], **settings: Any) -> str:

@@ -43,7 +43,14 @@ def test_a_plugin_folder_is_a_distribution(folder):
         assert set(points.values()) == {module}
 
 
-PUBLIC = ("rlhf_core", "rlhf_core.commands", "rlhf_core.prefix", "rlhf_core.settings", "rlhf_core.testing")
+PUBLIC = (
+    "rlhf_core",
+    "rlhf_core.commands",
+    "rlhf_core.numbers",
+    "rlhf_core.prefix",
+    "rlhf_core.settings",
+    "rlhf_core.testing",
+)
 MODULES = [
     file
     for folder in ("plugins", "reward_functions", "docs/examples")

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.chat import Chat, Settings, Write
-from rlhf_core.cli.numbers import COUNT, SEED, SHARE, TEMPERATURE
 from rlhf_core.config import TRUST_REMOTE_CODE, read_file, read_rewards
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions, read_kwargs
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
+from rlhf_core.numbers import COUNT, SEED, SHARE, TEMPERATURE
 from rlhf_core.rewards.batch import TEXT_PROMPT
 from rlhf_core.rewards.binding import BoundReward, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime

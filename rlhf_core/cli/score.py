@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from rlhf_core.cli.numbers import COUNT
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
+from rlhf_core.numbers import COUNT
 from rlhf_core.outputs import write_whole
 
 

@@ -244,7 +244,7 @@ def _parts_of(value: Any, example: Example) -> list[str]:
     found: dict[str, None] = {}
     for text in _texts(value):
         same = [part for part in PARTS if text in texts[part]]
-        if not same and len(text.encode()) > 3:  # a letter or a number is in every text
+        if not same and len(text.encode(errors="replace")) > 3:  # a letter or a number is in every text
             same = [part for part in PARTS if any(text in other for other in texts[part])]
         found |= dict.fromkeys(same)
     return list(found)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rlhf_core.commands import COUNT, SEED, TEMPERATURE
+from rlhf_core.numbers import COUNT, SEED, TEMPERATURE
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
