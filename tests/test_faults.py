@@ -148,7 +148,8 @@ def read_lines(file: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_a_short_run_finishes_and_says_what_failed(go, faults, capsys, monkeypatch, name):
-    monkeypatch.setattr(event_loop, "GRACE", 0.2)
+    if name == "async_block":  # the others can be stopped, if not in so short a time on a busy machine
+        monkeypatch.setattr(event_loop, "GRACE", 0.2)
     failed, error = SHORT[name]
     code, folder = go(reward=faults("place", name))
     assert code == 0
