@@ -182,7 +182,7 @@ def runs(total: int = 1_000) -> list[dict[str, Any]]:
         for count in (1, max(1, total // 10), total):
             for number in range(count):
                 folder = Path("runs", f"sft-{number:05}")
-                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                 (folder / "config.yaml").write_text(f"method: sft\nmodel: builtin\nmax_steps: {number + 1}\n")
                 os.utime(folder / "config.yaml", (number, number))
                 (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n' * 1000)
