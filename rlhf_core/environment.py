@@ -23,7 +23,7 @@ VARIABLES = {
 STARTED_BY = "RLHF_STARTED_BY"  # environment: the process that a command's process ends with
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SAME_SIGNAL = 0.5  # seconds
-_signalled = [float("-inf")]  # when the last signal came
+_signalled = [float("-inf")]  # when the last one came that was not the same
 
 
 def prepare() -> None:
@@ -45,8 +45,11 @@ def comes_again() -> bool:
     """Whether the signal that is being handled came right after another one, and is the same: a terminal and a
     scheduler send it to every process, and a pipeline passes its own on.
     """
-    before, _signalled[0] = _signalled[0], time.monotonic()
-    return _signalled[0] - before < SAME_SIGNAL
+    now = time.monotonic()
+    again = now - _signalled[0] < SAME_SIGNAL
+    if not again:
+        _signalled[0] = now
+    return again
 
 
 def end_with_starter() -> None:
