@@ -10,6 +10,7 @@ from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.guard import guarded
 from rlhf_core.rewards.outcomes import Column, Inputs, check, exception, failure, out_of_time
 
+BATCH_SECONDS = 600.0  # the time limit of a batch where an async reward or one in a worker declares no timeout
 GRACE = 5.0  # seconds that the loop has to stop an overdue call before it is abandoned
 
 
@@ -18,6 +19,7 @@ class EventLoop:
 
     def __init__(self, reward: BoundReward) -> None:
         self.reward = reward
+        self.limit = f"{reward.reward.timeout or BATCH_SECONDS:g} s"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: set[Future[Column]] = set()
 
@@ -32,7 +34,7 @@ class EventLoop:
             loop.run_forever()
 
     def score(self, inputs: Inputs, size: int, seconds: float) -> Column:
-        """The outcome of one call, which is stopped after `seconds`."""
+        """The outcome of one call, which is stopped after `seconds`: what is left of the time that its batch has."""
         call = asyncio.run_coroutine_threadsafe(self._score(inputs, size, seconds), self._loop or self.start())
         self._calls.add(call)
         try:
@@ -42,7 +44,7 @@ class EventLoop:
         except TimeoutError:
             self._leave()
             blocked = "and it could not be stopped: it blocks its event loop"
-            return out_of_time(f"no answer within {seconds:.3g} s, {blocked}", size, stopped=False)
+            return out_of_time(f"no answer within {self.limit}, {blocked}", size, stopped=False)
         finally:
             self._calls.discard(call)
 
@@ -67,7 +69,7 @@ class EventLoop:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # a reward may raise anything
-            return out_of_time(f"no answer within {seconds:.3g} s", size) if limit.expired() else exception(error, size)
+            return out_of_time(f"no answer within {self.limit}", size) if limit.expired() else exception(error, size)
 
 
 async def _end_loop() -> None:

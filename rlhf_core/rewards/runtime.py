@@ -24,7 +24,7 @@ from rlhf_core.data.loading import prompt_of
 from rlhf_core.errors import UserError
 from rlhf_core.rewards.batch import RewardBatch, callbacks_of, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, ROW, BoundReward, check_columns
-from rlhf_core.rewards.event_loop import EventLoop
+from rlhf_core.rewards.event_loop import BATCH_SECONDS, EventLoop
 from rlhf_core.rewards.guard import guarded
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, failure, join, out_of_time
 from rlhf_core.rewards.samples import record, samples, scores_by_prompt
@@ -32,7 +32,6 @@ from rlhf_core.rewards.worker import Worker
 
 AT_ONCE = 64  # rows of a reward that are scored at the same time
 SLOW_ROW = 0.005  # seconds a row from which scoring rows at the same time is worth the effort
-BATCH_SECONDS = 600.0  # the time limit of a batch where an async reward or one in a worker declares no timeout
 
 log = logging.getLogger("rlhf")
 
