@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -275,34 +272,12 @@ def test_quantized_weights(run, bits):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_checkpoint(run, tmp_path, tiny_model):
-    """kill -9 in the middle of a step, from another process, and what comes out equals the run that was not killed."""
-    values = {"max_steps": 12, "save_steps": 2}
-    _, full = run("full", **values)
-    config = yaml.safe_load((full / "config.yaml").read_text())
-    (tmp_path / "killed.yaml").write_text(yaml.safe_dump({**config, "output_dir": "killed"}))
-    command = [sys.executable, "-m", "rlhf_core", "run", "--config", "killed.yaml"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not list_checkpoints(tmp_path / "killed" / "checkpoints"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    code, killed = run("killed", resume=True, **values)
-    assert code == 0
-    assert same(weights(killed / "model"), weights(full / "model"))
-    assert read_lines(killed / "samples.jsonl") == read_lines(full / "samples.jsonl")
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together_and_resume_together(run, tmp_path, tiny_model):
+def test_two_processes_stop_together(run, tmp_path, tiny_model):
     """Only the second process's reward fails: without agreement the first would wait for it forever."""
     (tmp_path / "second.py").write_text(
-        "import os\nfrom pathlib import Path\n"
+        "import os\n"
         "def second(completions, **_):\n"
-        "    if os.environ['RANK'] == '1' and not Path('fixed').exists(): raise RuntimeError('down')\n"
+        "    if os.environ['RANK'] == '1': raise RuntimeError('down')\n"
         "    return [float(len(c[0]['content'])) for c in completions]\n"
     )
     options = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1", "--num-generations", "4"]
@@ -317,22 +292,16 @@ def test_two_processes_stop_together_and_resume_together(run, tmp_path, tiny_mod
     ]
     start = ["--method", "grpo", "--reward", "./second.py:second", "--model", str(tiny_model), "--data", "data.jsonl"]
 
-    def launch(*arguments: str) -> subprocess.CompletedProcess:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*launcher, "-m", "rlhf_core", "run", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-
-    stopped = launch(*start, *options, "--output-dir", "out")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "rlhf_core", "run", *start, *options, "--output-dir", "out"]
+    stopped = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert "Stopped after step 20: reward 'second' failed on 50% of its rows" in stopped.stdout
+    assert "Resume" in stopped.stdout
     assert stopped.returncode == 1
     errors = read_lines(tmp_path / "out" / "reward_errors.jsonl")
     assert len(errors) == 20 * 4
     assert len(read_lines(tmp_path / "out" / "samples.jsonl")) == 20 * 8
-    (tmp_path / "fixed").touch()
-    resumed = launch("--resume", "out")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "Resuming after checkpoint-20." in resumed.stdout
-    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+    assert [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")] == ["checkpoint-20"]
 
 
 def test_a_run_that_had_to_stop_says_why_and_how_to_resume(run, capsys, monkeypatch):
