@@ -8,8 +8,8 @@ that reach the changed line, quickest first, until one fails. A mutant that ever
 reason is written by hand in benchmarks/results/mutation.json, and later runs keep it. The exit code is 1 where one has
 none.
 
-`--every 4` tries every fourth mutant, `--survivors` those that survived before. Left out on purpose: slow tests, and
-what benchmarks/mutants.py leaves out.
+`--every 4` tries every fourth mutant, `--survivors` those that survived before. Left out on purpose: what benchmarks/mutants.py
+leaves out, and slow tests, but in groups with `slow = true`.
 """
 
 from __future__ import annotations
@@ -228,7 +228,8 @@ def run(group: dict[str, Any], every: int, earlier: dict[str, Any]) -> dict[str,
                 said = os.fdopen(os.dup(2), "w", buffering=1)
                 plugin = Group(files, every, earlier, lambda text: print(text, file=said, flush=True))
                 keep = ["-o", "tmp_path_retention_policy=none"]
-                pytest.main(["-q", "-m", "not slow", "-p", "no:cacheprovider", *keep, *tests], plugins=[plugin])
+                slow = [] if group.get("slow") else ["-m", "not slow"]
+                pytest.main(["-q", *slow, "-p", "no:cacheprovider", *keep, *tests], plugins=[plugin])
                 Path(answer.name).write_text(json.dumps(plugin.results))
             finally:
                 os._exit(0)

@@ -90,6 +90,7 @@ def test_options_of_sampling_without_held_out_prompts_are_told(dry_run, capsys):
     assert "no effect" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_adapter_keeps_its_rank_and_what_is_given_otherwise_is_refused(dry_run, go, capsys):
     code, folder = go(lora=True, lora_r=4, lora_alpha=8, lora_target_modules=["q_proj"], max_steps=1, output_dir="one")
     assert code == 0
@@ -126,6 +127,7 @@ def test_our_own_fault_stays_one(resolved, monkeypatch):
     assert not Path("own").exists()
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_finished_run_repeats_it(go):
     """`rlhf run --config RUN/config.yaml`, in a folder of its own."""
     from click.testing import CliRunner
@@ -146,6 +148,7 @@ def test_the_configuration_of_a_finished_run_repeats_it(go):
     assert "Output  runs/dpo-" in done.output
 
 
+@pytest.mark.slow
 def test_the_next_command_is_complete(go, capsys):
     rows = [{**row, "id": str(i)} for i, row in enumerate(ROWS[:4])]
     Path("held out.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -392,6 +392,7 @@ def test_mistakes(run, tiny_model, tmp_path):
             assert piped(tiny_model, "", f"--{option}", value).exit_code == 2, (option, value)
 
 
+@pytest.mark.slow
 def test_mistakes_are_reported_before_torch_is_imported_and_exit_with_2(tmp_path):
     code = (
         "import sys\nfrom rlhf_core.cli import main\n"

@@ -124,6 +124,7 @@ def test_a_signal_that_every_process_gets_counts_once(monkeypatch):
     assert [environment.comes_again() for _ in range(4)] == [False, True, True, False]
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_data_is_reported_before_torch_is_imported(tmp_path, monkeypatch):
     code = (
         "import sys\nfrom rlhf_core.errors import UserError\nfrom rlhf_core.cli import rlhf\n"
@@ -151,6 +152,7 @@ def test_plugins_check_reports_each_in_a_process_of_its_own(distribution):
     assert "bad_module" not in sys.modules
 
 
+@pytest.mark.slow
 def test_plugins_check(tmp_path):
     result = CliRunner().invoke(rlhf, ["plugins", "check", "medical_format"])
     assert result.exit_code == 0

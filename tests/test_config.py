@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.config import read_file, read_rewards, resolve
+from rlhf_core.config import preset_for, read_file, read_rewards, resolve
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method, TrainingOptions
 
@@ -35,6 +35,30 @@ def test_embedded_is_the_earlier_name_of_the_builtin_model_and_data():
     assert config.preset["num_generations"] == 8
     assert config.master_addr == "a:1"
     assert resolved(model="embedded", data="embedded").data_specs == resolved().data_specs
+
+
+@pytest.mark.parametrize("address", ["host", "10.0.0.1:29500", "a:1", "a:65535"])
+def test_addresses(address):
+    assert resolved(master_addr=address, num_machines=2).master_addr == address
+
+
+@pytest.mark.parametrize("address", ["", ":1", "a b", "a b:1", "http://a:1", "a:", "a:0", "a:65536", "a:x", "a:1:2"])
+def test_no_addresses(address):
+    with pytest.raises((UserError, ValidationError), match="write HOST:PORT"):
+        resolved(master_addr=address, num_machines=2)
+
+
+def test_without_an_adapter_its_settings_in_a_preset_have_no_effect():
+    class Adapted(Method):
+        builtin_preset = {"lora": True, "lora_r": 4, "max_steps": 3}  # noqa: RUF012 - a class constant
+
+    class Full(Method):
+        builtin_preset = {"lora": False, "lora_r": 4, "max_steps": 3}  # noqa: RUF012 - a class constant
+
+    assert "lora_r" in preset_for(Adapted, {})
+    for preset in (preset_for(Adapted, {"lora": False}), preset_for(Full, {})):
+        assert ("lora_r" in preset, preset["max_steps"]) == (False, 3)
+    assert "max_steps" not in preset_for(Full, {"num_train_epochs": 1})
 
 
 def test_a_preset_by_its_earlier_name_counts():

@@ -178,6 +178,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_rule_of_a_reward_is_reported_with_what_to_do(made, name):
     rule, said = BROKEN[name]
@@ -207,6 +208,7 @@ def test_parameters_of_a_case_override_those_that_were_passed(made):
         check_reward(made("Built", 1), limmit=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -334,6 +336,7 @@ def rlhf_methods(): return [Broken, Careless]
 """
 
 
+@pytest.mark.slow
 def test_all_broken_rules_of_a_method_are_reported(distribution, imports_unchecked):
     points = {"broken": "method_module", "careless": "method_module"}
     distribution("broken", {"method_module": METHOD}, {"rlhf.methods": points})
@@ -399,6 +402,7 @@ def test_rows_of_other_formatters_must_not_be_read_as_its_own(distribution, tmp_
     assert "it is read as careless: declare more columns" in str(formatters.examine("strict"))
 
 
+@pytest.mark.slow
 def test_the_command_survives_a_plugin_that_ends_its_process(distribution):
     codes = {"ends": "import os; os._exit(7)", "plain_module": INSTALLED.format(top="")}
     distribution("odd", codes, {"rlhf.rewards": {"ends": "ends", "plain": "plain_module"}})

@@ -167,6 +167,7 @@ def test_a_short_run_finishes_and_says_what_failed(go, faults, capsys, monkeypat
         assert row["rewards/place/mean"] == 0.5
 
 
+@pytest.mark.slow
 def test_ppo_logs_and_tells_the_same(go, faults, capsys):
     code, folder = go(method="ppo", reward=faults("place", "nan", "async_hang", "beyond"), num_ppo_epochs=1)
     assert code == 0
@@ -216,6 +217,7 @@ def test_ppo_learns_nothing_from_a_row_with_an_error(made_run, faults):
     assert trainer.compute_loss(trainer.model, experience).item() == loss.item()
 
 
+@pytest.mark.slow
 def test_what_a_reward_that_hangs_has_started_is_killed_with_it(go, faults):
     assert go(reward=faults("hang"), max_steps=1)[0] == 0
     children = [int(pid) for pid in Path("children.txt").read_text().split()]
@@ -260,6 +262,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_worker_that_takes_more_memory_than_its_reward_declared_is_started_anew(go, faults):
     code, folder = go(reward=faults("growth"), max_steps=3)
     assert code == 0
@@ -280,6 +283,7 @@ def test_an_ordinary_reward_with_a_timeout_is_refused_with_what_to_do(go, tmp_pa
         go(reward=["./timed.py:found"])
 
 
+@pytest.mark.slow
 def test_a_long_run_whose_reward_keeps_failing_stops_with_a_checkpoint(go, faults, capsys):
     code, folder = go(reward=faults("place", "nan"), max_steps=30, save_steps=100, logging_steps=50)
     assert code == 1

@@ -183,6 +183,7 @@ def test_no_command_prints_control_characters_of_others(case, folder, printed):
         check_page(page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_no_run_prints_control_characters_of_others(folder, printed, tiny_model):
     values = {"--model": tiny_model, "--max-steps": 1, "--max-completion-length": 4, "--num-generations": 2}
     values |= {"--per-device-train-batch-size": 2, "--gradient-accumulation-steps": 1, "--num-eval-prompts": 1}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -298,9 +301,6 @@ def test_without_a_record_the_runs_own_files_are_compared_and_it_is_noted(begun)
     assert check(made, seed=7, allowed=["data"]).manifest["files"] == {}  # what it is now
 
 
-# Where a run's files are
-
-
 @pytest.fixture
 def moved(tmp_path, monkeypatch):
     """A run in was/runs/out with was/d.jsonl and was/r.py; moved(files) -> what `located` makes of its configuration.
@@ -423,6 +423,12 @@ def test_digests(tmp_path, monkeypatch):
     assert manifest.digest(file) not in seen
     file.write_bytes(content)
     assert manifest.digest(file.rename(tmp_path / "b.bin")) in seen  # wherever it is
+    sampled = b"".join(content[at : at + 4] for at in (0, 25, 50, 75))
+    assert hashlib.sha256(b" 100\n" + sampled).hexdigest().startswith(manifest.digest(tmp_path / "b.bin"))
+    if sys.platform == "linux":
+        (tmp_path / os.fsdecode(b"\xff.safetensors")).touch()
+        manifest.digest(tmp_path)
+        (tmp_path / os.fsdecode(b"\xff.safetensors")).unlink()
     folder = tmp_path / "run" / "model"
     (folder / "deeper.bin").mkdir(parents=True)
     (folder / "model.safetensors").write_text("weights")

@@ -46,6 +46,7 @@ def like_a_gpu(monkeypatch):
     monkeypatch.setattr(kernels, "_checked", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("method", METHODS)

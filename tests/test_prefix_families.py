@@ -217,6 +217,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["shared", "transformers", "continuous"])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_models_generation_settings_do_not_change_rollouts(engine, greedy):

@@ -49,6 +49,7 @@ ATTEND = attention.PackedAttention.attend
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("wrong", [blind, short_sighted, scaled, with_sinks])
 def test_a_model_with_another_attention_is_refused(said, monkeypatch, wrong, dtype):

@@ -79,6 +79,7 @@ def test_other_data_is_refused(stopped, go, change):
         go(resume=True)
 
 
+@pytest.mark.slow
 def test_other_data_are_taken_if_that_is_allowed_and_noted(stopped, go, capsys):
     Path("data.jsonl").write_text("\n".join(Path("data.jsonl").read_text().splitlines()[::-1]))
     assert go(resume=True, allow_changed=["data", "seed"])[0] == 0
@@ -89,6 +90,7 @@ def test_other_data_are_taken_if_that_is_allowed_and_noted(stopped, go, capsys):
     assert go(resume=True)[0] == 0  # its last checkpoint was made with these data
 
 
+@pytest.mark.slow
 def test_other_held_out_rows_are_refused(go, write_jsonl):
     write_jsonl("look.jsonl", ROWS[:2])
     go(eval_data="look.jsonl", num_eval_prompts=2, max_steps=2)
@@ -163,6 +165,7 @@ FACTORS = {  # each schedule at step `t` of `steps`, without warm-up
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", FACTORS)
 def test_a_finished_run_that_is_made_longer_follows_the_schedule_of_its_new_length(go, schedule, capsys):
     values = {"lr_scheduler_type": schedule, **({"warmup_steps": 0.0} if schedule != "constant" else {})}
@@ -254,6 +257,7 @@ def test_a_stop_file_that_was_left_is_removed_and_said(stopped, go, capsys):
     assert not (stopped / "stop").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_with_its_data_resumes_from_anywhere(stopped, tmp_path, monkeypatch, begun):
     moved, there = tmp_path / "moved", tmp_path / "there"
     (moved / "runs").mkdir(parents=True)
@@ -271,6 +275,7 @@ def test_a_run_that_was_moved_with_its_data_resumes_from_anywhere(stopped, tmp_p
     assert yaml.safe_load((moved / "renamed" / "config.yaml").read_text())["data"] == ["data.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_reward_and_a_model_with_another_content_are_refused(tmp_path, go, tiny_model):
     Path("r.py").write_text("def f(completions, **_): return [float(len(c)) for c in completions]")
     shutil.copytree(tiny_model, "model")

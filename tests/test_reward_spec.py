@@ -48,6 +48,12 @@ def test_what_is_written_back_reads_the_same(text):
     assert RewardSpec.read(str(spec)) == spec
 
 
+@pytest.mark.parametrize("text", ["f", "f:text=b", 'f:text="中,c=1"', "f:text=1 c=2", "f:x=[1, 2],weight=0.5"])
+def test_what_is_written_as_one_would_type_it_is_written_back_as_it_was(text):
+    assert str(RewardSpec.read(text)) == text
+    assert str(RewardSpec.read("f:weight=1.0")) == "f"
+
+
 def test_a_string_that_looks_like_two_values_is_quoted_when_written():
     spec = RewardSpec("f", {"text": "a,b=c"})
     assert RewardSpec.read(str(spec)) == spec

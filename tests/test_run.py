@@ -126,6 +126,7 @@ def test_the_folder_of_a_run(run, tiny_model, capsys):
         assert part in shown
 
 
+@pytest.mark.slow
 def test_the_written_configuration_repeats_the_run(run, tmp_path):
     _, one = run("one")
     values = yaml.safe_load((one / "config.yaml").read_text())
@@ -134,6 +135,7 @@ def test_the_written_configuration_repeats_the_run(run, tmp_path):
     assert same(weights(one / "model"), weights(tmp_path / "two" / "model"))
 
 
+@pytest.mark.slow
 def test_the_written_configuration_holds_what_was_used(run, capsys):
     _, folder = run("out", learning_rate=None, max_steps=1)
     assert "chosen by the method: learning_rate 1e-06, beta 0.0" in capsys.readouterr().out
@@ -207,6 +209,7 @@ def test_how_rewards_are_summed_is_said_on_the_screen_and_in_the_log(run, capsys
     assert "several rewards: they are summed" in logged
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(run, capsys):
     values = {"reward": ["./rewards.py:interrupts"], "save_steps": 100}
     code, folder = run("out", **values)
@@ -234,6 +237,7 @@ def test_a_short_run_with_a_dead_reward_finishes(run):
     assert len(read_lines(folder / "reward_errors.jsonl")) == 12
 
 
+@pytest.mark.slow
 def test_a_long_run_with_a_dead_reward_is_stopped_by_the_failure_monitor(run, capsys):
     code, folder = run("out", reward=["./rewards.py:length", "./rewards.py:failing"], max_steps=40, save_steps=100)
     assert code == 1
@@ -256,6 +260,7 @@ def test_lora_trains_only_the_adapter_and_can_be_trained_on(run, tiny_model):
     assert not same(*adapters)
 
 
+@pytest.mark.slow
 def test_an_adapter_can_be_merged_into_full_fine_tuning(run):
     run("first", lora=True)
     code, second = run("second", model="first/model", lora=False)

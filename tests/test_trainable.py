@@ -41,6 +41,7 @@ def adapter(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [{"load_in_4bit": True}, {"dtype": "bfloat16"}], ids=["4bit", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_goes_on_from_its_values_and_all_entries_move(go, adapter, method, base):

@@ -108,6 +108,7 @@ def test_a_run_without_a_step_saves_no_model(go, capsys):
     assert not (folder / "model").exists()
 
 
+@pytest.mark.slow
 def test_steps_too_small_for_the_weights_are_said(go, capsys):
     go(method="sft", dtype="bfloat16", lora=False, learning_rate=1e-6, max_steps=1)
     shown = capsys.readouterr().out
@@ -118,6 +119,7 @@ def test_steps_too_small_for_the_weights_are_said(go, capsys):
     assert "Warning: --learning-rate 1e-20" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_all_warm_up_says_so(go, said):
     go(method="sft", max_steps=1)  # whose default is a share
     go(method="dpo", max_steps=2, warmup_steps=4, learning_rate=1e-3, output_dir="two")

@@ -95,7 +95,7 @@ def check(run: Run, checkpoint: Path, plugins: Sequence[str], allowed: Collectio
 def _noted(then: dict[str, Any], now: dict[str, Any], resumed: Resumed, checkpoint: Path) -> dict[str, Any]:
     """The manifest of the run as it goes on: as it was, but for what changed, which is noted."""
     if not resumed.notes:
-        return then or now
+        return then
     kept = {text: file for text, file in then.get("files", {}).items() if file["of"] not in resumed.names}
     files = {text: file for text, file in now["files"].items() if file["of"] in resumed.names or not then.get("files")}
     notes = [{"step": checkpoints.step(checkpoint), **note} for note in resumed.notes]

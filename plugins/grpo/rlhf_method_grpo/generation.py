@@ -1,4 +1,4 @@
-"""What `--set generation_kwargs=…` may hold, found before the weights load."""
+"""What `--set generation_kwargs=…` and `--set cache_implementation=…` may hold, found before the weights load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_generation(arguments: Any, config: Any) -> None:
     for name in given:
         if name in DECIDED:
             raise UserError(f"--set generation_kwargs: {name}: {DECIDED[name]}")
-    if given and not arguments.use_vllm:
+    if (given or arguments.cache_implementation) and not arguments.use_vllm:
         _try(arguments, given, config.get_text_config(decoder=True).vocab_size)
 
 
@@ -37,7 +37,8 @@ def _try(arguments: Any, given: dict[str, Any], vocabulary: int) -> None:
 
     from rlhf_core.commands import library_errors
 
-    known = GenerationConfig(cache_implementation=arguments.cache_implementation).to_dict()
+    with library_errors(f"--set cache_implementation={arguments.cache_implementation}"):
+        known = GenerationConfig(cache_implementation=arguments.cache_implementation).to_dict()
     if unknown := [name for name in given if name not in known]:
         raise UserError(f"--set generation_kwargs: transformers' GenerationConfig has no {', '.join(unknown)}")
     small = LlamaConfig(

@@ -255,6 +255,12 @@ def test_what_generation_would_refuse_is_found_before_weights_load(case):
         check_generation(arguments, LlamaConfig(vocab_size=100))
 
 
+def test_an_unknown_cache_is_found_before_the_weights_load():
+    arguments = GRPOConfig("x", cache_implementation="nonsense", report_to=[], use_cpu=True, bf16=False)
+    with pytest.raises(UserError, match="--set cache_implementation=nonsense: Invalid"):
+        check_generation(arguments, LlamaConfig(vocab_size=100))
+
+
 def test_what_generation_takes_is_taken():
     state = torch.get_rng_state()
     arguments = GRPOConfig("x", generation_kwargs={"typical_p": 0.9}, report_to=[], use_cpu=True, bf16=False)

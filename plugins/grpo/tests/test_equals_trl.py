@@ -106,6 +106,7 @@ def test_training_in_two_processes_is_trls(two_processes, same, case):
     same(start, (theirs[0], their_weights), (ours[0], our_weights), kl=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{}, {"temperature": 0.7}, {"beta": 0.1}, {"pad_to_multiple_of": 8}])
 def test_the_log_probabilities_of_sampling_are_those_that_trl_computes_again(trainer, monkeypatch, arguments):
     """They replace TRL's pass over the same answers; the weights have not changed since."""

@@ -46,6 +46,7 @@ def test_the_defaults_are_those_of_the_guide():
     assert (options.lora_r, options.lora_alpha) == (16, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "learning_rate", "beta"),
     [
@@ -62,6 +63,7 @@ def test_learning_rate_and_beta_follow_how_the_model_is_trained(run, values, lea
     assert (arguments.learning_rate, arguments.beta) == (learning_rate, beta)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(run, tmp_path):
     """With the beta of LoRA, and as its reference the adapter as it was found, not the model without it."""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(run().info.path), LoraConfig(task_type="CAUSAL_LM"))
@@ -111,6 +113,7 @@ def test_groups_may_be_divided_among_processes(monkeypatch):
 FIRST_FAILS = "def first_fails(completions, **_): return [float('nan'), *[1.0] * (len(completions) - 1)]\n"
 
 
+@pytest.mark.slow
 def test_one_reward_is_summed_first_and_several_are_normalized_first(run, tmp_path):
     """Where rewards are summed first, a row in which one failed has no score of the others."""
     (tmp_path / "rewards.py").write_text(FIRST_FAILS)
@@ -132,6 +135,7 @@ def test_one_reward_is_summed_first_and_several_are_normalized_first(run, tmp_pa
     assert scores(chosen) == [[None, 0.0], [None, 1.0]]
 
 
+@pytest.mark.slow
 def test_the_reference_of_a_merged_adapter_is_the_merged_model(run, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -146,6 +150,7 @@ def test_the_reference_of_a_merged_adapter_is_the_merged_model(run, tmp_path):
     assert not all(torch.equal(plain[name], reference[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_set_reaches_the_training_arguments(run):
     assert GRPO().trainer(run(set={"epsilon_high": 0.28, "scale_rewards": "none"})).args.epsilon_high == 0.28
 
@@ -166,6 +171,7 @@ def test_steps_between_two_batches_of_answers(tmp_path, accumulation, per_genera
     assert GRPO().steps_per_rollout(SimpleNamespace(args=arguments)) == steps
 
 
+@pytest.mark.slow
 def test_prompts_come_in_the_order_of_the_run_that_was_not_stopped(run):
     def orders(epochs_done: int, number: int) -> list[list[int]]:
         trainer = GRPO().trainer(run())
@@ -201,6 +207,7 @@ def test_vllm_is_asked_for_before_anything_loads(run):
         GRPO().trainer(run(rollouts="vllm"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollouts", ["shared", "transformers", "continuous"])
 def test_every_engine_answers_each_prompt(run, rollouts):
     trainer = GRPO().trainer(run(rollouts=rollouts, max_completion_length=4, num_generations=2))
@@ -230,6 +237,7 @@ def test_what_was_left_open_is_filled_in(given, lora, expected):
     assert GRPO.Options(**resolved.model_dump()) == resolved  # what config.yaml holds is accepted again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "flags"),
     [
@@ -245,6 +253,7 @@ def test_clipping_that_a_single_step_never_reaches_is_said(run, said, values, fl
     assert [text.partition(":")[0] for text in said()] == [flags] * bool(flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "message"),
     [

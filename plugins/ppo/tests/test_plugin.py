@@ -73,6 +73,8 @@ def test_explained_variance():
     assert losses.explained_variance(torch.full((2, 2), 4.0), returns, mask).item() == 0
     near = losses.explained_variance(T([[0.0, 3.0], [9.0, 0.0]]), returns, mask)
     assert near.item() == pytest.approx(1 - 2 / 26)
+    small = losses.explained_variance(T([[0.0, 3.0], [9.0, 0.0]]) / 100, returns / 100, mask)
+    assert small.item() == pytest.approx(1 - 2 / 26)
     two = T([[1, 1], [0, 0]])
     assert losses.explained_variance(returns, returns, two).item() == 1
     assert losses.explained_variance(returns, returns, T([[1, 0], [0, 0]])).shape == (0,)  # one has no variance

@@ -72,6 +72,7 @@ def test_each_answer_ends_with_one_end_token(made_run):
             assert row[name].count(end) == 1
 
 
+@pytest.mark.slow
 def test_held_out_pairs_have_the_metrics_of_training(go):
     code, folder = go(num_eval_prompts=2, max_steps=2)
     assert code == 0
@@ -175,6 +176,7 @@ def test_a_model_trained_with_quantized_weights_scores(go, bits):
     assert len(RewardModelScore(path=str(folder / "model"))(PROMPTS, TEXTS)) == len(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_trained_reward_model_rewards_another_run(go):
     code, folder = go(max_steps=2)
     assert code == 0

@@ -89,6 +89,7 @@ def compare(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_two_models(compare, tiny_model, other_model, reward, tmp_path):
     arguments = [f"one={tiny_model}", f"two={other_model}", "--reward", f"{reward}:size", "--samples", "2", *SHORT]
     printed, result = compare(*arguments)
@@ -115,6 +116,7 @@ def test_two_models(compare, tiny_model, other_model, reward, tmp_path):
     assert "<script" not in html
 
 
+@pytest.mark.slow
 def test_the_same_model_twice_is_even(compare, tiny_model, reward):
     _, result = compare(tiny_model, tiny_model, "--reward", f"{reward}:size", *SHORT)
     first, second = (model["name"] for model in result["models"])
@@ -126,6 +128,7 @@ def test_the_same_model_twice_is_even(compare, tiny_model, reward):
         assert found["note"] is None
 
 
+@pytest.mark.slow
 def test_an_adapter_answers_differently_from_its_base(compare, tiny_model, adapter, reward):
     _, result = compare(tiny_model, f"lora={adapter}", "--reward", f"{reward}:same", *SHORT)
     assert result["models"][1]["adapter"] == str(adapter)
@@ -133,6 +136,7 @@ def test_an_adapter_answers_differently_from_its_base(compare, tiny_model, adapt
     assert any(a["lora"]["greedy"][0]["text"] != a[tiny_model.name]["greedy"][0]["text"] for a in answers)
 
 
+@pytest.mark.slow
 def test_without_a_reward_there_are_lengths_and_answers(compare, tiny_model, other_model):
     printed, result = compare(tiny_model, other_model, *SHORT)
     assert "Rewards decide the win rate: --reward NAME" in printed
@@ -141,6 +145,7 @@ def test_without_a_reward_there_are_lengths_and_answers(compare, tiny_model, oth
     assert result["results"]["greedy"]["against_baseline"][other_model.name]["win_rate"] is None
 
 
+@pytest.mark.slow
 def test_a_failed_reward_is_counted_and_does_not_affect_the_win_rate(compare, tiny_model, other_model, reward):
     arguments = ["--reward", f"{reward}:refuses", "--reward", f"{reward}:size", *SHORT]
     printed, result = compare(f"a={tiny_model}", f"b={other_model}", *arguments)
