@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from rlhf_core.catalog import Catalog
+import rlhf_core
+from rlhf_core.catalog import HOOKS, Catalog, _core_unmet
 from rlhf_core.errors import PluginError, UserError
 from rlhf_core.training.ending import callback_of
 
@@ -108,6 +109,66 @@ def test_listing_imports_no_plugin_and_sees_what_is_missing(distribution):
     assert problems["b"] == "module absent is missing"
     assert problems["c"] == "module email.absent is missing"
     assert problems["d"] == "needs rlhf-core>=99, this is 0.1.0"
+
+
+def test_metadata_of_any_kind_is_read(distribution, tmp_path):
+    """As eggs have it, with comments and groups of others, and a distribution that is there twice."""
+    distribution("egg", {"egg_module": GOOD}, {"rlhf.rewards": {"a": "egg_module"}})
+    info = tmp_path / "site" / "egg-1.0.dist-info"
+    (info / "METADATA").rename(info / "PKG-INFO")
+    points = "[other]\nz = z\n[ rlhf.rewards ]\n# b = b\n; c = c\n\na = egg_module : x [extra]\n[rlhf.none]\nd = d\n[x]\ne = e"
+    (info / "entry_points.txt").write_text(points)
+    again = tmp_path / "site" / "Egg-2.0.dist-info"
+    again.mkdir()
+    (again / "METADATA").write_text("Name: EGG\nVersion: 2.0\n")
+    (again / "entry_points.txt").write_text(points)
+    found = [e for kind in HOOKS for e in Catalog().entries(kind) if e.distribution.lower() == "egg"]
+    assert [(e.kind, e.name, e.module, e.version, e.summary, e.state) for e in found] == [
+        ("rewards", "a", "egg_module", found[0].version, found[0].summary, "ok")
+    ]
+    assert (found[0].version, found[0].summary) in {("1.0", "an example"), ("2.0", "")}  # whichever comes first
+
+
+# what a distribution requires -> whether this core is not what it needs
+REQUIRED = {
+    "rlhf-core": False,
+    "RLHF.Core>=0.0.1": False,
+    "rlhf-core<0.0.1": True,
+    "rlhf-core>=99; extra == 'train'": False,
+    "rlhf-core>=99; python_version >= '3'": True,
+    "rlhf-core-extras>=99": False,
+    "rlhf-core>=0.1, <99": False,
+    "rlhf-core >=": True,
+}
+
+
+@pytest.mark.parametrize("text", REQUIRED)
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0rc1"])
+def test_the_core_that_a_distribution_requires(distribution, monkeypatch, text, version):
+    monkeypatch.setattr(rlhf_core, "__version__", version)
+    _core_unmet.cache_clear()
+    distribution("one", {"one_module": GOOD}, {"rlhf.rewards": {"a": "one_module"}}, requires=text)
+    (entry,) = (e for e in Catalog().entries("rewards") if e.distribution == "one")
+    _core_unmet.cache_clear()
+    assert entry.state == ("core version unmet" if REQUIRED[text] else "ok")
+
+
+def test_modules_in_packages_are_found_without_importing_them(distribution, tmp_path):
+    modules = {"in": "outer.inner.reward", "no": "outer.absent", "none": "absent.inner", "file": "one_module.inner"}
+    distribution("one", {"one_module": GOOD}, {"rlhf.rewards": modules})
+    (tmp_path / "site" / "outer" / "inner").mkdir(parents=True)
+    for file in ("__init__", "inner/__init__", "inner/reward"):
+        (tmp_path / "site" / "outer" / f"{file}.py").write_text("raise SystemExit(3)")
+    states = {e.name: e.state for e in Catalog().entries("rewards") if e.distribution == "one"}
+    assert states == {"in": "ok", "no": "module missing", "none": "module missing", "file": "module missing"}
+
+
+def test_a_name_like_no_other_comes_with_all_of_them(distribution):
+    with pytest.raises(UserError, match=r"there is no callback 'zzz'.*none"):
+        Catalog().find("callbacks", "zzz")
+    distribution("one", {"one_module": GOOD}, {"rlhf.callbacks": {"alarm": "one_module", "bell": "one_module"}})
+    with pytest.raises(UserError, match="alarm, bell"):
+        Catalog().find("callbacks", "zzz")
 
 
 def test_an_unknown_name_comes_with_the_nearest(distribution):

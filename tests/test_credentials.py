@@ -109,6 +109,27 @@ def test_secrets_are_masked_and_other_text_stays(text, expected, monkeypatch):
     assert masked(expected) == expected
 
 
+# (variable, what it holds) -> whether that is masked
+HELD = {
+    ("JUDGE_API_KEY", "abcdefg1"): True,
+    ("JUDGE_API_KEY", "abcdefgh"): False,  # a word
+    ("JUDGE_API_KEY", "abcdefghijkl"): True,
+    ("JUDGE_API_KEY", "abcdef1"): False,  # short
+    ("JUDGE_API_KEY", "/keys/of-2026"): False,  # a path
+    ("MYTOKEN", "abcdefg1"): True,
+    ("Deploy_Key", "abcdefg1"): True,
+    ("JUDGE_HOST", "abcdefg1"): False,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), HELD)
+def test_what_secrets_of_the_environment_hold_is_masked(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OTHER_API_KEY", f"x{value}-and-longer-1")  # the longer one first
+    assert masked(f"of x{value}-and-longer-1.") == "of ***."
+    assert masked(f"of {value}.") == ("of ***." if HELD[name, value] else f"of {value}.")
+
+
 def test_masking_takes_linear_time():
     for part in ("key", "token=", "://", "?a=", "'", "sk-", "-----BEGIN PRIVATE KEY-----", "a:", "x.y-", "bearer "):
         masked("https://" + part * (20_000 // len(part)))  # quadratic ones would take minutes
@@ -138,6 +159,14 @@ def test_a_configuration_takes_no_secrets(number):
         GIVEN[number]()
     assert "environment variable" in str(refused.value)
     assert "abc123" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"), [("apiKey", "API_KEY"), ("my-api.key", "MY_API_KEY"), ("token", "TOKEN")]
+)
+def test_a_refused_secret_comes_with_a_variable_for_it(name, variable):
+    with pytest.raises(UserError, match=rf'os.environ\["{variable}"\]'):
+        refuse({"a": [{name: "x"}]}, "--reward f")
 
 
 def test_what_is_no_secret_is_taken():

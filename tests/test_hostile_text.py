@@ -62,9 +62,15 @@ def test_control_characters_are_shown_and_ordinary_text_stays():
     assert shown(HOSTILE * 2) == shown(HOSTILE) * 2
 
 
+def test_hidden_characters_are_shown_by_their_number():
+    assert shown("\x85\u202e\U000e0001") == r"\x85\u202e\U000e0001"
+    assert shown("\x07\x7f\r\n\r") == "␇␡\n␍"
+
+
 def test_json_reads_back_as_the_same_text():
     value = {HOSTILE: [HOSTILE, "\ud800", *ORDINARY]}
     assert json.loads(to_json(value)) == value
+    assert to_json(["中", "é"]) == '["中", "é"]'
     assert not acting(to_json(value, indent=1))
 
 

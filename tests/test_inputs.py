@@ -3,9 +3,12 @@
 import datetime
 import functools
 import os
+import signal
+import threading
 import time
 
 import pytest
+import torch
 
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import (
@@ -145,6 +148,41 @@ def test_what_takes_too_long_is_stopped_and_what_is_quick_is_not():
         pass
     with pytest.raises(UserError, match="the template took over 0.1 seconds"), time_limit(0.1, "the template"):
         _go_on_for_ever()
+
+
+def test_a_time_limit_leaves_no_alarm_and_is_none_on_other_threads():
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(5, "x"):
+        assert 4 < signal.getitimer(signal.ITIMER_REAL)[0] <= 5
+    assert (signal.getitimer(signal.ITIMER_REAL)[0], signal.getsignal(signal.SIGALRM)) == (0, before)
+    found = []
+
+    def elsewhere():
+        with time_limit(5, "x"):
+            found.append(signal.getitimer(signal.ITIMER_REAL)[0])
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+def test_a_run_out_of_memory_is_no_error_of_what_is_read():
+    with pytest.raises(torch.OutOfMemoryError), library_errors("--optim x"):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+
+def test_settings_as_deep_as_allowed_are_taken_and_no_deeper():
+    value = "x"
+    for _ in range(DEPTH - 1):  # what is in the innermost list counts, too
+        value = [value]
+    assert plain(value, "x") == value
+    with pytest.raises(UserError, match="nested too deeply"):
+        plain([value], "x")
+    assert parse_yaml("[" * (DEPTH - 1) + "1" + "]" * (DEPTH - 1), "x")
+    assert parse_json("[" * DEPTH + "1" + "]" * DEPTH, "x")
+    with pytest.raises(UserError, match="nested too deeply"):
+        parse_json("[" * (DEPTH + 1) + "1" + "]" * (DEPTH + 1), "x")
 
 
 def _go_on_for_ever():
