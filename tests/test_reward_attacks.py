@@ -12,12 +12,14 @@ import pytest
 from rlhf_reward_length import Length
 from rlhf_reward_medical_format import medical_format
 from rlhf_reward_medical_keyword import MedicalKeyword
-from rlhf_reward_verifier import extract, maths, verifier, words
+from rlhf_reward_verifier import extract, maths, quantities, verifier, words
 
 from rlhf_core.builtin import DATA
 
 ROWS = [json.loads(line) for line in (DATA / "prompts.heldout.jsonl").read_text(encoding="utf-8").splitlines()]
-SOURCES = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (extract, maths, words))
+SOURCES = "".join(
+    Path(str(module.__file__)).read_text(encoding="utf-8") for module in (extract, maths, quantities, words)
+)
 SYMBOLS = {character for character in SOURCES + "■□\x00\ue000\ufdd0" if not character.isalnum()}
 LETTERS = [*"ABCDE", "A or B", "A B C D E", "ABCDE"]
 CONSTANTS = [

@@ -19,23 +19,17 @@ from pydantic import Field
 
 from rlhf_core import Reward, hookimpl
 from rlhf_reward_verifier.extract import final_answer, normalize
-from rlhf_reward_verifier.maths import (
-    TOLERANCE,
-    is_expression,
-    judge_bound,
-    judge_expression,
-    judge_number,
-    limited,
-    read_bound,
-    read_number,
-)  # fmt: skip
+from rlhf_reward_verifier.maths import is_expression, judge_bound, judge_expression, judge_number, limited, read_bound
+from rlhf_reward_verifier.quantities import TOLERANCE, read_number
 from rlhf_reward_verifier.words import (
     VERDICTS,
     is_term,
     judge_choice,
+    judge_choices,
     judge_term,
     judge_verdict,
     read_choice,
+    read_choices,
     read_options,
 )  # fmt: skip
 
@@ -101,7 +95,10 @@ def _judges(references: list[str], options: dict[str, str], tolerance: float) ->
     terms: list[str] = []
     for reference in references:
         bare = reference.rstrip("。. ")
-        if letter := read_choice(bare):
+        if letters := read_choices(bare):
+            judges.append(partial(judge_choices, letters=letters))
+            terms += [bare] if is_term(bare) else []  # a blood type, an abbreviation
+        elif letter := read_choice(bare):
             judges.append(partial(judge_choice, letter=letter, options=options | _option(bare)))
         elif verdict := VERDICTS.get(bare.lower()):
             judges.append(partial(judge_verdict, verdict=verdict))

@@ -19,17 +19,18 @@ _LETTER = re.compile(r"(?<![A-Za-z0-9'])([A-E])(?![A-Za-z0-9'])")
 _FIRST = re.compile(r"[\s(\[【\"']*([A-E])(?![A-Za-z0-9'])(?! (?!(?:is|as|for|because|since|or|and|with)\b)[a-z])")
 _BARE = re.compile(r"[\W_]*([a-e])[\W_]*", re.IGNORECASE)
 _REASON = re.compile(r"\b(?:because|since|as|for|not|rather|unlike|instead)\b|因|由于|不|而非", re.IGNORECASE)
+_BESIDE_LETTERS = re.compile(r"[\s,、;&+()\[\]选和及与]|\band\b|[.。]$")
 _UNSURE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|both|could|might)\b|或|还是|可能|也许|都", re.IGNORECASE)
 _CHOOSING = _words(
     "is be was option choice answer letter choose choosing select pick picked chose it's as or and with "
     "say maybe perhaps possibly either both a b c d e"
 )
 _NO_LETTER = re.compile(
-    r"(?:\bnot|n't|\bexcept|\bexcluding|\brule out|不是|不选|并非|排除|非)\s*(?:option\s*|选项\s*)?[(\[]?$",
+    r"(?:\bnot|n't|\bexcept|\bexcluding|\brule out|不是|不选|并非|排除|除了?|非)\s*(?:option\s*|选项\s*)?[(\[]?$",
     re.IGNORECASE,
 )
 _REJECTED = re.compile(
-    r"[)\].]?\s*(?:is|are)?\s*(?:not\b|wrong|incorrect|false|不对|错|不是|不正确|被?排除)", re.IGNORECASE
+    r"[)\].]?\s*(?:is|are)?\s*(?:not\b|wrong|incorrect|false|不对|是?错|不是|不正确|被?排除|以外|之外)", re.IGNORECASE
 )
 
 
@@ -56,6 +57,18 @@ def judge_choice(answer: str, letter: str, options: dict[str, str]) -> bool:
     if not chosen and letter in options:
         return judge_term(answer, [options[letter]], [text for name, text in options.items() if name != letter])
     return chosen == {letter}
+
+
+def read_choices(text: str) -> str:
+    """The letters of a reference with several, such as `ABD` or `A, B and D`; empty for any other."""
+    letters = _BESIDE_LETTERS.sub("", text)
+    several = re.fullmatch("[A-E]{2,5}", letters) and list(letters) == sorted(set(letters))
+    return letters if several else ""
+
+
+def judge_choices(answer: str, letters: str) -> bool:
+    """Whether the answer is these letters, in any order, and nothing else."""
+    return sorted(_BESIDE_LETTERS.sub("", stated(answer).get("answer", answer))) == sorted(letters)
 
 
 def _chooses(before: str) -> bool:
@@ -136,11 +149,12 @@ _NEGATED_ZH = re.compile(
 )
 _NEGATED_EN = re.compile(
     r"(?:\b(?:not?|without|rul\w+ out|unlikely|exclud\w*|den(?:y|ies|ied)|rather than|instead of|"
-    r"never|neither|nor|unlike|(?:is|could) (?:it|this))\b|n't\b)[^,.;:\n]{0,30}$"
+    r"never|neither|nor|unlike|absence of|other than|anything but|free of|(?:is|could) (?:it|this))\b|n't\b)"
+    r"[^,.;:\n]{0,30}$"
 )
 _NEGATED_AFTER = re.compile(
     r"[ ]?(?:(?:is|was|can be|has been)\s*)?(?:unlikely|excluded|ruled out|not\b|wrong|less likely)|"
-    r"[^,.;:。\n]{0,3}(?:排除|不成立|不符|可能性[很较]?[小低]|不支持|不太可能)"
+    r"[^,.;:。\n]{0,3}(?:排除|以外|之外|不成立|不符|可能性[很较]?[小低]|不支持|不太可能)"
 )
 _HEDGE_BETWEEN = re.compile(r"\b(?:or|either|versus|vs|neither)\b|或(?!许)|还是|要么")
 _HEDGE_MORE = re.compile(
@@ -148,7 +162,7 @@ _HEDGE_MORE = re.compile(
     r"\b(?:alternatively|could also|might also|may also|or (?:maybe|perhaps|possibly))\b"
 )
 _GUESS = re.compile(r"可能|也许|疑似|\b(?:maybe|perhaps|possibly|probably|could be|might be|may be|likely)\b")
-_LISTED_AFTER = re.compile(r" ?(?:[、/|&+]|和|及|与|以及|and\b)(?! ?(?:its|the|need|see|should|请|建议))")
+_LISTED_AFTER = re.compile(r" ?(?:[、/|&+]|和|及|与|以及|and\b|as well as\b)(?! ?(?:its|the|need|see|should|请|建议))")
 _LISTED_BEFORE = re.compile(r"(?:[、/|&+]|和|及|与|\band) ?$")
 # Between two names of the same thing, as in "flu (influenza)" or "flu or influenza".
 _SAME = re.compile(r"(?:[ (/、,|]|or |或者?|即|又称|also (?:known as|called) )*")
@@ -167,7 +181,7 @@ _PROSE = re.compile(
 
 def is_term(text: str) -> bool:
     """Short enough to be named, and no sentence: at most 6 words or 15 Chinese characters."""
-    if not re.search(r"[^\W_]", text) or re.search(r"[。!?;,:\n\r\t]|\.\s", text):
+    if not re.search(r"[^\W_]", text) or re.search(r"[。!?;,\n\r\t]|\.\s|(?<!\d):|:(?!\d)", _fold(text)):
         return False
     return len(re.findall("[一-鿿぀-ヿ가-힯]", text)) <= 15 and len(text.split()) <= 6 and len(text) <= 80
 
@@ -208,9 +222,9 @@ def _pattern(terms: Iterable[str]) -> re.Pattern[str] | None:
     if not folded:
         return None
     parts = (
-        (r"\b" if t[0].isascii() and t[0].isalnum() else "")
+        (r"\b(?<!\d[.:])" if t[0].isascii() and t[0].isalnum() else "")
         + re.escape(t)
-        + (r"\b" if t[-1].isascii() and t[-1].isalnum() else "")
+        + (r"\b(?![.:]\d)" if t[-1].isascii() and t[-1].isalnum() else "")
         for t in folded
     )
     return re.compile("|".join(parts), re.ASCII)
@@ -282,4 +296,5 @@ def _is_name(entry: Pieces) -> bool:
 
 
 def _fold(text: str) -> str:
-    return re.sub("[-_ ]+", " ", normalize(text).casefold().replace("’", "'")).strip()
+    text = re.sub("[-_ ]+", " ", normalize(text).casefold().replace("’", "'")).strip()
+    return re.sub(r"(?<=\d) ?: ?(?=\d)", ":", text)  # a ratio
