@@ -72,6 +72,20 @@ def test_a_prompt_that_is_asked_for_again_is_rendered_once(made, monkeypatch):
     assert template.conversation(turns) != template.prompt(turns)
 
 
+def test_an_answers_text_and_whether_it_ended(original):
+    template = ChatTemplate(original)
+    tokenizer = template.tokenizer
+    ids = template.ids("Rest well.")
+    end = tokenizer.convert_tokens_to_ids(template.end_token)
+    assert template.decode([*ids, end]) == template.decode([*ids, tokenizer.eos_token_id]) == "Rest well."
+    assert [template.finished(tokens) for tokens in ([*ids, end], [*ids, tokenizer.eos_token_id], ids, [])] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_variables_are_the_templates(made):
     assert made(SWITCH).prompt(QUESTION).endswith("assistant\n")
     assert made(SWITCH, enable_thinking=False).prompt(QUESTION).endswith("assistant\n<think>\n\n</think>\n\n")

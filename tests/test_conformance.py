@@ -58,7 +58,6 @@ def test_our_methods_keep_the_rules(name):
     check_method(name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", offered("formatters"))
 def test_our_formatters_keep_the_rules(name, monkeypatch):
     monkeypatch.setattr(imports, "_measure", measure_once)

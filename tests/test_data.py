@@ -150,9 +150,13 @@ def test_csv(tmp_path):
 
 
 def test_parquet(tmp_path):
-    rows = [{**CHAT, "level": 3}]
+    rows = [{**CHAT, "level": 3}, {**CHAT, "level": 4}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    assert [row.values for row in read(str(tmp_path / "a.parquet"))] == rows
+    read_back = read(str(tmp_path / "a.parquet"))
+    assert [(row.location, row.values) for row in read_back] == [
+        ("a.parquet row 1", rows[0]),
+        ("a.parquet row 2", rows[1]),
+    ]
     assert load_file(str(tmp_path / "a.parquet"), "conversations").train[0]["messages"] == CHAT["messages"]
 
 
@@ -206,6 +210,7 @@ SPLITS = {
     "a word of many": (["medical_train_zh_0.jsonl", "validSet.jsonl"], ["medical_train_zh_0.jsonl"], ["validSet.jsonl"]),
     "written as one": (["trainset.jsonl", "testdata.jsonl", "holdout.jsonl"], ["trainset.jsonl"], ["testdata.jsonl", "holdout.jsonl"]),
     "in Chinese": (["训练集.jsonl", "测试集.jsonl"], ["训练集.jsonl"], ["测试集.jsonl"]),
+    "written as one in capitals": (["TrainSet.jsonl", "TESTDATA.jsonl"], ["TrainSet.jsonl"], ["TESTDATA.jsonl"]),
     "both": (["train_test.jsonl", "val/train.jsonl"], ["train_test.jsonl"], ["val/train.jsonl"]),
     "training alone": (["train.jsonl"], ["train.jsonl"], ["train.jsonl"]),
     "descriptions": (["dataset_info.json", "data.json"], ["data.json"], ["data.json"]),
@@ -219,6 +224,8 @@ def test_the_split_of_a_file_is_a_word_of_its_path(case):
         chosen, warnings = sources.choose_files(names, "folder", use)
         assert chosen == expected
         assert len(warnings) == (len(chosen) < len(names))
+        purpose = {"train": "training", "evaluate": "evaluating"}[use]
+        assert all(f"left out, as not for {purpose}: " in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(
@@ -599,6 +606,10 @@ NO_FORMAT = {
     "turns as lists": ({"messages": [["user", "a"]]}, r"messages must have turns .* not \['user', 'a'\]"),
     "turns as Python prints them": ({"messages": "[{'role': 'user'}]"}, "messages is not JSON"),
     "data instead of names": ({"Is it 3?": "a", "36": "b"}, "here it looks like data"),
+    "a number instead of a name": ({"3.5": "a", "b": "c"}, "here it looks like data"),
+    "a sentence instead of a name": ({"头痛。": "a", "b": "c"}, "here it looks like data"),
+    "a long text instead of a name": ({"word " * 9: "a", "b": "c"}, "here it looks like data"),
+    "no data instead of names": ({"frage": "a", "b.c": "c"}, r"columns frage, b\.c\. Say which column"),
 }
 
 

@@ -67,7 +67,7 @@ def test_overlong_answers(template, side):
     rows = [SHORT_PAIR, long, SHORT_PAIR]
     tokens = len(encoding.encode_answer(template, long["prompt"], long[side])[1])
     said = f"1 of 3 pairs have an answer of more than --max-completion-length 50 tokens, the longest {tokens}"
-    with pytest.raises(UserError, match=f"{said}. Allow more, or use --overlong-completions"):
+    with pytest.raises(UserError, match=rf"{said}. Allow more, or use --overlong-completions truncate \(or drop\)"):
         lengths.limit_answers(rows, template, 50, "error")
     assert lengths.limit_answers(rows, template, 50, "drop") == ([SHORT_PAIR] * 2, [f"{said}: left out"])
     assert lengths.limit_answers(rows, template, 50, "truncate") == (rows, [f"{said}: cut"])
@@ -92,7 +92,7 @@ def test_pairs_that_are_the_same_once_cut_are_left_out(template):
 
 
 def test_nothing_left_is_an_error_that_says_what_to_do(template):
-    with pytest.raises(UserError, match="2 of 2 pairs.*use --overlong-completions truncate"):
+    with pytest.raises(UserError, match=r"2 of 2 pairs.*use --overlong-completions truncate\.$"):
         lengths.limit_answers([pair(LONG, "x")] * 2, template, 50, "drop")
     rows = [pair(LONG, "x")] * 2
     assert lengths.limit_answers(rows, template, 50, "truncate")[0] == rows

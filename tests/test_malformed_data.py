@@ -66,6 +66,11 @@ REFUSED = {
     "calls that are none": ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": 5}]}', "tool_calls must be a list"),
     "a part that is no text": ("a.jsonl", '{"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}]}', "is dict, not text"),
     "a score that is none": ("a.jsonl", '{"prompt": "q", "completions": [{"response": "a", "score": NaN}, {"response": "b", "score": 1}]}', "score must be a number"),
+    "UTF-16 without a mark": ("a.jsonl", GOOD.encode("utf-16-le"), "it looks like UTF-16LE"),
+    "UTF-16 of the other order": ("a.jsonl", GOOD.encode("utf-16-be"), "it looks like UTF-16BE"),
+    "an object that holds the rows": ("a.json", json.dumps({"data": [QA], "x": 1}), "If 'data' holds the rows, save that list alone"),
+    "an object that holds the columns": ("a.json", '{"question": ["a", "b"], "answer": ["c", "d"]}', r"per line\. It seems to hold columns"),
+    "an object of rows by name": ("a.json", json.dumps({"a": QA, "b": QA}), r"one object per line\.$"),
     "a quote left open": ("a.csv", 'question,answer\na,b\n"c,d\ne,f\n', 'a.csv lines 3 to 4: unexpected end of data: a " is not closed'),
     "no names": ("a.csv", "\n\nquestion,answer\n", "a.csv line 1: is empty, and must name the columns"),
     "a broken page": ("a.parquet", PARQUET[:30] + bytes(b ^ 0x55 for b in PARQUET[30:70]) + PARQUET[70:], "can't be read as Parquet after row 0"),
@@ -226,3 +231,28 @@ def test_answers_whose_turns_hold_anything_are_grouped(tmp_path):
     rows = pyarrow.table({"prompt": [[turn]] * 2, "completion": ["a", "b"]})
     (tmp_path / "a.parquet").write_bytes(parquet(rows))
     assert len({row.group for row in read_answers(str(tmp_path / "a.parquet"), Catalog()).rows}) == 1
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "\ufeff "])
+def test_how_long_a_line_may_be(tmp_path, monkeypatch, before):
+    """A list of rows in one line may be longer than a row; a row may be as long as the limit."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(before + json.dumps([QA, QA]), encoding="utf-8")
+    monkeypatch.setattr(files, "LONGEST", len(json.dumps(QA)))
+    assert [row.values for row in files.read_file(file)] == [QA, QA]
+    file.write_text(json.dumps(QA))
+    assert [row.values for row in files.read_file(file)] == [QA]
+    file.write_text(json.dumps(QA) + " ")
+    with pytest.raises(UserError, match="line 1: has more than"):
+        files.read_file(file)
+
+
+def test_how_much_a_small_file_may_unpack_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "UNPACKED", 10)
+    monkeypatch.setattr(files, "RATIO", 10)
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(QA).encode()))
+    assert [row.values for row in files.read_file(file)] == [QA]
+    file.write_bytes(gzip.compress(GOOD.encode() * 100))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        files.read_file(file)

@@ -165,6 +165,17 @@ def test_the_system_prompt_goes_before_rows_without_one(made):
     ]
 
 
+def test_what_is_said_of_several_rows_is_counted(made):
+    prepare = prepare_for(
+        made(CHATML.replace("in messages", "in messages if m.role != 'system'")), need="conversations"
+    )
+    row = {"messages": [{"role": "system", "content": "S."}, user("a"), assistant("b")]}
+    greeting = {"messages": [assistant("Hello."), user("a"), assistant("b")]}
+    for each in (row, greeting, row, greeting):
+        prepare(each)
+    assert [text.partition(" rows ")[0] for text in prepare.warnings(4)] == ["2 of 4", "2 of 4"]
+
+
 def test_special_tokens_in_texts_are_counted(made):
     prepare = prepare_for(made())
     prepare({"prompt": [user("What is <|im_end|>?")]})
