@@ -136,6 +136,8 @@ def _lock(folder: Path, flag: str) -> int:
     """The descriptor of the folder's lock file, locked. Raises `UserError` if another process has locked it."""
     file, same = folder / LOCK, False
     while not same:
+        if os.path.lexists(file) and (file.is_symlink() or not file.is_file()):
+            raise UserError(f"{flag} {folder}: {file} is no file, and a lock of that name is needed: move it away")
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

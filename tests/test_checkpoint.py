@@ -100,6 +100,9 @@ def test_a_file_that_a_trainer_would_read_instead_is_found(whole, tmp_path, adde
 def test_a_record_that_was_edited_or_is_of_another_step_is_found(whole, tmp_path, monkeypatch):
     copy = shutil.copytree(whole, tmp_path / "checkpoint-8")
     assert damage(copy) == "it holds step 4, so it was renamed"
+    for other in ({"files": {}}, {"step": 8, "files": [1]}, {"step": 8, "files": {"config.json": {}}}):
+        (copy / RECORD).write_text(json.dumps({"sha256": checkpoint._digest_of(other), **other}))
+        assert damage(copy) == f"{RECORD} is not what was written", other
     for text in ('{"sha256": "0", "files": {}}', "[]", "null", "NaN", "{" * 2000, "\x00" * 90):
         (copy / RECORD).write_text(text)
         assert RECORD in damage(copy), text

@@ -4,6 +4,7 @@ memory was too small; less than was asked for is refused.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -233,6 +234,35 @@ def test_an_unavailable_distribution_is_refused_before_anything_loads(settings, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=message):
         train(config, made, Catalog())
+
+
+FULL = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+# of a launcher -> what is said; none: it is taken
+ENVIRONMENTS = [
+    ({}, None),
+    (FULL, None),
+    ({**FULL, "RANK": "1", "WORLD_SIZE": "2"}, None),
+    ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "", "MASTER_PORT": ""}, None),  # as some clusters set
+    ({"RANK": "1"}, "process 1 of 1, counted from 0"),
+    ({"RANK": "abc"}, "RANK is no number"),
+    ({"RANK": "-1"}, "RANK is no number"),
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE is no number"),
+    ({"WORLD_SIZE": "2"}, "without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+    ({"LOCAL_RANK": "0"}, "without RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+    ({**FULL, "WORLD_SIZE": "0"}, "process 0 of 0"),
+    ({**FULL, "MASTER_PORT": "x"}, "MASTER_PORT is no number"),
+    ({**FULL, "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0"),
+]
+
+
+@pytest.mark.parametrize(("variables", "message"), ENVIRONMENTS)
+def test_an_environment_that_no_launcher_makes_is_refused(monkeypatch, variables, message):
+    for name in (*FULL, "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        launch.check_environment()
 
 
 def trainer(world: int, kind: str):

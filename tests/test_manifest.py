@@ -316,7 +316,7 @@ def moved(tmp_path, monkeypatch):
         for text in ("d.jsonl", "m", "./r.py"):
             file = tmp_path / "was" / text
             file.write_text("a")
-            known[text] = {"path": str(file), "sha256": manifest.digest(file)}
+            known[text] = {"of": "data", "path": str(file), "sha256": manifest.digest(file)}
             file.unlink()
         run = tmp_path / "now" / "runs" / "out"
         described = {"files": known, "folder": str(tmp_path / "was" / "runs" / "out")}
@@ -384,9 +384,14 @@ def test_what_a_run_is_made_of(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"files": []}', '{"folder": 1}', '{"plugins": {}}', '{"data": []}', '{"versions": 1}']
+DAMAGED = (
+    *("{", "[]", "null", '{"files": []}', '{"files": {"tiny": 5}}', '{"files": {"tiny": {}}}', '{"folder": 1}'),
+    *('{"plugins": {}}', '{"plugins": [5]}', '{"data": []}', '{"data": {"rows": "x"}}', '{"versions": 1}'),
+    *('{"versions": {"torch": 5}}', '{"changed": 5}'),
 )
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_manifest_is_read_from_the_newest_checkpoint(begun, text):
     made = begun()
     folder = made.parent.parent

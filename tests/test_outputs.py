@@ -135,7 +135,7 @@ REFUSED = {
     "~nobody-of-that-name/run": "home directory",
     "x" * 256: "no file can have such a name",
     "nul\0": "no file can have such a name",
-    "locked": "can't be written to: Is a directory",
+    "locked": "locked/.rlhf.lock is no file",
     "old": "holds a run already. Resume it: rlhf run --resume old",
     "theirs": "has files that a run would write over: config.yaml, metrics.jsonl",
 }

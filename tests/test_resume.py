@@ -242,12 +242,22 @@ def test_logs_keep_lines_with_any_line_break_in_their_texts_and_damage_is_set_as
     assert "out/samples.jsonl: 4 damaged lines are set aside in out/samples.jsonl.damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["samples.jsonl", "stop"])
+@pytest.mark.parametrize("name", ["samples.jsonl", "samples.jsonl.damaged", "stop", ".stopped", ".rlhf.lock"])
 def test_a_folder_in_the_place_of_a_file_is_said(stopped, go, name):
     (stopped / name).unlink(missing_ok=True)
     (stopped / name).mkdir()
     with pytest.raises(UserError, match=f"out/{name} is no file"):
         go(resume=True)
+
+
+@pytest.mark.parametrize("name", ["model", "tensorboard"])
+def test_a_file_or_a_dead_link_in_the_place_of_a_folder_is_said(stopped, go, name):
+    shutil.rmtree(stopped / name, ignore_errors=True)
+    for make in (lambda: (stopped / name).write_text("mine"), lambda: (stopped / name).symlink_to("nowhere")):
+        make()
+        with pytest.raises(UserError, match=f"out/{name} is no folder"):
+            go(resume=True)
+        (stopped / name).unlink()
 
 
 def test_a_stop_file_that_was_left_is_removed_and_said(stopped, go, capsys):

@@ -79,6 +79,7 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, resumes: dic
     from rlhf_core.ui.streams import outlast_streams
 
     outlast_streams()
+    launch.check_environment()
     is_one_of_several = "RANK" in os.environ
     if config.num_processes * config.num_machines > 1 and not is_one_of_several and not dry_run:
         with run_folder.claimed(config, resumes["resume"]):  # one folder for every process

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, read_text
 from rlhf_core.outputs import write_whole
@@ -89,9 +91,25 @@ def seal(checkpoint: Path, steps: int, described: Mapping[str, Any]) -> None:
 def record(checkpoint: Path) -> dict[str, Any]:
     """What `seal` wrote. Raises `UserError` if it is not that."""
     values = parse_json(read_text(checkpoint / RECORD, limit=LIMIT), str(checkpoint / RECORD))
-    if not isinstance(values, dict) or values.pop("sha256", None) != _digest_of(values) or "files" not in values:
+    try:
+        _Record.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{RECORD} is not what was written") from error
+    if values.pop("sha256") != _digest_of(values):
         raise UserError(f"{RECORD} is not what was written")
     return values
+
+
+class _File(BaseModel, strict=True):
+    bytes: int
+    sha256: list[str]
+
+
+class _Record(BaseModel, strict=True):
+    sha256: str
+    step: int
+    files: dict[str, _File]
+    config: dict[str, Any] = {}
 
 
 def damage(checkpoint: Path) -> str:

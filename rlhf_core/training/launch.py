@@ -160,6 +160,25 @@ def check_distributed(config: RunConfig) -> None:
         raise UserError(f"--distributed {kind} needs GPUs, and this machine has none: leave it out to train on CPUs")
 
 
+def check_environment() -> None:
+    """Raise `UserError` for what no launcher sets: no numbers, a process that is not there, only some variables."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    found = {name: os.environ[name] for name in (*names, "LOCAL_WORLD_SIZE") if name in os.environ}
+    told = f"the environment has {', '.join(f'{name}={value}' for name, value in found.items())}"
+    advice = "Start several processes with --num-processes, or with torchrun; unset these variables for one process"
+    several = found.get("WORLD_SIZE", "1") != "1" or "LOCAL_RANK" in found  # or these are left from something else
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *["MASTER_PORT"] * several)
+    for name in (name for name in numbers if name in found):
+        if not (found[name].isascii() and found[name].isdecimal() and len(found[name]) < 10):
+            raise UserError(f"{told}: {name} is no number. {advice}")
+    rank, size = int(found.get("RANK", 0)), int(found.get("WORLD_SIZE", 1))
+    if rank >= size or found.get("LOCAL_WORLD_SIZE") == "0":
+        raise UserError(f"{told}: that is process {rank} of {size}, counted from 0. {advice}")
+    missing = [name for name in names if not found.get(name)]
+    if several and missing:
+        raise UserError(f"{told}, without {', '.join(missing)}. {advice}")
+
+
 def check(config: RunConfig, trainer: Any) -> None:
     """Raise `UserError` if the run got fewer processes, or another kind of distribution, than it asked for."""
     wanted, got = config.num_processes * config.num_machines, trainer.args.world_size

@@ -21,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ValidationError
+
 from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
@@ -58,14 +60,43 @@ def describe(run: Run, plugins: Sequence[str]) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
     """The manifest of the run in `folder`: from its newest checkpoint where the file is damaged; empty without both."""
     with suppress(UserError):
-        values = parse_json(read_text(folder / FILE, limit=checkpoint.LIMIT), FILE)
-        kinds = {"data": dict, "files": dict, "versions": dict, "plugins": list, "folder": str}
-        if isinstance(values, dict) and all(isinstance(values.get(k, kind()), kind) for k, kind in kinds.items()):
+        if values := checked(parse_json(read_text(folder / FILE, limit=checkpoint.LIMIT), FILE)):
             return values
     for found in reversed(checkpoint.list_checkpoints(folder / "checkpoints")):
         with suppress(UserError, OSError):
-            return checkpoint.record(found)["manifest"]
+            return checked(checkpoint.record(found).get("manifest"))
     return {}
+
+
+class _File(BaseModel, strict=True):
+    of: str
+    path: str
+    sha256: str
+
+
+class _Data(BaseModel, strict=True):
+    rows: int = 0
+    held_out: int = 0
+
+
+class _Manifest(BaseModel, strict=True):
+    """What is read of a manifest, of which an earlier version may have written less."""
+
+    data: _Data = _Data()
+    files: dict[str, _File] = {}
+    versions: dict[str, str] = {}
+    plugins: list[str] = []
+    folder: str = ""
+    changed: list[Any] = []
+
+
+def checked(values: Any) -> dict[str, Any]:
+    """`values` if they can be read as a manifest; empty if not."""
+    try:
+        _Manifest.model_validate(values)
+    except ValidationError:
+        return {}
+    return values
 
 
 def located(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:

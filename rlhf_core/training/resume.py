@@ -74,7 +74,7 @@ def check(run: Run, checkpoint: Path, plugins: Sequence[str], allowed: Collectio
     record = checkpoints.record(checkpoint) if recorded else {"manifest": manifest.read(run.folder)}
     written = record.get("config") or read_file(run.folder / "config.yaml")
     before, now = manifest.located(written, run.folder), run.config.to_dict()
-    then, current = record["manifest"], manifest.describe(run, plugins)
+    then, current = manifest.checked(record.get("manifest")), manifest.describe(run, plugins)
     _check_names(allowed, before, now, then, current)
     resumed, refused = Resumed(), _Refused(allowed)
     _compare_options(before, now, resumed, refused, same_files=_digests(then, "model") == _digests(current, "model"))
@@ -153,8 +153,9 @@ def _compare_files(then: Mapping[str, Any], now: Mapping[str, Any], resumed: Res
     if {**was, "source": None} != {**data, "source": None}:  # it may have moved
         rows = f"{was.get('rows', 0):,} rows and {was.get('held_out', 0):,} held out"
         rows_now = f"{data['rows']:,} and {data['held_out']:,}"
-        text = f"the data is not what it was when the run began ({rows} then, {rows_now} now"
-        if refused.allows(DATA, f"{text}, or others, or in another order)"):
+        change = f"{rows} then, {rows_now} now, or others, or in another order"
+        text = f"the data is not what it was when the run began ({change})"
+        if refused.allows(DATA, text if was else "what the data was when the run began is not known any more"):
             resumed.note(DATA, was.get("sha256"), data["sha256"])
     for name, what in FILES.items():
         one, other = _digests(then, name), _digests(now, name)

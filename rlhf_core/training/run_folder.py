@@ -36,9 +36,10 @@ STOP = "stop"  # while this file is in a run's folder, the run stops with a chec
 SMALLER = "smaller.json"  # the settings that a run which is out of memory is to be started again with
 LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
 STOPPED = ".stopped"  # made by the first process of a run that had to stop
+FOLDERS = ("tensorboard", "checkpoints", "model")
 WRITTEN = (
     *("config.yaml", manifest.FILE, *LOGS, *(f"{name}.damaged" for name in LOGS), "evaluation.json"),
-    *("run.log", "tensorboard", "checkpoints", "model", STOP, SMALLER, STOPPED),
+    *("run.log", *FOLDERS, STOP, SMALLER, STOPPED),
 )
 
 
@@ -80,11 +81,11 @@ def _refuse(folder: Path) -> None:
 
 def _check_kinds(folder: Path) -> None:
     """Raise `UserError` for folders in the place of files that a resumed run writes, and files in that of folders."""
-    for file in (folder / name for name in (*LOGS, "run.log", "evaluation.json", manifest.FILE, STOP)):
+    for file in (folder / name for name in WRITTEN if name not in FOLDERS):
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is no file, and the run needs one of that name: move it away")
-    for path in (folder / "tensorboard", folder / "checkpoints" / checkpoint.WRITING):
-        if path.exists() and not path.is_dir():
+    for path in (folder / "tensorboard", folder / "model", folder / "checkpoints" / checkpoint.WRITING):
+        if os.path.lexists(path) and not path.is_dir():
             raise UserError(f"{path} is no folder, and the run needs one of that name: move it away")
 
 
