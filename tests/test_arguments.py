@@ -119,6 +119,15 @@ def test_what_a_library_refuses_while_the_trainer_is_built_is_one_message(resolv
     assert not Path("library").exists()  # the command, corrected, is accepted
 
 
+@pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"])
+def test_variables_that_libraries_would_follow_are_refused(dry_run, monkeypatch, name):
+    monkeypatch.setenv(name, "no")  # as by accelerate's launcher
+    dry_run()
+    monkeypatch.setenv(name, "bf16")
+    with pytest.raises(UserError, match=f"the environment has {name}=bf16"):
+        dry_run()
+
+
 def test_our_own_fault_stays_one(resolved, monkeypatch):
     config, method = resolved(max_steps=1, output_dir="own")
     monkeypatch.setattr(method, "trainer", lambda run: int("no number"))

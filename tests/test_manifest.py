@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,6 +225,27 @@ def test_other_data(begun, case):
 
 def test_the_same_data_in_another_file(begun):
     assert check(begun(), data=["moved.jsonl"]).names == set()
+
+
+def test_the_files_that_a_reward_imports(begun):
+    """One that an earlier version did not know of is taken as it is."""
+    Path("scales").mkdir()
+    texts = {"r.py": "import json, os.path\nfrom helper import n\ndef f(**_):\n    import scales.one", "other.py": ""}
+    texts |= {"helper.py": "from scales import one, two\nimport r", "scales/__init__.py": "", "scales/one.py": "("}
+    for name, text in texts.items():
+        Path(name).write_text(text)
+    made = begun(reward=["./r.py:f"])
+    known = {"./r.py", "helper.py", "scales/__init__.py", "scales/one.py"}
+    assert set(checkpoint.record(made)["manifest"]["files"]) == known
+    assert check(made, reward=["./r.py:f"]).names == set()
+    Path("scales/one.py").write_text("n = 2")
+    with pytest.raises(UserError, match="the files of rewards are not what they were"):
+        check(made, reward=["./r.py:f"])
+    shutil.rmtree("out")
+    made = begun(
+        reward=["./r.py:f"], change=lambda made_of: [made_of["files"].pop(name) for name in known - {"./r.py"}]
+    )
+    assert check(made, reward=["./r.py:f"]).names == set()
 
 
 def test_the_content_of_models_and_rewards(begun):

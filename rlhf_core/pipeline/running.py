@@ -27,6 +27,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, read_text
 from rlhf_core.outputs import claim, write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
+from rlhf_core.rewards.by_path import files_of
 from rlhf_core.training.launch import INTERRUPTED, on_signals
 from rlhf_core.ui.screen import clock
 
@@ -206,7 +207,8 @@ def fingerprint(stage: Stage, marks: Mapping[str, str]) -> str:
     """
     config = stage.config
     read = [Path(spec.source) for spec in [*config.data_specs, *config.eval_specs]]
-    read += [file for spec in config.reward_specs if (file := python_file(spec.target))]
+    rewards = [file for spec in config.reward_specs if (file := python_file(spec.target))]
+    read += [each for file in rewards for each in files_of(file)]
     read += [Path(config.chat_template)] if config.chat_template else []
     models = [Path(str(stage.values[key])) for key in FEEDS if stage.values.get(key) and key not in stage.feeds]
     files: dict[str, Any] = {str(file): _sha256(file) for path in read for file in _each(path)}

@@ -44,6 +44,21 @@ def find(target: str) -> tuple[Any, str] | None:
     return found, part
 
 
+def files_of(path: Path) -> list[Path]:
+    """A reward's file, and those of its folder that it imports, and they in turn."""
+    found = [path]
+    for file in found:  # which grows
+        with contextlib.suppress(OSError, ValueError, SyntaxError, RecursionError):
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names = [node.module, *(f"{node.module}.{name}" for name in names)]
+                places = [path.parent.joinpath(*name.split(".")) for name in names]
+                beside = [each for place in places for each in (place.with_suffix(".py"), place / "__init__.py")]
+                found += [each for each in dict.fromkeys(beside) if each not in found and each.is_file()]
+    return found
+
+
 def _import_file(path: Path, attribute: str | None) -> Any:
     if not path.is_file():
         raise UserError(f"--reward: there is no file {path}")

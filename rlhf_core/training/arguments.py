@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -38,6 +39,7 @@ SCHEDULE = """'{"min_lr": 1e-6}'"""
 OTHERWISE = {"adam_beta1": 0.123, "adam_beta2": 0.123, "adam_epsilon": 0.123, "optim_args": None}  # to see what acts
 STEPS = 1000  # of a schedule that is only tried
 
+PRECISION, COMPILER = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"  # environment
 TRUST = ("trust_remote_code",)  # a field of TRL's arguments, with which its trainers load models
 
 
@@ -73,6 +75,7 @@ def build(run: Run, cls: Any, values: dict[str, Any]) -> Any:
         )
     with library_errors("the training arguments don't fit together"):
         arguments = cls(**values)
+    _check_environment(arguments)
     _check_trackers(arguments)
     _check_evaluation(arguments, run)
     _check_schedule(arguments, _check_optimizer(arguments, run.config), run.config)
@@ -119,6 +122,17 @@ def check_names(options: TrainingOptions) -> None:
         known = [name.value for name in names]
         if value not in known:
             raise UserError(f"{flag} {value}: transformers knows no such name.{did_you_mean(value, known)}")
+
+
+def _check_environment(arguments: TrainingArguments) -> None:
+    """Raise `UserError` for variables that libraries would follow although the run's configuration does not say it."""
+    names = (COMPILER,) if arguments.bf16 or arguments.fp16 else (PRECISION, COMPILER)
+    for name in names:
+        if os.environ.get(name, "no").lower() != "no":
+            raise UserError(
+                f"the environment has {name}={os.environ[name]}, which would change what is trained, and is in no "
+                "record of the run: unset it. How a run computes is given by its options, such as --set bf16=true"
+            )
 
 
 def _check_trackers(arguments: TrainingArguments) -> None:

@@ -27,6 +27,7 @@ from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.inputs import parse_json, read_text
+from rlhf_core.rewards.by_path import files_of
 from rlhf_core.training import checkpoint
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def _named(run: Run) -> dict[str, str]:
     config = run.config
     texts = {str(spec.source): "data" for spec in [*config.data_specs, *config.eval_specs]}
     for spec in config.reward_specs:
-        values = [python_file(spec.target), *spec.parameters.values()]
+        file = python_file(spec.target)
+        values = [file, *map(str, files_of(Path(file).expanduser())[1:] if file else ()), *spec.parameters.values()]
         texts |= {value: "reward" for value in values if isinstance(value, str) and value}
     models = [run.info.path, run.info.adapter, *(getattr(config, name) for name in PATHS)]
     texts |= {text: "model" for text in models if text}
