@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import rlhf_core
 from rlhf_core.cli import main
 from rlhf_core.cli.chat import _writer
 from rlhf_core.ui.page import document
@@ -227,3 +228,9 @@ def test_what_joins_two_emoji_may_come_in_a_piece_of_its_own(terminal, capsys):
     for piece in ("👩", "\u200d", "👩 ❤", "\ufe0f", "\u200d", "🔥 a", "\u200d", "b\r", "\n\x1b", "]0;t"):
         write(piece)
     assert capsys.readouterr().out == "👩\u200d👩 ❤\ufe0f\u200d🔥 a\\u200db␍\n␛]0;t"
+
+
+def test_no_command_colours_text_by_itself():
+    """What is printed is shown, escapes of click's colours too: `Terminal` has colours."""
+    for path in Path(str(rlhf_core.__file__)).parent.rglob("*.py"):
+        assert not re.search(r"click\.(style|secho)\(", path.read_text(encoding="utf-8")), path

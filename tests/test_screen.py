@@ -11,7 +11,7 @@ from transformers import TrainerState
 
 from rlhf_core.training.evaluation import Evaluation
 from rlhf_core.training.progress import BARS, POINTS, Curve, ProgressCallback, curve
-from rlhf_core.ui.screen import Screen
+from rlhf_core.ui.screen import Screen, Terminal
 
 PROMPT = [{"role": "system", "content": "s"}, {"role": "user", "content": "发热三天，是什么病？"}]
 SAMPLE = {"step": 1, "prompt": PROMPT, "completion": "[bold]流感[/bold]", "rewards": {"r": 0.5}, "columns": {}}
@@ -54,6 +54,11 @@ def test_a_terminal_gets_progress_curves_and_a_sample(width):
     text = stream.getvalue()
     for part in ("20/20", "took 0:00", "reward", "▁", "█", "[bold]流感[/bold]", "发热三天", "step 19 · r 0.500"):
         assert part in text
+
+
+def test_a_terminal_of_no_columns_shows_everything_all_the_same(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert Terminal(file=io.StringIO(), force_terminal=True).width == 80
 
 
 def test_several_rewards_each_get_a_curve():

@@ -76,7 +76,7 @@ def _title(subject: Subject) -> str:
 
 def _text(subject: Subject, report: Report) -> str:
     lines = [line for result in report.results for line in result.lines()]
-    return "\n".join([click.style(_title(subject), bold=True), *lines, f"{_mark(report)} {report.verdict}\n"])
+    return "\n".join([_title(subject), *lines, f"{_mark(report)} {report.verdict}\n"])
 
 
 def _line(subject: Subject, report: Report) -> str:
