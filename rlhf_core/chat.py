@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.data.chat_template import NO_SYSTEM, ChatTemplate
+from rlhf_core.environment import Ended
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.inputs import path_of
 from rlhf_core.models.context import context_length
@@ -160,6 +161,8 @@ class Chat:
         pieces = Pieces(self.template.decode, self.write, opening)
         try:
             self._generate(prompt, pieces, eos)
+        except Ended:
+            raise
         except KeyboardInterrupt:
             pieces.end()
             if not pieces.ids:

@@ -20,6 +20,10 @@ VARIABLES = {
 }
 
 
+class Ended(KeyboardInterrupt):
+    """SIGTERM, or a terminal that was closed: ends the command, also where Ctrl-C would stop less than that."""
+
+
 STARTED_BY = "RLHF_STARTED_BY"  # environment: the process that a command's process ends with
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SAME_SIGNAL = 0.5  # seconds

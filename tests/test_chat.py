@@ -19,6 +19,7 @@ from rlhf_core.chat import Chat, Pieces, Settings, read_columns
 from rlhf_core.cli import rlhf
 from rlhf_core.data import loading as data
 from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.environment import Ended
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.rewards.binding import bind_all
@@ -74,10 +75,10 @@ def piped(model, lines: str, *arguments):
 
 
 class Stops:
-    """A model whose answer is interrupted after `count` tokens."""
+    """A model whose answer is interrupted after `count` tokens, by Ctrl-C unless `how` is another end."""
 
-    def __init__(self, model, count: int) -> None:
-        self.model, self.count = model, count
+    def __init__(self, model, count: int, how: type[BaseException] = KeyboardInterrupt) -> None:
+        self.model, self.count, self.how = model, count, how
         self.config, self.generation_config, self.device = model.config, model.generation_config, model.device
         self.modules, self.base_model = model.modules, model.base_model
 
@@ -85,7 +86,7 @@ class Stops:
         streamer.put(input_ids)
         for token in [40, 41, 42, 43][: self.count]:
             streamer.put(torch.tensor([token]))
-        raise KeyboardInterrupt
+        raise self.how
 
 
 def test_an_answer_comes_in_pieces_and_is_stored_as_shown(chat):
@@ -170,6 +171,13 @@ def test_an_interrupted_answer_is_stored(chat):
     chat.model = model
     chat.ask("two")
     assert roles(chat) == "uaua"
+
+
+def test_another_end_than_ctrl_c_ends_the_chat(chat):
+    """SIGTERM, and a terminal that is closed."""
+    chat.model = Stops(chat.model, 3, Ended)
+    with pytest.raises(Ended):
+        chat.ask("one")
 
 
 def test_an_answer_interrupted_before_its_first_word_changes_nothing(chat):

@@ -269,6 +269,7 @@ for number in range(3):
     print("text", flush=True)
     os.write(2, b"again\\n")
 assert open("file", "w").fileno() > 2
+assert sys.stdin.read() == ""
 """
 
 
@@ -276,7 +277,7 @@ assert open("file", "w").fileno() > 2
     ("mode", "shell", "ends"),
     [
         ("outlast", ">/dev/full", 3),
-        ("outlast", ">&-", 3),
+        ("outlast", "<&- >&-", 3),
         ("outlast", "| true", 3),
         ("end", ">/dev/full", 0),
         ("end", ">&-", 3),
@@ -285,7 +286,7 @@ assert open("file", "w").fileno() > 2
 def test_a_run_outlasts_its_streams_and_other_commands_end(here, mode, shell, ends):
     (here / "streams.py").write_text(STREAMS)
     command = f"(sleep 0.2; {sys.executable} streams.py {mode}) {shell}"
-    errors = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True).stderr
+    errors = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True).stderr
     assert errors.count("again") == ends, errors
     assert ("Traceback" in errors) == (ends == 0)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from rlhf_core.environment import comes_again
+from rlhf_core.environment import Ended, comes_again
 from rlhf_core.errors import UserError
 from rlhf_core.ui.streams import OF_DISKS, open_streams
 from rlhf_core.ui.text import protect_output
@@ -111,7 +111,7 @@ def main() -> None:
 def _interrupt(number: int, frame: Any) -> None:
     """End the command as Ctrl-C does, so that what was begun is cleaned up; once, if all processes get the signal."""
     if not comes_again():
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else Ended
 
 
 def _carry_out() -> Any:

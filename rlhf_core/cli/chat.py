@@ -14,6 +14,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.chat import Chat, Settings, Write
 from rlhf_core.config import TRUST_REMOTE_CODE, read_file, read_rewards
 from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.environment import Ended
 from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions, read_kwargs
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
@@ -168,6 +169,8 @@ def _converse(conversation: Chat, terminal: bool) -> None:
             if terminal:
                 conversation.write("\n")
             return
+        except Ended:
+            raise
         except KeyboardInterrupt:
             conversation.write("\n")
             if not terminal or _wants_to_quit():
@@ -176,6 +179,8 @@ def _converse(conversation: Chat, terminal: bool) -> None:
         try:
             if not conversation.do(line):
                 return
+        except Ended:
+            raise
         except KeyboardInterrupt:
             conversation.write("\nStopped.\n", "note")
         except UserError as error:

@@ -35,6 +35,8 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
     for number, name in ((1, "stdout"), (2, "stderr")):
         given = getattr(sys, name)
         if given is None or _is_of(given, number):
