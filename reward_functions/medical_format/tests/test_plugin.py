@@ -34,6 +34,8 @@ CASES = {
     "wrong order": ("<answer>b</answer><think>a</think>", 2 * PART),
     "think doubled": ("<think>a</think><think>a</think><answer>b</answer>", PART),
     "answer doubled": ("<think>a</think><answer>b</answer><answer>b</answer>", PART),
+    "think opened twice": ("<think>a<think>a</think><answer>b</answer>", PART),
+    "answer closed twice": ("<think>a</think><answer>b</answer></answer>", PART),
     "everything doubled": (FULL + FULL, 0.0),
     "answer inside think": ("<think>a<answer>b</answer></think>", 2 * PART),
     "interleaved": ("<think>a<answer>b</think>c</answer>", 2 * PART),

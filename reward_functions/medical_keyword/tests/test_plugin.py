@@ -17,6 +17,7 @@ from rlhf_core.rewards.binding import bind
 REWARD = MedicalKeyword()
 KEYWORDS = ["低血糖", "饥饿时手抖", "眼前发黑"]
 HONEST = "诊断：低血糖\n依据：饥饿时手抖、眼前发黑\n建议：先吃几块糖，尽快告诉家人。"
+OTHERS = ["头痛", "头晕", "呕吐", "腹泻", "便秘", "失眠", "皮疹"]
 REFERENCE = "考虑是肺炎，表现为发热和咳嗽，可以服用阿莫西林。"
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -30,6 +31,9 @@ KEYWORD_CASES = {
     "right": (HONEST, 1.0),
     "right, with tags": (f"<think>肺炎？</think><answer>{HONEST}</answer>", 1.0),
     "only thought": (f"<think>{HONEST}</think><answer>不清楚</answer>", 0.0),
+    "only thought, without an answer's tags": (f"<think>{HONEST}</think>不清楚", 0.0),
+    "thought first, without an answer's tags": (f"<think>肺炎？</think>{HONEST}", 1.0),
+    "only thought, at the end": (f"不清楚<think>{HONEST}", 0.0),
     "only the last answer counts": (f"<answer>{HONEST}</answer><answer>不清楚</answer>", 0.0),
     "one of three": ("我认为你得的是低血糖。", 1 / 3),
     "wrong": ("诊断：肺炎\n建议：多喝水。", 0.0),
@@ -58,8 +62,12 @@ REFERENCE_CASES = {
     "full-width letters and case": ("ＣＯＰＤ", "copd", 1.0),
     "short and right": ("肺炎", "肺炎", 1.0),
     "a kind of it": ("支气管肺炎", "肺炎", 1.0),
+    "a kind of it, denied": ("不是支气管肺炎", "肺炎", 0.0),
+    "a longer name of another": ("关节炎", "关节", 0.0),
+    "two languages": ("fever, 是因为得了肺炎", "肺炎，发热", 1.0),
     "what it leads to is something else": ("发热门诊在二楼", "发热", 1.0),
     "plural": ("headaches", "headache", 1.0),
+    "plural in es": ("rashes", "rash", 1.0),
     "inside a word": ("the fluent speaker", "flu", 0.0),
     "the reference denies it": ("发热", "无发热，有咳嗽", 0.0),
     "no terms at all": ("肺炎", "42", None),
@@ -74,14 +82,15 @@ def test_the_reference_s_terms(case):
 
 
 DENIED = {
-    "无发热": True, "患者没有发热。": True, "未见发热": True, "否认发热": True, "不发热": True, "未发热": True,
+    "无发热": True, "患者没有发热。": True, f"{'患者来诊，' * 20}无慢性阻塞性肺疾病、发热": True, "未见发热": True, "否认发热": True, "不发热": True, "未发热": True,
     "无咳嗽、发热": True, "无畏光、流泪和发热": True, "没有明显发热": True, "已排除发热": True, "发热已排除": True,
     "有咳嗽，无发热": True, "发热阴性": True, "无发热、咳嗽": True, "发热。其实不是发热。": True,
     "无咳嗽，发热三天": False, "不排除发热": False, "不能排除发热": False, "无论是否发热": False, "不仅发热": False,
     "四肢无力，发热": False, "没有咳嗽但发热": False, "发热": False, "无咳嗽。发热三天": False,
     "no fever": True, "No cough or fever": True, "no cough, chills, or fever": True, "denies fever": True,
     "without fever": True, "negative for fever": True, "he doesn't have fever": True, "fever was ruled out": True,
-    "no sign of fever": True, "no cough but fever": False, "fever, no cough": False, "not only fever": False,
+    "no sign of fever": True, "no fever today": True, "no cough but fever": False, "fever, no cough": False, "not only fever": False,
+    "without rest for more than two days fever returns": False, "No cough, fever today. Sore or stiff": False,
     "cannot rule out fever": False, "no cough. Fever": False, "no cough, fever for three days": False,
 }  # fmt: skip
 
@@ -114,7 +123,7 @@ def generated():
     names = sorted(set(REWARD.lexicon.concepts.values()))
     for _ in range(50):
         terms = draw.sample(names, draw.randint(1, 6))
-        yield "根据您的描述，我觉得应当想到" + "，另外还要想一想".join(terms) + "，请您放心。"
+        yield prose(terms)
 
 
 def shared():
@@ -149,6 +158,50 @@ def test_terms_that_are_in_the_prompt_weigh_less():
         2 * FROM_PROMPT / (1 + 2 * FROM_PROMPT)
     )
     assert score("您得的是扁桃体炎。", keywords=keywords, prompt=prompt) > 0.5
+
+
+# Keywords that the lexicon does not have.
+UNKNOWN = {
+    "at the start": ("smile", 1.0),
+    "plural": ("many smiles", 1.0),
+    "inside a word": ("she smiled", 0.0),
+    "end of a word": ("an asmile", 0.0),
+    "said too often": ("I say smile where others only say smile, and smile or smile, but rarely smile", 1 / 3),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_a_keyword_that_is_no_term_is_a_full_word(case):
+    text, expected = UNKNOWN[case]
+    assert score(text, keywords=["smile"]) == pytest.approx(expected)
+
+
+def prose(terms):
+    return "根据您的描述，我觉得应当想到" + "，另外还要想一想".join(terms) + "，请您放心。"
+
+
+ADDED = {"as many as allowed": (6, 1.0), "one more": (7, 10 / 11)}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_terms_beyond_the_wanted_cost_from_a_number_on(case):
+    added, expected = ADDED[case]
+    text = prose(["肺炎", "发热", "咳嗽", "胸痛", *OTHERS[:added]])
+    assert score(text, keywords=["肺炎", "发热", "咳嗽", "胸痛"]) == pytest.approx(expected)
+
+
+def test_terms_of_the_reference_are_not_beyond_the_wanted():
+    assert score(prose(["低血糖", *OTHERS]), prose(OTHERS), keywords=["低血糖"]) == 1.0
+
+
+LISTS = {"each once": (1, 0.3), "each twice": (2, 0.3 * 4 / 8)}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_bare_list_earns_a_share(case):
+    times, expected = LISTS[case]
+    wanted = ["肺炎", "发热", "咳嗽", "胸痛"]
+    assert score("、".join(wanted * times), keywords=wanted) == pytest.approx(expected)
 
 
 MALFORMED_KEYWORDS = {"none": None, "empty": [], "numbers": [1, 2], "blank": [" "], "a number": 3}

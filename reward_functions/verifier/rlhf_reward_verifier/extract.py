@@ -75,9 +75,9 @@ def one_space(text: str) -> str:
 def _spoken(text: str) -> str:
     """The text without its thinking; an `<answer>` inside thinking that never ends counts as spoken."""
     *thought, rest = text.split("</think>")
-    said, opened, thinking = rest.partition("<think>")
+    said, _, thinking = rest.partition("<think>")
     block = thinking.rfind("<answer>")
-    if opened and block >= 0:
+    if block >= 0:
         said += thinking[block:]
     # Before `</think>` without `<think>` everything is thinking: the prompt had opened it.
     return "".join(part.partition("<think>")[0] for part in thought if "<think>" in part) + said

@@ -296,5 +296,5 @@ def _is_name(entry: Pieces) -> bool:
 
 
 def _fold(text: str) -> str:
-    text = re.sub("[-_ ]+", " ", normalize(text).casefold().replace("’", "'")).strip()
+    text = re.sub("[-_ ]+", " ", normalize(text).casefold()).strip()
     return re.sub(r"(?<=\d) ?: ?(?=\d)", ":", text)  # a ratio

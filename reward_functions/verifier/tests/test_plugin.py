@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from rlhf_reward_verifier import SYSTEM_PROMPT, verifier
+from rlhf_reward_verifier.extract import final_answer
 
 from rlhf_core import UserError
 from rlhf_core.catalog import Catalog
@@ -36,10 +38,12 @@ WHERE = {
     "last of two blocks, right": ("<answer>17</answer><answer>18</answer>", "18", 1.0),
     "last of two blocks, wrong": ("<answer>18</answer><answer>17</answer>", "18", 0.0),
     "everything doubled": ("<think>a</think><answer>18</answer>" * 2, "18", 1.0),
+    "block that is too long for an answer": (f"<answer>{'word ' * 1000}18</answer>", "18", 0.0),
     "block not closed": ("<think>a</think><answer>18", "18", 1.0),
     "thinking not closed, then a block": ("<think>a<answer>18</answer>", "18", 1.0),
     "block inside thinking": ("<think>a<answer>18</answer></think>", "18", 0.0),
     "thinking never ends": ("<think>It must be 18", "18", 0.0),
+    "thinking never ends, and its last character": ("<think>It must be 8", "8", 0.0),
     "thinking opened by the prompt": ("Is it 17?</think>The answer is 18.", "18", 1.0),
     "only thought, opened by the prompt": ("It is 18.</think>", "18", 0.0),
     "answer before thinking": ("<answer>18</answer><think>19</think>", "18", 1.0),
@@ -58,6 +62,7 @@ WHERE = {
     "cue before the last sentence": ("The answer is 18. I hope that helps you 100%.", "18", 1.0),
     "changed its mind": ("The answer is 18. Wait, actually it is 19.", "18", 0.0),
     "changed its mind, rightly": ("The answer is 17. Wait, actually it is 18.", "18", 1.0),
+    "cue with nothing after it": ("The answer is B.\nConclusion:", "B", 1.0),
     "two cues": ("The answer is 17. The answer is 18.", "18", 1.0),
     "cue in Chinese": ("共有16个，吃掉3个。答案是13。", "13", 1.0),
     "bold cue": ("**Answer:** 18", "18", 1.0),
@@ -79,6 +84,7 @@ NUMBERS = {
     "Unicode minus": ("−18", "-18", 1.0),
     "zeros after the point": ("18.00", "18", 1.0),
     "point without a zero": (".5", "0.5", 1.0),
+    "point without a zero in the reference": ("0.5", ".5", 1.0),
     "thousands": ("1,234.5", "1234.5", 1.0),
     "thousands in the reference": ("2125", "2,125", 1.0),
     "full-width": ("１，２３４", "1234", 1.0),
@@ -126,6 +132,7 @@ NUMBERS = {
     "rate": ("18 mg/d", "18", 1.0),
     "listed with a dash": ("- 18", "18", 1.0),
     "sum left open": ("9+9", "18", 1.0),
+    "sum of a fraction left open": ("1/4 + 1/4", "0.5", 1.0),
     "equation": ("9 * 2 = 18", "18", 1.0),
     "equation, wrong": ("18 = 9 + 8", "18", 0.0),
     "variable": ("x = 18", "18", 1.0),
@@ -170,6 +177,7 @@ NUMBERS = {
     "compared with a normal value": ("45 (<60)", "45", 1.0),
     "after an arrow": ("=> 18", "18", 1.0),
     "in HTML": ("<b>18</b>", "18", 1.0),
+    "reference in HTML": ("18", "<b>18.</b>", 1.0),
     "blood pressure": ("120/80", "120/80 mmHg", 1.0),
     "another of the same quotient": ("90/60 mmHg", "120/80 mmHg", 0.0),
     "another of the same quotient, without a unit": ("240/160", "120/80", 0.0),
@@ -213,6 +221,7 @@ SIGNS = {
     "date of the same difference": ("1988", "2026-11-27", 0.0),
     "letters alone": ("b + a", "a+b", 1.0),
     "letters alone, other": ("a-b", "a+b", 0.0),
+    "negative power": ("x^-12", "x^{-12}", 1.0),
     "power in Python": ("x**2", "x^2", 1.0),
     "plus or minus": ("\\pm 2", "±2", 1.0),
     "plus or minus, one of them": ("2", "±2", 0.0),
@@ -257,6 +266,7 @@ EXPRESSIONS = {
     "in prose": ("The area is $2\\sqrt{2}$.", "\\sqrt{8}", 1.0),
     "in Chinese prose": ("面积是$2\\sqrt{2}$。", "\\sqrt{8}", 1.0),
     "or": ("$\\sqrt{8}$ or $\\sqrt{9}$", "\\sqrt{9}", 0.0),
+    "or nothing": ("$\\sqrt{9}$ or nothing", "\\sqrt{9}", 0.0),
     "side by side": ("$\\sqrt{8}$, $\\sqrt{9}$", "\\sqrt{9}", 0.0),
     "Greek letter by name": ("pi/2", "\\frac{\\pi}{2}", 1.0),
     "power as a number": ("1024", "2^{10}", 1.0),
@@ -269,6 +279,7 @@ EXPRESSIONS = {
     "giant power": ("9^{999999999}", "18", 0.0),
     "giant factorial": ("(999999999)! - 1", "18", 0.0),
     "long": ("1+" * 1500 + "1", "1501", 0.0),
+    "a little long": ("1+" * 155 + "1", "156", 0.0),
     "nested": ("\\sqrt{" * 400, "\\sqrt{8}", 0.0),
     "code": ("__import__('os').getcwd()", "\\sqrt{8}", 0.0),
 }
@@ -295,6 +306,8 @@ CHOICES = {
     "chosen in Chinese": ("综上，应选B。", "B", 1.0),
     "with reasons": ("B, because A is too rare", "B", 1.0),
     "with reasons in Chinese": ("选B，因为A不对", "B", 1.0),
+    "with reasons that name others": ("B，因为A和C少见", "B", 1.0),
+    "with reasons for others": ("B，因为A和C也可能", "B", 0.0),
     "cue, then a wrong one": ("Answer: B. A is wrong.", "B", 1.0),
     "boxed": ("\\boxed{\\text{B}}", "B", 1.0),
     "or": ("A or B", "B", 0.0),
@@ -352,6 +365,10 @@ def test_choices_with_options(completion, answer, expected):
         assert score(f"<answer>{completion}</answer>", answer, options=options) == expected
 
 
+def test_an_option_without_a_text_is_not_named():
+    assert score("<answer>pneumonia</answer>", "B", options=["", "pneumonia"]) == 1.0
+
+
 VERDICTS = {
     "yes": ("Yes", "yes", 1.0),
     "no for yes": ("No", "yes", 0.0),
@@ -396,6 +413,7 @@ TERMS = {
     "in a sentence, with advice": ("考虑为肺炎，建议就医。", "肺炎", 1.0),
     "one guess": ("可能是肺炎", "肺炎", 1.0),
     "department in a sentence": ("建议挂儿科就诊", "儿科", 1.0),
+    "with what it is like": ("It is pneumonia, common in winter.", "pneumonia", 1.0),
     "case": ("COPD", "copd", 1.0),
     "hyphens": ("hand foot mouth disease", "hand-foot-mouth disease", 1.0),
     "curly apostrophe": ("Meniere’s disease", "Meniere's disease", 1.0),
@@ -431,6 +449,7 @@ TERMS = {
     "one a line": ("哮喘\n肺炎\n痛风", "肺炎", 0.0),
     "numbered": ("1. asthma\n2. pneumonia", "pneumonia", 0.0),
     "and": ("pneumonia and asthma", "pneumonia", 0.0),
+    "and, after another": ("asthma and pneumonia", "pneumonia", 0.0),
     "stated one after another": ("It is asthma. It is pneumonia. It is gout.", "pneumonia", 0.0),
     "section doubled": ("诊断：肺炎\n诊断：哮喘", "肺炎", 0.0),
     "section with questions": ("诊断：肺炎？哮喘？", "肺炎", 0.0),
@@ -480,7 +499,8 @@ REFERENCES = {
     "term that begins with a digit": ("1型糖尿病", "2型糖尿病", 0.0),
     "term with a number": ("The drug is 5-FU.", "5-FU", 1.0),
     "choices": ("B", "A|B", 1.0),
-    "numbers": ("19", "18|19", 1.0),
+    "numbers": ("19.0", "18|19", 1.0),
+    "term with a full stop": ("肺炎", "肺炎。", 1.0),
     "integer": ("18", 18, 1.0),
     "float": ("18", 18.0, 1.0),
     "small float": ("0.00001", 1e-05, 1.0),
@@ -489,6 +509,7 @@ REFERENCES = {
     "list of numbers": ("6", [5, 6], 1.0),
     "list, hedged": ("4 or 5", [5, 6], 0.0),
     "whole solution": ("18", "9 * 2 = <<9*2=18>>18\n#### 18", 1.0),
+    "boxed term": ("gout", "So it is \\boxed{gout}.", 1.0),
     "boxed solution": ("18", "So it is \\boxed{18}.", 1.0),
     "not a number": ("nan", float("nan"), None),
     "lone surrogate": ("\ud800", "\ud800", None),
@@ -566,6 +587,15 @@ def test_a_tolerance_is_a_share(value):
         bind(RewardSpec.read(f"verifier:tolerance={value}"), Catalog())
 
 
+def test_on_another_thread_there_is_no_timer():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(score, "<answer>18</answer>", "18").result() == 1.0
+
+
+def test_nothing_said_is_an_empty_answer():
+    assert final_answer(" 。\n") == ""
+
+
 def test_every_row_is_judged_by_its_reference():
     completions = ["<answer>B</answer>", "<answer>18</answer>", "", "<answer>x</answer>"]
     assert verifier(completions, ["B", "19", "yes", None]) == [1.0, 0.0, 0.0, None]
@@ -590,6 +620,7 @@ def test_found_by_its_name():
     assert (reward.range, reward.system_prompt, reward.isolation, entry.distribution) == (
         (0.0, 1.0), SYSTEM_PROMPT, "process", "rlhf-reward-verifier",
     )  # fmt: skip
+    assert reward.optional == ("aliases", "options")
     bound = bind(RewardSpec.read("verifier:tolerance=0.01"), Catalog())
     assert bound.spec.parameters == {"tolerance": 0.01}
 
