@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,6 +261,29 @@ def test_a_refused_stage_leaves_no_folder_to_rename():
     carry_out(runs, last="sft", stages={"sft": {"seed": 1}})
     assert runs.names == ["sft"]
     assert not list(Path("out").glob("*.old-*"))
+
+
+def test_a_model_that_was_changed_since_its_stage_feeds_no_other():
+    assert carry_out(FakeRuns(), last="sft") == 0
+    Path("out/sft/model/model.safetensors").write_text("others")
+    runs = FakeRuns()
+    for first in (None, "reward_model"):
+        with pytest.raises(UserError, match="out/sft/model is not what stage sft has trained.*Move out/sft/model away"):
+            carry_out(runs, first=first)
+    shutil.rmtree("out/sft/model")
+    assert carry_out(runs, last="sft") == 0
+    assert runs.names == ["sft-resume"]
+    stage = json.loads(Path("out/sft/stage.json").read_text())
+    Path("out/sft/stage.json").write_text(json.dumps({name: stage[name] for name in ("fingerprint", "finished")}))
+    Path("out/sft/model/model.safetensors").write_text("others")  # an earlier version had no digest of it
+    assert carry_out(FakeRuns()) == 0
+
+
+def test_a_dead_link_in_the_place_of_a_stage_is_said():
+    Path("out").mkdir()
+    Path("out/reward_model").symlink_to("nowhere")
+    with pytest.raises(UserError, match="out/reward_model exists and is not a stage of a pipeline"):
+        carry_out(FakeRuns())
 
 
 def test_other_folders_are_not_touched():

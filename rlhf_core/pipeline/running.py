@@ -1,6 +1,7 @@
 """Carrying out a pipeline, stage by stage, each in a process of its own.
 
-stage.json, in the folder of each, says what the stage was made of, by a fingerprint, and whether it is finished.
+stage.json, in the folder of each, says what the stage was made of, by a fingerprint, and whether it is finished, with a
+digest of its model.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rlhf_core.outputs import claim, write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
 from rlhf_core.rewards.by_path import files_of
 from rlhf_core.training.launch import INTERRUPTED, on_signals
+from rlhf_core.training.manifest import digest
 from rlhf_core.ui.screen import clock
 
 COMPARED_PROMPTS = 48
@@ -63,7 +65,7 @@ def _carry_out(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) 
         if code := run(command):
             say(f"\nStopped in stage {stage.name}. Resume the pipeline: {pipeline.resume_command}")
             return code
-        record(stage.folder, mark, finished=True)
+        record(stage.folder, mark, finished=True, model=digest(stage.model))
         say(f"\n{title}: done in {clock(time.monotonic() - started)}\n")
     say(f"Model   {stage.model}")
     return _compare(pipeline, mark, catalog, run, say) if _is_compared(pipeline) else 0
@@ -242,19 +244,31 @@ def recorded(folder: Path) -> dict[str, Any]:
     return values
 
 
-def record(folder: Path, mark: str, *, finished: bool) -> None:
+def record(folder: Path, mark: str, *, finished: bool, model: str | None = None) -> None:
+    """Write stage.json. `model`: a digest of what the stage has trained."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished}))
+    write_whole(folder / "stage.json", json.dumps({"fingerprint": mark, "finished": finished, "model": model}))
 
 
 def is_finished(stage: Stage) -> bool:
-    return bool(recorded(stage.folder).get("finished")) and stage.model.is_dir()
+    """Whether the stage has its model. Raises `UserError` if that is not the one that it has trained."""
+    found = recorded(stage.folder)
+    if not found.get("finished") or not stage.model.is_dir():
+        return False
+    if found.get("model") not in (None, digest(stage.model)):  # an earlier version wrote none
+        raise UserError(
+            f"{stage.model} is not what stage {stage.name} has trained: its files were changed or damaged since. "
+            f"Move {stage.model} away to have it written again, or train it further by itself: rlhf run --model "
+            f"{stage.model}"
+        )
+    return True
 
 
 def state_of(stage: Stage, mark: str) -> str:
     """`new`, `changed`, or unchanged and `finished` or `interrupted`. Raises `UserError` for other files."""
     found = recorded(stage.folder)
-    if not found and stage.folder.exists() and (stage.folder.is_file() or any(stage.folder.iterdir())):
+    is_other = any(stage.folder.iterdir()) if stage.folder.is_dir() else os.path.lexists(stage.folder)
+    if not found and is_other:
         raise UserError(f"{stage.folder} exists and is not a stage of a pipeline: choose another --output-dir")
     if not (stage.folder / "config.yaml").is_file():  # nothing was trained
         return "new"
