@@ -127,7 +127,8 @@ class Group:
         total = before["mutants"] if before else sum(counts.values()) - counts["invalid"]
         missed = before["not_reached"] if before else counts["not reached"]
         self.say(f"{file.relative_to(ROOT)}: {total}, {dict(counts)}, {time.monotonic() - began:.0f} s")
-        figures = {"every": self.every, "mutants": total, "killed": total - missed - counts["survived"]}
+        every = before["every"] if before else self.every
+        figures = {"every": every, "mutants": total, "killed": total - missed - counts["survived"]}
         return {**figures, "survived": counts["survived"], "not_reached": missed, "survivors": survivors}
 
     def _try(self, file: Path, mutant: Mutant, names: set[str]) -> str:
