@@ -141,6 +141,31 @@ def test_format(case):
         assert (example.chosen, example.rejected) == ([assistant("good")], [assistant("bad")])
 
 
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+# formatter -> its columns, and for one of them its other names
+OTHER_NAMES = {
+    "multiple_choice": ({"question": "a?", "options": ["x", "y"], "answer": "A"}, "question", "query problem stem question_stem 题目 问题"),
+    "alpaca": ({"instruction": "a", "output": "b"}, "output", "response completion answer 输出"),
+    "alpaca in Chinese": ({"instruction": "a", "输出": "b"}, "instruction", "指令"),
+    "messages": ({"messages": TURNS}, "messages", "conversation dialogue"),
+    "prompt": ({"prompt": "a"}, "prompt", "problem"),
+    "rejected_response": ({"messages": TURNS, "rejected_response": "c"}, "messages", "conversations"),
+    "rejected_response by its answer": ({"messages": TURNS, "rejected_response": "c"}, "rejected_response", "rejected_messages rejected"),
+    "compared": ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}, "prompt", "history context instruction"),
+    "ranked": ({"prompt": "a", "completions": [{"response": "b", "score": 1}, {"response": "c", "score": 2}]}, "prompt", "history context instruction"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "other"), [(case, other) for case, (*_, names) in OTHER_NAMES.items() for other in names.split()]
+)
+def test_a_column_by_another_of_its_names(case, other):
+    row, column, _ = OTHER_NAMES[case]
+    renamed = {other if name == column else name: value for name, value in row.items()}
+    assert formatter_of(renamed).name == formatter_of(row).name == case.partition(" ")[0]
+    assert converted(renamed) == converted(row)
+
+
 def test_every_formatter_is_declared_tested_and_described():
     names = {formatter.name for formatter in rlhf_formatters()}
     assert names == {e.name for e in Catalog().entries("formatters") if e.distribution == "rlhf-formatter-common"}
