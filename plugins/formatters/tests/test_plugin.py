@@ -166,6 +166,57 @@ def test_a_column_by_another_of_its_names(case, other):
     assert converted(renamed) == converted(row)
 
 
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [("bot", "system, user, assistant, tool: write 'assistant' for it"), ("nurse", "system, user, assistant, tool$")],
+)
+def test_a_role_of_another_name_is_told(role, said):
+    with pytest.raises(ValueError, match=f"messages: role '{role}' is not one of {said}"):
+        messages({"messages": [user("a"), {"role": role, "content": "b"}]})
+
+
+def test_the_reference_of_a_row_under_another_name():
+    row = {"prompt": [user("a")], "completion": [assistant("b")]}
+    assert prompt_completion({**row, "ground_truth": "c"}).answer == "c"
+    assert prompt_completion({**row, "answer": " ", "reward_model": {"ground_truth": "d"}}).answer == "d"
+    assert prompt_completion({**row, "answer": "e", "ground_truth": "c"}).answer == "e"
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        (["A. x", "B. y"], ["x", "y"]),
+        (["(A) x", "(B) y"], ["x", "y"]),
+        (["A type", "B type"], ["A type", "B type"]),
+        (["A. x", "y"], ["A. x", "y"]),
+        (["A.", "B."], ["A.", "B."]),
+    ],
+)
+def test_letters_of_options_are_read_where_each_has_its_own(options, read):
+    shown = multiple_choice({"question": "Which?", "options": options, "answer": "A"}).prompt[-1]["content"]
+    assert [line.partition(". ")[2] for line in shown.splitlines()[-2:]] == read
+
+
+def test_what_is_no_question_with_options():
+    row = {"question": "Which?", "options": ["x", "y"], "answer": "A"}
+    formatter = Catalog().load("formatters", "multiple_choice")[0]
+    assert formatter.fits(row)
+    for change in ({"answer": ""}, {"options": []}, {"options": {}}, {"options": None}):
+        assert not formatter.fits({**row, **change})
+    huatuo = Catalog().load("formatters", "huatuogpt")[0]
+    assert [huatuo.fits({"data": value}) for value in (["问：a", "答：b"], ["a", "b"], "问：a", ["问：a", 3])] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_a_dialogue_in_text_may_end_with_blanks():
+    row = {"prompt": f"{HH} \n", "chosen": " good", "rejected": " bad"}
+    assert full_hh(row) == full_hh({**row, "prompt": HH})
+
+
 def test_every_formatter_is_declared_tested_and_described():
     names = {formatter.name for formatter in rlhf_formatters()}
     assert names == {e.name for e in Catalog().entries("formatters") if e.distribution == "rlhf-formatter-common"}
