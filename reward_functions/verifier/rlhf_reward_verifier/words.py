@@ -98,7 +98,9 @@ VERDICTS = {word: verdict for verdict, words in _VERDICTS.items() for word in wo
 _ENGLISH = "|".join(word for word in VERDICTS if word.isascii())
 _CHINESE = "|".join(sorted((word for word in VERDICTS if not word.isascii()), key=len, reverse=True))
 _VERDICT = re.compile(
-    rf"(?P<not>\bnot (?:true|correct|yes)\b)|\b(?:{_ENGLISH})\b|(?<![一-鿿])(?:{_CHINESE})(?:的|定的)?(?![一-鿿])",
+    r"(?P<no>\bnot (?:true|correct|yes)\b)|(?P<yes>\bnot (?:no|false|incorrect|wrong)\b)"
+    r"|(?P<nothing>\bno (?:idea|clue|answer|comment|opinion)\b)"
+    rf"|\b(?:{_ENGLISH})\b|(?<![一-鿿])(?:{_CHINESE})(?:的|定的)?(?![一-鿿])",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[,.;:!?。、()\n]")
@@ -119,7 +121,7 @@ def judge_verdict(answer: str, verdict: str) -> bool:
 
 def _verdicts(clause: str) -> set[str]:
     return {
-        "no" if m["not"] else VERDICTS.get(m[0].lower()) or VERDICTS.get(re.sub("定?的$", "", m[0]), "")
+        m.lastgroup or VERDICTS.get(m[0].lower()) or VERDICTS.get(re.sub("定?的$", "", m[0]), "")
         for m in _VERDICT.finditer(clause)
     }  # fmt: skip
 
