@@ -9,9 +9,10 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from rlhf_core.prefix import Group, completion_logps, head, padded, share, shares, sharing, two_phase, unwrap
+from rlhf_core.prefix.packed import hidden_size
 from tests.prefix_models import assert_same
 
 GROUPS = [
@@ -216,3 +217,12 @@ def test_a_head_that_is_not_a_plain_linear_layer_is_recomputed_in_its_backward(b
     torch.testing.assert_close(logps, plain)
     for one, other in zip(ours, by_weight, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_the_states_of_a_head_that_an_adapter_is_around(tiny_model):
+    """Trained tokens of a model whose head is its embeddings; PPO makes its value head of this size."""
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_config(config)
+    size = hidden_size(model)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 9]))
+    assert hidden_size(adapted) == size == config.hidden_size

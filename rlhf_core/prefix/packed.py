@@ -202,7 +202,7 @@ def hidden_size(model: Any) -> int:
     """The size of the states that `completion_hidden` gives: what the model's head reads."""
     plain = unwrap(model)
     head = plain.get_output_embeddings()
-    return plain.config.get_text_config().hidden_size if head is None else head.in_features
+    return getattr(head, "in_features", plain.config.get_text_config().hidden_size)  # an adapter may be around it
 
 
 @contextmanager
