@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 
 from rlhf_core import environment
@@ -28,6 +30,9 @@ from rlhf_core.prefix import sampler
 from rlhf_core.training import launch
 from rlhf_core.training.checkpoint import list_checkpoints
 from rlhf_core.training.run import train
+
+TRANSFORMERS_5_17 = Version(transformers.__version__) < Version("5.18")
+LOADS_NOTHING = "transformers 5.17 can't load the optimizer's state into several processes on a CPU"
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +169,7 @@ def test_a_mistake_is_reported_once_before_processes_start(settings):
     assert (done.stderr.count("no formatter fits"), done.stderr.count("Traceback")) == (1, 0)
 
 
+@pytest.mark.skipif(TRANSFORMERS_5_17, reason=LOADS_NOTHING)
 def test_ctrl_c_stops_all_processes_after_the_same_step(settings, of_two_processes):
     """One checkpoint, one message, exit code 130, and what comes of it is the run that was not interrupted."""
     process, metrics = start({**settings, **LONGER, "output_dir": "cut"}), Path("cut/metrics.jsonl")
@@ -359,8 +365,14 @@ def rlhf_callbacks(run): return [RunsOut()]
 
 @pytest.mark.parametrize(
     ("processes", "short", "starts"),
-    [(1, {4: "0", 2: "0"}, [(2, 2), (1, 4)]), (2, {4: "1"}, [(2, 2)])],
-    ids=["one process, twice", "one of two processes"],
+    [
+        pytest.param(1, {4: "0", 2: "0"}, [(2, 2), (1, 4)], id="one process, twice"),
+        pytest.param(
+            *(2, {4: "1"}, [(2, 2)]),
+            id="one of two processes",
+            marks=pytest.mark.skipif(TRANSFORMERS_5_17, reason=LOADS_NOTHING),
+        ),
+    ],
 )
 def test_a_run_out_of_memory_resumes_with_a_smaller_micro_batch(
     settings, tmp_path, monkeypatch, processes, short, starts

@@ -666,7 +666,7 @@ def test_a_hanging_reward_is_killed_and_the_row_has_no_score(worker, tmp_path):
     huge, fine = "\\boxed{9^{9^{9}}}", "\\boxed{2\\sqrt{2}}"
     columns = {"answer": ["\\sqrt{8}"]}
     assert unguarded.score((columns, {"completions": [huge]}), 1, 5.0).errors == ["timeout: no answer within 5 s"]
-    assert unguarded.score((columns, {"completions": [fine]}), 1, 5.0).scores == [1.0]
+    assert unguarded.score((columns, {"completions": [fine]}), 1, 60.0).scores == [1.0]
 
 
 @pytest.mark.skipif(not (DATA / "gsm8k.jsonl").exists(), reason="the data set is not here")
