@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -81,8 +82,10 @@ UNITS = [
 
 # (characters, the units repeated, seconds that each reward may take)
 @pytest.mark.parametrize(("size", "units", "seconds"), [(3950, UNITS, 1.0), (100_000, UNITS[::6], 5.0)])
-def test_no_input_takes_long(size, units, seconds):
+def test_no_input_takes_long(size, units, seconds, monkeypatch):
     """By the process's own time."""
+    # The verifier's timer may ring where Python can't raise, and rings again.
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     keyword, length = MedicalKeyword(), Length()
     rewards = {
         "number": lambda text: verifier([f"<answer>1{text}b"], ["18"]),
