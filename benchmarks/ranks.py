@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def measure(case: str, folder: str) -> dict[str, Any]:
         command.wait(900)
     said = outputs[commands.index(other)].read_text(encoding="utf-8")
     message = next((line for line in said.splitlines() if line.startswith(("The run ends", "Stopped after"))), None)
+    if message:  # without what is of this machine
+        message = re.sub(r" \(process \d+ on [^)]+\)|/\S*/site-packages/", "", message)
     return {"seconds": took, "exit_code": code, "tracebacks": said.count("Traceback"), "message": message}
 
 

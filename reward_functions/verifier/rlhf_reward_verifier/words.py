@@ -120,10 +120,8 @@ def judge_verdict(answer: str, verdict: str) -> bool:
 
 
 def _verdicts(clause: str) -> set[str]:
-    return {
-        m.lastgroup or VERDICTS.get(m[0].lower()) or VERDICTS.get(re.sub("定?的$", "", m[0]), "")
-        for m in _VERDICT.finditer(clause)
-    }  # fmt: skip
+    found = _VERDICT.finditer(clause)
+    return {m.lastgroup or VERDICTS.get(m[0].lower()) or VERDICTS.get(re.sub("定?的$", "", m[0]), "") for m in found}
 
 
 # --- short terms ---
