@@ -26,11 +26,11 @@ def base_of(task: str, base) -> torch.nn.Module:
     return model.eval()
 
 
-def write_adapter(base, folder, task: str = "CAUSAL_LM"):
+def write_adapter(base, folder, task: str = "CAUSAL_LM", modules="all-linear"):
     """An adapter whose weights are far from zero, with its tokenizer."""
     torch.manual_seed(0)
     scores = ["score"] if task == "SEQ_CLS" else None
-    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type=task, modules_to_save=scores)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=modules, task_type=task, modules_to_save=scores)
     model = get_peft_model(base_of(task, base), config)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -68,6 +68,14 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(task, tiny_model, t
         assert result.output.endswith(f"rlhf chat {tmp_path / 'adapter-merged'}\n")
     else:
         assert result.output.endswith(f"rlhf run --method ppo --reward-model {tmp_path / 'adapter-merged'}\n")
+
+
+def test_an_adapter_on_tied_embeddings_leaves_the_output_layer_as_it_was(tiny_model, tmp_path):
+    folder = write_adapter(tiny_model, tmp_path / "adapter", modules=["q_proj", "embed_tokens"])
+    expected = logits(PeftModel.from_pretrained(base_of("CAUSAL_LM", tiny_model), folder))
+    assert merge(folder).exit_code == 0
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter-merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(full), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_is_merged_into_its_own_folder_with_all_a_model_needs(adapter, tiny_model, tmp_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load, save_file
 from transformers import (
     AutoConfig,
@@ -33,6 +35,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.context import context_length, max_tokens
+from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.resolve import find
 from rlhf_core.models.weights import Weight, check_quantized
 
@@ -473,3 +476,33 @@ def test_a_run_that_has_only_checkpoints(tiny_model, tmp_path):
         models.inspect(find(str(checkpoint))).parameters
         == AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint)).num_parameters()
     )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (LoraConfig(target_modules=["q_proj"], bias="all"), "only 1 adapter with bias.* Add --no-lora, which merges"),
+        (AdaLoraConfig(target_modules=["q_proj"], total_step=9, tinit=1, tfinal=1), "only 1 trainable adapter.* --no"),
+        (LoraConfig(target_modules=["q_proj"], use_dora=True), None),
+    ],
+    ids=["biases", "adalora", "dora"],
+)
+def test_an_adapter_of_which_no_frozen_copy_can_be_added_is_no_reference(tiny_model, tmp_path, adapter, message):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    get_peft_model(model, adapter).save_pretrained(tmp_path / "adapter")
+    info = models.inspect(find(str(tmp_path / "adapter"), "--model"))
+    ReferenceModel.check(SimpleNamespace(info=info, options=TrainingOptions(lora=False)))
+    run = SimpleNamespace(info=info, options=TrainingOptions())
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        ReferenceModel.check(run)
+
+
+def test_a_reward_model_keeps_what_an_adapter_was_trained_on_whole(tiny_model, tmp_path):
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["model.norm", "lm_head"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), settings)
+    torch.nn.init.constant_(model.get_base_model().model.norm.modules_to_save["default"].weight, 3.0)
+    model.save_pretrained(tmp_path / "adapter")
+    info = models.inspect(find(str(tmp_path / "adapter"), "--model"), SCORES)
+    started = models.load(info, TrainingOptions()).get_base_model().model.norm.modules_to_save["default"].weight
+    assert started.unique().tolist() == [3.0]
+    assert started.requires_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.inputs import library_errors
@@ -10,7 +11,7 @@ from rlhf_core.models.files import read_adapter_config
 from rlhf_core.models.weights import refuse_not_finite
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
     from transformers import PreTrainedModel
 
     from rlhf_core.models.loading import ModelInfo
@@ -43,6 +44,35 @@ def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
     )
 
 
+def for_scores(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
+    """An adapter's configuration in a reward model: the score head is trained whole, as what else was so is."""
+    # Probed: only some kinds of adapters have it.
+    names = [*(getattr(config, "modules_to_save", None) or []), "score"]
+    parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    scoring: Any = copy.copy(config)
+    scoring.task_type = "SEQ_CLS"
+    scoring.modules_to_save = [name for name in dict.fromkeys(names) if name.rpartition(".")[2] in parts]
+    return scoring
+
+
+def merged(model: Any, **options: Any) -> PreTrainedModel:
+    """A `PeftModel`'s base with the adapter in its weights. Embeddings of which only one side is adapted, or each by
+    itself, are no longer tied to the output layer.
+    """
+    import torch
+    from peft.tuners.trainable_tokens import TrainableTokensLayer  # which keeps tied ones tied
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    layers = [base.get_input_embeddings(), base.get_output_embeddings()]
+    plain = [layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers]
+    adapted = any(isinstance(at, BaseTunerLayer) and not isinstance(at, TrainableTokensLayer) for at in layers)
+    if adapted and plain[1] is not None and plain[1].weight is plain[0].weight:
+        plain[1].weight = torch.nn.Parameter(plain[1].weight.detach().clone())
+        base.config.tie_word_embeddings = False
+    return model.merge_and_unload(**options)
+
+
 def add_adapter(info: ModelInfo, model: PreTrainedModel, *, trainable: bool) -> PreTrainedModel:
     from peft import PeftModel
 
@@ -65,7 +95,8 @@ def _adapter_with_score(model: PreTrainedModel, info: ModelInfo) -> PreTrainedMo
 
     folder = str(info.adapter)
     config: Any = read_adapter_config(folder, info.called)
-    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
+    config = for_scores(config, model)
+    config.inference_mode = False
     weights = {"base_model.model.score.weight": model.score.weight.detach(), **load_peft_weights(folder)}
     model = get_peft_model(model, config)
     set_peft_model_state_dict(model, weights)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_core.errors import UserError, did_you_mean, listed
 from rlhf_core.inputs import library_errors
+from rlhf_core.models.adapters import for_scores
 from rlhf_core.models.files import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -179,7 +180,7 @@ def check_adapter(empty: PreTrainedModel, reference: ModelReference, task: Task,
     if config.is_prompt_learning:
         return []
     if task == "sequence_classification":
-        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+        config = for_scores(config, empty)
     with library_errors(f"{called} does not fit {reference.base}"), quiet_libraries():
         model = with_adapter(empty, config)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False)

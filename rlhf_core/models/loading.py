@@ -9,7 +9,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.inputs import library_errors, path_of, read_text
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, files, weights
-from rlhf_core.models.adapters import add_adapter, new_adapter, uses_lora
+from rlhf_core.models.adapters import add_adapter, merged, new_adapter, uses_lora
 from rlhf_core.models.checks import Task
 from rlhf_core.models.context import max_tokens
 from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
@@ -193,7 +193,7 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
     if info.adapter:
         model = add_adapter(info, model, trainable=True)
         if not uses_lora(options, info):
-            model = model.merge_and_unload().requires_grad_(True)
+            model = merged(model).requires_grad_(True)
     if options.shares_prompts:
         from rlhf_core.prefix import share
 

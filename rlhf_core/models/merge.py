@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import path_of
-from rlhf_core.models.adapters import add_adapter
+from rlhf_core.models import adapters
 from rlhf_core.models.files import read_config
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.outputs import new_folder, write_whole
@@ -82,11 +82,11 @@ def _merged(reference: ModelReference) -> tuple[ModelInfo, PreTrainedModel, list
             "an adapter can't be added to them exactly. Merge it with the model that they were made from, by writing "
             f"that as base_model_name_or_path into {Path(reference.path) / 'adapter_config.json'}"
         )
-    model = add_adapter(info, base, trainable=False).eval()
+    model = adapters.add_adapter(info, base, trainable=False).eval()
     tokenizer = info.tokenizer
     expected = _logits(model, tokenizer)
     try:
-        merged = model.merge_and_unload(safe_merge=True)
+        merged = adapters.merged(model, safe_merge=True)
     except (ValueError, NotImplementedError) as error:  # not finite, or a kind of adapter that can't be merged
         raise UserError(f"{reference.path} can't be merged: {error}") from error
     return info, merged, expected, _compare(expected, _logits(merged, tokenizer), "float32", reference)

@@ -5,11 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-REFERENCE_ADAPTER = "ref"
+from rlhf_core.errors import UserError
+from rlhf_core.inputs import library_errors
+from rlhf_core.models.adapters import uses_lora
+from rlhf_core.models.checks import with_adapter
+from rlhf_core.models.files import read_adapter_config
+from rlhf_core.models.resolve import quiet_libraries
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
+
+REFERENCE_ADAPTER = "ref"  # TRL's name, too
 
 
 class ReferenceModel:
@@ -20,7 +30,7 @@ class ReferenceModel:
     """
 
     def __init__(self, model: Any, *, fresh_adapter: bool) -> None:
-        from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import PeftModel
 
         self.model, self.fresh_adapter = model, fresh_adapter
         self.copy: Any = None
@@ -29,8 +39,32 @@ class ReferenceModel:
             self.copy = copy.deepcopy(model).requires_grad_(False).eval()
         elif not fresh_adapter:
             model.add_adapter(REFERENCE_ADAPTER, model.peft_config["default"])
-            set_peft_model_state_dict(model, get_peft_model_state_dict(model), adapter_name=REFERENCE_ADAPTER)
+            self.copy_adapter(model)
             model.set_adapter("default")
+
+    @staticmethod
+    def check(run: Run) -> None:
+        """Before weights load: raise `UserError` if the run trains on from an adapter of which no copy can be added."""
+        if run.info.adapter is None or run.info.empty is None or not uses_lora(run.options, run.info):
+            return
+        config = read_adapter_config(run.info.adapter, run.info.called)
+        config.inference_mode = False  # it is trained
+        called = f"{run.info.called}: the reference would be a frozen copy of this adapter, which PEFT can't add"
+        try:
+            with library_errors(called), quiet_libraries():
+                with_adapter(run.info.empty, config).add_adapter(REFERENCE_ADAPTER, config, low_cpu_mem_usage=True)
+        except UserError as error:
+            raise UserError(
+                f"{error} Add --no-lora, which merges it into the weights and trains all of them, or make a merged "
+                "model to begin with: rlhf merge"
+            ) from error
+
+    @staticmethod
+    def copy_adapter(model: Any) -> None:
+        """Give the adapter `ref` of a `PeftModel` the values of the one that is trained."""
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, get_peft_model_state_dict(model), adapter_name=REFERENCE_ADAPTER)
 
     def prepare(self, accelerator: Any) -> None:
         """Shard the copy, if there is one, as FSDP or DeepSpeed shard the trained model."""

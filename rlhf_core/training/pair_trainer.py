@@ -95,6 +95,8 @@ class PairTrainer(Trainer):
         """The trainer of a method's `trainer(run)`. The frozen reference, if any, is the model as it is now."""
         from rlhf_core.data.encoding import encode_pairs
 
+        if reference:
+            ReferenceModel.check(run)
         rows, limit = run.options.per_device_train_batch_size, run.options.max_completion_length
         args = run.arguments(TrainingArguments, per_device_eval_batch_size=rows, remove_unused_columns=False)
         model, held_out = _trainable(run), run.held_out

@@ -15,6 +15,7 @@ Left out: images, tools and environments, which TRL's trainer supports and `rlhf
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from typing import Annotated, Any, Literal
@@ -145,11 +146,14 @@ class GRPO(Method):
         return forwards // math.gcd(forwards, args.gradient_accumulation_steps)
 
     def trainer(self, run):
+        from rlhf_core import ReferenceModel
         from rlhf_core.prefix import share
         from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer, SyncedReference
 
         options = run.options
         arguments = self._arguments(run)
+        if arguments.beta:
+            ReferenceModel.check(run)
         trainer = SharedPrefixGRPOTrainer(
             model=run.model,
             args=arguments,
@@ -163,9 +167,8 @@ class GRPO(Method):
         trainer.epochs_done = run.epochs_done
         trainer.rollouts = options.rollouts
         trainer.template = run.template
-        if trainer.ref_model is not None and run.info.adapter:
-            # TRL loads the reference by the model's name, without the adapter that went into the weights.
-            trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(run.model.state_dict())
+        if arguments.beta and run.info.adapter:
+            _copy_to_reference(trainer, run.model)
         if trainer.ref_model is not None and options.shares_prompts:
             share(trainer.accelerator.unwrap_model(trainer.ref_model))
         if arguments.sync_ref_model:
@@ -213,6 +216,23 @@ class GRPO(Method):
             _say_unused_clipping(options)
         arguments.router_aux_loss_coef = router_loss_coefficient(run.info.config, arguments.router_aux_loss_coef)
         return arguments
+
+
+def _copy_to_reference(trainer: Any, model: Any) -> None:
+    """Make the reference what the run starts from, with the adapter that it starts from.
+
+    TRL copies an adapter's modules and not its other weights, such as those of LoRA on embeddings, of LoKr or C3A; and
+    without LoRA it loads the reference by the model's name, without the adapter that went into the weights.
+    """
+    from rlhf_core import ReferenceModel
+
+    if trainer.ref_model is None:
+        ReferenceModel.copy_adapter(model)
+        return
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+    # A weight of its own, as an adapter on tied embeddings gives the model one.
+    reference.set_output_embeddings(copy.deepcopy(reference.get_output_embeddings()))
+    reference.load_state_dict(model.state_dict())
 
 
 def _say_unused_clipping(options: Options) -> None:

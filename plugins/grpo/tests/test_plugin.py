@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoKrConfig, LoraConfig, get_peft_model
 from rlhf_method_grpo import GRPO
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from transformers import AutoModelForCausalLM
@@ -136,18 +136,31 @@ def test_one_reward_is_summed_first_and_several_are_normalized_first(run, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_reference_of_a_merged_adapter_is_the_merged_model(run, tmp_path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
+@pytest.mark.parametrize(
+    ("adapter", "lora"),
+    [
+        (LoraConfig(target_modules=["q_proj", "embed_tokens"], init_lora_weights=False), None),
+        (LoKrConfig(r=4, target_modules=["q_proj"], init_weights=False), None),
+        (LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]), False),
+    ],
+    ids=["embeddings", "lokr", "untied, merged"],
+)
+def test_the_reference_computes_what_the_adapter_that_the_run_starts_from_does(run, tmp_path, adapter, lora):
     base = AutoModelForCausalLM.from_pretrained(testing.tiny_model(tmp_path / "base"))
-    adapted = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    adapted.save_pretrained(tmp_path / "adapter")
-    trainer = GRPO().trainer(run(model=str(tmp_path / "adapter"), lora=False, beta=0.1))
-    ours, reference = trainer.model.state_dict(), trainer.ref_model.state_dict()
-    assert all(torch.equal(ours[name], reference[name]) for name in ours)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
-    assert not all(torch.equal(plain[name], reference[name]) for name in plain)
+    started = get_peft_model(base, adapter)
+    for weight in started.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1)
+    started.save_pretrained(tmp_path / "adapter")
+    trainer = GRPO().trainer(run(model=str(tmp_path / "adapter"), lora=lora, beta=0.1))
+    reference = trainer.ref_model
+    if reference is None:
+        reference = trainer.model
+        reference.set_adapter("ref")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected, got = started.eval()(ids).logits, reference.eval()(ids).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -144,6 +144,7 @@ class PPO(Method):
                 f"--lora-dropout {options.lora_dropout}: PPO compares probabilities before and after a step, in which "
                 "dropout would be noise. Leave it out"
             )
+        ReferenceModel.check(run)
         arguments = run.arguments(
             TrainingArguments,
             max_steps=_steps(options, run.world_size, len(run.train_rows)),
