@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -121,10 +124,21 @@ def test_conversations_whose_answers_are_all_cut_off_are_left_out(template):
 
 
 def test_a_system_message_of_the_template_counts(template):
-    import copy
-
     tokenizer = copy.deepcopy(template.tokenizer)
     tokenizer.chat_template = "{{ 'be kind ' * 300 }}" + tokenizer.chat_template
     wordy = ChatTemplate(tokenizer)
     with pytest.raises(UserError, match="1 of 1 conversations have more than --max-length 500 tokens"):
         lengths.limit_conversations([SHORT], wordy, 500, "error")
+
+
+def test_a_call_of_a_tool_may_be_written_in_more_tokens_than_it_has_bytes(template):
+    tokenizer = copy.deepcopy(template.tokenizer)
+    tokenizer.chat_template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls or [] %}{{ call|tojson(indent=8) }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"""
+    indented = ChatTemplate(tokenizer)
+    call = {"name": "sum", "arguments": {"numbers": [1] * 50}}
+    row = {"messages": [*SHORT["messages"][:1], {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    [(ids, _)] = encoding.encode_conversation(indented, row["messages"])
+    assert len(ids) - 1 > len(json.dumps(row)) + 4 * 64
+    with pytest.raises(UserError, match=f"the longest {len(ids):,}"):
+        lengths.limit_conversations([row], indented, len(ids) - 1, "error")

@@ -7,6 +7,7 @@ Each function returns the rows to train on, and warnings that count the rows tha
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -166,11 +167,13 @@ def _limit(
     return [row for i, row in enumerate(rows) if i not in without], warnings
 
 
-def _bytes(messages: Messages) -> int:
-    """Bytes of all turns, with 64 more for what the template adds to each. A call of a tool counts several times: the
-    template may write it with other spaces.
+def _bytes(messages: Messages) -> float:
+    """Bytes of all turns, with 64 more for what the template adds to each. Of calls of tools there is no telling: the
+    template may write any spaces into them.
     """
-    texts = (json.dumps(turn, ensure_ascii=False) * (4 if "tool_calls" in turn else 1) for turn in messages)
+    if any(turn.get("tool_calls") for turn in messages):
+        return math.inf
+    texts = (json.dumps(turn, ensure_ascii=False) for turn in messages)
     return sum(len(text.encode("utf-8", "surrogatepass")) + 64 for text in texts)
 
 
