@@ -55,10 +55,13 @@ REFUSED = {
     "Infinity": ("a.jsonl", GOOD + '{"question": "q", "answer": -Infinity}', "a.jsonl line 2: .* answer is -inf, not text"),
     "an infinite reference": ("a.jsonl", '{"prompt": "q", "answer": 1e400}', "a.jsonl line 1: .* answer is inf, not text"),
     "half a name": ("a.jsonl", GOOD + '{"question": "q", "answer": "a", "\\ud800": 1}', "a.jsonl line 2: the name of a column"),
-    "a list as row": ("a.jsonl", GOOD + "[1]", "a.jsonl line 2: expected an object with named columns, not list"),
+    "a list as row": ("a.jsonl", GOOD + "[1]", "a.jsonl line 2: expected an object with named columns, not list$"),
+    "a row in text": ("a.jsonl", json.dumps(" " + GOOD), "a.jsonl line 1: expected .* not str: it is JSON inside of text"),
+    "rows in text": ("a.jsonl", json.dumps(json.dumps([QA])), "a.jsonl line 1: expected .* not str: it is JSON inside of text"),
+    "a text": ("a.jsonl", '"What is {?"', "a.jsonl line 1: expected .* not str$"),
     "lists as rows": ("a.jsonl", "[1]\n[2]", "a.jsonl line 2 is not JSON: Extra data"),
     "a mark in the middle": ("a.jsonl", GOOD + "\ufeff" + GOOD, "a.jsonl line 2 is not JSON"),
-    "not UTF-8 later": ("a.jsonl", GOOD.encode() + b'{"question": "\xff"}', r"not UTF-8 text \(byte 50, in line 2\)"),
+    "not UTF-8 later": ("a.jsonl", GOOD.encode() * 2 + b'{"question": "\xff"}', r"not UTF-8 text \(byte 86, in line 3\)"),
     "options without lists": ("a.jsonl", '{"question": "q", "options": {"label": 5, "text": 6}, "answer": "A"}', "label is not a list"),
     "more labels than options": ("a.jsonl", '{"question": "q", "options": {"label": ["A", "B", "C"], "text": ["x", "y"]}, "answer": "C"}', "3 labels for 2 texts"),
     "an option of nothing": ("a.jsonl", '{"question": "q", "options": [{"label": "A", "text": null}, {"label": "B", "text": "x"}], "answer": "A"}', "text is NoneType"),
@@ -101,6 +104,8 @@ READ = {
     "rows repeated, lines blank": ("a.jsonl", GOOD + "\n \n" + GOOD, QA),
     "a line separator of Unicode": ("a.jsonl", GOOD + '{"a": "x\u2028y\x85"}', {"a": "x\u2028y\x85"}),
     "a list in one line": ("a.jsonl", "\n" + json.dumps([QA, QA]), QA),
+    "a list over lines": ("a.json", "\n" + json.dumps([QA, QA], indent=1), QA),
+    "a table of one column": ("a.csv", "TEXT\na\nb\n", {"TEXT": "b"}),
     "a column that mixes types": ("a.jsonl", '{"a": 1}\n{"a": {"b": [null]}}', {"a": {"b": [None]}}),
     "NaN in a column that nobody reads": ("a.jsonl", GOOD + '{"a": 1e999}', {"a": float("inf")}),
     "a date that Python can't have": ("a.parquet", parquet(with_column(YEAR_9999)), {**QA, "more": "<value out of range: 2305843009213693952>"}),
@@ -126,6 +131,7 @@ BOMBS = {
     "a.jsonl.gz": gzip.compress(b" " * 1_500_000),
     "b.jsonl.gz": gzip.compress((b" " * 99 + b"\n") * 15_000),
     "a.json.gz": gzip.compress(b"[" + b" " * 1_500_000),
+    "a.parquet.gz": gzip.compress(bytes(1_500_000)),
     "a.csv.gz": gzip.compress(b"question,answer\n" + (b"a" * 400 + b",b\n") * 4_000),
     "a.parquet": parquet(pyarrow.table({"question": DICTIONARY}), compression="zstd"),
     "b.parquet": parquet(pyarrow.table({"question": TEXT}), compression="zstd", use_dictionary=False),
@@ -153,6 +159,43 @@ def test_a_batch_of_parquet_is_smaller_where_a_value_may_be_repeated():
     with pytest.raises(UserError, match="take more than 1,000,000 bytes"):
         list(tables.read_parquet("a.parquet", io.BytesIO(content), 1_000_000))
     assert len(list(tables.read_parquet("a.parquet", io.BytesIO(content), 20_000_000))) == 100
+
+
+def unpacked(table, compression, new=pyarrow.ipc.new_file):
+    file = io.BytesIO(arrow(table, compression, new))
+    file.seek(8 if new is pyarrow.ipc.new_file else 0)
+    return [tables._unpacked(message) for message in pyarrow.ipc.MessageReader.open_stream(file)]
+
+
+# what `unpacked` is given, the bytes of the schema's, a dictionary's and the rows' message
+UNPACKED = {
+    "texts": ((pyarrow.table({"a": TEXT}), "zstd"), [0, 101 * 4 + 100 * 20_000]),
+    "texts that are not packed": ((pyarrow.table({"a": TEXT}), None), [0, 0]),
+    "a dictionary": ((pyarrow.table({"a": DICTIONARY}), "lz4"), [0, 2 * 4 + 20_000, 100 * 4]),
+    "a dictionary in a stream": ((pyarrow.table({"a": DICTIONARY}), "zstd", pyarrow.ipc.new_stream), [0, 20_008, 400]),
+    "numbers": ((pyarrow.table({"a": [1] * 1000}), "zstd"), [0, 8000]),
+    "nothing": ((pyarrow.table({"a": pyarrow.nulls(9)}), "zstd"), [0, 0]),
+    "what packing makes longer": ((pyarrow.table({"a": [b"\x07\x81\xfe"]}), "zstd"), [0, 11]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNPACKED)
+def test_what_an_arrow_message_unpacks_to_is_known_before(case):
+    """Offsets of 4 bytes, and one more than texts; the texts; the places in a dictionary."""
+    given, sizes = UNPACKED[case]
+    assert unpacked(*given) == sizes
+
+
+def test_how_much_the_rows_of_a_table_may_take():
+    """400 bytes a row, and the text, which a dictionary has once for all rows."""
+    content = arrow(pyarrow.table({"question": DICTIONARY}))
+    assert len(list(tables.read_arrow("a.arrow", io.BytesIO(content), 100 * 20_400))) == 100
+    with pytest.raises(UserError, match="take more than 2,039,999 bytes"):
+        list(tables.read_arrow("a.arrow", io.BytesIO(content), 100 * 20_400 - 1))
+    nulls = arrow(pyarrow.table({"question": pyarrow.nulls(10)}))
+    assert len(list(tables.read_arrow("a.arrow", io.BytesIO(nulls), 4_000))) == 10
+    with pytest.raises(UserError, match="take more than 3,999 bytes"):
+        next(tables.read_arrow("a.arrow", io.BytesIO(nulls), 3_999))  # before a row is read
 
 
 def make_pipe(folder):
@@ -197,7 +240,8 @@ def test_links_to_folders_are_followed_once(tmp_path):
 def test_a_folder_of_everything_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MOST_FILES", 2)
     for name in "abc":
-        (tmp_path / f"{name}.txt").touch()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").touch()
     with pytest.raises(UserError, match="has more than 2 files. Name the files"):
         sources.read(DataSpec(str(tmp_path)))
 

@@ -108,12 +108,12 @@ def _rows(path: Path, file: IO[bytes], suffix: str) -> Iterator[tuple[str, Any]]
         yield from (read_parquet if suffix == ".parquet" else read_arrow)(path, stream, most)
         return
     _check_encoding(path, start)
-    lines = _lines(path, stream, most if packed else None)
+    lines = _lines(path, stream, most)
     yield from _csv(path, lines) if suffix == ".csv" else _json(path, lines)
 
 
-def _read(path: Path, stream: IO[bytes], most: int | None, start: bytes = b"") -> bytes:
-    """`start` and the rest of a file. Raises `UserError` if a compressed one has more than `most` bytes."""
+def _read(path: Path, stream: IO[bytes], most: int, start: bytes = b"") -> bytes:
+    """`start` and the rest of a file. Raises `UserError` if it has more than `most` bytes."""
     found = io.BytesIO()
     found.write(start)
     with library_errors(str(path)):
@@ -123,7 +123,7 @@ def _read(path: Path, stream: IO[bytes], most: int | None, start: bytes = b"") -
     return found.getvalue()
 
 
-def _lines(path: Path, stream: IO[bytes], most: int | None) -> Iterator[str]:
+def _lines(path: Path, stream: IO[bytes], most: int) -> Iterator[str]:
     """The lines of a file with their ends, which may be those of Windows or of old Macs."""
     number = size = 0
     with library_errors(str(path)):
@@ -147,8 +147,8 @@ def _lines(path: Path, stream: IO[bytes], most: int | None) -> Iterator[str]:
                 yield part
 
 
-def _check_size(path: Path, size: int, most: int | None) -> None:
-    if most is not None and size > most:
+def _check_size(path: Path, size: int, most: int) -> None:
+    if size > most:
         raise UserError(
             f"{path}: unpacks to more than {most:,} bytes, which is too much for a file of its size. If it really "
             "does, unpack it: gunzip"
@@ -188,8 +188,11 @@ def _json(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_chinese(content: bytes) -> bool:
-    """Whether bytes make sense in GBK: more than half of what is not ASCII is Chinese."""
-    others = [char for char in content.decode("gb18030", "replace") if char > "\x7f"]
+    """Whether bytes make sense in GBK: more than half of what is not ASCII is Chinese.
+
+    Characters of two bytes of which one is ASCII do not count: in Latin-1 they are a letter with an accent and another.
+    """
+    others = [char for char in content.decode("gb2312", "replace") if char > "\x7f"]
     return sum(any(first <= char <= last for first, last in CHINESE) for char in others) > 0.5 * len(others)
 
 
