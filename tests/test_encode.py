@@ -228,4 +228,5 @@ def test_rows_left_with_nothing_to_learn_are_not_rows(original):
     rows = [{"messages": [user("w " * n), assistant("Fine.")]} for n in (1, 90)]
     encoded = encoding.encode_conversations(datasets.Dataset.from_list(rows), ChatTemplate(original), max_length=40)
     assert len(encoded) == 1
+    assert len(encoding.encode_conversations(rows[1:], ChatTemplate(original), max_length=40)) == 0
     assert original.decode(learned(encoded[0]["labels"])) == "Fine.<|im_end|>"

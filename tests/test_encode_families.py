@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 
 import pytest
-from transformers import AutoTokenizer
+import tokenizers
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_core import builtin
 from rlhf_core.data import encoding
@@ -89,7 +91,7 @@ FAMILIES = {
     "phi": (PHI, "<|endoftext|>", ["<|user|>", "<|assistant|>", "<|end|>"]),
     "zephyr": (ZEPHYR, "</s>", []),
     "glm": (GLM, "<|endoftext|>", ["[gMASK]", "<|user|>", "<|assistant|>"]),
-    "harmony": (HARMONY, "<|return|>", ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"]),
+    "harmony": (HARMONY, "<|return|>", ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"]),
 }
 
 
@@ -241,6 +243,8 @@ HERMES = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.conten
 {%- for call in m.tool_calls or [] %}{{ '<tool_call>' + call.function.name + '</tool_call>' }}{% endfor %}
 {{- ('\n' if m.role == 'tool' and not loop.last else '') + '<|im_end|>' + ('' if m.role == 'tool' else '\n') }}
 {%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+SPACED = """{%- for m in messages %}{% if m.role == 'user' %}{{ m.content + (' ]' if loop.last else ']]') }}
+{%- else %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"""
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
 
 
@@ -267,8 +271,26 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
             "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nA.<|im_end|>»\n"
             "<|im_start|>assistant\n«<think>\n\n</think>\n\nB.<|im_end|>»",
         ),
+        (
+            "chatml",
+            CHATML.replace("m.content +", "m.content + ('?' if loop.last and m.role == 'user' else '.') +"),
+            [user("Q"), assistant("A")],
+            "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n«A.<|im_end|>»",
+        ),
+        (
+            "chatml",
+            SPACED,
+            [user("Q?"), assistant("A.")],
+            "Q? ]«A.<|im_end|>»",
+        ),
+        (
+            "chatml",
+            "{% if not add_generation_prompt %}{{ 'All:' }}{% endif %}" + CHATML,
+            [user("Q?"), assistant("A.")],
+            "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n«A.<|im_end|>»",
+        ),
     ],
-    ids=["system before the last question", "tool", "two answers"],
+    ids=["system before the last question", "tool", "two answers", "all but the last", "one character", "a heading"],
 )
 def test_an_answer_alone_is_learned_where_its_prompt_is_shown_otherwise(template_of, name, source, turns, wanted):
     template = template_of(name)
@@ -280,6 +302,11 @@ def test_a_thought_like_the_answer_is_learned(template_of):
     wanted = ONE["r1"].replace("«\n</think>", "«4\n</think>").replace("A.", "4")
     for answer in (assistant("<think>\n4\n</think>\n\n4"), assistant("4", reasoning_content="4")):
         assert rows(template_of("r1"), [user("Q?"), answer]) == [wanted]
+
+
+def test_a_thought_of_the_text_that_the_template_leaves_out_is_learned_as_it_is_written(template_of):
+    answer = "<think>\n Hm.\n\n</think>\nA."
+    assert rows(template_of("r1"), [user("Q?"), assistant(answer)])[0].endswith("<think>\n« Hm.\n\n</think>\nA.</s>»")
 
 
 @pytest.mark.parametrize("name", ["qwen", "qwen thinks", "r1"])
@@ -318,34 +345,78 @@ def test_a_thought_is_learned_once(template_of, name, answer):
     assert rows(template_of(name), [user("Q?"), answer]) == [THOUGHT[name]]
 
 
-def test_a_thought_where_the_family_writes_it_otherwise(template_of):
+@pytest.mark.parametrize("written", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
+def test_a_thought_where_the_family_writes_it_otherwise(template_of, read, written):
+    template = template_of("harmony")
+    template.tokenizer.chat_template = HARMONY.replace("reasoning_content", read)
     given = "<|start|>user<|message|>Q?<|end|><|start|>assistant"
     thought = "«<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A.<|return|>»"
-    assert rows(template_of("harmony"), [user("Q?"), assistant("A.", reasoning_content="Hm.")]) == [given + thought]
+    assert rows(ChatTemplate(template.tokenizer), [user("Q?"), assistant("A.", **{written: "Hm."})]) == [
+        given + thought
+    ]
 
 
 @pytest.mark.parametrize(
-    ("content", "learned"),
+    ("opened", "content", "learned"),
     [
-        ("<think>Hm.</think>A.", "Hm.</think>A."),
-        ("\n<think> Hm.\n\n</think>A.", " Hm.\n\n</think>A."),
-        ("<think>\nHm.", "Hm."),  # a thought that does not end
-        ("A <think> is a tag.", "\n</think>\n\nA <think> is a tag."),
+        ("<think>\n", "<think>Hm.</think>A.", "Hm.</think>A."),
+        ("<think>\n", "\n<think> Hm.\n\n</think>A.", " Hm.\n\n</think>A."),
+        ("<think>\n", "<think>\nHm.", "Hm."),  # a thought that does not end
+        ("<think>\n", "A <think> is a tag.", "\n</think>\n\nA <think> is a tag."),
+        ("<think>\n", "\n<think>\nHm.</think>A.", "Hm.</think>A."),
+        ("<think>", "\n<think>\nHm.</think>A.", "\nHm.</think>A."),
+        ("<think>", "A.", "</think>A."),
     ],
 )
-def test_what_follows_an_opened_thought(template_of, original, content, learned):
+def test_what_follows_an_opened_thought(template_of, original, opened, content, learned):
     """With a template that shows answers as they are and opens a thought in the prompt."""
     tokenizer = copy.deepcopy(original)
-    tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
-    before = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", f"assistant\n{opened}' }}}}{{% endif")
+    before = f"<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n{opened}"
     assert rows(ChatTemplate(tokenizer), [user("Q?"), assistant(content)]) == [f"{before}«{learned}<|im_end|>»"]
 
 
-def test_without_thinking_the_thought_of_the_prompt_is_empty(template_of):
-    before = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    template = template_of("qwen", enable_thinking=False)
-    assert rows(template, [user("Q?"), assistant("A.")]) == [before + "«A.<|im_end|>»"]
-    template = template_of("qwen thinks", enable_thinking=False)
+def test_a_thought_takes_the_place_of_an_empty_one(template_of):
+    """With a template that shows an empty thought before every answer, and opens one in the prompt."""
+    template = template_of("chatml")
+    template.tokenizer.chat_template = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
+{{- '<think></think>' if m.role == 'assistant' }}{{ m.content.split('</think>')[-1] + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>' }}{% endif %}"""
+    template = ChatTemplate(template.tokenizer)
+    before = "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n<think>"
+    for answer in (assistant("A.", reasoning_content="Hm."), assistant("<think>Hm.</think>A.")):
+        assert rows(template, [user("Q?"), answer]) == [before + "«Hm.</think>A.<|im_end|>»"]
+    assert rows(template, [user("Q?"), assistant("A.")]) == [before + "«</think>A.<|im_end|>»"]
+
+
+def with_spaces(original, kind: str):
+    """A tokenizer that puts a space before every text: GPT-2's kind, or SentencePiece's."""
+    if kind == "GPT-2":
+        tokenizer = copy.deepcopy(original)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        return tokenizer
+    letters = {letter: i for i, letter in enumerate(["▁A", "▁", *map(chr, range(9, 127))])}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [("▁", "A")]))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "SentencePiece"])
+def test_a_space_that_a_tokenizer_puts_before_every_text_is_not_in_an_answer(original, kind):
+    tokenizer = with_spaces(original, kind)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("A.")["input_ids"]) in (["ĠA", "."], ["▁A", "."])
+    for before in ("assistant\n", "assistant\n ", "assistant: "):
+        tokenizer.chat_template = CHATML.replace("m.role + '\n'", f"m.role + '{before[9:]}'")
+        tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", before)
+        for content in ("A.", "b.", "<think>"):
+            prompt, ids, _ = encoding.encode_answer(ChatTemplate(tokenizer), [user("Q?")], [assistant(content)])
+            text = tokenizer.decode(ids)
+            assert text.lstrip() == f"{content}<|im_end|>"
+            assert text[0] != " " or before[-1] == " "
+            assert tokenizer.decode(prompt).endswith(before)
 
 
 @pytest.mark.parametrize("name", ["chatml", "gemma", "phi"])
@@ -357,6 +428,9 @@ def test_a_turn_of_weight_0_is_not_learned(template_of, name):
     assert pair(template_of(name), turns[:1], turns[1:]) == first
     turns[3]["weight"] = 0
     assert rows(template_of(name), turns) == []
+    learned, _, rest = TWO[name][0].partition("»")
+    wanted = f"{learned}»{rest.replace('«', '').replace('»', '')}"
+    assert pair(template_of(name), turns[:1], [assistant("A."), *turns[2:]]) == wanted
 
 
 def test_a_turn_of_weight_0_is_no_row(template_of):
@@ -378,6 +452,23 @@ def test_end_tokens_inside_an_answer_are_text(template_of, end):
     assert template.tokenizer.decode(ids).endswith(f"model\nSay {end} to stop.<end_of_turn>")
     ends = template.tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
     assert [label for label in labels if label in ends] == [ends[1]]
+
+
+def test_a_special_token_that_ends_no_answer_stays_in_one(template_of):
+    [row] = rows(template_of("harmony"), [user("Q?"), assistant("A.<|channel|>")])
+    assert row.endswith("<|message|>A.<|channel|><|return|>»")
+
+
+def test_an_answer_ends_as_the_template_ends_it(template_of):
+    """A call of a tool may end otherwise than what is said to the user."""
+    template = template_of("harmony")
+    template.tokenizer.chat_template = HARMONY.replace(
+        "'<|return|>' if", "'<|call|>' if m.tool_calls else '<|return|>' if"
+    )
+    turns = [user("Q?"), assistant("weather()", tool_calls=[CALL])]
+    assert rows(ChatTemplate(template.tokenizer), turns) == [
+        "<|start|>user<|message|>Q?<|end|><|start|>assistant«<|channel|>final<|message|>weather()<|call|>»"
+    ]
 
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -409,12 +500,14 @@ def test_calls_of_tools_are_learned_and_their_results_are_not(template_of, text,
         (TOOLS, TOOLS),
         ('[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]', TOOLS),
         ([{"name": "weather"}], [{"name": "weather"}]),
+        ('\n [{"name": "weather"}]', [{"name": "weather"}]),
         ([], None),
         ("[]", None),
         (None, None),
         ("hammer and nails", None),
         ("[broken", None),
         (["hammer"], None),
+        ([{"hammer": 1}], None),
     ],
 )
 def test_which_columns_named_tools_are_tools(value, tools):

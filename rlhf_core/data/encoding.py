@@ -179,9 +179,8 @@ def _split_end(template: ChatTemplate, shown: str) -> tuple[str, str]:
     if run is None:
         return shown.rstrip(), template.end_token
     found = list(template.special.finditer(shown, run.start()))
-    tokens = [token.group() for token in found]
     first = next((token for token in found if token.group() in _ends(template)), found[0])
-    return shown[: first.start()], template.end_token if template.end_token in tokens else first.group()
+    return shown[: first.start()], first.group()
 
 
 def _beginning(template: ChatTemplate, messages: Messages, tools: Sequence[Any] | None, shown: str, head: str) -> int:
@@ -225,13 +224,13 @@ def _shows(
 def _with_thought(text: str, answer: Mapping[str, Any], thought: str, begun: str) -> str:
     """`text` with `thought`, which the template leaves out: written as `begun` is, or on its own lines."""
     written = WRITTEN_THOUGHT.match(answer["content"])
-    tag = THOUGHT.search(begun) or THOUGHT.search("<think>")
+    tag = THOUGHT.search(begun or "<think>")
     assert tag is not None
     opens, closes = f"{tag['left']}{tag['name']}{tag['right']}", f"{tag['left']}/{tag['name']}{tag['right']}"
     rest = text.removeprefix(begun).removeprefix(closes)
     if written and written["thought"] == thought:
         return written.group() + rest.lstrip()
-    space = "" if begun else rest[: len(rest) - len(rest.lstrip())]
+    space = rest[: len(rest) - len(rest.lstrip())]
     line = "" if begun and not begun.endswith("\n") else "\n"
     return f"{space}{opens}{line}{thought.strip()}{line}{closes}{line * 2}{rest.lstrip()}"
 
