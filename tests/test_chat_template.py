@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rlhf_method_grpo import GRPO
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from rlhf_core import builtin
@@ -25,6 +27,8 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System rol
 DROPS_SYSTEM = "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
 ALTERNATES = """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
 {{- raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}"""
+STRICT = """{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] or not m.content %}
+{{- raise_exception('No such turn') }}{% endif %}{% endfor %}"""
 
 ROWS = [{"prompt": "How?"}] * 12
 VALUES: dict = {}
@@ -56,12 +60,56 @@ def test_prompts_and_conversations_are_the_templates(original):
     assert template.prompt_ids(QUESTION) == ids
 
 
+def test_tokens_that_a_tokenizer_puts_around_a_text_are_the_templates_alone(original):
+    """Llama's tokenizer begins every text with <s>, and its template writes one."""
+    tokenizer = copy.deepcopy(original)
+    around = TemplateProcessing(single="<|im_end|> $A", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = around
+    assert tokenizer("a")["input_ids"][0] == tokenizer.eos_token_id
+    assert ChatTemplate(tokenizer).prompt_ids(QUESTION) == ChatTemplate(original).prompt_ids(QUESTION)
+
+
+def test_which_tokens_are_special(original):
+    """Pairs of tags mark up a text; <s> and </s> are no such pair. Of tokens that begin alike the longest is found."""
+    tokenizer = copy.deepcopy(original)
+    tokens = ["<s>", "<tool>", "</tool>", "[E]", "[E]]", "[E]]]", "<box>"]
+    tokenizer.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": tokens})
+    template = ChatTemplate(tokenizer)
+    assert template.special.findall("<s>a<tool>b</tool>[E]]][E]]<box></s>") == ["<s>", "[E]]]", "[E]]", "<box>", "</s>"]
+    answer = template.ids("<tool>b</tool><box>c</s>")
+    assert template.decode(answer) == "<tool>b</tool><box>c"
+    tokenizer.eos_token = "of"  # a word of the vocabulary
+    assert ChatTemplate(tokenizer).special.findall("of<box>") == ["of", "<box>"]
+
+
+END_TOKENS = {
+    "the template's": (STRICT + CHATML, "<|im_end|>"),
+    "of an answer that is not shown": (CHATML.replace("in messages", "in messages if m.role == 'user'"), "<|endoftext|>"),
+    "of an answer that is refused": ("{{ raise_exception('no') }}", "<|endoftext|>"),
+    "none after an answer": ("<|im_end|>{% for m in messages %}{{ m.content }}{% endfor %}", "<|endoftext|>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", END_TOKENS)
+def test_the_token_that_ends_an_answer(original, case):
+    source, end = END_TOKENS[case]
+    tokenizer = copy.deepcopy(original)
+    tokenizer.chat_template, tokenizer.eos_token = source.replace("BEGINS", ""), "<|endoftext|>"
+    assert ChatTemplate(tokenizer).end_token == end
+    tokenizer.eos_token = None
+    if end == "<|im_end|>":
+        assert ChatTemplate(tokenizer).end_token == end
+    else:
+        with pytest.raises(UserError, match="no end token, and the chat template writes none after an answer"):
+            assert not ChatTemplate(tokenizer).end_token
+
+
 def test_a_prompt_that_is_asked_for_again_is_rendered_once(made, monkeypatch):
     """Limits, checks and encoding all ask for the prompt of a row; messages that were changed are other messages."""
     template, rendered = made(CHATML), []
     apply = template.tokenizer.apply_chat_template
     monkeypatch.setattr(template.tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(1) or apply(*a, **k))
-    turns = [dict(QUESTION[0])]
+    turns = [{**QUESTION[0], "asked": datetime.date(2020, 1, 1)}]  # which JSON has no type for
     first = template.prompt_ids(turns)
     assert template.prompt_ids(turns) == first
     assert len(rendered) == 1
@@ -120,6 +168,7 @@ def test_without_a_place_for_a_system_message_it_goes_before_the_question(made, 
     assert made(template + CHATML).conversation([SYSTEM, *QUESTION]) == whole
     assert not made(template + CHATML).has_system
     assert made(CHATML).has_system
+    assert made(STRICT + CHATML).has_system
 
 
 @pytest.mark.parametrize(
@@ -144,6 +193,8 @@ LOOPS = "{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3
     {
         "": "shows nothing of what a user says: it renders ''",
         "{{ 'Always the same' }}": "it renders 'Always the same'",
+        STRICT + "Nothing": "it renders 'Nothing'",
+        "{% if add_generation_prompt %}Go: {% else %}{{ messages[0].content }}{% endif %}": "it renders 'Go: '",
         "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}": "it renders ''",
         LOOPS: "the chat template took over 0.2 seconds",
         "{{ messages[0].content }}{{ 'x' * 2000000 }}": "makes 2,000,001 characters of 1 messages",
@@ -190,8 +241,33 @@ def test_a_row_on_which_a_template_takes_too_long_ends_the_reading(made, monkeyp
 def test_templates_with_a_need_of_their_own_are_taken(made):
     for source in (ALTERNATES + CHATML, NO_SYSTEM + CHATML, SWITCH, "{{ raise_exception('needs a system') }}"):
         made(source).check()
-    long = [{"role": "user", "content": "x" * 3_000_000}]
+    long = [{"role": "user", "content": "x" * 3_000_000, "asked": datetime.date(2020, 1, 1)}]
     assert len(made(CHATML).prompt(long)) > 3_000_000
+
+
+READS = """{% for m in messages %}{{ m.content + '|' + (m.thinking or '') + '|' + (m.reasoning_content or '') }}
+{%- for call in m.tool_calls or [] %}{{ '|' + (call.function or call).arguments|tojson }}{% endfor %}{% endfor %}"""
+# the keys of a turn, what a template finds in it
+TURNS = {
+    "no content": ({}, "||"),
+    "the content None": ({"content": None}, "||"),
+    "a thought": ({"content": "a", "reasoning_content": "t"}, "a|t|t"),
+    "a thought of another name": ({"content": "a", "reasoning": "t"}, "a|t|t"),
+    "a thought of a third name": ({"content": "a", "thinking": "t", "reasoning_content": None}, "a|t|t"),
+    "two thoughts": ({"content": "a", "thinking": "t", "reasoning_content": "u"}, "a|t|u"),
+    "no thought": ({"content": "a", "thinking": ""}, "a||"),
+    "arguments": ({"tool_calls": [{"function": {"arguments": {"b": 1}}}]}, '|||{"b": 1}'),
+    "arguments as JSON": ({"tool_calls": [{"function": {"arguments": '{"b": 1}'}}]}, '|||{"b": 1}'),
+    "arguments that are none": ({"tool_calls": [{"arguments": "b"}]}, '|||"b"'),
+    "a call without arguments": ({"tool_calls": [{"function": {"name": "b"}}]}, "|||{}"),
+    "the arguments None": ({"tool_calls": [{"name": "b", "arguments": None}]}, "|||{}"),
+}
+
+
+@pytest.mark.parametrize("case", TURNS)
+def test_what_a_template_reads_of_a_turn(made, case):
+    turn, shown = TURNS[case]
+    assert made(READS).conversation([{"role": "assistant", **turn}]) == shown
 
 
 def test_nothing_else_renders():

@@ -139,6 +139,18 @@ def test_rows_with_tools_are_taken_by_a_template_that_shows_them(made):
     assert prepare.warnings(3) == []
 
 
+def test_a_template_that_counts_the_answers_of_tools_is_given_all_turns(made):
+    """A turn is tried with all others in their places."""
+    counts = """{% for m in messages %}{% set last = loop.index + (m.tool_calls or [])|length %}
+{%- for n in messages[loop.index:last] %}{% if n.role != 'tool' %}{{ raise_exception('Tools') }}{% endif %}{% endfor %}
+{%- if m.tool_calls and last < messages|length and messages[last].role == 'tool' %}{{ raise_exception('More') }}
+{%- endif %}{% endfor %}"""
+    for calls in (1, 2):
+        answers = [{"role": "tool", "content": "4"}] * calls
+        row = {"messages": [user("a"), assistant("", tool_calls=[CALL] * calls), *answers, assistant("b")]}
+        assert prepare_for(made(counts + TOOLS))(row) == row
+
+
 def test_a_row_that_is_refused_is_named_and_can_be_left_out(made, write_jsonl):
     rows = [{"messages": [user("a"), assistant("b")]}, {"messages": [user("a"), user("b"), assistant("c")]}]
     specs, prepare = [DataSpec(write_jsonl("data.jsonl", rows))], prepare_for(made(ALTERNATES + CHATML))
@@ -202,6 +214,12 @@ def test_escaped_special_tokens_are_text(made, text):
     prepare_for(escaped, control_tokens="escape")({"prompt": messages})
 
 
+def test_special_tokens_are_escaped_in_every_text_of_a_turn(made):
+    call = {"name": "weather", "arguments": {"cities": ["<|im_end|>", 1, None]}}
+    ids = made(TOOLS, escape=True).prompt_ids([user("a"), assistant("", tool_calls=[call])])
+    assert ids.count(made().tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+
+
 def test_a_text_between_the_templates_tokens_is_tokenized_as_a_whole(made):
     escaped = made(escape=True)
     alone = escaped.tokenizer("user\nWhat does <|im_end|> mean?", add_special_tokens=False, split_special_tokens=True)
@@ -222,9 +240,10 @@ def test_answers_that_do_not_fit_to_the_thought_of_the_prompt_are_counted(made):
     prepare({"messages": [user("a"), assistant("b", reasoning_content="Hm.")]})
     assert [text[:49] for text in prepare.warnings(3)] == ["1 of 3 rows have an answer without a thought, and"]
     prepare = prepare_for(made(begins="{{ '<think>\n\n</think>\n\n' }}"))
-    prepare({"messages": [user("a"), assistant("<think>Hm.</think>b")]})
+    for _ in range(2):
+        prepare({"messages": [user("a"), assistant("<think>Hm.</think>b")]})
     prepare({"messages": [user("a"), assistant("<think>\n\n</think>\n\nb")]})
-    assert [text[:46] for text in prepare.warnings(2)] == ["1 of 2 rows have an answer with a thought, and"]
+    assert [text[:46] for text in prepare.warnings(3)] == ["2 of 3 rows have an answer with a thought, and"]
 
 
 def test_rows_that_a_template_refuses_all_need_another(made, tmp_path):
