@@ -58,7 +58,7 @@ _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _NUMERALS = {name: value for value, name in enumerate(["zero", *_ONES, *_TEENS])}
 _NUMERALS |= {name: 10 * value for value, name in enumerate(_TENS, start=2)}
 _IN_WORDS = re.compile(
-    rf"(?P<minus>minus |negative |负)?"
+    rf"(?P<minus>minus |negative |负)?(?P<percent>百分之)?"
     rf"(?:(?P<english>(?:(?:{'|'.join(_TENS)})[- ](?:{'|'.join(_ONES)})|{'|'.join(_NUMERALS)})(?![a-z]))"
     r"|(?P<chinese>[一二三四五六七八九]?十[一二三四五六七八九]?|[零一二两三四五六七八九])"
     r"|(?P<digits>(?<=[ 负])\d[\d.,]*))"
@@ -92,7 +92,7 @@ class Quantity:
         """50% is 50% or 0.5, and a unit may be left out; two units must agree."""
         if not _agree(self.unit, reference.unit):
             return False
-        if (_is_pressure(self) or _is_pressure(reference)) and self.under != reference.under:
+        if ("mmhg" in (self.unit, reference.unit) or _is_pressure(reference)) and self.under != reference.under:
             return False  # 90/60 is another blood pressure than 120/80
         same = [(self.value, reference.value)]
         if (self.unit == "%") != (reference.unit == "%"):
@@ -134,7 +134,7 @@ def in_digits(text: str) -> str:
     elif match["chinese"]:
         tens, ten, ones = match["chinese"].partition("十")
         value = str(_numeral(tens) if not ten else 10 * (_numeral(tens) or 1) + _numeral(ones))
-    return ("-" if match["minus"] else "") + value + (match["unit"] or "")
+    return ("-" if match["minus"] else "") + value + ("%" if match["percent"] else match["unit"] or "")
 
 
 def plain(text: str) -> str:
@@ -184,9 +184,9 @@ def _agree(unit: str | None, reference: str | None) -> bool:
 
 
 def _is_pressure(quantity: Quantity) -> bool:
-    """Whether it is in mmHg, or is a fraction such as 120/80, of whole numbers that could be a blood pressure."""
+    """Whether it is a fraction such as 120/80, of whole numbers that are not reduced and could be a blood pressure."""
     if quantity.unit or not quantity.under:
-        return quantity.unit == "mmhg"
+        return False
     low = Fraction(quantity.under)
     return 30 <= low <= 160 and low < quantity.value * low <= 260 and quantity.value.denominator != low
 
