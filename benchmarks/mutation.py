@@ -8,7 +8,7 @@ that reach the changed line, quickest first, until one fails. A mutant that ever
 reason is written by hand in benchmarks/results/mutation.json, and later runs keep it. The exit code is 1 where one has
 none.
 
-`--every 4` tries every fourth mutant, `--survivors` those that survived before. Left out on purpose: what
+`--every 4` tries every fourth mutant, `--survivors` those that survived before, with more tests. Left out on purpose: what
 benchmarks/mutants.py leaves out, and slow tests, but in groups with `slow = true`.
 """
 
@@ -44,6 +44,7 @@ from benchmarks.record import record
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
 SECONDS = 10.0  # of tests for one mutant
+AGAIN = 60.0  # and for one that survived before
 MEMORY = 4 << 30  # bytes that a mutant may take beyond what the tests had taken before
 
 
@@ -55,6 +56,7 @@ class Group:
 
     def __init__(self, files: list[Path], every: int, earlier: dict[str, Any], say: Callable[[str], None]) -> None:
         self.files, self.every, self.earlier, self.say = files, every, earlier, say
+        self.seconds = AGAIN if earlier else SECONDS
         self.results: dict[str, dict[str, Any]] = {}
         self.caches: list[Any] = []  # of our functions
         self.durations: dict[str, float] = {}
@@ -147,7 +149,7 @@ class Group:
         chosen, seconds = [], 0.0
         for name in tests:
             seconds += self.durations[name]
-            if chosen and seconds > SECONDS:
+            if chosen and seconds > self.seconds:
                 break
             chosen.append(self.items[name])
         return self._fork(chosen, change)
