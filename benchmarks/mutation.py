@@ -8,8 +8,8 @@ that reach the changed line, quickest first, until one fails. A mutant that ever
 reason is written by hand in benchmarks/results/mutation.json, and later runs keep it. The exit code is 1 where one has
 none.
 
-`--every 4` tries every fourth mutant, `--survivors` those that survived before, with more tests. Left out on purpose: what
-benchmarks/mutants.py leaves out, and slow tests, but in groups with `slow = true`.
+`--every 4` tries every fourth mutant, `--survivors` those that survived before, with more tests. Left
+out on purpose: what benchmarks/mutants.py leaves out, and slow tests, but in groups with `slow = true`.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def _installed() -> Iterator[tuple[Entry, tuple[str, ...]]]:
         if "[rlhf." not in points:
             continue
         text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-        fields = email.parser.HeaderParser().parsestr(text.partition("\n\n")[0])  # what follows is the README
+        fields = email.parser.HeaderParser().parsestr(text)  # what follows, the README, is not parsed
         name = fields["Name"]
         if not name or normalize(name) in seen:  # of two with the same name, the first is imported
             continue
@@ -158,14 +158,13 @@ def _installed() -> Iterator[tuple[Entry, tuple[str, ...]]]:
 
 def _points_of(text: str) -> Iterator[tuple[str, str, str]]:
     """(kind, name, module) of each of our lines in an entry_points.txt; a malformed line has no module."""
-    kind = ""
+    group = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
             group = line.strip("[] ")
-            kind = group.removeprefix("rlhf.") if group.startswith("rlhf.") else ""
-        elif kind and line and line[0] not in "#;":
+        elif group.startswith("rlhf.") and line and not line.startswith(("#", ";")):
             name, _, value = line.partition("=")
-            yield kind, name.strip(), re.split(r"[:\[]", value)[0].strip()
+            yield group.removeprefix("rlhf."), name.strip(), re.split(r"[:\[]", value)[0].strip()
 
 
 def _with_problem(entry: Entry, requires: tuple[str, ...], enabled: list[Entry]) -> Entry:

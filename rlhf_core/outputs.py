@@ -107,7 +107,6 @@ def new_folder(folder: Path, flag: str) -> Iterator[Path]:
 
 def _make(folder: Path, made: list[Path]) -> bool:
     """Make a folder and those that it is in, adding them to `made`. False if it was there."""
-    new = False
     for path in [*reversed(folder.parents), folder]:
         new = False
         if not path.is_dir():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 
 import pytest
 
 import rlhf_core
-from rlhf_core.catalog import HOOKS, Catalog, Entry, _core_unmet
+from rlhf_core.catalog import HOOKS, Catalog, Entry, _core_unmet, _record
 from rlhf_core.errors import PluginError, UserError
 from rlhf_core.training.ending import callback_of
 
@@ -116,7 +117,7 @@ def test_metadata_of_any_kind_is_read(distribution, tmp_path):
     distribution("egg", {"egg_module": GOOD}, {"rlhf.rewards": {"a": "egg_module"}})
     info = tmp_path / "site" / "egg-1.0.dist-info"
     (info / "METADATA").rename(info / "PKG-INFO")
-    points = "[other]\nz = z\n[ rlhf.rewards ]\n# b = b\n; c = c\n\na = egg_module : x [extra]\n[rlhf.none]\nd = d\n[x]\ne = e"
+    points = "[other]\nz = z\n[ rlhf.rewards ]\n# b = b\n; c = c\n\na = egg_module : x [extra]=\n[rlhf.none]\nd = d\n[x]\ne = e"
     (info / "entry_points.txt").write_text(points)
 
     def found() -> list[Entry]:
@@ -142,6 +143,7 @@ REQUIRED = {
     "rlhf-core-extras>=99": False,
     "rlhf-core>=0.1, <99": False,
     "rlhf-core >=": True,
+    "rlhf-core-extras>=99\nRequires-Dist: rlhf-core>=99": True,
 }
 
 
@@ -157,7 +159,7 @@ def test_the_core_that_a_distribution_requires(distribution, monkeypatch, text, 
 
 
 def test_modules_in_packages_are_found_without_importing_them(distribution, tmp_path):
-    modules = {"in": "outer.inner.reward", "no": "outer.absent", "none": "absent.inner", "file": "one_module.inner"}
+    modules = {"in": "outer.inner.reward", "no": "outer.absent", "none": "absent.inner", "file": "one_module.json"}
     distribution("one", {"one_module": GOOD}, {"rlhf.rewards": modules})
     (tmp_path / "site" / "outer" / "inner").mkdir(parents=True)
     for file in ("__init__", "inner/__init__", "inner/reward"):
@@ -166,8 +168,29 @@ def test_modules_in_packages_are_found_without_importing_them(distribution, tmp_
     assert states == {"in": "ok", "no": "module missing", "none": "module missing", "file": "module missing"}
 
 
+def test_of_distributions_with_the_same_name_the_first_counts(distribution, tmp_path, monkeypatch):
+    for number, name in enumerate(["one", "two"]):
+        distribution(name, {f"{name}_module": GOOD}, {"rlhf.rewards": {"a": f"{name}_module"}}, requires=f"x>={number}")
+    one, two = (
+        importlib.metadata.Distribution.at(tmp_path / "site" / f"{name}-1.0.dist-info") for name in ("one", "two")
+    )
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: [one, one, two])
+    assert [entry.distribution for entry in Catalog().entries()] == ["one", "two"]
+
+
+def test_one_line_of_a_listing_says_what_is_wrong(distribution, monkeypatch):
+    distribution("one", {"one_module": GOOD}, {"rlhf.rewards": {"a": "one_module"}})
+    listed = lambda: [(e.state, e.detail) for e in Catalog().entries("rewards") if e.distribution == "one"]  # noqa: E731
+    assert listed() == [("ok", "an example")]
+    _record(Catalog().find("rewards", "a"), "no\n  GPU")
+    ((state, detail),) = listed()
+    assert (state, detail.rpartition(": ")[2]) == ("failed", "no GPU")
+    monkeypatch.setenv("RLHF_DISABLE_PLUGINS", "one")
+    assert listed() == [("disabled", "an example")]
+
+
 def test_a_name_like_no_other_comes_with_all_of_them(distribution):
-    with pytest.raises(UserError, match=r"there is no callback 'zzz'.*none"):
+    with pytest.raises(UserError, match=r"there is no callback 'zzz'.*Installed: none\."):
         Catalog().find("callbacks", "zzz")
     distribution("one", {"one_module": GOOD}, {"rlhf.callbacks": {"alarm": "one_module", "bell": "one_module"}})
     with pytest.raises(UserError, match="alarm, bell"):
@@ -189,6 +212,7 @@ def test_callbacks_get_the_run(distribution):
     @hookimpl
     def rlhf_callbacks(run): return [Alarm(run)] if run else ["no callback"]
     """
+    of_a_class = code.replace("[Alarm(run)] if run", "[Alarm]")
     distribution("cb", {"cb_module": code}, {"rlhf.callbacks": {"alarm": "cb_module"}})
     assert [callback.run for callback in Catalog().load_callbacks(["alarm", "cb/alarm"], "run")] == ["run", "run"]
     with pytest.raises(OSError, match="no pager") as caught:
@@ -197,6 +221,10 @@ def test_callbacks_get_the_run(distribution):
     assert callback_of(caught.value, []) is None
     with pytest.raises(PluginError, match="returned 'no callback', which is no TrainerCallback"):
         Catalog().load_callbacks(["alarm"], None)
+    distribution(
+        "of", {"of_module": of_a_class.partition("else")[0] + "\n"}, {"rlhf.callbacks": {"class": "of_module"}}
+    )
+    assert [one.__name__ for one in Catalog().load_callbacks(["class"], "run")] == ["Alarm"]
     for name in ("allarm", "/alarm", "x/alarm"):
         with pytest.raises(UserError, match="there is no callback"):
             Catalog().load_callbacks([name], None)

@@ -91,6 +91,7 @@ def test_names_of_secrets_in_any_spelling():
         ("s3://b/k?X-Amz-Signature=abc", "s3://b/k?X-Amz-Signature=***"),
         ("rlhf run --reward f:api_key=abc,max=3", "rlhf run --reward f:api_key=***,max=3"),
         ("f:a=1,password='x y',b=2", "f:a=1,password='***',b=2"),
+        ("--reward f:api_key=abc --reward g:token=d end", "--reward f:api_key=*** --reward g:token=*** end"),
         ("Authorization: Basic dXNlcjpwYXNz\nHost: h", "Authorization: ***\nHost: h"),
         ('{"api_key": "abc", "eos_token": "</s>"}', '{"api_key": "***", "eos_token": "</s>"}'),
         ("hf_abcdefghijklmnopqrst sk-proj-abc123def456ghi789", "*** ***"),
@@ -98,6 +99,7 @@ def test_names_of_secrets_in_any_spelling():
         *[(text, text) for text in (
             "unexpected token: x", "git+ssh://git@github.com/a/b", "https://h/p@q", "me@x.com", "--set eos_token=x",
             "sk-learn-is-a-nice-library-name", "key=3, max_tokens=5", "postgres.jsonl", "Bearer of bad news", "monkey=1",
+            'token: "x"', '"token": x',
         )],
     ],
 )  # fmt: skip

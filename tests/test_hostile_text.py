@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import rlhf_core
 from rlhf_core.cli import main
 from rlhf_core.cli.chat import _writer
 from rlhf_core.ui.page import document
-from rlhf_core.ui.text import shown, to_json
+from rlhf_core.ui.text import Output, protect_output, shown, to_json
 
 # title, clipboard, link, clear, C1, delete, bell, backspaces, return, overrides, isolates, zero width, markup
 HOSTILE = (
@@ -73,6 +74,24 @@ def test_json_reads_back_as_the_same_text():
     assert json.loads(to_json(value)) == value
     assert to_json(["中", "é"]) == '["中", "é"]'
     assert not acting(to_json(value, indent=1))
+    assert to_json({"a": Path("b")}, indent=1) == '{\n "a": "b"\n}'
+
+
+def test_messages_hide_secrets_and_results_do_not(monkeypatch):
+    for messages, expected in ((True, "token=***"), (False, "token=abc")):
+        Output(stream := io.StringIO(), messages=messages).write("token=abc")
+        assert stream.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("ascii", "诊é".encode()), ("latin-1", b"\\u8bca\xe9"), ("utf-8", "诊é".encode())]
+)
+def test_what_an_encoding_lacks_is_shown_by_its_number(monkeypatch, encoding, printed):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), encoding=encoding))
+    monkeypatch.setattr(sys, "stderr", None)
+    protect_output()
+    print("诊é", end="", flush=True)
+    assert written.getvalue() == printed
 
 
 @pytest.fixture(params=["pipe", "terminal"])

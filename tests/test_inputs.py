@@ -4,16 +4,19 @@ import datetime
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 import torch
 
+from rlhf_core import inputs
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import (
     DEPTH,
     VALUES,
+    is_text,
     library_errors,
     parse_json,
     parse_yaml,
@@ -45,6 +48,10 @@ def test_json_as_deep_as_allowed_and_with_many_brackets_is_read():
     deep = "[" * DEPTH + "]" * DEPTH
     assert str(parse_json(deep, "d.json")) == deep
     assert parse_json("[" + ",".join(["[]"] * 1000) + "]", "d.json") == [[]] * 1000
+    most = "[" * DEPTH + "]" * (DEPTH - 1) + ",[]]"
+    assert parse_json(most, "d.json")[1] == []
+    with pytest.raises(UserError, match="nested too deeply"):
+        parse_json(f"[[], {most}]", "d.json")
     assert parse_json('{"text": "' + "[" * 1000 + '"}', "d.json") == {"text": "[" * 1000}
 
 
@@ -87,6 +94,8 @@ def test_yaml_that_is_none_or_explodes_says_where(text, said):
         ({"a": [1, {"b": -float("inf")}]}, "-inf is not a finite number"),
         (2**63, "at most 64 bits"),
         ("\ud800", "not valid Unicode"),
+        ({"a": [float("inf")], "b": [1]}, "inf is not a finite number"),
+        ({"a": {"b": float("inf")}, "c": {"d": 1}}, "inf is not a finite number"),
         ({"\udcff": 1}, "not valid Unicode"),
         ("a\0b", "null character"),
         (datetime.date(2020, 1, 1), "not date \\(text goes in quotes\\)"),
@@ -112,6 +121,30 @@ def test_yaml_with_merged_and_repeated_values_is_read():
     assert parse_yaml(text, "c.yaml") == {
         "base": {"a": 1, "b": 2}, "mine": {"a": 3, "b": 2}, "list": [{"a": 1, "b": 2}] * 2
     }  # fmt: skip
+
+
+def test_how_many_values_a_yaml_file_may_stand_for(monkeypatch):
+    texts = {
+        "1": 1,
+        "[]": 1,
+        "[1, 2]": 3,
+        "{a: 1}": 3,
+        "[&x 1, *x, *x]": 4,
+        "[&x [1, 2], *x]": 7,
+        "[[1, [2]], &x b, {a: *x}]": 9,
+    }
+    for text, number in texts.items():
+        monkeypatch.setattr(inputs, "VALUES", number)
+        parse_yaml(text, "c.yaml")
+        monkeypatch.setattr(inputs, "VALUES", number - 1)
+        with pytest.raises(UserError, match="c.yaml: has more than"):
+            parse_yaml(text, "c.yaml")
+
+
+def test_half_of_a_character_is_no_text_wherever_it_is():
+    whole = ["", "a", "诊", 1, None, {"诊": ["é", ("x",)]}]
+    assert all(is_text(value) for value in [*whole, whole])
+    assert not any(is_text(value) for value in ["\ud800", ["a", "\udcff"], {"\ud800": 1}, {"a": [("诊\ud800",)]}])
 
 
 def test_a_file_that_is_not_regular_too_big_or_not_text_is_refused(tmp_path):
@@ -165,6 +198,12 @@ def test_a_time_limit_leaves_no_alarm_and_is_none_on_other_threads():
     thread.start()
     thread.join()
     assert found == [0]
+
+
+def test_errors_of_libraries_before_torch_is_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(UserError, match="^x: no"), library_errors("x"):
+        raise ValueError("no")
 
 
 def test_a_run_out_of_memory_is_no_error_of_what_is_read():

@@ -94,6 +94,15 @@ def test_json_lines_end_at_line_feeds_and_damage_is_set_aside(tmp_path, monkeypa
     assert aside == b"".join(line + b"\n" for line in damaged)
     assert keep_lines(file, lambda value: None) == 4  # what does not say when it was written
     assert file.read_bytes() == b""
+    file.write_bytes(b'{"step": 1}\n{"step": 2}')  # nothing ends the last line, and it is whole
+    assert [value["step"] for value in read_lines(file)] == [1, 2]
+    assert keep_lines(file, lambda value: True if value["step"] == 1 else None) == 1
+    assert (file.read_bytes(), (tmp_path / "log.jsonl.damaged").read_bytes()[-12:]) == (
+        b'{"step": 1}\n',
+        b'{"step": 2}\n',
+    )
+    file.write_bytes(b"x" * 200_000 + b'{"step": 1}\n' + b"x" * 400_000 + b'{"step": 1}\n{"step": 5}\n')
+    assert [value["step"] for value in read_lines(file)] == [5]  # the end of a line that is too long is no line
     assert keep_lines(tmp_path / "new.jsonl", lambda value: True) == 0
     assert (tmp_path / "new.jsonl").read_bytes() == b""
 
@@ -206,8 +215,11 @@ def test_one_process_at_a_time_writes_to_a_folder(here):
         for resume in (False, True):
             with pytest.raises(UserError, match=f"process {os.getpid()} on .* writes to it"):
                 run_folder.claimed(config("out"), resume).__enter__()
+    (here / "out" / LOCK).write_text("x" * 1000)
     with run_folder.claimed(config("out"), resume=True):
-        pass
+        assert json.loads((here / "out" / LOCK).read_text())["process"] == os.getpid()
+        assert len(outputs._locks) == 1
+    assert not outputs._locks
     assert (here / "out" / "config.yaml").exists()
 
 
@@ -237,6 +249,16 @@ def test_the_lock_of_a_dead_process_is_taken_over(here):
                 pass
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_folders_that_another_process_makes_meanwhile_are_as_good(here, monkeypatch):
+    def made(path, *_):
+        os.makedirs(path)
+        raise FileExistsError
+
+    monkeypatch.setattr(Path, "mkdir", made)
+    with claim(Path("out/in"), "--output-dir") as folder:
+        assert folder.is_dir()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b"{}", b'{"process": {}}'])
