@@ -592,8 +592,18 @@ def test_a_last_message_that_nobody_answers_is_left_off(write_jsonl):
 # the answers of questions with four options, explanations, the right options, what is said
 FIRST_OPTION = {
     "from 0": ([0, 3, 1], [None] * 3, "ADB", ""),
-    "from 1": ([1, 4, 2], [None] * 3, "ADB", "cop counts the options from 1, as it has the number of options"),
-    "explained, from 1": ([1, 2], ["Ans. (a)", "b is right"], "AB", "from 1, as explanations name the right letter"),
+    "from 1": (
+        [1, 4, 2],
+        [None] * 3,
+        "ADB",
+        "cop counts the options from 1, as it has the number.*FILE:first_option=0",
+    ),
+    "explained, from 1": (
+        [1, 2],
+        ["Ans. (a)", "b is right"],
+        "AB",
+        "from 1, as explanations name.*FILE:first_option=0",
+    ),
     "explained, from 0": ([1, 2], ["Answer: B", "Ans is 'c'"], "BC", "from 0, as explanations name the right letter"),
     "not to be told": ([1, 2], ["A man", None], "BC", "from 0, as usual; the data can't tell. .*FILE:first_option=1"),
 }
@@ -613,6 +623,12 @@ def test_the_number_of_the_first_option_is_decided_by_all_rows(write_jsonl, case
         set_by_user = load([DataSpec.read(f"{path}:first_option=1")], "prompts", Catalog())
         assert sorted(row["answer"] for row in set_by_user.train) == sorted("ABCD"[n - 1] for n in numbers)
         assert set_by_user.warnings == []
+
+
+def test_a_first_option_that_the_data_rules_out_is_refused(write_jsonl):
+    path = write_jsonl("a.jsonl", [{"question": "q", "options": ["x", "y"], "cop": number} for number in (0, 1)])
+    with pytest.raises(UserError, match="line 1: .*1 of 2 rows"):
+        load([DataSpec.read(f"{path}:first_option=1")], "prompts", Catalog())
 
 
 def test_half_a_character_is_an_error_of_its_row(tmp_path):

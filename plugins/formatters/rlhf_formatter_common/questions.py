@@ -50,7 +50,7 @@ ANSWER_COLUMNS = (
 def question_answer(row: Mapping[str, Any]) -> Example:
     """The answer is the completion and the reference; of `reasoning #### result` the reference is the result."""
     text = read_text(row["answer"], "answer")
-    result = text.rpartition("####")[2].strip() if "####" in text else text
+    result = text.rpartition("####")[2].strip()
     return Example(
         prompt=question_prompt(row, read_text(row["question"], "question")),
         completion=[assistant(text)],

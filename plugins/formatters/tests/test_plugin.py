@@ -281,6 +281,22 @@ def test_messages():
     assert example.prompt == turns[:-1]
     assert example.completion == [assistant("d")]
     assert messages({"messages": turns[:-1]}).completion is None
+    assert messages({"messages": turns[:-1], "answer": "4"}).answer == "4"
+
+
+def test_a_turn_of_calls_alone_is_one():
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    row = {"messages": json.dumps([user("a"), {"role": "assistant", "tool_calls": calls}])}
+    assert formatter_of(row).name == "messages"
+    assert converted(row).completion[0]["tool_calls"] == calls
+
+
+def test_an_answer_that_is_called_bad_is_no_reference():
+    row = {"prompt": "a", "completion": "b"}
+    assert (converted(row).answer, converted({**row, "label": True}).answer) == ("b", "b")
+    bad = converted({**row, "label": False, "mark": "label"})
+    assert (bad.rejected, bad.answer) == ([assistant("b")], None)
+    assert converted({**row, "label": False, "mark": "label", "answer": "c"}).answer == "c"
 
 
 @pytest.mark.parametrize(
