@@ -72,7 +72,7 @@ class Group:
                 self.caches.append(one)
             if type(one) is FunctionType:
                 code = one.__code__
-                self.functions.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), []).append(one)
+                self.functions.setdefault((code.co_filename, *_place(code)), []).append(one)
         gc.collect()
         gc.freeze()
         for file in self.files:
@@ -142,9 +142,14 @@ class Group:
         if code is None or code.co_freevars != functions[0].__code__.co_freevars:
             return "invalid"
 
+        changed = [code, *_inner(code)]  # with functions that it made when its module was imported
+        number = Counter(map(_place, changed))
+
         def change() -> None:
-            for function in functions:
-                function.__code__ = code
+            for one in changed:
+                for function in self.functions.get((str(file), *_place(one)), []) if number[_place(one)] == 1 else ():
+                    if function.__code__.co_freevars == one.co_freevars:
+                        function.__code__ = one
 
         chosen, seconds = [], 0.0
         for name in tests:
@@ -205,14 +210,19 @@ class Group:
             os._exit(1)
 
 
-def _find(code: CodeType, place: Place) -> CodeType | None:
+def _place(code: CodeType) -> Place:
+    return code.co_qualname, code.co_firstlineno
+
+
+def _inner(code: CodeType) -> Iterator[CodeType]:
     for one in code.co_consts:
         if isinstance(one, CodeType):
-            if (one.co_qualname, one.co_firstlineno) == place:
-                return one
-            if (found := _find(one, place)) is not None:
-                return found
-    return None
+            yield one
+            yield from _inner(one)
+
+
+def _find(code: CodeType, place: Place) -> CodeType | None:
+    return next((one for one in _inner(code) if _place(one) == place), None)
 
 
 # -- What is written
