@@ -44,7 +44,7 @@ from benchmarks.record import record
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
 SECONDS = 10.0  # of tests for one mutant
-AGAIN = 60.0  # and for one that survived before
+AGAIN = 30.0  # and for one that survived before
 MEMORY = 4 << 30  # bytes that a mutant may take beyond what the tests had taken before
 
 

@@ -143,7 +143,7 @@ REQUIRED = {
     "rlhf-core-extras>=99": False,
     "rlhf-core>=0.1, <99": False,
     "rlhf-core >=": True,
-    "rlhf-core-extras>=99\nRequires-Dist: rlhf-core>=99": True,
+    "click>=1\nRequires-Dist: rlhf-core-extras>=99\nRequires-Dist: rlhf-core>=99": True,
 }
 
 
@@ -178,13 +178,18 @@ def test_of_distributions_with_the_same_name_the_first_counts(distribution, tmp_
     assert [entry.distribution for entry in Catalog().entries()] == ["one", "two"]
 
 
-def test_one_line_of_a_listing_says_what_is_wrong(distribution, monkeypatch):
+def test_one_line_of_a_listing_says_what_is_wrong(distribution, tmp_path, monkeypatch):
     distribution("one", {"one_module": GOOD}, {"rlhf.rewards": {"a": "one_module"}})
     listed = lambda: [(e.state, e.detail) for e in Catalog().entries("rewards") if e.distribution == "one"]  # noqa: E731
     assert listed() == [("ok", "an example")]
     _record(Catalog().find("rewards", "a"), "no\n  GPU")
     ((state, detail),) = listed()
     assert (state, detail.rpartition(": ")[2]) == ("failed", "no GPU")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert listed() == [("ok", "an example")]
+    _record(Catalog().find("rewards", "a"), "no")
+    assert len(list(tmp_path.glob(".cache/rlhf/plugin_failures/one-1.0-rewards-a"))) == 1
     monkeypatch.setenv("RLHF_DISABLE_PLUGINS", "one")
     assert listed() == [("disabled", "an example")]
 
