@@ -605,6 +605,12 @@ FIRST_OPTION = {
         "from 1, as explanations name.*FILE:first_option=0",
     ),
     "explained, from 0": ([1, 2], ["Answer: B", "Ans is 'c'"], "BC", "from 0, as explanations name the right letter"),
+    "three to two": (
+        [1, 2] * 3,
+        ["a is right", "Ans: b", "a is right", "Ans: c", "Ans: b", "Ans: c"],
+        "BC" * 3,
+        "from 0, as usual",
+    ),
     "not to be told": ([1, 2], ["A man", None], "BC", "from 0, as usual; the data can't tell. .*FILE:first_option=1"),
 }
 

@@ -24,6 +24,8 @@ from rlhf_formatter_common import (
     sharegpt,
     sharegpt_preference,
 )
+from rlhf_formatter_common.chat import is_conversation
+from rlhf_formatter_common.preferences import compared, is_compared, is_ranked, ranked, rejected_response
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
@@ -280,6 +282,8 @@ def test_messages():
     example = messages({"messages": turns})
     assert example.prompt == turns[:-1]
     assert example.completion == [assistant("d")]
+    assert example.answer == "d"
+    assert messages({"system": "other", "messages": turns}).prompt == turns[:-1]
     assert messages({"messages": turns[:-1]}).completion is None
     assert messages({"messages": turns[:-1], "answer": "4"}).answer == "4"
 
@@ -289,6 +293,68 @@ def test_a_turn_of_calls_alone_is_one():
     row = {"messages": json.dumps([user("a"), {"role": "assistant", "tool_calls": calls}])}
     assert formatter_of(row).name == "messages"
     assert converted(row).completion[0]["tool_calls"] == calls
+    assert converted(row).answer is None
+    asked = {"prompt": [user("a")], "completion": [{"role": "assistant", "content": "", "tool_calls": calls}]}
+    assert converted(asked).answer is None
+
+
+@pytest.mark.parametrize(
+    ("value", "known"),
+    [
+        ([], True), ([user("a")], True), ([user("a"), "b"], False), (user("a"), False), ({}, False), (3, False), ("a", False),
+        (json.dumps([user("a")]), True), (" " + json.dumps([human("a")]), True), ("[]", False), ('[{"role": "user"}]', False),
+        ('{"role": "user", "content": "a"}', False), ("[1", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_conversation(value, known):
+    assert is_conversation(value) is known
+
+
+COMPARED = {"prompt": "a", "response_0": "bad", "response_1": "good", "better_response_id": 1}
+SCORED = {"prompt": "a", "answers": [{"text": "b", "score": 1}, {"text": "c", "score": 2}]}
+
+
+def test_what_is_no_comparison_and_no_ranking():
+    missing = [{k: v for k, v in COMPARED.items() if k != name} for name in ("response_1", "better_response_id")]
+    assert [is_compared(row) for row in (COMPARED, *missing)] == [True, False, False]
+    lists = [[], ["b", "c"], [{"text": "b"}, {"text": "c"}], [{"score": 1}, {"score": 2}], SCORED["answers"][:1]]
+    rows = [{"prompt": "a", "answers": value} for value in lists] + [{**SCORED, "responses": SCORED["answers"]}]
+    assert [is_ranked(row) for row in (SCORED, *rows)] == [True, *[False] * 6]
+    for row, says in ((missing[0], "no two answers"), (missing[1], "no verdict"), ({"prompt": "a"}, "no two answers")):
+        with pytest.raises(ValueError, match=says):
+            compared(row)
+    for row in ({"prompt": "a"}, *rows[:4]):
+        with pytest.raises(ValueError, match="is a list of answers with a score"):
+            ranked(row)
+
+
+def test_a_verdict_in_any_spelling():
+    row = {"prompt": "a", "response_a": "good", "response_b": "bad", "winner": " Model_A "}
+    assert converted(row).chosen == [assistant("good")]
+
+
+def test_a_pair_that_differs_in_a_turn_in_between():
+    first, second = (
+        [user("a"), assistant("b"), user("c"), assistant(text), user("d"), assistant("e")] for text in "xy"
+    )
+    example = implicit_preference({"chosen": first, "rejected": second})
+    assert (example.prompt, example.chosen, example.rejected) == (first[:3], first[3:], second[3:])
+    with pytest.raises(ValueError, match="they have no user's turn in common"):
+        implicit_preference({"chosen": [system("s"), *first[:1]], "rejected": [system("s"), *second[1:2]]})
+
+
+def test_a_conversation_and_another_answer_to_it():
+    turns = [user("a"), assistant("b"), user("c"), assistant("d")]
+    for rejected in ("x", [assistant("x")], assistant("x"), [*turns[:3], assistant("x")]):
+        example = rejected_response({"messages": turns, "rejected_response": rejected})
+        assert (example.prompt, example.chosen, example.rejected) == (turns[:3], turns[3:], [assistant("x")])
+
+
+def test_marks_of_what_is_learned_become_weights():
+    turns = [user("a"), {**assistant("b"), "loss": 0}, {**assistant("c"), "train": True}, {**assistant("d"), "loss": 2}]
+    read = messages({"messages": [*turns, {**assistant("e"), "weight": 0, "loss": 1}]})
+    assert [turn.get("weight") for turn in [*read.prompt, *read.completion]] == [None, 0, 1, None, 0]
+    assert read.prompt[3]["loss"] == 2
 
 
 def test_an_answer_that_is_called_bad_is_no_reference():
@@ -441,6 +507,9 @@ REFUSED = {
     "index out of range": (multiple_choice, {**OPTIONS, "answer": 2}, "answer '2' is not one of A, B"),
     "hidden": (multiple_choice, {**MEDMCQA, "cop": -1}, "cop '-1' is not one of A, B, C, D"),
     "several": (multiple_choice, {**OPTIONS, "answer": "AB"}, "answer 'AB' is not one of A, B"),
+    "a reply that ends with the user": (prompt_completion, {"prompt": "a", "completion": [assistant("b"), user("c")]}, "not: assistant, user"),
+    "text before the speakers": (hh, {"chosen": "x" + HH, "rejected": HH}, "chosen does not begin with the name of a speaker"),
+    "no dialogue": (oasst_pairwise, {"prompt": " ", **REPLIES}, "prompt is empty"),
     "no number": (multiple_choice, {**OPTIONS, "answer": True}, "answer is bool, not text"),
 }  # fmt: skip
 
