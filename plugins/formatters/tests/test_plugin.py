@@ -55,8 +55,11 @@ def gpt(text):
     return {"from": "gpt", "value": text}
 
 
+CATALOG = Catalog()  # which reads what is installed once
+
+
 def formatter_of(row):
-    return choose_formatter(Row("row 1", row), "rows", Catalog())
+    return choose_formatter(Row("row 1", row), "rows", CATALOG)
 
 
 def converted(row):
