@@ -605,6 +605,8 @@ FIRST_OPTION = {
         "from 1, as explanations name.*FILE:first_option=0",
     ),
     "explained, from 0": ([1, 2], ["Answer: B", "Ans is 'c'"], "BC", "from 0, as explanations name the right letter"),
+    "five to two, from 1": ([1] * 7, ["a is right"] * 5 + ["Ans: b"] * 2, "A" * 7, "from 1, as explanations name"),
+    "five to two, from 0": ([1] * 7, ["a is right"] * 2 + ["Ans: b"] * 5, "B" * 7, "from 0, as explanations name"),
     "three to two": (
         [1, 2] * 3,
         ["a is right", "Ans: b", "a is right", "Ans: c", "Ans: b", "Ans: c"],
@@ -625,6 +627,9 @@ def test_the_number_of_the_first_option_is_decided_by_all_rows(write_jsonl, case
     assert sorted(row["answer"] for row in data.train) == sorted(right)
     assert len(data.warnings) == bool(said)
     assert not said or re.search(said, data.warnings[0])
+    for name in ("explanation", "rationale"):
+        again = [{name if key == "exp" else key: value for key, value in row.items()} for row in rows]
+        assert load_file(write_jsonl("a.jsonl", again), "prompts").warnings == data.warnings
     if 0 not in numbers:
         set_by_user = load([DataSpec.read(f"{path}:first_option=1")], "prompts", Catalog())
         assert sorted(row["answer"] for row in set_by_user.train) == sorted("ABCD"[n - 1] for n in numbers)

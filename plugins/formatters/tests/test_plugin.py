@@ -26,6 +26,7 @@ from rlhf_formatter_common import (
 )
 from rlhf_formatter_common.chat import is_conversation
 from rlhf_formatter_common.preferences import compared, is_compared, is_ranked, ranked, rejected_response
+from rlhf_formatter_common.questions import first_option
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
@@ -131,6 +132,8 @@ FORMATS = {
     "alpaca preference": ({"instruction": "a", "input": "b", **REPLIES}, "alpaca_preference", [user("a\nb")]),
     "Anthropic HH": ({"chosen": HH + " good", "rejected": HH + " bad"}, "hh", [user("a\n\nsecond part"), assistant("b"), user("c")]),
     "full-hh-rlhf": ({"prompt": HH, "response": " good", "chosen": " good", "rejected": " bad"}, "full_hh", [user("a\n\nsecond part"), assistant("b"), user("c")]),
+    "oasst1 pairwise after a blank": ({"prompt": " " + OASST, **REPLIES}, "oasst_pairwise", [user("a\nsecond line"), assistant("b"), user("c")]),
+    "options in JSON after a blank": ({**Q, "options": ' ["cold", "flu"]', "answer": "B"}, "multiple_choice", [user("Fever?\nA. cold\nB. flu")]),
     "a prompt that names a speaker": ({**PROMPT, "prompt": "assistant: a"}, "prompt_preference", [user("assistant: a")]),
     "oasst1 pairwise": ({"lang": "en", "parent_id": "x", "prompt": OASST, **REPLIES}, "oasst_pairwise", [user("a\nsecond line"), assistant("b"), user("c")]),
 }  # fmt: skip
@@ -206,7 +209,7 @@ def test_what_is_no_question_with_options():
     row = {"question": "Which?", "options": ["x", "y"], "answer": "A"}
     formatter = Catalog().load("formatters", "multiple_choice")[0]
     assert formatter.fits(row)
-    for change in ({"answer": ""}, {"options": []}, {"options": {}}, {"options": None}):
+    for change in ({"answer": ""}, {"options": ""}, {"options": []}, {"options": {}}, {"options": None}):
         assert not formatter.fits({**row, **change})
     huatuo = Catalog().load("formatters", "huatuogpt")[0]
     assert [huatuo.fits({"data": value}) for value in (["问：a", "答：b"], ["a", "b"], "问：a", ["问：a", 3])] == [
@@ -311,6 +314,16 @@ def test_a_turn_of_calls_alone_is_one():
 )  # fmt: skip
 def test_what_is_a_conversation(value, known):
     assert is_conversation(value) is known
+
+
+def test_a_turn_has_one_role_and_its_text():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    read = messages({"messages": [system(" "), {"role": "user", "content": parts}, {**gpt("c"), "role": "x"}]})
+    assert (read.prompt, read.completion) == ([user("ab")], [assistant("c")])
+
+
+def test_answers_that_are_no_numbers_need_no_first_option():
+    assert first_option([{**OPTIONS, "answer": "B", "exp": "b is right"}]) == ({}, "")
 
 
 COMPARED = {"prompt": "a", "response_0": "bad", "response_1": "good", "better_response_id": 1}
@@ -510,6 +523,7 @@ REFUSED = {
     "index out of range": (multiple_choice, {**OPTIONS, "answer": 2}, "answer '2' is not one of A, B"),
     "hidden": (multiple_choice, {**MEDMCQA, "cop": -1}, "cop '-1' is not one of A, B, C, D"),
     "several": (multiple_choice, {**OPTIONS, "answer": "AB"}, "answer 'AB' is not one of A, B"),
+    "calls of no tool": (messages, {"messages": [user("a"), {"role": "assistant", "tool_calls": [1]}]}, "messages: .*tool_calls"),
     "a reply that ends with the user": (prompt_completion, {"prompt": "a", "completion": [assistant("b"), user("c")]}, "not: assistant, user"),
     "text before the speakers": (hh, {"chosen": "x" + HH, "rejected": HH}, "chosen does not begin with the name of a speaker"),
     "no dialogue": (oasst_pairwise, {"prompt": " ", **REPLIES}, "prompt is empty"),
