@@ -227,6 +227,7 @@ def test_files_that_are_not_weights(changed):
         ({"num_hidden_layers": 100_000}, "config.json, num_hidden_layers: 100000 is not between 0 and 1,000"),
         ({"dtype": 3}, "config.json, dtype: 3 is none of float32, bfloat16, float16, float64"),
         ({"dtype": None, "torch_dtype": "int8"}, "config.json, torch_dtype: 'int8' is none of float32"),
+        ({"return_dict": False}, "config.json, return_dict: False changes what the model returns; remove it"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 0, "rope_theta": 1e4}},
             "factor: 0 is not between 1e-09",

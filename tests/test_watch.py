@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerControl, TrainerState
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.training import watch
 
 ROWS = [{"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": "Run."} for i in range(8)]
@@ -68,6 +69,7 @@ def test_a_long_run_says_it_early_and_once(go, said):
     go(method="sft", max_steps=1)
     trainer = go.trainers[-1]
     run = SimpleNamespace(train_rows=ROWS, folder=Path("out"), options=SimpleNamespace(max_completion_length=4))
+    run.config = SimpleNamespace(distributed="ddp")
     for spread, expected in (([1.0] * 12, [10]), ([1.0, 0.75, *[1.0] * 12], [])):
         one, when = watch.Watch(trainer, run), []
         for step, value in enumerate(spread, 1):
@@ -93,6 +95,18 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(go, tiny_model, tmp_
     assert "Traceback" not in shown.out + shown.err
     assert not (folder / "checkpoints" / "checkpoint-2").exists()
     assert not (folder / "model").exists()
+
+
+@pytest.mark.parametrize("event", ["on_save", "on_train_end"])
+def test_weights_that_a_step_made_nan_are_neither_a_checkpoint_nor_a_model(event):
+    """By a step whose loss was a number: its gradient was none."""
+    trainer = SimpleNamespace(model=torch.nn.Linear(2, 2), training_step=None)
+    one = watch.Watch(trainer, SimpleNamespace(config=SimpleNamespace(distributed="ddp")))
+    state = TrainerState(global_step=3)
+    getattr(one, event)(None, state, None)
+    torch.nn.init.constant_(trainer.model.bias, float("nan"))
+    with pytest.raises(RunStopped, match="After step 3 bias has values that are NaN or infinite .of 2 .* 1 have"):
+        getattr(one, event)(None, state, None)
 
 
 def test_a_loss_is_logged_as_it_is(go):

@@ -90,6 +90,9 @@ def _check_values(values: Mapping[str, Any], file: Path) -> None:
     key = "torch_dtype" if values.get("dtype") is None else "dtype"
     if values.get(key) not in (None, *DTYPES):
         raise UserError(f"{file}, {key}: {excerpt(repr(values[key]))} is none of {', '.join(DTYPES)}")
+    for key, needed in (("return_dict", True), ("output_attentions", False)):
+        if values.get(key, needed) is not needed:
+            raise UserError(f"{file}, {key}: {excerpt(repr(values[key]))} changes what the model returns; remove it")
     for key, value in _numbers(values):
         last = key.rpartition(".")[2]
         if isinstance(value, float) and math.isnan(value):

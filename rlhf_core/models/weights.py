@@ -90,18 +90,22 @@ def check_quantized(held: Weights, method: str, called: str) -> None:
         )
 
 
-def refuse_not_finite(named: Iterable[tuple[str, Any]], called: str) -> None:
-    """Raise `UserError` for weights that are NaN or infinite, naming the first. One tensor is read from the device."""
+def not_finite(named: Iterable[tuple[str, Any]]) -> list[str]:
+    """The names of weights that hold NaN or infinity. One tensor is read from the device."""
     import torch
 
     kept = [(name, weight.detach()) for name, weight in named if weight.is_floating_point() and weight.numel()]
     kept = [(name, weight) for name, weight in kept if weight.device.type != "meta" and weight.dtype.itemsize > 1]
     if not kept:
-        return
+        return []
     extremes = [torch.stack(weight.aminmax()).float() for _, weight in kept]  # reads a weight once, and copies none
     finite = torch.stack([one.to(extremes[0].device) for one in extremes]).isfinite().all(dim=1)
-    wrong = [name for (name, _), good in zip(kept, finite.tolist(), strict=True) if not good]
-    if wrong:
+    return [name for (name, _), good in zip(kept, finite.tolist(), strict=True) if not good]
+
+
+def refuse_not_finite(named: Iterable[tuple[str, Any]], called: str) -> None:
+    """Raise `UserError` for weights that are NaN or infinite, naming the first."""
+    if wrong := not_finite(named):
         more = f" and {len(wrong) - 1} more weights have" if len(wrong) > 1 else " has"
         raise UserError(
             f"{called}: {wrong[0]}{more} values that are NaN or infinite, so it can compute nothing. Copy or download "

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from rlhf_core.errors import RunStopped
 from rlhf_core.models.trainable import share_too_large
+from rlhf_core.models.weights import not_finite
 from rlhf_core.unused import WITHOUT_WARMUP
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ log = logging.getLogger("rlhf")
 
 
 class Watch(TrainerCallback):
-    """Stops a run whose loss is no number, and warns of scores that never differ and of answers that never end."""
+    """Stops a run whose loss or weights are no numbers, warns of scores that never differ, answers that never end."""
 
     def __init__(self, trainer: Any, run: Run) -> None:
-        self.run = run
+        self.run, self.model = run, trainer.model
         self.loss: torch.Tensor | None = None  # the sum over the forward passes of this step
         self.always = dict.fromkeys(ALWAYS, 0)  # the last step whose line had a 1, as had all before it
         self._training_step = trainer.training_step
@@ -67,6 +68,21 @@ class Watch(TrainerCallback):
                 "model's files may hold weights that are no numbers."
             )
 
+    def on_save(self, args, state, control, **kwargs):
+        self._check_weights(state)
+
+    def _check_weights(self, state: Any) -> None:
+        """Before a checkpoint or the model counts as written. What shards weights has parts of them in each process."""
+        if self.run.config.distributed in ("fsdp", "zero3"):
+            return
+        trained = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        if wrong := not_finite(trained):
+            raise RunStopped(
+                f"After step {state.global_step} {wrong[0]} has values that are NaN or infinite (of {len(trained)} "
+                f"trained weights {len(wrong)} have): a gradient was too large. Use a smaller --learning-rate, or "
+                "--dtype bfloat16 or float32 where it is float16."
+            )
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
         reward = logs.get("reward", 0.0)
@@ -84,6 +100,7 @@ class Watch(TrainerCallback):
                 f"Not one step was trained: the trainer made no batch of {len(self.run.train_rows):,} rows. Give more "
                 "data, or smaller batches: --per-device-train-batch-size N --gradient-accumulation-steps N"
             )
+        self._check_weights(state)
         for name in [name for name, step in self.always.items() if step]:
             self._say(name, state)
 

@@ -210,12 +210,30 @@ class GRPO(Method):
             raise UserError(
                 "--set sync_ref_model: its reference can't be saved in checkpoints with --distributed fsdp or zero3"
             )
+        if arguments.beta and not lora:
+            _check_architecture(run.info)
         if "use_bias_correction_kl" in run.config.set and not arguments.beta:
             raise UserError("--set use_bias_correction_kl has no effect without a --beta above 0")
         if arguments.steps_per_generation * arguments.num_iterations == arguments.gradient_accumulation_steps:
             _say_unused_clipping(options)
         arguments.router_aux_loss_coef = router_loss_coefficient(run.info.config, arguments.router_aux_loss_coef)
         return arguments
+
+
+def _check_architecture(info: Any) -> None:
+    """Raise `UserError` if TRL, which loads the reference by the class that config.json names, would find none, or one
+    of other models.
+    """
+    import transformers
+
+    names = info.config.architectures or []
+    # Probed: it is what a file says.
+    named = getattr(transformers, str(names[0]), None) if names else None
+    if getattr(named, "config_class", None) is not type(info.config) and not info.reference.trust_remote_code:
+        raise UserError(
+            f"{info.called}: architectures in its config.json is {names}, by which the reference of the KL penalty is "
+            f'loaded: it has to be ["{type(info.empty).__name__}"]. Without a reference: --beta 0'
+        )
 
 
 def _copy_to_reference(trainer: Any, model: Any) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoKrConfig, LoraConfig, get_peft_model
-from rlhf_method_grpo import GRPO
+from rlhf_method_grpo import GRPO, _check_architecture
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -17,6 +17,8 @@ from trl.trainer.utils import RepeatSampler
 from rlhf_core import UserError, testing
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
+from rlhf_core.models.loading import inspect as inspect_model
+from rlhf_core.models.resolve import find
 from rlhf_core.training.run import Run, prepare
 
 
@@ -161,6 +163,15 @@ def test_the_reference_computes_what_the_adapter_that_the_run_starts_from_does(r
     with torch.no_grad():
         expected, got = started.eval()(ids).logits, reference.eval()(ids).logits
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [[], ["Own"], ["LlamaForCausalLM"]])
+def test_the_reference_is_loaded_by_an_architecture_that_is_the_models(tmp_path, names):
+    info = inspect_model(find(str(testing.tiny_model(tmp_path / "model"))))
+    _check_architecture(info)
+    info.config.architectures = names
+    with pytest.raises(UserError, match=r'architectures .* it has to be \["Qwen3ForCausalLM"\]. Without .* --beta 0'):
+        _check_architecture(info)
 
 
 @pytest.mark.slow
