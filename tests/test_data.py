@@ -43,6 +43,9 @@ def test_jsonl_json_and_folders(tmp_path, write_jsonl):
     write_jsonl("a.jsonl", [QA, "", {**QA, "question": "b"}])
     (tmp_path / "b.json").write_text(json.dumps([QA]))
     (tmp_path / "notes.txt").write_text("not data")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "c.json").write_text(json.dumps([QA]))
+    (tmp_path / ".d.json").write_text(json.dumps([QA]))
     assert [row.location for row in read(str(tmp_path))] == ["a.jsonl line 1", "a.jsonl line 3", "b.json row 1"]
 
 
@@ -144,7 +147,16 @@ def test_a_path_that_is_not_there_comes_with_the_nearest(write_jsonl):
 
 
 @pytest.mark.parametrize(
-    "source", ["./nowhere", "../nowhere", "/nowhere", "~/nowhere", "no/where/else", "no/where.csv"]
+    "source",
+    [
+        *("no/where.CSV", "no/where.gz", "nowhere.txt"),
+        "./nowhere",
+        "../nowhere",
+        "/nowhere",
+        "~/nowhere",
+        "no/where/else",
+        "no/where.csv",
+    ],
 )
 def test_what_looks_like_a_path_is_not_asked_of_the_hub(source):
     with pytest.raises(UserError, match=f"^{source}: there is no such file or folder"):
@@ -251,6 +263,13 @@ def test_the_split_of_a_file_is_a_word_of_its_path(case):
         assert all(f"left out, as not for {purpose}: " in warning for warning in warnings)
 
 
+def test_of_many_files_five_are_listed():
+    names = [f"test_{i}.json" for i in range(6)]
+    for count, listed in ((5, ", ".join(names[:5])), (6, ", ".join(names[:5]) + " and 1 more")):
+        _, [warning] = sources.choose_files(["train.json", *names[:count]], "folder", "train")
+        assert warning == f"folder: read train.json; left out, as not for training: {listed}"
+
+
 @pytest.mark.parametrize(
     ("names", "message"), [(["test/a.json"], "all files are for testing"), (["state.json"], "describe")]
 )
@@ -259,12 +278,22 @@ def test_a_folder_without_a_file_to_train_on(names, message):
         sources.choose_files(names, "folder", "train")
 
 
+def test_the_training_split_of_a_hub_data_set_is_read(monkeypatch):
+    splits = {"train": [QA], "test": []}
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda source, config, split: {("a/b", "c"): splits}[source, config][split]
+    )
+    [row] = read("a/b", "c")
+    assert (row.location, row.values) == ("a/b row 1", QA)
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path, write_jsonl):
     """A Hub with one repository, laid out as shibing624/medical is."""
-    files = ["README.md", "medical.py", "finetune/train_zh_0.json", "finetune/valid_zh_0.json", "reward/train.json"]
-    for name in files[2:]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    files = ["README.md", "medical.py", "docs/guide.md", "all.json", "sft/train.json", "pretrain/zh/train.json"]
+    files += ["finetune/train_zh_0.json", "finetune/valid_zh_0.json", "reward/train.json"]
+    for name in files[3:]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         row = PAIR if "reward" in name else {"instruction": name, "input": "", "output": "o"}
         (tmp_path / name).write_text(json.dumps(row))
 
@@ -272,25 +301,34 @@ def hub(monkeypatch, tmp_path, write_jsonl):
         raise RuntimeError("Dataset scripts are no longer supported, but found medical.py")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repository, repo_type: files)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, repo_type: str(tmp_path / name))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda self, repository, repo_type: {"dataset": files}[repo_type]
+    )
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_download",
+        lambda repository, name, repo_type: str({"dataset": tmp_path}[repo_type] / name),
+    )
 
 
 # configuration -> file read
 CONFIGS = {"finetune": "finetune/train_zh_0.json", "grpo": "finetune/train_zh_0.json", "dpo": "reward/train.json"}
+CONFIGS |= {"sft": "sft/train.json", "pretrain": "pretrain/zh/train.json"}  # folders go before the guide's names
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_repository_with_a_loading_script_is_read_without_running_it(hub, config):
     rows, warnings = sources.read(DataSpec("shibing624/medical", config=config))
     assert [row.location for row in rows] == [f"{CONFIGS[config]} line 1"]
-    called = "" if config == "finetune" else f" (--data-config {config})"
+    called = f" (--data-config {config})" if config in ("grpo", "dpo") else ""
     assert warnings == [f"shibing624/medical: its loading script is not run; read {CONFIGS[config]}{called}"]
 
 
 @pytest.mark.parametrize(("config", "message"), [(None, "has several configurations"), ("x", "no configuration 'x'")])
 def test_a_configuration_that_such_a_repository_does_not_have(hub, config, message):
-    with pytest.raises(UserError, match=f"{message}. Write .*:config=NAME, with one of finetune, reward"):
+    with pytest.raises(
+        UserError, match=f"{message}. Write .*:config=NAME, with one of finetune, pretrain, reward, sft$"
+    ):
         read("shibing624/medical", config)
 
 
@@ -317,6 +355,28 @@ def test_weights_are_shares_of_the_largest_mixture_without_a_row_twice(write_jso
     names = [row["question"] for row in data.train]
     assert (sum(n[0] == "a" for n in names), sum(n[0] == "b" for n in names), len(set(names))) == (4, 12, 16)
     assert "4 of 30 rows" in str(data.parts[0])
+
+
+def test_of_a_source_with_a_small_weight_a_row_is_left(write_jsonl):
+    entries = [numbered(write_jsonl, "a", 30) + ":weight=1", numbered(write_jsonl, "b", 12) + ":weight=1000"]
+    data = load(read_data(entries, None, None), "prompts", Catalog())
+    assert [len(part.rows) for part in data.parts] == [1, 12]
+
+
+# a row, whether its prompt is the text of one question
+TEXT_PROMPTS = {
+    "a text": ({"prompt": "q", "completion": "a"}, True),
+    "with a system message": ({"system": "S.", "prompt": "q", "completion": "a"}, True),
+    "under another name": ({"question": "q", "answer": "a"}, False),
+    "messages": ({"prompt": [{"role": "user", "content": "q"}], "completion": "a"}, False),
+}
+
+
+@pytest.mark.parametrize("case", TEXT_PROMPTS)
+def test_whether_prompts_are_plain_text(write_jsonl, case):
+    row, text = TEXT_PROMPTS[case]
+    for need in ("conversations", "prompts"):
+        assert load_file(write_jsonl("a.jsonl", [row]), need).text_prompts == text
 
 
 def test_held_out_data_of_its_own(write_jsonl):
@@ -412,6 +472,7 @@ def test_held_out_rows_are_a_seeded_share_and_not_trained_on(write_jsonl):
 def test_the_builtin_data_has_its_own_held_out_part():
     data = load_file("builtin", "prompts", held_out=32)
     assert (list(data.parts[0].formats), len(data.held_out)) == (["question_answer"], 32)
+    assert len(data.train) == data.parts[0].total  # none of them is held out
     assert {r["question"] for r in data.held_out}.isdisjoint(r["question"] for r in data.train)
 
 
@@ -439,6 +500,15 @@ def test_a_third_partys_formatter_is_found_by_its_columns(distribution, write_js
     third_party(distribution, '{"frage", "antwort"}')
     path = write_jsonl("a.jsonl", [{"frage": "x", "antwort": "y"}])
     assert load_file(path, "prompts").parts[0].formats == {"third": 1}
+
+
+def test_what_formatters_decide_from_all_rows_is_told(distribution, write_jsonl):
+    decides = '"{name}", columns={columns}, decide=lambda rows: ({{}}, f"{{len(rows)}} {name}")'
+    code = FORMATTER.replace('"third", columns={columns}', decides)
+    modules = {name: code.replace("{name}", name).format(columns={name}) for name in ("frage", "antwort")}
+    distribution("third", modules, {"rlhf.formatters": {name: name for name in modules}})
+    path = write_jsonl("a.jsonl", [{"frage": "x"}, {"antwort": "y"}, {"frage": "z"}])
+    assert sorted(load_file(path, "prompts").warnings) == [f"{path}: 1 antwort", f"{path}: 2 frage"]
 
 
 def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
@@ -541,11 +611,11 @@ def test_what_is_used_and_what_is_not(write_jsonl):
 @pytest.mark.parametrize("label", [False, 0, "False"])
 @pytest.mark.parametrize("answer", [{"prompt": "q", "completion": "bad"}, {"messages": CHAT["messages"]}, QA])
 def test_answers_that_are_marked_as_bad_are_not_learned(write_jsonl, answer, label):
-    rows = [{"prompt": "q", "completion": "good", "label": True}, {**answer, "label": label}]
+    rows = [{"prompt": "q", "completion": "good", "label": True}, *[{**answer, "label": label}] * 2]
     data = load_file(write_jsonl("a.jsonl", rows), "conversations")
     assert [row["messages"][-1]["content"] for row in data.train] == ["good"]
-    assert "left out 1 of 2 rows, whose answer a column (label, kto_tag, …) marks as bad" in data.warnings[0]
-    assert len(load_file(write_jsonl("b.jsonl", rows), "prompts").train) == 2  # their questions can be answered anew
+    assert "left out 2 of 3 rows, whose answer a column (label, kto_tag, …) marks as bad" in data.warnings[0]
+    assert len(load_file(write_jsonl("b.jsonl", rows), "prompts").train) == 3  # their questions can be answered anew
     with pytest.raises(UserError, match="all answers are marked as bad"):
         load_file(write_jsonl("c.jsonl", rows[1:]), "conversations")
 
@@ -656,12 +726,20 @@ NO_FORMAT = {
         {"question": "a", "support": "b"},
         r"columns question, support\. Say which column",
     ),
-    "turns as lists": ({"messages": [["user", "a"]]}, r"messages must have turns .* not \['user', 'a'\]"),
+    "turns as lists": (
+        {"messages": [["user", "a"]]},
+        r"columns messages\. .* messages must have turns .* not \['user', 'a'\]",
+    ),
     "turns as Python prints them": ({"messages": "[{'role': 'user'}]"}, "messages is not JSON"),
+    "a name in capital letters": ({"Frage": "a"}, r"has the columns Frage\. "),
     "data instead of names": ({"Is it 3?": "a", "36": "b"}, "here it looks like data"),
     "a number instead of a name": ({"3.5": "a", "b": "c"}, "here it looks like data"),
     "a sentence instead of a name": ({"头痛。": "a", "b": "c"}, "here it looks like data"),
-    "a long text instead of a name": ({"word " * 9: "a", "b": "c"}, "here it looks like data"),
+    "a question instead of a name": ({"Is it 3?": "a", "b": "c"}, "here it looks like data"),
+    "a question in Chinese": ({"头痛？": "a", "b": "c"}, "here it looks like data"),
+    "a sentence in English": ({"It is 3.": "a", "b": "c"}, "here it looks like data"),
+    "a long text instead of a name": ({"w" * 41: "a", "b": "c"}, "here it looks like data"),
+    "a long name": ({"w" * 40: "a", "b": "c"}, r"columns w+, b\. Say which column"),
     "no data instead of names": ({"frage": "a", "b.c": "c"}, r"columns frage, b\.c\. Say which column"),
 }
 

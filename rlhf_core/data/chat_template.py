@@ -133,7 +133,8 @@ class ChatTemplate:
         tokens |= {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         own = tokens - {self.tokenizer.eos_token}  # <s> and </s> look like such a pair
         pairs = {tag for token in own for tag in (token, f"</{token[1:]}") if f"</{token[1:]}" in own}
-        return re.compile("|".join(re.escape(t) for t in sorted(tokens - pairs, key=len, reverse=True)) or r"(?!)")
+        longest_first = sorted(tokens - pairs, reverse=True)  # of those that begin alike
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @functools.cached_property
     def end_token(self) -> str:
@@ -152,7 +153,7 @@ class ChatTemplate:
 
         Other special tokens stay: the tags of an answer may be such tokens, and markers of turns have no place in one.
         """
-        return self.tokenizer.decode([token for token in ids if token not in self._control], skip_special_tokens=False)
+        return self.tokenizer.decode([token for token in ids if token not in self._control])
 
     def finished(self, ids: Sequence[int]) -> bool:
         """Whether an answer of these tokens ended by itself, rather than being cut."""
