@@ -60,8 +60,23 @@ def test_held_out_rows_that_can_not_be_used_are_left_out_and_counted(template, b
 
 @pytest.mark.parametrize("rule", ["error", "drop", "truncate"])
 def test_what_fits_stays_as_it_is(template, rule):
-    assert lengths.limit_answers([SHORT_PAIR], template, 20, rule) == ([SHORT_PAIR], [])
-    assert lengths.limit_conversations([SHORT], template, 40, rule) == ([SHORT], [])
+    for limit in (40, 1000):  # by its tokens, or by its bytes
+        assert lengths.limit_answers([SHORT_PAIR], template, limit, rule) == ([SHORT_PAIR], [])
+        assert lengths.limit_conversations([SHORT], template, limit, rule) == ([SHORT], [])
+
+
+def test_what_each_limit_says_is_told(template):
+    class Options(Limits):
+        overlong_prompts, overlong_completions = "truncate", "truncate"
+
+    rows = [pair("a", "a"), pair("a", "b", LONG), pair(LONG, "x")]
+    left, warnings = lengths.apply_limits(rows, "preferences", Options, template)
+    assert len(left) == 2
+    assert [text.partition(",")[0].partition(" have ")[0] for text in warnings] == [
+        "1 of 3 prompts",
+        "left out 1 of 3 pairs",
+        "1 of 2 pairs",
+    ]
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
@@ -106,7 +121,7 @@ def test_overlong_conversations(template):
     rows = [SHORT, long]
     tokens = len(encoding.encode_conversation(template, long["messages"])[0][0])
     said = f"1 of 2 conversations have more than --max-length 60 tokens, the longest {tokens}"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=rf"{said}\. Allow more, or use --overlong-completions truncate"):
         lengths.limit_conversations(rows, template, 60, "error")
     assert lengths.limit_conversations(rows, template, 60, "drop") == ([SHORT], [f"{said}: left out"])
     assert lengths.limit_conversations(rows, template, 60, "truncate") == (rows, [f"{said}: cut"])
@@ -124,21 +139,43 @@ def test_conversations_whose_answers_are_all_cut_off_are_left_out(template):
 
 
 def test_a_system_message_of_the_template_counts(template):
-    tokenizer = copy.deepcopy(template.tokenizer)
-    tokenizer.chat_template = "{{ 'be kind ' * 300 }}" + tokenizer.chat_template
-    wordy = ChatTemplate(tokenizer)
+    wordy = with_template(template, "{{ 'be kind ' * 300 }}" + template.source)
     with pytest.raises(UserError, match="1 of 1 conversations have more than --max-length 500 tokens"):
         lengths.limit_conversations([SHORT], wordy, 500, "error")
 
 
 def test_a_call_of_a_tool_may_be_written_in_more_tokens_than_it_has_bytes(template):
-    tokenizer = copy.deepcopy(template.tokenizer)
-    tokenizer.chat_template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
+    source = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
 {%- for call in m.tool_calls or [] %}{{ call|tojson(indent=8) }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"""
-    indented = ChatTemplate(tokenizer)
+    indented = with_template(template, source)
     call = {"name": "sum", "arguments": {"numbers": [1] * 50}}
     row = {"messages": [*SHORT["messages"][:1], {"role": "assistant", "content": "", "tool_calls": [call]}]}
     [(ids, _)] = encoding.encode_conversation(indented, row["messages"])
     assert len(ids) - 1 > len(json.dumps(row)) + 4 * 64
     with pytest.raises(UserError, match=f"the longest {len(ids):,}"):
         lengths.limit_conversations([row], indented, len(ids) - 1, "error")
+
+
+def with_template(template, source: str) -> ChatTemplate:
+    tokenizer = copy.deepcopy(template.tokenizer)
+    tokenizer.chat_template = source
+    return ChatTemplate(tokenizer)
+
+
+WRITTEN = """{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('A role') }}{% endif %}
+{{- '12345' * 10 + m.content + '<|im_end|>' }}{% endfor %}"""
+# a template, the row's tools
+ADDED = {
+    "60 tokens to each turn": (WRITTEN, None),
+    "tools": ("{{ tools }}" + WRITTEN, [{"name": "x 1" * 100}]),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_what_a_template_adds_counts(template, case):
+    source, tools = ADDED[case]
+    made, row = with_template(template, source), {**SHORT, "tools": tools}
+    [(ids, _)] = encoding.encode_conversation(made, SHORT["messages"], tools)
+    assert lengths.limit_conversations([row], made, len(ids), "error") == ([row], [])
+    with pytest.raises(UserError, match=f"the longest {len(ids)}"):
+        lengths.limit_conversations([row], made, len(ids) - 1, "error")

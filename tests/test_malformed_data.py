@@ -6,6 +6,7 @@ import io
 import json
 import os
 import socket
+import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
@@ -32,6 +33,11 @@ def arrow(table, compression=None, new=pyarrow.ipc.new_file):
     options = pyarrow.ipc.IpcWriteOptions(compression=compression)
     with new(file := io.BytesIO(), table.schema, options=options) as writer:
         writer.write_table(table)
+    return file.getvalue()
+
+
+def without_rows():
+    pyarrow.parquet.ParquetWriter(file := io.BytesIO(), ROWS.schema).close()
     return file.getvalue()
 
 
@@ -83,6 +89,7 @@ REFUSED = {
     "text that is none": ("a.parquet", parquet(ROWS.append_column("more", NOT_TEXT)), "a.parquet row 9: column 'more': .*utf-8"),
     "one name twice": ("a.parquet", parquet(TWICE), "two columns have the same name: question"),
     "one name twice in Arrow": ("a.arrow", arrow(TWICE), "two columns have the same name: question"),
+    "no rows": ("a.parquet", without_rows(), "there is no row in it"),
     "half of a file": ("a.arrow", arrow(ROWS)[:-300], "a.arrow is not an Arrow file"),
     "half of a stream": ("a.arrow", arrow(ROWS, new=pyarrow.ipc.new_stream)[:-60], "a.arrow (is not an Arrow file|can't be read)"),
 }  # fmt: skip
@@ -186,16 +193,52 @@ def test_what_an_arrow_message_unpacks_to_is_known_before(case):
     assert unpacked(*given) == sizes
 
 
-def test_how_much_the_rows_of_a_table_may_take():
-    """400 bytes a row, and the text, which a dictionary has once for all rows."""
-    content = arrow(pyarrow.table({"question": DICTIONARY}))
-    assert len(list(tables.read_arrow("a.arrow", io.BytesIO(content), 100 * 20_400))) == 100
-    with pytest.raises(UserError, match="take more than 2,039,999 bytes"):
-        list(tables.read_arrow("a.arrow", io.BytesIO(content), 100 * 20_400 - 1))
-    nulls = arrow(pyarrow.table({"question": pyarrow.nulls(10)}))
-    assert len(list(tables.read_arrow("a.arrow", io.BytesIO(nulls), 4_000))) == 10
-    with pytest.raises(UserError, match="take more than 3,999 bytes"):
-        next(tables.read_arrow("a.arrow", io.BytesIO(nulls), 3_999))  # before a row is read
+# rows, and the bytes that they take: 400 for a row, its texts, 8 for another value, 4 for the place of a text
+TAKEN = {
+    "a dictionary": (pyarrow.table({"a": DICTIONARY, "b": [1] * 100}), 100 * (400 + 20_000 + 8)),
+    "texts": (pyarrow.table({"a": TEXT}), 100 * (400 + 20_000 + 4)),
+    "nothing": (pyarrow.table({"a": pyarrow.nulls(10)}), 10 * 400),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_how_much_the_rows_of_a_table_may_take(case):
+    rows, size = TAKEN[case]
+    assert len(list(tables.read_arrow("a.arrow", io.BytesIO(arrow(rows)), size))) == len(rows)
+    with pytest.raises(UserError, match=f"take more than {size - 1:,} bytes"):
+        list(tables.read_arrow("a.arrow", io.BytesIO(arrow(rows)), size - 1))
+
+
+NULLS = pyarrow.table({"question": pyarrow.nulls(3_000)})
+TWO_BATCHES = pyarrow.concat_tables([pyarrow.table({"question": TEXT})] * 2)
+EARLY = {
+    "rows of a Parquet file": (tables.read_parquet, parquet(NULLS), 1_199_999),
+    "texts of a Parquet file": (tables.read_parquet, parquet(TWO_BATCHES, use_dictionary=False), 3_000_000),
+    "rows of an Arrow file": (tables.read_arrow, arrow(NULLS), 1_199_999),
+    "batches of an Arrow file": (tables.read_arrow, arrow(TWO_BATCHES, "zstd"), 3_000_000),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_a_table_that_is_too_large_is_refused_before_a_row_is_read(case):
+    read, content, most = EARLY[case]
+    with pytest.raises(UserError, match=f"take more than {most:,} bytes"):
+        next(read("a", io.BytesIO(content), most))
+
+
+def test_a_batch_is_as_small_as_the_columns_of_texts_ask():
+    content = parquet(pyarrow.table({"a": TEXT, "b": [1.5] * 100}), use_dictionary=False)
+    group = pyarrow.parquet.ParquetFile(io.BytesIO(content)).metadata.row_group(0)
+    assert tables._texts(group) == group.column(0).total_uncompressed_size > 100 * 20_000
+
+
+def test_rows_that_share_a_value_are_made_one_by_one():
+    rows = tables.read_arrow("a", io.BytesIO(arrow(pyarrow.table({"question": DICTIONARY}))), 1 << 30)
+    tracemalloc.start()
+    assert len(next(rows)[1]["question"]) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000
 
 
 def make_pipe(folder):
@@ -231,7 +274,8 @@ def test_what_is_no_file_is_neither_waited_for_nor_left_out(tmp_path, case):
 def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "data" / "more").mkdir(parents=True)
     (tmp_path / "else").mkdir()
-    (tmp_path / "data" / "up").symlink_to("..")
+    for name in ("up", "again", "more/up"):
+        (tmp_path / "data" / name).symlink_to("..")
     (tmp_path / "data" / "more" / "a.jsonl").write_text(GOOD)
     (tmp_path / "else" / "b.jsonl").write_text(GOOD)
     assert len(sources.read(DataSpec(str(tmp_path / "data")))[0]) == 2
@@ -243,6 +287,18 @@ def test_a_folder_of_everything_is_refused(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").touch()
     with pytest.raises(UserError, match="has more than 2 files. Name the files"):
+        sources.read(DataSpec(str(tmp_path)))
+    monkeypatch.setattr(sources, "MOST_FILES", 3)
+    with pytest.raises(UserError, match="the folder has no"):
+        sources.read(DataSpec(str(tmp_path)))
+
+
+def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"^{tmp_path}: Permission denied$"):
         sources.read(DataSpec(str(tmp_path)))
 
 

@@ -151,6 +151,14 @@ def test_a_template_that_counts_the_answers_of_tools_is_given_all_turns(made):
         assert prepare_for(made(counts + TOOLS))(row) == row
 
 
+@pytest.mark.parametrize("call", [CALL, {**CALL, "name": "type"}, {"name": "weather", "arguments": {}}])
+def test_of_a_call_its_name_is_enough(made, call):
+    names = """{% for m in messages %}{{ m.content }}
+{%- for call in m.tool_calls or [] %}{{ call.function.name if call.function else call.name }}{% endfor %}{% endfor %}"""
+    row = {"messages": [user("Oslo?"), assistant("", tool_calls=[call])]}
+    assert prepare_for(made(names))(row) == row
+
+
 def test_a_row_that_is_refused_is_named_and_can_be_left_out(made, write_jsonl):
     rows = [{"messages": [user("a"), assistant("b")]}, {"messages": [user("a"), user("b"), assistant("c")]}]
     specs, prepare = [DataSpec(write_jsonl("data.jsonl", rows))], prepare_for(made(ALTERNATES + CHATML))
@@ -258,8 +266,9 @@ def test_rows_that_a_template_refuses_all_need_another(made, tmp_path):
 
 def test_keys_that_a_template_does_not_use_are_said(made):
     prepare = prepare_for(made())
-    prepare({"messages": [user("a", name="Ann"), assistant("b", reasoning_content="c", weight=1)]})
-    assert prepare.warnings(1) == ["1 of 1 rows have turns with 'name', which the chat template does not use"]
+    for _ in range(2):
+        prepare({"messages": [user("a", name="Ann"), assistant("b", reasoning_content="c", weight=1)]})
+    assert prepare.warnings(2) == ["2 of 2 rows have turns with 'name', which the chat template does not use"]
 
 
 def test_columns_of_the_data_that_are_not_used_are_not_read(made):

@@ -174,7 +174,7 @@ def _bytes(messages: Messages) -> float:
     if any(turn.get("tool_calls") for turn in messages):
         return math.inf
     texts = (json.dumps(turn, ensure_ascii=False) for turn in messages)
-    return sum(len(text.encode("utf-8", "surrogatepass")) + 64 for text in texts)
+    return sum(len(text.encode("utf-8")) + 64 for text in texts)
 
 
 def _truncate(row: dict[str, Any], template: ChatTemplate, limit: int) -> Messages:

@@ -50,7 +50,7 @@ def read(spec: DataSpec, use: Use = "train") -> tuple[list[Row], list[str]]:
         return read_file(path), []
     local = path.suffix.lower() in (*KINDS, ".gz", ".txt") or spec.source.startswith((".", "/", "~"))
     if local or spec.source.count("/") > 1:
-        near = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = [str(p) for p in path.parent.glob("*")]
         raise UserError(f"{spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
     return _read_hub(spec)
 
