@@ -90,9 +90,22 @@ def test_what_is_not_there_is_one_message(tmp_path):
         bind(RewardSpec.read(f"{tmp_path}/reward.py:f"), Catalog())
 
 
+def test_a_module_of_the_current_folder(tmp_path, monkeypatch):
+    """The folder is looked through last, and once for all of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    path = list(sys.path)
+    for name in ("mine_a", "mine_b"):
+        module = f"{name}_of_{tmp_path.name}"
+        (tmp_path / f"{module}.py").write_text("def f(completions, **_): return [2.0]\n")
+        assert score(f"{module}:f") == 2.0
+    assert sys.path == [*path, str(tmp_path)]
+
+
 ONE_ROW = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     return 1.0 if ground_truth in solution_str else 0.0
+def graded(response): return 1.0
 def scaled(limit: int, text: str = ""): return lambda completions, **_: [float(limit)] * len(completions)
 """
 
@@ -105,12 +118,16 @@ def test_a_function_that_scores_one_row_is_refused_with_what_to_write(tmp_path):
         bind(RewardSpec.read(f"{file}:compute_score"), Catalog())
     specification = re.search(r"--reward (\S+)", str(error.value))[1]
     wrapper = textwrap.dedent(re.search(r"(?s)( {4}def .*?)\n\n", str(error.value))[1])
+    assert "ground_truth inside verl's column" in str(error.value)
     file = tmp_path / "other.py"
     file.write_text(f"{ONE_ROW}\n{wrapper}\n")
     reward = bind(RewardSpec.read(specification.replace("reward.py", "other.py")), Catalog())
     assert reward.signature.columns == ("data_source", "ground_truth")
     completions, columns = ["it is 8", "9"], {"data_source": ["own"] * 2, "ground_truth": ["8"] * 2}
     assert reward.call(columns, {"completions": completions}) == [1.0, 0.0]
+
+    with pytest.raises(UserError, match=r"(?s)by its argument response.*their names there\.$"):
+        bind(RewardSpec.read(f"{file}:graded"), Catalog())
 
 
 def test_a_function_that_makes_a_reward_is_still_called(tmp_path):

@@ -56,6 +56,7 @@ SIGNATURES = {
     "async function": (awaited, {"completions"}, ["answer"], [], True),
     "instance with async __call__": (AsyncJudge(), {"completions"}, [], [], True),
     "a wrapper's own arguments count": (wrap(plain), set(), [], [], True),
+    "and where its types do not exist": (wrap(unknown_type), set(), [], [], True),
     "trl: think format": (trl.rewards.think_format_reward, {"completions"}, [], [], True),
     "trl: accuracy": (trl.rewards.accuracy_reward, {"completions", "log_extra"}, ["solution"], [], True),
     "trl: made by a factory": (

@@ -108,7 +108,13 @@ def test_yaml_entries():
 
 CODE = """
 import functools
+from typing import Annotated
+from pydantic import Field
 from rlhf_core import Reward
+
+class Scale: ...
+
+def bounded(completions, *, size: Annotated[int, Field(gt=0)] = 1, scale: Scale = None): ...
 
 def plain(completions, answer, *, target: int = 200, words: list[str] = (), label: str = "x", **kwargs):
     return [target, sorted(kwargs)]
@@ -145,7 +151,9 @@ bound = functools.partial(plain, target=7)
 declared = Reward(plain, optional=("keywords",), range=(0, 1))
 optional = Reward(defaulted, optional=("answer",))
 def with_environments(completions, environments): ...
+isolated = Reward(plain, isolation="process", name="isolated")
 isolated_callbacks = Reward(lambda completions, log_metric: None, isolation="process", name="x")
+at_once = Reward(plain, concurrent=True, name="at_once")
 """
 
 COLUMNS = {"answer": ["A"], "level": [9], "target": [-1], "extra": ["e"]}
@@ -197,10 +205,21 @@ def test_a_factory_makes_the_reward(reward):
     assert bound.name == "make"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("plain", "ordinary"), ("plain:concurrent=true", "concurrent"), ("at_once", "concurrent"),
+        ("at_once:concurrent=false", "ordinary"), ("awaited", "async"), ("AsyncJudge", "async"),
+        ("isolated", "process"),
+    ],
+)  # fmt: skip
+def test_how_batches_are_scored(reward, name, kind):
+    assert reward(name).kind == kind
+
+
 @pytest.mark.parametrize(("name", "value"), [("awaited", 1.0), ("AsyncJudge", 2.0)])
 def test_async(reward, name, value):
     bound = reward(name)
-    assert bound.kind == "async"
     assert asyncio.run(bound.call(COLUMNS, TRL)) == [value]
 
 
@@ -220,7 +239,13 @@ def test_values_become_what_the_annotation_says(reward, text, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("plain:targt=3", "has no parameter 'targt'. Did you mean 'target'"),
+        (
+            "plain:targt=3",
+            "has no parameter 'targt'. Did you mean 'target'.*It takes target: int = 200, words: .*'x'.$",
+        ),
+        ("only_columns:x=3", "It takes no parameters.$"),
+        ("bounded:size=0", r"greater than 0 \(size: int = 1\)$"),
+        ("bounded:scale=2", "scale=2: Input should be an instance of Scale"),
         ("plain:target=many", r"valid integer.*\(target: int = 200\)"),
         ("plain:words=a", "valid list"),
         ("Judge", "needs model: str"),
@@ -228,7 +253,7 @@ def test_values_become_what_the_annotation_says(reward, text, value):
         ("NotCallable", "returned NotCallable, not a function"),
         ("make", "needs limit: int"),
         ("with_environments", "needs environments"),
-        ("isolated_callbacks", "runs in its own process"),
+        ("isolated_callbacks", "runs in its own process and can't take log_metric$"),
         ("plan", "Did you mean 'plain'"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
-from rlhf_core.rewards.batch import RewardBatch
+from rlhf_core.rewards.batch import RewardBatch, callbacks_of
 from rlhf_core.rewards.binding import bind, bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 
@@ -150,7 +152,7 @@ OUTCOMES = {
     "strings": ([1.0, None, None, 1.0], [None, "'1.0' is text", "{} is dict", None]),
     "later": ([1.0] * 4, [None] * 4),
     "async_row": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
-    "timed": ([None] * 4, ["timeout"] * 4),
+    "timed": ([None] * 4, ["timeout: no answer within 0.2 s"] * 4),
     "p_row": ([1.0, 1.0, None, 1.0], [None, None, ROW_TWO, None]),
     "p_nan": ([1.0, None, None, 1.0], [None, "nan is not a finite", "inf is not a finite", None]),
     "p_text": ([1.0, None, None, 1.0], [None, "'1.0' is text", "{} is dict", None]),
@@ -181,6 +183,7 @@ def test_outcome(runtime, name):
     for expected, found in zip(errors, column.errors, strict=True):
         assert (found is None) if expected is None else expected in found
     assert column.timed_out == TIMED_OUT.get(name, 0)
+    assert "could not be stopped" not in str(column.errors)
 
 
 def test_text_view_decodes_ids_and_messages_view_keeps_messages(runtime, tmp_path):
@@ -233,6 +236,31 @@ def test_stop_ends_the_process(runtime):
     process = rewards._elsewhere["p_fine"].process
     rewards.close()
     assert not process.is_alive()
+
+
+def test_nothing_is_scored_after_the_end(runtime):
+    """And an event loop's thread ends."""
+    rewards = runtime("fine", "later")
+    assert rewards.evaluate(batch())["later"].scores == [1.0] * 4
+    (loop,) = [thread for thread in threading.enumerate() if thread.name == "rlhf-later"]
+    rewards.close()
+    assert rewards._call(rewards.rewards[0], ({}, {}), 2, 1.0).errors == ["the run ends"] * 2
+    loop.join(10)
+    assert not loop.is_alive()
+
+
+def test_callbacks_reach_the_trainer_and_its_state_can_not_be_changed():
+    state = SimpleNamespace(global_step=3, log_history=[1])
+    logged = []
+    trl = dict.fromkeys(("log_metric", "log_extra"), lambda *both: logged.append(both))
+    found = callbacks_of({"trainer_state": state, **trl}, 2)
+    found["log_metric"]("mine", 1)
+    found["log_extra"]("words", ["a", "b"])
+    found["trainer_state"].log_history.append(2)
+    found["trainer_state"].global_step = 4
+    assert logged == [("mine", 1.0), ("words", ["a", "b"])]
+    assert (state.log_history, state.global_step) == ([1], 3)
+    assert callbacks_of({"trainer_state": None}, 2) == {"trainer_state": None}
 
 
 def test_trl_sees_one_column_each_and_the_batch_is_scored_once(runtime, tmp_path):
