@@ -1,0 +1,102 @@
+"""What a worker's answers become, with a process that is played by the test."""
+
+from __future__ import annotations
+
+import json
+import threading
+from socket import socketpair
+
+import pytest
+
+from rlhf_core.rewards.outcomes import Column
+from rlhf_core.rewards.worker import KEY, LENGTH, Worker, _ending, _read, _send
+
+
+class Process:
+    pid, exitcode, killed = None, None, False
+
+    def kill(self):
+        self.killed = True
+
+    def join(self, seconds):
+        pass
+
+
+@pytest.fixture
+def worker():
+    """worker(answer) -> a worker whose process answers a question by answer(its end of the pipe, the question's key)."""
+    threads = []
+
+    def make(answer) -> Worker:
+        made = Worker(None)
+        made.process = Process()
+        made.pipe, theirs = socketpair()
+
+        def work():
+            header = _read(theirs, KEY + LENGTH, lambda: None)
+            _read(theirs, int.from_bytes(header[KEY:], "big"), lambda: None)
+            answer(theirs, header[:KEY])
+
+        threads.append((threading.Thread(target=work), theirs))
+        threads[-1][0].start()
+        return made
+
+    yield make
+    for thread, pipe in threads:
+        thread.join()
+        pipe.close()
+
+
+def answers(memory_ran_out: bool):
+    content = {"scores": [1.0, None], "errors": [None, "x" * 3_000_000]}  # more than a pipe holds
+    return lambda pipe, key: _send(pipe, key, json.dumps([content, memory_ran_out]).encode())
+
+
+# what the process does -> (what the error of each row contains, rows that timed out)
+ENDINGS = {
+    "nothing": (lambda pipe, key: None, "timeout: no answer within 0.05 s", 2),
+    "a part": (lambda pipe, key: pipe.sendall(key), "timeout: no answer within 0.05 s", 2),
+    "closes": (lambda pipe, key: pipe.close(), "the worker ended with exit code None", 0),
+    "another key": (lambda pipe, key: _send(pipe, b"k" * KEY, b"null"), "wrote to the descriptor", 0),
+}
+
+
+@pytest.mark.parametrize("case", ENDINGS)
+def test_what_is_no_answer_is_an_error_and_the_process_is_killed(worker, case):
+    answer, error, timed_out = ENDINGS[case]
+    worker = worker(answer)
+    process = worker.process
+    column = worker.score(({}, {}), 2, 0.05 if timed_out else 60.0)
+    assert column.scores == [None, None]
+    assert all(error in found for found in column.errors)
+    assert (column.timed_out, column.stopped) == (timed_out, bool(timed_out))
+    assert (process.killed, worker.process) == (True, None)
+
+
+def test_a_process_that_has_ended_is_not_waited_for_although_its_child_keeps_the_pipe(worker):
+    worker = worker(lambda pipe, key: None)
+    worker.process.exitcode = -9
+    assert worker.score(({}, {}), 2, 60.0).errors == ["the worker was killed by SIGKILL"] * 2
+
+
+@pytest.mark.parametrize("memory_ran_out", [False, True])
+def test_a_worker_whose_memory_ran_out_answers_and_is_killed(worker, memory_ran_out):
+    worker = worker(answers(memory_ran_out))
+    process = worker.process
+    assert worker.score(({}, {}), 2, 60.0) == Column([1.0, None], [None, "x" * 3_000_000])
+    assert process.killed is memory_ran_out
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (None, "the worker ended with exit code None"),
+        (0, "the worker ended with exit code 0"),
+        (3, "the worker ended with exit code 3"),
+        (-1, "the worker was killed by SIGHUP"),
+        (-11, "the worker was killed by SIGSEGV"),
+        (-999, "the worker was killed by signal 999"),
+    ],
+)
+def test_how_a_worker_ended(code, text):
+    assert _ending(code) == text
