@@ -44,6 +44,11 @@ def test_without_a_minimum_nothing_is_too_short():
 
 def test_an_empty_answer_gets_the_lowest_score_if_there_is_a_minimum():
     assert Length(min=10, max=20, tolerance=100)(["", "a"]) == [0.0, pytest.approx(0.91)]
+    assert Length(min=1, tolerance=100)(["", "a"]) == [0.0, 1.0]
+
+
+def test_the_least_tolerance_is_one():
+    assert Length(max=2, tolerance=1)(["ab", "abc"]) == [1.0, 0.0]
 
 
 def test_tokens_are_counted_with_the_end_token():

@@ -45,6 +45,9 @@ KEYWORD_CASES = {
     "right to left": ("שלום مرحبا", 0.0),
     "emoji": ("🤔🩺", 0.0),
     "not closed": ("<answer>我认为是低血糖", 1 / 3),
+    "after the answer": (f"<answer>不清楚</answer>{HONEST}", 0.0),
+    "thought twice": (f"<think>{HONEST}</think>不清楚<think>肺炎？</think>", 0.0),
+    "thinking ended twice": (f"<think>肺炎？</think>{HONEST}</think>不清楚", 0.0),
     "many tags": ("<answer><think>" * 100_000, 0.0),
 }
 
@@ -70,6 +73,9 @@ REFERENCE_CASES = {
     "plural in es": ("rashes", "rash", 1.0),
     "inside a word": ("the fluent speaker", "flu", 0.0),
     "the reference denies it": ("发热", "无发热，有咳嗽", 0.0),
+    "the reference affirms and denies it": ("发热", "有发热。不是发热。", None),
+    "the reference affirms and denies one of two": ("咳嗽", "有发热。不是发热。有咳嗽。", 1.0),
+    "a list, as the reference is": ("肺炎、发热、咳嗽、胸痛", "肺炎、发热、咳嗽、胸痛", 1.0),
     "no terms at all": ("肺炎", "42", None),
     "no reference": ("肺炎", None, None),
 }
@@ -98,6 +104,21 @@ DENIED = {
 @pytest.mark.parametrize("text", DENIED)
 def test_denied_terms_are_not_present(text):
     assert score(text, "发热") == (0.0 if DENIED[text] else 1.0)
+
+
+@pytest.mark.parametrize("term", ["发热", "支气管肺炎"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("我觉得应该有{}，其实想一想不是{}的样子。", 0.0),
+        ("我觉得应该不是{}，其实想一想还是有{}的样子。", 0.0),
+        ("我觉得应该有{}，再想一想还是有{}的。但有人说不是{}的样子。", 1.0),
+        ("有人说应该不是{}，再想一想还是有{}的。我看就是有{}的样子。", 1.0),
+    ],
+)
+def test_a_term_counts_where_it_is_affirmed_more_often_than_denied(text, expected, term):
+    """It, or a kind of it."""
+    assert score(text.format(term, term, term), term.removeprefix("支气管")) == expected
 
 
 @pytest.mark.parametrize("term", ["无力", "无尿", "不孕", "不育", "无精症"])
@@ -158,6 +179,14 @@ def test_terms_that_are_in_the_prompt_weigh_less():
         2 * FROM_PROMPT / (1 + 2 * FROM_PROMPT)
     )
     assert score("您得的是扁桃体炎。", keywords=keywords, prompt=prompt) > 0.5
+    turns = [{"role": "user", "content": "fever"}, {"role": "user", "content": "cough"}]
+    assert score("发热。", keywords=["发热", "肺炎"], prompt=turns) == FROM_PROMPT / (1 + FROM_PROMPT)
+
+
+def test_the_share_of_letters_that_belong_to_terms():
+    """Neither spaces nor hyphens are letters."""
+    assert REWARD._read("it is high blood pressure").density == 17 / 21
+    assert REWARD._read("obsessive-compulsive disorder").density == 1.0
 
 
 # Keywords that the lexicon does not have.
@@ -190,6 +219,17 @@ def test_terms_beyond_the_wanted_cost_from_a_number_on(case):
     assert score(text, keywords=["肺炎", "发热", "咳嗽", "胸痛"]) == pytest.approx(expected)
 
 
+def test_one_more_may_be_added_for_every_four_wanted():
+    wanted = ["肺炎", "发热", "咳嗽", "胸痛", "低血糖"]
+    assert score(prose([*wanted, *OTHERS]), keywords=wanted) == pytest.approx(11 / 12)
+
+
+def test_what_costs_is_multiplied():
+    """Seven terms beyond the wanted, and one of eleven said once too often."""
+    wanted = ["肺炎", "发热", "咳嗽", "胸痛"]
+    assert score(prose([*wanted, *OTHERS]) + prose(["肺炎"] * 3), keywords=wanted) == pytest.approx(10 / 11 * 11 / 12)
+
+
 def test_terms_of_the_reference_are_not_beyond_the_wanted():
     assert score(prose(["低血糖", *OTHERS]), prose(OTHERS), keywords=["低血糖"]) == 1.0
 
@@ -212,6 +252,10 @@ def test_without_usable_keywords_the_reference_counts(case):
     assert REWARD(["肺炎"], ["肺炎"], keywords=[MALFORMED_KEYWORDS[case]]) == [1.0]
 
 
+def test_a_row_without_terms_has_no_score_and_the_others_have_theirs():
+    assert REWARD(["肺炎"] * 3, ["42", "肺炎", "发热"]) == [None, 1.0, 0.0]
+
+
 def test_keywords_in_one_string():
     assert score("低血糖会使人头晕", keywords="低血糖；头晕") == 1.0
 
@@ -221,9 +265,23 @@ def test_the_shipped_lexicon_is_well_formed():
     assert len(set(REWARD.lexicon.concepts.values())) > 500
 
 
+def test_the_longest_term_is_found_and_latin_ends_are_those_of_words(tmp_path):
+    path = tmp_path / "terms.txt"
+    path.write_text("糖尿\n糖尿病\n维生素c\nx线片", encoding="utf-8")
+    reward = MedicalKeyword(str(path))
+    texts = ["糖尿病", "维生素C", "维生素CT", "X线片", "AX线片"]
+    assert reward(texts, [*texts[:2], *["维生素C、X线片"] * 3]) == [1.0, 1.0, 0.0, 0.5, 0.0]
+
+
+def test_a_lexicon_in_english(tmp_path):
+    path = tmp_path / "terms.txt"
+    path.write_text("gout", encoding="utf-8")
+    assert MedicalKeyword(str(path))(["It is gout", "痛风"], ["gout"] * 2) == [1.0, 0.0]
+
+
 def test_another_lexicon(tmp_path):
     path = tmp_path / "terms.txt"
-    path.write_text("# mine\n甲物 | Foo\n\n乙物  # comment\n", encoding="utf-8")
+    path.write_text("# mine\n甲物 | Foo\n\n乙物  # comment\n", encoding="utf-8-sig")
     assert MedicalKeyword(str(path))(["foo"], ["甲物和肺炎"]) == [1.0]
 
 
