@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+from types import ModuleType
 
 import pytest
 
@@ -30,7 +31,8 @@ def later_still(completions, **_):
     from helper import late_value
     return [late_value() + other.late()] * len(completions)
 def stdlib(completions, **_):
-    import statistics
+    import statistics, colorsys
+    assert __import__("os.path", fromlist=["join"]).join
     return [statistics.fmean([1, 2])] * len(completions)
 isolated = Reward(top, isolation="process", name="isolated")
 isolated_late = Reward(later_still, isolation="process", name="isolated_late")
@@ -60,7 +62,9 @@ def folders(tmp_path):
             f"from second import start\ndef value(): return start + {value}\n"
             "def late_value():\n    from later import LATER\n    return LATER\n"
         )
-        (folder / "second.py").write_text("start = 0.0\n")
+        (folder / "second.py").write_text(
+            "import sys, types\nstart = 0.0\nsys.modules['made'] = types.ModuleType('made')\n"
+        )
         (folder / "later.py").write_text(f"LATER = {value}.0\n")
         (folder / "statistics.py").write_text("raise RuntimeError('the one that is installed goes before it')\n")
         (folder / "parts" / "deep" / "number.py").write_text("N = 100\n")
@@ -69,13 +73,19 @@ def folders(tmp_path):
     return tmp_path
 
 
-def test_a_reward_imports_the_files_of_its_own_folder(folders):
-    path, modules = list(sys.path), set(sys.modules)
+def test_a_reward_imports_the_files_of_its_own_folder(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "made", None)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    path, finders, modules = list(sys.path), list(sys.meta_path), set(sys.modules)
     assert [score(f"{folders}/{name}/reward.py:top") for name in ("one", "two", "one")] == [1101.0, 1111.0, 1101.0]
     assert [score(f"{folders}/{name}/reward.py:late") for name in ("two", "one")] == [11.0, 1.0]
     assert [score(f"{folders}/{name}/reward.py:later_still") for name in ("one", "two")] == [101.0, 111.0]
     assert score(f"{folders}/two/reward.py:stdlib") == 1.5
-    assert sys.path == path
+    monkeypatch.setitem(sys.modules, "helper", other := ModuleType("helper"))  # of anybody else
+    assert score(f"{folders}/one/reward.py:late") == 1.0
+    assert sys.modules.pop("helper") is other
+    assert (sys.path, sys.meta_path) == (path, finders)
+    assert "colorsys" in sys.modules
     assert not {"helper", "second", "later", "parts", "parts.other"} & (set(sys.modules) - modules)
 
 
@@ -100,6 +110,9 @@ def test_a_module_of_the_current_folder(tmp_path, monkeypatch):
         (tmp_path / f"{module}.py").write_text("def f(completions, **_): return [2.0]\n")
         assert score(f"{module}:f") == 2.0
     assert sys.path == [*path, str(tmp_path)]
+    sys.path[-1] = ""
+    assert bind(RewardSpec.read("trl.rewards:think_format_reward"), Catalog())
+    assert sys.path == [*path, ""]
 
 
 ONE_ROW = """
@@ -126,7 +139,11 @@ def test_a_function_that_scores_one_row_is_refused_with_what_to_write(tmp_path):
     completions, columns = ["it is 8", "9"], {"data_source": ["own"] * 2, "ground_truth": ["8"] * 2}
     assert reward.call(columns, {"completions": completions}) == [1.0, 0.0]
 
-    with pytest.raises(UserError, match=r"(?s)by its argument response.*their names there\.$"):
+    file = tmp_path / "a:b" / "reward.py"
+    file.parent.mkdir()
+    file.write_text(ONE_ROW)
+    written = rf"(?s)by its argument response.*--reward {file}:graded_of_rows\n.*their names there\.$"
+    with pytest.raises(UserError, match=written):
         bind(RewardSpec.read(f"{file}:graded"), Catalog())
 
 

@@ -138,6 +138,13 @@ class Judge:
 class NotCallable:
     def __init__(self, x=1): pass
 
+class Group:
+    inner = staticmethod(only_columns)
+
+def _private(completions): ...
+
+def unannotated(limit): return lambda completions: [limit]
+
 def make(limit: int):
     def reward(completions, answer): return [limit]
     return reward
@@ -192,6 +199,11 @@ def test_the_rest_of_the_row_is_passed_only_to_kwargs(reward):
 
 def test_positional_only_columns_are_passed_by_position(reward):
     assert reward("strict").call(COLUMNS, TRL) == ["A"]
+
+
+def test_what_is_inside_a_class_or_a_module_of_the_file_is_named_by_its_path(reward):
+    bound = reward("Group.inner")
+    assert (bound.name, bound.call(COLUMNS, TRL)) == ("inner", ["A"])
 
 
 def test_a_class_takes_parameters_in_init_and_is_called(reward):
@@ -250,11 +262,13 @@ def test_values_become_what_the_annotation_says(reward, text, value):
         ("plain:words=a", "valid list"),
         ("Judge", "needs model: str"),
         ("Judge:model=m,retries=-1", "could not be set up: ValueError: retries is negative"),
-        ("NotCallable", "returned NotCallable, not a function"),
-        ("make", "needs limit: int"),
+        ("NotCallable", "returned NotCallable, not a function.*takes neither is called to make a"),
+        ("make", "needs limit: int: write --reward make:limit=…$"),
+        ("unannotated", "needs limit: write --reward unannotated:limit=…$"),
         ("with_environments", "needs environments"),
         ("isolated_callbacks", "runs in its own process and can't take log_metric$"),
         ("plan", "Did you mean 'plain'"),
+        ("_privat", "it has no '_privat'.$"),
     ],
 )
 def test_bad_parameters(reward, text, message):

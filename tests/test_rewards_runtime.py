@@ -240,6 +240,7 @@ def test_stop_ends_the_process(runtime):
 
 def test_nothing_is_scored_after_the_end(runtime):
     """And an event loop's thread ends."""
+    runtime("later").close()  # before it began
     rewards = runtime("fine", "later")
     assert rewards.evaluate(batch())["later"].scores == [1.0] * 4
     (loop,) = [thread for thread in threading.enumerate() if thread.name == "rlhf-later"]
@@ -348,6 +349,8 @@ def test_groups_whose_scores_differ_are_counted(tmp_path, prompts, scores, sprea
 def test_missing_columns_are_named(runtime):
     with pytest.raises(UserError, match="reward 'one_row' needs the column row, which data.jsonl does not have"):
         runtime("one_row").check_columns(["prompt", "answer"], "data.jsonl")
+    with pytest.raises(UserError, match="Its columns: none.$"):
+        runtime("one_row").check_columns(["prompt"], "data.jsonl")
 
 
 def test_a_trainer_of_ones_own_gets_each_rows_weighted_sum(runtime):

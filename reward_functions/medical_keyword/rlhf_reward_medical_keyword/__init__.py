@@ -100,7 +100,7 @@ class MedicalKeyword:
                 balance[kind] += -1 if denied else 1
         # A concept denied as often as affirmed does not count: "肺炎。不是肺炎。" commits to nothing.
         covered = frozenset(concept for concept, times in balance.items() if times > 0)
-        said = Counter({concept: times for concept, times in said.items() if concept in covered and times})
+        said = Counter({concept: times for concept, times in said.items() if concept in covered})
         letters = len(_OTHER.sub("", text))
         spent = sum(m.end - m.start - text.count(" ", m.start, m.end) for m in mentions)
         return Reading(said, covered, min(1.0, spent / letters) if letters else 0.0)

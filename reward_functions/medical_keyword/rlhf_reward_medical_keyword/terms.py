@@ -92,7 +92,7 @@ class Lexicon:
         self.concepts = {term: terms[0] for terms in map(list, concepts) for term in terms}
         self._broader = {term: self._kinds(term) for term in self.concepts}
         heads: defaultdict[str, list[str]] = defaultdict(list)
-        for term in sorted(self.concepts, key=len, reverse=True):
+        for term in sorted(self.concepts, reverse=True):  # a longer term before one that it begins with
             word = _WORD.match(term)
             heads[word[0] if word else term[:2]].append(term)
         self._heads = dict(heads)
@@ -254,8 +254,8 @@ def _cues(text: str, terms: list[tuple[int, int]]) -> list[tuple[int, str]]:
 def _reaches(cue: int, kind: str, text: str, start: int, end: int) -> bool:
     """Whether a cue of this kind that ends at `cue` denies the term from `start` to `end`."""
     gap = text[cue:start]
-    if kind == "open" or not gap or kind == "bare":
-        return kind != "open" and not gap
+    if kind in ("open", "bare"):
+        return kind == "bare" and not gap
     if _CLAUSE_END.search(gap):
         return False
     if "," in gap and not _ENUMERATED.search(gap + text[end : end + _REACH].partition(".")[0]):

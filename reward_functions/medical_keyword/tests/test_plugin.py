@@ -91,6 +91,7 @@ DENIED = {
     "无发热": True, "患者没有发热。": True, f"{'患者来诊，' * 20}无慢性阻塞性肺疾病、发热": True, "未见发热": True, "否认发热": True, "不发热": True, "未发热": True,
     "无咳嗽、发热": True, "无畏光、流泪和发热": True, "没有明显发热": True, "已排除发热": True, "发热已排除": True,
     "有咳嗽，无发热": True, "发热阴性": True, "无发热、咳嗽": True, "发热。其实不是发热。": True,
+    "无发热, today": True, "denies fever, 无咳嗽": True, "四肢无力还发热": False, "非典型发热": False, "、发热": False,
     "无咳嗽，发热三天": False, "不排除发热": False, "不能排除发热": False, "无论是否发热": False, "不仅发热": False,
     "四肢无力，发热": False, "没有咳嗽但发热": False, "发热": False, "无咳嗽。发热三天": False,
     "no fever": True, "No cough or fever": True, "no cough, chills, or fever": True, "denies fever": True,
@@ -205,6 +206,14 @@ def test_a_keyword_that_is_no_term_is_a_full_word(case):
     assert score(text, keywords=["smile"]) == pytest.approx(expected)
 
 
+def test_keywords_go_before_terms_inside_them_and_the_longest_first():
+    """肺炎 is a term of the lexicon."""
+    assert score("应该打肺炎球菌疫苗才对。", keywords=["肺炎球菌疫苗"]) == 1.0
+    keywords, prompt = ["肺炎球菌", "肺炎球菌疫苗"], "是肺炎球菌吗？"
+    assert score("应该打肺炎球菌疫苗才对。", keywords=keywords, prompt=prompt) == 1 / (1 + FROM_PROMPT)
+    assert score("应该是肺炎球菌才对。", keywords=keywords, prompt=prompt) == FROM_PROMPT / (1 + FROM_PROMPT)
+
+
 def prose(terms):
     return "根据您的描述，我觉得应当想到" + "，另外还要想一想".join(terms) + "，请您放心。"
 
@@ -269,8 +278,15 @@ def test_the_longest_term_is_found_and_latin_ends_are_those_of_words(tmp_path):
     path = tmp_path / "terms.txt"
     path.write_text("糖尿\n糖尿病\n维生素c\nx线片", encoding="utf-8")
     reward = MedicalKeyword(str(path))
-    texts = ["糖尿病", "维生素C", "维生素CT", "X线片", "AX线片"]
+    texts = ["糖尿病", "维生素C", "维生素CT检查", "X线片", "AX线片"]
     assert reward(texts, [*texts[:2], *["维生素C、X线片"] * 3]) == [1.0, 1.0, 0.0, 0.5, 0.0]
+
+
+def test_what_a_term_ends_with_is_a_kind_of(tmp_path):
+    path = tmp_path / "terms.txt"
+    path.write_text("肺炎\n大肺炎\nflu\nswine flu\nbigflu", encoding="utf-8")
+    texts = ["大肺炎", "swine flu", "bigflu", "flu"]
+    assert MedicalKeyword(str(path))(texts, ["肺炎", "flu", "flu", "swine flu"]) == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_a_lexicon_in_english(tmp_path):

@@ -44,7 +44,7 @@ def final_answer(completion: str) -> str:
     if block is not None:
         block = block.partition("</answer>")[0]
         return _marked(block) if len(block) <= LIMIT else ""
-    text = _marked(spoken, last_only=True)
+    text = _marked(spoken)
     found = stated(text)
     return text if found and not _withdrawn(text) else _last_sentence(text)
 
@@ -76,15 +76,14 @@ def _spoken(text: str) -> str:
     """The text without its thinking; an `<answer>` inside thinking that never ends counts as spoken."""
     *thought, rest = text.split("</think>")
     said, _, thinking = rest.partition("<think>")
-    block = thinking.rfind("<answer>")
-    if block >= 0:
-        said += thinking[block:]
+    _, opened, block = thinking.partition("<answer>")
+    said += opened + block
     # Before `</think>` without `<think>` everything is thinking: the prompt had opened it.
     return "".join(part.partition("<think>")[0] for part in thought if "<think>" in part) + said
 
 
-def _marked(text: str, last_only: bool = False) -> str:
-    """The text in the last `\\boxed{}` or after the last `####`, else all of it (`last_only`: its end)."""
+def _marked(text: str) -> str:
+    """The text in the last `\\boxed{}` or after the last `####`, else all of it, or its end if it is long."""
     boxed = _after_last(text, "\\boxed{")
     if boxed is not None:
         return normalize(_until_closed(boxed[:LIMIT]))
@@ -94,7 +93,7 @@ def _marked(text: str, last_only: bool = False) -> str:
         # A Markdown heading looks the same, but text follows it.
         if not more.strip() or any(map(str.isdigit, line)):
             return normalize(line)
-    return normalize(text[-LIMIT:] if last_only else text)
+    return normalize(text[-LIMIT:])
 
 
 def _until_closed(text: str) -> str:

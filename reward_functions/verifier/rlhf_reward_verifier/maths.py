@@ -179,7 +179,6 @@ def _parsed(expression: str) -> tuple:
 
 
 def _tidy(expression: str) -> str:
-    expression = re.sub(r"\\[dt]frac", r"\\frac", expression.strip())
     expression = _ROOT.sub(r"\\sqrt{\1\2}", expression).translate(_SYMBOLS)
     expression = re.sub(r"\^(-\d+)", r"^{\1}", expression.replace("**", "^"))
     expression = re.sub(r"(?<![\\a-zA-Z])(pi|sin|cos|tan|log|ln|exp)\b", r"\\\1", expression)
@@ -187,4 +186,4 @@ def _tidy(expression: str) -> str:
 
 
 def _as_text(value: Fraction) -> str:
-    return str(value.numerator) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"

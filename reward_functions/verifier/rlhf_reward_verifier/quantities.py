@@ -146,7 +146,7 @@ def plain(text: str) -> str:
 
 def _quantity(match: re.Match[str]) -> Quantity | None:
     part = match.groupdict()
-    if len(part["number"]) > 100 or len(part["whole"] or "") > 100 or len(part["under"] or "") > 100:
+    if any(len(part[name] or "") > 100 for name in ("number", "whole", "under")):
         return None
     value = Fraction(part["number"].replace(",", ""))
     if part["exponent"]:
@@ -192,7 +192,7 @@ def _is_pressure(quantity: Quantity) -> bool:
 
 
 def _numeral(text: str) -> int:
-    return "零一二三四五六七八九".find(text.replace("两", "二")) if text else 0
+    return "零一二三四五六七八九".find(text.replace("两", "二"))  # of nothing: 0
 
 
 def _percent(quantity: Quantity) -> Fraction:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from rlhf_reward_verifier import SYSTEM_PROMPT, verifier
+import rlhf_reward_verifier
+from rlhf_reward_verifier import SYSTEM_PROMPT, maths, verifier
 from rlhf_reward_verifier.extract import final_answer
 
 from rlhf_core import UserError
@@ -41,11 +44,15 @@ WHERE = {
     "block that is too long for an answer": (f"<answer>{'word ' * 1000}18</answer>", "18", 0.0),
     "block not closed": ("<think>a</think><answer>18", "18", 1.0),
     "thinking not closed, then a block": ("<think>a<answer>18</answer>", "18", 1.0),
+    "thinking not closed, and a block alone": ("<think><answer>18</answer>", "18", 1.0),
+    "thinking not closed, two blocks": ("<think><answer>17</answer><answer>18</answer>", "18", 1.0),
     "block inside thinking": ("<think>a<answer>18</answer></think>", "18", 0.0),
     "thinking never ends": ("<think>It must be 18", "18", 0.0),
     "thinking never ends, and its last character": ("<think>It must be 8", "8", 0.0),
     "thinking opened by the prompt": ("Is it 17?</think>The answer is 18.", "18", 1.0),
     "only thought, opened by the prompt": ("It is 18.</think>", "18", 0.0),
+    "around thoughts": ("1<think>a</think>8<think>b</think>", "18", 1.0),
+    "thinking opened twice": ("<think>It is 18.<think>b</think>", "18", 0.0),
     "answer before thinking": ("<answer>18</answer><think>19</think>", "18", 1.0),
     "empty block": ("It is 18. <answer></answer>", "18", 0.0),
     "boxed": ("So \\boxed{18}.", "18", 1.0),
@@ -53,6 +60,7 @@ WHERE = {
     "boxed with braces": ("\\boxed{\\frac{3}{4}}", "3/4", 1.0),
     "boxed inside the block": ("<answer>The result is \\boxed{18} for 3 days</answer>", "18", 1.0),
     "boxed, not closed": ("\\boxed{18", "18", 1.0),
+    "boxed, not closed, then a farewell": ("\\boxed{18\nThanks for 3", "18", 1.0),
     "hashes": ("16 - 3 = 13\n#### 18", "18", 1.0),
     "hashes, then a farewell": ("#### 18\nHope this helps!", "18", 1.0),
     "hashes as a heading": ("#### Summary\nThe answer is 18.", "18", 1.0),
@@ -64,6 +72,9 @@ WHERE = {
     "changed its mind, rightly": ("The answer is 17. Wait, actually it is 18.", "18", 1.0),
     "cue with nothing after it": ("The answer is B.\nConclusion:", "B", 1.0),
     "two cues": ("The answer is 17. The answer is 18.", "18", 1.0),
+    "cue far from the end": (f"The answer is 18. {'word ' * 1000}", "18", 0.0),
+    "cue on a line of its own": ("Answer:\n18\nThanks for 3 questions.", "18", 1.0),
+    "cue, then an empty line": ("Answer: gout\n\nThanks.", "gout", 1.0),
     "cue in Chinese": ("共有16个，吃掉3个。答案是13。", "13", 1.0),
     "bold cue": ("**Answer:** 18", "18", 1.0),
     "bold answer": ("The answer is **18**.", "18", 1.0),
@@ -99,11 +110,14 @@ NUMBERS = {
     "same unit by another name": ("18公斤", "18 kg", 1.0),
     "other unit": ("18 g", "18 kg", 0.0),
     "LaTeX unit": ("\\boxed{18\\text{ kg}}", "18 kg", 1.0),
+    "squared unit": ("25 kg/m^2", "25 kg/m²", 1.0),
+    "unknown unit of the reference": ("72", "72 beats", 1.0),
     "unknown unit": ("72 beats", "72", 1.0),
     "unit in Chinese": ("每天100毫克", "100 mg", 1.0),
     "percent": ("50%", "50%", 1.0),
     "percent in words": ("50 percent", "50%", 1.0),
     "percent in Chinese": ("百分之50", "50%", 1.0),
+    "percent in Chinese as a decimal": ("百分之50", "0.5", 1.0),
     "LaTeX percent": ("\\boxed{50\\%}", "50%", 1.0),
     "percent as a decimal": ("0.5", "50%", 1.0),
     "percent sign left out": ("50", "50%", 1.0),
@@ -126,6 +140,7 @@ NUMBERS = {
     "raised digit": ("10²", "100", 1.0),
     "huge exponent": ("1e999999999", "1", 0.0),
     "root": ("\\sqrt{324}", "18", 1.0),
+    "root by name": ("sqrt(324)", "18", 1.0),
     "root of it": ("\\sqrt{18}", "18", 0.0),
     "factorial of it": ("3!", "3", 0.0),
     "sum of it": ("18 + 18", "18", 0.0),
@@ -134,15 +149,19 @@ NUMBERS = {
     "sum left open": ("9+9", "18", 1.0),
     "sum of a fraction left open": ("1/4 + 1/4", "0.5", 1.0),
     "equation": ("9 * 2 = 18", "18", 1.0),
+    "equation, then another number": ("x = 18 eggs in 3 days", "18", 1.0),
     "equation, wrong": ("18 = 9 + 8", "18", 0.0),
     "variable": ("x = 18", "18", 1.0),
     "several, cued": ("Answer: 18 eggs in 3 days", "18", 1.0),
+    "several, cued, three": ("Answer: 18 eggs in 3 days of 2 hens", "18", 1.0),
+    "several in a sentence, three": ("With 3 hens and 2 ducks she makes 18 dollars", "18", 1.0),
     "several in a sentence": ("With 3 hens she makes 18 dollars", "18", 1.0),
     "or": ("18 or 19", "18", 0.0),
     "or, right one last": ("17 or 18", "18", 0.0),
     "or in Chinese": ("17或18", "18", 0.0),
     "maybe twice": ("maybe 17, maybe 18", "18", 0.0),
     "letter that only looks like a unit's": ("18 mın", "18 minutes", 1.0),
+    "letters that only look like a scale's": ("18 mıllıon", "18", 1.0),
     "range": ("17-18", "18", 0.0),
     "range with a tilde": ("17~18", "18", 0.0),
     "side by side": ("17 18", "18", 0.0),
@@ -158,6 +177,10 @@ NUMBERS = {
     "no number": ("many", "18", 0.0),
     "number in a sentence of words": ("no one knows", "1", 0.0),
     "in Chinese": ("三", "3", 1.0),
+    "ten in Chinese": ("十", "10", 1.0),
+    "teens in Chinese": ("十五", "15", 1.0),
+    "tens in Chinese": ("三十", "30", 1.0),
+    "two in Chinese": ("两天", "2天", 1.0),
     "tens in Chinese, with a unit": ("二十五天", "25 days", 1.0),
     "in a Chinese word": ("一般", "1", 0.0),
     "reference in words": ("12", "twelve", 1.0),
@@ -185,6 +208,7 @@ NUMBERS = {
     "another of the same quotient, without a unit": ("240/160", "120/80", 0.0),
     "a fraction that is not reduced": ("100/40", "5/2", 1.0),
     "quotient of a fraction": ("3/2", "6/4", 1.0),
+    "quotient of a blood pressure": ("120/80", "1.5", 0.0),
     "unit of the same kind": ("5 µg", "5 mg", 0.0),
     "unit of another kind": ("5 mmol", "5 mg", 0.0),
     "pounds": ("60 lb", "60 kg", 0.0),
@@ -193,8 +217,10 @@ NUMBERS = {
     "for each kilogram": ("5 mg/kg", "5 mg", 0.0),
     "for each kilogram, in words": ("5 milligrams per kilogram", "5 mg/kg", 1.0),
     "for each day": ("5 mg/day", "5 mg", 1.0),
+    "for each day of the reference": ("5 mg", "5 mg/day", 1.0),
     "concentration": ("5 µmol/L", "5 mmol/L", 0.0),
     "speed in words": ("60 km per hour", "60 km/h", 1.0),
+    "speed, abbreviated": ("60 mph", "60 miles per hour", 1.0),
     "price of one": ("18 dollars per day", "$18", 1.0),
     "dose as often": ("500 mg bid", "500 mg bid", 1.0),
     "dose less often": ("500 mg bid", "500 mg tid", 0.0),
@@ -203,6 +229,7 @@ NUMBERS = {
     "imaginary": ("3i", "3", 0.0),
     "thousands, abbreviated": ("3k", "3", 0.0),
     "power of a variable": ("x^3", "3", 0.0),
+    "negative power of a variable": ("x^-3", "-3", 0.0),
     "root sign": ("√9", "3", 1.0),
     "root sign of it": ("√3", "3", 0.0),
     "multiple of pi": ("3π", "3", 0.0),
@@ -215,6 +242,8 @@ NUMBERS = {
 # More of what a reference may be: bounds, ranges, a number of a variable, and the symbols that Unicode has for LaTeX's
 SIGNS = {
     "bound": (">= 140", "≥140 mmHg", 1.0),
+    "bound above": ("<= 140", "≤140", 1.0),
+    "bound to be worked out": ("< 9 + 9", "<18", 1.0),
     "bound without its sign": ("140 mmHg", "≥140 mmHg", 0.0),
     "other bound": ("≤140", "≥140", 0.0),
     "bound in percent": ("> 5%", ">5%", 1.0),
@@ -224,9 +253,11 @@ SIGNS = {
     "date of the same difference": ("1988", "2026-11-27", 0.0),
     "letters alone": ("b + a", "a+b", 1.0),
     "letters alone, other": ("a-b", "a+b", 0.0),
+    "raised number": ("x^{12}", "x¹²", 1.0),
     "negative power": ("x^-12", "x^{-12}", 1.0),
     "power in Python": ("x**2", "x^2", 1.0),
     "plus or minus": ("\\pm 2", "±2", 1.0),
+    "plus or minus, to be worked out": ("\\pm\\sqrt{4}", "±2", 1.0),
     "plus or minus, one of them": ("2", "±2", 0.0),
     "ratio": ("1 : 2", "1:2", 1.0),
     "ratio, other way": ("2:1", "1:2", 0.0),
@@ -268,6 +299,15 @@ EXPRESSIONS = {
     "solved for": ("x=\\sqrt{2}", "\\sqrt{2}", 1.0),
     "in prose": ("The area is $2\\sqrt{2}$.", "\\sqrt{8}", 1.0),
     "in Chinese prose": ("面积是$2\\sqrt{2}$。", "\\sqrt{8}", 1.0),
+    "fraction in text style": ("\\tfrac{2\\pi}{4}", "\\frac{\\pi}{2}", 1.0),
+    "product in another order": ("2r\\pi", "2\\pi r", 1.0),
+    "thousands of a variable": ("x\\cdot 1000", "1\\,000x", 1.0),
+    "in prose, before its end": ("It is $2\\sqrt{2}$ that we want", "\\sqrt{8}", 1.0),
+    "in prose, not set": ("It equals 2\\sqrt{2}", "\\sqrt{8}", 1.0),
+    "cue": ("We know $\\sqrt{9}$. The answer is $2\\sqrt{2}$. It follows from $x$.", "\\sqrt{8}", 1.0),
+    "function by name": ("1 + sin(x)", "sin(x)+1", 1.0),
+    "and": ("$\\sqrt{8}$ and $\\sqrt{9}$", "\\sqrt{9}", 0.0),
+    "or, not set": ("\\sqrt{8} or \\sqrt{9}", "\\sqrt{9}", 0.0),
     "or": ("$\\sqrt{8}$ or $\\sqrt{9}$", "\\sqrt{9}", 0.0),
     "or nothing": ("$\\sqrt{9}$ or nothing", "\\sqrt{9}", 0.0),
     "side by side": ("$\\sqrt{8}$, $\\sqrt{9}$", "\\sqrt{9}", 0.0),
@@ -311,6 +351,9 @@ CHOICES = {
     "with reasons in Chinese": ("选B，因为A不对", "B", 1.0),
     "with reasons that name others": ("B，因为A和C少见", "B", 1.0),
     "with reasons for others": ("B，因为A和C也可能", "B", 0.0),
+    "cue, after another letter": ("C is common. The answer is B.", "B", 1.0),
+    "chosen, then a reason": ("I choose B because it fits", "B", 1.0),
+    "chosen, an article's letter": ("I choose A", "A", 1.0),
     "cue, then a wrong one": ("Answer: B. A is wrong.", "B", 1.0),
     "boxed": ("\\boxed{\\text{B}}", "B", 1.0),
     "or": ("A or B", "B", 0.0),
@@ -341,6 +384,7 @@ CHOICES = {
     "several, one missing": ("AB", "ABD", 0.0),
     "several, all": ("ABCDE", "ABD", 0.0),
     "several that are a name": ("It is AB", "AB", 1.0),
+    "several, not alone": ("It is A, B and D", "A, B and D", 0.0),
     "run together": ("ABCDE", "B", 0.0),
     "empty": ("", "B", 0.0),
 }
@@ -414,6 +458,10 @@ TERMS = {
     "in its section": (SECTIONS.format("肺炎"), "肺炎", 1.0),
     "another in its section": (SECTIONS.format("哮喘"), "肺炎", 0.0),
     "only in the reasons": ("诊断：哮喘\n依据：不像肺炎，肺炎会发热", "肺炎", 0.0),
+    "of two sections": ("Diagnosis: gout\nDepartment: rheumatology", "rheumatology", 1.0),
+    "in LaTeX": ("\\text{肺炎}", "\\text{肺炎}", 1.0),
+    "another in LaTeX": ("哮喘", "\\text{肺炎}", 0.0),
+    "abbreviations with a slash": ("TSH", "TSH/FT4", 1.0),
     "department": ("Department: pediatrics", "pediatrics", 1.0),
     "section in English": ("Diagnosis: gout\nBasis: pain and swelling\nAdvice: rest or ice.", "gout", 1.0),
     "in a sentence": ("The most likely diagnosis is pneumonia.", "pneumonia", 1.0),
@@ -489,6 +537,8 @@ def test_aliases_are_right_too():
         assert score("<answer>Lung infection (pneumonia)</answer>", "pneumonia", aliases=aliases) == 1.0
         assert score("<answer>asthma</answer>", "pneumonia", aliases=aliases) == 0.0
     assert score("<answer>asthma</answer>", "pneumonia", aliases=None) == 0.0
+    for missing in (None, "", []):
+        assert score("<answer>18</answer>", missing, aliases="18") is None
 
 
 REFERENCES = {
@@ -498,11 +548,21 @@ REFERENCES = {
     "free text": ("多喝水", "首先建议住院治疗，根据检查结果决定治疗方案。", None),
     "free text in English": ("rest", "You should rest, drink water and see a doctor if it gets worse.", None),
     "free text, nothing answered": ("", "You should rest, drink water and see a doctor.", None),
+    "free text, said again": ("It may be. " * 40, "It may be. " * 40, None),
+    "free text that begins like a bound": ("5", "<5 minutes of rest, then drink water and see a doctor soon.", None),
+    "number that is too long": ("1", "1" * 5000, None),
+    "number whose whole is too long": ("1", f"{'1' * 5000} 1/2", None),
+    "number whose denominator is too long": ("1", f"1/{'1' * 5000}", None),
     "several terms": ("痤疮", "痤疮；暴发性痤疮；寻常痤疮", None),
     "only punctuation": ("?", "???", None),
     "long": ("a", "a" * MILLION, None),
     "empty list": ("18", [], None),
     "mapping": ("18", {"a": 1}, None),
+    "expression that is too large to be read": ("1", "9^{9^{9}}", None),
+    "term beside free text": ("肺炎", "肺炎/首先建议住院治疗，根据检查结果决定治疗方案。", None),
+    "term beside a name of letters": ("肺炎", ["肺炎", "AB"], 1.0),
+    "number beside choices": ("18", ["18", "A|B"], 1.0),
+    "answer in tags": ("18", "<think>9 * 2</think><answer>18</answer>", 1.0),
     "term that begins with a digit": ("1型糖尿病", "2型糖尿病", 0.0),
     "term with a number": ("The drug is 5-FU.", "5-FU", 1.0),
     "choices": ("B", "A|B", 1.0),
@@ -512,7 +572,8 @@ REFERENCES = {
     "float": ("18", 18.0, 1.0),
     "small float": ("0.00001", 1e-05, 1.0),
     "true": ("yes", True, 1.0),
-    "false": ("yes", False, 0.0),
+    "false": ("no", False, 1.0),
+    "false, answered yes": ("yes", False, 0.0),
     "list of numbers": ("6", [5, 6], 1.0),
     "list, hedged": ("4 or 5", [5, 6], 0.0),
     "whole solution": ("18", "9 * 2 = <<9*2=18>>18\n#### 18", 1.0),
@@ -599,6 +660,34 @@ def test_on_another_thread_there_is_no_timer():
         assert pool.submit(score, "<answer>18</answer>", "18").result() == 1.0
 
 
+def test_what_takes_too_long_is_wrong(monkeypatch):
+    def slow(completion):
+        raise maths._TookTooLong
+
+    monkeypatch.setattr(rlhf_reward_verifier, "final_answer", slow)
+    assert score("<answer>18</answer>", "18") == 0.0
+
+
+def test_computing_for_too_long_is_ended_and_the_timer_with_it():
+    handler, ended = signal.getsignal(signal.SIGPROF), True
+    with maths.limited(0.01):
+        started = time.process_time()
+        while time.process_time() - started < 5:
+            pass
+        ended = False
+    assert ended
+    assert (signal.getitimer(signal.ITIMER_PROF)[0], signal.getsignal(signal.SIGPROF)) == (0, handler)
+
+
+def test_importing_math_verify_quiets_it_and_leaves_the_timer_on():
+    logging.getLogger("math_verify").setLevel(logging.NOTSET)
+    with maths.limited(50.0):
+        maths._math_verify.__wrapped__()
+        left = signal.getitimer(signal.ITIMER_PROF)
+    assert left == (pytest.approx(50.0, abs=10), 5.0)
+    assert logging.getLogger("math_verify").level == logging.CRITICAL
+
+
 def test_nothing_said_is_an_empty_answer():
     assert final_answer(" 。\n") == ""
 
@@ -607,6 +696,8 @@ def test_every_row_is_judged_by_its_reference():
     completions = ["<answer>B</answer>", "<answer>18</answer>", "", "<answer>x</answer>"]
     assert verifier(completions, ["B", "19", "yes", None]) == [1.0, 0.0, 0.0, None]
     assert verifier([], []) == []
+    with pytest.raises(ValueError, match="shorter"):
+        verifier(completions, ["B"])
 
 
 def test_the_longest_possible_text_of_a_thousand_rows_is_scored_in_seconds():
