@@ -48,6 +48,7 @@ def forks(completions, **_):
     return [1.0] * len(completions)
 async def async_panics(completions, **_): raise Panic("as of Rust")
 async def async_ends_generator(completions, **_): raise GeneratorExit
+async def async_cancels(completions, **_): raise asyncio.CancelledError
 async def async_stops(completions, **_):
     asyncio.get_running_loop().stop()
     await asyncio.sleep(0.01)
@@ -63,12 +64,12 @@ def logs_well(completions, log_metric, log_extra, trainer_state, **_):
     log_extra("mine", completions)
     return [1.0] * len(completions)
 def garbage(completions, **_):
-    for number in range(3, 20):
+    for number in range(3, 200):
         try: os.write(number, b"garbage" * 10)
         except OSError: pass
     return [1.0] * len(completions)
 def closes(completions, **_):
-    os.closerange(3, 100)
+    os.closerange(3, 200)
     return [1.0] * len(completions)
 
 p_garbage = Reward(garbage, isolation="process", timeout=10.0, name="p_garbage")
@@ -94,6 +95,7 @@ OUTCOMES = {
     "forks": ([1.0] * 4, [None] * 4),  # and its child ends, instead of going on as a second trainer
     "async_panics": ([None] * 4, ["Panic: as of Rust"] * 4),
     "async_ends_generator": ([None] * 4, ["GeneratorExit"] * 4),
+    "async_cancels": ([None] * 4, ["CancelledError, by the reward itself"] * 4),
     "async_stops": ([1.0] * 4, [None] * 4),
     "logs_text": ([None] * 4, ["could not convert string to float"] * 4),
     "logs_step": ([None] * 4, ["'step' is no name of its own"] * 4),

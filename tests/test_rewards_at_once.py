@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import threading
@@ -12,6 +13,7 @@ import pytest
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards import event_loop
 from rlhf_core.rewards.batch import RewardBatch
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -52,6 +54,14 @@ def meets_a_process(completions, *, mine="", other=""):
         time.sleep(0.05)
     return [0.0] * len(completions)
 async def blocks(completions, row, **_): return [float(OTHER_IS_DONE.wait(10))] * len(row)
+FREED, ENDED = threading.Event(), []
+async def blocks_first(completions, row, **_):
+    if 0 in row: FREED.wait(10)
+    return [1.0] * len(row)
+async def ends_late(completions, **_):
+    OTHER_IS_DONE.set()
+    try: await asyncio.sleep(60)
+    finally: ENDED.append(1)
 async def sets(completions, row, **_):
     OTHER_IS_DONE.set()
     return [1.0] * len(row)
@@ -189,6 +199,33 @@ def test_an_async_reward_that_blocks_holds_up_no_other(made):
     runtime, _ = made("blocks", "sets")
     columns = runtime.evaluate(batch())
     assert columns["blocks"].scores == columns["sets"].scores == [1.0] * 16
+
+
+def test_an_event_loop_that_is_blocked_is_left_for_a_new_one(made, monkeypatch):
+    runtime, module = made("blocks_first")
+    monkeypatch.setattr(event_loop, "GRACE", 0.05)
+    loop = runtime._elsewhere["blocks_first"]
+    score = functools.partial(loop.score, size=1)
+    inputs = [({"row": [i]}, {"completions": ["a"]}) for i in (0, 1)]
+    column = score(inputs[0], seconds=0.05)
+    assert column.errors == ["timeout: no answer within 600 s, and it could not be stopped: it blocks its event loop"]
+    assert (column.timed_out, column.stopped) == (1, False)
+    assert score(inputs[1], seconds=10.0).scores == [1.0]
+    module["FREED"].set()
+
+
+def test_what_a_stopped_call_does_at_its_end_is_done(made):
+    runtime, module = made("ends_late")
+    call = threading.Thread(target=runtime.evaluate, args=[batch(1)])
+    call.start()
+    assert module["OTHER_IS_DONE"].wait(10)
+    (thread,) = [one for one in threading.enumerate() if one.name == "rlhf-ends_late"]
+    loop = runtime._elsewhere["ends_late"]._loop
+    runtime.close()
+    for one in (call, thread):
+        one.join(10)
+        assert not one.is_alive()
+    assert (module["ENDED"], loop.is_closed()) == ([1], True)
 
 
 def test_no_thread_or_process_is_left_when_a_run_is_closed(made):

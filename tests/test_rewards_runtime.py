@@ -37,6 +37,8 @@ def one_row(completions, row, **_):
 def all_rows(completions, **_): raise RuntimeError("always")
 def leaves(completions, **_): sys.exit("leaving")
 def short(completions, **_): return [1.0]
+def long(completions, **_): return [1.0] * 6
+def lazy_short(completions, **_): yield from [1.0, 1.0]
 def none(completions, **_): return None
 def number(completions, **_): return 1.0
 def text(completions, **_): return "1111"
@@ -144,6 +146,8 @@ OUTCOMES = {
     "all_rows": ([None] * 4, ["RuntimeError: always"] * 4),
     "leaves": ([None] * 4, ["SystemExit: leaving"] * 4),
     "short": ([None] * 4, ["returned 1 scores for 4 completions"] * 4),
+    "long": ([None] * 4, ["returned 6 scores for 4 completions"] * 4),
+    "lazy_short": ([None] * 4, ["returned 2 scores for 4 completions"] * 4),
     "none": ([None] * 4, ["returned NoneType"] * 4),
     "number": ([None] * 4, ["returned float"] * 4),
     "text": ([None] * 4, ["returned str"] * 4),
@@ -246,6 +250,8 @@ def test_nothing_is_scored_after_the_end(runtime):
     (loop,) = [thread for thread in threading.enumerate() if thread.name == "rlhf-later"]
     rewards.close()
     assert rewards._call(rewards.rewards[0], ({}, {}), 2, 1.0).errors == ["the run ends"] * 2
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        rewards._batches.submit(int)
     loop.join(10)
     assert not loop.is_alive()
 

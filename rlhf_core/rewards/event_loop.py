@@ -32,6 +32,7 @@ class EventLoop:
         loop.run_forever()
         while loop is self._loop:  # the reward has stopped it
             loop.run_forever()
+        loop.close()
 
     def score(self, inputs: Inputs, size: int, seconds: float) -> Column:
         """The outcome of one call, which is stopped after `seconds`: what is left of the time that its batch has."""

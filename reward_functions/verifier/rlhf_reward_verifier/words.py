@@ -165,11 +165,13 @@ _GUESS = re.compile(r"可能|也许|疑似|\b(?:maybe|perhaps|possibly|probably|
 _LISTED_AFTER = re.compile(r" ?(?:[、/|&+]|和|及|与|以及|and\b|as well as\b)(?! ?(?:its|the|need|see|should|请|建议))")
 _LISTED_BEFORE = re.compile(r"(?:[、/|&+]|和|及|与|\band) ?$")
 # Between two names of the same thing, as in "flu (influenza)" or "flu or influenza".
-_SAME = re.compile(r"(?:[ (/、,|]|or |或者?|即|又称|also (?:known as|called) )*")
+_SAME = re.compile(r"(?:[ (/、,|]|or|或者?|即|又称|also (?:known as|called))*")
+# What may stand directly around a name. "asthma (pneumonia)" is a gloss: if its bracket ended a name, both would score.
+_OPENING, _CLOSING = r" \"'(\[{<【「『《〈", r" \"')\]}>】」』》〉"
 _SENTENCE = re.compile(r"[。!?;\n]|\.(?= |$)")
 _CLAUSE = re.compile(r"[,:]")
-_ENTRY = re.compile(r"[,;?!、/|\n。]|\.(?= |$)")
-_MARKS = " \t\n0123456789.)*-•"  # before an entry of a list
+_ENTRY = re.compile(r"[,;?!、/|\n。]|\(?\b[a-e\d][).](?= |$)|\.(?= |$)")
+_MARKS = " \t\n0123456789.)*-•"  # around an entry of a list
 _ASSERTS = re.compile(
     r"(?:it|this|the (?:answer|diagnosis|patient)|she|he) (?:is|has)\b|(?:这|这个|患者|诊断|考虑|应)?(?:是|为|患有?)"
 )
@@ -218,28 +220,23 @@ def _names(text: str, right: re.Pattern[str], others: re.Pattern[str] | None) ->
 
 
 def _pattern(terms: Iterable[str]) -> re.Pattern[str] | None:
-    folded = sorted({_fold(term) for term in terms} - {""}, key=len, reverse=True)
+    """Finds the names, with quotes and brackets around them."""
+    folded = sorted({_fold(term) for term in terms} - {""}, reverse=True)  # a longer one before one that it begins with
     if not folded:
         return None
-    parts = (
+    names = "|".join(
         (r"\b(?<!\d[.:])" if t[0].isascii() and t[0].isalnum() else "")
         + re.escape(t)
         + (r"\b(?![.:]\d)" if t[-1].isascii() and t[-1].isalnum() else "")
         for t in folded
     )
-    return re.compile("|".join(parts), re.ASCII)
+    return re.compile(rf"(?:(?<![{_OPENING}])[{_OPENING}]+)?(?:{names})[{_CLOSING}]*", re.ASCII)
 
 
 def _merged(pieces: Pieces) -> Pieces:
     """Without what stands between two names of the same thing, which are then one."""
-    first, *others = pieces
-    merged, same = [first], False
-    for i, piece in enumerate(others, start=1):
-        piece = piece.removeprefix(")") if same else piece
-        same = i < len(others) and _SAME.fullmatch(piece) is not None
-        if not same:
-            merged.append(piece)
-    return merged
+    ends = (0, len(pieces) - 1)
+    return [piece for i, piece in enumerate(pieces) if i in ends or not _SAME.fullmatch(piece)]
 
 
 def _split(separator: re.Pattern[str], pieces: Pieces) -> list[Pieces]:
@@ -254,8 +251,6 @@ def _split(separator: re.Pattern[str], pieces: Pieces) -> list[Pieces]:
 
 def _is_free(before: str, after: str) -> bool:
     """Not part of a longer name: function words around it in English, or such characters in Chinese."""
-    # An opening bracket is skipped: in "asthma (pneumonia)" the second name is a gloss, or both would score.
-    before, after = before.rstrip(" \"'(["), after.lstrip(" \"')]")
     left = re.search(r"[a-z0-9']+$", before[-40:])
     if left:
         if left[0] not in _BEFORE_EN:
@@ -280,13 +275,8 @@ def _negated(before: str, after: str) -> bool:
 
 def _bare_list(pieces: Pieces) -> bool:
     """Whether a name is in a row of bare names, as in "flu, asthma, gout" or one name a line."""
-    entries = []
-    for first, *others in _split(_ENTRY, pieces):
-        entry = [first.lstrip(_MARKS), *others]
-        entries.append([*entry[:-1], entry[-1].rstrip(" .\t\n")])
-    alone = ["", ""]
-    others = [entry for entry in entries if entry not in (alone, [""])]
-    return alone in entries and any(_is_name(entry) for entry in others)
+    entries = [[part.strip(_MARKS) for part in entry] for entry in _split(_ENTRY, pieces)]
+    return ["", ""] in entries and any(_is_name(entry) for entry in entries if any(entry))
 
 
 def _is_name(entry: Pieces) -> bool:
