@@ -72,12 +72,13 @@ def test_bare_functions_get_strings_where_they_say_so_or_prompts_are_text(tmp_pa
     assert (column.scores, column.errors) == ([SEEN[text_prompts, name]], [None])
 
 
-def test_a_bare_function_that_cannot_take_strings_gets_messages(tmp_path):
+@pytest.mark.parametrize("text", ["c[0]['content']", "c.strip()"])
+def test_a_bare_function_that_cannot_take_strings_gets_messages(tmp_path, text):
     """A batch in which it fails either way decides nothing."""
     (tmp_path / "indexes.py").write_text(
         "def indexes(completions, fail, **_):\n"
         "    assert not fail[0]\n"
-        "    return [float(len(c[0]['content'])) for c in completions]\n"
+        f"    return [float(len({text})) for c in completions]\n"
     )
     reward = bind(RewardSpec.read(f"{tmp_path / 'indexes.py'}:indexes"), Catalog())
     runtime = RewardRuntime([reward], str, text_prompts=True)

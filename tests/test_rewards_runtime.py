@@ -15,6 +15,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.batch import RewardBatch, callbacks_of
 from rlhf_core.rewards.binding import bind, bind_all
+from rlhf_core.rewards.outcomes import Column
 from rlhf_core.rewards.runtime import RewardRuntime
 
 SIZE = 4
@@ -39,6 +40,9 @@ def leaves(completions, **_): sys.exit("leaving")
 def short(completions, **_): return [1.0]
 def long(completions, **_): return [1.0] * 6
 def lazy_short(completions, **_): yield from [1.0, 1.0]
+def alone(prompts, completions, completion_ids, **_):
+    if len(completions) > 1: raise ValueError("rows")
+    return [float(len(prompts) == len(completion_ids) == 1)]
 def none(completions, **_): return None
 def number(completions, **_): return 1.0
 def text(completions, **_): return "1111"
@@ -148,6 +152,7 @@ OUTCOMES = {
     "short": ([None] * 4, ["returned 1 scores for 4 completions"] * 4),
     "long": ([None] * 4, ["returned 6 scores for 4 completions"] * 4),
     "lazy_short": ([None] * 4, ["returned 2 scores for 4 completions"] * 4),
+    "alone": ([1.0] * 4, [None] * 4),
     "none": ([None] * 4, ["returned NoneType"] * 4),
     "number": ([None] * 4, ["returned float"] * 4),
     "text": ([None] * 4, ["returned str"] * 4),
@@ -268,6 +273,26 @@ def test_callbacks_reach_the_trainer_and_its_state_can_not_be_changed():
     assert logged == [("mine", 1.0), ("words", ["a", "b"])]
     assert (state.log_history, state.global_step) == ([1], 3)
     assert callbacks_of({"trainer_state": None}, 2) == {"trainer_state": None}
+
+
+def test_the_rows_of_a_worker_share_the_time_and_the_slow_ones_what_is_left(runtime):
+    rewards = runtime("p_fine")
+    began, calls = [], []
+
+    def start():
+        began.append(len(calls))
+        raise UserError("each row says so")
+
+    def score_row(i: int, limit: float) -> Column:
+        calls.append((i, limit))
+        return Column([1.0], [None], stopped=i in (1, 3) and len(calls) <= SIZE)
+
+    rewards._elsewhere["p_fine"] = SimpleNamespace(start=start, stop=lambda: None)
+    columns = rewards._rows_alone(rewards.rewards[0], score_row, SIZE, 80.0)
+    assert began == [0]
+    assert calls[:SIZE] == [(i, 10.0) for i in range(SIZE)]
+    assert calls[SIZE:] == [(1, pytest.approx(40.0, abs=5)), (3, pytest.approx(80.0, abs=10))]
+    assert not any(column.stopped for column in columns)
 
 
 def test_trl_sees_one_column_each_and_the_batch_is_scored_once(runtime, tmp_path):
