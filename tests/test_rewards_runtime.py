@@ -229,8 +229,10 @@ def test_a_worker_that_died_is_started_again(runtime):
 
 
 def test_a_reward_that_cannot_be_built_in_its_worker_is_a_user_error(runtime):
-    with pytest.raises(UserError, match="could not be set up: OSError: no lexicon"):
-        runtime("p_broken").start()
+    rewards = runtime("p_broken")
+    for _ in range(2):
+        with pytest.raises(UserError, match="could not be set up: OSError: no lexicon"):
+            rewards.start()
 
 
 def test_isolated_rewards_get_no_callbacks_of_the_trainer(runtime):

@@ -99,7 +99,6 @@ class Lexicon:
         pairs = [head for head in heads if not head[0].isascii()]
         first, second = (re.escape("".join(sorted({pair[i] for pair in pairs}))) for i in (0, 1))
         self._begins = re.compile(f"[{first}](?=[{second}])" if pairs else r"(?!)")
-        self._unbounded = frozenset(term for term in self.concepts if not _latin(term[0]) and not _latin(term[-1]))
 
     @classmethod
     def read(cls, path: Path) -> Lexicon:
@@ -167,9 +166,7 @@ class Lexicon:
             if start < position:
                 continue
             for term in terms:
-                if text.startswith(term, start) and (
-                    term in self._unbounded or _is_word(text, start, start + len(term))
-                ):
+                if text.startswith(term, start) and _is_word(text, start, start + len(term)):
                     position = start + len(term)
                     spans.append((start, position, term))
                     break

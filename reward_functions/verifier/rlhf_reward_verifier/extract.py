@@ -61,7 +61,7 @@ def stated(text: str) -> dict[str, str]:
 
 def normalize(text: str) -> str:
     """One form for full-width and half-width, quotes, dashes, raised digits and white space; bold marks go."""
-    text = _RAISED.sub(lambda m: f"^{m[0]}" if len(m[0]) == 1 else f"^{{{m[0]}}}", text).translate(_TRANSLATION)
+    text = _RAISED.sub(r"^\g<0>", text).translate(_TRANSLATION)
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     text = text.replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
     return one_space(_BOLD.sub("", text)).strip()

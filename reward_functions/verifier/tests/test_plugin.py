@@ -300,6 +300,8 @@ EXPRESSIONS = {
     "in prose": ("The area is $2\\sqrt{2}$.", "\\sqrt{8}", 1.0),
     "in Chinese prose": ("面积是$2\\sqrt{2}$。", "\\sqrt{8}", 1.0),
     "fraction in text style": ("\\tfrac{2\\pi}{4}", "\\frac{\\pi}{2}", 1.0),
+    "product of three, spaced": ("c b a + 1", "a b c + 1", 1.0),
+    "raised number before a letter": ("y x^{12}", "x¹²y", 1.0),
     "product in another order": ("2r\\pi", "2\\pi r", 1.0),
     "thousands of a variable": ("x\\cdot 1000", "1\\,000x", 1.0),
     "in prose, before its end": ("It is $2\\sqrt{2}$ that we want", "\\sqrt{8}", 1.0),
@@ -465,7 +467,7 @@ TERMS = {
     "of two sections": ("Diagnosis: gout\nDepartment: rheumatology", "rheumatology", 1.0),
     "in LaTeX": ("\\text{肺炎}", "\\text{肺炎}", 1.0),
     "another in LaTeX": ("哮喘", "\\text{肺炎}", 0.0),
-    "abbreviations with a slash": ("TSH", "TSH/FT4", 1.0),
+    "abbreviations with a slash": ("TG", "TG/T4", 1.0),
     "department": ("Department: pediatrics", "pediatrics", 1.0),
     "section in English": ("Diagnosis: gout\nBasis: pain and swelling\nAdvice: rest or ice.", "gout", 1.0),
     "in a sentence": ("The most likely diagnosis is pneumonia.", "pneumonia", 1.0),
@@ -551,7 +553,7 @@ TERMS = {
     "either of two names": ("肺部感染", "肺炎/肺部感染", 1.0),
     "either of two names in English": ("heart attack", "myocardial infarction|heart attack", 1.0),
     "longer of two names": ("肺炎球菌肺炎", "肺炎/肺炎球菌肺炎", 1.0),
-    "name after a decimal point": ("The drug is 1.5 FU", "5 FU", 0.0),
+    "name after a decimal point": ("The drug is 1.5-FU", "5-FU", 0.0),
     "both names": ("肺炎（肺部感染）", "肺炎/肺部感染", 1.0),
     "both names, joined by or": ("heart attack or myocardial infarction", "myocardial infarction|heart attack", 1.0),
     "list of references": ("asthma", ["pneumonia", "asthma"], 1.0),
@@ -705,14 +707,14 @@ def test_what_takes_too_long_is_wrong(monkeypatch):
 
 
 def test_computing_for_too_long_is_ended_and_the_timer_with_it():
-    handler, ended = signal.getsignal(signal.SIGPROF), True
+    before, ended = signal.signal(signal.SIGPROF, signal.SIG_IGN), True
     with maths.limited(0.01):
         started = time.process_time()
         while time.process_time() - started < 5:
             pass
         ended = False
     assert ended
-    assert (signal.getitimer(signal.ITIMER_PROF)[0], signal.getsignal(signal.SIGPROF)) == (0, handler)
+    assert (signal.getitimer(signal.ITIMER_PROF)[0], signal.signal(signal.SIGPROF, before)) == (0, signal.SIG_IGN)
 
 
 def test_importing_math_verify_quiets_it_and_leaves_the_timer_on():
