@@ -151,8 +151,9 @@ def test_reward_refuses_what_it_cannot_keep():
 
 
 def test_the_old_name_of_the_system_prompt_is_taken():
-    with pytest.warns(DeprecationWarning, match="system_prompt="):
+    with pytest.warns(DeprecationWarning, match="system_prompt=") as warned:
         reward = Reward(plain, instruction="Be brief.")
+    assert warned[0].filename == __file__
     assert (reward.system_prompt, replace(reward, batchwise=True).system_prompt) == ("Be brief.",) * 2
 
 

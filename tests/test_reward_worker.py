@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from socket import socketpair
@@ -19,7 +20,7 @@ class Process:
         self.killed = True
 
     def join(self, seconds):
-        pass
+        self.exitcode = -9 if self.killed else 7
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def answers(memory_ran_out: bool):
 ENDINGS = {
     "nothing": (lambda pipe, key: None, "timeout: no answer within 0.05 s", 2),
     "a part": (lambda pipe, key: pipe.sendall(key), "timeout: no answer within 0.05 s", 2),
-    "closes": (lambda pipe, key: pipe.close(), "the worker ended with exit code None", 0),
+    "closes": (lambda pipe, key: pipe.close(), "the worker ended with exit code 7", 0),
     "another key": (lambda pipe, key: _send(pipe, b"k" * KEY, b"null"), "wrote to the descriptor", 0),
 }
 
@@ -70,13 +71,31 @@ def test_what_is_no_answer_is_an_error_and_the_process_is_killed(worker, case):
     assert column.scores == [None, None]
     assert all(error in found for found in column.errors)
     assert (column.timed_out, column.stopped) == (timed_out, bool(timed_out))
-    assert (process.killed, worker.process) == (True, None)
+    assert (process.killed, worker.process, worker.pipe.fileno()) == (True, None, -1)
 
 
-def test_a_process_that_has_ended_is_not_waited_for_although_its_child_keeps_the_pipe(worker):
+class Ending(Process):
+    """Ends after it was looked at twice."""
+
+    exitcode = property(lambda self: None if next(self.looks) < 2 else -15, lambda self, code: None)
+
+    def __init__(self):
+        self.looks = itertools.count()
+
+
+def test_a_process_that_ends_is_not_waited_for_although_its_child_keeps_the_pipe(worker, monkeypatch):
+    monkeypatch.setattr("rlhf_core.rewards.worker.WATCH_SECONDS", 0.01)
     worker = worker(lambda pipe, key: None)
-    worker.process.exitcode = -9
-    assert worker.score(({}, {}), 2, 60.0).errors == ["the worker was killed by SIGKILL"] * 2
+    worker.process = Ending()
+    assert worker.score(({}, {}), 2, 60.0).errors == ["the worker was killed by SIGTERM"] * 2
+
+
+def test_a_process_that_does_not_read_its_question_is_out_of_time():
+    worker = Worker(None)
+    worker.process = Process()
+    worker.pipe, theirs = socketpair()
+    assert worker.score(({"a": ["x" * 3_000_000]}, {}), 2, 0.05).errors == ["timeout: no answer within 0.05 s"] * 2
+    theirs.close()
 
 
 @pytest.mark.parametrize("memory_ran_out", [False, True])
