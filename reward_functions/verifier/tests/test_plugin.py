@@ -208,7 +208,7 @@ NUMBERS = {
     "another of the same quotient, without a unit": ("240/160", "120/80", 0.0),
     "a fraction that is not reduced": ("100/40", "5/2", 1.0),
     "quotient of a fraction": ("3/2", "6/4", 1.0),
-    "quotient of a blood pressure": ("120/80", "1.5", 0.0),
+    "quotient of a blood pressure": ("1.5", "120/80", 0.0),
     "unit of the same kind": ("5 µg", "5 mg", 0.0),
     "unit of another kind": ("5 mmol", "5 mg", 0.0),
     "pounds": ("60 lb", "60 kg", 0.0),
