@@ -11,12 +11,21 @@ import signal
 import sys
 import time
 
+from rlhf_core.errors import UserError
+
 VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",  # else each try to reach the Hub is a line
     "TOKENIZERS_PARALLELISM": "false",
     "USE_HUB_KERNELS": "NO",  # transformers downloads and runs kernels from the Hub if the package `kernels` is there
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorBoard's
+}
+# Variables that accelerate reads, some while it is imported, and what their values begin with.
+VALUES = {
+    "ACCELERATE_LOG_LEVEL": ("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"),
+    "ACCELERATE_FP8_BACKEND": ("TE", "MSAMP", "AO"),
+    "ACCELERATE_TORCH_DEVICE": ("CPU", "CUDA", "MPS", "XPU", "NPU", "HPU", "MLU", "MUSA", "SDAA"),
 }
 
 
@@ -31,7 +40,11 @@ _signalled = [float("-inf")]  # when the last one came that was not the same
 
 
 def prepare() -> None:
-    """Set the variables above; one that is set stays as it is."""
+    """Set the variables above; one that is set stays as it is. Raises `UserError` for one that a library can't read."""
+    for name, allowed in VALUES.items():
+        value = os.environ.get(name)
+        if value is not None and value.upper().partition(":")[0] not in allowed:
+            raise UserError(f"the environment has {name}={value!r}, which is none of {', '.join(allowed)}: unset it")
     os.environ.update(VARIABLES | os.environ)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

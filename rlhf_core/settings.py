@@ -35,6 +35,7 @@ class Setting:
 
 
 USED = Setting()
+BACKENDS = ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl")  # of torch.distributed, by transformers
 
 
 def same_as(option: str) -> Setting:
@@ -167,7 +168,7 @@ TRAINING: dict[str, Setting] = {
         ("ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph"), used_with(SEVERAL, DDP)
     ),
     "ddp_bucket_cap_mb": used_with(SEVERAL, DDP, within=(1, 1_000_000)),
-    "ddp_backend": used_with(SEVERAL),
+    "ddp_backend": Setting(conditions=(SEVERAL,), values=BACKENDS),
     "ddp_timeout": used_with(SEVERAL, within=(1, 10**8)),
     "fsdp": refused("write --distributed fsdp"),
     "fsdp_config": used_with(FSDP),

@@ -2,10 +2,25 @@
 
 import os
 
+import pytest
+
 from rlhf_core import environment
+from rlhf_core.errors import UserError
 
 
 def test_what_is_set_stays(monkeypatch):
     monkeypatch.setattr(os, "environ", {"HF_HUB_DISABLE_PROGRESS_BARS": "0"})
     environment.prepare()
     assert os.environ == {**environment.VARIABLES, "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
+
+
+@pytest.mark.parametrize("name", environment.VALUES)
+def test_a_variable_that_a_library_can_not_read_is_named(monkeypatch, name):
+    good = environment.VALUES[name][0]
+    for value in (good, good.lower()):
+        monkeypatch.setattr(os, "environ", {name: value})
+        environment.prepare()
+    for value in ("nonsense", ""):
+        monkeypatch.setattr(os, "environ", {name: value})
+        with pytest.raises(UserError, match=f"the environment has {name}='{value}', which is none of {good}"):
+            environment.prepare()

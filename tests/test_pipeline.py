@@ -263,6 +263,16 @@ def test_a_refused_stage_leaves_no_folder_to_rename():
     assert not list(Path("out").glob("*.old-*"))
 
 
+def test_a_trained_stage_whose_configuration_is_lost_is_not_begun_anew():
+    assert carry_out(FakeRuns(), last="sft") == 0
+    Path("out/sft/config.yaml").unlink()
+    record = Path("out/sft/checkpoints/checkpoint-2/checkpoint.json")
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    with pytest.raises(UserError, match=f"out/sft was trained, and its config.yaml is missing: .* is in {record}"):
+        carry_out(FakeRuns(), last="sft")
+
+
 def test_a_model_that_was_changed_since_its_stage_feeds_no_other():
     assert carry_out(FakeRuns(), last="sft") == 0
     Path("out/sft/model/model.safetensors").write_text("others")

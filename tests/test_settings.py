@@ -82,7 +82,7 @@ def test_what_is_refused_says_why(name):
             with pytest.raises(UserError) as caught:
                 resolved(name, set={field: 1})
             assert str(caught.value) == f"--set {field}: {setting.reason}"
-        elif setting.values and not setting.within:
+        elif setting.values and not setting.within and not setting.conditions:
             with pytest.raises(UserError, match=f"--set {field}=1: it is one of {setting.values[0]}, "):
                 resolved(name, set={field: 1})
         elif setting.option:
@@ -172,6 +172,11 @@ NO_EFFECT = [
     ("dpo", {"machine_rank": 1}, "--machine-rank 1"),
     ("dpo", {"seed": -1}, "--seed -1"),
     ("dpo", {"max_steps": 10**30}, "--max-steps: an integer has at most 64 bits"),
+    (
+        "dpo",
+        {"num_processes": 2, "set": {"ddp_backend": "nonsense"}},
+        "--set ddp_backend=nonsense: it is one of nccl, gloo",
+    ),
     ("dpo", {"master_addr": "a:1"}, "--master-addr a:1 has no effect without --num-machines"),
     ("dpo", {"eval_data": "x.jsonl", "num_eval_prompts": 0}, "--eval-data has no effect with --num-eval-prompts 0"),
     ("grpo", {"loss_type": "cispo", "epsilon": 0.1}, "cispo does not clip by epsilon"),

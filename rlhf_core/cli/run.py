@@ -127,15 +127,8 @@ def _of_run(folder: Path) -> dict[str, Any]:
             raise UserError(f"--config {folder / 'config.yaml'}: it names no method")
     except UserError as error:
         text = str(error).removeprefix("--config ")
-        raise UserError(f"--resume {folder}: {text}.{_copies(folder)}") from error
+        raise UserError(f"--resume {folder}: {text}.{checkpoint.copies(folder)}") from error
     return values
-
-
-def _copies(folder: Path) -> str:
-    """Where the configuration of a run can be found again."""
-    checkpoints = checkpoint.list_checkpoints(folder / "checkpoints")
-    found = [each / checkpoint.RECORD for each in checkpoints if (each / checkpoint.RECORD).is_file()]
-    return f' What the run wrote there is in {found[-1]}, under "config" (JSON is YAML, too)' if found else ""
 
 
 def _find_run(resume: str, output_dir: str | None) -> Path:
@@ -148,7 +141,7 @@ def _find_run(resume: str, output_dir: str | None) -> Path:
             raise UserError(f"--resume {resume} goes on in that folder: leave out --output-dir {output_dir}")
         if not run_folder.is_run(folder):
             missing = "it has nothing else of a run" if (folder / "config.yaml").is_file() else "it has no config.yaml"
-            raise UserError(f"--resume {resume}: this is not a run's folder: {missing}.{_copies(folder)}")
+            raise UserError(f"--resume {resume}: this is not a run's folder: {missing}.{checkpoint.copies(folder)}")
         return folder
     runs = [folder for folder in Path("runs").glob("*") if run_folder.is_run(folder)]
     if not runs:

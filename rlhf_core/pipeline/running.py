@@ -29,6 +29,7 @@ from rlhf_core.inputs import parse_json, read_text
 from rlhf_core.outputs import claim, write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
 from rlhf_core.rewards.by_path import files_of
+from rlhf_core.training.checkpoint import copies
 from rlhf_core.training.launch import INTERRUPTED, on_signals
 from rlhf_core.training.manifest import digest
 from rlhf_core.ui.screen import clock
@@ -270,7 +271,12 @@ def state_of(stage: Stage, mark: str) -> str:
     is_other = any(stage.folder.iterdir()) if stage.folder.is_dir() else os.path.lexists(stage.folder)
     if not found and is_other:
         raise UserError(f"{stage.folder} exists and is not a stage of a pipeline: choose another --output-dir")
-    if not (stage.folder / "config.yaml").is_file():  # nothing was trained
+    if not (stage.folder / "config.yaml").is_file():
+        if stage.model.exists() or (stage.folder / "checkpoints").exists():
+            raise UserError(
+                f"{stage.folder} was trained, and its config.yaml is missing: put it back, or move {stage.folder} away "
+                f"to train the stage anew.{copies(stage.folder)}"
+            )
         return "new"
     if found["fingerprint"] != mark:
         return "changed"

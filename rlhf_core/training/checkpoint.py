@@ -37,6 +37,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step)
 
 
+def copies(folder: Path) -> str:
+    """Where the configuration of the run in `folder` can be found again, if config.yaml is lost."""
+    found = [each / RECORD for each in list_checkpoints(folder / "checkpoints") if (each / RECORD).is_file()]
+    return f' What the run wrote there is in {found[-1]}, under "config" (JSON is YAML, too)' if found else ""
+
+
 def step(checkpoint: Path) -> int:
     """The number of optimizer steps before a checkpoint, by its name; -1 for another name."""
     digits = checkpoint.name.removeprefix("checkpoint-")
