@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 import threading
 from socket import socketpair
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,3 +124,42 @@ def test_a_worker_whose_memory_ran_out_answers_and_is_killed(worker, memory_ran_
 )
 def test_how_a_worker_ended(code, text):
     assert _ending(code) == text
+
+
+class Started(Process):
+    """Says that the reward is built, and ends at the next question."""
+
+    def __init__(self, target, args):
+        self.pipe = args[0].dup()
+
+    def start(self):
+        def work():
+            for answer in (b"null", None):
+                header = _read(self.pipe, KEY + LENGTH, lambda: None)
+                _read(self.pipe, int.from_bytes(header[KEY:], "big"), lambda: None)
+                if answer:
+                    _send(self.pipe, header[:KEY], answer)
+            self.pipe.close()
+
+        threading.Thread(target=work).start()
+
+
+def test_a_worker_is_stopped_when_python_ends_and_only_then_if_it_still_runs(monkeypatch):
+    registered = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    monkeypatch.setattr(atexit, "unregister", lambda stop: registered.clear())
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Started))
+    worker = Worker(SimpleNamespace(spec="spec"))
+    assert worker.start() is worker.start()
+    assert registered == [worker.stop]
+    assert worker.score(({}, {}), 1, 10.0).errors == ["the worker ended with exit code 7"]
+    assert registered == []
+
+
+def test_what_the_process_started_is_killed_with_it(worker, monkeypatch):
+    killed = []
+    monkeypatch.setattr(os, "killpg", lambda *arguments: killed.append(arguments))
+    worker = worker(answers(True))
+    worker.process.pid = 1 << 30  # of no process
+    worker.score(({}, {}), 2, 60.0)
+    assert killed == [(1 << 30, signal.SIGKILL)]
