@@ -583,6 +583,8 @@ def test_a_file_whose_name_looks_like_settings(write_jsonl):
 def test_names_in_capital_letters(write_jsonl):
     row = {"Question": "q", "A": "cold", "B": "flu", "Answer": "B"}
     assert load_file(write_jsonl("a.jsonl", [row]), "prompts").train[0]["answer"] == "B"
+    both = {"Prompt": "other", "prompt": "q", "completion": "a"}
+    assert load_file(write_jsonl("b.jsonl", [both]), "prompts").train[0]["prompt"][0]["content"] == "q"
 
 
 def test_what_is_used_and_what_is_not(write_jsonl):
