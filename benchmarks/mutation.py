@@ -241,9 +241,10 @@ def run(group: dict[str, Any], every: int, earlier: dict[str, Any]) -> dict[str,
                 sys.path.insert(0, str(ROOT))
                 said = os.fdopen(os.dup(2), "w", buffering=1)
                 plugin = Group(files, every, earlier, lambda text: print(text, file=said, flush=True))
-                keep = ["-o", "tmp_path_retention_policy=none"]
                 slow = [] if group.get("slow") else ["-m", "not slow"]
-                pytest.main(["-q", *slow, "-p", "no:cacheprovider", *keep, *tests], plugins=[plugin])
+                with tempfile.TemporaryDirectory(prefix="mutation-") as folder:  # one that no other pytest removes
+                    own = ["-p", "no:cacheprovider", "--basetemp", f"{folder}/tests"]
+                    pytest.main(["-q", *slow, *own, *tests], plugins=[plugin])
                 Path(answer.name).write_text(json.dumps(plugin.results))
             finally:
                 os._exit(0)
