@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -45,6 +46,8 @@ def loud(completions, **_):
 def asks(completions, trainer_state, log_metric, log_extra, completion_ids, **_):
     log_metric("m", 1.0); log_extra("e", ["x"])
     return [float(trainer_state.global_step + len(ids)) for ids in completion_ids]
+def kinds(completions, prompts, **_):  # what a reward is given: text or messages
+    return [len(type(prompts[0]).__name__) + 10.0 * len(type(completions[0]).__name__)] * len(prompts)
 def rank(completions, level, **_):  # depends on the whole group
     return [float(value == max(level)) for value in level]
 """
@@ -96,6 +99,37 @@ def test_a_list_of_completions_is_a_group_with_the_columns_of_its_row(score):
 
 def test_an_empty_completion_is_scored(score):
     assert score([{"prompt": "q", "completion": ""}], "size")["rewards"]["size"]["mean"] == 0.0
+
+
+def test_a_reward_gets_text_where_the_data_has_text_and_else_messages(score):
+    messages = [{"role": "user", "content": "q"}]
+    text, turns = {"prompt": "q", "completion": "a"}, {"prompt": messages, "completion": "a"}
+    as_text, as_messages = len("str") + 10.0 * len("str"), len("list") + 10.0 * len("list")
+    for data, expected in {
+        "text": ([text], as_text),
+        "messages": ([turns], as_messages),
+        "both": ([text, turns], as_messages),
+        "text of a run": ([{**turns, "text_prompt": True}], as_text),
+        "a format": ([{"question": "q", "answer": "a"}], as_messages),
+        "a format of prompts": ([{"prompt": "q", "chosen": "a", "rejected": "b"}], as_text),
+    }.values():
+        assert score(data, "kinds")["rewards"]["kinds"]["mean"] == expected, data
+
+
+def test_what_an_answers_row_holds_and_of_which_format_it_is(score):
+    turns = [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]
+    found = score([{"prompt": "q", "completion": turns, "level": 1.0}], "level", "size")
+    assert (found["format"], found["own_answers"]) == ("completions", False)
+    assert found["rewards"]["level"]["best"][0]["completion"] == "a\nb"
+    assert score([{"question": "q", "answer": "a"}], "one")["own_answers"] is True
+    assert found["rewards"]["level"]["pairs"] is None
+    row = found["rewards"]["size"]
+    assert row["seconds_per_batch"] == pytest.approx(measuring.BATCH * row["seconds_per_row"])
+
+
+def test_an_answer_without_the_other_of_its_pair_is_scored_alone(score):
+    found = score([{"question": "q", "answer": "bad", "label": False}], "size")
+    assert (found["completions"], found["rewards"]["size"]["mean"]) == (1, 3.0)
 
 
 def test_of_pairs_both_answers_are_scored_and_compared(score):
@@ -167,6 +201,15 @@ def test_failures_are_counted_by_kind_with_the_first_message(score):
     ]
 
 
+def test_the_most_frequent_failure_is_first():
+    column = SimpleNamespace(errors=["b 1", "a 1", None, "a 2"])
+    kinds = measuring._failures(column, [SimpleNamespace(location=f"line {i}") for i in range(4)])
+    assert [(kind["message"], kind["count"], kind["location"]) for kind in kinds] == [
+        ("a 1", 2, "line 1"),
+        ("b 1", 1, "line 0"),
+    ]
+
+
 def test_arguments_of_a_trainer_have_placeholders(score):
     found = score(rows(1, 2), "asks")
     assert found["rewards"]["asks"]["mean"] == len("answer 0")
@@ -217,6 +260,9 @@ ADVICE = [
     ({"groups": {"compared": 10, "with_signal": 0}}, "alike, in each of 10 groups"),
     ({"groups": {"compared": 0, "with_signal": 0}}, None),
     ({"length_correlation": -0.81}, "shorter answers"),
+    ({"length_correlation": 0.81}, "writing longer answers"),
+    ({"scored": 2, "min": 0.5, "max": 0.5}, "gives every completion 0.5"),
+    ({"scored": 1, "min": 0.5, "max": 0.5}, None),
     ({"length_correlation": 0.81, "scored": 19}, None),
     ({"length_correlation": None}, None),
     ({"max": 1.5}, "declares scores from 0 to 1, and gave 0 to 1.5"),
@@ -235,6 +281,14 @@ def test_a_constant_score_of_the_datas_own_answers_is_no_reproach():
     said = list(measuring.warnings("r", {**FINE, "min": 0.5, "max": 0.5}, own=True))
     assert len(said) == 1
     assert "each of the data's own answers 0.5" in said[0]
+
+
+def test_pairs_and_summaries_by_hand():
+    assert statistics.summary([]) == {"mean": None, "std": None, "min": None, "max": None}
+    assert statistics.same(0.0, 1e-13)
+    assert not statistics.same(0.0, 1e-11)
+    ordered = statistics.pairs([1, 2, 3, None, 4, 0.1 + 0.2], [2, 2, 1, 0, None, 0.3])
+    assert ordered == {"chosen_higher": 1, "tied": 2, "rejected_higher": 1}
 
 
 def test_spearman_by_hand():
