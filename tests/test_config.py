@@ -144,6 +144,17 @@ MISTAKES = {
     "no data": ({"data": []}, "--data \\[\\]: list should have at least 1 item"),
     "a list for a name": ({"formatter": ["x"]}, "--formatter \\['x'\\]: input should be a valid string"),
     "too many processes": ({"num_processes": 10**6}, "--num-processes 1000000: input should be less than"),
+    "no address of a machine": ({"num_machines": 2}, "a run on several machines needs --master-addr"),
+    "one machine": ({"master_addr": "a:1"}, "has no effect without --num-machines 2 or more"),
+    "a machine too many": (
+        {"num_machines": 2, "machine_rank": 2, "master_addr": "a:1"},
+        "--machine-rank 2: machines count from 0",
+    ),
+    "a reward for nothing": ({"method": "reward_model"}, "method reward_model uses no reward: leave out --reward"),
+    "held-out data for nothing": (
+        {"eval_data": ["builtin:prompts"], "num_eval_prompts": 0},
+        "--eval-data has no effect with",
+    ),
     "no address": ({"master_addr": "host:many"}, "--master-addr host:many: write HOST:PORT"),
     "a long value": ({"optim": ["x" * 5000]}, "x… .5,004 characters.: input should be"),
     "zero steps": ({"max_steps": 0}, "max_steps is a positive number, or -1"),

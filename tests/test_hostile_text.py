@@ -79,7 +79,7 @@ def test_json_reads_back_as_the_same_text():
 
 def test_messages_hide_secrets_and_results_do_not(monkeypatch):
     for messages, expected in ((True, "token=***"), (False, "token=abc")):
-        Output(stream := io.StringIO(), messages=messages).write("token=abc")
+        assert Output(stream := io.StringIO(), messages=messages).write("token=abc") == len("token=abc")
         assert stream.getvalue() == expected
 
 
