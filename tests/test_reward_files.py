@@ -74,7 +74,6 @@ def folders(tmp_path):
 
 
 def test_a_reward_imports_the_files_of_its_own_folder(folders, monkeypatch):
-    monkeypatch.setitem(sys.modules, "made", None)
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     path, finders, modules = list(sys.path), list(sys.meta_path), set(sys.modules)
     assert [score(f"{folders}/{name}/reward.py:top") for name in ("one", "two", "one")] == [1101.0, 1111.0, 1101.0]
@@ -86,6 +85,7 @@ def test_a_reward_imports_the_files_of_its_own_folder(folders, monkeypatch):
     assert sys.modules.pop("helper") is other
     assert (sys.path, sys.meta_path) == (path, finders)
     assert "colorsys" in sys.modules
+    assert sys.modules.pop("made")
     assert not {"helper", "second", "later", "parts", "parts.other"} & (set(sys.modules) - modules)
 
 
@@ -142,7 +142,9 @@ def test_a_function_that_scores_one_row_is_refused_with_what_to_write(tmp_path):
     file = tmp_path / "a:b" / "reward.py"
     file.parent.mkdir()
     file.write_text(ONE_ROW)
-    written = rf"(?s)by its argument response.*--reward {file}:graded_of_rows\n.*their names there\.$"
+    written = (
+        rf"(?s)by its argument response.*--reward {file}:graded_of_rows\n+ +def graded_of_rows\(.*their names there\.$"
+    )
     with pytest.raises(UserError, match=written):
         bind(RewardSpec.read(f"{file}:graded"), Catalog())
 
