@@ -1,5 +1,6 @@
 """What a run settles before torch is imported leaves the user's own settings as they are."""
 
+import logging
 import os
 
 import pytest
@@ -10,14 +11,16 @@ from rlhf_core.errors import UserError
 
 def test_what_is_set_stays(monkeypatch):
     monkeypatch.setattr(os, "environ", {"HF_HUB_DISABLE_PROGRESS_BARS": "0"})
+    logging.getLogger("bitsandbytes").setLevel(logging.DEBUG)
     environment.prepare()
+    assert logging.getLogger("bitsandbytes").level == logging.ERROR
     assert os.environ == {**environment.VARIABLES, "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
 
 
 @pytest.mark.parametrize("name", environment.VALUES)
 def test_a_variable_that_a_library_can_not_read_is_named(monkeypatch, name):
     good = environment.VALUES[name][0]
-    for value in (good, good.lower()):
+    for value in (good, good.lower(), f"{good}:1"):
         monkeypatch.setattr(os, "environ", {name: value})
         environment.prepare()
     for value in ("nonsense", ""):

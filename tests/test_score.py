@@ -48,6 +48,9 @@ def asks(completions, trainer_state, log_metric, log_extra, completion_ids, **_)
     return [float(trainer_state.global_step + len(ids)) for ids in completion_ids]
 def kinds(completions, prompts, **_):  # what a reward is given: text or messages
     return [len(type(prompts[0]).__name__) + 10.0 * len(type(completions[0]).__name__)] * len(prompts)
+def roles(completions, prompts, **_):
+    return [float((p[0]["role"], c[0]["role"]) == ("user", "assistant")) for p, c in zip(prompts, completions)]
+def at_once(completions, **columns): return [len(completions) + 100.0 * ("step" in columns)] * len(completions)
 def rank(completions, level, **_):  # depends on the whole group
     return [float(value == max(level)) for value in level]
 """
@@ -111,20 +114,35 @@ def test_a_reward_gets_text_where_the_data_has_text_and_else_messages(score):
         "both": ([text, turns], as_messages),
         "text of a run": ([{**turns, "text_prompt": True}], as_text),
         "a format": ([{"question": "q", "answer": "a"}], as_messages),
+        "a format of answers": ([{"prompt": "q", "response": "a"}], as_text),
         "a format of prompts": ([{"prompt": "q", "chosen": "a", "rejected": "b"}], as_text),
     }.values():
         assert score(data, "kinds")["rewards"]["kinds"]["mean"] == expected, data
+    assert score([text, turns], "roles")["rewards"]["roles"]["mean"] == 1.0
+
+
+def test_a_batch_is_full_and_has_no_number_of_a_step(score):
+    data = [{"prompt": f"p{i // 2}", "completions": ["a", "b"], "step": i} for i in range(4)]
+    assert score(data, "at_once")["rewards"]["at_once"]["mean"] == 8.0
+
+
+def test_all_that_is_to_be_known_of_the_data_is_told(score):
+    good = {"question": "q", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 4}
+    told = score([good, {**good, "cop": 9}], "size", arguments=("--skip-bad-rows",))["warnings"]
+    assert "cop counts the options from 1" in told[0]
+    assert "1 of 2 rows" in told[1]
 
 
 def test_what_an_answers_row_holds_and_of_which_format_it_is(score):
     turns = [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]
-    found = score([{"prompt": "q", "completion": turns, "level": 1.0}], "level", "size")
+    row = {"prompt": "q", "completion": turns, "level": 1.0}
+    found = score([row, row], "level", "size")
     assert (found["format"], found["own_answers"]) == ("completions", False)
     assert found["rewards"]["level"]["best"][0]["completion"] == "a\nb"
     assert score([{"question": "q", "answer": "a"}], "one")["own_answers"] is True
     assert found["rewards"]["level"]["pairs"] is None
-    row = found["rewards"]["size"]
-    assert row["seconds_per_batch"] == pytest.approx(measuring.BATCH * row["seconds_per_row"])
+    size = found["rewards"]["size"]
+    assert size["seconds_per_batch"] == pytest.approx(measuring.BATCH * size["seconds_per_row"])
 
 
 def test_an_answer_without_the_other_of_its_pair_is_scored_alone(score):
