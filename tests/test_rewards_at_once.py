@@ -58,10 +58,13 @@ FREED, ENDED = threading.Event(), []
 async def blocks_first(completions, row, **_):
     if 0 in row: FREED.wait(10)
     return [1.0] * len(row)
-async def ends_late(completions, **_):
-    OTHER_IS_DONE.set()
-    try: await asyncio.sleep(60)
-    finally: ENDED.append(1)
+async def leaves_a_task(completions, **_):
+    async def task():
+        try: await asyncio.sleep(60)
+        finally: ENDED.append(1)
+    ENDED.append(asyncio.create_task(task()))
+    await asyncio.sleep(0)
+    return [1.0] * len(completions)
 async def sets(completions, row, **_):
     OTHER_IS_DONE.set()
     return [1.0] * len(row)
@@ -214,18 +217,15 @@ def test_an_event_loop_that_is_blocked_is_left_for_a_new_one(made, monkeypatch):
     module["FREED"].set()
 
 
-def test_what_a_stopped_call_does_at_its_end_is_done(made):
-    runtime, module = made("ends_late")
-    call = threading.Thread(target=runtime.evaluate, args=[batch(1)])
-    call.start()
-    assert module["OTHER_IS_DONE"].wait(10)
-    (thread,) = [one for one in threading.enumerate() if one.name == "rlhf-ends_late"]
-    loop = runtime._elsewhere["ends_late"]._loop
+def test_what_a_task_does_at_its_end_is_done_before_its_loop_is_closed(made):
+    runtime, module = made("leaves_a_task")
+    assert runtime.evaluate(batch(1))["leaves_a_task"].scores == [1.0]
+    (thread,) = [one for one in threading.enumerate() if one.name == "rlhf-leaves_a_task"]
+    loop = runtime._elsewhere["leaves_a_task"]._loop
     runtime.close()
-    for one in (call, thread):
-        one.join(10)
-        assert not one.is_alive()
-    assert (module["ENDED"], loop.is_closed()) == ([1], True)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert (module["ENDED"][1:], loop.is_closed()) == ([1], True)
 
 
 def test_no_thread_or_process_is_left_when_a_run_is_closed(made):
