@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import preset_for, read_file, read_rewards, resolve
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.method import Method, TrainingOptions
 
 BASE = {"method": "grpo", "reward": ["medical_format"]}
@@ -117,6 +118,14 @@ def test_options_for_sampling_are_refused_where_nothing_is_sampled():
     assert resolve({"method": "reward_model", "temperature": 1.0}, Catalog())[0].options.temperature == 1
     with pytest.raises(UserError, match="--top-k has no effect with method reward_model: it samples no answers"):
         resolve({"method": "reward_model", "top_k": 5}, Catalog())
+
+
+def test_the_specifications_of_data_and_rewards():
+    config = resolved(data=["a.jsonl:weight=2", "b.csv:weight=1"], reward=["length"], reward_model="scorer")
+    assert config.data_specs == [DataSpec("a.jsonl", weight=2), DataSpec("b.csv", weight=1)]
+    assert config.reward_specs == [RewardSpec("length"), RewardSpec("reward_model", {"path": "scorer"})]
+    trusting = resolved(reward=[], reward_model="scorer", trust_remote_code=True).reward_specs
+    assert trusting == [RewardSpec("reward_model", {"path": "scorer", "trust_remote_code": True})]
 
 
 def test_keys_may_be_written_with_dashes(tmp_path):
