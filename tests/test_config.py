@@ -120,6 +120,10 @@ def test_options_for_sampling_are_refused_where_nothing_is_sampled():
         resolve({"method": "reward_model", "top_k": 5}, Catalog())
 
 
+def test_what_only_the_trainer_can_know_is_left_to_it():
+    assert resolved(set={"nonsense": 1}).set == {"nonsense": 1}
+
+
 def test_the_specifications_of_data_and_rewards():
     config = resolved(data=["a.jsonl:weight=2", "b.csv:weight=1"], reward=["length"], reward_model="scorer")
     assert config.data_specs == [DataSpec("a.jsonl", weight=2), DataSpec("b.csv", weight=1)]
