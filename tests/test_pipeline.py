@@ -505,6 +505,23 @@ def test_a_signal_for_the_pipeline_alone_stops_its_stage(monkeypatch, number):
     assert sent == [signal.SIGTERM]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_stage_starts_ends_it_and_is_no_failure(monkeypatch, number):
+    sent = []
+
+    class Starting:
+        def __init__(self, *_, env):
+            os.kill(os.getpid(), number)
+            self.send_signal = sent.append
+
+        def wait(self):
+            return -number  # it handles no signals yet
+
+    monkeypatch.setattr(subprocess, "Popen", Starting)
+    assert running.run_process(["run"]) == 130
+    assert sent == [signal.SIGTERM]
+
+
 @pytest.mark.slow
 def test_a_real_pipeline_and_the_same_again(tiny_model, write_jsonl):
     turns = [{"role": "user", "content": "What helps against fever?"}, {"role": "assistant", "content": "Rest."}]

@@ -30,7 +30,7 @@ from rlhf_core.outputs import claim, write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
 from rlhf_core.rewards.by_path import files_of
 from rlhf_core.training.checkpoint import copies
-from rlhf_core.training.launch import INTERRUPTED, on_signals
+from rlhf_core.training.launch import INTERRUPTED, STOPPING_SIGNALS, on_signals
 from rlhf_core.training.manifest import digest
 from rlhf_core.ui.screen import clock
 
@@ -188,17 +188,23 @@ def run_process(arguments: Sequence[str]) -> int:
     exit code.
     """
     started = {**os.environ, STARTED_BY: str(os.getpid())}
-    # -P: like the installed script, Python does not import from the current folder first
-    process = subprocess.Popen([sys.executable, "-P", "-m", "rlhf_core", *arguments], env=started)
+    process: subprocess.Popen[bytes] | None = None
+    received: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        process.send_signal(signal.SIGTERM)  # once more is the same, where the terminal has sent it already
+        received.append(number)
+        if process:
+            process.send_signal(signal.SIGTERM)  # once more is the same, where the terminal has sent it already
 
-    with on_signals(pass_on):
+    with on_signals(pass_on):  # from before it starts, so that it is never left behind
+        # -P: like the installed script, Python does not import from the current folder first
+        process = subprocess.Popen([sys.executable, "-P", "-m", "rlhf_core", *arguments], env=started)
+        if received:
+            process.send_signal(signal.SIGTERM)
         code = process.wait()
     if code >= 0:
         return code
-    if -code == signal.SIGINT:
+    if -code in STOPPING_SIGNALS:  # which came before it could handle them
         return INTERRUPTED
     print(f"The process was ended by {signal.Signals(-code).name}.", flush=True)
     return 1
