@@ -412,6 +412,20 @@ def test_without_a_name_it_asks_in_a_terminal(answer, monkeypatch):
     assert len(list(Path("runs").glob("pipeline-orpo-*"))) == 1
 
 
+@pytest.mark.parametrize("values", [{"num_eval_prompts": 0}, {"num_eval_prompts": 8}, {"data": ["builtin"]}])
+def test_a_stage_without_held_out_prompts_is_not_compared(values, monkeypatch):
+    """There would be no prompts for it, which would be found when all is trained."""
+    Path("own.yaml").write_text(
+        yaml.safe_dump({"stages": {"sft": {"data": ["conversations.jsonl"], "num_eval_prompts": 0} | values}})
+    )
+    pipelines = []
+    monkeypatch.setattr(running, "dry_run", lambda pipeline, *_: pipelines.append(pipeline) or 0)
+    output = CliRunner().invoke(rlhf, ["pipeline", "--config", "own.yaml", "--dry-run"]).output
+    without = values == {"num_eval_prompts": 0}
+    assert [pipeline.compare for pipeline in pipelines] == [not without]
+    assert ("holds out no prompts (num_eval_prompts 0)" in output) == without
+
+
 # arguments -> what the message says
 REFUSED = {
     "no name": ([], "which pipeline? Write rlhf pipeline NAME, one of ppo, dpo, orpo, grpo, or --config FILE"),

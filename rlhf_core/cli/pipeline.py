@@ -59,6 +59,10 @@ def pipeline(
     again = [word for flag, stage in chosen.items() if stage for word in (flag, stage)] + ["--no-compare"] * no_compare
     resume_command = shlex.join(["rlhf", "pipeline", "--output-dir", str(folder), *again])
     click.echo(f"Stages  {' → '.join(stage.name for stage in selected)}\nFolder  {folder}\n")
+    last = selected[-1]
+    if last.method.generates and not (no_compare or last.holds_out):
+        no_compare = True
+        click.echo(f"Not compared at the end: stage {last.name} holds out no prompts (num_eval_prompts 0)\n")
     carry_out = running.dry_run if dry_run else running.carry_out
     pipeline = Pipeline(folder, stages, selected, not no_compare, resume_command)
     sys.exit(carry_out(pipeline, catalog, running.run_process, click.echo))

@@ -59,6 +59,12 @@ class Stage:
     def model(self) -> Path:
         return self.folder / "model"
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether it is to hold out prompts, on which its model can be compared."""
+        config = self.config
+        return config.data == [BUILTIN] or bool(config.eval_specs or config.options.num_eval_prompts)
+
 
 @dataclass(frozen=True)
 class Pipeline:

@@ -168,6 +168,7 @@ def _compare(pipeline: Pipeline, mark: str, catalog: Catalog, run: RunCommand, s
     say(f"\nBefore and after: {shown}\n")
     if code := run(command):
         say(f"\nThe stages are finished; the comparison is not. Resume it: {pipeline.resume_command}")
+        say("Or leave it out: --no-compare")
         return code
     record(folder, mark, finished=True)
     return 0
