@@ -160,6 +160,19 @@ def test_lengths(begun):
             check(made, max_steps=shorter)
 
 
+def test_lengths_in_epochs(begun):
+    made = begun(max_steps=-1, num_train_epochs=3.0)
+    (made / "trainer_state.json").write_text('{"epoch": 1.5}')
+    assert check(made, max_steps=-1, num_train_epochs=2.0).names == {"num_train_epochs"}
+    with pytest.raises(UserError, match="--num-train-epochs 1: the run is at 1.5 epochs already, in checkpoint-4"):
+        check(made, max_steps=-1, num_train_epochs=1.0)
+    for other in ({"max_steps": 5}, {"max_steps": -1, "total_episodes": 9}):  # of which the epochs say nothing
+        assert "num_train_epochs" in check(made, num_train_epochs=1.0, **other).names
+    begun_shorter = {"max_steps": -1, "num_train_epochs": 3.0}
+    (made / "trainer_state.json").write_text('{"epoch": 4.0}')  # the same length as then is not compared
+    assert check(made, **begun_shorter).names == set()
+
+
 @pytest.mark.parametrize("between", [False, True])
 def test_a_run_is_made_longer_between_two_batches_of_answers_only(begun, between):
     made = begun(more={"between_batches": between})
@@ -221,6 +234,11 @@ def test_other_data(begun, case):
     assert resumed.names == {"data"}
     assert resumed.manifest["data"]["rows"] == len(train)
     assert resumed.notes[0]["was"] == manifest.fingerprint(ROWS)
+
+
+def test_data_of_which_nothing_is_known(begun):
+    with pytest.raises(UserError, match="what the data was when the run began is not known any more"):
+        check(begun(change=lambda described: described.pop("data")))
 
 
 def test_the_same_data_in_another_file(begun):
