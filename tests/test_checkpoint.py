@@ -176,3 +176,11 @@ def test_without_any_checkpoint_a_run_begins_anew_but_not_over_its_model(tmp_pat
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(UserError, match="is no folder"):
         newest_whole(tmp_path, print)
+
+
+def test_the_configuration_that_a_checkpoint_holds_is_offered_where_it_can_be_read(tmp_path, monkeypatch):
+    for steps in (1, 2):
+        make(tmp_path, steps)
+    assert f"{tmp_path}/checkpoints/checkpoint-2/{RECORD}" in checkpoint.copies(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a run of another user
+    assert checkpoint.copies(tmp_path) == ""

@@ -39,7 +39,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def copies(folder: Path) -> str:
     """Where the configuration of the run in `folder` can be found again, if config.yaml is lost."""
-    found = [each / RECORD for each in list_checkpoints(folder / "checkpoints") if (each / RECORD).is_file()]
+    records = [each / RECORD for each in list_checkpoints(folder / "checkpoints")]
+    found = [file for file in records if os.access(file, os.R_OK)]  # a run is its owner's alone to read
     return f' What the run wrote there is in {found[-1]}, under "config" (JSON is YAML, too)' if found else ""
 
 
