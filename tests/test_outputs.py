@@ -399,6 +399,11 @@ def test_a_disk_that_is_full_is_told_from_a_bug(tmp_path, error, said):
     assert (found is None) if said is None else said in found
 
 
+def test_a_folder_that_is_renamed_while_its_run_goes_on_is_no_bug(tmp_path):
+    found = ending._of_the_disk(FileNotFoundError(2, "No such file"), SimpleNamespace(folder=tmp_path / "before"))
+    assert "renamed or removed" in found
+
+
 @pytest.mark.parametrize("name", [".", "file", "file/x", "dangling", "dangling/x", "/proc/rlhf", "/dev/full"])
 def test_a_new_folder_that_cannot_be_is_refused_before_anything_is_written(here, name):
     (here / "file").write_text("mine")

@@ -73,11 +73,13 @@ def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool, kept
 
 
 def _of_the_disk(error: BaseException, run: Run) -> str | None:
-    """What is wrong with the disk of the run's folder, if that is why it failed: libraries have words of their own."""
+    """What is wrong with the run's folder or its disk, if that is why it failed: libraries have words of their own."""
     if isinstance(error, OSError) and error.errno in OF_DISKS:
         return f"{run.folder} can't be written to: {error.strerror}. Its disk needs space, and to be writable."
     if any(f"(os error {number})" in str(error) for number in OF_DISKS):  # so says safetensors, which is no OSError
         return f"{run.folder} can't be written to: {first_line(error)}. Its disk needs space, and to be writable."
+    if not run.folder.is_dir():
+        return f"{run.folder} is not there any more: it was renamed or removed while the run wrote to it."
     with suppress(OSError):
         if shutil.disk_usage(run.folder).free < SPACE:
             return f"The disk of {run.folder} is full: {first_line(error)}"
