@@ -20,6 +20,7 @@ class Rewards:
 
 @pytest.fixture
 def arguments(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
     return TrainingArguments(output_dir=str(tmp_path / "checkpoints" / WRITING), report_to=[])
 
 
@@ -38,6 +39,12 @@ def test_a_save_that_is_due_waits_for_the_next_boundary(tmp_path, arguments):
 
 def test_a_save_at_a_boundary_does_not_wait(tmp_path, arguments):
     assert after_step(Checkpoints(tmp_path, keep=2, every=4), arguments, 8, should_save=True).should_save
+
+
+def test_no_new_folder_is_made_for_one_that_was_renamed(tmp_path, arguments):
+    (tmp_path / "checkpoints").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="renamed or removed"):
+        after_step(Checkpoints(tmp_path, keep=2, every=1), arguments, 8, should_save=True)
 
 
 def test_the_last_step_is_saved_wherever_it_is(tmp_path, arguments):

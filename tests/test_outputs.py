@@ -395,6 +395,7 @@ def test_why_plugins_failed_may_be_anything(tmp_path, monkeypatch):
     ],
 )
 def test_a_disk_that_is_full_is_told_from_a_bug(tmp_path, error, said):
+    (tmp_path / "config.yaml").touch()
     found = ending._of_the_disk(error, SimpleNamespace(folder=tmp_path))
     assert (found is None) if said is None else said in found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -70,6 +71,8 @@ class Checkpoints(TrainerCallback):
             return
         here = state.global_step % self.every == 0
         control.should_save = self._due and here
+        if control.should_save and args.should_save and not self.folder.is_dir():  # the trainer would make a new one
+            raise FileNotFoundError(errno.ENOENT, "the run's folder was renamed or removed", str(self.folder))
         if here:
             self._due = False
             if stop:

@@ -78,7 +78,7 @@ def _of_the_disk(error: BaseException, run: Run) -> str | None:
         return f"{run.folder} can't be written to: {error.strerror}. Its disk needs space, and to be writable."
     if any(f"(os error {number})" in str(error) for number in OF_DISKS):  # so says safetensors, which is no OSError
         return f"{run.folder} can't be written to: {first_line(error)}. Its disk needs space, and to be writable."
-    if not run.folder.is_dir():
+    if not (run.folder / "config.yaml").exists():
         return f"{run.folder} is not there any more: it was renamed or removed while the run wrote to it."
     with suppress(OSError):
         if shutil.disk_usage(run.folder).free < SPACE:
