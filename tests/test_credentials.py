@@ -132,6 +132,19 @@ def test_what_secrets_of_the_environment_hold_is_masked(monkeypatch, name, value
     assert masked(f"of {value}.") == ("of ***." if HELD[name, value] else f"of {value}.")
 
 
+def test_a_secret_that_holds_another_is_masked_whole(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "zbcdefghijkl1")
+    monkeypatch.setenv("B_TOKEN", "abczbcdefghijkl1")
+    assert masked("got abczbcdefghijkl1") == "got ***"
+
+
+def test_a_refused_secret_says_why():
+    with pytest.raises(
+        UserError, match="--x: what a run is made of is written down, so it takes no secrets, and api_key"
+    ):
+        refuse({"api_key": "abc"}, "--x")
+
+
 def test_masking_takes_linear_time():
     for part in ("key", "token=", "://", "?a=", "'", "sk-", "-----BEGIN PRIVATE KEY-----", "a:", "x.y-", "bearer "):
         masked("https://" + part * (20_000 // len(part)))  # quadratic ones would take minutes

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import typing
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from rlhf_core import Catalog, Method, UserError, resolve
 from rlhf_core.config import read_file
-from rlhf_core.settings import TRAINING, Setting, check, decide, refused, same_as, used_with
+from rlhf_core.settings import GPU, TRAINING, Setting, check, decide, refused, same_as, used_with
 
 METHODS = ["sft", "dpo", "orpo", "reward_model", "ppo", "grpo"]
 # Fields of transformers that not every supported version has.
@@ -110,6 +112,59 @@ def test_a_setting_that_is_an_option_is_that_option(name, written, option, value
     assert getattr(config.options, option) == value
     assert config.set == {}
     assert option not in config.preset
+
+
+# settings, the optimizer, what they need besides
+NEEDED = [
+    ({"run_name": "a"}, "adamw_torch", "--set report_to=TRACKER"),
+    ({"run_name": "a", "report_to": []}, "adamw_torch", "--set report_to=TRACKER"),
+    ({"run_name": "a", "report_to": "wandb"}, "adamw_torch", None),
+    ({"project": "a", "report_to": ["wandb", "mlflow"]}, "adamw_torch", "--set report_to=trackio"),
+    ({"project": "a", "report_to": ["wandb", "trackio"]}, "adamw_torch", None),
+    ({"project": "a", "report_to": "trackio"}, "adamw_torch", None),
+    ({"optim_target_modules": "all"}, "adamw_torch", "an --optim of GaLore or APOLLO"),
+    ({"optim_target_modules": "all"}, "galore_adamw", None),
+    ({"optim_target_modules": "all"}, "apollo_adamw", None),
+]
+
+
+@pytest.mark.parametrize(("written", "optim", "needed"), NEEDED)
+def test_what_a_setting_needs_to_have_an_effect(written, optim, needed):
+    config = SimpleNamespace(set=written, options=SimpleNamespace(optim=optim))
+    if needed is None:
+        check(method_named("dpo"), config)
+    else:
+        with pytest.raises(UserError, match=f"has no effect without {needed}"):
+            check(method_named("dpo"), config)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_settings_for_a_gpu(monkeypatch, there):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    assert GPU[1](None) is there
+
+
+def test_answers_of_a_batch_and_their_groups(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for written, said in (
+        ({}, "× 2 processes = "),
+        ({"set": {"generation_batch_size": 7}}, "has generation_batch_size = 7"),
+    ):
+        with pytest.raises(UserError, match=f"a batch of answers has .*{said}|{said}"):
+            resolved("grpo", num_generations=5, per_device_train_batch_size=1, gradient_accumulation_steps=1, **written)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_vllm_is_there_or_asked_for(monkeypatch, there):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: there or None if name == "vllm" else find(name, *rest)
+    )
+    if there:
+        assert resolved("grpo", rollouts="vllm").options.rollouts == "vllm"
+    else:
+        with pytest.raises(UserError, match="--rollouts vllm needs vLLM: pip install"):
+            resolved("grpo", rollouts="vllm")
 
 
 def test_such_a_setting_is_validated_as_the_option():

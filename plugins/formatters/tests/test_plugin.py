@@ -155,10 +155,12 @@ OTHER_NAMES = {
     "multiple_choice": ({"question": "a?", "options": ["x", "y"], "answer": "A"}, "question", "query problem stem question_stem 题目 问题"),
     "alpaca": ({"instruction": "a", "output": "b"}, "output", "response completion answer 输出"),
     "alpaca in Chinese": ({"instruction": "a", "输出": "b"}, "instruction", "指令"),
+    "alpaca with an input": ({"instruction": "a", "input": "c", "output": "b"}, "input", "context 输入"),
     "messages": ({"messages": TURNS}, "messages", "conversation dialogue"),
     "prompt": ({"prompt": "a"}, "prompt", "problem"),
     "rejected_response": ({"messages": TURNS, "rejected_response": "c"}, "messages", "conversations"),
     "rejected_response by its answer": ({"messages": TURNS, "rejected_response": "c"}, "rejected_response", "rejected_messages rejected"),
+    "alpaca_preference": ({"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}, "chosen", "preferred_response accepted"),
     "compared": ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}, "prompt", "history context instruction"),
     "ranked": ({"prompt": "a", "completions": [{"response": "b", "score": 1}, {"response": "c", "score": 2}]}, "prompt", "history context instruction"),
 }  # fmt: skip
