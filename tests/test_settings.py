@@ -150,7 +150,7 @@ def test_answers_of_a_batch_and_their_groups(monkeypatch):
         ({}, "× 2 processes = "),
         ({"set": {"generation_batch_size": 7}}, "has generation_batch_size = 7"),
     ):
-        with pytest.raises(UserError, match=f"a batch of answers has .*{said}|{said}"):
+        with pytest.raises(UserError, match=said):
             resolved("grpo", num_generations=5, per_device_train_batch_size=1, gradient_accumulation_steps=1, **written)
 
 
