@@ -35,6 +35,7 @@ from benchmarks.gpu_kit import (
     where_time_goes,
 )
 from benchmarks.gpu_runs import commands, qlora
+from benchmarks.gpu_trainers import resume, trainers
 from rlhf_core.prefix import Group, Sampling, completion_logps, kernels, packed, padded, rollout, share, two_phase
 
 # Equality
@@ -261,6 +262,7 @@ def grpo_steps(scale: Scale) -> None:
 
 
 PARTS = {"equality": equality, "qlora": qlora, "decoding": decoding, "steps": grpo_steps, "commands": commands}
+PARTS |= {"trainers": trainers, "resume": resume}
 
 
 def main() -> None:

@@ -34,9 +34,9 @@ FLAGS += "--gradient-accumulation-steps 1 --learning-rate 1e-3 --lr-scheduler-ty
 SAMPLED = "--reward length --max-completion-length 8"
 
 
-def command(name: str, model: Path, folder: Path) -> list[str]:
+def command(name: str, model: Path, folder: Path, *more: str) -> list[str]:
     method = Catalog().load("methods", name)[0]
-    flags = FLAGS.split() + (SAMPLED.split() if method.rewards == "required" else [])
+    flags = [*FLAGS.split(), *(SAMPLED.split() if method.rewards == "required" else []), *more]
     if "num_generations" in method.Options.model_fields:
         flags += ["--num-generations", "4"]
     return ["--method", name, "--model", str(model), "--output-dir", str(folder), *flags]
@@ -92,16 +92,17 @@ def steps(folder: Path) -> list[int]:
 
 def difference(one: Path, other: Path) -> float:
     """The largest difference between two models' weights: 0 where they are the same to the last bit."""
-    weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    weights, others = (load_file(next((folder / "model").glob("*.safetensors"))) for folder in (one, other))
     if all(torch.equal(weights[key], others[key]) for key in weights):
         return 0.0
     return max((weights[key] - others[key]).abs().max().item() for key in weights)
 
 
-def measure(name: str, folder: Path, kills: int, chance: random.Random) -> dict[str, Any]:
+def measure(name: str, folder: Path, kills: int, chance: random.Random, *flags: str) -> dict[str, Any]:
+    """Of runs of the method on the model in `folder`, which they leave there as NAME-unkilled and NAME-killed."""
     model, unkilled, killed = folder / "model", folder / f"{name}-unkilled", folder / f"{name}-killed"
-    length = finish(command(name, model, unkilled), unkilled)
-    arguments, moments = command(name, model, killed), []
+    length = finish(command(name, model, unkilled, *flags), unkilled)
+    arguments, moments = command(name, model, killed, *flags), []
     for _ in range(kills):
         moment = kill(arguments, killed, chance.uniform(0, length / 2))  # half: a resumed run has less before it
         arguments = ["--resume", str(killed)]

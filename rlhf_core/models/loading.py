@@ -214,11 +214,14 @@ def load_scorer(scorer: str | ModelInfo) -> tuple[PreTrainedModel, PreTrainedTok
     """
     import torch
 
+    from rlhf_core.models.trainable import score_in_float32
+
     info = check_scorer(scorer) if isinstance(scorer, str) else scorer
     info.tokenizer.padding_side = "right"
     model = from_pretrained(info, {"dtype": torch.bfloat16 if gpu_has_bfloat16() else torch.float32})
     if info.adapter:
         model = add_adapter(info, model, trainable=False)
+    score_in_float32(model)
     return model.eval().to(device()), info.tokenizer
 
 

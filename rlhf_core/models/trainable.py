@@ -36,9 +36,22 @@ def use_float32(trainer: Any, run: Run) -> None:
         saved = load_peft_weights(run.info.adapter)  # without a score head, where it was no reward model's
         set_peft_model_state_dict(adapted, {**get_peft_model_state_dict(adapted), **saved})
     if run.info.task == "sequence_classification":  # whose head may now have another type than the states it reads
-        for name, module in trainer.model.named_modules():
-            if isinstance(module, torch.nn.Linear) and "score" in name.split("."):
-                module.register_forward_pre_hook(_cast_inputs)
+        for head in _score_heads(trainer.model):
+            head.register_forward_pre_hook(_cast_inputs)
+
+
+def score_in_float32(model: torch.nn.Module) -> None:
+    """Let a reward model compute its scores in float32, as in training: in bfloat16 those from 4 to 8 are multiples of
+    1/32, so that answers which differ tie.
+    """
+    for head in _score_heads(model):
+        head.float().register_forward_pre_hook(_cast_inputs)
+
+
+def _score_heads(model: torch.nn.Module) -> list[torch.nn.Linear]:
+    """Of the model and of its adapter."""
+    named = model.named_modules()
+    return [module for name, module in named if isinstance(module, torch.nn.Linear) and "score" in name.split(".")]
 
 
 def _cast_inputs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -220,7 +220,7 @@ def _changed(rule: Result, full: Trial, adapted: Trial, lab: Lab) -> None:
     base = load_file(lab.folder / "model" / "model.safetensors")
     for name, weight in adapted.run.model.named_parameters():
         plain = name.replace(".base_layer", "")
-        if plain in base and not torch.equal(weight.detach().cpu(), base[plain]):
+        if plain in base and not torch.equal(weight.detach().cpu(), base[plain].to(weight.dtype)):
             rule.fault(f"with LoRA: the base model's {plain} has changed: add run.peft_config to the model")
 
 
@@ -239,9 +239,11 @@ def _reloads(rule: Result, trials: list[Trial], lab: Lab, method: type[Method]) 
             rule.fault(f"{trial.folder.name}: the saved model can't be loaded: {error}")
             continue
         trained = trial.run.model.eval()
-        with torch.no_grad():
-            given, wanted = (model(input_ids=ids).logits.float().cpu() for model in (loaded, trained.cpu()))
-        if not torch.allclose(given, wanted, **CLOSE):
+        with torch.no_grad():  # not by a call, around which accelerate has put autocast
+            both = (loaded, trained.cpu())
+            given, wanted = (type(model).forward(model, input_ids=ids).logits.float() for model in both)
+        rounded = torch.finfo(loaded.dtype).eps if loaded.dtype != torch.float32 else 0.0  # as frozen weights on a GPU
+        if not torch.allclose(given, wanted, rtol=CLOSE["rtol"], atol=max(CLOSE["atol"], rounded * wanted.abs().max())):
             largest = (given - wanted).abs().max()
             rule.fault(
                 f"{trial.folder.name}: the saved model's logits differ by up to {largest:.2g}: save what was trained"
