@@ -154,3 +154,33 @@ def test_a_function_that_makes_a_reward_is_still_called(tmp_path):
     assert score(f"{tmp_path}/reward.py:scaled:limit=3") == 3.0
     with pytest.raises(UserError, match="needs limit: int: write --reward scaled:limit="):
         bind(RewardSpec.read(f"{tmp_path}/reward.py:scaled"), Catalog())
+
+
+PROCESS = """
+import functools, pathlib
+from rlhf_core import Reward
+
+class Heavy:
+    def __init__(self):
+        pathlib.Path(__file__).with_name("built").write_text("")
+    def __call__(self, completions, **_): return [1.0] * len(completions)
+def score(completions, **_): return [1.0] * len(completions)
+
+heavy = Reward(Heavy, isolation="process")
+named = Reward(score, name="its own name")
+nameless = Reward(functools.partial(score))
+"""
+
+
+def test_a_reward_of_a_worker_is_not_built_here(tmp_path):
+    (tmp_path / "reward.py").write_text(PROCESS)
+    here = bind(RewardSpec.read(f"{tmp_path}/reward.py:heavy"), Catalog())
+    assert (here.function, (tmp_path / "built").exists()) == (None, False)
+    there = bind(RewardSpec.read(f"{tmp_path}/reward.py:heavy"), Catalog(), in_worker=True)
+    assert (there.function is None, (tmp_path / "built").exists()) == (False, True)
+
+
+def test_a_reward_is_called_as_it_says_else_as_its_place_in_the_file(tmp_path):
+    (tmp_path / "reward.py").write_text(PROCESS)
+    names = [bind(RewardSpec.read(f"{tmp_path}/reward.py:{one}"), Catalog()).name for one in ("named", "nameless")]
+    assert names == ["its own name", "nameless"]

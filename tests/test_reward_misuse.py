@@ -129,12 +129,13 @@ from rlhf_core.rewards.guard import guarded
 def state():
     errors = [one for one in warnings.filters if one[0] == "error"]
     stop = signal.getsignal(signal.SIGINT)
+    stop = stop, signal.getsignal(signal.SIGTERM)
     return os.getcwd(), logging.root.manager.disable, errors, signal.getitimer(0)[0], stop, os.fstat(1).st_ino
 before = state()
 for _ in range(2):
     with guarded("it"):
         os.chdir("/"); os.close(1); sys.stdout.close(); logging.disable(); warnings.simplefilter("error")
-        signal.alarm(60); signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.alarm(60); signal.signal(signal.SIGINT, signal.SIG_DFL); signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert state() == before
 print("printed")
 """
@@ -143,7 +144,8 @@ print("printed")
 def test_what_a_reward_leaves_changed_is_put_back_and_said_once():
     ended = subprocess.run([sys.executable, "-c", LEAVES_CHANGED], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "printed\n"), ended.stderr
-    for what in ("the working directory", "an alarm", "stdout", "what Ctrl-C does", "which warnings are errors"):
+    settings = "the working directory", "what is logged", "what Ctrl-C does", "what SIGTERM does"
+    for what in (*settings, "which warnings are errors", "an alarm", "stdout"):
         assert ended.stderr.count(f"reward 'it' left {what} changed") == 1
 
 
@@ -163,6 +165,20 @@ def test_an_alarm_rings_whoever_ignored_it_before(before):
         signal.signal(signal.SIGALRM, old)
 
 
+def test_an_alarm_that_somebody_else_set_goes_on():
+    signal.setitimer(signal.ITIMER_REAL, 0.9)
+    with guarded("ordinary"):
+        pass
+    assert 0 < signal.setitimer(signal.ITIMER_REAL, 0)[0] < 0.9
+
+
+def test_an_alarm_soon_after_the_call_is_put_off_and_said(caplog):
+    with guarded("rings later"):
+        signal.setitimer(signal.ITIMER_REAL, 0.9)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert "reward 'rings later' left an alarm changed" in caplog.text
+
+
 def test_gradients_and_types_of_torch_are_put_back(caplog):
     with guarded("grads"):
         torch.set_grad_enabled(False)
@@ -173,8 +189,11 @@ def test_gradients_and_types_of_torch_are_put_back(caplog):
 
 
 def test_an_ordinary_call_changes_and_says_nothing(caplog):
-    here = os.getcwd()
-    with guarded("ordinary"):
-        torch.rand(2)
-        print("a reward may print")
+    here, streams, opened = os.getcwd(), (sys.stdout, sys.stderr), len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        with guarded("ordinary"):
+            torch.rand(2)
+            print("a reward may print")
     assert (os.getcwd(), caplog.messages) == (here, [])
+    assert (sys.stdout, sys.stderr) == streams
+    assert len(os.listdir("/dev/fd")) == opened

@@ -213,7 +213,7 @@ def test_an_event_loop_that_is_blocked_is_left_for_a_new_one(made, monkeypatch):
     column = score(inputs[0], seconds=0.05)
     assert column.errors == ["timeout: no answer within 600 s, and it could not be stopped: it blocks its event loop"]
     assert (column.timed_out, column.stopped) == (1, False)
-    assert score(inputs[1], seconds=10.0).scores == [1.0]
+    assert score(inputs[1], seconds=5.0).scores == [1.0]
     module["FREED"].set()
 
 

@@ -26,6 +26,7 @@ from rlhf_core import Reward
 
 def fine(completions, **_): return [float(len(c)) if isinstance(c, str) else 1.0 for c in completions]
 def ints(completions, **_): return (1, 2, 3, None)[: len(completions)]
+def skips(completions, **_): return [None] * len(completions)
 def array(completions, **_):
     import numpy
     return numpy.arange(len(completions), dtype="float32")
@@ -131,11 +132,11 @@ def runtime(tmp_path, monkeypatch):
         one.close()
 
 
-def batch() -> RewardBatch:
+def batch(**trl) -> RewardBatch:
     prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(SIZE)]
     completions = [[{"role": "assistant", "content": "abc"}] for _ in range(SIZE)]
     columns = {"row": list(range(SIZE)), "nested": [{"a": [i]} for i in range(SIZE)]}
-    return RewardBatch(prompts, completions, [[97, 98, 99]] * SIZE, columns)
+    return RewardBatch(prompts, completions, [[97, 98, 99]] * SIZE, columns, trl)
 
 
 ROW_TWO = "ValueError: row two"
@@ -407,3 +408,36 @@ def test_a_function_that_names_it_is_told_which_answers_ended(tmp_path):
     batch = RewardBatch([[]] * 2, [[{"role": "assistant", "content": "a"}]] * 2, [[5, 2], [5, 6]], {})
     assert [column.scores for column in runtime.evaluate(batch).values()] == [[1.0, 0.0], [0.0, 0.0]]
     runtime.close()
+
+
+def test_what_a_batch_gave_is_logged_and_counted(runtime):
+    logged: dict[str, float] = {}
+    rewards = runtime("ints", "judge_is_late", "skips")
+    for _ in range(2):
+        rewards.score(batch(log_metric=logged.__setitem__))
+    assert rewards.counts == {"ints": [0, 8], "judge_is_late": [2, 8], "skips": [0, 8]}
+    assert (logged["rewards/ints/mean"], logged["rewards/ints/error_rate"]) == (2.0, 0.0)
+    assert (logged["rewards/judge_is_late/error_rate"], logged["rewards/judge_is_late/timeout_rate"]) == (0.25, 0.25)
+    assert "rewards/skips/mean" not in logged  # which applies to no row
+
+
+def test_a_batch_has_an_answer_to_each_row(runtime):
+    rewards = runtime("fine")
+    row = {"prompt": [{"role": "user", "content": "q"}]}
+    made = rewards.batch([row, row], [[1], [2]])
+    assert made.completions == [[{"role": "assistant", "content": text}] for text in made.texts]
+    for answers in ([[1]], [[1], [2], [3]]):
+        with pytest.raises(ValueError, match="zip"):
+            rewards.batch([row, row], answers)
+        uneven = RewardBatch([row["prompt"]] * 2, [[{"role": "assistant", "content": "a"}]] * 2, answers, {})
+        with pytest.raises(ValueError, match="zip"):
+            rewards.evaluate(uneven)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_crash_will_say_where_it_was_unless_somebody_has_arranged_that(runtime, monkeypatch, enabled):
+    calls = []
+    monkeypatch.setattr("faulthandler.is_enabled", lambda: enabled)
+    monkeypatch.setattr("faulthandler.enable", calls.append)
+    runtime("fine").start()
+    assert calls == ([] if enabled else [2])
