@@ -64,7 +64,7 @@ def main() -> None:
             for what, by in (("survived", left - count), ("killed", count - left)):
                 figures[what] += by
                 results["figures"][what] += by
-            RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            RESULTS.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _key(survivor: dict[str, Any]) -> tuple[str, int, str]:

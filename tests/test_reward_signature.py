@@ -140,6 +140,8 @@ def test_reward_refuses_what_it_cannot_keep():
         Reward(plain, memory_gb=1)
     with pytest.raises(ValueError, match="timeout must be a number above 0"):
         Reward(awaited, timeout=0)
+    with pytest.raises(ValueError, match="memory_gb must be a number above 0"):
+        Reward(plain, isolation="process", memory_gb=0)
     with pytest.raises(ValueError, match="choose one of them"):
         Reward(plain, batchwise=True, concurrent=True)
     with pytest.raises(ValueError, match="concurrent needs isolation='inline'"):

@@ -89,6 +89,24 @@ def test_a_bare_function_that_cannot_take_strings_gets_messages(tmp_path, text):
     assert scores == [[None], [6.0], [None], [6.0]]  # the text is [1, 2]
 
 
+@pytest.mark.parametrize(("text_prompts", "seen"), [(True, [True, True]), (False, [False, False])])
+def test_messages_are_tried_only_until_strings_did(tmp_path, text_prompts, seen):
+    """And only where prompts are text. A batch in which all rows fail later is called once, and its one row again."""
+    (tmp_path / "strict.py").write_text(
+        "CALLS = []\n"
+        "def strict(completions, fail, **_):\n"
+        "    CALLS.append(isinstance(completions[0], str))\n"
+        "    assert not fail[0]\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    reward = bind(RewardSpec.read(f"{tmp_path / 'strict.py'}:strict"), Catalog())
+    runtime = RewardRuntime([reward], str, text_prompts=text_prompts)
+    row = {"prompt": [{"role": "user", "content": "q"}]}
+    for fail in (0, 1):
+        runtime.evaluate(runtime.batch([{**row, "fail": fail}], [[1, 2]]))
+    assert reward.function.__globals__["CALLS"] == seen
+
+
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
@@ -175,3 +193,5 @@ def test_the_answer_that_the_smoke_test_tries(tokenizer, row, answer):
     found = smoke_test([{"prompt": [{"role": "user", "content": "q"}], **row}], runtime, template.ids)
     assert (found.answers, found.placeholder) == ([answer], answer == "Yes.")
     assert found.columns["medical_format"].scores == [float(answer == ANSWER)]
+    assert smoke_test([], runtime, template.ids) is None
+    assert smoke_test([{"prompt": []}], RewardRuntime([], template.decode), template.ids) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.batch import RewardBatch, callbacks_of
 from rlhf_core.rewards.binding import bind, bind_all
-from rlhf_core.rewards.outcomes import Column
+from rlhf_core.rewards.outcomes import Column, failures
 from rlhf_core.rewards.runtime import RewardRuntime
 
 SIZE = 4
@@ -27,6 +28,7 @@ from rlhf_core import Reward
 def fine(completions, **_): return [float(len(c)) if isinstance(c, str) else 1.0 for c in completions]
 def ints(completions, **_): return (1, 2, 3, None)[: len(completions)]
 def skips(completions, **_): return [None] * len(completions)
+def logs(completions, **kwargs): return [float("log_metric" in kwargs)] * len(completions)
 def array(completions, **_):
     import numpy
     return numpy.arange(len(completions), dtype="float32")
@@ -441,3 +443,39 @@ def test_a_crash_will_say_where_it_was_unless_somebody_has_arranged_that(runtime
     monkeypatch.setattr("faulthandler.enable", calls.append)
     runtime("fine").start()
     assert calls == ([] if enabled else [2])
+
+
+def test_what_is_kept_of_each_answer(runtime, tmp_path):
+    """In the order of the rows, as the reward left them; text as it is, but for half a character."""
+    rewards = runtime("one_row")
+    given = batch()
+    given.columns["more"] = ["é", "\ud800", Path("a"), None]
+    rewards.score(given)
+    written = (tmp_path / "samples.jsonl").read_bytes()
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert [line["rewards"]["one_row"] for line in lines] == [1.0, 1.0, None, 1.0]
+    assert lines[1]["columns"] == {"row": 1, "nested": {"a": [1]}, "more": "\ud800"}
+    assert (lines[2]["columns"]["more"], "é".encode() in written) == ("a", True)
+    kept = {"step": 0, "prompt": [{"role": "user", "content": "q2"}], "completion": "abc"}
+    assert {name: lines[2][name] for name in kept} == kept
+    (failed,) = [json.loads(line) for line in (tmp_path / "reward_errors.jsonl").read_bytes().splitlines()]
+    assert failed == {**kept, "reward": "one_row", "error": ROW_TWO}
+
+
+def test_a_rewards_failures_are_told_by_the_most_frequent(tmp_path):
+    errors, samples = tmp_path / "errors.jsonl", tmp_path / "samples.jsonl"
+    errors.write_text("")
+    samples.write_text("{}\n" * 1500)
+    assert failures(errors, samples) == []
+    rows = [("a", "often\nhere"), ("a", "seldom"), ("a", "often\nthere"), ("b", "once")]
+    errors.write_text("".join(json.dumps({"reward": name, "error": error}) + "\n" for name, error in rows))
+    assert failures(errors, samples) == [
+        "Reward 'a' failed on 3 of 1,500 rows, most often: often",
+        "Reward 'b' failed on 1 of 1,500 rows, most often: once",
+    ]
+
+
+def test_a_function_on_the_rows_of_others_threads_does_not_log(runtime):
+    rewards = runtime("logs:name=whole", "logs:name=rows,concurrent=true")
+    columns = rewards.evaluate(batch(log_metric=print))
+    assert {name: column.scores for name, column in columns.items()} == {"whole": [1.0] * 4, "rows": [0.0] * 4}
