@@ -145,7 +145,10 @@ def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
 
 def check_distributed(config: RunConfig) -> None:
     """Raise `UserError` for a kind of distribution that is not available, before anything is loaded or started."""
-    kind = config.distributed
+    kind, started = config.distributed, os.environ.get("LOCAL_WORLD_SIZE", "")
+    here = int(started) if started.isdecimal() else config.num_processes
+    if here > 1:
+        _check_gpus(here)
     if kind == "ddp":
         return
     if config.num_processes * config.num_machines == 1 and "RANK" not in os.environ:
@@ -158,6 +161,17 @@ def check_distributed(config: RunConfig) -> None:
 
     if not torch.accelerator.is_available():
         raise UserError(f"--distributed {kind} needs GPUs, and this machine has none: leave it out to train on CPUs")
+
+
+def _check_gpus(processes: int) -> None:
+    """Raise `UserError` for more processes on this machine than it has GPUs, if it has some."""
+    import torch
+
+    if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
+        raise UserError(
+            f"{processes} processes on this machine need a GPU each, and it has {gpus}: use --num-processes {gpus}, or "
+            "write CUDA_VISIBLE_DEVICES= before the command to train on its CPUs"
+        )
 
 
 def check_environment() -> None:
