@@ -502,6 +502,15 @@ def test_a_killed_process_is_reported(monkeypatch, capsys):
     assert "SIGKILL" in capsys.readouterr().out
 
 
+@pytest.fixture
+def hangs_up():
+    """A closed terminal ends the tests: under nohup it does not, and a pipeline leaves that as it is."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_for_the_pipeline_alone_stops_its_stage(monkeypatch, number):
     sent = []
@@ -519,6 +528,7 @@ def test_a_signal_for_the_pipeline_alone_stops_its_stage(monkeypatch, number):
     assert sent == [signal.SIGTERM]
 
 
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_a_stage_starts_ends_it_and_is_no_failure(monkeypatch, number):
     sent = []
