@@ -261,8 +261,15 @@ def grpo_steps(scale: Scale) -> None:
             torch.cuda.empty_cache()
 
 
-PARTS = {"equality": equality, "qlora": qlora, "decoding": decoding, "steps": grpo_steps, "commands": commands}
-PARTS |= {"trainers": trainers, "resume": resume}
+PARTS = {
+    "equality": equality,
+    "qlora": qlora,
+    "decoding": decoding,
+    "steps": grpo_steps,
+    "commands": commands,
+    "trainers": trainers,
+    "resume": resume,
+}
 
 
 def main() -> None:

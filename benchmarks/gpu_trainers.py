@@ -32,12 +32,13 @@ def trainers(scale: Scale) -> None:
     """
     with tempfile.TemporaryDirectory() as temporary:
 
-        def steps(job: tuple[str, str, list[str]]) -> list[dict[str, Any]]:
-            name, device, flags = job
-            folder = Path(temporary, f"{name}-{device or 'cpu'}-{len(flags)}")
+        def steps(name: str, device: str, flags: list[str]) -> list[dict[str, Any]]:
+            folder = Path(temporary, "-".join([name, device, *flags]))
             line = [sys.executable, "-m", "rlhf_core", "run", "--method", name, *METHODS[name], *KINDS["full"], *flags]
             line += ["--max-steps", "3", "--logging-steps", "1", "--num-eval-prompts", "0", "--learning-rate", "1e-3"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({} if device else {"CUDA_VISIBLE_DEVICES": ""})
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"} | (
+                {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+            )
             line += ["--output-dir", str(folder)]
             done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -47,17 +48,17 @@ def trainers(scale: Scale) -> None:
 
         jobs = [(name, kind) for name in METHODS for kind in PRECISIONS if kind == "float32" or name not in SAMPLED]
         with ThreadPoolExecutor(16 if scale is REAL else 2) as pool:
-            on_cpu = {name: pool.submit(steps, (name, "", [])) for name in METHODS}
-            on_gpu = {(name, kind): pool.submit(steps, (name, "cuda", PRECISIONS[kind][0])) for name, kind in jobs}
+            on_cpu = {name: pool.submit(steps, name, "cpu", []) for name in METHODS}
+            on_gpu = {(name, kind): pool.submit(steps, name, "gpu", PRECISIONS[kind][0]) for name, kind in jobs}
         for name, kind in jobs:
             with attempt(f"{name} beside the CPU, {kind}"):
                 wanted, found = on_cpu[name].result(), on_gpu[name, kind].result()
-                keys = ("completions/mean_length", "grad_norm") if name in SAMPLED else ("loss", "grad_norm")
-                if name in SAMPLED:
-                    wanted, found = wanted[:1], found[:1]
+                keys, count = (
+                    (("completions/mean_length", "grad_norm"), 1) if name in SAMPLED else (("loss", "grad_norm"), 3)
+                )
                 apart = {}
                 for key in keys:
-                    pairs = [(one[key], other[key]) for one, other in zip(wanted, found, strict=True)]
+                    pairs = [(one[key], other[key]) for one, other in zip(wanted[:count], found[:count], strict=True)]
                     apart[key] = max(abs(a - b) for a, b in pairs) / max(abs(a) for a, _ in pairs)
                 say(f"{name} beside the CPU, {kind}", ok=max(apart.values()) < PRECISIONS[kind][1], **apart)
 

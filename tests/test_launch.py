@@ -226,20 +226,32 @@ def test_no_process_is_left_when_the_command_ends(settings, tmp_path, signals, c
         assert shown.count(f"Stopped at once. Resume from the last checkpoint: rlhf run --resume {folder}") == 1
 
 
-@pytest.mark.parametrize(("gpus", "started"), [(1, None), (2, "3"), (2, None), (0, None)])
-def test_each_process_needs_a_gpu_of_its_own_where_there_are_some(settings, monkeypatch, gpus, started):
-    values = {**settings, **CHATS, "method": "sft", "model": "nowhere", "num_processes": 2}
-    config, made = resolve(values, Catalog())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    if started:  # by torchrun
+@pytest.fixture
+def with_gpus(settings, monkeypatch):
+    """with_gpus(N) -> the configuration and method of a run of two processes, on a machine with N GPUs."""
+
+    def make(count: int):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        values = {**settings, **CHATS, "method": "sft", "model": "nowhere", "num_processes": 2}
+        return resolve(values, Catalog())
+
+    return make
+
+
+@pytest.mark.parametrize(("gpus", "started"), [(1, "2"), (2, "3")])
+def test_more_processes_than_gpus_are_refused(with_gpus, monkeypatch, gpus, started):
+    config, method = with_gpus(gpus)
+    if started == "3":  # by torchrun
         monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
-    if (gpus == 2 and not started) or gpus == 0:
-        launch.check_distributed(config)
-        return
-    with pytest.raises(UserError, match=f"{started or 2} processes .* it has {gpus}: use --num-processes {gpus}"):
-        train(config, made, Catalog())
+    with pytest.raises(UserError, match=f"{started} processes .* it has {gpus}: start {gpus}, or"):
+        train(config, method, Catalog())
     assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize("gpus", [0, 2, 8])
+def test_processes_with_a_gpu_each_or_none_are_taken(with_gpus, gpus):
+    launch.check_distributed(with_gpus(gpus)[0])
 
 
 @pytest.mark.parametrize(

@@ -242,8 +242,8 @@ def _reloads(rule: Result, trials: list[Trial], lab: Lab, method: type[Method]) 
         with torch.no_grad():  # not by a call, around which accelerate has put autocast
             both = (loaded, trained.cpu())
             given, wanted = (type(model).forward(model, input_ids=ids).logits.float() for model in both)
-        rounded = torch.finfo(loaded.dtype).eps if loaded.dtype != torch.float32 else 0.0  # as frozen weights on a GPU
-        if not torch.allclose(given, wanted, rtol=CLOSE["rtol"], atol=max(CLOSE["atol"], rounded * wanted.abs().max())):
+        rounded = torch.finfo(loaded.dtype).eps * wanted.abs().max().item()  # frozen weights on a GPU are in bfloat16
+        if not torch.allclose(given, wanted, rtol=CLOSE["rtol"], atol=max(CLOSE["atol"], rounded)):
             largest = (given - wanted).abs().max()
             rule.fault(
                 f"{trial.folder.name}: the saved model's logits differ by up to {largest:.2g}: save what was trained"

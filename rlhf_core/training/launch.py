@@ -169,8 +169,8 @@ def _check_gpus(processes: int) -> None:
 
     if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
         raise UserError(
-            f"{processes} processes on this machine need a GPU each, and it has {gpus}: use --num-processes {gpus}, or "
-            "write CUDA_VISIBLE_DEVICES= before the command to train on its CPUs"
+            f"{processes} processes on this machine need a GPU each, and it has {gpus}: start {gpus}, or write "
+            "CUDA_VISIBLE_DEVICES= before the command to train on its CPUs"
         )
 
 
