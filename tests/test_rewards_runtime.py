@@ -300,6 +300,15 @@ def test_the_rows_of_a_worker_share_the_time_and_the_slow_ones_what_is_left(runt
     assert not any(column.stopped for column in columns)
 
 
+def test_a_row_for_which_a_worker_has_no_time_left_is_not_begun(runtime):
+    rewards = runtime("p_fine", "fine")
+    inputs = {}, {"completions": ["abc"]}
+    worker, ordinary = (rewards._call(reward, inputs, 1, 0.0) for reward in rewards.rewards)
+    assert worker.errors == ["timeout: the rows before it used up the time"]
+    assert rewards._elsewhere["p_fine"].process is None
+    assert ordinary.scores == [3.0]  # nothing could stop it
+
+
 def test_trl_sees_one_column_each_and_the_batch_is_scored_once(runtime, tmp_path):
     rewards = runtime("fine", "one_row")
     logged = {}
