@@ -25,7 +25,8 @@ DATA_KEYS = ("weight", "config", "formatter", "first_option")
 # What a column of the data can be named as: what the usual formats call it.
 COLUMN_KEYS = (
     *("prompt", "question", "instruction", "input", "system", "history", "messages", "conversations", "tools"),
-    *("completion", "answer", "output", "chosen", "rejected", "options"),
+    *("completion", "response", "answer", "output", "chosen", "rejected", "options", "query", "text"),
+    *("response_chosen", "response_rejected", "rejected_response"),
 )
 
 
@@ -69,7 +70,9 @@ class DataSpec:
 
     `source` is a file, a folder, a Hub id, or `builtin`. `weight` is its share of the rows when several sources are
     mixed, `config` the configuration of a Hub data set, `formatter` the format of its rows. `first_option` is 0 or 1,
-    the number of an exam's first option. `columns` says which column is read as what: {"prompt": "my_question"}.
+    the number of an exam's first option. `columns` says which column is read as what: {"prompt": "my_question"}, and
+    {"prompt": "input.0.text"} for what is within a column. Written as `prompt=my_question`, or as `columns={…}`, which
+    also takes names that only some formatter or reward knows.
     """
 
     source: str
@@ -85,7 +88,7 @@ class DataSpec:
         if isinstance(entry, str) and ":" in entry and os.path.exists(os.path.expanduser(entry)):
             return cls(entry)  # a file whose name looks like settings
         source, values = read_entry(entry, "--data", "SOURCE")
-        known = (*DATA_KEYS, *COLUMN_KEYS)
+        known = (*DATA_KEYS, "columns", *COLUMN_KEYS)
         for key in values:
             if key not in known:
                 hint = did_you_mean(key, known)
@@ -97,13 +100,29 @@ class DataSpec:
         first = values.get("first_option")
         if first is not None and (type(first) is not int or first not in (0, 1)):
             raise UserError(f"--data {source}: first_option must be 0 or 1, not {first!r}")
-        columns = {key: str(values[key]) for key in COLUMN_KEYS if values.get(key) is not None}
+        columns = _columns(source, values)
         texts = {key: None if values.get(key) is None else str(values[key]) for key in ("config", "formatter")}
         return cls(source, weight, **texts, first_option=first, columns=columns)
 
     def __str__(self) -> str:
         settings = {key: getattr(self, key) for key in DATA_KEYS}
-        return _write(self.source, self.columns, **settings)
+        usual = {key: column for key, column in self.columns.items() if key in COLUMN_KEYS}
+        others = {key: column for key, column in self.columns.items() if key not in usual}
+        return _write(self.source, usual, columns=others or None, **settings)
+
+
+def _columns(source: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """{what a column is read as: its name in the data}. Raises `UserError`."""
+    named = {key: values[key] for key in COLUMN_KEYS if values.get(key) is not None}
+    others = {} if values.get("columns") is None else values["columns"]
+    if not isinstance(others, Mapping) or not all(isinstance(key, str) and key for key in others):
+        raise UserError(f"--data {source}: columns must be {{what it is read as: COLUMN}}, not {others!r}")
+    if twice := next((key for key in others if key in named), None):
+        raise UserError(f"--data {source}: {twice} is given twice")
+    for key, column in (named := {**named, **others}).items():
+        if isinstance(column, bool) or not isinstance(column, str | int) or column == "":
+            raise UserError(f"--data {source}: {key} must be the name of a column, not {column!r}")
+    return {key: str(column) for key, column in named.items()}
 
 
 def read_data(entries: Sequence[str | Mapping[str, Any]], config: str | None, formatter: str | None) -> list[DataSpec]:

@@ -5,12 +5,15 @@ Each row is read by its own columns. One that fits no format is read as most oth
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.catalog import Catalog
+from rlhf_core.data.columns import opened, parents
 from rlhf_core.data.files import Row
+from rlhf_core.data.misfit import forced_misfit, misfit, names
 from rlhf_core.errors import PluginError, UserError, did_you_mean
 from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec
@@ -34,8 +37,11 @@ class Formats:
         self.told: list[str] = []
         self.counts: Counter[str] = Counter()
         self._groups, self._broken = _installed(spec.formatter, catalog)
-        self._columns = dict.fromkeys(name for row in rows for name in row.values if row.values[name] is not None)
-        self._filled = dict.fromkeys(name for row in rows for name in row.values if not _is_empty(row.values[name]))
+        self._parents: frozenset[str] = frozenset()
+        self._columns, self._filled = self._names(rows)
+        if within := parents(spec.columns.values(), self._columns):
+            self._parents = within
+            self._columns, self._filled = self._names(rows)
         self._parts: dict[str, dict[str, None]] = {}
         self._decided: dict[str, Mapping[str, Any]] = {}
         self._cache: dict[frozenset[str], list[list[Candidate]]] = {}
@@ -43,7 +49,7 @@ class Formats:
         for key, column in spec.columns.items():
             if column not in self._columns:
                 problem = f"{spec.source}: no row has a column {column!r}, which is to be read as {key}"
-                raise UserError(f"{problem}.{did_you_mean(column, self._columns)} Columns: {_names(self._columns)}.")
+                raise UserError(f"{problem}.{did_you_mean(column, self._columns)} Columns: {names(self._columns)}.")
         self.main = self._most(rows)
         self._decide(rows)
 
@@ -53,10 +59,12 @@ class Formats:
         formatter = self._choose(values, row) or self.main
         renamed = formatter.renamed(values)
         if missing := formatter.columns - values.keys() - renamed.keys():
-            problem = f"has no {_names(sorted(missing))}; its columns: {_names(values)}"
+            problem = f"has no {names(sorted(missing))}; its columns: {names(values)}"
             raise UserError(f"{row.location}: formatter {formatter.name}: {problem}")
         seen = _Reading(formatter.view({**values, **self._decided.get(formatter.name, {})}, renamed))
         example = _convert(formatter, seen, row.location)
+        for name in self.spec.columns.keys() & seen.keys() - seen.read:  # no formatter knows it: it is for rewards
+            example.columns.setdefault(name, dict.__getitem__(seen, name))
         for name in seen.read & seen.keys():  # nothing else of the row becomes tokens
             if not is_text(dict.__getitem__(seen, name)):
                 column = origins.get(renamed.get(name, name), name)
@@ -80,6 +88,18 @@ class Formats:
         """The columns that no formatter read and in which some row has something."""
         return [name for name in self._filled if name not in self._parts]
 
+    def _names(self, rows: Sequence[Row]) -> tuple[dict[str, None], dict[str, None]]:
+        """(the columns that are not None in some row, those that some row has something in)."""
+        given: dict[str, None] = {}
+        filled: dict[str, None] = {}
+        for row in rows:
+            for name, value in opened(row.values, self._parents).items() if self._parents else row.values.items():
+                if value is not None:
+                    given[name] = None
+                    if not _is_empty(value):
+                        filled[name] = None
+        return given, filled
+
     def _most(self, rows: Sequence[Row]) -> Formatter:
         """The formatter that fits most rows; a row's columns are in small letters if none fits else."""
         for self._small in (False, True):
@@ -88,7 +108,7 @@ class Formats:
                 name = Counter(formatter.name for formatter in found).most_common(1)[0][0]
                 return next(formatter for formatter in found if formatter.name == name)
         self._small = False
-        raise UserError(self._no_format(rows[0]))
+        raise UserError(self._misfit(list(itertools.islice(rows, LOOKED_AT))))
 
     def _decide(self, rows: Sequence[Row]) -> None:
         """Let formatters decide what one row can't tell, unless the user did."""
@@ -108,12 +128,13 @@ class Formats:
 
     def _view(self, row: Row) -> tuple[dict[str, Any], dict[str, str]]:
         """(the columns that are not None, under the names that the user gave them, the names that the data gives)."""
-        given = [name for name, value in row.values.items() if value is not None]
+        values = opened(row.values, self._parents) if self._parents else row.values
+        given = [name for name, value in values.items() if value is not None]
         named = {key: column for key, column in self.spec.columns.items() if column in given}
         others = [name for name in given if name not in named.values()]
         origins = {name.strip().lower() if self._small else name: name for name in reversed(others)}
         origins = {**dict(reversed(origins.items())), **named}
-        return {key: row.values[name] for key, name in origins.items()}, origins
+        return {key: values[name] for key, name in origins.items()}, origins
 
     def _choose(self, values: Mapping[str, Any], row: Row) -> Formatter | None:
         """The best of the formatters that fit; a forced one fits where its columns are."""
@@ -152,28 +173,22 @@ class Formats:
         own = len(formatter.columns) - len(formatter.columns & renamed.keys()) / 2
         return -len(formatter.columns & self.spec.columns.keys()), -own, len(renamed), formatter.matches is None
 
-    def _no_format(self, row: Row) -> str:
-        values, source = self._view(row)[0], self.spec.source
+    def _misfit(self, rows: Sequence[Row]) -> str:
+        """Why no formatter reads the first of these rows."""
+        location, values = rows[0].location, self._view(rows[0])[0]
         if self.spec.formatter is not None:
             [[forced]] = self._groups
-            needs = f"formatter {self.spec.formatter} needs {_names(sorted(forced.columns - values.keys()))}"
-            return f"{row.location}: {needs}; the row has {_names(values)}"
-        formatters = [formatter for group in self._groups for formatter in group]
-        lines = [f"{source}: no formatter fits. {row.location} has the columns {_names(values)}."]
+            return forced_misfit(location, values, forced)
+        problems = []
         for formatter, renamed in (one for group in self._candidates(frozenset(values)) for one in group):
             seen = _Reading(formatter.view(values, renamed))
             try:
-                _convert(formatter, seen, row.location)
+                _convert(formatter, seen, location)
             except UserError as error:  # worth telling if it is about what the columns hold
-                lines += [f"{error}."] if seen.read <= seen.keys() else []
-        if any(_like_data(name) for name in values):
-            lines.append("The first line of a CSV file names the columns; here it looks like data.")
-        lines.append(f"Say which column is what: {source}:prompt=COLUMN,completion=COLUMN (or messages=, answer=,")
-        lines.append(
-            "chosen=, rejected=, system=, …). For another layout write a formatter: rlhf plugins new formatter NAME."
-        )
-        known = [f"\n  {formatter.name}: {_names(sorted(formatter.columns))}" for formatter in formatters]
-        return " ".join(lines) + " Known formats:" + "".join([*known, *self._broken])
+                problems += [f"{error}."] if seen.read <= seen.keys() else []
+        formatters = [formatter for group in self._groups for formatter in group]
+        views = [self._view(row)[0] for row in rows]
+        return misfit(self.spec, location, views, formatters, problems) + "".join(self._broken)
 
 
 class _Reading(dict[str, Any]):
@@ -262,12 +277,3 @@ def _texts(value: Any) -> list[str]:
 
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | Mapping) and not value)
-
-
-def _like_data(name: str) -> bool:
-    """Whether the name of a column is a number or a sentence."""
-    return name.replace(".", "").isdecimal() or len(name) > 40 or name.endswith(("?", ".", "？", "。"))
-
-
-def _names(columns: Iterable[str]) -> str:
-    return ", ".join(columns) or "none"

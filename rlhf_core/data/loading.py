@@ -79,7 +79,9 @@ class Part:
 
     def warn(self, asked: Collection[str]) -> list[str]:
         """A warning about columns that usually matter and are not used, but for those that rewards have `asked` for."""
-        names = [name for name in self.unused if name.lower() in TELLING and name not in asked]
+        given = {column: key for key, column in self.spec.columns.items()}
+        names = [name for name in self.unused if name in given or name.lower() in TELLING]
+        names = [name for name in names if given.get(name, name) not in asked]
         which = f"the column{'s' * (len(names) > 1)} {', '.join(names)}"
         return [f"{self.spec.source}: {which} may change what should be learned, and nothing uses it"] if names else []
 
