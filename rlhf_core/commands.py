@@ -9,8 +9,8 @@ from rlhf_core.config import read_file as read_config
 from rlhf_core.data.chat_template import NO_SYSTEM
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.loading import load as load_data
-from rlhf_core.data.loading import prompt_of
 from rlhf_core.data.preparing import with_system
+from rlhf_core.data.projecting import prompt_of
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
 from rlhf_core.inputs import library_errors, path_of

@@ -31,6 +31,7 @@ from rlhf_core.errors import UserError, did_you_mean, excerpt
 from rlhf_core.grammar import DataSpec, RewardSpec, read_data
 from rlhf_core.inputs import parse_yaml, path_of, plain, read_text
 from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.numbers import MAX_BAD_ROWS, MAX_BAD_ROWS_HELP
 
 BUILTIN = "builtin"
 ALSO_BUILTIN = "embedded"  # its name in files that earlier versions wrote
@@ -93,7 +94,7 @@ class RunConfig(BaseModel):
         validation_alias=AliasChoices("dataset_config_name", "subset_name"),
     )
     formatter: str | None = Field(None, description="format of the data; unset: found from the columns")
-    skip_bad_rows: bool = Field(False, description="leave out rows that can't be converted, and say how many")
+    max_bad_rows: float = Field(MAX_BAD_ROWS, ge=0, le=1e12, allow_inf_nan=False, description=MAX_BAD_ROWS_HELP)
     system_prompt: str | None = Field(
         None, description="system message for rows without one; '' for none; unset: the reward's"
     )

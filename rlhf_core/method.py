@@ -115,7 +115,7 @@ class TrainingOptions(BaseModel):
         2048, description="tokens a prompt may have", validation_alias=AliasChoices("max_source_length")
     )
     overlong_prompts: Literal["error", "truncate", "drop"] = Field(
-        "error", description="prompts longer than that: truncate drops old turns, then the end of the question"
+        "drop", description="prompts longer than that: truncate drops old turns, then the end of the question"
     )
     overlong_completions: Literal["error", "truncate", "drop"] = Field(
         "drop", description="training answers that are too long: truncate cuts off their end"

@@ -22,7 +22,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import MAIN, resolve
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
-from rlhf_core.data.loading import project
+from rlhf_core.data.projecting import project
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.rewards.binding import bind

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rlhf_method_grpo import GRPO
@@ -15,6 +14,8 @@ from transformers import AutoTokenizer
 from rlhf_core import builtin
 from rlhf_core.data import chat_template
 from rlhf_core.data.chat_template import ChatTemplate
+from rlhf_core.data.files import Row
+from rlhf_core.data.left_out import LeftOut
 from rlhf_core.data.loading import _prepared
 from rlhf_core.errors import UserError
 
@@ -235,7 +236,7 @@ def test_a_row_on_which_a_template_takes_too_long_ends_the_reading(made, monkeyp
     template = made("{{ messages[0].content }}{% if messages[0].content == 'How?' %}" + LOOPS + "{% endif %}")
     template.check()
     with pytest.raises(UserError, match="^d.jsonl line 3: the chat template took over 0.2 seconds$"):
-        _prepared([(SimpleNamespace(location="d.jsonl line 3"), QUESTION)] * 2, template.prompt, [])
+        _prepared([Row("d.jsonl line 3", {})] * 2, [QUESTION] * 2, template.prompt, LeftOut("d.jsonl"))
 
 
 def test_templates_with_a_need_of_their_own_are_taken(made):

@@ -87,21 +87,26 @@ def test_bad_files(tmp_path, case):
         load_file(str(tmp_path / name), "prompts")
 
 
-def test_bad_rows_are_counted_and_left_out_if_asked(write_jsonl):
+def test_bad_rows_are_counted_and_left_out_with_their_reasons(write_jsonl):
     path = write_jsonl("a.jsonl", [QA, {**QA, "answer": ""}, QA, {"question": "x"}])
-    with pytest.raises(UserError, match="answer is empty. 2 of 4 rows can't be used. .*--skip-bad-rows"):
+    with pytest.raises(
+        UserError, match="answer is empty. 2 of 4 rows can't be used, more than .* 0.05 allows. .*--max-bad-rows 2"
+    ):
         load_file(path, "prompts")
-    data = load_file(path, "prompts", skip_bad_rows=True)
+    data = load_file(path, "prompts", max_bad_rows=2)
     assert (len(data.train), data.parts[0].total) == (2, 2)
     assert data.warnings == [
-        f"{path}: left out 2 of 4 rows; the first: a.jsonl line 2: formatter question_answer: answer is empty"
+        f"{path}: left out 1 of 4 rows: formatter question_answer: answer is empty (a.jsonl line 2)",
+        f"{path}: left out 1 of 4 rows: formatter question_answer: has no answer; its columns: question (a.jsonl line 4)",
     ]
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_a_file_of_bad_rows_only(write_jsonl, skip):
-    with pytest.raises(UserError, match=r"line 1: .* answer is empty. 1 of 1 rows can't be used\. Name the columns"):
-        load_file(write_jsonl("a.jsonl", [{**QA, "answer": ""}]), "prompts", skip_bad_rows=skip)
+@pytest.mark.parametrize("allowed", [0.05, 1])
+def test_a_file_of_bad_rows_only(write_jsonl, allowed):
+    with pytest.raises(
+        UserError, match=r"line 1: .* answer is empty. (1|None) of 1 rows can.* be used\. Name the columns"
+    ):
+        load_file(write_jsonl("a.jsonl", [{**QA, "answer": ""}]), "prompts", max_bad_rows=allowed)
 
 
 CHINESE = json.dumps({"question": "感冒挂什么科？", "answer": "呼吸科。"}, ensure_ascii=False)
@@ -616,9 +621,9 @@ def test_answers_that_are_marked_as_bad_are_not_learned(write_jsonl, answer, lab
     rows = [{"prompt": "q", "completion": "good", "label": True}, *[{**answer, "label": label}] * 2]
     data = load_file(write_jsonl("a.jsonl", rows), "conversations")
     assert [row["messages"][-1]["content"] for row in data.train] == ["good"]
-    assert "left out 2 of 3 rows, whose answer a column (label, kto_tag, …) marks as bad" in data.warnings[0]
+    assert "left out 2 of 3 rows: its answer is marked as bad (label, kto_tag, …)" in data.warnings[0]
     assert len(load_file(write_jsonl("b.jsonl", rows), "prompts").train) == 3  # their questions can be answered anew
-    with pytest.raises(UserError, match="all answers are marked as bad"):
+    with pytest.raises(UserError, match="its answer is marked as bad .* None of 2 rows"):
         load_file(write_jsonl("c.jsonl", rows[1:]), "conversations")
 
 
@@ -718,7 +723,7 @@ def test_half_a_character_is_an_error_of_its_row(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(QA) + '\n{"question": "x \\ud83d", "answer": "y"}')
     with pytest.raises(UserError, match="line 2: column 'question' has half of a character.* 1 of 2 rows"):
         load_file(str(tmp_path / "a.jsonl"), "prompts")
-    assert len(load_file(str(tmp_path / "a.jsonl"), "prompts", skip_bad_rows=True).train) == 1
+    assert len(load_file(str(tmp_path / "a.jsonl"), "prompts", max_bad_rows=1).train) == 1
 
 
 # the first row, a part of what the error says

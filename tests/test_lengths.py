@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 from rlhf_core import builtin
 from rlhf_core.data import encoding, lengths
 from rlhf_core.data.chat_template import ChatTemplate
-from rlhf_core.errors import UserError
+from rlhf_core.data.left_out import Unusable
 
 
 @pytest.fixture(scope="module")
@@ -34,114 +35,85 @@ SHORT_PAIR = pair("Rest.", "Run.")
 SHORT = conversation("How?", "Rest.")
 
 
-def test_pairs_without_difference_are_left_out_and_counted():
-    assert lengths.drop_pairs_without_difference([SHORT_PAIR]) == ([SHORT_PAIR], [])
-    left, warnings = lengths.drop_pairs_without_difference([pair("a", "a"), SHORT_PAIR, pair("b", "b")])
-    assert left == [SHORT_PAIR]
-    assert warnings == ["left out 2 of 3 pairs, whose two answers are the same"]
-    with pytest.raises(UserError, match="in every pair"):
-        lengths.drop_pairs_without_difference([pair("a", "a")])
+def limits(template, need: str, limit: int, rule: str) -> lengths.Limits:
+    """All limits are `limit`, whatever is longer is dealt with by `rule`."""
+    names = ("max_length", "max_prompt_length", "max_completion_length")
+    rules = {"overlong_prompts": rule, "overlong_completions": rule}
+    return lengths.Limits(need, SimpleNamespace(**dict.fromkeys(names, limit), **rules), template)
 
 
-class Limits:
-    max_length = max_prompt_length = max_completion_length = 50
-    overlong_prompts, overlong_completions = "error", "error"
-
-
-@pytest.mark.parametrize("bad", [pair("a", "a"), pair(LONG, "x"), pair("a", "b", LONG)])
-def test_held_out_rows_that_can_not_be_used_are_left_out_and_counted(template, bad):
-    left, warnings = lengths.limit_held_out([bad, SHORT_PAIR, bad], "preferences", Limits, template)
-    assert left == [SHORT_PAIR]
-    assert warnings[0].startswith("left out 2 of 3 held-out rows, which can't be used; the first: ")
-    assert lengths.limit_held_out([bad], "preferences", Limits, template)[0] == []
-    with pytest.raises(UserError):
-        lengths.apply_limits([bad], "preferences", Limits, template)
+def left_out(made: lengths.Limits, row: dict) -> Unusable:
+    with pytest.raises(Unusable) as raised:
+        made(row)
+    return raised.value
 
 
 @pytest.mark.parametrize("rule", ["error", "drop", "truncate"])
 def test_what_fits_stays_as_it_is(template, rule):
     for limit in (40, 1000):  # by its tokens, or by its bytes
-        assert lengths.limit_answers([SHORT_PAIR], template, limit, rule) == ([SHORT_PAIR], [])
-        assert lengths.limit_conversations([SHORT], template, limit, rule) == ([SHORT], [])
+        for need, row in (("preferences", SHORT_PAIR), ("conversations", SHORT)):
+            made = limits(template, need, limit, rule)
+            assert made(row) is row
+            assert made.warnings(1) == []
 
 
-def test_what_each_limit_says_is_told(template):
-    class Options(Limits):
-        overlong_prompts, overlong_completions = "truncate", "truncate"
-
-    rows = [pair("a", "a"), pair("a", "b", LONG), pair(LONG, "x")]
-    left, warnings = lengths.apply_limits(rows, "preferences", Options, template)
-    assert len(left) == 2
-    assert [text.partition(",")[0].partition(" have ")[0] for text in warnings] == [
-        "1 of 3 prompts",
-        "left out 1 of 3 pairs",
-        "1 of 2 pairs",
-    ]
+def test_a_pair_without_a_difference_has_nothing_to_learn(template):
+    error = left_out(limits(template, "preferences", 50, "error"), pair("a", "a"))
+    assert (str(error), error.kind) == ("the two answers are the same", "nothing to learn")
 
 
-@pytest.mark.parametrize("side", ["chosen", "rejected"])
-def test_overlong_answers(template, side):
-    long = pair(LONG, "Run.") if side == "chosen" else pair("Rest.", LONG)
-    rows = [SHORT_PAIR, long, SHORT_PAIR]
-    tokens = len(encoding.encode_answer(template, long["prompt"], long[side])[1])
-    said = f"1 of 3 pairs have an answer of more than --max-completion-length 50 tokens, the longest {tokens}"
-    with pytest.raises(UserError, match=rf"{said}. Allow more, or use --overlong-completions truncate \(or drop\)"):
-        lengths.limit_answers(rows, template, 50, "error")
-    assert lengths.limit_answers(rows, template, 50, "drop") == ([SHORT_PAIR] * 2, [f"{said}: left out"])
-    assert lengths.limit_answers(rows, template, 50, "truncate") == (rows, [f"{said}: cut"])
+# need, row, what is too long, the limit and the rule
+OVERLONG = {
+    "prompt": ("prompts", {"prompt": pair("", "", LONG)["prompt"]}, "the prompt has", *lengths.PROMPTS),
+    "prompt of a pair": ("preferences", pair("a", "b", LONG), "the prompt has", *lengths.PROMPTS),
+    "chosen": ("preferences", pair(LONG, "Run."), "an answer has", *lengths.ANSWERS),
+    "rejected": ("preferences", pair("Rest.", LONG), "an answer has", *lengths.ANSWERS),
+    "conversation": ("conversations", conversation("How?", LONG), "the conversation has", *lengths.CONVERSATIONS),
+}
 
 
-def test_an_answer_and_its_end_token_may_fill_the_limit(template):
-    row = pair(LONG, "Run.")
-    tokens = len(encoding.encode_answer(template, row["prompt"], row["chosen"])[1])
-    assert lengths.limit_answers([row], template, tokens, "error") == ([row], [])
-    with pytest.raises(UserError, match=f"the longest {tokens}"):
-        lengths.limit_answers([row], template, tokens - 1, "error")
+def tokens(template, need: str, row: dict, what: str) -> int:
+    if need == "conversations":
+        return len(encoding.encode_conversation(template, row["messages"])[0][0])
+    if what == "the prompt has":
+        return len(template.prompt_ids(row["prompt"]))
+    encoded = encoding.encode_pair(row, template)
+    return max(len(encoded["chosen_ids"]), len(encoded["rejected_ids"]))
 
 
-def test_pairs_that_are_the_same_once_cut_are_left_out(template):
-    same = pair(LONG + "a", LONG + "b")
-    left, warnings = lengths.limit_answers([SHORT_PAIR, same], template, 50, "truncate")
-    assert left == [SHORT_PAIR]
-    assert warnings[0].startswith("1 of 2 pairs have an answer of more than")
-    assert warnings[1] == "left out 1 of 2 pairs, whose two answers are the same once cut"
-    with pytest.raises(UserError, match="nothing to learn is left of 1 pairs"):
-        lengths.limit_answers([same], template, 50, "truncate")
+@pytest.mark.parametrize("case", OVERLONG)
+def test_what_is_too_long_is_left_out_refused_or_cut(template, case):
+    need, row, what, limit, rule = OVERLONG[case]
+    said, found = f"{what} more than {limit} 50 tokens", tokens(template, need, row, what)
+    error = left_out(limits(template, need, 50, "drop"), row)
+    assert (str(error), error.tokens, error.kind, error.refused) == (said, found, "too long", False)
+    assert error.hint == f"Allow more ({limit}), or cut: {rule} truncate"
+    error = left_out(limits(template, need, 50, "error"), row)
+    assert (error.refused, error.hint) == (True, f"Allow more ({limit}), or cut: {rule} truncate (or drop)")
+    made = limits(template, need, 50, "truncate")
+    made(row)
+    assert made.warnings(9) == [f"1 of 9 rows: {said}, the longest {found}: cut"]
+    assert limits(template, need, found, "error")(row) is row  # it may fill the limit
+    left_out(limits(template, need, found - 1, "error"), row)
 
 
-def test_nothing_left_is_an_error_that_says_what_to_do(template):
-    with pytest.raises(UserError, match=r"2 of 2 pairs.*use --overlong-completions truncate\.$"):
-        lengths.limit_answers([pair(LONG, "x")] * 2, template, 50, "drop")
-    rows = [pair(LONG, "x")] * 2
-    assert lengths.limit_answers(rows, template, 50, "truncate")[0] == rows
+def test_pairs_that_are_the_same_once_cut_have_nothing_to_learn(template):
+    error = left_out(limits(template, "preferences", 50, "truncate"), pair(LONG + "a", LONG + "b"))
+    assert (str(error), error.kind) == ("the two answers are the same once cut", "nothing to learn")
 
 
-def test_overlong_conversations(template):
-    long = conversation("How?", LONG)
-    rows = [SHORT, long]
-    tokens = len(encoding.encode_conversation(template, long["messages"])[0][0])
-    said = f"1 of 2 conversations have more than --max-length 60 tokens, the longest {tokens}"
-    with pytest.raises(UserError, match=rf"{said}\. Allow more, or use --overlong-completions truncate"):
-        lengths.limit_conversations(rows, template, 60, "error")
-    assert lengths.limit_conversations(rows, template, 60, "drop") == ([SHORT], [f"{said}: left out"])
-    assert lengths.limit_conversations(rows, template, 60, "truncate") == (rows, [f"{said}: cut"])
-    assert lengths.limit_conversations(rows, template, tokens, "error") == (rows, [])
-
-
-def test_conversations_whose_answers_are_all_cut_off_are_left_out(template):
-    nothing, part = conversation(LONG, "Rest."), conversation("How?", "Rest.", LONG, "Fine.")
-    left, warnings = lengths.limit_conversations([nothing, part, SHORT], template, 60, "truncate")
-    assert left == [part, SHORT]
-    assert warnings[0].startswith("2 of 3 conversations have more than")
-    assert warnings[1] == "left out 1 of 3 conversations, whose first answer begins after that"
-    with pytest.raises(UserError, match="nothing to learn is left of 2 conversations.*Allow a larger --max-length"):
-        lengths.limit_conversations([nothing, nothing], template, 60, "truncate")
+def test_conversations_whose_answers_are_all_cut_off_have_nothing_to_learn(template):
+    made = limits(template, "conversations", 60, "truncate")
+    error = left_out(made, conversation(LONG, "Rest."))
+    assert (str(error), error.kind) == ("its first answer begins after --max-length 60 tokens", "nothing to learn")
+    part = conversation("How?", "Rest.", LONG, "Fine.")
+    assert made(part) is part
+    assert made.warnings(2)[0].startswith("2 of 2 rows: the conversation has more than --max-length 60 tokens")
 
 
 def test_a_system_message_of_the_template_counts(template):
     wordy = with_template(template, "{{ 'be kind ' * 300 }}" + template.source)
-    with pytest.raises(UserError, match="1 of 1 conversations have more than --max-length 500 tokens"):
-        lengths.limit_conversations([SHORT], wordy, 500, "error")
+    assert left_out(limits(wordy, "conversations", 500, "drop"), SHORT).kind == "too long"
 
 
 def test_a_call_of_a_tool_may_be_written_in_more_tokens_than_it_has_bytes(template):
@@ -152,8 +124,7 @@ def test_a_call_of_a_tool_may_be_written_in_more_tokens_than_it_has_bytes(templa
     row = {"messages": [*SHORT["messages"][:1], {"role": "assistant", "content": "", "tool_calls": [call]}]}
     [(ids, _)] = encoding.encode_conversation(indented, row["messages"])
     assert len(ids) - 1 > len(json.dumps(row)) + 4 * 64
-    with pytest.raises(UserError, match=f"the longest {len(ids):,}"):
-        lengths.limit_conversations([row], indented, len(ids) - 1, "error")
+    assert left_out(limits(indented, "conversations", len(ids) - 1, "drop"), row).tokens == len(ids)
 
 
 def with_template(template, source: str) -> ChatTemplate:
@@ -176,6 +147,5 @@ def test_what_a_template_adds_counts(template, case):
     source, tools = ADDED[case]
     made, row = with_template(template, source), {**SHORT, "tools": tools}
     [(ids, _)] = encoding.encode_conversation(made, SHORT["messages"], tools)
-    assert lengths.limit_conversations([row], made, len(ids), "error") == ([row], [])
-    with pytest.raises(UserError, match=f"the longest {len(ids)}"):
-        lengths.limit_conversations([row], made, len(ids) - 1, "error")
+    assert limits(made, "conversations", len(ids), "error")(row) is row
+    assert left_out(limits(made, "conversations", len(ids) - 1, "error"), row).tokens == len(ids)

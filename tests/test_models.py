@@ -159,26 +159,19 @@ def test_lengths_are_exact_where_they_could_matter(template):
     assert found[1] == rendered(some[1], template.tokenizer)
 
 
-def test_overlong_prompts_are_an_error_that_says_what_to_do(template):
-    with pytest.raises(
-        UserError, match=r"1 of 2 prompts have more than --max-prompt-length 40 tokens, the longest \d+"
-    ):
-        lengths.limit_prompts(rows("short", "fever " * 80), template, 40, "error")
-
-
-def test_overlong_prompts_can_be_dropped(template):
-    left, (warning,) = lengths.limit_prompts(rows("short", "fever " * 80), template, 40, "drop")
-    assert left == rows("short")
-    assert warning.startswith("1 of 2 prompts have more than")
-    assert warning.endswith(": left out")
-    with pytest.raises(UserError, match="1 of 1 prompts have more than.*use --overlong-prompts truncate"):
-        lengths.limit_prompts(rows("fever " * 80), template, 40, "drop")
+def truncating(template, limit: int) -> lengths.Limits:
+    options = TrainingOptions(max_prompt_length=limit, overlong_prompts="truncate")
+    return lengths.Limits("prompts", options, template)
 
 
 @pytest.mark.parametrize("text", ["fever " * 80, "发热、咳嗽、" * 60])
 def test_truncation_keeps_the_start_of_the_question(template, text):
-    (row,), (warning,) = lengths.limit_prompts(rows(text), template, 40, "truncate")
-    assert warning.endswith(": cut")
+    limits = truncating(template, 40)
+    [row] = map(limits, rows(text))
+    assert re.fullmatch(
+        r"1 of 9 rows: the prompt has more than --max-prompt-length 40 tokens, the longest \d+: cut",
+        *limits.warnings(9),
+    )
     assert 30 < rendered(row, template.tokenizer) <= 40
     assert text.startswith(row["prompt"][0]["content"])
 
@@ -186,7 +179,7 @@ def test_truncation_keeps_the_start_of_the_question(template, text):
 def test_truncation_drops_old_turns_first_and_keeps_the_system_message(template):
     turns = [{"role": r, "content": "fever and cough " * 3} for r in ("user", "assistant") * 3]
     prompt = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "What now?"}]
-    short = lengths.limit_prompts([{"prompt": prompt}], template, 100, "truncate")[0][0]["prompt"]
+    short = truncating(template, 100)({"prompt": prompt})["prompt"]
     assert short[0] == prompt[0]
     assert short[-1] == prompt[-1]
     assert 2 < len(short) < len(prompt)
@@ -194,4 +187,4 @@ def test_truncation_drops_old_turns_first_and_keeps_the_system_message(template)
 
 def test_a_limit_that_leaves_no_room(template):
     with pytest.raises(UserError, match="leaves no room"):
-        lengths.limit_prompts(rows("fever " * 80), template, 5, "truncate")
+        truncating(template, 5)(*rows("fever " * 80))

@@ -128,7 +128,7 @@ def test_a_batch_is_full_and_has_no_number_of_a_step(score):
 
 def test_all_that_is_to_be_known_of_the_data_is_told(score):
     good = {"question": "q", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 4}
-    told = score([good, {**good, "cop": 9}], "size", arguments=("--skip-bad-rows",))["warnings"]
+    told = score([good, {**good, "cop": 9}], "size", arguments=("--max-bad-rows", "1"))["warnings"]
     assert "cop counts the options from 1" in told[0]
     assert "1 of 2 rows" in told[1]
 
@@ -506,15 +506,15 @@ def test_a_run_reports_a_reward_that_always_fails_and_goes_on(here, tiny_model, 
     assert "A reward failed on every row, see above. Nothing was trained" in result.output
 
 
-def test_bad_rows_are_counted_and_left_out_if_asked(here):
+def test_bad_rows_are_counted_and_left_out(here):
     good = {"question": "q", "answer": "a"}
     path = here / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, (good, {**good, "answer": ""}, good))))
     with pytest.raises(
-        UserError, match="answer is empty. 1 of 3 rows can't be used. Leave such rows out: --skip-bad-rows"
+        UserError, match="answer is empty. 1 of 3 rows can't be used, .*Leave them out: --max-bad-rows 1"
     ):
         read_answers(str(path), Catalog())
-    found = read_answers(str(path), Catalog(), skip_bad_rows=True)
+    found = read_answers(str(path), Catalog(), max_bad_rows=1)
     assert len(found.rows) == 2
     assert "left out 1 of 3 rows" in found.warnings[0]
 

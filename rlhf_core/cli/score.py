@@ -12,7 +12,7 @@ import click
 
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
-from rlhf_core.numbers import COUNT
+from rlhf_core.numbers import COUNT, max_bad_rows
 from rlhf_core.outputs import write_whole
 
 
@@ -22,14 +22,14 @@ from rlhf_core.outputs import write_whole
     "--reward", multiple=True, metavar="SPEC", help="Reward, as for rlhf run; repeatable; unset: those of the run."
 )
 @click.option("--limit", type=COUNT, metavar="N", help="Only the first N rows.")
-@click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that can't be read, and say how many.")
+@max_bad_rows
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @click.option("--html", metavar="FILE", help="The result as one page to open in a browser, too.")
 def score(
     source: str | None,
     reward: tuple[str, ...],
     limit: int | None,
-    skip_bad_rows: bool,
+    max_bad_rows: float,
     as_json: bool,
     html: str | None,
 ) -> None:
@@ -56,7 +56,7 @@ def score(
         if source is None or builtin_name(source) == BUILTIN:
             found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
         else:
-            found = answers.read_answers(source, catalog, limit, skip_bad_rows)
+            found = answers.read_answers(source, catalog, limit, max_bad_rows)
         with screen.working(f"Scoring {len(found.rows):,} completions …"):
             result = measuring.score(rewards, found)
     if as_json:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from rlhf_core.data.left_out import Refuse
 from rlhf_core.data.tables import read_arrow, read_parquet
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import is_text, library_errors, open_file, parse_json
@@ -66,8 +67,11 @@ def kind(name: str) -> str | None:
     return suffix if suffix in KINDS else None
 
 
-def read_file(path: Path, name: str | None = None) -> list[Row]:
-    """The rows of one file, which messages call `name`. Raises `UserError`."""
+def read_file(path: Path, name: str | None = None, refuse: Refuse | None = None) -> list[Row]:
+    """The rows of one file, which messages call `name`. Raises `UserError`.
+
+    `refuse` is told of rows that can't be read, which are an error otherwise.
+    """
     suffix = kind(path.name)
     if suffix is None:
         raise UserError(f"{path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
@@ -76,21 +80,30 @@ def read_file(path: Path, name: str | None = None) -> list[Row]:
     with open_file(path) as file:
         for where, values in _rows(path, file, suffix):
             location = f"{name or path.name} {where}"
-            if not isinstance(values, dict):
-                hint = ""
-                if isinstance(values, str) and values.lstrip()[:1] in ("{", "["):
-                    hint = ": it is JSON inside of text"
-                raise UserError(f"{location}: expected an object with named columns, not {type(values).__name__}{hint}")
-            if not values.keys() <= known:
-                if bad := next((column for column in values if not is_text(column)), None):
-                    raise UserError(f"{location}: the name of a column has half of a character: {bad!r}")
+            if error := _problem(values, location, known):
+                if refuse is None:
+                    raise error
+                refuse(location, error)
+            else:
                 known.update(values)
-            rows.append(Row(location, values))
+                rows.append(Row(location, values))
     return rows
 
 
+def _problem(values: Any, location: str, known: set[str]) -> UserError | None:
+    """Why `values` are no row; `known` are the names of columns that were seen."""
+    if isinstance(values, UserError):
+        return values
+    if not isinstance(values, dict):
+        inside = isinstance(values, str) and values.lstrip()[:1] in ("{", "[")
+        hint = ": it is JSON inside of text" if inside else ""
+        return UserError(f"{location}: expected an object with named columns, not {type(values).__name__}{hint}")
+    bad = None if values.keys() <= known else next((column for column in values if not is_text(column)), None)
+    return UserError(f"{location}: the name of a column has half of a character: {bad!r}") if bad else None
+
+
 def _rows(path: Path, file: IO[bytes], suffix: str) -> Iterator[tuple[str, Any]]:
-    """("line 3" or "row 3", its value) of each row."""
+    """("line 3" or "row 3", its value, or an error for one that can't be read) of each row."""
     size = os.fstat(file.fileno()).st_size
     stream: IO[bytes] = file
     if packed := path.suffix.lower() == ".gz":
@@ -175,16 +188,25 @@ def _json(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
         yield from ((f"row {i}", values) for i, values in enumerate(parse_json(text, str(path)), start=1))
         return
     second = next(filled, (0, ""))
-    try:
-        values = parse_json(first, f"{path} line {number}")
-    except UserError:
-        _refuse_one_object(path, first + second[1] + "".join(itertools.islice(lines, 10_000)))
-        raise
+    values = _parsed(path, number, first)
+    if isinstance(values, UserError):
+        start = list(itertools.islice(lines, 10_000))
+        _refuse_one_object(path, first + second[1] + "".join(start))
+        following = enumerate(itertools.chain(start, lines), start=second[0] + 1)
+        filled = ((number, line) for number, line in following if line.strip())
     if not second[1]:
         _refuse_one_object(path, first)
     yield f"line {number}", values
     for number, line in itertools.chain([second] if second[1] else (), filled):
-        yield f"line {number}", parse_json(line, f"{path} line {number}")
+        yield f"line {number}", _parsed(path, number, line)
+
+
+def _parsed(path: Path, number: int, line: str) -> Any:
+    """The value of a line, or the error that it is none."""
+    try:
+        return parse_json(line, f"{path} line {number}")
+    except UserError as error:
+        return error
 
 
 def _is_chinese(content: bytes) -> bool:
@@ -234,10 +256,11 @@ def _csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
         _check_names(path, names)
         first = rows.line_num + 1
         for cells in rows:
+            where = f"line {rows.line_num}"
             if any(cells) and len(cells) != len(names):
-                raise UserError(f"{path} line {rows.line_num}: {len(cells)} cells under {len(names)} columns")
-            if any(cells):
-                yield f"line {rows.line_num}", {name: cell or None for name, cell in zip(names, cells, strict=True)}
+                yield where, UserError(f"{path} {where}: {len(cells)} cells under {len(names)} columns")
+            elif any(cells):
+                yield where, {name: cell or None for name, cell in zip(names, cells, strict=True)}
             first = rows.line_num + 1
     except csv.Error as error:
         where = f"line {rows.line_num}" if first == rows.line_num else f"lines {first} to {rows.line_num}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
@@ -17,20 +17,13 @@ from rlhf_core.config import BUILTIN
 from rlhf_core.data.chat_template import InvalidTemplate
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
+from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, LeftOut, Unusable
+from rlhf_core.data.projecting import Need, is_text_prompt, project, prompt_of
 from rlhf_core.data.sources import Use, read
 from rlhf_core.errors import UserError
-from rlhf_core.formatter import Example, Messages
 from rlhf_core.grammar import DataSpec
+from rlhf_core.numbers import MAX_BAD_ROWS
 
-Need = Literal["prompts", "preferences", "conversations"]
-Rows = list[tuple[Row, dict[str, Any]]]
-# What a row becomes for each need. Its other columns stay, for rewards, but for those that are its prompt and answer.
-PROJECTED: Mapping[Need, tuple[str, ...]] = {
-    "prompts": ("prompt",),
-    "preferences": ("prompt", "chosen", "rejected"),
-    "conversations": ("messages",),
-}
-CANONICAL = ("prompt", "completion", "messages")
 # What a method uses of an example. The answer, which is for rewards, may also be what says which option is right.
 USED = {
     "prompts": ("prompt", "answer"),
@@ -45,12 +38,14 @@ TELLING = {
     *("margin", "mask", "train", "rejected", "rejected_response", "rejected_messages", "reasoning_content"),
     *("reasoning", "thinking", "complex_cot", "cot", "solution"),
 }
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
 
 
 @dataclass(frozen=True)
 class Part:
-    """One source's projected rows. It has `total`, of which its weight may leave some out.
+    """One source's projected rows: None for one that is left out, as `left_out` says. It has `total` rows that can be
+    used, of which its weight may leave some out.
 
     `formats` is the number of rows of each formatter, `used` the columns of each part of an example, `unused` are the
     other columns.
@@ -58,12 +53,18 @@ class Part:
 
     spec: DataSpec
     formats: Mapping[str, int]
-    rows: list[dict[str, Any]]
+    all_rows: list[dict[str, Any] | None]
     total: int
+    left_out: LeftOut
     used: Mapping[str, Sequence[str]]
     unused: Sequence[str]
     warnings: list[str]
     text_prompts: bool
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Those that are used."""
+        return [row for row in self.all_rows if row is not None]
 
     def __str__(self) -> str:
         of = "" if len(self.rows) == self.total else f" of {self.total:,}"
@@ -113,32 +114,30 @@ def load(
     eval_specs: Sequence[DataSpec] = (),
     held_out: int = 0,
     seed: int = 0,
-    skip_bad_rows: bool = False,
-    preparation: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
+    max_bad_rows: float = MAX_BAD_ROWS,
+    preparation: Callable[[], Prepare] | None = None,
 ) -> Data:
     """Read the sources and convert them for a method that needs `need`.
 
     The held-out rows are those of `eval_specs`, or of the built-in set if that is the only source, else `held_out` rows
-    chosen by `seed`, a tenth at most. Several sources are mixed by `seed`; their weights are shares of the mixture,
-    which is as large as possible without a row twice. A row that can't be converted is an error, or with
-    `skip_bad_rows` left out and counted in the warnings. `preparation()` gives what changes projected rows, and may
-    refuse some; it is called once the rows of a source are converted.
+    chosen by `seed`, a tenth at most; which these are does not depend on the rows that are left out. Several sources
+    are mixed by `seed`; their weights are shares of the mixture, which is as large as possible without a row twice.
+    Rows that can't be used are left out and counted, and too many of a source are an error (`LeftOut`). `preparation()`
+    gives what changes projected rows, and may refuse some; it is called once the rows of a source are converted.
     """
-    how = need, catalog, skip_bad_rows, preparation
+    how = need, catalog, max_bad_rows, preparation
     parts = [_part(spec, *how) for spec in specs]
     eval_parts = [_part(spec, *how, "evaluate") for spec in eval_specs]
     others = [row for part in eval_parts for row in part.rows]
     if not others and [spec.source for spec in specs] == [BUILTIN]:
         others = _part(specs[0], *how, "evaluate").rows
     mixed = _weigh(parts, random.Random(f"{seed} weights"))
-    rows = [row for part in mixed for row in part.rows]
+    all_rows = [row for part in mixed for row in part.all_rows]
     if not others or len(parts) > 1:
-        random.Random(seed).shuffle(rows)
-    if others:
-        train, others = rows, others[:held_out]
-    else:
-        count = min(held_out, int(len(rows) * HELD_OUT_SHARE))
-        train, others = rows[count:], rows[:count]
+        random.Random(seed).shuffle(all_rows)
+    count = 0 if others else min(held_out, int(len(all_rows) * HELD_OUT_SHARE))
+    others = others[:held_out] or [row for row in all_rows[:count] if row is not None]
+    train = [row for row in all_rows[count:] if row is not None]
     both = [*mixed, *eval_parts]
     columns = [(part.spec.source, list(dict.fromkeys(key for row in part.rows for key in row))) for part in both]
     warnings = [text for part in both for text in part.warnings]
@@ -147,64 +146,46 @@ def load(
 
 
 def _part(
-    spec: DataSpec, need: Need, catalog: Catalog, skip_bad_rows: bool, preparation: Any, use: Use = "train"
+    spec: DataSpec, need: Need, catalog: Catalog, max_bad_rows: float, preparation: Any, use: Use = "train"
 ) -> Part:
     """The rows of one source to train on, or to evaluate on."""
+    left_out = LeftOut(spec.source, max_bad_rows)
     if spec.source == BUILTIN:
         rows = read_file(builtin.data_file(need, "train" if use == "train" else "heldout"))
         warnings: list[str] = []
     else:
-        rows, warnings = read(spec, use)
+        rows, warnings = read(spec, use, left_out.add)
+    total = len(rows) + left_out.rows()
+    left_out.check(total)
     if not rows:
         raise UserError(f"{spec.source}: there is no row in it")
     formats = Formats(rows, spec, catalog)
-    bad: list[str] = []
-    converted, unanswered, worse, text_prompts = [], 0, 0, True
+    projected: list[dict[str, Any] | None] = []
+    unanswered, text_prompts = 0, True
     prompt_column = spec.columns.get("prompt", "prompt")
     for row in rows:
         try:
             example = formats.convert(row)
             answered = example.completion or example.chosen
             if need == "conversations" and example.rejected and not answered:
-                worse += 1
-                continue
+                raise Unusable("its answer is marked as bad (label, kto_tag, …)", "nothing to learn")
             one = project(row, example, need)
             text_prompts &= is_text_prompt(row.values.get(prompt_column), prompt_of(one))
-            converted.append((row, one))
+            projected.append(one)
             unanswered += need == "conversations" and not answered
         except UserError as error:
-            bad.append(str(error))
-    prepare = preparation() if preparation and converted and (skip_bad_rows or not bad) else None
-    projected = _prepared(converted, prepare, bad) if prepare else [one for _, one in converted]
-    if worse == len(rows):
-        raise UserError(f"{spec.source}: all answers are marked as bad (label), so there is none to learn")
-    warnings += formats.told + bad_rows(
-        spec.source, bad, len(rows), skip_bad_rows, bool(projected), read=bool(converted)
-    )
-    if worse:
-        marked = "whose answer a column (label, kto_tag, …) marks as bad"
-        warnings.append(f"{spec.source}: left out {worse:,} of {len(rows):,} rows, {marked}")
+            projected.append(None)
+            left_out.add(row.location, error)
+    left_out.check(total, NO_FORMAT)
+    if preparation:
+        projected = _prepared(rows, projected, preparation(), left_out)
+        left_out.check(total, NO_TEMPLATE)
+    warnings += formats.told + left_out.warnings(total)
     if unanswered:
         warnings.append(f"{spec.source}: left off the last message of {unanswered:,} rows, which nobody answers")
     used, unused = _use(formats, need)
-    return Part(spec, dict(formats.counts), projected, len(projected), used, unused, warnings, text_prompts)
-
-
-def bad_rows(source: str, bad: Sequence[str], total: int, skip: bool, others: bool, *, read: bool = False) -> list[str]:
-    """A warning about the rows that are left out, whose errors are `bad`. `read`: a formatter could convert some.
-
-    Raises `UserError` unless they are to `skip`, and if there are no `others`, which can be used.
-    """
-    if not bad:
-        return []
-    count = f"{len(bad):,} of {total:,} rows"
-    if not (skip and others):
-        another = "Name the columns (FILE:prompt=COLUMN,…), or write a formatter: rlhf plugins new formatter NAME"
-        if read:
-            another = "Use data that the chat template can show, or another template: --chat-template FILE"
-        hint = " Leave such rows out: --skip-bad-rows" if others else f" {another}"
-        raise UserError(f"{bad[0]}. {count} can't be used.{hint}")
-    return [f"{source}: left out {count}; the first: {bad[0]}"]
+    count = sum(row is not None for row in projected)
+    return Part(spec, dict(formats.counts), projected, count, left_out, used, unused, warnings, text_prompts)
 
 
 def _use(formats: Formats, need: Need) -> tuple[dict[str, list[str]], list[str]]:
@@ -222,16 +203,19 @@ def _use(formats: Formats, need: Need) -> tuple[dict[str, list[str]], list[str]]
     return used, unused
 
 
-def _prepared(rows: Rows, prepare: Callable[[dict[str, Any]], dict[str, Any]], bad: list[str]) -> list[dict[str, Any]]:
-    """What `prepare` makes of `rows`; why it refused some is added to `bad`."""
-    prepared = []
-    for row, projected in rows:
+def _prepared(
+    rows: Sequence[Row], projected: Sequence[dict[str, Any] | None], prepare: Prepare, left_out: LeftOut
+) -> list[dict[str, Any] | None]:
+    """What `prepare` makes of `projected`, the rows that are not left out yet."""
+    prepared: list[dict[str, Any] | None] = []
+    for row, one in zip(rows, projected, strict=True):
         try:
-            prepared.append(prepare(projected))
+            prepared.append(one and prepare(one))
         except InvalidTemplate as error:  # which would fail, or take as long, for the others
             raise UserError(f"{row.location}: {error}") from error
         except UserError as error:
-            bad.append(f"{row.location}: {error}")
+            prepared.append(None)
+            left_out.add(row.location, error)
     return prepared
 
 
@@ -243,7 +227,7 @@ def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
     size = min(part.total / weight for part, weight in zip(parts, weights, strict=True))
     counts = [max(1, round(size * weight)) for weight in weights]
     return [
-        replace(part, rows=rng.sample(part.rows, count)) if count < part.total else part
+        replace(part, all_rows=rng.sample(part.rows, count)) if count < part.total else part
         for part, count in zip(parts, counts, strict=True)
     ]
 
@@ -251,47 +235,3 @@ def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
 def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = dict.fromkeys(key for row in rows for key in row)
     return [{name: row.get(name) for name in names} for row in rows]
-
-
-def project(row: Row, example: Example, need: Need) -> dict[str, Any]:
-    """The row for a method that needs `need`: TRL's columns, the reference answer, the row's other columns."""
-    others = row_columns(row, example)
-    if need == "conversations":
-        completion = example.completion or example.chosen
-        return {"messages": [*example.prompt, *completion] if completion else _answered(row, example.prompt), **others}
-    pair = {"chosen": example.chosen, "rejected": example.rejected} if need == "preferences" else {}
-    if None in pair.values():
-        hint = "it finds none. Name their columns: FILE:chosen=COLUMN,rejected=COLUMN"
-        raise UserError(f"{row.location}: this method needs pairs of a chosen and a rejected answer; {hint}")
-    if not example.prompt or example.prompt[-1]["role"] not in ("user", "tool"):
-        raise UserError(f"{row.location}: the prompt does not end with a user's message")
-    return {"prompt": example.prompt, **pair} | others | pair
-
-
-def _answered(row: Row, messages: Messages) -> Messages:
-    """The turns up to the assistant's last one. Raises `UserError` if there is none."""
-    last = max((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), default=None)
-    if last is None:
-        hint = "Name its column: FILE:completion=COLUMN"
-        raise UserError(f"{row.location}: this method needs an answer to learn, and finds only a prompt. {hint}")
-    return messages[: last + 1]
-
-
-def row_columns(row: Row, example: Example) -> dict[str, Any]:
-    """The columns for rewards: the row's, those that the formatter added, the reference answer."""
-    answer = {} if example.answer is None else {"answer": example.answer}
-    return {k: v for k, v in {**row.values, **example.columns, **answer}.items() if k not in CANONICAL}
-
-
-def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The messages to answer: the prompt, or a conversation up to its last question."""
-    if "prompt" in row:
-        return row["prompt"]
-    messages = row["messages"]
-    last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
-    return messages[: last + 1]
-
-
-def is_text_prompt(given: Any, prompt: Messages) -> bool:
-    """Whether a row's prompt is `given` as the text of one question."""
-    return [turn["content"] for turn in prompt if turn["role"] != "system"] == [given]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, THOUGHT_KEYS, ChatTemplate
 from rlhf_core.data.encoding import answer_text, learned_turns, thought_of, tools_of
-from rlhf_core.data.loading import PROJECTED, Need
+from rlhf_core.data.projecting import PROJECTED, Need
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
 

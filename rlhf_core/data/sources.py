@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NoReturn
 
 from rlhf_core.data.files import KINDS, Row, kind, read_file
+from rlhf_core.data.left_out import Refuse
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec
 from rlhf_core.inputs import library_errors, path_of
@@ -32,8 +33,11 @@ DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", 
 GUIDE_CONFIGS = {"dpo": "reward", "orpo": "reward", "grpo": "finetune", "ppo": "finetune", "sft": "finetune"}
 
 
-def read(spec: DataSpec, use: Use = "train") -> tuple[list[Row], list[str]]:
-    """(the rows of a source, warnings about the choice of files). Raises `UserError`."""
+def read(spec: DataSpec, use: Use = "train", refuse: Refuse | None = None) -> tuple[list[Row], list[str]]:
+    """(the rows of a source, warnings about the choice of files). Raises `UserError`.
+
+    `refuse` is told of rows that can't be read, which are an error otherwise.
+    """
     path = path_of(spec.source, "--data")
     if spec.config and path.exists():
         raise UserError(
@@ -45,14 +49,14 @@ def read(spec: DataSpec, use: Use = "train") -> tuple[list[Row], list[str]]:
         if not names:
             raise UserError(f"{spec.source}: the folder has no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
         chosen, warnings = choose_files(names, spec.source, use)
-        return [row for name in chosen for row in read_file(path / name, name)], warnings
+        return [row for name in chosen for row in read_file(path / name, name, refuse)], warnings
     if path.exists():
-        return read_file(path), []
+        return read_file(path, refuse=refuse), []
     local = path.suffix.lower() in (*KINDS, ".gz", ".txt") or spec.source.startswith((".", "/", "~"))
     if local or spec.source.count("/") > 1:
         near = [str(p) for p in path.parent.glob("*")]
         raise UserError(f"{spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
-    return _read_hub(spec)
+    return _read_hub(spec, refuse)
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -119,7 +123,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
-def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
+def _read_hub(spec: DataSpec, refuse: Refuse | None) -> tuple[list[Row], list[str]]:
     """The `train` split of a Hub data set; of a repository with a loading script, the files of the configuration."""
     import datasets
 
@@ -129,12 +133,12 @@ def _read_hub(spec: DataSpec) -> tuple[list[Row], list[str]]:
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
-            return _read_script_repository(spec)
+            return _read_script_repository(spec, refuse)
     with library_errors(f"{spec.source}: its rows can't be read"):
         return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
 
 
-def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
+def _read_script_repository(spec: DataSpec, refuse: Refuse | None) -> tuple[list[Row], list[str]]:
     """The files of one configuration of a repository whose loading script datasets no longer runs."""
     import huggingface_hub
 
@@ -148,5 +152,5 @@ def _read_script_repository(spec: DataSpec) -> tuple[list[Row], list[str]]:
     chosen, _ = choose_files(inside, spec.source, "train")
     called = "" if config == spec.config else f" (--data-config {spec.config})"
     local = [Path(huggingface_hub.hf_hub_download(spec.source, name, repo_type="dataset")) for name in chosen]
-    rows = [row for path, name in zip(local, chosen, strict=True) for row in read_file(path, name)]
+    rows = [row for path, name in zip(local, chosen, strict=True) for row in read_file(path, name, refuse)]
     return rows, [f"{spec.source}: its loading script is not run; read {', '.join(chosen)}{called}"]

@@ -16,12 +16,14 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
-from rlhf_core.data.loading import CANONICAL, bad_rows, is_text_prompt, row_columns
+from rlhf_core.data.left_out import NO_FORMAT, LeftOut
+from rlhf_core.data.projecting import CANONICAL, is_text_prompt, row_columns
 from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
 from rlhf_core.grammar import DataSpec
 from rlhf_core.inputs import is_text, path_of
+from rlhf_core.numbers import MAX_BAD_ROWS
 from rlhf_core.rewards.batch import TEXT_PROMPT
 
 SAMPLES = "samples.jsonl"
@@ -62,8 +64,13 @@ class Answers:
         return list(dict.fromkeys(name for row in self.rows for name in row.columns))
 
 
-def read_answers(source: str, catalog: Catalog, limit: int | None = None, skip_bad_rows: bool = False) -> Answers:
-    """The answers of the first `limit` rows of a file, a run's folder or any `--data`. Raises `UserError`."""
+def read_answers(
+    source: str, catalog: Catalog, limit: int | None = None, max_bad_rows: float = MAX_BAD_ROWS
+) -> Answers:
+    """The answers of the first `limit` rows of a file, a run's folder or any `--data`. Raises `UserError`.
+
+    `max_bad_rows`: how many that can't be read are left out, a share below 1 or a number.
+    """
     spec = DataSpec.read(source)
     path = path_of(spec.source, "data")
     if (path / "config.yaml").is_file():
@@ -71,8 +78,9 @@ def read_answers(source: str, catalog: Catalog, limit: int | None = None, skip_b
         if not path.is_file() or not path.stat().st_size:
             raise UserError(f"{source}: the run has no samples; ppo and grpo write {SAMPLES} as they train")
         spec = DataSpec(str(path))
-    rows, warnings = read(spec)
-    return _answers(spec, rows[:limit], warnings, catalog, skip_bad_rows)
+    left_out = LeftOut(spec.source, max_bad_rows)
+    rows, warnings = read(spec, "train", left_out.add)
+    return _answers(spec, rows[:limit], warnings, catalog, left_out)
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:
@@ -80,16 +88,17 @@ def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[s
 
     def answers(kind: Literal["preferences", "prompts"]) -> Answers:
         rows = read_file(builtin.data_file(kind, "train"))[:limit]
-        return _answers(DataSpec(f"builtin {kind}"), rows, [], catalog)
+        spec = DataSpec(f"builtin {kind}")
+        return _answers(spec, rows, [], catalog, LeftOut(spec.source))
 
     pairs = answers("preferences")
     return pairs if fits(pairs.columns) else answers("prompts")
 
 
-def _answers(
-    spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, skip_bad_rows: bool = False
-) -> Answers:
-    source = spec.source
+def _answers(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, left_out: LeftOut) -> Answers:
+    """The answers of `rows`. Those rows that can't be read are `left_out`."""
+    source, total = spec.source, len(rows) + left_out.rows()
+    left_out.check(total)
     if not rows:
         raise UserError(f"{source}: there is no row in it")
     first = rows[0].values
@@ -103,13 +112,13 @@ def _answers(
         kind, answers = f"format {formats.main.name}", functools.partial(_own, formats=formats)
         warnings += formats.told
     found: list[Answer] = []
-    bad = []
     for row in rows:
         try:
             found += answers(row)
         except UserError as error:
-            bad.append(str(error))
-    warnings += bad_rows(source, bad, len(rows), skip_bad_rows, bool(found))
+            left_out.add(row.location, error)
+    left_out.check(total, NO_FORMAT)
+    warnings += left_out.warnings(total)
     return Answers(source, kind, found, warnings, own=formats is not None)
 
 

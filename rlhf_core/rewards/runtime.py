@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.encoding import tools_of
-from rlhf_core.data.loading import prompt_of
+from rlhf_core.data.projecting import prompt_of
 from rlhf_core.errors import UserError
 from rlhf_core.rewards.batch import RewardBatch, callbacks_of, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, ROW, BoundReward, check_columns

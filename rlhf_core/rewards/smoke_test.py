@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from rlhf_core.data.loading import prompt_of
+from rlhf_core.data.projecting import prompt_of
 from rlhf_core.rewards.batch import RewardBatch, columns_of
 from rlhf_core.rewards.outcomes import Column
 from rlhf_core.rewards.runtime import RewardRuntime

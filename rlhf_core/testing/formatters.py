@@ -14,7 +14,8 @@ from typing import Any
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import choose_formatter, convert
-from rlhf_core.data.loading import Need, load, project
+from rlhf_core.data.loading import load
+from rlhf_core.data.projecting import Need, project
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.formatter import Example, Formatter
 from rlhf_core.grammar import DataSpec

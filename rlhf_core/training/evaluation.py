@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from rlhf_core.data.encoding import tools_of
-from rlhf_core.data.loading import prompt_of
+from rlhf_core.data.projecting import prompt_of
 from rlhf_core.method import SAMPLING, Method
 from rlhf_core.outputs import write_whole
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout

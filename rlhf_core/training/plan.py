@@ -13,8 +13,8 @@ from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.data.chat_template import ESCAPE, ChatTemplate
 from rlhf_core.data.encoding import encode_conversation, tools_of
-from rlhf_core.data.loading import PROJECTED, Need
 from rlhf_core.data.preparing import Preparation
+from rlhf_core.data.projecting import PROJECTED, Need, prompt_of
 from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
@@ -59,61 +59,68 @@ class Plan:
 
 def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequence[BoundReward]) -> Plan:
     """Resolve and check. Raises `UserError`."""
-    options = config.options
     for name in config.callback:
         catalog.find("callbacks", name)
     warnings = arguments.check_settings(method, config)
     system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
 
     @functools.cache
-    def inspected() -> tuple[ModelReference, models.ModelInfo, Preparation]:
+    def inspected() -> tuple[models.ModelInfo, TrainingOptions, Preparation, lengths.Limits]:
         """Importing transformers, so after all rows are read."""
-        model = find(config.model, "--model", trust_remote_code=config.trust_remote_code)
-        info = models.inspect(model, method.task, chat_template=config.chat_template)
+        info, options = _model_and_options(config, method)
         escape = options.control_tokens == "escape"
         template = template_of(info, options.chat_template_kwargs, escape=escape)
-        return model, info, Preparation(template, method.data, system_prompt, options.control_tokens)
+        prepare = Preparation(template, method.data, system_prompt, options.control_tokens)
+        return info, options, prepare, lengths.Limits(method.data, options, template)
+
+    def preparation() -> data_module.Prepare:
+        _, _, prepare, limits = inspected()
+        return lambda row: limits(prepare(row))
 
     data = data_module.load(
         config.data_specs,
         method.data,
         catalog,
         eval_specs=config.eval_specs,
-        held_out=options.num_eval_prompts,
-        seed=options.seed,
-        skip_bad_rows=config.skip_bad_rows,
-        preparation=lambda: inspected()[2],
+        held_out=config.options.num_eval_prompts,
+        seed=config.options.seed,
+        max_bad_rows=config.max_bad_rows,
+        preparation=preparation,
     )
-    model, info, prepare = inspected()
-    template = prepare.template
-    prepared = prepare.warnings(prepare.rows)
-    arguments.check_names(options)
-    models.check_options(info, options)
+    info, given, prepare, limits = inspected()
+    options, template = method.resolve_options(given, lora=bool(given.lora)), prepare.template
+    before = given.model_dump()
+    chosen = {name: value for name, value in options.model_dump().items() if value != before[name]}
+    for source, columns in data.columns:
+        check_columns(rewards, columns, source)
+    asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}
+    unused = [text for part in data.parts for text in part.warn(asked)]
+    prepared = [*prepare.warnings(prepare.rows), *limits.warnings(prepare.rows)]
+    warnings += [*info.warnings, *data.warnings, *unused, *prepared]
+    method.check_rows(config.model_copy(update={"options": options}), len(data.train))
     explicit = given_options(config, method)
-    options = _with_adapter(options, info, model, explicit)
+    warnings += [*_not_evaluated(method, config, explicit, data.held_out), *router.left_out(info.config, method)]
+    warnings += _check_context(info, method, options, template, data.train, data.held_out)
+    warnings += columns_left_out(list(data.train[0])) if rewards else []
+    data = replace(data, warnings=warnings)
+    return Plan(
+        config.model_copy(update={"options": options}), chosen, data, info, template, rewards, system_prompt, origin
+    )
+
+
+def _model_and_options(config: RunConfig, method: Method) -> tuple[models.ModelInfo, TrainingOptions]:
+    """What the model's files say, and the options with whether LoRA is used. Raises `UserError` for what can't be."""
+    model = find(config.model, "--model", trust_remote_code=config.trust_remote_code)
+    info = models.inspect(model, method.task, chat_template=config.chat_template)
+    arguments.check_names(config.options)
+    models.check_options(info, config.options)
+    options = _with_adapter(config.options, info, model, given_options(config, method))
     if options.dtype == "float16" and not options.lora:
         raise UserError(
             "--dtype float16: all weights are trained, whose small gradients float16 can't hold. Use --dtype bfloat16 "
             "or float32, or train an adapter: --lora"
         )
-    given = options.model_dump()
-    options = method.resolve_options(options, lora=bool(options.lora))
-    chosen = {name: value for name, value in options.model_dump().items() if value != given[name]}
-    for source, columns in data.columns:
-        check_columns(rewards, columns, source)
-    train, limited = lengths.apply_limits(data.train, method.data, options, template)
-    held_out, left_out = lengths.limit_held_out(data.held_out, method.data, options, template)
-    asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}
-    unused = [text for part in data.parts for text in part.warn(asked)]
-    warnings += [*info.warnings, *data.warnings, *unused, *prepared, *limited, *left_out]
-    method.check_rows(config.model_copy(update={"options": options}), len(train))
-    warnings += [*_not_evaluated(method, config, explicit, held_out), *router.left_out(info.config, method)]
-    warnings += _check_context(info, method, options, template, train, held_out)
-    warnings += columns_left_out(list(train[0])) if rewards else []
-    data = replace(data, train=train, held_out=held_out, warnings=warnings)
-    return Plan(
-        config.model_copy(update={"options": options}), chosen, data, info, template, rewards, system_prompt, origin
-    )
+    return info, options
 
 
 def _with_adapter(options: TrainingOptions, info: models.ModelInfo, model: ModelReference, given: Any) -> Any:
@@ -156,7 +163,7 @@ def _check_context(
     limit = info.max_tokens or context_length(info.config)
     if limit is None:
         return []
-    answered = [{"prompt": data_module.prompt_of(row)} for row in held_out] if method.generates else []
+    answered = [{"prompt": prompt_of(row)} for row in held_out] if method.generates else []
     prompts = lengths.most_tokens(answered, "prompts", options, template, limit)
     trained = lengths.most_tokens(train, method.data, options, template, limit)
     if max(prompts, trained) <= limit:

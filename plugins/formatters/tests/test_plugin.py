@@ -31,7 +31,7 @@ from rlhf_formatter_common.questions import first_option
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import choose_formatter, convert
-from rlhf_core.data.loading import project
+from rlhf_core.data.projecting import project
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 

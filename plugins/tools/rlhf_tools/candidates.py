@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_core import Catalog, Method, RunConfig, UserError, commands, resolve
 from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec, path_of
+from rlhf_core.numbers import MAX_BAD_ROWS
 
 BUILTIN = "builtin"
 
@@ -117,12 +118,12 @@ def choose_questions(
     seed: int,
     candidates: Sequence[Candidate],
     catalog: Catalog,
-    skip_bad_rows: bool = False,
+    max_bad_rows: float = MAX_BAD_ROWS,
 ) -> Questions:
     """At most `count` rows: of `data`, else those that the first run held out, else of the built-in data."""
     run = next((one for one in candidates if one.config), None)
     if data:
-        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog, skip_bad_rows)
+        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog, max_bad_rows)
     elif run is None:
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:
@@ -134,13 +135,13 @@ def choose_questions(
 
 
 def _any_rows(
-    specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog, skip_bad_rows: bool = False
+    specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS
 ) -> Questions:
     source = ", ".join(spec.source for spec in specs)
     if source == BUILTIN:
         rows = commands.load_data(specs, "prompts", catalog, held_out=count).held_out
         return Questions(rows, "builtin, its held-out part")
-    data = commands.load_data(specs, "prompts", catalog, skip_bad_rows=skip_bad_rows)
+    data = commands.load_data(specs, "prompts", catalog, max_bad_rows=max_bad_rows)
     rows = list(data.train)
     random.Random(seed).shuffle(rows)
     return Questions(rows[:count], source, data.warnings, data.text_prompts)
@@ -153,7 +154,7 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
     config, options = run.config, run.config.options
     if config.eval_specs or [spec.source for spec in config.data_specs] == [BUILTIN]:
         specs = config.eval_specs or config.data_specs
-        found = _any_rows(specs, count, seed, catalog, config.skip_bad_rows)
+        found = _any_rows(specs, count, seed, catalog, config.max_bad_rows)
         return replace(found, source=f"{found.source} (as in {run.name})")
     data = commands.load_data(
         config.data_specs,
@@ -161,7 +162,7 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
         catalog,
         held_out=options.num_eval_prompts,
         seed=options.seed,
-        skip_bad_rows=config.skip_bad_rows,
+        max_bad_rows=config.max_bad_rows,
     )
     rows, source = data.held_out[:count], ", ".join(spec.source for spec in config.data_specs)
     if not rows:

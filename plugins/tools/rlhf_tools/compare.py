@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rlhf_core.numbers import COUNT, SEED, TEMPERATURE
+from rlhf_core.numbers import COUNT, SEED, TEMPERATURE, max_bad_rows
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,7 +18,7 @@ from rlhf_core.numbers import COUNT, SEED, TEMPERATURE
     help="Prompts: any of its rows may be used, also those that a model was trained on; of `builtin` only "
     "the held-out part. Repeatable.  [what the first given run held out; without a run: builtin]",
 )
-@click.option("--skip-bad-rows", is_flag=True, help="Leave out rows of --data that can't be converted.")
+@max_bad_rows
 @click.option("--prompts", type=COUNT, default=64, metavar="N", help="How many prompts, at most.  [64]")
 @click.option(
     "--reward",

@@ -88,7 +88,7 @@ def prepare(
     catalog: Catalog,
     *,
     data: Sequence[str],
-    skip_bad_rows: bool,
+    max_bad_rows: float,
     prompts: int,
     reward: Sequence[str],
     samples: int,
@@ -100,7 +100,7 @@ def prepare(
 ) -> Comparison:
     """Resolve and check, cheap checks first."""
     rewards = finding.choose_rewards(reward, candidates, catalog)
-    questions = finding.choose_questions(data, prompts, seed, candidates, catalog, skip_bad_rows)
+    questions = finding.choose_questions(data, prompts, seed, candidates, catalog, max_bad_rows)
     runtime = RewardRuntime(rewards, lambda ids: "", text_prompts=questions.text_prompts)  # each model decodes its own
     runtime.check_columns(list(questions.columns), questions.source)
     system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
