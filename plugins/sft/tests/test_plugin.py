@@ -124,4 +124,4 @@ def test_the_loss_has_the_assistants_tokens_and_nothing_else(made_run):
 def test_overlong_conversations_are_counted_on_the_screen(go, capsys):
     code, _ = go(max_length=40, overlong_completions="truncate", max_steps=1)
     assert code == 0
-    assert "24 conversations have more than --max-length 40 tokens" in " ".join(capsys.readouterr().out.split())
+    assert "24 rows: the conversation has more than --max-length 40 tokens" in " ".join(capsys.readouterr().out.split())
