@@ -29,6 +29,7 @@ COMMANDS = {
     "methods": ("cli.listings", "methods", "List the installed training methods, or show one."),
     "rewards": ("cli.listings", "rewards", "List the installed rewards, or show one."),
     "formatters": ("cli.listings", "formatters", "List the supported data formats, or show one."),
+    "doctor": ("cli.doctor", "doctor", "Check this machine, and what is installed."),
     "plugins": ("cli.listings", "plugins", "List, check, create, install and remove plugins."),
 }
 

@@ -1,0 +1,124 @@
+"""Versions of packages against the tested and the supported ones, and whether they can be imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shlex
+from collections.abc import Iterator
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
+
+from rlhf_core.catalog import normalize
+from rlhf_core.doctor import Check, one_line
+from rlhf_core.doctor.asking import Asking
+
+# Those of requirements.txt, which is not part of the installed package.
+TESTED = {
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "trl": "1.16.0",
+    "peft": "0.21.2",
+    "datasets": "5.2.0",
+    "accelerate": "1.15.0",
+    "tensorboard": "2.21.0",
+    "bitsandbytes": "0.50.2",
+}
+NEEDED = tuple(name for name in TESTED if name != "bitsandbytes")
+TRAIN = "Install it: pip install 'rlhf-core[train]'"
+# package -> (name of the line, what can't be done without it)
+OPTIONAL = {
+    "vllm": ("vLLM", "--rollouts vllm can't be used, the others can"),
+    "deepspeed": ("DeepSpeed", "--distributed zero2 and zero3 can't be used, ddp and fsdp can"),
+    "sentencepiece": ("sentencepiece", "models with tokenizer.model and no tokenizer.json can't be read"),
+    "tiktoken": ("tiktoken", "models with a tiktoken file and no tokenizer.json can't be read"),
+}
+# Others that a report about a problem tells, where they are there.
+TOLD = (
+    *("rlhf-core", *TESTED, *OPTIONAL, "tokenizers", "safetensors", "huggingface-hub", "numpy", "pyarrow", "triton"),
+    *("protobuf", "flash-attn", "xformers", "pydantic", "rich", "click"),
+)
+
+
+def version_of(package: str) -> str | None:
+    """The installed version, by its metadata: a package that is broken has one, too."""
+    try:
+        return importlib.metadata.version(package) or "unknown"
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def supported(package: str, by: str = "rlhf-core") -> str:
+    """The versions of a package that the distribution `by` asks for, also in an extra; empty for any."""
+    try:
+        lines = importlib.metadata.requires(by) or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if normalize(requirement.name) == package:
+            return str(requirement.specifier)
+    return ""
+
+
+def judge_version(package: str, version: str, versions: str, tested: str = "", name: str = "") -> Check:
+    """Whether a version is within the supported ones, given as pip takes them, and newer than the tested one."""
+    name = name or package
+    try:
+        given = Version(version)
+    except InvalidVersion:
+        advice = f"Install it again: {pip(package, versions, '--force-reinstall')}"
+        return Check(name, "warn", f"its metadata has no version that can be read: {one_line(version)}", advice)
+    if not Requirement(package + versions).specifier.contains(given, prereleases=True):
+        asked = f"{version}, and {versions} is supported: what was not tested may fail or train something else"
+        return Check(name, "warn", asked, f"Install another: {pip(package, versions)}")
+    newer = bool(tested) and Version(given.public) > Version(tested)
+    return Check(name, "ok", f"{version}, newer than the tested {tested}" if newer else version)
+
+
+def core() -> Check:
+    """The core, and what it needs without training."""
+    version = version_of("rlhf-core")
+    if version is None:
+        unseen = "not installed as a package, so what it needs can't be seen"
+        return Check("rlhf-core", "warn", unseen, "Install it: pip install -e . in its folder")
+    lines = importlib.metadata.requires("rlhf-core") or []
+    needs = [each for each in map(Requirement, lines) if each.marker is None]
+    for need in needs:
+        found = version_of(need.name)
+        if found is None:
+            return Check("rlhf-core", "fail", f"{version} needs {need}", f"Install it: {pip(str(need), '')}")
+        judged = judge_version(normalize(need.name), found, str(need.specifier))
+        if judged.status != "ok":
+            return Check("rlhf-core", judged.status, f"{version} with {need.name} {judged.text}", judged.advice)
+    return Check("rlhf-core", "ok", version)
+
+
+def needed(package: str, asking: Asking) -> Check:
+    """A package that no method can train without."""
+    version = version_of(package)
+    if version is None:
+        return Check(package, "fail", "not installed: no method can train", TRAIN)
+    if error := asking.ask("library", package).error:
+        advice = f"Install it again: {pip(package, supported(package), '--force-reinstall')}"
+        return Check(package, "fail", f"{version} can't be imported: {one_line(error)}", advice)
+    return judge_version(package, version, supported(package), TESTED[package])
+
+
+def optional(asking: Asking) -> Iterator[Check]:
+    """Packages that something is missing without. vLLM's versions are those that TRL asks for."""
+    for package, (name, cost) in OPTIONAL.items():
+        version = version_of(package)
+        versions = supported(package, by="trl") if package == "vllm" else ""
+        if version is None:
+            yield Check(name, "missing", f"not installed: {cost}", f"To have it: {pip(package, versions)}")
+        else:
+            yield judge_version(package, version, versions, name=name)
+
+
+def pip(package: str, versions: str, *options: str) -> str:
+    """The command that installs a package in one of these versions."""
+    return shlex.join(["pip", "install", *options, package + versions])
