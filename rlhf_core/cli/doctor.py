@@ -76,7 +76,7 @@ def _examine(folder: Path, console: Terminal) -> Iterator[Check]:
 
 def show(console: Terminal, check: Check) -> None:
     """Print a check: on one line in a pipe, else wrapped beside its name, or below it in a narrow terminal."""
-    head = text(check.status.ljust(STATUS), COLOURS[check.status]) + text(check.name.ljust(NAME))
+    head = text("") + text(check.status.ljust(STATUS), COLOURS[check.status]) + text(check.name.ljust(NAME))
     parts = [text(part) for part in (check.text, check.advice) if part]
     if not console.is_terminal:
         console.print(head + text(". ").join(parts), soft_wrap=True)

@@ -40,9 +40,6 @@ class Asking:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process and self._process.stdin:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()  # with no more questions it ends by itself
         self._end(seconds=2)
 
     def ask(self, probe: str, *arguments: str) -> Answer:
@@ -83,15 +80,8 @@ class Asking:
             start_new_session=True,  # Ctrl-C ends the command, which ends it and what it has started
         )
         self._answers, self._said = queue.Queue(), collections.deque(maxlen=LAST_LINES)
-        answers, said = self._answers, self._said
-
-        def read_answers() -> None:
-            for line in process.stdout or ():
-                answers.put(line)
-            answers.put(None)
-
-        for read in (read_answers, lambda: said.extend(process.stderr or ())):
-            threading.Thread(target=read, daemon=True).start()
+        for read, into in ((_read_answers, self._answers), (_read_said, self._said)):
+            threading.Thread(target=read, args=(process, into), daemon=True).start()
         return process
 
     def _how_it_ended(self, process: subprocess.Popen[str]) -> str:
@@ -111,9 +101,25 @@ class Asking:
         process, self._process = self._process, None
         if process is None:
             return
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # type: ignore[union-attr]  # with no more questions it ends by itself
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             process.wait(2)
+
+
+def _read_answers(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            answers.put(line)
+    answers.put(None)
+
+
+def _read_said(process: subprocess.Popen[str], said: collections.deque[str]) -> None:
+    assert process.stderr is not None
+    with process.stderr as lines:
+        said.extend(lines)
