@@ -251,32 +251,42 @@ def test_the_core_with_what_it_needs(monkeypatch):
     assert packages.core().status == "warn"
 
 
-def usage(free):
-    return lambda path: SimpleNamespace(free=free, total=free)
+def disk_of(free, monkeypatch, folder, size=12, otherwise="--output-dir"):
+    monkeypatch.setattr(system.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    return system.judge_disk("output", folder, size, "a checkpoint", otherwise)
 
 
 def test_disks(tmp_path, monkeypatch):
-    def of(free, folder=tmp_path / "new" / "runs", size=12, otherwise="--output-dir"):
-        monkeypatch.setattr(system.shutil, "disk_usage", usage(free))
-        return system.judge_disk("output", folder, size, "a checkpoint", otherwise)
+    folder = tmp_path / "new" / "runs"
+    roomy = disk_of(90e9, monkeypatch, folder)
+    assert roomy.status == "ok"
+    assert roomy.text.startswith(f"90.0 GB free in {folder}; a checkpoint takes 7 GB for 0.6 B, 20 GB for 1.7 B, 96 GB")
+    assert disk_of(7e9, monkeypatch, folder).status == "warn"
+    assert disk_of(5e7, monkeypatch, folder).status == "fail"
+    assert disk_of(5e7, monkeypatch, folder, otherwise="HF_HOME").status == "warn"
+    assert disk_of(5e8, monkeypatch, folder, size=0).status == "warn"
+    assert not list(tmp_path.iterdir())
 
-    assert of(90e9).status == "ok"
-    assert f"90.0 GB free in {tmp_path}/new/runs; a checkpoint takes 7 GB for 0.6 B" in of(90e9).text
-    assert of(7e9).status == "warn"
-    assert of(5e7).status == "fail"
-    assert of(5e7, otherwise="HF_HOME").status == "warn"
+
+def test_a_folder_that_can_not_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    assert of(90e9, tmp_path / "file" / "runs").status == "fail"
-    monkeypatch.setattr(system.os, "access", lambda *_: False)
-    assert of(90e9).text == f"{tmp_path}/new/runs can't be written to"
+    inside = disk_of(90e9, monkeypatch, tmp_path / "file" / "runs")
+    assert (inside.status, inside.text) == ("fail", f"{tmp_path}/file/runs can't be written to: Not a directory")
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(system.tempfile, "TemporaryFile", full)
+    assert disk_of(90e9, monkeypatch, tmp_path, otherwise="HF_HOME").status == "warn"
+    assert disk_of(90e9, monkeypatch, tmp_path).text == f"{tmp_path} can't be written to: No space left on device"
 
 
-def test_a_disk_that_holds_no_more_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(system.shutil, "disk_usage", usage(90e9))
-    monkeypatch.setattr(system.os, "statvfs", lambda path: SimpleNamespace(f_files=10, f_favail=0))
-    check = system.judge_disk("output", tmp_path, 0, "", "--output-dir")
-    assert check.status == "fail"
-    assert check.text.endswith("and no more files can be made there")
+def test_a_tmpdir_that_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    monkeypatch.setattr(system.tempfile, "tempdir", str(tmp_path))
+    assert ("warn", f"temporary: TMPDIR=/nowhere can't be written to: {tmp_path} is used") in judged(
+        *system.disks(tmp_path)
+    )
 
 
 def test_without_a_home_or_a_temporary_folder(monkeypatch, tmp_path):
@@ -335,7 +345,9 @@ def test_limits():
     assert [system.judge_files(*each).status for each in ((infinite, infinite), (1024, 4096), (256, 512))] == [
         *("ok", "ok", "warn")
     ]
-    assert system.judge_files(256, 512).advice == "Before the command: ulimit -n 512"
+    assert system.judge_files(256, 4096).advice == "Before the command: ulimit -n 4096"
+    assert system.judge_files(256, infinite).advice == "Before the command: ulimit -n 65536"
+    assert system.judge_files(256, 512).advice.startswith("Start the container with --ulimit nofile=65536")
     assert [system.judge_shared(size).status for size in (64_000_000, 8_000_000_000)] == ["warn", "ok"]
 
 
@@ -453,10 +465,14 @@ def test_a_probe_may_raise_end_abort_or_hang(distribution):
 
 def test_variables_that_a_run_refuses(monkeypatch):
     monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "loud")
-    with Asking() as asked:
-        check = system.environment(asked)
-    assert check.status == "fail"
-    assert check.text.startswith("the environment has ACCELERATE_LOG_LEVEL='loud', which is none of")
+    refused = system.environment(Fake())
+    assert refused.status == "fail"
+    assert refused.text.startswith("the environment has ACCELERATE_LOG_LEVEL='loud', which is none of")
+    monkeypatch.setenv("RANK", "x")
+    with Asking() as asked:  # such a value does not keep the process from answering
+        assert asked.ask("variables").error.startswith("the environment has RANK=x: RANK is no number.")
+    monkeypatch.delenv("ACCELERATE_LOG_LEVEL")
+    assert system.environment(Fake({("variables",): Answer({}, "no number")})).status == "fail"
 
 
 def invoke(monkeypatch, answers, *arguments):
@@ -513,9 +529,10 @@ def test_a_broken_torch_is_one_line_that_fails_and_the_rest_goes_on(monkeypatch)
     assert result.exit_code == 1
     assert re.search(r"^fail +torch .* can't be imported: its process was ended by SIGILL", result.output, re.MULTILINE)
     assert re.search(r"^warn +GPU +NVIDIA H100; nothing was tried on it", result.output, re.MULTILINE)
-    assert "Training can't work here: torch." in result.output
+    assert re.search(r"^ok +transformers .*; not tried without torch$", result.output, re.MULTILINE)
+    assert "Training can't work here: torch.\n" in result.output
     assert re.search(r"^ok +plugins", result.output, re.MULTILINE)
-    assert not {("devices",), ("step",), ("bitsandbytes", "4")} & {*fake.asked}
+    assert not {("devices",), ("step",), ("bitsandbytes", "4"), ("library", "trl")} & {*fake.asked}
 
 
 def test_devices_that_do_not_answer_fail_and_nothing_more_is_tried_on_them(monkeypatch):
@@ -528,8 +545,9 @@ def test_devices_that_do_not_answer_fail_and_nothing_more_is_tried_on_them(monke
 def test_without_transformers_what_needs_only_torch_is_tried(monkeypatch):
     result, fake = invoke(monkeypatch, {("library", "transformers"): Answer({}, "ImportError: no")})
     assert result.exit_code == 1
-    assert ("step",) not in fake.asked
-    assert ("bitsandbytes", "8") in fake.asked
+    assert re.search(r"^missing +training +no step was tried, which needs transformers", result.output, re.MULTILINE)
+    assert not {("step",), ("library", "trl")} & {*fake.asked}
+    assert {("library", "torch"), ("bitsandbytes", "8"), ("attention",)} <= {*fake.asked}
 
 
 def test_on_a_gpu_the_report_has_its_driver_and_several_processes_use_nccl(monkeypatch):

@@ -97,5 +97,5 @@ def _conclude(console: Terminal, checks: list[Check]) -> None:
         said = text(f"Training can't work here: {', '.join(failed)}.", "bold red")
     else:
         said = text("Training works here" + (f"; warnings: {warned}." if warned else "."), "bold")
-    console.print(said)
+    console.print(said, soft_wrap=not console.is_terminal)
     console.print(text("For a bug report: rlhf doctor --report"))

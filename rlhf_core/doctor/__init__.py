@@ -45,22 +45,21 @@ def examine(output_dir: Path) -> Iterator[Check | str]:
         yield "Python"
         yield system.python()
         yield packages.core()
-        trains = True
+        yield system.environment(asking)
+        broken = ""
         for name in packages.NEEDED:
             yield name
-            check = packages.needed(name, asking)
-            trains &= check.status != "fail"
+            check = packages.needed(name, asking, broken)
+            broken = broken or name * (check.status == "fail")
             yield check
         yield "the devices"
-        has_torch = asking.ask("torch").error is None
-        yield from devices.examine(asking, has_torch, trains)
+        yield from devices.examine(asking, broken)
         yield "optional packages"
         yield from packages.optional(asking)
         yield "the machine"
         yield system.memory()
         yield from system.disks(output_dir)
         yield from system.limits()
-        yield system.environment(asking)
         yield system.hub()
         yield "the plugins"
         yield from plugins.examine(asking)

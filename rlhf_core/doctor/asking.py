@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from rlhf_core.environment import STARTED_BY
+from rlhf_core.environment import STARTED_BY, VALUES
 
 SECONDS = 120  # an answer may take: the first import from a network's disk takes a minute
 LAST_LINES = 20  # of what the process said, to find out why it ended
@@ -66,7 +66,9 @@ class Asking:
         return Answer(*json.loads(line))
 
     def _start(self) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # With a value that accelerate can't read, every import would fail: system.environment tells it.
+        kept = {name: value for name, value in os.environ.items() if name not in VALUES}
+        environment = {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         environment[STARTED_BY] = str(os.getpid())
         self._process = process = subprocess.Popen(
             [sys.executable, "-P", "-m", "rlhf_core.doctor.probes"],

@@ -18,10 +18,10 @@ HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 GET_TORCH = "Choose one for your GPU at https://pytorch.org/get-started/locally"
 
 
-def examine(asking: Asking, has_torch: bool, trains: bool) -> Iterator[Check | str]:
-    """`has_torch`: torch can be imported. `trains`: so can all that training needs."""
+def examine(asking: Asking, broken: str) -> Iterator[Check | str]:
+    """`broken`: the first package that training needs and that can't be imported."""
     nvidia = asking.ask("nvidia")
-    if not has_torch:
+    if broken == "torch":
         yield judge_without_torch(nvidia)
         return
     answer = asking.ask("devices")
@@ -35,11 +35,13 @@ def examine(asking: Asking, has_torch: bool, trains: bool) -> Iterator[Check | s
         return
     yield from judge_devices(answer.found, asking.ask("torch").found, nvidia, os.environ)
     yield judge_bfloat16(answer.found)
-    if trains:
+    if broken:
+        yield Check("training", "missing", f"no step was tried, which needs {broken}")
+    else:
         yield "a training step"
         yield judge_step(asking.ask("step"))
-        yield "attention"
-        yield judge_attention(asking.ask("attention"))
+    yield "attention"
+    yield judge_attention(asking.ask("attention"))
     yield "bitsandbytes"
     yield judge_bitsandbytes(version_of("bitsandbytes"), {bits: asking.ask("bitsandbytes", bits) for bits in APART})
     yield "several processes"

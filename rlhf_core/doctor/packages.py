@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
@@ -16,15 +17,15 @@ from rlhf_core.doctor.asking import Asking
 # Those of requirements.txt, which is not part of the installed package.
 TESTED = {
     "torch": "2.13.0",
+    "accelerate": "1.15.0",
     "transformers": "5.23.0",
-    "trl": "1.16.0",
     "peft": "0.21.2",
     "datasets": "5.2.0",
-    "accelerate": "1.15.0",
+    "trl": "1.16.0",
     "tensorboard": "2.21.0",
     "bitsandbytes": "0.50.2",
 }
-NEEDED = tuple(name for name in TESTED if name != "bitsandbytes")
+NEEDED = tuple(name for name in TESTED if name != "bitsandbytes")  # each before what imports it
 TRAIN = "Install it: pip install 'rlhf-core[train]'"
 # package -> (name of the line, what can't be done without it)
 OPTIONAL = {
@@ -97,15 +98,18 @@ def core() -> Check:
     return Check("rlhf-core", "ok", version)
 
 
-def needed(package: str, asking: Asking) -> Check:
-    """A package that no method can train without."""
+def needed(package: str, asking: Asking, broken: str = "") -> Check:
+    """A package that no method can train without. `broken`: one that it may need, and that can't be imported."""
     version = version_of(package)
     if version is None:
         return Check(package, "fail", "not installed: no method can train", TRAIN)
+    judged = judge_version(package, version, supported(package), TESTED[package])
+    if broken:
+        return replace(judged, text=f"{judged.text}; not tried without {broken}")
     if error := asking.ask("library", package).error:
         advice = f"Install it again: {pip(package, supported(package), '--force-reinstall')}"
         return Check(package, "fail", f"{version} can't be imported: {one_line(error)}", advice)
-    return judge_version(package, version, supported(package), TESTED[package])
+    return judged
 
 
 def optional(asking: Asking) -> Iterator[Check]:

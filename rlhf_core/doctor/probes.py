@@ -13,7 +13,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from rlhf_core import environment
@@ -185,10 +184,9 @@ def processes(backend: str) -> Facts:
 
 
 def variables() -> Facts:
-    """Raise `UserError` for variables of the environment with which a run refuses to start."""
+    """Raise `UserError` for a launcher's variables with which a run refuses to start."""
     from rlhf_core.training.launch import check_environment
 
-    environment.prepare()
     check_environment()
     return {}
 
@@ -216,8 +214,7 @@ def main() -> None:
     questions, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    with suppress(UserError):  # the question `variables` tells it
-        environment.prepare()
+    environment.prepare()
     for line in questions:
         probe, *arguments = json.loads(line)
         answer: tuple[Facts, str | None]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from rlhf_core.doctor import Check, Status, one_line
 from rlhf_core.doctor.asking import Asking
+from rlhf_core.environment import prepare
+from rlhf_core.errors import UserError
 
 GB = 1e9
 TESTED = ((3, 11), (3, 13))  # the first and the last version of Python
@@ -91,7 +93,11 @@ def disks(output_dir: Path) -> Iterator[Check]:
     except RuntimeError:
         yield Check("downloads", "warn", "there is no home folder to keep models in", "Name one: export HF_HOME=FOLDER")
     try:
-        yield judge_disk("temporary", Path(tempfile.gettempdir()), 0, "", "TMPDIR")
+        found = Path(tempfile.gettempdir())
+        if (given := os.environ.get("TMPDIR")) and os.path.abspath(given) != str(found):
+            yield Check("temporary", "warn", f"TMPDIR={home_as_tilde(given)} can't be written to: {found} is used")
+        else:
+            yield judge_disk("temporary", found, 0, "", "TMPDIR")
     except FileNotFoundError:
         yield Check(
             "temporary", "fail", "no folder for temporary files can be written to", "Name one: export TMPDIR=FOLDER"
@@ -119,21 +125,18 @@ def judge_disk(name: str, folder: Path, size: int, what: str, otherwise: str) ->
     shown = home_as_tilde(str(folder.absolute()))
     there = next(path for path in [folder.absolute(), *folder.absolute().parents] if os.path.lexists(path))
     status: Status = "fail" if otherwise == "--output-dir" else "warn"
-    if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
-        return Check(name, status, f"{shown} can't be written to", f"Name another folder with {otherwise}")
-    free = shutil.disk_usage(there).free
+    advice = f"Name another folder with {otherwise}"
+    try:
+        with tempfile.TemporaryFile(dir=there):  # permissions alone don't tell of all file systems
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        return Check(name, status, f"{shown} can't be written to: {error.strerror}", advice)
     text = f"{free / GB:.1f} GB free in {shown}"
     if size:
         sizes = ", ".join(f"{size * billions:.0f} GB for {billions:g} B" for billions in (0.6, 1.7, 8))
         text += f"; {what} takes {sizes} parameters"
-    if os.statvfs(there).f_files and not os.statvfs(there).f_favail:
-        return Check(
-            name, status, f"{text}; and no more files can be made there", f"Name another folder with {otherwise}"
-        )
-    if free < 0.1 * GB:
-        return Check(name, status, text, f"Make room, or name another folder with {otherwise}")
     if free < max(1, size) * 0.6 * GB:
-        return Check(name, "warn", text, f"Make room, or name another folder with {otherwise}")
+        return Check(name, status if free < 0.1 * GB else "warn", text, f"Make room. {advice}")
     return Check(name, "ok", text)
 
 
@@ -152,12 +155,12 @@ def judge_files(soft: int, hard: int) -> Check:
         return Check("open files", "ok", "unlimited")
     if soft >= FILES:
         return Check("open files", "ok", f"{soft:,} at once")
-    most = FILES * 64 if hard == resource.RLIM_INFINITY else hard
+    few = f"{soft:,} at once: a run with workers may need more"
+    if hard == resource.RLIM_INFINITY or hard >= FILES:
+        most = hard if 0 < hard < FILES * 64 else FILES * 64
+        return Check("open files", "warn", few, f"Before the command: ulimit -n {most}")
     return Check(
-        "open files",
-        "warn",
-        f"{soft:,} at once: a run with workers may need more",
-        f"Before the command: ulimit -n {most}",
+        "open files", "warn", few, f"Start the container with --ulimit nofile={FILES * 64}, or ask who runs it"
     )
 
 
@@ -171,9 +174,12 @@ def judge_shared(size: int) -> Check:
 
 def environment(asking: Asking) -> Check:
     """Whether a run would refuse the variables that are set."""
-    error = asking.ask("variables").error
-    if error:
-        return Check("environment", "fail", one_line(error))
+    try:
+        prepare()
+    except UserError as error:
+        return Check("environment", "fail", one_line(str(error)))
+    if problem := asking.ask("variables").error:
+        return Check("environment", "fail", one_line(problem))
     return Check("environment", "ok", "no variable is set that a run refuses")
 
 
