@@ -83,8 +83,9 @@ def show(console: Terminal, check: Check) -> None:
         return
     left, room = STATUS + NAME, console.width - STATUS - NAME - 1
     if room < NARROW and (len(parts) > 1 or parts[0].cell_len > room):
+        head.rstrip()
         console.print(head, soft_wrap=True)
-        head, left, room = text("    "), 4, max(20, console.width - 5)
+        head, left, room = text("    "), 4, max(8, console.width - 5)
     for number, line in enumerate(line for part in parts for line in part.wrap(console, room)):
         line.rstrip()
         console.print((text(" " * left) if number else head) + line, soft_wrap=True)

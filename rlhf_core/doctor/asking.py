@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from rlhf_core.environment import STARTED_BY, VALUES
 
 SECONDS = 120  # an answer may take: the first import from a network's disk takes a minute
+LOOK = 0.2  # seconds between looks at whether it still lives
 LAST_LINES = 20  # of what the process said, to find out why it ended
 
 
@@ -55,8 +57,8 @@ class Asking:
             assert process.stdin is not None
             process.stdin.write(question + "\n")
             process.stdin.flush()
-            line = self._answers.get(timeout=self.seconds)
-        except queue.Empty:
+            line = self._wait(process)
+        except TimeoutError:
             self._end()
             return Answer({}, f"no answer after {self.seconds:g} s")
         except BrokenPipeError:
@@ -64,6 +66,19 @@ class Asking:
         if line is None:
             return Answer({}, self._how_it_ended(process))
         return Answer(*json.loads(line))
+
+    def _wait(self, process: subprocess.Popen[str]) -> str | None:
+        """The answer, or None where the process ended. Raises `TimeoutError`."""
+        latest = time.monotonic() + self.seconds
+        while True:
+            ended = process.poll() is not None  # what it has started may keep its output open
+            try:
+                return self._answers.get(timeout=LOOK)
+            except queue.Empty:
+                if ended:
+                    return None
+                if time.monotonic() > latest:
+                    raise TimeoutError from None
 
     def _start(self) -> subprocess.Popen[str]:
         # With a value that accelerate can't read, every import would fail: system.environment tells it.

@@ -26,7 +26,8 @@ def judge(entries: list[Entry], asking: Asking, disabled: str) -> Iterator[Check
             continue
         problem = entry.problem if entry.state in CANT_LOAD else None
         if problem is None:
-            problem = asking.ask("plugin", entry.kind, f"{entry.distribution}/{entry.name}").error
+            said = asking.ask("plugin", entry.kind, f"{entry.distribution}/{entry.name}").error
+            problem = said and said.rpartition(" could not be loaded: ")[2]
         if problem is None and entry.state == "duplicate name":
             problem = entry.problem
         if problem is None:
@@ -47,7 +48,12 @@ def _summary(entries: list[Entry], good: list[Entry], disabled: list[str]) -> Ch
         text += f"; RLHF_DISABLE_PLUGINS leaves out {listed(off, most=10)}"
     unknown = [name for name in disabled if normalize(name) not in {normalize(e.distribution) for e in entries}]
     if not counts["methods"]:
-        return Check("plugins", "fail", f"{text}: without a method nothing can be trained", "Install one")
+        return Check(
+            "plugins",
+            "fail",
+            f"{text}: without a method nothing can be trained",
+            "Install one: rlhf plugins install NAME",
+        )
     if unknown:
         names = one_line(listed(unknown, most=10))
         return Check("plugins", "warn", f"{text}; RLHF_DISABLE_PLUGINS names {names}, which is not installed")
