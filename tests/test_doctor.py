@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -660,6 +662,22 @@ def test_a_report_or_json(monkeypatch):
     assert result.exit_code == 2
     assert "--report or --json, not both" in result.output
     assert invoke(monkeypatch, {}, "more")[0].exit_code == 2
+
+
+@pytest.mark.parametrize("page", ["troubleshooting.md", "troubleshooting.zh-CN.md"])
+def test_the_guide_has_a_row_for_every_line(page, monkeypatch):
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "guide" / page).read_text(), re.MULTILINE)
+    told = {name for row in rows for name in re.findall("`([^`]+)`", row)}
+    checks = json.loads(invoke(monkeypatch, {}, "--json")[0].output)["checks"]
+    assert {check["name"] for check in checks} | {"plugin", "address space"} <= told
+    assert {"ok", "missing", "warn", "fail"} <= told
+
+
+def test_the_help_imports_neither_torch_nor_pydantic():
+    code = "import sys\nfrom rlhf_core.cli import main\ntry: main()\nfinally: print({*sys.modules} & {'torch', 'pydantic'})"
+    done = subprocess.run([sys.executable, "-c", code, "doctor", "--help"], capture_output=True, text=True)
+    assert "--report" in done.stdout
+    assert done.stdout.endswith("set()\n")
 
 
 @pytest.mark.slow

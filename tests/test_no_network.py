@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.cli import rlhf
+from rlhf_core.doctor import asking
+from rlhf_core.doctor.probes import PROBES
 from rlhf_core.pipeline import running
 from rlhf_core.testing import commands as checking
 from rlhf_core.testing.__main__ import examine
@@ -47,6 +49,7 @@ COMMANDS = {
     "score": ["score", "d.jsonl", "--reward", "length"],
     "pipeline": ["pipeline", "orpo", "--data", "d.jsonl", "--only", "sft", "--output-dir", "p", "--dry-run", "--model"],
     "merge": ["merge", "adapter"],
+    "doctor": ["doctor"],
     "plugins check": ["plugins", "check", "prompt_completion"],
     "chat": ["chat", "--max-new-tokens", "4"],
     "compare": [
@@ -64,12 +67,18 @@ COMMANDS = {
 }
 
 
+def ask_here(question: str) -> asking.Answer:
+    probe, *arguments = json.loads(question)
+    return asking.Answer(PROBES[probe](*arguments))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_local_inputs_need_no_network(command, tiny_model, tmp_path, monkeypatch):
-    """What a pipeline and `plugins check` start in processes of their own runs here, where sockets are closed."""
+    """What a pipeline, `doctor` and `plugins check` start in processes of their own runs here, where sockets are closed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(running, "run_process", lambda words: CliRunner().invoke(rlhf, words).exit_code)
     monkeypatch.setattr(checking, "examine_in_process", examine)
+    monkeypatch.setattr(asking.Asking, "_ask", lambda _, question: ask_here(question))
     if command == "merge":
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         get_peft_model(model, LoraConfig(target_modules="all-linear")).save_pretrained("adapter")
