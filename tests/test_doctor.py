@@ -470,6 +470,15 @@ def test_a_probe_may_raise_end_abort_or_hang(distribution):
         assert process.poll() is not None
 
 
+def test_where_no_process_can_be_started_that_is_the_answer(monkeypatch):
+    def refused(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asking.subprocess, "Popen", refused)
+    with Asking() as asked:
+        assert asked.ask("torch").error == "no process can be started: Resource temporarily unavailable"
+
+
 def test_variables_that_a_run_refuses(monkeypatch):
     monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "loud")
     refused = system.environment(Fake())

@@ -52,7 +52,10 @@ class Asking:
         return self._known[question]
 
     def _ask(self, question: str) -> Answer:
-        process = self._process or self._start()
+        try:
+            process = self._process or self._start()
+        except OSError as error:  # too many processes or open files
+            return Answer({}, f"no process can be started: {error.strerror}")
         try:
             assert process.stdin is not None
             process.stdin.write(question + "\n")
