@@ -207,7 +207,10 @@ LATER = {
     "malformed data": (["--data", "bad.jsonl"], "bad.jsonl line 2 is not JSON"),
     "missing column": (["--data", "a.jsonl", "--reward", "r.py:needs_level"], "needs the column level, which a.jsonl"),
     "no such model": (["--model", "./nowhere"], "there is no such folder"),
-    "too long": (["--data", "a.jsonl", "--max-prompt-length", "8"], "1 of 1 rows are too long, more than half: the prompt has more than --max-prompt-length 8 tokens"),
+    "too long": (
+        ["--data", "a.jsonl", "--max-prompt-length", "8"],
+        "1 of 1 rows are too long, more than half: the prompt has more than --max-prompt-length 8 tokens",
+    ),
     "no such callback": (["--callback", "foo"], "there is no callback 'foo'"),
     "no such module": (
         ["--lora-target-modules", "q_proj,o_porj"],

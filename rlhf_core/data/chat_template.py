@@ -128,13 +128,17 @@ class ChatTemplate:
 
     @functools.cached_property
     def special(self) -> re.Pattern[str]:
-        """Finds the tokenizer's special tokens in text, but for pairs of tags that mark up a text, as <think> does."""
+        """Finds `special_tokens` in text."""
+        return re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
+
+    @functools.cached_property
+    def special_tokens(self) -> list[str]:
+        """The tokenizer's special tokens, but for pairs of tags that mark up a text, as <think> does."""
         tokens = {*self.tokenizer.all_special_tokens}
         tokens |= {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         own = tokens - {self.tokenizer.eos_token}  # <s> and </s> look like such a pair
         pairs = {tag for token in own for tag in (token, f"</{token[1:]}") if f"</{token[1:]}" in own}
-        longest_first = sorted(tokens - pairs, reverse=True)  # of those that begin alike
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return sorted(tokens - pairs, reverse=True)  # of those that begin alike, the longest first
 
     @functools.cached_property
     def end_token(self) -> str:

@@ -32,7 +32,7 @@ class Limits:
 
     def __init__(self, need: str, options: Any, template: ChatTemplate) -> None:
         self.need, self.options, self.template = need, options, template
-        self.cut: dict[str, list[int]] = {}  # what was cut: the tokens that it had in each row
+        self.cut: dict[str, tuple[int, int]] = {}  # what was cut: how many rows, the most tokens that one had
 
     def __call__(self, row: Row) -> Row:
         if self.need == "conversations":
@@ -46,9 +46,16 @@ class Limits:
     def warnings(self, rows: int) -> list[str]:
         """What was cut of `rows` rows."""
         return [
-            f"{len(tokens):,} of {rows:,} rows: {what}, the longest {max(tokens):,}: cut"
-            for what, tokens in self.cut.items()
+            f"{count:,} of {rows:,} rows: {what}, the longest {longest:,}: cut"
+            for what, (count, longest) in self.cut.items()
         ]
+
+    def most(self, part: str) -> int:
+        """The tokens that a part of a row may have: its `prompt`, `chosen`, `rejected` or `messages`."""
+        options = self.options
+        if part == "messages":
+            return int(options.max_length)
+        return int(options.max_prompt_length if part == "prompt" else options.max_completion_length)
 
     def _over(self, what: str, tokens: int, limit: int, rule: str, flags: tuple[str, str]) -> bool:
         """Whether `tokens` are over the `limit`, and to be cut. Raises `TooLong` if they are and `rule` is another."""
@@ -57,7 +64,8 @@ class Limits:
         text = f"{what} more than {flags[0]} {limit} tokens"
         if rule != "truncate":
             raise TooLong(text, tokens, *flags, refused=rule == "error")
-        self.cut.setdefault(text, []).append(tokens)
+        count, longest = self.cut.get(text, (0, 0))
+        self.cut[text] = count + 1, max(longest, tokens)
         return True
 
     def _with_short_prompt(self, row: Row) -> Row:

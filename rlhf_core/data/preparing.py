@@ -38,23 +38,19 @@ class Preparation:
         self.template, self.system_prompt, self.control_tokens = template, system_prompt, control_tokens
         self.columns = PROJECTED[need]  # a row's others are the data's, for rewards
         self.has_system = template.has_system
-        self.rows = 0
-        self.counts: Counter[str] = Counter()  # rows of which something is to be said
-        self.names = {"special": Counter[str](), "markup": Counter[str]()}  # what was found in texts
-        self.keys: Counter[str] = Counter()  # of turns that the template does not use
+        # What was found: (what, "") in rows of which something is said; ("special", a token) and ("markup", a text)
+        # in texts; ("key", its name) in turns that have one that the template does not use.
+        self.found: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with the system prompt. Raises `UserError` for one that the template can't show in full."""
-        self.rows += 1
-        first = self.columns[0]
-        if self.system_prompt:
-            row = {**row, first: with_system(row[first], self.system_prompt)}
+        row, first = self.with_system_prompt(row), self.columns[0]
         tools, prompt = tools_of(row), row["prompt"] if first == "prompt" else []
         turns = [turn for column in self.columns for turn in row[column]]
         self._check_texts(turns)
         self._check_keys(turns)
         if row[first][0]["role"] == "system" and not self.has_system:
-            self.counts["system"] += 1
+            self.found["system", ""] += 1
         if first == "prompt":
             self.template.prompt(prompt, tools)
             self._check_turns(prompt, tools)
@@ -65,6 +61,11 @@ class Preparation:
                 self._check_answers([*prompt, *row[column]], len(prompt), tools)
         return row
 
+    def with_system_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the run's system prompt, if there is one."""
+        first = self.columns[0]
+        return {**row, first: with_system(row[first], self.system_prompt)} if self.system_prompt else row
+
     def _check_texts(self, turns: Messages) -> None:
         """Look for special tokens and markup in the texts of a row."""
         texts = [text for turn in turns for text in _texts({**turn, "role": ""})]
@@ -73,10 +74,9 @@ class Preparation:
             which = f"{', '.join(sorted(special))}, which are tokens of {self.template.called}"
             raise UserError(f"the text has {which} (--control-tokens refuse)")
         markup = {token for text in texts for token in MARKUP.findall(text)} - special
-        self.counts["special"] += bool(special)
-        self.counts["markup"] += bool(markup)
-        self.names["special"].update(special)
-        self.names["markup"].update(markup)
+        for what, texts_found in (("special", special), ("markup", markup)):
+            self.found.update((what, text) for text in texts_found)
+            self.found[what, ""] += bool(texts_found)
 
     def _check_keys(self, turns: Messages) -> None:
         """Look for keys that the template does not use. Those that change a conversation are refused."""
@@ -84,7 +84,7 @@ class Preparation:
             if not self.template.names(key):
                 if key == "tool_calls":
                     raise UserError(f"{self.template.called} shows no calls of tools (tool_calls)")
-                self.keys[key] += 1
+                self.found["key", key] += 1
         if any(turn.get("weight", 1) not in (0, 1, None) for turn in turns):
             raise UserError("the weight of a turn is 0, for one that is not learned, or 1")
 
@@ -96,7 +96,7 @@ class Preparation:
         """Check a conversation, of which the answers from `start` on are learned."""
         template = self.template
         template.conversation(messages, tools)
-        self.counts["greeting"] += messages[0]["role"] == "assistant"
+        self.found["greeting", ""] += messages[0]["role"] == "assistant"
         learned = [i for i in learned_turns(messages) if i >= start]
         if not learned:
             raise UserError("there is no turn of the assistant to learn: each has the weight 0")
@@ -134,12 +134,16 @@ class Preparation:
         begun, thought = self.template.begun(messages[:last], tools), thought_of(messages[last])
         if begun:
             opened = bool(self.template.opening(messages[:last], tools))
-            self.counts["opened"] += opened and thought is None
-            self.counts["closed"] += not opened and bool(thought and thought.strip())
+            self.found["opened", ""] += opened and thought is None
+            self.found["closed", ""] += not opened and bool(thought and thought.strip())
 
     def warnings(self, rows: int) -> list[str]:
         """What was found in `rows` rows, for the start of a run."""
-        special, markup = (", ".join(sorted(names)[:4]) for names in self.names.values())
+
+        def of(what: str) -> list[str]:
+            return sorted(name for kind, name in self.found if kind == what and name)
+
+        special, markup = (", ".join(of(what)[:4]) for what in ("special", "markup"))
         acts = {
             "warn": "act as such. If it is text, use --control-tokens escape (or refuse); if it was rendered by a chat "
             "template before, give messages instead",
@@ -154,10 +158,11 @@ class Preparation:
             "opened": "have an answer without a thought, and the chat template opens one: an empty one is learned",
             "closed": "have an answer with a thought, and the chat template closes an empty one before the answer",
         }
-        found = [f"{self.counts[what]:,} of {rows:,} rows {text}" for what, text in said.items() if self.counts[what]]
+        counts = {what: self.found[what, ""] for what in said if self.found[what, ""]}
+        found = [f"{count:,} of {rows:,} rows {said[what]}" for what, count in counts.items()]
         return found + [
-            f"{count:,} of {rows:,} rows have turns with {key!r}, which the chat template does not use"
-            for key, count in self.keys.items()
+            f"{self.found['key', key]:,} of {rows:,} rows have turns with {key!r}, which the chat template does not use"
+            for key in of("key")
         ]
 
 

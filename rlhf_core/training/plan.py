@@ -12,6 +12,7 @@ from rlhf_core.config import RunConfig
 from rlhf_core.data import lengths
 from rlhf_core.data import loading as data_module
 from rlhf_core.data.chat_template import ESCAPE, ChatTemplate
+from rlhf_core.data.checks import Checks
 from rlhf_core.data.encoding import encode_conversation, tools_of
 from rlhf_core.data.preparing import Preparation
 from rlhf_core.data.projecting import PROJECTED, Need, prompt_of
@@ -65,17 +66,13 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
     system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
 
     @functools.cache
-    def inspected() -> tuple[models.ModelInfo, TrainingOptions, Preparation, lengths.Limits]:
+    def inspected() -> tuple[models.ModelInfo, TrainingOptions, Checks]:
         """Importing transformers, so after all rows are read."""
         info, options = _model_and_options(config, method)
         escape = options.control_tokens == "escape"
         template = template_of(info, options.chat_template_kwargs, escape=escape)
         prepare = Preparation(template, method.data, system_prompt, options.control_tokens)
-        return info, options, prepare, lengths.Limits(method.data, options, template)
-
-    def preparation() -> data_module.Prepare:
-        _, _, prepare, limits = inspected()
-        return lambda row: limits(prepare(row))
+        return info, options, Checks(prepare, lengths.Limits(method.data, options, template))
 
     data = data_module.load(
         config.data_specs,
@@ -85,18 +82,17 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         held_out=config.options.num_eval_prompts,
         seed=config.options.seed,
         max_bad_rows=config.max_bad_rows,
-        preparation=preparation,
+        preparation=lambda: inspected()[2],
     )
-    info, given, prepare, limits = inspected()
-    options, template = method.resolve_options(given, lora=bool(given.lora)), prepare.template
+    info, given, checks = inspected()
+    options, template = method.resolve_options(given, lora=bool(given.lora)), checks.template
     before = given.model_dump()
     chosen = {name: value for name, value in options.model_dump().items() if value != before[name]}
     for source, columns in data.columns:
         check_columns(rewards, columns, source)
     asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}
     unused = [text for part in data.parts for text in part.warn(asked)]
-    prepared = [*prepare.warnings(prepare.rows), *limits.warnings(prepare.rows)]
-    warnings += [*info.warnings, *data.warnings, *unused, *prepared]
+    warnings += [*info.warnings, *data.warnings, *unused, *checks.warnings()]
     method.check_rows(config.model_copy(update={"options": options}), len(data.train))
     explicit = given_options(config, method)
     warnings += [*_not_evaluated(method, config, explicit, data.held_out), *router.left_out(info.config, method)]
@@ -163,9 +159,12 @@ def _check_context(
     limit = info.max_tokens or context_length(info.config)
     if limit is None:
         return []
+    allowed = options.max_length if method.data == "conversations" else options.max_prompt_length
+    allowed += 0 if method.data == "conversations" else options.max_completion_length
+    rows = () if allowed <= limit else train  # none has more than it may have
     answered = [{"prompt": prompt_of(row)} for row in held_out] if method.generates else []
     prompts = lengths.most_tokens(answered, "prompts", options, template, limit)
-    trained = lengths.most_tokens(train, method.data, options, template, limit)
+    trained = lengths.most_tokens(rows, method.data, options, template, limit)
     if max(prompts, trained) <= limit:
         return []
     flags = "--max-completion-length, or a smaller --max-prompt-length with --overlong-prompts drop"

@@ -1,0 +1,204 @@
+"""What is done to each row before a run, quickly for many: the template is tried on it, and the limits are applied.
+
+Rendering and tokenizing a row takes about a millisecond. What a template does with a row depends on its structure: the
+roles and keys of its turns, and which of the texts that the template looks for are in them. So the first rows of a
+structure are checked in full, and of the others every thousandth, as long as all of them give the same: they may differ
+in their tokens by what is in their texts alone. A row that is near a limit is measured in full, too. What is trained on
+is rendered and tokenized in full in any case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rlhf_core.data import encoding
+from rlhf_core.data.chat_template import THOUGHT
+from rlhf_core.data.left_out import TooLong
+from rlhf_core.data.lengths import Limits
+from rlhf_core.data.preparing import MARKUP, Preparation
+from rlhf_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_core.data.chat_template import ChatTemplate
+    from rlhf_core.formatter import Messages
+
+Row = dict[str, Any]
+IN_FULL = 20  # rows of a structure, before others of it are taken to be like them
+EVERY = 1000  # rows of it, one more
+STRUCTURES = 10_000  # that are kept; one row more has each turn of it one of its own
+TOLERANCE = 16  # tokens by which rows of one structure may differ, beside those of their texts
+
+
+@dataclass
+class Alike:
+    """What the rows of one structure have in common, of those that were checked in full.
+
+    `found`: what `Preparation` counts for each of them. `around`: for each part that has a limit, the least and the
+    most tokens that a row has beyond those of its texts.
+    """
+
+    rows: int = 0
+    in_full: int = 0
+    found: Counter[tuple[str, str]] | None = None
+    around: dict[str, tuple[int, int]] = field(default_factory=dict)
+    differ: bool = False
+
+    def may_skip(self) -> bool:
+        """Whether the next row is taken to be like the others."""
+        self.rows += 1
+        return self.in_full >= IN_FULL and not self.differ and self.rows % EVERY != 0
+
+    def add(self, found: Counter[tuple[str, str]], around: Mapping[str, int]) -> None:
+        self.in_full += 1
+        self.differ |= self.found is not None and self.found != found
+        self.found = found
+        for part, tokens in around.items():
+            low, high = self.around.get(part, (tokens, tokens))
+            self.around[part] = min(low, tokens), max(high, tokens)
+            self.differ |= abs(tokens - low) > TOLERANCE or abs(tokens - high) > TOLERANCE
+
+
+class Checks:
+    """Called with each projected row: the row with the system prompt, as the limits leave it.
+
+    Raises `UserError` for a row to leave out. `warnings` says afterwards what was found.
+    """
+
+    def __init__(self, prepare: Preparation, limits: Limits) -> None:
+        self.prepare, self.limits, self.template = prepare, limits, prepare.template
+        self.rows = 0
+        self._known: dict[Hashable, Alike] = {}
+        self._structure = _Structure(prepare)
+        self._count = counter_of_tokens(self.template)
+
+    def __call__(self, row: Row) -> Row:
+        self.rows += 1
+        key = self._structure(row)
+        if key is None or (len(self._known) >= STRUCTURES and key not in self._known):
+            return self._in_full(row, None)
+        alike = self._known.setdefault(key, Alike())
+        if alike.may_skip():
+            whole = self.prepare.with_system_prompt(row)
+            if self._fits(whole, alike):
+                self.prepare.found.update(alike.found)
+                return whole
+        return self._in_full(row, alike)
+
+    def warnings(self) -> list[str]:
+        return [*self.prepare.warnings(self.rows), *self.limits.warnings(self.rows)]
+
+    def _in_full(self, row: Row, alike: Alike | None) -> Row:
+        before = self.prepare.found.copy()
+        try:
+            prepared = self.prepare(row)
+            found = self.prepare.found - before
+            limited = self.limits(prepared)
+        except TooLong:
+            self.prepare.found = before
+            raise
+        except UserError:
+            self.prepare.found = before
+            if alike is not None and alike.in_full:
+                alike.differ = True
+            raise
+        if alike is not None and limited == prepared:
+            exact, texts = lengths_of(prepared, self.limits.need, self.template), self._parts(prepared)
+            around = {part: exact[part] - sum(map(self._count, texts[part])) for part in exact}
+            alike.add(found, around)
+        return limited
+
+    def _fits(self, row: Row, alike: Alike) -> bool:
+        """Whether the limits certainly leave the row as it is."""
+        if "chosen" in alike.around and row["chosen"] == row["rejected"]:
+            return False
+        parts = self._parts(row)
+        for part, (low, high) in alike.around.items():
+            room = self.limits.most(part) - high - (high - low) - 2
+            size = sum(len(text) if text.isascii() else len(text.encode()) for text in parts[part])
+            if size > room and sum(map(self._count, parts[part])) > room:
+                return False
+        return True
+
+    def _parts(self, row: Row) -> dict[str, list[str]]:
+        """The texts of each part that has a limit."""
+        return {column: list(texts_of(row[column])) for column in self.prepare.columns}
+
+
+class _Structure:
+    """What a template's treatment of a row depends on, of the row; None for one with texts that act as tokens."""
+
+    def __init__(self, prepare: Preparation) -> None:
+        self.prepare, self.template = prepare, prepare.template
+        self.constants = constants_of(prepare.template)
+        self.equal = {text for text in self.constants if text.strip() == text}
+        self.begins = {token[0] for token in self.template.special_tokens}
+
+    def __call__(self, row: Row) -> Hashable | None:
+        tools = encoding.tools_of(row)
+        key: list[Hashable] = [None if tools is None else json.dumps(tools, sort_keys=True, default=repr)]
+        for column in self.prepare.columns:
+            key.append(column)
+            for turn in row[column]:
+                for name, value in turn.items():
+                    part = value if name == "role" else self._of(value)
+                    if part is None:
+                        return None
+                    key += (name, part)
+        return tuple(key)
+
+    def _of(self, value: Any) -> Hashable | None:
+        """What a template could tell of a value; None for what may be anything."""
+        if not isinstance(value, str):
+            return repr(value) if isinstance(value, int | float) or value is None else None
+        if any(char in value for char in self.begins) and self.template.special.search(value):
+            return None
+        thoughts: tuple[Hashable, ...] = ()
+        if "<" in value or "[" in value:
+            if MARKUP.search(value):
+                return None
+            thoughts = tuple(found.group() for found in THOUGHT.finditer(value))
+        has = tuple((t, value.startswith(t), value.endswith(t)) for t in self.constants if t in value)
+        stripped = value.strip()
+        around = (value == stripped) or (value[: len(value) - len(value.lstrip())], value[len(value.rstrip()) :])
+        return (bool(stripped), value if value in self.equal else "", around, thoughts, has)
+
+
+def constants_of(template: ChatTemplate) -> list[str]:
+    """The texts in a template's expressions, which it may look for in messages: all but spaces."""
+    from jinja2 import Environment
+
+    found = {value[1:-1] for _, kind, value in Environment().lex(template.source) if kind == "string"}
+    return sorted(text for text in found if text.strip() and not template.special.search(text))
+
+
+def texts_of(turns: Messages) -> Iterator[str]:
+    """The texts of turns, without their roles."""
+    for turn in turns:
+        for name, value in turn.items():
+            if name != "role" and isinstance(value, str):
+                yield value
+
+
+def lengths_of(row: Row, need: str, template: ChatTemplate) -> dict[str, int]:
+    """The tokens of each part of a row that has a limit."""
+    if need == "conversations":
+        parts = encoding.encode_conversation(template, row["messages"], encoding.tools_of(row))
+        return {"messages": max((len(ids) for ids, _ in parts), default=0)}
+    found = {"prompt": len(template.prompt_ids(row["prompt"], encoding.tools_of(row)))}
+    if need == "preferences":
+        pair = encoding.encode_pair(row, template)
+        found |= {side: len(pair[f"{side}_ids"]) for side in ("chosen", "rejected")}
+    return found
+
+
+def counter_of_tokens(template: ChatTemplate) -> Any:
+    """text -> its number of tokens, by the quickest way that the tokenizer has."""
+    tokenizer = template.tokenizer
+    if not tokenizer.is_fast:
+        return lambda text: len(template.ids(text))
+    encode = tokenizer.backend_tokenizer.encode
+    return lambda text: len(encode(text, add_special_tokens=False))
