@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rlhf_core.data.chat_template import ChatTemplate
     from rlhf_core.data.encoding import IGNORED, encode_answer, encode_conversations, encode_pairs
     from rlhf_core.errors import PluginError, RunStopped, UserError
-    from rlhf_core.formatter import Example, Formatter, Messages
+    from rlhf_core.formatter import Example, Formatter, Messages, NothingToLearn
     from rlhf_core.hookspecs import hookimpl, hookspec
     from rlhf_core.inputs import parse_json
     from rlhf_core.method import Method, TrainingOptions
@@ -37,7 +37,7 @@ _MODULES = {
     "data.chat_template": ("ChatTemplate",),
     "data.encoding": ("IGNORED", "encode_answer", "encode_conversations", "encode_pairs"),
     "errors": ("PluginError", "RunStopped", "UserError"),
-    "formatter": ("Example", "Formatter", "Messages"),
+    "formatter": ("Example", "Formatter", "Messages", "NothingToLearn"),
     "hookspecs": ("hookimpl", "hookspec"),
     "inputs": ("parse_json",),
     "method": ("Method", "TrainingOptions"),

@@ -31,12 +31,16 @@ class Example:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
+class NothingToLearn(ValueError):
+    """Raised by `convert` for a row that is as it should be and has nothing to learn, such as two equal answers."""
+
+
 @dataclass(frozen=True)
 class Formatter:
     """Converts rows that have `columns`.
 
-    `convert(row) -> Example` raises `ValueError` for a row that it can't convert; the core adds the row's location. A
-    row has the columns that are not None.
+    `convert(row) -> Example` raises `ValueError` for a row that it can't convert, or `NothingToLearn`; the core adds
+    the row's location. A row has the columns that are not None.
     `matches(row) -> bool` decides between formatters whose columns fit equally well.
     `names` are other names of a column, also of an optional one: data that has exactly one of them, and not the column
     itself, is read under the column's name.

@@ -61,14 +61,17 @@ class Formats:
         if missing := formatter.columns - values.keys() - renamed.keys():
             problem = f"has no {names(sorted(missing))}; its columns: {names(values)}"
             raise UserError(f"{row.location}: formatter {formatter.name}: {problem}")
-        seen = _Reading(formatter.view({**values, **self._decided.get(formatter.name, {})}, renamed))
+        decided = self._decided.get(formatter.name, {})
+        seen = _Reading(formatter.view({**values, **decided} if decided else values, renamed))
         example = _convert(formatter, seen, row.location)
         for name in self.spec.columns.keys() & seen.keys() - seen.read:  # no formatter knows it: it is for rewards
             example.columns.setdefault(name, dict.__getitem__(seen, name))
-        for name in seen.read & seen.keys():  # nothing else of the row becomes tokens
+        for name in seen.read & seen.keys() - decided.keys():  # nothing else of the row becomes tokens
             if not is_text(dict.__getitem__(seen, name)):
                 column = origins.get(renamed.get(name, name), name)
                 raise UserError(f"{row.location}: column {column!r} has half of a character, a lone surrogate")
+        if decided and not is_text([getattr(example, part) for part in PARTS]):
+            raise UserError(f"{row.location}: its text has half of a character, a lone surrogate")
         self.counts[formatter.name] += 1
         if "tools" in seen:  # chat templates get them
             example.columns.setdefault("tools", seen["tools"])

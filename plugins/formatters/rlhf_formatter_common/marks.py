@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf_core import Example
-from rlhf_formatter_common.chat import is_blank
+from rlhf_formatter_common.reading import is_blank
 
 # What says that an answer is good or bad, and how.
 MARKS = ("kto_tag", "label", "desirable", "is_desirable", "is_chosen")

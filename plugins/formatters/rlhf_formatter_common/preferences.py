@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlhf_core import Example, Messages
-from rlhf_formatter_common.chat import (
+from rlhf_core import Example, Messages, NothingToLearn
+from rlhf_formatter_common.chat import sharegpt_turns
+from rlhf_formatter_common.dialogues import HH, OASST, dialogue, dialogue_prompt
+from rlhf_formatter_common.questions import instruction_prompt
+from rlhf_formatter_common.reading import (
     as_reply,
     assistant,
     is_conversation,
@@ -18,10 +21,8 @@ from rlhf_formatter_common.chat import (
     read_reply,
     read_text,
     read_turns,
-    sharegpt_turns,
     with_system,
 )
-from rlhf_formatter_common.questions import instruction_prompt
 
 
 def preference(row: Mapping[str, Any]) -> Example:
@@ -63,10 +64,13 @@ def compared(row: Mapping[str, Any]) -> Example:
             f"the row has no two answers (response_0, response_1, …) or no verdict ({', '.join(VERDICTS)})"
         )
     first, second = pair
-    better = VERDICTS[verdict].get(str(row[verdict]).strip().lower())
+    said = str(row[verdict]).strip().lower().removesuffix(".0")  # a column with gaps is read as decimals
+    better = VERDICTS[verdict].get(said)
+    if better is None and said in TIES:
+        raise NothingToLearn(f"{verdict} {row[verdict]!r} says that neither of {first} and {second} is better")
     if better is None:
-        raise ValueError(f"{verdict} {row[verdict]!r} says that neither of {first} and {second} is better")
-    return _pair(row, _dialogue_prompt(row), *((first, second) if better == 0 else (second, first)))
+        raise ValueError(f"{verdict} is {row[verdict]!r}, not one of {', '.join(VERDICTS[verdict])}")
+    return _pair(row, dialogue_prompt(row), *((first, second) if better == 0 else (second, first)))
 
 
 def ranked(row: Mapping[str, Any]) -> Example:
@@ -81,10 +85,26 @@ def ranked(row: Mapping[str, Any]) -> Example:
     if not all(map(math.isfinite, values)):
         raise ValueError(f"{name}: {score} must be a number in all answers")
     if max(values) == min(values):
-        raise ValueError(f"all answers in {name} have the same {score}")
+        raise NothingToLearn(f"all answers in {name} have the same {score}")
     best, worst = (answers[values.index(extreme(values))][text] for extreme in (max, min))
     chosen, rejected = ([assistant(read_text(value, f"{name}: {text}").strip())] for value in (best, worst))
-    return Example(prompt=_dialogue_prompt(row), chosen=chosen, rejected=rejected)
+    return Example(prompt=dialogue_prompt(row), chosen=chosen, rejected=rejected)
+
+
+def response_preference(row: Mapping[str, Any]) -> Example:
+    """A prompt with `response`, the chosen one, and `rejected_response`, as ms-swift has them."""
+    return _pair(row, read_prompt(row), "response", "rejected_response")
+
+
+def openai_preference(row: Mapping[str, Any]) -> Example:
+    """OpenAI's files for DPO: the conversation in `input`, a preferred and a non-preferred output."""
+    given = row["input"]
+    if not isinstance(given, Mapping) or "messages" not in given:
+        raise ValueError("input must be {messages: […]}")
+    example = _pair(row, read_turns(given["messages"], "input"), "preferred_output", "non_preferred_output")
+    if given.get("tools"):
+        example.columns["tools"] = given["tools"]
+    return example
 
 
 def sharegpt_preference(row: Mapping[str, Any]) -> Example:
@@ -112,8 +132,6 @@ def oasst_pairwise(row: Mapping[str, Any]) -> Example:
     return _replies_to_dialogue(row, read_text(row["prompt"], "prompt"), OASST)
 
 
-HH = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")
-OASST = re.compile(r"(?:^\s*|\n)(prompter|assistant):")
 # Two answers, and what says which is better: 0 is the first, 1 the second.
 COMPARED = (
     *(("response_0", "response_1"), ("response_1", "response_2"), ("response1", "response2")),
@@ -121,9 +139,12 @@ COMPARED = (
 )
 BY_NUMBER = {"0": 0, "1": 1}
 BY_NAME = {"a": 0, "b": 1, "model_a": 0, "model_b": 1, "response_a": 0, "response_b": 1}
+BY_STRENGTH = {**{f"-{i}": 0 for i in (1, 2, 3)}, **{str(i): 1 for i in (1, 2, 3)}}
+TIES = ("0", "tie", "tie (bothbad)", "both", "neither", "none", "equal", "same")
 VERDICTS: Mapping[str, Mapping[str, int]] = {
     "better_response_id": BY_NUMBER,  # PKU-SafeRLHF
-    "overall_preference": {**{f"-{i}": 0 for i in (1, 2, 3)}, **{str(i): 1 for i in (1, 2, 3)}},  # HelpSteer3
+    "overall_preference": BY_STRENGTH,  # HelpSteer 3
+    "preference_strength": BY_STRENGTH,  # HelpSteer 2
     "labels": {"1": 0, "0": 1},  # SHP: 1 if the first is better
     "winner": BY_NAME,
     "better": BY_NAME,
@@ -132,12 +153,6 @@ VERDICTS: Mapping[str, Mapping[str, int]] = {
 ANSWER_LISTS = ("completions", "answers", "responses")
 ANSWER_TEXTS = ("response", "answer", "text", "content", "completion")
 SCORES = {"overall_score": 1, "score": 1, "rating": 1, "fine-grained_score": 1, "rank": -1}
-SPEAKERS = {"Human": "user", "prompter": "user", "Assistant": "assistant", "assistant": "assistant"}
-
-
-def is_hh(value: Any) -> bool:
-    """Whether a dialogue of Human and Assistant begins here."""
-    return isinstance(value, str) and HH.match(value) is not None
 
 
 def is_compared(row: Mapping[str, Any]) -> bool:
@@ -145,15 +160,19 @@ def is_compared(row: Mapping[str, Any]) -> bool:
     return _compared_columns(row) is not None and _first(row, VERDICTS) is not None
 
 
+def safety(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
+    """Say where the answer that is chosen for its help is not the safer one, as in PKU-SafeRLHF."""
+    both = [row for row in rows if None not in (row.get("better_response_id"), row.get("safer_response_id"))]
+    differ = sum(row["better_response_id"] != row["safer_response_id"] for row in both)
+    said = f"safer_response_id says the other one in {differ:,} of {len(both):,} rows, and chooses with"
+    way = 'FILE:columns={"better_response_id": "safer_response_id"}'
+    return {}, f"better_response_id says which answer is chosen; {said} {way}" if differ else ""
+
+
 def is_ranked(row: Mapping[str, Any]) -> bool:
     """Whether the row has a list of answers with a score or a rank each."""
     lists = [row[name] for name in ANSWER_LISTS if isinstance(row.get(name), list)]
     return len(lists) == 1 and len(lists[0]) > 1 and _ranking(lists[0]) is not None
-
-
-def is_oasst(value: Any) -> bool:
-    """Whether a dialogue of prompter and assistant begins here, which the prompter always does."""
-    return isinstance(value, str) and value.lstrip().startswith("prompter:")
 
 
 def _both(row: Mapping[str, Any]) -> tuple[Messages, Messages]:
@@ -178,14 +197,6 @@ def _ranking(answers: list[Any]) -> tuple[str, str, int] | None:
     return (text, score, SCORES[score]) if text and score else None
 
 
-def _dialogue_prompt(row: Mapping[str, Any]) -> Messages:
-    """`prompt` as messages, also if it is a dialogue of Human and Assistant in text."""
-    if not is_hh(row["prompt"]):
-        return read_prompt(row)
-    text = str(row["prompt"]).rstrip().removesuffix("Assistant:")
-    return with_system(row, _dialogue(text, HH, "prompt"))
-
-
 def _pair(row: Mapping[str, Any], prompt: Messages, chosen: str = "chosen", rejected: str = "rejected") -> Example:
     return Example(prompt=prompt, chosen=read_reply(row[chosen], chosen), rejected=read_reply(row[rejected], rejected))
 
@@ -207,7 +218,7 @@ def _split(row: Mapping[str, Any], chosen: Messages, rejected: Messages) -> Exam
 
 def _replies_to_dialogue(row: Mapping[str, Any], text: str, marker: re.Pattern[str]) -> Example:
     """Replies in text, stripped: the published ones begin with a space."""
-    turns = _dialogue(text, marker, "prompt")
+    turns = dialogue(text, marker, "prompt")
     if turns[-1]["role"] != "user":
         raise ValueError("prompt ends with the assistant's turn, so chosen and rejected can't be replies to it")
     chosen, rejected = (read_text(row[column], column).strip() for column in ("chosen", "rejected"))
@@ -215,25 +226,4 @@ def _replies_to_dialogue(row: Mapping[str, Any], text: str, marker: re.Pattern[s
 
 
 def _hh_turns(row: Mapping[str, Any], column: str) -> Messages:
-    return _dialogue(read_text(row[column], column), HH, column)
-
-
-def _dialogue(text: str, marker: re.Pattern[str], column: str) -> Messages:
-    """Turns of a dialogue in text. Consecutive turns of one speaker are joined: chat templates want speakers to
-    alternate.
-
-    An empty turn is dropped, as published data has some, unless it is the last: then the answer is missing.
-    """
-    before, *parts = marker.split(text)
-    if before.strip() or not parts:
-        raise ValueError(f"{column} does not begin with the name of a speaker")
-    if not parts[-1].strip():
-        raise ValueError(f"{column} ends with an empty turn")
-    turns: Messages = []
-    for name, part in zip(parts[::2], parts[1::2], strict=True):
-        role, content = SPEAKERS[name], part.strip()
-        if content and turns and turns[-1]["role"] == role:
-            turns[-1] = {"role": role, "content": f"{turns[-1]['content']}\n\n{content}"}
-        elif content:
-            turns.append({"role": role, "content": content})
-    return turns
+    return dialogue(read_text(row[column], column), HH, column)

@@ -24,9 +24,9 @@ from rlhf_formatter_common import (
     sharegpt,
     sharegpt_preference,
 )
-from rlhf_formatter_common.chat import is_conversation
+from rlhf_formatter_common.choices import first_option
 from rlhf_formatter_common.preferences import compared, is_compared, is_ranked, ranked, rejected_response
-from rlhf_formatter_common.questions import first_option
+from rlhf_formatter_common.reading import is_conversation
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
@@ -114,7 +114,12 @@ FORMATS = {
     "Firefly": ({"kind": "QA", "input": "a", "target": "b"}, "prompt_completion", [user("a")]),
     "open-r1": ({"problem": "a", "solution": "long", "answer": "1"}, "prompt_completion", [user("a")]),
     "NuminaMath": ({"problem": "a", "solution": "b", "messages": FULL["chosen"]}, "messages", [user("a")]),
-    "PubMedQA": ({"question": "a", "context": {"contexts": ["x"]}, "long_answer": "b", "final_decision": "yes"}, "prompt_completion", [user("a")]),
+    "PubMedQA": ({"question": "a", "context": {"contexts": ["x"]}, "long_answer": "b", "final_decision": "yes"}, "pubmedqa", [user("x\n\na")]),
+    "huatuo_encyclopedia": ({"questions": [["a", "a?"]], "answers": ["b"]}, "question_lists", [user("a")]),
+    "guanaco": ({"text": "### Human: a### Assistant: b"}, "guanaco", [user("a")]),
+    "oasst": ({"prompt": {"text": "a", "role": "prompter", "replies": [{"text": "b", "role": "assistant", "replies": []}]}}, "oasst_tree", [user("a")]),
+    "query and rejected response": ({"query": "a", "response": "good", "rejected_response": "bad"}, "response_preference", [user("a")]),
+    "OpenAI's pairs": ({"input": {"messages": [user("a")]}, "preferred_output": [assistant("good")], "non_preferred_output": [assistant("bad")]}, "openai_preference", [user("a")]),
     "HelpSteer": ({"prompt": "a", "response": "b", "helpfulness": 4}, "prompt_completion", [user("a")]),
     "HuatuoGPT": ({"data": ["问：a", "答：b"]}, "huatuogpt", [user("a")]),
     "DAPO": ({"prompt": [user("a")], "reward_model": {"ground_truth": "34"}}, "prompt", [user("a")]),
@@ -524,7 +529,7 @@ REFUSED = {
     "letter out of range": (multiple_choice, {**OPTIONS, "answer": "C"}, "answer 'C' is not one of A, B"),
     "index out of range": (multiple_choice, {**OPTIONS, "answer": 2}, "answer '2' is not one of A, B"),
     "hidden": (multiple_choice, {**MEDMCQA, "cop": -1}, "cop '-1' is not one of A, B, C, D"),
-    "several": (multiple_choice, {**OPTIONS, "answer": "AB"}, "answer 'AB' is not one of A, B"),
+    "several": (multiple_choice, {**OPTIONS, "answer": "AC"}, "answer 'AC' is not one of A, B"),
     "calls of no tool": (messages, {"messages": [user("a"), {"role": "assistant", "tool_calls": [1]}]}, "messages: .*tool_calls"),
     "a reply that ends with the user": (prompt_completion, {"prompt": "a", "completion": [assistant("b"), user("c")]}, "not: assistant, user"),
     "text before the speakers": (hh, {"chosen": "x" + HH, "rejected": HH}, "chosen does not begin with the name of a speaker"),
