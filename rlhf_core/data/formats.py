@@ -13,9 +13,10 @@ from typing import Any
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.columns import opened, parents
 from rlhf_core.data.files import Row
+from rlhf_core.data.left_out import Unusable
 from rlhf_core.data.misfit import forced_misfit, misfit, names
 from rlhf_core.errors import PluginError, UserError, did_you_mean
-from rlhf_core.formatter import Example, Formatter
+from rlhf_core.formatter import Example, Formatter, NothingToLearn
 from rlhf_core.grammar import DataSpec
 from rlhf_core.inputs import is_text, library_errors
 
@@ -233,6 +234,8 @@ def _convert(formatter: Formatter, row: Mapping[str, Any], location: str) -> Exa
     with library_errors(called):
         try:
             return formatter.convert(row)
+        except NothingToLearn as error:
+            raise Unusable(f"{called}: {error}", "nothing to learn") from error
         except KeyError as error:
             raise UserError(f"{called}: has no {error}") from error
         except UserError as error:

@@ -13,11 +13,11 @@ from typing import Any
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.data.files import Row, read_file
-from rlhf_core.data.formats import choose_formatter, convert
+from rlhf_core.data.formats import choose_formatter
 from rlhf_core.data.loading import load
 from rlhf_core.data.projecting import Need, project
 from rlhf_core.errors import UserError, first_line
-from rlhf_core.formatter import Example, Formatter
+from rlhf_core.formatter import Example, Formatter, NothingToLearn
 from rlhf_core.grammar import DataSpec
 from rlhf_core.testing import imports
 from rlhf_core.testing.report import Report, Result
@@ -48,12 +48,12 @@ def examine(name: str) -> Report:
         rule.fault(f"{_files(entry)[0]} is missing or empty: write rows of this format there, one JSON object a line")
         return report
     rule.note(f"{len(rows)} in {rows[0].location.rpartition(' line ')[0]}")
-    _converts(report.rule("converts them to valid examples"), formatter, rows)
+    needs = _converts(report.rule("converts them to valid examples"), formatter, rows)
     if report.failed:
         return report
     _found(report.rule("is found by their columns"), entry, rows, catalog)
     _refuses(report.rule("leaves other formatters' rows to them"), entry, catalog)
-    _names_bad_rows(report.rule("names the row that it can't convert"), entry, formatter, rows, catalog)
+    _names_bad_rows(report.rule("names the row that it can't convert"), entry, formatter, rows, needs[0], catalog)
     return report
 
 
@@ -82,12 +82,21 @@ def _files(entry: Entry) -> list[Path]:
     return [module.parent / "examples" / f"{entry.name}.jsonl", module.parent / "examples.jsonl"]
 
 
-def _converts(rule: Result, formatter: Formatter, rows: list[Row]) -> None:
-    serves: dict[str, None] = {}
-    for row in rows:
+def _converts(rule: Result, formatter: Formatter, rows: list[Row]) -> list[Need]:
+    """What the examples serve."""
+    serves: dict[Need, None] = {}
+    views = [formatter.view(row.values, formatter.renamed(row.values)) for row in rows]
+    try:
+        decided = formatter.decide(views)[0] if formatter.decide else {}
+    except Exception as error:
+        rule.fault(f"decide, given the example rows: {type(error).__name__}: {error}")
+        return []
+    for row, view in zip(rows, views, strict=True):
         before = json.dumps(row.values, sort_keys=True)
         try:
-            example = formatter.convert(formatter.view(row.values, formatter.renamed(row.values)))
+            example = formatter.convert({**view, **decided} if decided else view)
+        except NothingToLearn:  # which a row may have, but not all
+            continue
         except Exception as error:
             rule.fault(f"{row.location}: {type(error).__name__}: {error}")
             continue
@@ -96,11 +105,12 @@ def _converts(rule: Result, formatter: Formatter, rows: list[Row]) -> None:
         if problem := _problem(example):
             rule.fault(f"{row.location}: {problem}")
         else:
-            serves |= dict.fromkeys(need for need in NEEDS if _serves(row, formatter, need))
+            serves |= dict.fromkeys(need for need in NEEDS if _serves(row, example, need))
     if serves:
         rule.note(f"serves {', '.join(serves)}")
     elif not rule.faults:
         rule.fault("no method can use an example: its prompt must end with the user's message")
+    return list(serves)
 
 
 def _problem(example: Any) -> str | None:
@@ -132,9 +142,9 @@ def _is_message(message: Any) -> bool:
     return message["role"] in ROLES and isinstance(content, str) and bool(content.strip())
 
 
-def _serves(row: Row, formatter: Formatter, need: Need) -> bool:
+def _serves(row: Row, example: Example, need: Need) -> bool:
     try:
-        project(row, convert(row, formatter), need)
+        project(row, example, need)
     except UserError:
         return False
     return True
@@ -173,25 +183,25 @@ def _refuses(rule: Result, entry: Entry, catalog: Catalog) -> None:
     rule.note(f"{seen} rows of other formatters")
 
 
-def _names_bad_rows(rule: Result, entry: Entry, formatter: Formatter, rows: list[Row], catalog: Catalog) -> None:
-    """A good row, then the same with one column corrupted, read from a file as a user's data is.
+def _names_bad_rows(
+    rule: Result, entry: Entry, formatter: Formatter, rows: list[Row], need: Need, catalog: Catalog
+) -> None:
+    """Good rows, then the first with one column corrupted, read from a file as a user's data is.
 
     The core refuses rows without a column, or with None in it.
     """
-    good = rows[0].values
-    needs = [need for need in NEEDS if _serves(rows[0], formatter, need)]
-    if not needs:
-        return
+    good = [row.values for row in rows]
     name = f"{entry.distribution}/{entry.name}"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.jsonl"
         for column in sorted(formatter.columns):
-            file.write_text(f"{json.dumps(good)}\n{json.dumps({**good, column: True})}\n", encoding="utf-8")
+            written = [*good, {**good[0], column: True}]
+            file.write_text("".join(f"{json.dumps(values)}\n" for values in written), encoding="utf-8")
             what = f"a row whose {column} is a truth value instead of text"
             try:
-                load([DataSpec(str(file), formatter=name)], needs[0], catalog)
+                load([DataSpec(str(file), formatter=name)], need, catalog)
             except UserError as error:
-                if "line 2" not in str(error):
+                if f"line {len(written)}" not in str(error):
                     rule.fault(f"{what}: the message does not name the row: {error}")
             except Exception as error:
                 rule.fault(f"{what} raises {type(error).__name__}: {error}: raise ValueError, saying what is wrong")

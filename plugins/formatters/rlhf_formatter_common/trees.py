@@ -25,6 +25,7 @@ def oasst_messages(row: Mapping[str, Any]) -> Example:
     """One message, which names its parent. The row of a tree's first message becomes its conversation."""
     if row.get("parent_id") is not None:
         raise NothingToLearn("a message within a tree, of which one conversation is read")
+    read_text(row["message_id"], "message_id")
     replies = row["replies_of"]
 
     def tree(message: Node) -> Node:
@@ -55,6 +56,7 @@ def is_message(row: Mapping[str, Any]) -> bool:
 def _example(row: Mapping[str, Any], root: Node) -> Example:
     if root.get("role") not in (None, "prompter"):
         raise ValueError(f"a tree begins with a message of the prompter, not of {root.get('role')!r}")
+    read_text(root.get("text"), "text")
     path = _best(root)
     if len(path) < 2:
         raise NothingToLearn("nobody answers the first message of the tree")
