@@ -171,10 +171,8 @@ def flat(node, parent=None, number=0):
 def test_messages_in_rows_of_their_own_become_the_conversation_of_their_tree(write_jsonl):
     rows = [*flat(ROOT), *flat(message("Hi", "prompter", [message("Hello.", "assistant")]), number=1)]
     data = load([DataSpec(write_jsonl("a.jsonl", rows))], "conversations", Catalog())
-    assert [[turn["content"] for turn in row["messages"]] for row in data.train] == [
-        [Q, A, "Sure?", "Yes, sure."],
-        ["Hi", "Hello."],
-    ]
+    found = sorted([turn["content"] for turn in row["messages"]] for row in data.train)
+    assert found == [["Hi", "Hello."], [Q, A, "Sure?", "Yes, sure."]]
     assert (
         f"left out {len(rows) - 2} of {len(rows)} rows: formatter oasst_messages: a message within a tree"
         in data.warnings[0]
