@@ -195,7 +195,8 @@ def _use(formats: Formats, need: Need) -> tuple[dict[str, list[str]], list[str]]
     for name, parts in formats.parts().items():
         wanted = [part for part in parts if part in USED[need]]
         wanted = [part for part in wanted if part != "answer"] or wanted
-        only_rejected = "rejected" in parts and not {"rejected", "completion", "chosen"} & set(wanted)
+        answers = {"completion", "chosen"} & set(parts)
+        only_rejected = "rejected" in parts and "rejected" not in wanted and not answers
         if parts and (not wanted or only_rejected):
             unused.append(name)
         for part in wanted if parts else [""]:

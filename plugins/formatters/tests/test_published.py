@@ -146,6 +146,7 @@ def test_the_prompt_of_dapo(write_jsonl):
 def test_the_pair_of_a_tree_is_its_last_answer_that_was_ranked(write_jsonl):
     path = write_jsonl("a.jsonl", [{**TREE, "prompt": ROOT}])
     [made] = load([DataSpec(path)], "preferences", Catalog()).train
+    assert load([DataSpec(path)], "prompts", Catalog()).parts[0].columns().startswith("prompt from prompt; not used: ")
     assert made["prompt"] == [user(Q), assistant(A), user("Sure?")]
     assert (made["chosen"], made["rejected"]) == ([assistant("Yes, sure.")], [assistant("Quite.")])
 
