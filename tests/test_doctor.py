@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 from rlhf_core.cli import rlhf
 from rlhf_core.cli.doctor import show
-from rlhf_core.doctor import Check, asking, devices, packages, plugins, report, system
+from rlhf_core.doctor import Check, asking, devices, packages, plugins, probes, report, system
 from rlhf_core.doctor.asking import Answer, Asking
 from rlhf_core.errors import UserError
 from rlhf_core.ui.screen import Terminal
@@ -167,6 +168,44 @@ def test_several_processes():
     assert of(Answer({"available": True, "correct": False, "version": ""})).status == "warn"
     assert of(Answer({"available": False})).status == "missing"
     assert "NCCL_SOCKET_IFNAME" in of(Answer({}, "no interface")).advice
+
+
+def test_what_nvidia_smi_says_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert probes.nvidia() == {}
+    command = tmp_path / "nvidia-smi"
+
+    def says(script):
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+        return probes.nvidia()
+
+    assert says("echo 'NVIDIA H100, 580.1'; echo 'Tesla T4, 580.1'") == {
+        "names": ["NVIDIA H100", "Tesla T4"],
+        "driver": "580.1",
+    }
+    assert says("echo No devices were found") == {"names": [], "driver": ""}
+    assert says("echo broken; exit 9") == {"failed": "broken"}
+    assert says("exit 9") == {"failed": "exit code 9"}
+
+
+@pytest.mark.parametrize(("native", "emulated", "word"), [(1, 1, "native"), (0, 1, "emulated"), (0, 0, "none")])
+def test_what_torch_says_of_a_cuda_device_is_read(native, emulated, word, monkeypatch):
+    import torch
+
+    about = SimpleNamespace(name="GPU", major=8, minor=6)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (3, 5))
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    answers = {False: native, True: emulated}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: answers[including_emulation])
+    assert probes.devices() == {
+        "kind": "cuda",
+        "devices": [{"name": "GPU", "memory": 5, "free": 3, "capability": "8.6", "bfloat16": word}],
+        "said": [],
+    }
 
 
 VERSIONS = {
