@@ -21,7 +21,8 @@ _FIRST_KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
 _NEXT_KEY = re.compile(r",(?=[A-Za-z_]\w*=)")
 SMALLEST, LARGEST = 1e-6, 1e6  # weights of rewards and data, as _WEIGHT says
 _WEIGHT = "a number from 0.000001 to 1000000"
-DATA_KEYS = ("weight", "config", "formatter", "first_option")
+DATA_KEYS = ("weight", "config", "formatter", "first_option", "turns")
+TURN_KEYS = ("role", "content", "system", "user", "assistant", "tool", "function_call")
 # What a column of the data can be named as: what the usual formats call it.
 COLUMN_KEYS = (
     *("prompt", "question", "instruction", "input", "system", "history", "messages", "conversations", "tools"),
@@ -72,7 +73,8 @@ class DataSpec:
     mixed, `config` the configuration of a Hub data set, `formatter` the format of its rows. `first_option` is 0 or 1,
     the number of an exam's first option. `columns` says which column is read as what: {"prompt": "my_question"}, and
     {"prompt": "input.0.text"} for what is within a column. Written as `prompt=my_question`, or as `columns={…}`, which
-    also takes names that only some formatter or reward knows.
+    also takes names that only some formatter or reward knows. `turns` says what turns of conversations call their role,
+    their text, and who speaks: {"role": "speaker", "content": "text", "user": "Patient"}.
     """
 
     source: str
@@ -81,6 +83,7 @@ class DataSpec:
     formatter: str | None = None
     first_option: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    turns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, entry: str | Mapping[str, Any]) -> DataSpec:
@@ -102,10 +105,14 @@ class DataSpec:
             raise UserError(f"--data {source}: first_option must be 0 or 1, not {first!r}")
         columns = _columns(source, values)
         texts = {key: None if values.get(key) is None else str(values[key]) for key in ("config", "formatter")}
-        return cls(source, weight, **texts, first_option=first, columns=columns)
+        turns = {} if values.get("turns") is None else values["turns"]
+        if not isinstance(turns, Mapping) or not all(key in TURN_KEYS and isinstance(turns[key], str) for key in turns):
+            allowed = ", ".join(TURN_KEYS)
+            raise UserError(f"--data {source}: turns must be {{key: TEXT}} with keys of {allowed}, not {turns!r}")
+        return cls(source, weight, **texts, first_option=first, columns=columns, turns=dict(turns))
 
     def __str__(self) -> str:
-        settings = {key: getattr(self, key) for key in DATA_KEYS}
+        settings = {key: getattr(self, key) for key in DATA_KEYS} | {"turns": self.turns or None}
         usual = {key: column for key, column in self.columns.items() if key in COLUMN_KEYS}
         others = {key: column for key, column in self.columns.items() if key not in usual}
         return _write(self.source, usual, columns=others or None, **settings)

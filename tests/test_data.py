@@ -729,7 +729,7 @@ def test_half_a_character_is_an_error_of_its_row(tmp_path):
 # the first row, a part of what the error says
 NO_FORMAT = {
     "a way on": ({"n": 1}, "Say which column is what: .*a.jsonl:prompt=COLUMN,completion=COLUMN"),
-    "a guess": ({"frage": "a"}, "Say which column is what, perhaps: --data .*a.jsonl:prompt=frage "),
+    "a guess": ({"frage": "a"}, "Say which column is what, perhaps: .*a.jsonl:prompt=frage "),
     "a question that nothing answers": (
         {"question": "a", "support": "b"},
         r"columns question, support\. The nearest format, question_answer, also needs answer\. Say which column",

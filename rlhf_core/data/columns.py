@@ -1,4 +1,4 @@
-"""What is within a column, where the user names it: `question=input.text`, `answer=answers.0.text`."""
+"""What is within a column, where the user names it: `question=input.text`, `answer=answers.0.text`, keys of turns."""
 
 from __future__ import annotations
 
@@ -34,3 +34,17 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, Mapping):
         return list(value.items())
     return list(enumerate(value)) if isinstance(value, list | tuple) else None
+
+
+def with_roles(value: Any, names: Mapping[str, str]) -> Any:
+    """`value`; turns in it, whose keys and roles have the `names` {"role": "speaker", "user": "Patient"}, with ours."""
+    role, content = names.get("role", "role"), names.get("content", "content")
+    speakers = {name: ours for ours, name in names.items() if ours not in ("role", "content")}
+
+    def turn(given: Any) -> Any:
+        if not isinstance(given, Mapping) or role not in given or content not in given:
+            return given
+        others = {key: inner for key, inner in given.items() if key not in (role, content)}
+        return {**others, "role": speakers.get(given[role], given[role]), "content": given[content]}
+
+    return [turn(each) for each in value] if isinstance(value, list) else turn(value)

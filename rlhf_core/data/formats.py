@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.data.columns import opened, parents
+from rlhf_core.data.columns import opened, parents, with_roles
 from rlhf_core.data.files import Row
 from rlhf_core.data.left_out import Unusable
 from rlhf_core.data.misfit import forced_misfit, misfit, names
@@ -138,6 +138,8 @@ class Formats:
         others = [name for name in given if name not in named.values()]
         origins = {name.strip().lower() if self._small else name: name for name in reversed(others)}
         origins = {**dict(reversed(origins.items())), **named}
+        if self.spec.turns:
+            values = {name: with_roles(value, self.spec.turns) for name, value in values.items()}
         return {key: values[name] for key, name in origins.items()}, origins
 
     def _choose(self, values: Mapping[str, Any], row: Row) -> Formatter | None:

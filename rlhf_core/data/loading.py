@@ -18,6 +18,7 @@ from rlhf_core.data.chat_template import InvalidTemplate
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
 from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, LeftOut, Unusable
+from rlhf_core.data.llama_factory import resolved
 from rlhf_core.data.projecting import Need, is_text_prompt, project, prompt_of
 from rlhf_core.data.sources import Use, read
 from rlhf_core.errors import UserError
@@ -149,12 +150,14 @@ def _part(
     spec: DataSpec, need: Need, catalog: Catalog, max_bad_rows: float, preparation: Any, use: Use = "train"
 ) -> Part:
     """The rows of one source to train on, or to evaluate on."""
+    spec, described = resolved(spec)
     left_out = LeftOut(spec.source, max_bad_rows)
     if spec.source == BUILTIN:
         rows = read_file(builtin.data_file(need, "train" if use == "train" else "heldout"))
         warnings: list[str] = []
     else:
         rows, warnings = read(spec, use, left_out.add)
+        warnings = described + warnings
     total = len(rows) + left_out.rows()
     left_out.check(total)
     if not rows:

@@ -51,7 +51,7 @@ def misfit(
         lines.append("The first line of a CSV file names the columns; here it looks like data.")
     lines += _nearest(first, formatters)
     if guessed := {} if headless else guess(rows):
-        line = f"perhaps: --data {shlex.quote(str(replace(spec, columns=guessed)))}"
+        line = f"perhaps: {shlex.quote(str(replace(spec, columns=guessed)))}"
     else:
         line = f"{spec.source}:prompt=COLUMN,completion=COLUMN"
     lines.append(

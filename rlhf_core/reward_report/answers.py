@@ -17,6 +17,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.data.files import Row, read_file
 from rlhf_core.data.formats import Formats
 from rlhf_core.data.left_out import NO_FORMAT, LeftOut
+from rlhf_core.data.llama_factory import resolved
 from rlhf_core.data.projecting import CANONICAL, is_text_prompt, row_columns
 from rlhf_core.data.sources import read
 from rlhf_core.errors import UserError
@@ -71,7 +72,7 @@ def read_answers(
 
     `max_bad_rows`: how many that can't be read are left out, a share below 1 or a number.
     """
-    spec = DataSpec.read(source)
+    spec, described = resolved(DataSpec.read(source))
     path = path_of(spec.source, "data")
     if (path / "config.yaml").is_file():
         path = path / SAMPLES
@@ -80,7 +81,7 @@ def read_answers(
         spec = DataSpec(str(path))
     left_out = LeftOut(spec.source, max_bad_rows)
     rows, warnings = read(spec, "train", left_out.add)
-    return _answers(spec, rows[:limit], warnings, catalog, left_out)
+    return _answers(spec, rows[:limit], described + warnings, catalog, left_out)
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -102,7 +103,7 @@ def _turn(turn: Any, column: str) -> dict[str, Any]:
         raise ValueError(f"{column} must have turns {{role, content}} or {{from, value}}, not {turn!r:.60}")
     if not isinstance(given, str) or given not in known:
         meant = next((role for role, names in MEANT.items() if str(given).lower() in names), None)
-        hint = f": write {meant!r} for it" if meant else ""
+        hint = f": write {meant!r} for it, or FILE:turns={{{json.dumps(meant)}: {json.dumps(given)}}}" if meant else ""
         names = ", ".join(role for role in known if role == known[role] or known is not ROLES)
         raise ValueError(f"{column}: role {given!r:.60} is not one of {names}{hint}")
     read = ("role", "content", "from", "value")

@@ -183,7 +183,10 @@ def test_a_column_by_another_of_its_names(case, other):
 
 @pytest.mark.parametrize(
     ("role", "said"),
-    [("bot", "system, user, assistant, tool: write 'assistant' for it"), ("nurse", "system, user, assistant, tool$")],
+    [
+        ("bot", 'system, user, assistant, tool: write \'assistant\' for it, or FILE:turns={"assistant": "bot"}$'),
+        ("nurse", "system, user, assistant, tool$"),
+    ],
 )
 def test_a_role_of_another_name_is_told(role, said):
     with pytest.raises(ValueError, match=f"messages: role '{role}' is not one of {said}"):
