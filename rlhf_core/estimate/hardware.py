@@ -22,7 +22,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """`memory`: bytes. `flops`: of bfloat16 products, or float16 without, a second. `bandwidth`: bytes a second."""
+    """`memory`: bytes; `flops`: of products in bfloat16 (in float16 where there is none) a second; `bandwidth`: bytes a
+    second.
+    """
 
     name: str
     memory: int
@@ -30,9 +32,6 @@ class Device:
     bandwidth: float = 0.0
     bfloat16: bool = True
     is_gpu: bool = True
-
-    def free(self, used: int) -> int:
-        return max(0, self.memory - used)
 
 
 # (name, GB on the box, GiB that torch sees, TFLOP/s, GB/s)
@@ -83,7 +82,7 @@ _WITH_BFLOAT16 = (
     ("B200", 180, 178.3, 2250, 8000),
 )
 CARDS = {
-    name: (size, Device(name, int(seen * GIB), teraflops * 1e12, gigabytes * 1e9, bfloat16))
+    name: (size, Device(name, int(seen * GIB), teraflops * 1e12, gigabytes * GB, bfloat16))
     for bfloat16, rows in ((False, _WITHOUT_BFLOAT16), (True, _WITH_BFLOAT16))
     for name, size, seen, teraflops, gigabytes in rows
 }
