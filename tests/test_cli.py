@@ -30,13 +30,21 @@ def imported(*arguments: str) -> tuple[str, set[str]]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["methods"], ["rewards"], ["formatters"], ["plugins"], ["--version"]]
+    "arguments",
+    [["--help"], ["methods"], ["rewards"], ["formatters", "--help"], ["plugins"], ["--version"]],
 )
 def test_help_and_listings_import_nothing_heavy_and_no_plugin(arguments):
     text, modules = imported(*arguments)
     assert text.strip()
     assert modules.isdisjoint({*HEAVY, "pydantic", "yaml"})
     assert not [m for m in modules if m.startswith(("rlhf_method", "rlhf_reward", "rlhf_formatter"))]
+
+
+def test_the_listing_of_formats_imports_formatters_and_nothing_heavy():
+    text, modules = imported("formatters")
+    assert "The instruction and its input are the prompt" in " ".join(text.split())
+    assert modules.isdisjoint({*HEAVY, "pydantic", "yaml"})
+    assert not [m for m in modules if m.startswith(("rlhf_method", "rlhf_reward"))]
 
 
 def test_a_commands_help_imports_no_torch():

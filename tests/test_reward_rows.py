@@ -49,7 +49,7 @@ def recorded(go):
         Path("recording.py").write_text(RECORDING)
         code, folder = go(**values)
         assert code == 0
-        modules = [module for name, module in sys.modules.items() if name.startswith("rlhf_reward_file_")]
+        modules = [module for name, module in sys.modules.items() if name.startswith("rlhf_file_")]
         return modules[-1].CALLS, folder
 
     return run

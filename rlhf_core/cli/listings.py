@@ -1,10 +1,12 @@
 """`rlhf methods`, `rewards`, `formatters` and `plugins`: what is installed, according to its metadata.
 
-No plugin is imported, so a broken one can always be listed and removed; only `show NAME` loads its plugin.
+No plugin is imported, so a broken one can always be listed and removed; only `show NAME` loads its plugin, and
+`rlhf formatters` the formatters, which say what columns they read.
 """
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +16,7 @@ import click
 
 from rlhf_core.catalog import Catalog, Entry
 from rlhf_core.cli import LazyGroup
+from rlhf_core.errors import UserError
 from rlhf_core.ui.screen import Terminal, text
 from rlhf_core.ui.text import shown, to_json
 
@@ -27,7 +30,9 @@ def _listing(kind: str, what: str) -> click.Command:
     @click.argument("words", nargs=-1, metavar="[show NAME]")
     @JSON
     def listing(words: tuple[str, ...], as_json: bool) -> None:
-        if not words:
+        if not words and kind == "formatters":
+            list_formatters(as_json)
+        elif not words:
             show_entries(Catalog().entries(kind), kind, as_json)
         elif words[0] == "show" and len(words) == 2:
             from rlhf_core.cli.show import show
@@ -57,6 +62,32 @@ def show_entries(entries: Sequence[Entry], kind: str, as_json: bool) -> None:
     else:
         header = ["NAME", "DISTRIBUTION", "SUMMARY"]
         table(header, [[e.name, f"{e.distribution} {e.version}", e.detail] for e in entries])
+
+
+def list_formatters(as_json: bool) -> None:
+    """Print each installed format with its columns, or why it can't be used."""
+    catalog = Catalog()
+    found: list[dict[str, Any]] = []
+    for entry in catalog.entries("formatters"):
+        columns, names, summary = [], {}, ""
+        try:
+            formatter = catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0]
+            columns = sorted(formatter.columns)
+            names = {column: list(others) for column, others in formatter.names.items()}
+            docstring = (inspect.getdoc(formatter.convert) or entry.summary).partition("\n\n")[0]
+            summary = " ".join(docstring.split())
+        except UserError as error:
+            summary = str(error)
+        found.append({**asdict(entry), "columns": columns, "names": names, "summary": summary})
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo("No formatters are installed.")
+    else:
+        several = len({each["distribution"] for each in found}) > 1
+        header = ["NAME", "COLUMNS", *["DISTRIBUTION"] * several, "SUMMARY"]
+        rows = [[e["name"], ", ".join(e["columns"]), *[e["distribution"]] * several, e["summary"]] for e in found]
+        table(header, rows)
 
 
 # name -> (module, attribute, help line)

@@ -13,14 +13,14 @@ from typing import Any
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.columns import opened, parents, with_roles
 from rlhf_core.data.files import Row
+from rlhf_core.data.installed import formatters
 from rlhf_core.data.left_out import Unusable
 from rlhf_core.data.misfit import forced_misfit, misfit, names
-from rlhf_core.errors import PluginError, UserError, did_you_mean
+from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.formatter import Example, Formatter, NothingToLearn
 from rlhf_core.grammar import DataSpec
 from rlhf_core.inputs import is_text, library_errors
 
-BUILT_IN_FORMATTERS = "rlhf-formatter-common"
 LOOKED_AT = 100  # rows, to find where the text of a column goes
 PARTS = ("prompt", "completion", "chosen", "rejected", "answer")
 Candidate = tuple[Formatter, dict[str, str]]  # with the names that its columns have in a row
@@ -37,7 +37,7 @@ class Formats:
         self.spec = spec
         self.told: list[str] = []
         self.counts: Counter[str] = Counter()
-        self._groups, self._broken = _installed(spec.formatter, catalog)
+        self._groups, self._broken = formatters(spec.formatter, catalog)
         self._parents: frozenset[str] = frozenset()
         self._columns, self._filled = self._names(rows)
         if within := parents(spec.columns.values(), self._columns):
@@ -192,9 +192,9 @@ class Formats:
                 _convert(formatter, seen, location)
             except UserError as error:  # worth telling if it is about what the columns hold
                 problems += [f"{error}."] if seen.read <= seen.keys() else []
-        formatters = [formatter for group in self._groups for formatter in group]
+        known = [formatter for group in self._groups for formatter in group]
         views = [self._view(row)[0] for row in rows]
-        return misfit(self.spec, location, views, formatters, problems) + "".join(self._broken)
+        return misfit(self.spec, location, views, known, problems) + "".join(self._broken)
 
 
 class _Reading(dict[str, Any]):
@@ -242,23 +242,6 @@ def _convert(formatter: Formatter, row: Mapping[str, Any], location: str) -> Exa
             raise UserError(f"{called}: has no {error}") from error
         except UserError as error:
             raise UserError(f"{called}: {error}") from error
-
-
-def _installed(forced: str | None, catalog: Catalog) -> tuple[list[list[Formatter]], list[str]]:
-    """(the formatters: the built-in ones, which take precedence, and the others; what is said of broken ones)."""
-    if forced is not None:
-        return [[catalog.load("formatters", forced)[0]]], []
-    groups: list[list[Formatter]] = [[], []]
-    broken = []
-    for entry in catalog.entries("formatters"):
-        if entry.problem == "disabled":
-            continue
-        try:
-            formatter = catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0]
-            groups[entry.distribution != BUILT_IN_FORMATTERS].append(formatter)
-        except PluginError as error:
-            broken.append(f"\n  ({error})")
-    return groups, broken
 
 
 def _parts_of(value: Any, example: Example) -> list[str]:

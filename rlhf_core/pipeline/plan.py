@@ -206,6 +206,11 @@ def _check_inputs(stage: Stage, catalog: Catalog) -> None:
         local = spec.source.lower().endswith((*KINDS, ".gz", ".txt")) or spec.source.startswith((".", "/", "~"))
         if local and not path_of(spec.source, "--data").exists():
             raise UserError(f"--data {spec.source}: there is no such file or folder.")
+        script = python_file(spec.formatter or "")
+        if script and not script.is_file():
+            raise UserError(f"--formatter: there is no file {script}")
+        if spec.formatter and ":" not in spec.formatter:
+            catalog.find("formatters", spec.formatter)
     for reward in stage.config.reward_specs:
         if ":" not in reward.target and not reward.target.endswith(".py"):
             catalog.find("rewards", reward.target)
@@ -214,7 +219,7 @@ def _check_inputs(stage: Stage, catalog: Catalog) -> None:
 
 
 def python_file(target: str) -> Path | None:
-    """The file of a reward given as ./file.py:function."""
+    """The file of a reward or a formatter given as ./file.py:function."""
     start, found, _ = target.partition(".py:")
     return path_of(start + ".py", "--reward") if found else None
 

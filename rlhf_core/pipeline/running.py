@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_core.by_path import files_of
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.environment import STARTED_BY
@@ -28,7 +29,6 @@ from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, read_text
 from rlhf_core.outputs import claim, write_whole
 from rlhf_core.pipeline.plan import COMPARISON, FEEDS, PLAN, Pipeline, RunCommand, Stage, python_file
-from rlhf_core.rewards.by_path import files_of
 from rlhf_core.training.checkpoint import copies
 from rlhf_core.training.launch import INTERRUPTED, STOPPING_SIGNALS, on_signals
 from rlhf_core.training.manifest import digest
@@ -217,8 +217,10 @@ def fingerprint(stage: Stage, marks: Mapping[str, str]) -> str:
     """
     config = stage.config
     read = [Path(spec.source) for spec in [*config.data_specs, *config.eval_specs]]
-    rewards = [file for spec in config.reward_specs if (file := python_file(spec.target))]
-    read += [each for file in rewards for each in files_of(file)]
+    targets = [spec.target for spec in config.reward_specs]
+    targets += [spec.formatter for spec in [*config.data_specs, *config.eval_specs] if spec.formatter]
+    scripts = [file for target in targets if (file := python_file(target))]
+    read += [each for file in scripts for each in files_of(file)]
     read += [Path(config.chat_template)] if config.chat_template else []
     models = [Path(str(stage.values[key])) for key in FEEDS if stage.values.get(key) and key not in stage.feeds]
     files: dict[str, Any] = {str(file): _sha256(file) for path in read for file in _each(path)}

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from rlhf_core import by_path
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, describe, did_you_mean
 from rlhf_core.grammar import RewardSpec, write
 from rlhf_core.reward import Reward, is_async
-from rlhf_core.rewards import by_path
 
 # What TRL passes to a reward function besides the data's columns. Callbacks exist only in the trainer's process.
 CALLBACK_NAMES = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
@@ -166,7 +166,7 @@ def check_columns(rewards: Sequence[BoundReward], available: Sequence[str], sour
 
 def _find(target: str, catalog: Catalog) -> tuple[Any, str, str | None]:
     """(a `Reward`, or a function given by path; its name; its distribution) of `target`."""
-    if (at_path := by_path.find(target)) is None:
+    if (at_path := by_path.find(target, "--reward")) is None:
         reward, entry = catalog.load("rewards", target)
         return reward, entry.name, f"{entry.distribution} {entry.version}"
     found, name = at_path

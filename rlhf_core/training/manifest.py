@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from rlhf_core.by_path import files_of
 from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.inputs import parse_json, read_text
-from rlhf_core.rewards.by_path import files_of
 from rlhf_core.training import checkpoint
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ LIBRARIES = ("rlhf-core", "torch", "transformers", "trl", "peft", "datasets", "a
 SAMPLES, SAMPLE = 64, 1 << 14  # of a file, and bytes of each: other weights differ nearly everywhere
 MODEL = (*checkpoint.READ, ".jinja", ".model", ".py", ".txt")  # names of a model's files
 PATHS = ("model", "reward_model", "chat_template")  # options that may name a file or a folder
-MOVED = (*PATHS, "data", "eval_data", "reward")  # options that `located` may change
+MOVED = (*PATHS, "data", "eval_data", "formatter", "reward")  # options that `located` may change
 
 
 def describe(run: Run, plugins: Sequence[str]) -> dict[str, Any]:
@@ -124,26 +124,32 @@ def located(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for name, move in (("data", _move_data), ("eval_data", _move_data), ("reward", _move_reward)):
         if isinstance(found.get(name), list):
             found[name] = [move(entry, find) for entry in found[name]]
+    if isinstance(found.get("formatter"), str):
+        found["formatter"] = _move_target(found["formatter"], find)
     return found
 
 
 def _move_data(entry: Any, find: Callable[[str], str]) -> Any:
     spec = DataSpec.read(entry)
-    source = find(spec.source)
-    return entry if source == spec.source else str(replace(spec, source=source))
+    moved = replace(spec, source=find(spec.source), formatter=spec.formatter and _move_target(spec.formatter, find))
+    return entry if moved == spec else str(moved)
 
 
 def _move_reward(entry: Any, find: Callable[[str], str]) -> Any:
     spec = RewardSpec.read(entry)
-    file = python_file(spec.target)
-    target = find(file) + spec.target.removeprefix(file) if file else spec.target
+    target = _move_target(spec.target, find)
     parameters = {key: find(value) if isinstance(value, str) else value for key, value in spec.parameters.items()}
     moved = replace(spec, target=target, parameters=parameters)
     return entry if moved == spec else str(moved)
 
 
+def _move_target(target: str, find: Callable[[str], str]) -> str:
+    file = python_file(target)
+    return find(file) + target.removeprefix(file) if file else target
+
+
 def python_file(target: str) -> str:
-    """The file of a reward given as ./file.py:function; an empty string for another."""
+    """The file of a reward or a formatter given as ./file.py:function; an empty string for another."""
     start, found, _ = f"{target}:".partition(".py:")
     return start + ".py" if found else ""
 
@@ -151,7 +157,10 @@ def python_file(target: str) -> str:
 def _named(run: Run) -> dict[str, str]:
     """Files and folders on this machine that the user named, as they were written, and what each is part of."""
     config = run.config
-    texts = {str(spec.source): "data" for spec in [*config.data_specs, *config.eval_specs]}
+    specs = [*config.data_specs, *config.eval_specs]
+    texts = {str(spec.source): "data" for spec in specs}
+    for file in {python_file(spec.formatter or "") for spec in specs} - {""}:
+        texts |= dict.fromkeys([file, *map(str, files_of(Path(file).expanduser())[1:])], "data")
     for spec in config.reward_specs:
         file = python_file(spec.target)
         values = [file, *map(str, files_of(Path(file).expanduser())[1:] if file else ()), *spec.parameters.values()]

@@ -247,9 +247,12 @@ def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:
     """Method, rewards, formatters and callbacks with their distributions, for the manifest."""
     entries = [catalog.find("methods", plan.config.method)]
     entries += [catalog.find("callbacks", name) for name in plan.config.callback]
-    formats = {name for part in plan.data.parts for name in part.formats}
+    parts = plan.data.parts
+    paths = {part.spec.formatter for part in parts if part.spec.formatter and ":" in part.spec.formatter}
+    formats = {name for part in parts for name in part.formats if part.spec.formatter not in paths}
     entries += [e for e in catalog.entries("formatters") if e.name in formats and e.problem != "disabled"]
     found = [f"{entry.kind[:-1]} {entry.name}: {entry.distribution} {entry.version}" for entry in entries]
+    found += [f"formatter {path}: by path" for path in sorted(paths)]
     return found + [f"reward {reward.spec}: {reward.distribution or 'by path'}" for reward in plan.rewards]
 
 

@@ -1,7 +1,7 @@
-"""What `--reward ./file.py:name` and `--reward package.module:name` import.
+"""What `--reward ./file.py:name`, `--reward package.module:name` and the same of `--formatter` import.
 
 A file may import the files beside it, as a script does, at its top or within a function, and so may they; what is
-installed goes before them. They are its folder's own: two rewards may each have a `helper.py`, and nothing else sees
+installed goes before them. They are its folder's own: two files may each have a `helper.py`, and nothing else sees
 either.
 """
 
@@ -28,24 +28,24 @@ _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
 
 
-def find(target: str) -> tuple[Any, str] | None:
-    """(the object, its name) if `target` is a path. Raises `UserError` if it can't be imported."""
+def find(target: str, flag: str) -> tuple[Any, str] | None:
+    """(the object, its name) if `target`, given to `flag`, is a path. Raises `UserError` if it can't be imported."""
     if match := _FILE.fullmatch(target):
-        found = _import_file(path_of(match["path"], "--reward"), match["attribute"])
+        found = _import_file(path_of(match["path"], flag), match["attribute"], flag)
     elif match := _MODULE.fullmatch(target):
-        found = _import_module(match["module"])
+        found = _import_module(match["module"], flag)
     else:
         return None
     for part in match["attribute"].split("."):
         if part not in dir(found):
             public = [name for name in dir(found) if not name.startswith("_")]
-            raise UserError(f"--reward {target}: it has no {part!r}.{did_you_mean(part, public)}")
+            raise UserError(f"{flag} {target}: it has no {part!r}.{did_you_mean(part, public)}")
         found = getattr(found, part)
     return found, part
 
 
 def files_of(path: Path) -> list[Path]:
-    """A reward's file, and those of its folder that it imports, and they in turn."""
+    """A file, and those of its folder that it imports, and they in turn."""
     found = [path]
     for file in found:  # which grows
         with contextlib.suppress(OSError, ValueError, SyntaxError, RecursionError):
@@ -59,17 +59,17 @@ def files_of(path: Path) -> list[Path]:
     return found
 
 
-def _import_file(path: Path, attribute: str | None) -> Any:
+def _import_file(path: Path, attribute: str | None, flag: str) -> Any:
     if not path.is_file():
-        raise UserError(f"--reward: there is no file {path}")
+        raise UserError(f"{flag}: there is no file {path}")
     if attribute is None:
         try:
-            body = ast.parse(read_text(path, "--reward")).body
+            body = ast.parse(read_text(path, flag)).body
         except (SyntaxError, ValueError) as error:  # ValueError: a zero byte
-            raise UserError(f"--reward {path}: {describe(error)}") from error
+            raise UserError(f"{flag} {path}: {describe(error)}") from error
         functions = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        raise UserError(f"--reward {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
-    name = f"rlhf_reward_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+        raise UserError(f"{flag} {path}: say which function, {path}:NAME. It has {', '.join(functions) or 'none'}.")
+    name = f"rlhf_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
         beside = _FilesBeside(path.resolve().parent)
         spec: Any = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path), beside))
@@ -79,7 +79,7 @@ def _import_file(path: Path, attribute: str | None) -> Any:
                 spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
-            raise UserError(f"--reward {path}: importing it failed: {describe(error)}") from error
+            raise UserError(f"{flag} {path}: importing it failed: {describe(error)}") from error
     return sys.modules[name]
 
 
@@ -145,10 +145,10 @@ class _FilesBeside:
         return any(place is not None and Path(place).parent == self.folder for place in places)
 
 
-def _import_module(module: str) -> Any:
+def _import_module(module: str, flag: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for a package in the current folder
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"--reward {module}: importing it failed: {describe(error)}") from error
+        raise UserError(f"{flag} {module}: importing it failed: {describe(error)}") from error
