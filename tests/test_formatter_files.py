@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ ROWS = [{"q": "Is It?", "a": "Yes."}, {"q": "Was It?", "a": "No."}]
 def files(tmp_path, monkeypatch):
     """The current folder, with a file of formatters and rows that no installed one reads."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which a module by its name adds the current folder to
     Path("mine.py").write_text(CODE)
     Path("helper.py").write_text(HELPER)
     Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
