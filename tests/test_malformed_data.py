@@ -75,9 +75,10 @@ REFUSED = {
     "calls that are none": ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": 5}]}', "tool_calls must be a list"),
     "a part that is no text": ("a.jsonl", '{"messages": [{"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}]}', "is dict, not text"),
     "a score that is none": ("a.jsonl", '{"prompt": "q", "completions": [{"response": "a", "score": NaN}, {"response": "b", "score": 1}]}', "score must be a number"),
-    "UTF-16 without a mark": ("a.jsonl", GOOD.encode("utf-16-le"), "it looks like UTF-16LE"),
-    "UTF-16 of the other order": ("a.jsonl", GOOD.encode("utf-16-be"), "it looks like UTF-16BE"),
-    "an object that holds the rows": ("a.json", json.dumps({"data": [QA], "x": 1}), "If 'data' holds the rows, save that list alone"),
+    "UTF-16 that is cut": ("a.jsonl", GOOD.encode("utf-16") + b"\x00", "a.jsonl: 'utf-16-le' codec can't decode"),
+    "zeros": ("a.jsonl", b"\0\0{}" * 9, "a.jsonl is not text: more than a quarter of its bytes are zero"),
+    "an object with two lists": ("a.json", json.dumps({"data": [QA], "rows": [QA]}), "If 'data' holds the rows, save that list alone"),
+    "an object with another list": ("a.json", json.dumps({"data": [QA], "test": [QA]}), "If 'data' holds the rows, save that list alone"),
     "an object that holds the columns": ("a.json", '{"question": ["a", "b"], "answer": ["c", "d"]}', r"per line\. It seems to hold columns"),
     "an object of rows by name": ("a.json", json.dumps({"a": QA, "b": QA}), r"one object per line\.$"),
     "a quote left open": ("a.csv", 'question,answer\na,b\n"c,d\ne,f\n', 'a.csv lines 3 to 4: unexpected end of data: a " is not closed'),
@@ -258,7 +259,10 @@ NO_FILES = {
     "a device": (lambda folder: (folder / "a.jsonl").symlink_to("/dev/zero"), "a.jsonl: is no regular file"),
     "a link to nothing": (lambda folder: (folder / "a.jsonl").symlink_to("nowhere"), "a.jsonl: No such file"),
     "a link to itself": (lambda folder: (folder / "a.jsonl").symlink_to("a.jsonl"), "a.jsonl: Too many levels"),
-    "a hole": (lambda folder: os.truncate(os.open(folder / "a.jsonl", os.O_CREAT | os.O_WRONLY), 1 << 40), "UTF-16"),
+    "a hole": (
+        lambda folder: os.truncate(os.open(folder / "a.jsonl", os.O_CREAT | os.O_WRONLY), 1 << 40),
+        "is not text",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal, NoReturn
 
-from rlhf_core.data.files import KINDS, Row, kind, read_file
+from rlhf_core.data.files import KINDS, PACKED, Row, kind, notes, read_file
 from rlhf_core.data.left_out import Refuse
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec
@@ -49,10 +49,11 @@ def read(spec: DataSpec, use: Use = "train", refuse: Refuse | None = None) -> tu
         if not names:
             raise UserError(f"{spec.source}: the folder has no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
         chosen, warnings = choose_files(names, spec.source, use)
-        return [row for name in chosen for row in read_file(path / name, name, refuse)], warnings
+        rows = [row for name in chosen for row in read_file(path / name, name, refuse)]
+        return rows, warnings + notes((path / name, name) for name in chosen)
     if path.exists():
-        return read_file(path, refuse=refuse), []
-    local = path.suffix.lower() in (*KINDS, ".gz", ".txt") or spec.source.startswith((".", "/", "~"))
+        return read_file(path, refuse=refuse), notes([(path, path.name)])
+    local = path.suffix.lower() in (*KINDS, *PACKED, ".txt") or spec.source.startswith((".", "/", "~"))
     if local or spec.source.count("/") > 1:
         near = [str(p) for p in path.parent.glob("*")]
         raise UserError(f"{spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")

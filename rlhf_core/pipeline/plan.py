@@ -200,10 +200,10 @@ def _listed(names: Any) -> str:
 
 def _check_inputs(stage: Stage, catalog: Catalog) -> None:
     """Raise `UserError` for data and rewards that do not exist, which a later stage would miss only after hours."""
-    from rlhf_core.data.files import KINDS
+    from rlhf_core.data.files import KINDS, PACKED
 
     for spec in [*stage.config.data_specs, *stage.config.eval_specs]:
-        local = spec.source.lower().endswith((*KINDS, ".gz", ".txt")) or spec.source.startswith((".", "/", "~"))
+        local = spec.source.lower().endswith((*KINDS, *PACKED, ".txt")) or spec.source.startswith((".", "/", "~"))
         if local and not path_of(spec.source, "--data").exists():
             raise UserError(f"--data {spec.source}: there is no such file or folder.")
         script = python_file(spec.formatter or "")
