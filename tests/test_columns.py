@@ -121,6 +121,12 @@ GUESSED = {
     "numbers are no text": ({"id": "17", "x": Q, "n": 3, "y": OTHER}, {"prompt": "x", "completion": "y"}),
     "turns": ({"chat_log": [{"role": "user", "content": Q}], "x": Q}, {"messages": "chat_log"}),
     "a system prompt": ({"my_system": "s", "x": Q, "y": OTHER}, {"system": "my_system", "prompt": "x", "completion": "y"}),
+    "a pair of conversations": ({"win": [{"role": "user", "content": Q}], "lose": [{"role": "user", "content": Q}]}, {"chosen": "win", "rejected": "lose"}),
+    "a pair after a conversation": ({"talk": [{"role": "user", "content": Q}], "win": A, "lose": "No."}, {"conversations": "talk", "chosen": "win", "rejected": "lose"}),
+    "a history of turns": ({"q": Q, "a": A, "before": [{"role": "user", "content": Q}]}, {"prompt": "q", "completion": "a"}),
+    "a pair after an instruction and an input": ({"my_task": "t", "in": Q, "win": A, "lose": "No."}, {"instruction": "my_task", "input": "in", "chosen": "win", "rejected": "lose"}),
+    "an identifier is no answer": ({"x": Q, "row_id": "a-b-c-d-e-f-g-h-i-j-k-l-m-n-o-p-q-r-s"}, {"prompt": "x"}),
+    "JSON is no text": ({"talk": "[{'role': 'user'}]"}, {}),
     "nothing": ({"n": 1, "pieces": [{"label": True}]}, {}),
 }  # fmt: skip
 

@@ -33,7 +33,9 @@ WORDS = {
 }
 
 
-ORDER = ("system", "messages", "instruction", "input", "prompt", "output", "completion", "chosen", "rejected")
+PAIR = ("chosen", "rejected")
+NO_TEXT = {"id", "ids", "uid", "uuid", "url", "link", "path", "file", "lang", "language", "date", "time", "role"}
+ORDER = ("system", "instruction", "input", "prompt", "output", "completion", "chosen", "rejected")
 
 
 def misfit(
@@ -83,23 +85,24 @@ def _nearest(row: Mapping[str, Any], formatters: Sequence[Formatter]) -> list[st
 def guess(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """{what it may be: a column}, by the names and contents of the columns of `rows`; empty if nothing fits."""
     texts, turns = _found(rows)
-    found: dict[str, str] = {}
-    for part, words in WORDS.items():
-        named = {
-            name: place for name in texts if name not in found.values() and (place := _place(name, words)) is not None
-        }
-        if named:
-            found[part] = min(named, key=lambda name: named[name])
-    pair = {"chosen", "rejected"} <= found.keys()
-    if not pair:
-        found = {part: name for part, name in found.items() if part not in ("chosen", "rejected")}
-    if turns and not pair:
-        return {"messages": turns[0], **({"system": found["system"]} if "system" in found else {})}
-    found.pop("completion" if pair else "", None)
+    pair = {part: name for part, name in _named([*texts, *turns], PAIR).items() if part in PAIR}
+    if len(pair) < 2:
+        pair = {}
+    rest = [name for name in texts if name not in pair.values()]
+    found = _named(rest, [part for part in WORDS if part not in PAIR])
+    others = [name for name in rest if name not in found.values() and texts[name][1] and not NO_TEXT & _words(name)]
+    asked = "prompt" in found or "instruction" in found
+    if turns and not pair and not (asked and "completion" in found):
+        return {key: name for key, name in {"system": found.get("system", ""), "messages": turns[0]}.items() if name}
+    if pair and (talks := [name for name in turns if name not in pair.values()]) and not asked:
+        return {"conversations": talks[0], **pair}
+    if pair:
+        found.pop("completion", None)
+    if not asked and pair.get("chosen") in turns:  # which begin with the prompt
+        return pair
     if "instruction" in found and "prompt" not in found:
         found["prompt"] = found.pop("instruction")
     # What no name tells: the answer is the longest of the other texts, the prompt the first of them.
-    others = [name for name, (_, distinct) in texts.items() if name not in found.values() and distinct]
     if not pair and "completion" not in found and others and ("prompt" in found or len(others) > 1):
         found["completion"] = max(others, key=lambda name: texts[name][0])
         others.remove(found["completion"])
@@ -107,8 +110,20 @@ def guess(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         found["prompt"] = others[0]
     if "instruction" in found and "completion" in found:
         found["input"], found["output"] = found.pop("prompt"), found.pop("completion")
-    order = ("system", "instruction", "input", "prompt", "output", "completion", "chosen", "rejected")
-    return {part: found[part] for part in order if part in found} if {"prompt", "input"} & found.keys() else {}
+    elif "instruction" in found:
+        found["input"] = found.pop("prompt")
+    found |= pair
+    return {part: found[part] for part in ORDER if part in found} if {"prompt", "input"} & found.keys() else {}
+
+
+def _named(columns: Sequence[str], parts: Iterable[str]) -> dict[str, str]:
+    """{part: the column whose name tells it best}."""
+    found: dict[str, str] = {}
+    for part in parts:
+        places = {name: _place(name, WORDS[part]) for name in columns if name not in found.values()}
+        if told := {name: place for name, place in places.items() if place is not None}:
+            found[part] = min(told, key=lambda name: told[name])
+    return found
 
 
 def _found(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[float, bool]], list[str]]:
@@ -119,9 +134,7 @@ def _found(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[float, bo
             values.setdefault(name, []).append(value)
     texts, turns = {}, []
     for name, found in values.items():
-        if all(isinstance(value, str) for value in found) and not all(
-            value.replace(".", "").isdecimal() for value in found
-        ):
+        if all(isinstance(value, str) for value in found) and not all(map(_is_no_text, found)):
             differ = len(set(found)) > 1 or len(rows) == 1
             texts[name] = (sum(map(len, found)) / len(found), differ)
         elif all(_has_turns(value) for value in found):
@@ -146,11 +159,19 @@ def _has_turns(value: Any) -> bool:
     )
 
 
+def _is_no_text(value: str) -> bool:
+    """Whether a text is a number, or JSON."""
+    return value.replace(".", "").isdecimal() or value.lstrip()[:1] in ("[", "{")
+
+
 def _place(name: str, words: Sequence[str]) -> int | None:
-    """The place in `words` of the first one that the last part of a column's name has as a word."""
-    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[\u4e00-\u9fff]+", name)
-    own = {part.lower() for part in parts}
+    """The place in `words` of the first one that a column's name has."""
+    own = _words(name)
     return next((i for i, word in enumerate(words) if word in own), None)
+
+
+def _words(name: str) -> set[str]:
+    return {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[\u4e00-\u9fff]+", name)}
 
 
 def _like_data(name: str) -> bool:
