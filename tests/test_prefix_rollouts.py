@@ -58,9 +58,9 @@ def few_words():
 def prefills(monkeypatch):
     """The prompts of each prefill."""
     calls = []
-    real = decoding._DecodingCache.add_prompts
+    real = decoding.DecodingCache.add_prompts
     monkeypatch.setattr(
-        decoding._DecodingCache,
+        decoding.DecodingCache,
         "add_prompts",
         lambda self, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(self, groups, *rest),
     )
@@ -246,9 +246,9 @@ def tokens(found: list[Rollout]):
 def test_finished_rows_are_replaced_by_waiting_ones(model, monkeypatch):
     """A pass has only the unfinished rows: their sum is that of the tokens but the last of each row."""
     monkeypatch.setattr(decoding, "MAX_ROWS", 4)
-    real, passes = decoding._DecodingCache.begin_token, []
+    real, passes = decoding.DecodingCache.begin_token, []
     monkeypatch.setattr(
-        decoding._DecodingCache,
+        decoding.DecodingCache,
         "begin_token",
         lambda self, lengths: passes.append(len(lengths)) or real(self, lengths),
     )

@@ -22,6 +22,7 @@ from rlhf_core.ui.text import protect_output
 # name -> (module, attribute, help line)
 COMMANDS = {
     "run": ("cli.run", "run", "Train a model."),
+    "estimate": ("cli.estimate", "estimate", "Tell a run's memory and time before it, and whether it fits."),
     "score": ("cli.score", "score", "Try rewards on completions, before any training."),
     "pipeline": ("cli.pipeline", "pipeline", "Run several stages, each feeding the next."),
     "merge": ("cli.merge", "merge", "Merge a trained adapter into its base model."),

@@ -36,8 +36,12 @@ class RunCommand(click.Command):
             fields = ctx.obj.load("methods", method)[0].Options.model_fields
         # What a method adds, or gives another default.
         self.own = [n for n, f in fields.items() if n not in shared or f.get_default() != shared[n].get_default()]
-        self.params = [*_main_flags(), *_flags(fields)]
+        self.params = [*_flags(MAIN), *self.more_flags(), *_flags(fields)]
         return super().parse_args(ctx, args)
+
+    def more_flags(self) -> list[click.Parameter]:
+        """What is no key of a configuration."""
+        return _more_flags()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         main, own, shared = "Run", "Options of this method", "Options of every method"
@@ -64,7 +68,7 @@ def run(ctx: click.Context, **values: Any) -> None:
         raise UserError(f"--allow-changed {allow_changed[0]} has no effect without --resume")
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     if "set" in given:
-        given["set"] = _pairs(given["set"])
+        given["set"] = pairs(given["set"])
     folder = _find_run(resume, given.get("output_dir")) if resume else None
     if folder is not None:
         given["output_dir"] = str(folder)
@@ -151,7 +155,7 @@ def _find_run(resume: str, output_dir: str | None) -> Path:
 
 def _peek_method(args: list[str]) -> str | None:
     """The method that these arguments name, before its flags are known."""
-    options = [option for option in _main_flags() if option.name in ("method", "config", "resume", "output_dir")]
+    options = [option for option in (*_flags(MAIN), *_more_flags()) if option.name in ("method", "config", "resume", "output_dir")]
     lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
     command = click.Command("run", params=options, add_help_option=False, context_settings=lenient)
     found = command.make_context("run", list(args), resilient_parsing=True).params
@@ -162,10 +166,9 @@ def _peek_method(args: list[str]) -> str | None:
     return named[-1] if named and isinstance(named[-1], str) else None
 
 
-def _main_flags() -> list[click.Parameter]:
+def _more_flags() -> list[click.Parameter]:
     latest: dict[str, Any] = {"is_flag": False, "flag_value": LATEST, "metavar": "[FOLDER]"}
     return [
-        *_flags(MAIN),
         click.Option(["--config"], metavar="FILE", help="YAML file with the same keys as these flags; flags win."),
         click.Option(["--resume"], help="Resume a run; without a folder the latest.", **latest),
         click.Option(
@@ -217,7 +220,7 @@ def _base_type(annotation: Any) -> Any:
     return annotation
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+def pairs(texts: Sequence[str]) -> dict[str, Any]:
     """What `--set` is given, by name. A value that is not JSON is text."""
     values: dict[str, Any] = {}
     for text in texts:

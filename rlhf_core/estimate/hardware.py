@@ -20,6 +20,12 @@ GB = 10**9
 GIB = 2**30
 
 
+# Shares of the peak figures that runs reach, and seconds that Python needs for an operation: measured, see
+# docs/benchmarks.md.
+COMPUTED, MOVED, LAUNCH = 0.6, 0.8, 20e-6
+FLOAT32 = 8  # times that float32 products take longer than those of half precision
+
+
 @dataclass(frozen=True)
 class Device:
     """`memory`: bytes; `flops`: of products in bfloat16 (in float16 where there is none) a second; `bandwidth`: bytes a
@@ -32,6 +38,10 @@ class Device:
     bandwidth: float = 0.0
     bfloat16: bool = True
     is_gpu: bool = True
+
+    def seconds(self, flops: float, moved: float, half: bool) -> float:
+        """Of one operation on the device."""
+        return max(flops * (1 if half else FLOAT32) / (self.flops * COMPUTED), moved / (self.bandwidth * MOVED))
 
 
 # (name, GB on the box, GiB that torch sees, TFLOP/s, GB/s)
@@ -105,6 +115,17 @@ def find_card(name: str) -> Device:
         raise UserError(f"--gpu {excerpt(name)}: there is {' and '.join(map(_typed, of_model))}")
     hint = did_you_mean(re.sub(r"[\s_]+", "-", name.strip().lower()), typed) or f" Known are {', '.join(typed)}."
     raise UserError(f"--gpu {excerpt(name)}: no such card is known.{hint} For another card give --memory, such as 24GB")
+
+
+def here() -> Device:
+    """The device of a run on this machine: its first GPU, or its processors with all of their memory."""
+    import psutil
+    import torch
+
+    if not torch.cuda.is_available():
+        return Device("the CPU", psutil.virtual_memory().available, bfloat16=False, is_gpu=False)
+    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+    return of(name, memory) or Device(name, memory, bfloat16=torch.cuda.is_bf16_supported())
 
 
 def of(torch_name: str, memory: int = 0) -> Device | None:

@@ -30,7 +30,7 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     waiting = deque(sampler.rows([prompt for prompt in prompts for _ in range(n)]))
     done: list[Row] = []
     with evaluating(model):
-        batch = _Batch(model, sampler)
+        batch = Batch(model, sampler)
         while waiting or batch.rows:
             if waiting and len(batch.rows) <= MAX_ROWS // 2:
                 batch.enter([waiting.popleft() for _ in range(min(len(waiting), MAX_ROWS - len(batch.rows)))])
@@ -38,7 +38,7 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     return sampler.rollouts(done)
 
 
-class _Batch:
+class Batch:
     """Rows that are sampled together. `logits`: (rows, vocabulary), by which their next tokens are chosen."""
 
     def __init__(self, model: Any, sampler: Sampler) -> None:
@@ -46,7 +46,7 @@ class _Batch:
         self.device = unwrap(model).device
         self.rows: list[Row] = []
         self.logits = torch.empty(0)
-        self.cache = _DecodingCache(self.device)
+        self.cache = DecodingCache(self.device)
 
     def enter(self, rows: list[Row]) -> None:
         """Prefill the prompts of `rows`, and add the rows."""
@@ -81,7 +81,7 @@ class _Batch:
         return ended
 
 
-class _DecodingCache:
+class DecodingCache:
     """Attention metadata of one new token a row, which attends to its prompt and to its completion's tokens so far.
 
     `prompts`: for each layer (prompts, heads, longest, size), padded on the right; `completions`: the same of the rows,
@@ -147,7 +147,7 @@ class _DecodingCache:
         rows, heads, _, size = query.shape
         groups = key.shape[1]
         query = query.reshape(rows, groups, heads // groups, size)
-        keys, values = self._with_capacity(layer, key)
+        keys, values = self.with_capacity(layer, key)
         keys[self.at], values[self.at] = key[:, :, 0], value[:, :, 0]
         output, lse = attend(query, keys[:, :, : self.longest], values[:, :, : self.longest], self.mask, scale)
         prefix_output, prefix_lse = self._attend_to_prompts(query, *self.prompts[layer], scale)
@@ -164,7 +164,7 @@ class _DecodingCache:
         lse = lse.unflatten(2, (each, self.width)).permute(0, 3, 1, 2).flatten(0, 1)
         return output[self.slots], lse[self.slots]
 
-    def _with_capacity(self, layer: int, key: Tensor) -> tuple[Tensor, Tensor]:
+    def with_capacity(self, layer: int, key: Tensor) -> tuple[Tensor, Tensor]:
         """(keys, values) of the completions, with capacity for one more token, and for rows that entered."""
         rows, groups, _, size = key.shape
         if layer not in self.completions:

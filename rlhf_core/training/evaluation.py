@@ -88,7 +88,7 @@ class HeldOut(TrainerCallback):
 
 def _answer(result: Evaluation, model: Any, run: Run) -> None:
     """Answer the held-out prompts once each, as in training, and score the answers."""
-    rollouts = _sample(model, run)
+    rollouts = sample(model, run)
     batch = run.rewards.batch(run.held_out, [answer.completion for answer in rollouts])
     scored = run.rewards.evaluate(batch)
     applicable = {name: [s for s in column.scores if s is not None] for name, column in scored.items()}
@@ -102,7 +102,7 @@ def _answer(result: Evaluation, model: Any, run: Run) -> None:
 
 
 @torch.no_grad()
-def _sample(model: Any, run: Run) -> list[Rollout]:
+def sample(model: Any, run: Run) -> list[Rollout]:
     """One answer to each prompt. The random state is restored, so that the evaluation does not change the run."""
     options, tokenizer = run.options, run.tokenizer
     settings = options.model_dump(include=set(SAMPLING))

@@ -31,6 +31,7 @@ from rlhf_core.training import checkpoint as checkpoint_files
 from rlhf_core.training import ending, launch, ranks, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training import resume as resuming
+from rlhf_core.training.memory import PeakMemory
 from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen
 
@@ -158,6 +159,7 @@ def _train(
             planning.dry_run(run.plan, tested, screen)
             return 0
         with run_folder.log_file(folder, screen.say):
+            run.memory = PeakMemory()
             with screen.working("Loading the model …"):
                 trainer = building.build(run, method, planning.plugins_used(run.plan, catalog))
             try:
@@ -254,6 +256,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
         screen.results(held_out.before, held_out.evaluate())
     ending.say_failures(run, screen)
     screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
+    screen.say(f"Memory   {run.memory.read()}")
     screen.say(f"Next     {ending.next_command(run, method)}", "bold")
     return 0
 

@@ -1,0 +1,92 @@
+"""What makes a run fit into a device's memory: remedies in the order of what they cost, each measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_core.estimate.estimating import Estimate
+from rlhf_core.models.loading import ModelInfo
+
+SHORTEST = 64  # tokens to which answers are shortened at most
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Options that were changed, by name, beside those that the user gave, and what a run with them takes."""
+
+    changes: dict[str, Any]
+    estimate: Estimate
+
+    def flags(self) -> list[str]:
+        """The changes as flags of `rlhf run`."""
+        words: list[str] = []
+        for name, value in self.changes.items():
+            flag = name.replace("_", "-")
+            words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        return words
+
+
+def try_remedies(
+    options: Any, info: ModelInfo, measure: Callable[[dict[str, Any]], Estimate], *, first: Estimate
+) -> Iterator[Tried]:
+    """Try one remedy after another, each on top of those before, until a run fits. `measure(changes)`: an estimate."""
+    changes: dict[str, Any] = {}
+    for remedy in (_smaller_passes, _checkpointing, _adapter, _four_bits, _shorter):
+        for more in remedy(options, info):
+            tried = Tried({**changes, **more}, measure({**changes, **more}))
+            if tried.estimate.fits and remedy is _smaller_passes:
+                tried = _largest_that_fits(options, changes, tried, measure)
+            yield tried
+            if tried.estimate.fits:
+                return
+            if tried.estimate.peak < first.peak:  # it helps
+                changes |= more
+
+
+def _largest_that_fits(
+    options: Any, changes: dict[str, Any], smallest: Tried, measure: Callable[[dict[str, Any]], Estimate]
+) -> Tried:
+    """Of forward passes of fewer rows, where those of one row fit: the largest half, quarter, … that fits."""
+    rows = options.per_device_train_batch_size // 2
+    while rows > 1:
+        found = Tried({**changes, **_in_passes_of(rows, options)}, measure({**changes, **_in_passes_of(rows, options)}))
+        if found.estimate.fits:
+            return found
+        rows //= 2
+    return smallest
+
+
+def _in_passes_of(rows: int, options: Any) -> dict[str, Any]:
+    """As many rows in an optimizer step, with fewer in a forward pass."""
+    together = options.per_device_train_batch_size * options.gradient_accumulation_steps
+    return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": together // rows}
+
+
+def _smaller_passes(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
+    if options.per_device_train_batch_size > 1:
+        yield _in_passes_of(1, options)
+
+
+def _checkpointing(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
+    if not options.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}
+
+
+def _adapter(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
+    if not options.lora:
+        yield {"lora": True}
+
+
+def _four_bits(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
+    if not options.load_in_4bit and not info.quantized:
+        yield {"load_in_4bit": True, **({"load_in_8bit": False} if options.load_in_8bit else {})}
+
+
+def _shorter(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
+    name = "max_length" if "max_length" in type(options).model_fields else "max_completion_length"
+    length = getattr(options, name) // 2
+    while length >= SHORTEST:
+        yield {name: length}
+        length //= 2

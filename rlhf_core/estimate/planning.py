@@ -1,0 +1,147 @@
+"""What is estimated: the options that a run would really use, its model's shape, and how long its rows are.
+
+A model is a folder or a Hub id as for `rlhf run`, or one of the usual models, whose shapes are shipped: then nothing is
+downloaded, and lengths are those that the options allow, or that the user says.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_core import builtin
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import BUILTIN, RunConfig
+from rlhf_core.errors import UserError
+from rlhf_core.estimate.shapes import config_of, find_shape
+from rlhf_core.estimate.synthetic import Lengths, lengths_of
+from rlhf_core.method import Method
+from rlhf_core.models import checks, files
+from rlhf_core.models.adapters import uses_lora
+from rlhf_core.models.loading import ModelInfo, check_options
+from rlhf_core.models.resolve import ModelReference, quiet_libraries
+from rlhf_core.training import plan as planning
+
+LOOKED_AT = 1000  # rows whose tokens are counted, and as many of the longest by their bytes
+
+
+@dataclass(frozen=True)
+class Planned:
+    """`config` has the options that the run really uses. `longest`: the mean of the rows that make up the largest
+    forward pass; `mean`: of all; `rows`: how many there are, if data was given. `notes` say where lengths are from.
+    """
+
+    config: RunConfig
+    info: ModelInfo
+    longest: Lengths
+    mean: Lengths
+    rows: int | None
+    notes: list[str]
+
+
+def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> Planned:
+    """Resolve and check what a run would. `folder` is an empty one, in which a shipped shape is put. Raises `UserError`."""
+    shipped = _shipped(config.model)
+    if shipped is None and (config.data != [BUILTIN] or config.model == BUILTIN):
+        made = planning.make_plan(config, method, catalog, [])
+        rows, options = made.data.train, made.config.options
+        counted = lengths_of(_sample(rows), method.data, made.template, options)
+        longest = largest_pass(counted, method, options)
+        return Planned(made.config, made.info, longest, _mean(counted), len(rows), [])
+    with quiet_libraries():
+        info = _without_files(*shipped, method, folder) if shipped else _read(config, method)
+    options = config.options
+    check_options(info, options)
+    lora = uses_lora(options, info)
+    options = method.resolve_options(options.model_copy(update={"lora": lora}), lora=lora)
+    given = config.model_copy(update={"options": options})
+    rows = None
+    if config.data != [BUILTIN]:
+        rows = _count(config, method, catalog)
+    note = "as long as the options allow; say otherwise with --prompt-tokens and --completion-tokens"
+    if shipped and rows is not None:
+        note = f"the tokenizer of {config.model} is not here, so lengths are {note}"
+    allowed = limits(method, options)
+    return Planned(given, info, allowed, allowed, rows, [note])
+
+
+def _shipped(name: str) -> tuple[str, Any] | None:
+    """A usual model's name and shape, if `name` is one, and no folder."""
+    if name == BUILTIN or Path(name).expanduser().exists():
+        return None
+    try:
+        return find_shape(name)
+    except UserError:
+        if "/" in name:
+            return None  # another Hub id
+        raise
+
+
+def _read(config: RunConfig, method: Method) -> ModelInfo:
+    from rlhf_core.models.loading import inspect
+    from rlhf_core.models.resolve import find
+
+    reference = find(config.model, "--model", trust_remote_code=config.trust_remote_code)
+    return inspect(reference, method.task, chat_template=config.chat_template)
+
+
+def _without_files(name: str, shape: Any, method: Method, folder: Path) -> ModelInfo:
+    """A model of which there is but its configuration; it is given the built-in tokenizer."""
+    config = config_of(shape)
+    reference = ModelReference(str(folder), str(folder), f"--model {name}")
+    empty = checks.without_weights(config, method.task, reference)
+    config.architectures = [type(empty).__name__]
+    config.save_pretrained(folder)
+    tokenizer = files.read_tokenizer(ModelReference(str(builtin.MODEL), str(builtin.MODEL), name))
+    return ModelInfo(
+        path=str(folder),
+        config=config,
+        tokenizer=tokenizer,
+        parameters=empty.num_parameters(),
+        task=method.task,
+        empty=empty,
+        complete=True,
+        called=f"--model {name}",
+        reference=reference,
+    )
+
+
+def _count(config: RunConfig, method: Method, catalog: Catalog) -> int:
+    """Rows to train on, without the model's template."""
+    from rlhf_core.data.loading import load
+
+    data = load(config.data_specs, method.data, catalog, held_out=config.options.num_eval_prompts, seed=0)
+    return len(data.train)
+
+
+def limits(method: Method, options: Any) -> Lengths:
+    """The longest row that the options allow."""
+    if method.data == "conversations":
+        return Lengths(options.max_length // 2, options.max_length - options.max_length // 2)
+    return Lengths(options.max_prompt_length, options.max_completion_length)
+
+
+def _sample(rows: Sequence[Any]) -> list[Any]:
+    """All rows, or of many a sample and the longest by their bytes."""
+    if len(rows) <= 2 * LOOKED_AT:
+        return list(rows)
+    chosen = random.Random(0).sample(range(len(rows)), min(len(rows), 50 * LOOKED_AT))
+    by_size = sorted(chosen, key=lambda i: len(json.dumps(rows[i], ensure_ascii=False, default=str)), reverse=True)
+    return [rows[i] for i in {*chosen[:LOOKED_AT], *by_size[:LOOKED_AT]}]
+
+
+def largest_pass(counted: Sequence[Lengths], method: Method, options: Any) -> Lengths:
+    """The mean of the longest rows, as many as go through the model together. Of prompts, a group shares one."""
+    answers = options.num_generations if "num_generations" in type(options).model_fields else 1
+    together = max(1, options.per_device_train_batch_size // answers)
+    return _mean(sorted(counted, key=lambda one: one.total, reverse=True)[:together])
+
+
+def _mean(counted: Sequence[Lengths]) -> Lengths:
+    count = len(counted)
+    return Lengths(-(-sum(one.prompt for one in counted) // count), -(-sum(one.completion for one in counted) // count))

@@ -1,0 +1,103 @@
+"""How an estimate is shown: a table of memory by phase and component, the verdict, and time."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Column, Table
+
+from rlhf_core.estimate.estimating import Estimate, gb
+from rlhf_core.estimate.fitting import Tried
+from rlhf_core.estimate.hardware import GB
+
+SMALL = 0.01  # share of the peak below which a component is shown with the others
+UNCERTAIN = 1.7  # times that a step may be faster or slower than its estimate by a card's figures
+
+
+def table(estimate: Estimate) -> Table:
+    """Phases in rows, components in columns, in GB."""
+    names = [name for name in _components(estimate) if _largest(estimate, name) >= SMALL * estimate.peak]
+    has_time = bool(estimate.seconds)
+    columns = [Column(name, justify="right") for name in ("peak", *names, "other", *(["time"] if has_time else []))]
+    shown = Table("GB", *columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name, phase in estimate.phases.items():
+        others = sum(size for part, size in phase.parts.items() if part not in names)
+        sizes = [phase.peak, *(phase.parts[part] for part in names), others]
+        spent = [duration(estimate.seconds[name]) if name in estimate.seconds else ""] if has_time else []
+        style = "bold" if name == estimate.phase else ""
+        shown.add_row(name, *(f"{size / GB:.1f}" if size >= GB / 20 else "" for size in sizes), *spent, style=style)
+    return shown
+
+
+def _components(estimate: Estimate) -> list[str]:
+    return list(dict.fromkeys(part for phase in estimate.phases.values() for part in phase.parts))
+
+
+def _largest(estimate: Estimate, component: str) -> int:
+    return max(phase.parts[component] for phase in estimate.phases.values())
+
+
+def verdict(estimate: Estimate, memory: str) -> str:
+    """Whether it fits."""
+    more = ""
+    if estimate.device.is_gpu:
+        more = f": {gb(estimate.peak)} of tensors, and what the allocator and CUDA hold beyond them"
+    answer = "Yes" if estimate.fits else "No"
+    return f"Does it fit into {memory}? {answer}: {gb(estimate.needed)} in the {estimate.phase}{more}."
+
+
+def remedy(tried: Tried) -> str:
+    fits = "" if tried.estimate.fits else ", which is too much"
+    return f"With {shlex.join(tried.flags())}: {gb(tried.estimate.needed)} in the {tried.estimate.phase}{fits}."
+
+
+def one_line(estimate: Estimate) -> str:
+    """For the start of a run."""
+    parts = estimate.phases[estimate.phase].parts
+    largest = sorted(((size, name) for name, size in parts.items() if size > 0.05 * estimate.peak), reverse=True)
+    names = ", ".join(f"{name} {gb(size)}" for size, name in largest)
+    return f"about {gb(estimate.peak)}, the most in the {estimate.phase} ({names})"
+
+
+def time_lines(estimate: Estimate, steps: int | None, share: float) -> list[str]:
+    """How long a step takes and all of them. `share`: the tokens of a mean row, of those of the longest."""
+    if not estimate.seconds:
+        return []
+    step = mean_step(estimate, share)
+    low, high = step / UNCERTAIN, step * UNCERTAIN
+    source = f"by the figures of {estimate.device.name}, {duration(low)} to {duration(high)}"
+    lines = [f"A step takes about {duration(step)} ({source})."]
+    if steps:
+        span = f"{duration(low * steps)} to {duration(high * steps)}"
+        lines.append(f"{steps:,} steps take about {duration(step * steps)} ({span}).")
+    return lines
+
+
+def mean_step(estimate: Estimate, share: float) -> float:
+    """Seconds of a step on rows of mean length: what is computed of a row goes by its tokens."""
+    fixed = {"answers", "optimizer step"}
+    return sum(seconds * (1 if name in fixed else share) for name, seconds in estimate.seconds.items())
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def as_dict(estimate: Estimate, tried: Sequence[Tried], command: list[str], steps: int | None, share: float) -> Any:
+    """The result as plain data."""
+    return {
+        **estimate.to_dict(),
+        "steps": steps,
+        "step_seconds": mean_step(estimate, share) if estimate.seconds else None,
+        "remedies": [
+            {"options": one.changes, "needed_bytes": one.estimate.needed, "fits": one.estimate.fits} for one in tried
+        ],
+        "command": command,
+    }
