@@ -113,7 +113,7 @@ def _estimate(
         screen.say("")
         for line in (_model(planned), _rows(planned, rows), f"Device   {device.name}, {gb(device.memory)}"):
             screen.say(line)
-        screen.console.print(showing.table(first))
+        screen.console.print(showing.table(first, screen.console.width))
         screen.say(showing.verdict(first, memory or f"the {gb(device.memory)} of {device.name}"), "bold")
         for line in showing.time_lines(first, steps, share):
             screen.say(line)

@@ -17,12 +17,17 @@ SMALL = 0.01  # share of the peak below which a component is shown with the othe
 UNCERTAIN = 1.7  # times that a step may be faster or slower than its estimate by a card's figures
 
 
-def table(estimate: Estimate) -> Table:
-    """Phases in rows, components in columns, in GB."""
-    names = [name for name in _components(estimate) if _largest(estimate, name) >= SMALL * estimate.peak]
+def table(estimate: Estimate, width: int) -> Table:
+    """Phases in rows; in columns, in GB, the components that are largest somewhere, as many as `width` has room for."""
+    names = sorted(_components(estimate), key=lambda name: -_largest(estimate, name))
+    names = [name for name in names if _largest(estimate, name) >= SMALL * estimate.peak]
+    room = width - max(map(len, estimate.phases)) - len(" peak  other  1.2 min ")
+    while sum(max(map(len, name.split())) + 1 for name in names) > room:
+        names.pop()
     has_time = bool(estimate.seconds)
     columns = [Column(name, justify="right") for name in ("peak", *names, "other", *(["time"] if has_time else []))]
-    shown = Table("GB", *columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    first = Column("GB", no_wrap=True)
+    shown = Table(first, *columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
     for name, phase in estimate.phases.items():
         others = sum(size for part, size in phase.parts.items() if part not in names)
         sizes = [phase.peak, *(phase.parts[part] for part in names), others]

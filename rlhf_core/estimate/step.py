@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
@@ -82,6 +83,7 @@ def measure(
 ) -> Measurement:
     """Measure a step on rows of these lengths. `config` has the options that the run really uses."""
     meter = Meter(device.seconds if device.flops else None, info.config.get_text_config().vocab_size)
+    datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder, quiet_libraries(), torch.random.fork_rng([]):
         run = _run(config, method, info, catalog, rows, Path(folder))
         try:
@@ -167,6 +169,8 @@ class _Measured:
         trainer.training_step = functools.partial(self.training_step, trainer.training_step)
         trainer.compute_loss = functools.partial(self.compute_loss, trainer.compute_loss)
         trainer.accelerator.backward = functools.partial(self.backward, trainer.accelerator.backward)
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
         trainer.add_callback(_OneStep(self))
 
     @property
