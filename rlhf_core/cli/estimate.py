@@ -14,7 +14,7 @@ import click
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli.run import RunCommand, pairs
-from rlhf_core.config import BUILTIN, RunConfig, read_file, resolve
+from rlhf_core.config import RunConfig, read_file, resolve
 from rlhf_core.errors import UserError
 from rlhf_core.method import Method
 from rlhf_core.numbers import COUNT
@@ -26,6 +26,10 @@ OWN = ("gpu", "memory", "as_json", "prompt_tokens", "completion_tokens")
 
 class EstimateCommand(RunCommand):
     """The flags of a run that say what it is, and the ones below."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["typed"] = list(args)
+        return super().parse_args(ctx, args)
 
     def more_flags(self) -> list[click.Parameter]:
         return [
@@ -58,13 +62,14 @@ def estimate(ctx: click.Context, **values: Any) -> None:
     if method is not None and method.rewards == "required" and not named:
         given["reward"] = [REWARD]
     config, method = resolve(given, ctx.obj, under=under)
-    sys.exit(_estimate(config, method, ctx.obj, **own))
+    sys.exit(_estimate(config, method, ctx.obj, ctx.meta["typed"], **own))
 
 
 def _estimate(
     config: RunConfig,
     method: Method,
     catalog: Catalog,
+    typed: list[str],
     gpu: str | None,
     memory: str | None,
     as_json: bool,
@@ -76,17 +81,21 @@ def _estimate(
 
     environment.prepare()
     from rlhf_core.estimate import showing
-    from rlhf_core.estimate.estimating import Estimate, gb, steps_of
+    from rlhf_core.estimate.estimating import Estimate, steps_of
     from rlhf_core.estimate.estimating import estimate as estimate_run
     from rlhf_core.estimate.fitting import Tried, try_remedies
-    from rlhf_core.estimate.hardware import here, find_card
+    from rlhf_core.estimate.hardware import find_card, here
     from rlhf_core.estimate.planning import plan
     from rlhf_core.ui.screen import Screen
-    from rlhf_core.ui.text import to_json
+    from rlhf_core.ui.text import gb, to_json
 
     device = find_card(gpu) if gpu else here()
     if size is not None:
-        device = replace(device, memory=size) if gpu or device.is_gpu else replace(device, memory=size, is_gpu=True, name="a GPU")
+        device = (
+            replace(device, memory=size)
+            if gpu or device.is_gpu
+            else replace(device, memory=size, is_gpu=True, name="a GPU")
+        )
     screen = Screen(quiet=as_json)
     with tempfile.TemporaryDirectory() as folder:
         with screen.working("Reading the model's configuration and the data …"):
@@ -123,7 +132,7 @@ def _estimate(
                 tried.append(one)
                 screen.say(showing.remedy(one))
         fits = first.fits or bool(tried and tried[-1].estimate.fits)
-        command = _command(tried[-1].flags() if tried and fits else [])
+        command = _command(typed, tried[-1].flags() if tried and fits else [])
         if not fits:
             screen.say("Nothing makes it fit: take a smaller model, or a larger card.")
         screen.say(f"\n{'Run' if first.fits else 'Then'}: {shlex.join(command)}" if fits else "")
@@ -149,10 +158,10 @@ def _rows(planned: Any, rows: Any) -> str:
     return f"Rows     {count}the longest: prompts of {rows.prompt:,} tokens, answers of {rows.completion:,}{notes}"
 
 
-def _command(changes: list[str]) -> list[str]:
+def _command(typed: list[str], changes: list[str]) -> list[str]:
     """`rlhf run` with the flags that were typed, but for this command's own."""
     words, skip = [], False
-    for word in sys.argv[sys.argv.index("estimate") + 1 :]:
+    for word in typed:
         name = word.partition("=")[0].replace("_", "-")
         if skip:
             skip = False

@@ -91,7 +91,7 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, resumes: dic
             code = launch.launch(config, _arguments(config, resumes["resume"]))
     else:
         try:
-            code = train(config, method, catalog, **resumes, dry_run=dry_run)
+            code = train(config, method, catalog, **resumes, dry_run=dry_run, estimate=_expected)
         except Exception as error:
             ranks.wait_to_be_ended(error)
             raise
@@ -99,6 +99,12 @@ def _carry_out(config: RunConfig, method: Method, catalog: Catalog, resumes: dic
         launch.start_again(config)
     launch.end_process(code)
     return code
+
+
+def _expected(*run: Any) -> Any:
+    from rlhf_core.estimate.before_run import of_run
+
+    return of_run(*run)
 
 
 def _arguments(config: RunConfig, resume: bool) -> list[str]:
@@ -155,7 +161,11 @@ def _find_run(resume: str, output_dir: str | None) -> Path:
 
 def _peek_method(args: list[str]) -> str | None:
     """The method that these arguments name, before its flags are known."""
-    options = [option for option in (*_flags(MAIN), *_more_flags()) if option.name in ("method", "config", "resume", "output_dir")]
+    options = [
+        option
+        for option in (*_flags(MAIN), *_more_flags())
+        if option.name in ("method", "config", "resume", "output_dir")
+    ]
     lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
     command = click.Command("run", params=options, add_help_option=False, context_settings=lenient)
     found = command.make_context("run", list(args), resilient_parsing=True).params

@@ -9,9 +9,9 @@ from typing import Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
-from rlhf_core.estimate.hardware import GB, Device
+from rlhf_core.estimate.hardware import Device
+from rlhf_core.estimate.meter import Phase
 from rlhf_core.estimate.synthetic import Lengths
-from rlhf_core.estimate.weightless import Phase
 from rlhf_core.method import Method
 from rlhf_core.models.loading import ModelInfo
 
@@ -108,13 +108,7 @@ def _per_device(phase: Phase, config: RunConfig) -> Phase:
     for name in split:
         whole = parts[name] // 10 if name in ("weights", "reference") else 0
         parts[name] = parts[name] // devices + whole
-    return Phase(sum(parts.values()), parts, phase.operations, phase.flops, phase.moved, phase.seconds)
-
-
-def gb(size: float) -> str:
-    """Bytes as people say them."""
-    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.0f} MB"
-
+    return Phase(sum(parts.values()), parts, phase.operations, phase.flops, phase.seconds)
 
 
 def steps_of(estimate: Estimate, options: Any, rows: int | None) -> int | None:

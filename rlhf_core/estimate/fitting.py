@@ -24,7 +24,9 @@ class Tried:
         words: list[str] = []
         for name, value in self.changes.items():
             flag = name.replace("_", "-")
-            words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            words += (
+                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            )
         return words
 
 

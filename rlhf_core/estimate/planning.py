@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
@@ -26,6 +25,9 @@ from rlhf_core.models.adapters import uses_lora
 from rlhf_core.models.loading import ModelInfo, check_options
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.training import plan as planning
+
+if TYPE_CHECKING:
+    from rlhf_core.data.chat_template import ChatTemplate
 
 LOOKED_AT = 1000  # rows whose tokens are counted, and as many of the longest by their bytes
 
@@ -45,13 +47,13 @@ class Planned:
 
 
 def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> Planned:
-    """Resolve and check what a run would. `folder` is an empty one, in which a shipped shape is put. Raises `UserError`."""
+    """Resolve and check what a run would. A shipped shape is put into `folder`. Raises `UserError`."""
     shipped = _shipped(config.model)
     if shipped is None and (config.data != [BUILTIN] or config.model == BUILTIN):
         made = planning.make_plan(config, method, catalog, [])
         rows, options = made.data.train, made.config.options
         counted = lengths_of(_sample(rows), method.data, made.template, options)
-        longest = largest_pass(counted, method, options)
+        longest = _largest_pass(counted, method, options)
         return Planned(made.config, made.info, longest, _mean(counted), len(rows), [])
     with quiet_libraries():
         info = _without_files(*shipped, method, folder) if shipped else _read(config, method)
@@ -60,14 +62,12 @@ def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> P
     lora = uses_lora(options, info)
     options = method.resolve_options(options.model_copy(update={"lora": lora}), lora=lora)
     given = config.model_copy(update={"options": options})
-    rows = None
-    if config.data != [BUILTIN]:
-        rows = _count(config, method, catalog)
+    count = None if config.data == [BUILTIN] else _count(config, method, catalog)
     note = "as long as the options allow; say otherwise with --prompt-tokens and --completion-tokens"
-    if shipped and rows is not None:
+    if shipped and count is not None:
         note = f"the tokenizer of {config.model} is not here, so lengths are {note}"
     allowed = limits(method, options)
-    return Planned(given, info, allowed, allowed, rows, [note])
+    return Planned(given, info, allowed, allowed, count, [note])
 
 
 def _shipped(name: str) -> tuple[str, Any] | None:
@@ -135,7 +135,12 @@ def _sample(rows: Sequence[Any]) -> list[Any]:
     return [rows[i] for i in {*chosen[:LOOKED_AT], *by_size[:LOOKED_AT]}]
 
 
-def largest_pass(counted: Sequence[Lengths], method: Method, options: Any) -> Lengths:
+def longest_pass(rows: Sequence[Any], method: Method, template: ChatTemplate, options: Any) -> Lengths:
+    """The mean lengths of the rows that make up the largest forward pass."""
+    return _largest_pass(lengths_of(_sample(rows), method.data, template, options), method, options)
+
+
+def _largest_pass(counted: Sequence[Lengths], method: Method, options: Any) -> Lengths:
     """The mean of the longest rows, as many as go through the model together. Of prompts, a group shares one."""
     answers = options.num_generations if "num_generations" in type(options).model_fields else 1
     together = max(1, options.per_device_train_batch_size // answers)

@@ -9,9 +9,10 @@ from typing import Any
 from rich import box
 from rich.table import Column, Table
 
-from rlhf_core.estimate.estimating import Estimate, gb
+from rlhf_core.estimate.estimating import Estimate
 from rlhf_core.estimate.fitting import Tried
 from rlhf_core.estimate.hardware import GB
+from rlhf_core.ui.text import gb
 
 SMALL = 0.01  # share of the peak below which a component is shown with the others
 UNCERTAIN = 1.7  # times that a step may be faster or slower than its estimate by a card's figures

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_core.estimate.hardware import Device
-from rlhf_core.estimate.weightless import Meter, Weightless, without_values
+from rlhf_core.estimate.meter import Meter
+from rlhf_core.estimate.weightless import Weightless, without_values
 from rlhf_core.models import loading, precision, weights
 from rlhf_core.prefix import attention, decoding, kernels, packed, padded, rollouts, sharing, two_phase
 from rlhf_core.prefix.groups import CompletionLogps, Rollout, Sampling
@@ -265,7 +266,9 @@ def _generate(meter: Meter, compute: Callable[..., Any], model: Any, rows: Any, 
             spent.append(meter.phase.spent(before))
         length = sampling.max_new_tokens
         one = [max(0.0, second - first) for first, second in zip(*spent, strict=True)]
-        meter.spend(meter.name, [value * max(0, length - 2) - first for value, first in zip(one, spent[0], strict=True)])
+        meter.spend(
+            meter.name, [value * max(0, length - 2) - first for value, first in zip(one, spent[0], strict=True)]
+        )
         size = cache_bytes(packed.unwrap(model), max(map(len, rows)) + length) * len(rows)
         held = Weightless(torch.empty(size, dtype=torch.uint8, device="meta"))
         meter.assign(held, CACHE)

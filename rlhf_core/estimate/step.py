@@ -24,8 +24,9 @@ from rlhf_core.config import RunConfig
 from rlhf_core.data.loading import Data
 from rlhf_core.estimate import stand_ins, synthetic
 from rlhf_core.estimate.hardware import LAUNCH, Device
+from rlhf_core.estimate.meter import NOTHING, Meter, Phase
 from rlhf_core.estimate.synthetic import Lengths
-from rlhf_core.estimate.weightless import NOTHING, Meter, Phase, Weightless, without_values
+from rlhf_core.estimate.weightless import Weightless, without_values
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.method import Method
 from rlhf_core.models import loading
@@ -57,8 +58,9 @@ class MeasuredRun(Run):
 
 @dataclass(frozen=True)
 class Measurement:
-    """`phases` as the meter has them; `spent` is what they spent in a step, `in_passes` the part of it in forward and
-    backward passes for a loss: what else was spent serves `steps_per_rollout` optimizer steps. `steps_per_row`: optimizer steps for each row.
+    """`phases` as the meter has them; `spent` is what they spent in a step, and `in_passes` the part of it in forward
+    and backward passes for a loss: what else was spent serves `steps_per_rollout` optimizer steps. `steps_per_row`:
+    optimizer steps for each row.
     """
 
     phases: dict[str, Phase]
@@ -73,7 +75,7 @@ class Measurement:
         for name, spent in self.spent.items():
             inside = self.in_passes.get(name, NOTHING)
             outside = [(whole - part) / self.steps_per_rollout for whole, part in zip(spent, inside, strict=True)]
-            operations, _, _, seconds = (a + b for a, b in zip(inside, outside, strict=True))
+            operations, _, seconds = (a + b for a, b in zip(inside, outside, strict=True))
             found[name] = max(seconds, operations * LAUNCH)
         return {name: value for name, value in found.items() if name != LOADING}
 

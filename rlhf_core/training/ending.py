@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from rlhf_core.credentials import masked
 from rlhf_core.errors import RunStopped, first_line
 from rlhf_core.method import Method
 from rlhf_core.rewards.outcomes import failures
-from rlhf_core.training import launch, ranks, run_folder
+from rlhf_core.training import launch, manifest, ranks, run_folder
 from rlhf_core.ui.screen import Screen
 from rlhf_core.ui.streams import OF_DISKS
+from rlhf_core.ui.text import gb
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -96,6 +97,18 @@ def callback_of(error: BaseException, names: Sequence[str]) -> str | None:
                 called = f"Callback {entry.name!r} of {entry.distribution} {entry.version}"
                 return f"{called} failed: {type(error).__name__}: {first_line(error)}."
     return None
+
+
+def say_memory(run: Run, measured: Mapping[str, int], screen: Screen) -> None:
+    """Say how much memory the run took at most, beside the estimate, and write both to manifest.json."""
+    most = measured.get("allocated", measured.get("resident"))
+    if most is None:
+        return
+    estimated = run.expected.peak
+    beside = f"; estimated were {gb(estimated)} ({most / estimated - 1:+.0%})" if estimated else ""
+    what = "of the GPU" if "allocated" in measured else "beyond what the process had before"
+    screen.say(f"Memory   {gb(most)} {what} at most{beside}")
+    manifest.note(run.folder, memory={"estimated_bytes": estimated, **{f"{k}_bytes": v for k, v in measured.items()}})
 
 
 def say_failures(run: Run, screen: Screen) -> None:

@@ -28,6 +28,7 @@ from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.inputs import parse_json, read_text
+from rlhf_core.outputs import write_whole
 from rlhf_core.training import checkpoint
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def describe(run: Run, plugins: Sequence[str]) -> dict[str, Any]:
         "seed": run.options.seed,
         "git_commit": _git_commit(),
     }
+
+
+def note(folder: Path, **values: Any) -> None:
+    """Add what became known at the end to a run's manifest."""
+    file = folder / FILE
+    written = {**json.loads(file.read_text(encoding="utf-8")), **values}
+    write_whole(file, json.dumps(written, indent=2, ensure_ascii=False) + "\n", private=True)
 
 
 def read(folder: Path) -> dict[str, Any]:

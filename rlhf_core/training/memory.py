@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # what forgets the highest resident set of a process: man 5 proc
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run is expected to take, in bytes at once, if that is known; `lines` are shown before its weights load."""
+
+    peak: int | None = None
+    lines: list[tuple[str, str]] = field(default_factory=list)
 
 
 class PeakMemory:

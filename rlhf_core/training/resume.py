@@ -8,6 +8,7 @@ the schedule of the new length, from the checkpoint on.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.config import read_file
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.training import checkpoint as checkpoints
-from rlhf_core.training import manifest
+from rlhf_core.training import launch, manifest
+from rlhf_core.ui.screen import Screen
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -37,6 +39,8 @@ MAY_CHANGE = (
 NEVER = ("method", "lora", "lora_r", "lora_target_modules", "load_in_4bit", "load_in_8bit")
 FILES = {"model": "the files of models or of the chat template", "reward": "the files of rewards"}
 CHECKPOINT, DATA = "checkpoint", "data"
+
+CHECKED = "RLHF_CHECKPOINT"  # environment: the checkpoint that the launching command has found whole; empty for none
 
 
 @dataclass
@@ -61,6 +65,14 @@ class Resumed:
         self.names.add(name)
         self.notes.append({"name": name, "was": was, "now": now})
         self.told.append(f"since the run began: {name} is {now}, was {was}{more}")
+
+
+def whole_checkpoint(folder: Path, screen: Screen, allow_changed: Sequence[str]) -> Path | None:
+    """The checkpoint to resume from. Its files are read once: by the command that starts several processes, for all."""
+    if launch.LAUNCHER in os.environ and CHECKED in os.environ:
+        return folder / "checkpoints" / os.environ[CHECKED] if os.environ[CHECKED] else None
+    with screen.working("Checking the files of the checkpoint …"):
+        return checkpoints.newest_whole(folder, screen.say, allow_changed)
 
 
 def check(run: Run, checkpoint: Path, plugins: Sequence[str], allowed: Collection[str] = ()) -> Resumed:

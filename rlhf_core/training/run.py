@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,10 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
 from rlhf_core.training import arguments as training_arguments
 from rlhf_core.training import build as building
-from rlhf_core.training import checkpoint as checkpoint_files
 from rlhf_core.training import ending, launch, ranks, run_folder
 from rlhf_core.training import plan as planning
 from rlhf_core.training import resume as resuming
-from rlhf_core.training.memory import PeakMemory
+from rlhf_core.training.memory import Expected, PeakMemory
 from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen
 
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
     from rlhf_core.training.progress import ProgressCallback
 
 
-CHECKED = "RLHF_CHECKPOINT"  # environment: the checkpoint that the launching command has found whole; empty for none
-
-
 class Run:
     """What a method builds its trainer from.
 
@@ -56,6 +52,7 @@ class Run:
     """
 
     loads_weights = True  # False in a dry run, and before the method's trainer is built
+    expected = Expected()  # the memory that it will take
     callbacks: list[transformers.TrainerCallback] | None = None  # of `--callback`; None: they need the model
     is_new = True  # its folder is not that of a run to resume
 
@@ -108,6 +105,9 @@ class Run:
         return training_arguments.build(self, cls, fields)
 
 
+Estimator = Callable[[Run, Method, Catalog, Screen], Expected]
+
+
 def train(
     config: RunConfig,
     method: Method,
@@ -116,8 +116,10 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     allow_changed: Sequence[str] = (),
+    estimate: Estimator | None = None,
 ) -> int:
-    """Carry out a run. Raises `UserError` for mistakes; returns the exit code otherwise.
+    """Carry out a run. Raises `UserError` for mistakes; returns the exit code otherwise. `estimate` says what memory it
+    will take, before weights load.
 
     `allow_changed`: names of what a resumed run may have otherwise than it began.
     0: done. 1: it had to stop, and said how to resume. 130: it was interrupted. `launch.OUT_OF_MEMORY`: start it again,
@@ -129,7 +131,8 @@ def train(
         ranks.report(threading.get_ident())
     launch.check_distributed(config)
     with run_folder.claimed(config, resume) as folder:
-        return _train(config, method, catalog, folder, resume=resume, allow_changed=allow_changed, dry_run=dry_run)
+        how: dict[str, Any] = {"resume": resume, "allow_changed": allow_changed, "dry_run": dry_run}
+        return _train(config, method, catalog, folder, **how, estimate=estimate)
 
 
 def _train(
@@ -141,10 +144,11 @@ def _train(
     resume: bool,
     allow_changed: Sequence[str],
     dry_run: bool,
+    estimate: Estimator | None,
 ) -> int:
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
     screen = Screen(quiet=not first)
-    checkpoint = _whole_checkpoint(folder, screen, allow_changed) if resume else None
+    checkpoint = resuming.whole_checkpoint(folder, screen, allow_changed) if resume else None
     if resume and first and not dry_run and launch.LAUNCHER not in os.environ:  # or the file is for this run
         run_folder.remove_stop_file(folder, screen.say)
     with screen.working("Reading data and model configuration …"):
@@ -153,30 +157,27 @@ def _train(
     try:
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
-        screen.resolved(planning.summary(run.plan, tested, catalog))
+        if first and estimate is not None:
+            run.expected = estimate(run, method, catalog, screen)
+        screen.resolved([*planning.summary(run.plan, tested, catalog), *run.expected.lines])
         if dry_run:
             building.try_to_build(run, method, screen)
             planning.dry_run(run.plan, tested, screen)
             return 0
         with run_folder.log_file(folder, screen.say):
-            run.memory = PeakMemory()
+            memory = PeakMemory()
             with screen.working("Loading the model …"):
                 trainer = building.build(run, method, planning.plugins_used(run.plan, catalog))
             try:
-                return _carry_out(run, method, trainer, catalog, screen)
+                code = _carry_out(run, method, trainer, catalog, screen)
+                if first and code == 0:
+                    ending.say_memory(run, memory.read(), screen)
+                return code
             finally:
                 if not _is_kept(run, trainer):
                     run_folder.discard(folder)
     finally:
         run.rewards.close()
-
-
-def _whole_checkpoint(folder: Path, screen: Screen, allow_changed: Sequence[str]) -> Path | None:
-    """The checkpoint to resume from. Its files are read once: by the command that starts several processes, for all."""
-    if launch.LAUNCHER in os.environ and CHECKED in os.environ:
-        return folder / "checkpoints" / os.environ[CHECKED] if os.environ[CHECKED] else None
-    with screen.working("Checking the files of the checkpoint …"):
-        return checkpoint_files.newest_whole(folder, screen.say, allow_changed)
 
 
 def _is_kept(run: Run, trainer: transformers.Trainer) -> bool:
@@ -194,8 +195,8 @@ def check(
     launch.check_distributed(config)
     checkpoint = None
     if resume:
-        checkpoint = _whole_checkpoint(Path(str(config.output_dir)), Screen(), allow_changed)
-        os.environ[CHECKED] = checkpoint.name if checkpoint else ""
+        checkpoint = resuming.whole_checkpoint(Path(str(config.output_dir)), Screen(), allow_changed)
+        os.environ[resuming.CHECKED] = checkpoint.name if checkpoint else ""
     prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed).rewards.close()
 
 
@@ -256,7 +257,6 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
         screen.results(held_out.before, held_out.evaluate())
     ending.say_failures(run, screen)
     screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
-    screen.say(f"Memory   {run.memory.read()}")
     screen.say(f"Next     {ending.next_command(run, method)}", "bold")
     return 0
 

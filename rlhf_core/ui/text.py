@@ -69,6 +69,11 @@ def _symbol(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def gb(size: float) -> str:
+    """Bytes as people say them."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON for another program, which reads back the same text, and without control characters for a terminal."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)

@@ -1,0 +1,72 @@
+"""The estimate that a run shows before its weights load, made in a process of its own, which leaves nothing behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlhf_core.catalog import Catalog
+from rlhf_core.estimate import showing
+from rlhf_core.estimate.estimating import Estimate, estimate
+from rlhf_core.estimate.hardware import Device, here
+from rlhf_core.estimate.planning import longest_pass
+from rlhf_core.method import Method
+from rlhf_core.training.memory import Expected
+from rlhf_core.ui.screen import Screen
+from rlhf_core.ui.text import gb
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
+
+SMALLEST = 20_000_000  # parameters: a smaller model needs little memory, and its runs are short
+SECONDS = 180  # that an estimate may take
+
+
+def of_run(run: Run, method: Method, catalog: Catalog, screen: Screen) -> Expected:
+    """The estimate, or why there is none; nothing for small models, and where a process can't be copied."""
+    if run.info.parameters < SMALLEST or sys.platform != "linux":
+        return Expected()
+    with screen.working("Estimating memory …"):
+        found = _in_a_copy(run, method, catalog, here())
+    if isinstance(found, str):
+        return Expected(lines=[("Memory", f"not estimated: {found}")])
+    lines = [("Memory", showing.one_line(found))]
+    if not found.fits:
+        card = f"the {gb(found.device.memory)} of {found.device.name}"
+        lines.append(("Warning", f"{showing.verdict(found, card)} What would: rlhf estimate, with the same flags"))
+    return Expected(found.peak, lines)
+
+
+def _in_a_copy(run: Run, method: Method, catalog: Catalog, device: Device) -> Estimate | str:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    copied = multiprocessing.get_context("fork")
+    process = copied.Process(target=_send, args=(sender, run, method, catalog, device), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(SECONDS) else f"it took more than {SECONDS} s"
+    except EOFError:
+        return "its process ended"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(sender: Connection, run: Run, method: Method, catalog: Catalog, device: Device) -> None:
+    """In a copy of the process: its threads are gone, and CUDA can't be used."""
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        torch.set_num_threads(1)
+        try:
+            rows = longest_pass(run.train_rows, method, run.template, run.options)
+            found: Estimate | str = estimate(run.config, method, run.info, catalog, rows, device)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+        sender.send(found)
+        sender.close()
+    os._exit(0)
