@@ -6,8 +6,6 @@ import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # what forgets the highest resident set of a process: man 5 proc
 
@@ -26,6 +24,8 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
+        import torch
+
         self.on_gpu = torch.cuda.is_available()
         self.before = 0
         if self.on_gpu:
@@ -37,6 +37,8 @@ class PeakMemory:
 
     def read(self) -> dict[str, int]:
         if self.on_gpu:
+            import torch
+
             return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         most = _of_status("VmHWM")
         return {} if most is None else {"resident": max(0, most - self.before)}
