@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Messages = list[dict[str, Any]]
+TEXT = "text"  # the role of the only turn of a conversation that is plain text
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Example:
 
     `prompt` ends with a user message. `completion`, `chosen` and `rejected` are the assistant's messages after it.
     `answer` is the short reference answer for rewards, `columns` are more columns for them beside the row's columns,
-    which are passed through.
+    which are passed through. `text`, with an empty prompt and nothing else, is plain text: all of it is learned, as it
+    is, without a chat template.
     """
 
     prompt: Messages
@@ -29,6 +31,7 @@ class Example:
     rejected: Messages | None = None
     answer: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    text: str | None = None
 
 
 class NothingToLearn(ValueError):

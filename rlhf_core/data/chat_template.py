@@ -86,6 +86,13 @@ class ChatTemplate:
         """The token ids of the prompt."""
         return self.ids(self.prompt(messages, tools))
 
+    def text_ids(self, text: str) -> tuple[list[int], list[int]]:
+        """(the token that begins texts, if the tokenizer has one; the token ids of plain text and the end token)."""
+        start, end = self.tokenizer("")["input_ids"][:1], self.tokenizer.eos_token or self.end_token
+        begins = start if start and start == [self.tokenizer.bos_token_id] else []
+        plain = as_text(text, self.special) if self.escape else text
+        return begins, [*self.ids(plain), self.tokenizer.convert_tokens_to_ids(end)]
+
     def ids(self, text: str) -> list[int]:
         """The token ids of rendered text. What is escaped in it is text, although it reads like a token."""
         ids: list[int] = []

@@ -10,12 +10,13 @@ from __future__ import annotations
 import bisect
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, THOUGHT_KEYS, ChatTemplate, as_text
+from rlhf_core.data.projecting import is_plain
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json
 
@@ -61,8 +62,7 @@ def encode_conversations(
     A conversation becomes one row, or one for each answer if the chat template shows earlier answers otherwise than
     when they were generated (such as without their thoughts). Rows without a label are left out.
     """
-    encoded = (part for row in rows for part in encode_conversation(template, row["messages"], tools_of(row)))
-    cut = ((ids[:max_length], labels[:max_length]) for ids, labels in encoded)
+    cut = (part for row in rows for part in encode_within(template, row["messages"], tools_of(row), max_length))
     return _table({"input_ids": ids, "labels": labels} for ids, labels in cut if learns(labels))
 
 
@@ -85,10 +85,22 @@ def encode_answer(
     return ids[:start], ids[start:], [int(label != IGNORED) for label in labels[start:]]
 
 
+def encode_within(
+    template: ChatTemplate, messages: Messages, tools: Sequence[Any] | None, limit: int
+) -> Iterator[Encoded]:
+    """As `encode_conversation`, each cut after `limit` tokens; plain text is in pieces of so many."""
+    for ids, labels in encode_conversation(template, messages, tools):
+        for start in range(0, len(ids), limit) if is_plain(messages) else (0,):
+            yield ids[start : start + limit], labels[start : start + limit]
+
+
 def encode_conversation(
     template: ChatTemplate, messages: Messages, tools: Sequence[Any] | None = None
 ) -> list[Encoded]:
     """(input ids, labels) of a conversation: one pair, or one for each of the assistant's turns; none without any."""
+    if is_plain(messages):
+        begins, text = template.text_ids(messages[0]["content"])
+        return [([*begins, *text], [IGNORED] * len(begins) + text)]
     learned = learned_turns(messages)
     if not learned:
         return []

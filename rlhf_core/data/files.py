@@ -1,9 +1,9 @@
 """Rows of one file, each with its location for messages.
 
-.json (a list, an object per line, or an object with the list in it), .jsonl, .csv, .tsv, .parquet and .arrow (what
-`save_to_disk` of datasets writes), each also as .gz and .zst. Other content is refused by what it is: a pointer of Git
-LFS, a web page, a workbook. Files are read a line or a batch at a time. Compressed ones that unpack to far more than
-data does are refused early.
+.json (a list, an object per line, or an object with the list in it), .jsonl, .csv, .tsv, .txt (a row for each line),
+.parquet and .arrow (what `save_to_disk` of datasets writes), each also as .gz and .zst. Other content is refused by
+what it is: a pointer of Git LFS, a web page, a workbook. Files are read a line or a batch at a time. Compressed ones
+that unpack to far more than data does are refused early.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNPACKED = 1 << 29  # bytes that every compressed file may unpack to, and beyond
 RATIO = 200
 ICONV = "Convert it: iconv -f {0} -t UTF-8 {1!r} > NEW"
 TABLES = (".parquet", ".arrow")
-KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+KINDS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
 # What files of another kind begin with, whatever they are called.
 NO_DATA = {
@@ -136,7 +136,9 @@ def _rows(path: Path, file: IO[bytes], suffix: str) -> Iterator[tuple[str, Any]]
     if encoding == "UTF-8" and start.count(0) > len(start) // 4:
         raise UserError(f"{path} is not text: more than a quarter of its bytes are zero")
     lines = _lines(path, stream if encoding == "UTF-8" else recoded(stream, encoding), most)
-    if suffix in (".csv", ".tsv"):
+    if suffix == ".txt":
+        yield from ((f"line {i}", {"text": line.strip()}) for i, line in enumerate(lines, start=1) if line.strip())
+    elif suffix in (".csv", ".tsv"):
         yield from read_csv(path, lines, "\t" if suffix == ".tsv" else None)
     else:
         yield from read_json(path, lines)

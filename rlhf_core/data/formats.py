@@ -22,7 +22,7 @@ from rlhf_core.grammar import DataSpec
 from rlhf_core.inputs import is_text, library_errors
 
 LOOKED_AT = 100  # rows, to find where the text of a column goes
-PARTS = ("prompt", "completion", "chosen", "rejected", "answer")
+PARTS = ("prompt", "completion", "chosen", "rejected", "text", "answer")
 Candidate = tuple[Formatter, dict[str, str]]  # with the names that its columns have in a row
 
 

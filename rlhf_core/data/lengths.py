@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data import encoding
 from rlhf_core.data.left_out import TooLong, Unusable
+from rlhf_core.data.projecting import is_plain
 
 if TYPE_CHECKING:
     from rlhf_core.data.chat_template import ChatTemplate
@@ -89,6 +90,8 @@ class Limits:
 
     def _check_conversation(self, row: Row) -> None:
         limit, tools = self.options.max_length, encoding.tools_of(row)
+        if is_plain(row["messages"]):  # which is learned in pieces
+            return
         if tools is None and self._around + _bytes(row["messages"]) <= limit:
             return
         parts = encoding.encode_conversation(self.template, row["messages"], tools)

@@ -29,7 +29,7 @@ from rlhf_core.numbers import MAX_BAD_ROWS
 USED = {
     "prompts": ("prompt", "answer"),
     "preferences": ("prompt", "chosen", "rejected", "answer"),
-    "conversations": ("prompt", "completion", "chosen", "answer"),
+    "conversations": ("prompt", "completion", "chosen", "text", "answer"),
 }
 # Names of columns that usually change what should be learned: a run that does not use one says so.
 TELLING = {
@@ -175,7 +175,7 @@ def _part(
             one = project(row, example, need)
             text_prompts &= is_text_prompt(row.values.get(prompt_column), prompt_of(one))
             projected.append(one)
-            unanswered += need == "conversations" and not answered
+            unanswered += need == "conversations" and not answered and example.text is None
         except UserError as error:
             projected.append(None)
             left_out.add(row.location, error)

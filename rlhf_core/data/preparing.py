@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, THOUGHT_KEYS, ChatTemplate
 from rlhf_core.data.encoding import answer_text, learned_turns, thought_of, tools_of
-from rlhf_core.data.projecting import PROJECTED, Need
+from rlhf_core.data.projecting import PROJECTED, Need, is_plain
 from rlhf_core.errors import UserError
 from rlhf_core.formatter import Messages
 
@@ -48,6 +48,9 @@ class Preparation:
         tools, prompt = tools_of(row), row["prompt"] if first == "prompt" else []
         turns = [turn for column in self.columns for turn in row[column]]
         self._check_texts(turns)
+        if is_plain(turns):
+            self.found["text", ""] += 1
+            return row
         self._check_keys(turns)
         if row[first][0]["role"] == "system" and not self.has_system:
             self.found["system", ""] += 1
@@ -64,7 +67,9 @@ class Preparation:
     def with_system_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with the run's system prompt, if there is one."""
         first = self.columns[0]
-        return {**row, first: with_system(row[first], self.system_prompt)} if self.system_prompt else row
+        if not self.system_prompt or is_plain(row[first]):
+            return row
+        return {**row, first: with_system(row[first], self.system_prompt)}
 
     def _check_texts(self, turns: Messages) -> None:
         """Look for special tokens and markup in the texts of a row."""
@@ -153,6 +158,8 @@ class Preparation:
             "special": f"have special tokens in their text, which {acts.get(self.control_tokens)}: {special}",
             "markup": "have chat markup in their text, which is text to this model. If a template rendered it, give "
             f"messages instead: {markup}",
+            "text": "are plain text: all of it is learned, without the chat template, and the end token after it; in "
+            "pieces where it is longer than --max-length",
             "system": "have a system message, and the chat template has no place for one: it goes before the question",
             "greeting": "begin with a turn of the assistant, which answers nothing and is not learned",
             "opened": "have an answer without a thought, and the chat template opens one: an empty one is learned",

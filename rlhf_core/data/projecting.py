@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rlhf_core.data.files import Row
 from rlhf_core.errors import UserError
-from rlhf_core.formatter import Example, Messages
+from rlhf_core.formatter import TEXT, Example, Messages
 
 Need = Literal["prompts", "preferences", "conversations"]
 # What a row becomes for each need. Its other columns stay, for rewards, but for those that are its prompt and answer.
@@ -22,6 +22,10 @@ CANONICAL = ("prompt", "completion", "messages")
 def project(row: Row, example: Example, need: Need) -> dict[str, Any]:
     """The row for a method that needs `need`: TRL's columns, the reference answer, the row's other columns."""
     others = row_columns(row, example)
+    if example.text is not None:
+        if need != "conversations":
+            raise UserError(f"{row.location}: this method needs {need}, and the row is plain text, which sft learns")
+        return {"messages": [{"role": TEXT, "content": example.text}], **others}
     if need == "conversations":
         completion = example.completion or example.chosen
         return {"messages": [*example.prompt, *completion] if completion else _answered(row, example.prompt), **others}
@@ -50,12 +54,19 @@ def row_columns(row: Row, example: Example) -> dict[str, Any]:
 
 
 def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The messages to answer: the prompt, or a conversation up to its last question."""
+    """The messages to answer: the prompt, or a conversation up to its last question; none of plain text."""
     if "prompt" in row:
         return row["prompt"]
     messages = row["messages"]
+    if is_plain(messages):
+        return []
     last = max(i for i, turn in enumerate(messages) if turn["role"] == "user")
     return messages[: last + 1]
+
+
+def is_plain(messages: Messages) -> bool:
+    """Whether what is learned is plain text, without a chat template."""
+    return messages[0]["role"] == TEXT
 
 
 def is_text_prompt(given: Any, prompt: Messages) -> bool:

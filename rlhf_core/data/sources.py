@@ -90,6 +90,7 @@ def choose_files(names: list[str], source: str, use: Use) -> tuple[list[str], li
     To train: those of a training split, else those of no split. To evaluate: those of another split, else all.
     """
     data = [name for name in names if PurePosixPath(name).name not in DESCRIPTIONS]
+    data = [name for name in data if kind(name) != ".txt"] or data  # beside other data, texts are notes
     if not data:
         raise UserError(f"{source}: the folder has only {', '.join(names)}, which describe data and hold no rows")
     splits = {name: split_of(name) for name in data}

@@ -59,7 +59,7 @@ def smoke_test(
     rows: Sequence[dict[str, Any]], runtime: RewardRuntime, encode: Callable[[str], list[int]]
 ) -> SmokeTest | None:
     """Score the first few of the projected `rows`. None where there are no rewards or no rows."""
-    rows = rows[:ROWS]
+    rows = [row for row in rows[:ROWS] if prompt_of(row)]
     if not runtime.rewards or not rows:
         return None
     found = [_reference_answer(row) for row in rows]

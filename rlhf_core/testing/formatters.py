@@ -117,6 +117,9 @@ def _problem(example: Any) -> str | None:
     """What is wrong with an example."""
     if not isinstance(example, Example):
         return f"convert returned {type(example).__name__}: return Example(prompt=…, …)"
+    if example.text is not None:
+        others = (example.prompt, example.completion, example.chosen, example.rejected, example.text.strip() == "")
+        return "text is all that its example has, and is not empty" if any(others) else None
     parts = {name: getattr(example, name) for name in ("prompt", "completion", "chosen", "rejected")}
     for name, messages in parts.items():
         if messages is None and name != "prompt":

@@ -88,8 +88,11 @@ class HeldOut(TrainerCallback):
 
 def _answer(result: Evaluation, model: Any, run: Run) -> None:
     """Answer the held-out prompts once each, as in training, and score the answers."""
+    rows = asked(run)
+    if not rows:
+        return
     rollouts = sample(model, run)
-    batch = run.rewards.batch(run.held_out, [answer.completion for answer in rollouts])
+    batch = run.rewards.batch(rows, [answer.completion for answer in rollouts])
     scored = run.rewards.evaluate(batch)
     applicable = {name: [s for s in column.scores if s is not None] for name, column in scored.items()}
     result.rewards = {name: fmean(scores) if scores else None for name, scores in applicable.items()}
@@ -101,6 +104,11 @@ def _answer(result: Evaluation, model: Any, run: Run) -> None:
     result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(batch))]
 
 
+def asked(run: Run) -> list[dict[str, Any]]:
+    """The held-out rows that have a prompt: plain text has none."""
+    return [row for row in run.held_out if prompt_of(row)]
+
+
 @torch.no_grad()
 def sample(model: Any, run: Run) -> list[Rollout]:
     """One answer to each prompt. The random state is restored, so that the evaluation does not change the run."""
@@ -108,7 +116,7 @@ def sample(model: Any, run: Run) -> list[Rollout]:
     settings = options.model_dump(include=set(SAMPLING))
     sampling = Sampling(options.max_completion_length, eos_token_ids(model, tokenizer), **settings)
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    ids = [run.template.prompt_ids(prompt_of(row), tools_of(row)) for row in run.held_out]
+    ids = [run.template.prompt_ids(prompt_of(row), tools_of(row)) for row in asked(run)]
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         starts = range(0, len(ids), size)

@@ -162,7 +162,7 @@ def _check_context(
     allowed = options.max_length if method.data == "conversations" else options.max_prompt_length
     allowed += 0 if method.data == "conversations" else options.max_completion_length
     rows = () if allowed <= limit else train  # none has more than it may have
-    answered = [{"prompt": prompt_of(row)} for row in held_out] if method.generates else []
+    answered = [{"prompt": prompt} for row in held_out if (prompt := prompt_of(row))] if method.generates else []
     prompts = lengths.most_tokens(answered, "prompts", options, template, limit)
     trained = lengths.most_tokens(rows, method.data, options, template, limit)
     if max(prompts, trained) <= limit:
@@ -181,7 +181,7 @@ def _check_context(
 
 def _not_evaluated(method: Method, config: RunConfig, given: Collection[str], held_out: Sequence[Any]) -> list[str]:
     """Warnings for what only answers to held-out prompts would use, where there are none."""
-    if method.data == "prompts" or held_out:
+    if method.data == "prompts" or any(map(prompt_of, held_out)):
         return []
     names = [*SAMPLING, *(["max_completion_length"] if method.data == "conversations" else [])]
     flags = ["--" + name.replace("_", "-") for name in names if name in given] + ["--reward"] * bool(config.reward)

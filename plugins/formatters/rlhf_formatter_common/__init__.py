@@ -11,6 +11,7 @@
 | `sharegpt`            | `conversations`: a list of `{"from", "value"}`                                               |
 | `huatuogpt`           | `data`: a list of `问：…` and `答：…`                                                        |
 | `guanaco`             | `text`: a dialogue of `### Human: …` and `### Assistant: …`                                  |
+| `text`                | `text`: plain text, all of which is learned                                                  |
 | `oasst_tree`          | `prompt`: a tree of messages, `{"text", "role", "replies"}`                                  |
 | `oasst_messages`      | `message_id`, `parent_id`, `role`, `text`: one message of a tree                             |
 | `prompt`              | `prompt`: text or messages, optional `answer`                                                |
@@ -31,7 +32,6 @@
 
 All take an optional `system`; those with a question, an instruction or a prompt in text take a `history` as well.
 Columns may have other names in published data (`query`, `response`, …): `Formatter(names=…)` has them.
-Plain text without a prompt (a `text` column) is left out: there is no user message to answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf_core import Example, Formatter, hookimpl
-from rlhf_formatter_common.chat import huatuogpt, is_spoken, messages, prompt, prompt_completion, sharegpt
+from rlhf_formatter_common.chat import (
+    huatuogpt,
+    is_plain,
+    is_spoken,
+    messages,
+    prompt,
+    prompt_completion,
+    sharegpt,
+    text,
+)
 from rlhf_formatter_common.choices import first_option, has_options, multiple_choice
 from rlhf_formatter_common.dialogues import guanaco, is_guanaco, is_hh, is_oasst
 from rlhf_formatter_common.marks import marks, unless_bad
@@ -116,6 +125,7 @@ def rlhf_formatters():
         one_answer("sharegpt", {"conversations"}, sharegpt, lambda row: is_conversation(row["conversations"])),
         one_answer("huatuogpt", {"data"}, huatuogpt, lambda row: is_spoken(row["data"])),
         Formatter("guanaco", {"text"}, guanaco, lambda row: is_guanaco(row["text"])),
+        Formatter("text", {"text"}, text, is_plain),
         Formatter("oasst_tree", {"prompt"}, oasst_tree, is_tree),
         Formatter("oasst_messages", {"message_id", "role", "text"}, oasst_messages, is_message, decide=gathered),
         Formatter("prompt", {"prompt"}, prompt, names={"prompt": ("problem",)}),

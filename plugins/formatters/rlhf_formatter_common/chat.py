@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_core import Example, Messages
-from rlhf_formatter_common.dialogues import marked_prompt
+from rlhf_formatter_common.dialogues import is_guanaco, marked_prompt
 from rlhf_formatter_common.reading import (
     read_list,
     read_reply,
@@ -43,6 +43,17 @@ def prompt_completion(row: Mapping[str, Any]) -> Example:
     return Example(
         prompt=marked_prompt(row), completion=completion, answer=reference(row, completion[-1]["content"] or None)
     )
+
+
+def text(row: Mapping[str, Any]) -> Example:
+    """Plain text, all of which is learned, without a chat template, as in further pretraining."""
+    return Example(prompt=[], text=read_text(row["text"], "text"))
+
+
+def is_plain(row: Mapping[str, Any]) -> bool:
+    """Whether the text is all that the row has to learn."""
+    asked = ("prompt", "question", "problem", "instruction", "messages", "conversations", "chosen")
+    return isinstance(row["text"], str) and not is_guanaco(row["text"]) and not any(name in row for name in asked)
 
 
 def _conversation(row: Mapping[str, Any], turns: Messages, column: str) -> Example:

@@ -116,6 +116,8 @@ FORMATS = {
     "NuminaMath": ({"problem": "a", "solution": "b", "messages": FULL["chosen"]}, "messages", [user("a")]),
     "PubMedQA": ({"question": "a", "context": {"contexts": ["x"]}, "long_answer": "b", "final_decision": "yes"}, "pubmedqa", [user("x\n\na")]),
     "huatuo_encyclopedia": ({"questions": [["a", "a?"]], "answers": ["b"]}, "question_lists", [user("a")]),
+    "plain text": ({"text": "a", "source": "b"}, "text", []),
+    "a text beside a prompt": ({"text": "a", "prompt": "b"}, "prompt", [user("b")]),
     "guanaco": ({"text": "### Human: a### Assistant: b"}, "guanaco", [user("a")]),
     "oasst": ({"prompt": {"text": "a", "role": "prompter", "replies": [{"text": "b", "role": "assistant", "replies": []}]}}, "oasst_tree", [user("a")]),
     "query and rejected response": ({"query": "a", "response": "good", "rejected_response": "bad"}, "response_preference", [user("a")]),

@@ -1,11 +1,12 @@
-"""Supervised fine-tuning: cross-entropy on the assistant's turns, and on nothing else.
+"""Supervised fine-tuning: cross-entropy on the assistant's turns, and on nothing else; of plain text, on all of it.
 
     rlhf run --method sft
     rlhf run --method sft --model MODEL --data conversations.jsonl
+    rlhf run --method sft --data texts.txt             # each line is a text, learned without a chat template
     rlhf run --method sft --set loss_type=dft          # Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629
 
 The trainer is TRL's. It gets token ids and labels, so that the loss mask does not depend on whether TRL knows the
-model's chat template. Left out: raw text without conversations, and images.
+model's chat template. Left out: images.
 """
 
 from __future__ import annotations
