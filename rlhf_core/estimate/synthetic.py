@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_core.data.chat_template import ChatTemplate
-from rlhf_core.data.encoding import IGNORED, encode_answer, encode_conversation, encode_pair, tools_of
+from rlhf_core.data.encoding import IGNORED, encode_answer, encode_pair, encode_within, tools_of
 from rlhf_core.data.loading import Need
 
 FILLER = "☤"  # a sign that the built-in tokenizer knows only by its bytes: each adds as many tokens
@@ -39,9 +39,8 @@ def _lengths(row: Mapping[str, Any], need: Need, template: ChatTemplate, options
     if need == "preferences":
         pair = encode_pair(row, template, options.max_completion_length)
         return [Lengths(len(pair["prompt_ids"]), max(len(pair["chosen_ids"]), len(pair["rejected_ids"])))]
-    encoded = encode_conversation(template, row["messages"], tools_of(row))
-    cut = [(len(ids[: options.max_length]), labels[: options.max_length]) for ids, labels in encoded]
-    counted = [(tokens, sum(label != IGNORED for label in labels)) for tokens, labels in cut]
+    encoded = encode_within(template, row["messages"], tools_of(row), options.max_length)
+    counted = [(len(ids), sum(label != IGNORED for label in labels)) for ids, labels in encoded]
     return [Lengths(tokens - learned, learned) for tokens, learned in counted if learned]
 
 
