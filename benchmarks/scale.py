@@ -5,6 +5,7 @@
     python -m benchmarks.scale score      64 `rlhf score` at once
     python -m benchmarks.scale runs       a thousand runs in `runs/`: finding the latest
     python -m benchmarks.scale prompts    200,000 prompts: the dry run of GRPO
+    python -m benchmarks.scale pairs      1,000,000 preference pairs (300 MB): until the first step of DPO, twice
 
 A number after the name makes it smaller. Figures are noted at several sizes, so that one sees what isn't flat, or grows
 faster than the work. The results are in results/scale.json; a part that is measured again replaces its earlier figures.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import resource
 import shlex
 import subprocess
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,8 +209,60 @@ def prompts(total: int = 200_000) -> list[dict[str, Any]]:
     return found
 
 
+def pairs(total: int = 1_000_000) -> list[dict[str, Any]]:
+    """Seconds until the first step, and the most memory: of the largest process, and of all together (what they share
+    counted once). First without a cache, then from it.
+    """
+    found = []
+    rng = random.Random(0)
+    words = "fever cough pain rest water blood pressure heart chest breath days morning night tablet dose test high low"
+    with empty_folder() as folder:
+        with Path("rows.jsonl").open("w", encoding="utf-8") as file:
+            for n in range(total):
+                question, chosen, rejected = (" ".join(rng.choices(words.split(), k=k)) for k in (9, 15, 12))
+                row = {
+                    "question": f"Patient {n}: {question}?",
+                    "response_chosen": chosen,
+                    "response_rejected": rejected,
+                }
+                file.write(json.dumps(row) + "\n")
+        size = Path("rows.jsonl").stat().st_size
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        for start in ("first", "from the cache"):
+            line = ["run", "--method", "dpo", "--data", "rows.jsonl", "--max-steps", "1", "--num-eval-prompts", "0"]
+            began, process = time.monotonic(), command([*line, "--output-dir", start])
+            one, metrics, most, largest = psutil.Process(process.pid), Path(start, "metrics.jsonl"), 0, 0
+            step = looked = 0.0
+            while process.poll() is None:
+                time.sleep(0.5)
+                with suppress(psutil.Error):
+                    processes = [one, *one.children(recursive=True)]
+                    largest = max(largest, *(each.memory_info().rss for each in processes))
+                    if time.monotonic() - looked > 5:  # which takes a while
+                        most = max(most, sum(each.memory_full_info().pss for each in processes))
+                        looked = time.monotonic()
+                if not step and metrics.exists() and metrics.stat().st_size:
+                    step = time.monotonic() - began
+            if process.returncode != 0:
+                raise RuntimeError(f"the run ended with exit code {process.returncode}")
+            cached = sum(file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file())
+            found.append(
+                {
+                    "pairs": total,
+                    "file_mb": size // 10**6,
+                    "start": start,
+                    "seconds_to_the_first_step": round(step, 1),
+                    "largest_process_mib": largest // MIB,
+                    "all_processes_mib": most // MIB,
+                    "cache_mb": cached // 10**6,
+                }
+            )
+            print(found[-1], flush=True)
+    return found
+
+
 PARTS: dict[str, Callable[..., Any]] = {
-    "steps": steps, "grpo": grpo, "score": score, "runs": runs, "prompts": prompts,
+    "steps": steps, "grpo": grpo, "score": score, "runs": runs, "prompts": prompts, "pairs": pairs,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from rlhf_core.data import chat_template
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.data.files import Row
 from rlhf_core.data.left_out import LeftOut
-from rlhf_core.data.loading import _prepared
+from rlhf_core.data.parts import Conversion
 from rlhf_core.errors import UserError
 
 CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
@@ -235,8 +235,11 @@ def test_a_row_on_which_a_template_takes_too_long_ends_the_reading(made, monkeyp
     monkeypatch.setattr(chat_template, "SECONDS", 0.2)
     template = made("{{ messages[0].content }}{% if messages[0].content == 'How?' %}" + LOOPS + "{% endif %}")
     template.check()
+    conversion = Conversion(None, "prompts", LeftOut("d.jsonl"))
     with pytest.raises(UserError, match="^d.jsonl line 3: the chat template took over 0.2 seconds$"):
-        _prepared([Row("d.jsonl line 3", {})] * 2, [QUESTION] * 2, template.prompt, LeftOut("d.jsonl"))
+        conversion.prepare(
+            [Row("d.jsonl line 3", {})] * 2, [{"prompt": QUESTION}] * 2, lambda row: template.prompt(row["prompt"])
+        )
 
 
 def test_templates_with_a_need_of_their_own_are_taken(made):

@@ -284,7 +284,7 @@ def test_a_folder_without_a_file_to_train_on(names, message):
 
 
 def test_the_training_split_of_a_hub_data_set_is_read(monkeypatch):
-    splits = {"train": [QA], "test": []}
+    splits = {"train": datasets.Dataset.from_list([QA]), "test": []}
     monkeypatch.setattr(
         datasets, "load_dataset", lambda source, config, split: {("a/b", "c"): splits}[source, config][split]
     )
@@ -365,7 +365,7 @@ def test_weights_are_shares_of_the_largest_mixture_without_a_row_twice(write_jso
 def test_of_a_source_with_a_small_weight_a_row_is_left(write_jsonl):
     entries = [numbered(write_jsonl, "a", 30) + ":weight=1", numbered(write_jsonl, "b", 12) + ":weight=1000"]
     data = load(read_data(entries, None, None), "prompts", Catalog())
-    assert [len(part.rows) for part in data.parts] == [1, 12]
+    assert [len(part.chosen or part.rows) for part in data.parts] == [1, 12]
 
 
 # a row, whether its prompt is the text of one question

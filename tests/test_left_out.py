@@ -103,12 +103,12 @@ def test_lines_that_are_not_json_are_left_out_with_their_number(write_jsonl):
     data = load([DataSpec(path := write_jsonl("a.jsonl", lines))], "prompts", Catalog())
     assert len(data.train) == 60
     assert [text.partition(" rows: ")[2] for text in data.warnings] == [
-        "is not JSON: Expecting ',' delimiter, at: 'ion\": \"a\"\\n' (a.jsonl line 1)",
         "expected an object with named columns, not list (a.jsonl line 63)",
+        "is not JSON: Expecting ',' delimiter, at: 'ion\": \"a\"\\n' (a.jsonl line 1)",
         'is not JSON: Unterminated string starting at, at: \'on": "b", "ans\' (a.jsonl line 64)',
     ]
     assert data.parts[0].left_out.rows("malformed") == 3
-    with pytest.raises(UserError, match="a.jsonl line 1 is not JSON.* 3 of 63 rows can't be used"):
+    with pytest.raises(UserError, match="a.jsonl line 63: expected an object .* 3 of 63 rows can't be used"):
         load([DataSpec(path)], "prompts", Catalog(), max_bad_rows=0)
 
 

@@ -35,7 +35,7 @@ def a_run(folder: Path, config=(), train=ROWS, held_out=()) -> SimpleNamespace:
     config = SimpleNamespace(
         **values, to_dict=lambda: values, data_specs=data, eval_specs=[], reward_specs=rewards, trust_remote_code=False
     )
-    plan = SimpleNamespace(data=SimpleNamespace(train=list(train)))
+    plan = SimpleNamespace(data=SimpleNamespace(train=list(train), rows=[*train, *held_out]))
     info, options = SimpleNamespace(path=values["model"], adapter=None), SimpleNamespace(seed=values["seed"])
     return SimpleNamespace(
         folder=folder, config=config, plan=plan, held_out=list(held_out), info=info, options=options, resume_from=None

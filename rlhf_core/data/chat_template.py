@@ -7,6 +7,7 @@ template.prompt_ids([{"role": "user", "content": "Hello"}])
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -69,6 +70,13 @@ class ChatTemplate:
         for name in self.kwargs:
             if name in NOT_VARIABLES or not self.names(name):
                 raise UserError(f"--chat-template-kwargs: {called} has no variable {name!r}")
+
+    def identity(self) -> str:
+        """The SHA-256 of all that decides what it renders, and which tokens that is."""
+        t = self.tokenizer
+        tokens = t.backend_tokenizer.to_str() if t.is_fast else json.dumps(t.get_vocab(), sort_keys=True)
+        values = [self.source, self.kwargs, list(self.ends), self.escape, self.special_tokens, t.eos_token, tokens]
+        return hashlib.sha256(json.dumps(values, default=str).encode("utf-8", "surrogatepass")).hexdigest()
 
     def names(self, name: str) -> bool:
         """Whether `name` is in the template: a variable, or a key of messages."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data.chat_template import MARK, THOUGHT, THOUGHT_KEYS, ChatTemplate, as_text
 from rlhf_core.data.projecting import is_plain
+from rlhf_core.data.stored import View
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json
 
@@ -34,12 +35,29 @@ ROWS = 1000  # in one piece of a table
 
 def encode_pairs(
     rows: Iterable[Mapping[str, Any]], template: ChatTemplate, max_completion_length: int
-) -> datasets.Dataset:
+) -> datasets.Dataset | EncodedPairs:
     """Columns `prompt_ids`, `chosen_ids` and `rejected_ids`; `chosen_mask` and `rejected_mask`, 1 for what is learned.
 
-    Answers are cut after `max_completion_length` tokens.
+    Answers are cut after `max_completion_length` tokens. Rows that are on disk are encoded when they are asked for.
     """
+    if isinstance(rows, View):
+        return EncodedPairs(rows, template, max_completion_length)
     return _table(encode_pair(row, template, max_completion_length) for row in rows)
+
+
+class EncodedPairs(Sequence[dict[str, list[int]]]):
+    """`encode_pairs` of rows that are too many to be encoded before training."""
+
+    def __init__(self, rows: View, template: ChatTemplate, limit: int) -> None:
+        self._rows, self._template, self._limit = rows, template, limit
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return EncodedPairs(self._rows[index], self._template, self._limit)
+        return encode_pair(self._rows[index], self._template, self._limit)
 
 
 def encode_pair(row: Mapping[str, Any], template: ChatTemplate, limit: int | None = None) -> dict[str, list[int]]:
@@ -62,6 +80,10 @@ def encode_conversations(
     A conversation becomes one row, or one for each answer if the chat template shows earlier answers otherwise than
     when they were generated (such as without their thoughts). Rows without a label are left out.
     """
+    if isinstance(rows, View):
+        from rlhf_core.data.encoded import conversations
+
+        return conversations(rows, template, max_length)
     cut = (part for row in rows for part in encode_within(template, row["messages"], tools_of(row), max_length))
     return _table({"input_ids": ids, "labels": labels} for ids, labels in cut if learns(labels))
 

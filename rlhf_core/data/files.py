@@ -84,14 +84,18 @@ def _notes(path: Path) -> Iterator[str]:
 
 
 def read_file(path: Path, name: str | None = None, refuse: Refuse | None = None) -> list[Row]:
-    """The rows of one file, which messages call `name`. Raises `UserError`.
+    """All rows of one file, as `rows_of` reads them."""
+    return list(rows_of(path, name, refuse))
+
+
+def rows_of(path: Path, name: str | None = None, refuse: Refuse | None = None) -> Iterator[Row]:
+    """The rows of one file, which messages call `name`, one after the other. Raises `UserError`.
 
     `refuse` is told of rows that can't be read, which are an error otherwise.
     """
     suffix = kind(path.name)
     if suffix is None:
         raise UserError(f"{path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
-    rows = []
     known: set[str] = set()
     with open_file(path) as file:
         for where, values in _rows(path, file, suffix):
@@ -102,8 +106,7 @@ def read_file(path: Path, name: str | None = None, refuse: Refuse | None = None)
                 refuse(location, error)
             else:
                 known.update(values)
-                rows.append(Row(location, values))
-    return rows
+                yield Row(location, values)
 
 
 def _problem(values: Any, location: str, known: set[str]) -> UserError | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.catalog import Catalog
@@ -16,25 +16,32 @@ from rlhf_core.data.files import Row
 from rlhf_core.data.installed import formatters
 from rlhf_core.data.left_out import Unusable
 from rlhf_core.data.misfit import forced_misfit, misfit, names
+from rlhf_core.data.reading import PARTS, Reading, parts_of
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.formatter import Example, Formatter, NothingToLearn
 from rlhf_core.grammar import DataSpec
 from rlhf_core.inputs import is_text, library_errors
 
 LOOKED_AT = 100  # rows, to find where the text of a column goes
-PARTS = ("prompt", "completion", "chosen", "rejected", "text", "answer")
 Candidate = tuple[Formatter, dict[str, str]]  # with the names that its columns have in a row
+# Rows of each formatter, parts of each column, columns that are not None, those that have something.
+Found = tuple[dict[str, int], dict[str, list[str]], list[str], list[str]]
+
+
+class Undecided(Exception):
+    """What the first rows of a source can't tell, so that all are to be looked at."""
 
 
 class Formats:
     """The formatters of one source, chosen by all its `rows`. Raises `UserError` if none fits any row.
 
     `told` is what a formatter decided from all rows. `counts` (rows of each formatter), `parts` and `unread` are of the
-    rows that were converted.
+    rows that were converted. With `first`, `rows` are the first of many: `Undecided` is raised, here and for a row, if
+    they are not enough to decide by.
     """
 
-    def __init__(self, rows: Sequence[Row], spec: DataSpec, catalog: Catalog) -> None:
-        self.spec = spec
+    def __init__(self, rows: Iterable[Row], spec: DataSpec, catalog: Catalog, *, first: bool = False) -> None:
+        self.spec, self._first = spec, first
         self.told: list[str] = []
         self.counts: Counter[str] = Counter()
         self._groups, self._broken = formatters(spec.formatter, catalog)
@@ -48,6 +55,8 @@ class Formats:
         self._cache: dict[frozenset[str], list[list[Candidate]]] = {}
         self._small = False  # whether columns are found by their names in small letters
         for key, column in spec.columns.items():
+            if column not in self._columns and first:
+                raise Undecided
             if column not in self._columns:
                 problem = f"{spec.source}: no row has a column {column!r}, which is to be read as {key}"
                 raise UserError(f"{problem}.{did_you_mean(column, self._columns)} Columns: {names(self._columns)}.")
@@ -58,14 +67,18 @@ class Formats:
         """The row as an example. Raises `UserError` that names its location."""
         values, origins = self._view(row)
         formatter = self._choose(values, row) or self.main
+        if self._first and formatter.decide is not None:
+            raise Undecided
+        self._add_names(values, origins)
         renamed = formatter.renamed(values)
         if missing := formatter.columns - values.keys() - renamed.keys():
             problem = f"has no {names(sorted(missing))}; its columns: {names(values)}"
             raise UserError(f"{row.location}: formatter {formatter.name}: {problem}")
         decided = self._decided.get(formatter.name, {})
-        seen = _Reading(formatter.view({**values, **decided} if decided else values, renamed))
+        seen = Reading(formatter.view({**values, **decided} if decided else values, renamed))
         example = _convert(formatter, seen, row.location)
-        for name in self.spec.columns.keys() & seen.keys() - seen.read:  # no formatter knows it: it is for rewards
+        given = self.spec.columns.keys() & seen.keys() - seen.read if self.spec.columns else ()
+        for name in given:  # no formatter knows it: it is for rewards
             example.columns.setdefault(name, dict.__getitem__(seen, name))
         for name in seen.read & seen.keys() - decided.keys():  # nothing else of the row becomes tokens
             if not is_text(dict.__getitem__(seen, name)):
@@ -76,12 +89,13 @@ class Formats:
         self.counts[formatter.name] += 1
         if "tools" in seen:  # chat templates get them
             example.columns.setdefault("tools", seen["tools"])
+        looks = self.counts.total() <= LOOKED_AT
         for name in seen.read & seen.keys():
             origin = origins.get(renamed.get(name, name))
             if origin is not None:
                 parts = self._parts.setdefault(origin, {})
-                if self.counts.total() <= LOOKED_AT:
-                    parts |= dict.fromkeys(_parts_of(dict.__getitem__(seen, name), example))
+                if looks:
+                    parts |= dict.fromkeys(parts_of(dict.__getitem__(seen, name), example))
         return example
 
     def parts(self) -> dict[str, list[str]]:
@@ -92,7 +106,30 @@ class Formats:
         """The columns that no formatter read and in which some row has something."""
         return [name for name in self._filled if name not in self._parts]
 
-    def _names(self, rows: Sequence[Row]) -> tuple[dict[str, None], dict[str, None]]:
+    def take(self) -> Found:
+        """What was found in the rows that were converted since it was last taken."""
+        found = dict(self.counts), {name: list(parts) for name, parts in self._parts.items()}, list(self._columns)
+        self.counts.clear()
+        return *found, list(self._filled)
+
+    def add(self, found: Found) -> None:
+        """What another process found in other rows of the source."""
+        counts, parts, columns, filled = found
+        self.counts.update(counts)
+        for name, others in parts.items():
+            self._parts.setdefault(name, {}).update(dict.fromkeys(others))
+        self._columns |= dict.fromkeys(columns)
+        self._filled |= dict.fromkeys(filled)
+
+    def _add_names(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        """The columns of a row that the first rows had not."""
+        for name, origin in origins.items():
+            if origin not in self._filled:
+                self._columns[origin] = None
+                if not _is_empty(values[name]):
+                    self._filled[origin] = None
+
+    def _names(self, rows: Iterable[Row]) -> tuple[dict[str, None], dict[str, None]]:
         """(the columns that are not None in some row, those that some row has something in)."""
         given: dict[str, None] = {}
         filled: dict[str, None] = {}
@@ -104,7 +141,7 @@ class Formats:
                         filled[name] = None
         return given, filled
 
-    def _most(self, rows: Sequence[Row]) -> Formatter:
+    def _most(self, rows: Iterable[Row]) -> Formatter:
         """The formatter that fits most rows; a row's columns are in small letters if none fits else."""
         for self._small in (False, True):
             found = [chosen for row in rows if (chosen := self._choose(self._view(row)[0], row)) is not None]
@@ -112,15 +149,19 @@ class Formats:
                 name = Counter(formatter.name for formatter in found).most_common(1)[0][0]
                 return next(formatter for formatter in found if formatter.name == name)
         self._small = False
+        if self._first:
+            raise Undecided
         raise UserError(self._misfit(list(itertools.islice(rows, LOOKED_AT))))
 
-    def _decide(self, rows: Sequence[Row]) -> None:
+    def _decide(self, rows: Iterable[Row]) -> None:
         """Let formatters decide what one row can't tell, unless the user did."""
         deciding = {f.name: f.decide for group in self._groups for f in group if f.decide is not None}
         views: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows if deciding else ():
             values = self._view(row)[0]
             formatter = self._choose(values, row) or self.main
+            if formatter.name in deciding and self._first:
+                raise Undecided
             if formatter.name in deciding:
                 views.setdefault(formatter.name, []).append(formatter.view(values, formatter.renamed(values)))
         for name, found in views.items():
@@ -133,6 +174,9 @@ class Formats:
     def _view(self, row: Row) -> tuple[dict[str, Any], dict[str, str]]:
         """(the columns that are not None, under the names that the user gave them, the names that the data gives)."""
         values = opened(row.values, self._parents) if self._parents else row.values
+        if not (self.spec.columns or self.spec.turns or self._small):
+            found = {name: value for name, value in values.items() if value is not None}
+            return found, {name: name for name in found}
         given = [name for name, value in values.items() if value is not None]
         named = {key: column for key, column in self.spec.columns.items() if column in given}
         others = [name for name in given if name not in named.values()]
@@ -187,7 +231,7 @@ class Formats:
             return forced_misfit(location, values, forced)
         problems = []
         for formatter, renamed in (one for group in self._candidates(frozenset(values)) for one in group):
-            seen = _Reading(formatter.view(values, renamed))
+            seen = Reading(formatter.view(values, renamed))
             try:
                 _convert(formatter, seen, location)
             except UserError as error:  # worth telling if it is about what the columns hold
@@ -195,30 +239,6 @@ class Formats:
         known = [formatter for group in self._groups for formatter in group]
         views = [self._view(row)[0] for row in rows]
         return misfit(self.spec, location, views, known, problems) + "".join(self._broken)
-
-
-class _Reading(dict[str, Any]):
-    """A row that knows which of its columns were read. Who copies it reads all."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.read.add(name)
-        return super().get(name, default)
-
-    def __iter__(self) -> Iterator[str]:
-        self.read.update(super().keys())
-        return super().__iter__()
-
-    def items(self) -> Any:
-        self.read.update(super().keys())
-        return super().items()
 
 
 def choose_formatter(row: Row, source: str, catalog: Catalog) -> Formatter:
@@ -242,28 +262,6 @@ def _convert(formatter: Formatter, row: Mapping[str, Any], location: str) -> Exa
             raise UserError(f"{called}: has no {error}") from error
         except UserError as error:
             raise UserError(f"{called}: {error}") from error
-
-
-def _parts_of(value: Any, example: Example) -> list[str]:
-    """The parts of the example that are one of the texts of `value`, or else those that contain one."""
-    texts = {part: _texts(getattr(example, part)) for part in PARTS}
-    found: dict[str, None] = {}
-    for text in _texts(value):
-        same = [part for part in PARTS if text in texts[part]]
-        if not same and len(text.encode(errors="replace")) > 3:  # a letter or a number is in every text
-            same = [part for part in PARTS if any(text in other for other in texts[part])]
-        found |= dict.fromkeys(same)
-    return list(found)
-
-
-def _texts(value: Any) -> list[str]:
-    """All texts and numbers in a value, but for the roles of turns."""
-    if isinstance(value, Mapping):
-        return [text for key, item in value.items() if key not in ("role", "from") for text in _texts(item)]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _texts(item)]
-    text = "" if value is None or isinstance(value, bool) else str(value).strip()
-    return [text] if text else []
 
 
 def _is_empty(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rlhf_core import by_path
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import PluginError, UserError
@@ -41,3 +43,9 @@ def named(name: str, catalog: Catalog) -> Formatter:
             f"--formatter {name}: {attribute} is {type(found).__name__}, neither a function nor a Formatter"
         )
     return Formatter(attribute, frozenset(), found)
+
+
+def named_files(name: str | None) -> list[Path]:
+    """The file of a formatter that is named by its path, and those that it imports from its folder."""
+    path = Path((name or "").rpartition(":")[0]).expanduser()
+    return by_path.files_of(path) if path.suffix == ".py" and path.is_file() else []

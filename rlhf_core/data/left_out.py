@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rlhf_core.errors import UserError
@@ -81,6 +81,16 @@ class LeftOut:
             reason.longest, reason.hint = max(reason.longest, error.tokens), error.hint
             self.refused |= error.refused
 
+    def merge(self, other: LeftOut) -> None:
+        """Count what another process left out of later rows."""
+        for key, reason in other.reasons.items():
+            if key not in self.reasons and len(self.reasons) >= REASONS:
+                key = reason.kind, ""
+            known = self.reasons.setdefault(key, replace(reason, rows=0))
+            known.rows += reason.rows
+            known.longest = max(known.longest, reason.longest)
+        self.refused |= other.refused
+
     @staticmethod
     def _split(location: str, text: str) -> tuple[str, str]:
         """(what follows the location, the reason), of a text that may begin with the location, and that with a path."""
@@ -119,7 +129,7 @@ class LeftOut:
     def _of(self, *kinds: Kind) -> list[Reason]:
         """The reasons, or those of some kinds, the most frequent first."""
         found = [reason for reason in self.reasons.values() if not kinds or reason.kind in kinds]
-        return sorted(found, key=lambda reason: -reason.rows)
+        return sorted(found, key=lambda reason: (-reason.rows, reason.kind, reason.text))
 
     def warnings(self, total: int) -> list[str]:
         """A line for each reason."""

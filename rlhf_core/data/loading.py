@@ -1,96 +1,41 @@
 """From sources to the rows that a method trains on.
 
 Rows are read, a formatter is chosen for each by its columns, each row becomes an `Example`, which is projected onto
-what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's location.
+what the method needs: `prompts`, `preferences` or `conversations`. Every error names the row's location. Sources of
+`cache.LARGE` bytes and more stay on disk (`large`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
-from rlhf_core.data.chat_template import InvalidTemplate
-from rlhf_core.data.files import Row, read_file
+from rlhf_core.data import cache, sources
+from rlhf_core.data.checks import Checks
 from rlhf_core.data.formats import Formats
-from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, LeftOut, Unusable
+from rlhf_core.data.large import Large
+from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, LeftOut
 from rlhf_core.data.llama_factory import resolved
-from rlhf_core.data.projecting import Need, is_text_prompt, project, prompt_of
-from rlhf_core.data.sources import Use, read
+from rlhf_core.data.parts import Conversion, Part, Row
+from rlhf_core.data.projecting import Need
+from rlhf_core.data.sources import Source, Use
+from rlhf_core.data.stored import View
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec
 from rlhf_core.numbers import MAX_BAD_ROWS
 
-# What a method uses of an example. The answer, which is for rewards, may also be what says which option is right.
-USED = {
-    "prompts": ("prompt", "answer"),
-    "preferences": ("prompt", "chosen", "rejected", "answer"),
-    "conversations": ("prompt", "completion", "chosen", "text", "answer"),
-}
-# Names of columns that usually change what should be learned: a run that does not use one says so.
-TELLING = {
-    *("image", "images", "video", "videos", "audio", "audios", "tools", "functions", "system", "system_prompt"),
-    *("history", "input", "context", "option", "options", "choices", "choice", "label", "labels", "kto_tag", "weight"),
-    *("article", "passage", "paragraph", "document", "feedback"),
-    *("margin", "mask", "train", "rejected", "rejected_response", "rejected_messages", "reasoning_content"),
-    *("reasoning", "thinking", "complex_cot", "cot", "solution"),
-}
-Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 HELD_OUT_SHARE = 0.1  # at most, of data without a held-out part
 
 
 @dataclass(frozen=True)
-class Part:
-    """One source's projected rows: None for one that is left out, as `left_out` says. It has `total` rows that can be
-    used, of which its weight may leave some out.
-
-    `formats` is the number of rows of each formatter, `used` the columns of each part of an example, `unused` are the
-    other columns.
-    """
-
-    spec: DataSpec
-    formats: Mapping[str, int]
-    all_rows: list[dict[str, Any] | None]
-    total: int
-    left_out: LeftOut
-    used: Mapping[str, Sequence[str]]
-    unused: Sequence[str]
-    warnings: list[str]
-    text_prompts: bool
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Those that are used."""
-        return [row for row in self.all_rows if row is not None]
-
-    def __str__(self) -> str:
-        of = "" if len(self.rows) == self.total else f" of {self.total:,}"
-        names = ", ".join(f"{name} ({count:,} rows)" for name, count in self.formats.items())
-        formats = f"format {next(iter(self.formats))}" if len(self.formats) == 1 else f"formats {names}"
-        return f"{self.spec.source}, {formats}, {len(self.rows):,}{of} rows"
-
-    def columns(self) -> str:
-        """What is used of a row, and what is not."""
-        used = [f"{part or 'also'} from {', '.join(names)}" for part, names in self.used.items() if names]
-        unused = [name or "(no name)" for name in self.unused]
-        return "; ".join(used) + (f"; not used: {', '.join(unused)}" if unused else "")
-
-    def warn(self, asked: Collection[str]) -> list[str]:
-        """A warning about columns that usually matter and are not used, but for those that rewards have `asked` for."""
-        given = {column: key for key, column in self.spec.columns.items()}
-        names = [name for name in self.unused if name in given or name.lower() in TELLING]
-        names = [name for name in names if given.get(name, name) not in asked]
-        which = f"the column{'s' * (len(names) > 1)} {', '.join(names)}"
-        return [f"{self.spec.source}: {which} may change what should be learned, and nothing uses it"] if names else []
-
-
-@dataclass(frozen=True)
 class Data:
-    """Projected rows: `train`, which come from `parts`, and `held_out`, to evaluate on.
+    """Projected `rows`: first those to `train` on, which come from `parts`, then those `held_out`, to evaluate on.
 
     Rows have the columns of all sources, with None where their source has no such column; `columns` are (each source,
     also of those to evaluate on; the columns that some row of it has). `warnings` name the rows and files that were
@@ -98,13 +43,14 @@ class Data:
     against messages.
     """
 
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    train: Sequence[Row]
+    held_out: list[Row]
     parts: list[Part]
     columns: list[tuple[str, list[str]]]
     warnings: list[str]
     need: Need
     text_prompts: bool = False
+    rows: Sequence[Row] = ()
 
 
 def load(
@@ -116,7 +62,8 @@ def load(
     held_out: int = 0,
     seed: int = 0,
     max_bad_rows: float = MAX_BAD_ROWS,
-    preparation: Callable[[], Prepare] | None = None,
+    preparation: Callable[[], Checks] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Data:
     """Read the sources and convert them for a method that needs `need`.
 
@@ -125,102 +72,97 @@ def load(
     are mixed by `seed`; their weights are shares of the mixture, which is as large as possible without a row twice.
     Rows that can't be used are left out and counted, and too many of a source are an error (`LeftOut`). `preparation()`
     gives what changes projected rows, and may refuse some; it is called once the rows of a source are converted.
+    `progress` is told what is being read.
     """
-    how = need, catalog, max_bad_rows, preparation
-    parts = [_part(spec, *how) for spec in specs]
-    eval_parts = [_part(spec, *how, "evaluate") for spec in eval_specs]
-    others = [row for part in eval_parts for row in part.rows]
-    if not others and [spec.source for spec in specs] == [BUILTIN]:
-        others = _part(specs[0], *how, "evaluate").rows
-    mixed = _weigh(parts, random.Random(f"{seed} weights"))
-    all_rows = [row for part in mixed for row in part.all_rows]
+
+    def read(specs: Sequence[DataSpec], use: Use = "train") -> list[Part]:
+        return [_part(spec, need, catalog, max_bad_rows, preparation, progress, use) for spec in specs]
+
+    parts = _weigh(read(specs), random.Random(f"{seed} weights"))
+    eval_parts = read(eval_specs, "evaluate")
+    if not sum(part.total for part in eval_parts) and [spec.source for spec in specs] == [BUILTIN]:
+        eval_parts = read(specs, "evaluate")
+    order = _numbers(parts, 0)
+    others = [n for n in _numbers(eval_parts, sum(part.total for part in parts)) if n is not None]
     if not others or len(parts) > 1:
-        random.Random(seed).shuffle(all_rows)
-    count = 0 if others else min(held_out, int(len(all_rows) * HELD_OUT_SHARE))
-    others = others[:held_out] or [row for row in all_rows[:count] if row is not None]
-    train = [row for row in all_rows[count:] if row is not None]
-    both = [*mixed, *eval_parts]
-    columns = [(part.spec.source, list(dict.fromkeys(key for row in part.rows for key in row))) for part in both]
-    warnings = [text for part in both for text in part.warnings]
-    rows, text = _same_columns([*train, *others]), all(part.text_prompts for part in mixed)
-    return Data(rows[: len(train)], rows[len(train) :], mixed, columns, warnings, need, text)
+        random.Random(seed).shuffle(order)
+    count = 0 if others else min(held_out, int(len(order) * HELD_OUT_SHARE))
+    train = [n for n in order[count:] if n is not None]
+    others = others[:held_out] if others else [n for n in order[:count] if n is not None]
+    both = [*parts, *(eval_parts if eval_specs else ())]
+    rows = _rows([*parts, *eval_parts], train + others)
+    return Data(
+        rows[: len(train)],
+        list(rows[len(train) :]),
+        parts,
+        [(part.spec.source, list(part.names)) for part in both],
+        [text for part in both for text in part.warnings],
+        need,
+        all(part.text_prompts for part in parts),
+        rows,
+    )
+
+
+def _numbers(parts: Sequence[Part], first: int) -> list[int | None]:
+    """The number of each row that was read, counted from `first` on through all rows; None for those left out."""
+    found: list[int | None] = []
+    for part in parts:
+        if part.chosen is not None:
+            found += [first + position for position in part.chosen]
+        else:
+            slots: list[int | None] = [None] * part.read
+            for position, number in enumerate(part.numbers, start=first):
+                slots[number] = position
+            found += slots
+        first += part.total
+    return found
+
+
+def _rows(parts: Sequence[Part], order: Sequence[int]) -> Sequence[Row]:
+    """The rows of all parts in this order, each with the columns of all."""
+    if any(not isinstance(part.rows, list) for part in parts):
+        names = dict.fromkeys(name for part in parts for name in part.names)
+        return View([part.rows for part in parts], array("q", order), list(names))
+    every = [row for part in parts for row in part.rows]
+    rows = [every[number] for number in order]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def _part(
-    spec: DataSpec, need: Need, catalog: Catalog, max_bad_rows: float, preparation: Any, use: Use = "train"
+    spec: DataSpec,
+    need: Need,
+    catalog: Catalog,
+    max_bad_rows: float,
+    preparation: Callable[[], Checks] | None,
+    progress: Callable[[str], None],
+    use: Use,
 ) -> Part:
     """The rows of one source to train on, or to evaluate on."""
     spec, described = resolved(spec)
     left_out = LeftOut(spec.source, max_bad_rows)
     if spec.source == BUILTIN:
-        rows = read_file(builtin.data_file(need, "train" if use == "train" else "heldout"))
-        warnings: list[str] = []
+        file = Path(builtin.data_file(need, "train" if use == "train" else "heldout"))
+        source = Source(spec.source, [(file, file.name)])
     else:
-        rows, warnings = read(spec, use, left_out.add)
-        warnings = described + warnings
+        source = sources.find(spec, use)
+        source = replace(source, warnings=[*described, *source.warnings])
+    if source.size >= cache.LARGE:
+        checks = preparation() if preparation else None
+        return Large(source, spec, need, catalog, left_out, checks, progress).part()
+    rows = list(source.rows(left_out.add))
     total = len(rows) + left_out.rows()
     left_out.check(total)
     if not rows:
         raise UserError(f"{spec.source}: there is no row in it")
-    formats = Formats(rows, spec, catalog)
-    projected: list[dict[str, Any] | None] = []
-    unanswered, text_prompts = 0, True
-    prompt_column = spec.columns.get("prompt", "prompt")
-    for row in rows:
-        try:
-            example = formats.convert(row)
-            answered = example.completion or example.chosen
-            if need == "conversations" and example.rejected and not answered:
-                raise Unusable("its answer is marked as bad (label, kto_tag, …)", "nothing to learn")
-            one = project(row, example, need)
-            text_prompts &= is_text_prompt(row.values.get(prompt_column), prompt_of(one))
-            projected.append(one)
-            unanswered += need == "conversations" and not answered and example.text is None
-        except UserError as error:
-            projected.append(None)
-            left_out.add(row.location, error)
+    conversion = Conversion(Formats(rows, spec, catalog), need, left_out)
+    converted = conversion.convert(rows)
     left_out.check(total, NO_FORMAT)
-    if preparation:
-        projected = _prepared(rows, projected, preparation(), left_out)
+    if preparation is not None:
+        converted = conversion.prepare(rows, converted, preparation())
         left_out.check(total, NO_TEMPLATE)
-    warnings += formats.told + left_out.warnings(total)
-    if unanswered:
-        warnings.append(f"{spec.source}: left off the last message of {unanswered:,} rows, which nobody answers")
-    used, unused = _use(formats, need)
-    count = sum(row is not None for row in projected)
-    return Part(spec, dict(formats.counts), projected, count, left_out, used, unused, warnings, text_prompts)
-
-
-def _use(formats: Formats, need: Need) -> tuple[dict[str, list[str]], list[str]]:
-    """({part of an example: the columns that it is from, "" for those in no part}, the columns that are not used)."""
-    used: dict[str, list[str]] = {}
-    unused = formats.unread()
-    for name, parts in formats.parts().items():
-        wanted = [part for part in parts if part in USED[need]]
-        wanted = [part for part in wanted if part != "answer"] or wanted
-        answers = {"completion", "chosen"} & set(parts)
-        only_rejected = "rejected" in parts and "rejected" not in wanted and not answers
-        if parts and (not wanted or only_rejected):
-            unused.append(name)
-        for part in wanted if parts else [""]:
-            used.setdefault(part, []).extend([] if name in unused else [name])
-    return used, unused
-
-
-def _prepared(
-    rows: Sequence[Row], projected: Sequence[dict[str, Any] | None], prepare: Prepare, left_out: LeftOut
-) -> list[dict[str, Any] | None]:
-    """What `prepare` makes of `projected`, the rows that are not left out yet."""
-    prepared: list[dict[str, Any] | None] = []
-    for row, one in zip(rows, projected, strict=True):
-        try:
-            prepared.append(one and prepare(one))
-        except InvalidTemplate as error:  # which would fail, or take as long, for the others
-            raise UserError(f"{row.location}: {error}") from error
-        except UserError as error:
-            prepared.append(None)
-            left_out.add(row.location, error)
-    return prepared
+    numbers, usable = conversion.usable(converted)
+    return conversion.part(usable, numbers, len(rows), total, source.warnings)
 
 
 def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
@@ -231,11 +173,6 @@ def _weigh(parts: list[Part], rng: random.Random) -> list[Part]:
     size = min(part.total / weight for part, weight in zip(parts, weights, strict=True))
     counts = [max(1, round(size * weight)) for weight in weights]
     return [
-        replace(part, all_rows=rng.sample(part.rows, count)) if count < part.total else part
+        replace(part, chosen=rng.sample(range(part.total), count)) if count < part.total else part
         for part, count in zip(parts, counts, strict=True)
     ]
-
-
-def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    names = dict.fromkeys(key for row in rows for key in row)
-    return [{name: row.get(name) for name in names} for row in rows]

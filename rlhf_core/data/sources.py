@@ -6,13 +6,15 @@ split that its name, or the name of a folder around it, has as a word (`train`, 
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
-from rlhf_core.data.files import KINDS, PACKED, Row, kind, notes, read_file
+from rlhf_core.data.files import KINDS, PACKED, Row, kind, notes, rows_of
 from rlhf_core.data.left_out import Refuse
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec
@@ -26,6 +28,7 @@ WORDS = {
         *("heldout", "holdout", "测试", "验证"),
     ),
 }
+UNPACKS = 4  # times that a compressed file unpacks to, about
 MOST_FILES = 100_000  # of any kind below a folder: more means that it is none of data, such as /
 # Files that describe a data set: those of datasets, of the Hub, and LLaMA-Factory's list of its data sets.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
@@ -33,11 +36,46 @@ DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", 
 GUIDE_CONFIGS = {"dpo": "reward", "orpo": "reward", "grpo": "finetune", "ppo": "finetune", "sft": "finetune"}
 
 
+@dataclass(frozen=True)
+class Source:
+    """The files of a source, with the names that messages call them, or a data set of the Hub. `warnings` are about the
+    choice of files.
+    """
+
+    name: str
+    files: Sequence[tuple[Path, str]]
+    warnings: Sequence[str] = ()
+    hub: Any = None
+
+    def rows(self, refuse: Refuse | None = None) -> Iterator[Row]:
+        """The rows, read anew each time. `refuse` is told of those that can't be read, which are an error otherwise."""
+        for path, name in self.files if self.hub is None else ():
+            yield from rows_of(path, name, refuse)
+        if self.hub is not None:
+            with library_errors(f"{self.name}: its rows can't be read"):
+                for number, values in enumerate(self.hub, start=1):
+                    yield Row(f"{self.name} row {number}", dict(values))
+
+    @property
+    def size(self) -> int:
+        """The bytes of its files; compressed ones count for more, as they are unpacked."""
+        sizes = {path: path.stat().st_size if path.is_file() else 0 for path, _ in self.files}
+        return sum(
+            size * (UNPACKS if path.suffix.lower() in (*PACKED, ".parquet") else 1) for path, size in sizes.items()
+        )
+
+
 def read(spec: DataSpec, use: Use = "train", refuse: Refuse | None = None) -> tuple[list[Row], list[str]]:
     """(the rows of a source, warnings about the choice of files). Raises `UserError`.
 
     `refuse` is told of rows that can't be read, which are an error otherwise.
     """
+    source = find(spec, use)
+    return list(source.rows(refuse)), list(source.warnings)
+
+
+def find(spec: DataSpec, use: Use = "train") -> Source:
+    """The files of a source. Raises `UserError` if there are none."""
     path = path_of(spec.source, "--data")
     if spec.config and path.exists():
         raise UserError(
@@ -48,16 +86,38 @@ def read(spec: DataSpec, use: Use = "train", refuse: Refuse | None = None) -> tu
         names = sorted(_files_below(path))
         if not names:
             raise UserError(f"{spec.source}: the folder has no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
-        chosen, warnings = choose_files(names, spec.source, use)
-        rows = [row for name in chosen for row in read_file(path / name, name, refuse)]
-        return rows, warnings + notes((path / name, name) for name in chosen)
+        return _chosen(path, names, spec.source, use)
     if path.exists():
-        return read_file(path, refuse=refuse), notes([(path, path.name)])
+        return Source(spec.source, [(path, path.name)], notes([(path, path.name)]))
+    if any(sign in spec.source for sign in "*?["):
+        return _matching(path, spec.source, use)
     local = path.suffix.lower() in (*KINDS, *PACKED, ".txt") or spec.source.startswith((".", "/", "~"))
     if local or spec.source.count("/") > 1:
         near = [str(p) for p in path.parent.glob("*")]
         raise UserError(f"{spec.source}: there is no such file or folder.{did_you_mean(spec.source, near)}")
-    return _read_hub(spec, refuse)
+    return _of_hub(spec)
+
+
+def _chosen(folder: Path, names: list[str], source: str, use: Use) -> Source:
+    """Those of the files `names` in a folder that are for this use."""
+    chosen, warnings = choose_files(names, source, use)
+    files = [(folder / name, name) for name in chosen]
+    return Source(source, files, [*warnings, *notes(files)])
+
+
+def _matching(pattern: Path, source: str, use: Use) -> Source:
+    """The files that a pattern matches, `data/*.jsonl` or `data/**/*.jsonl`: as those of a folder, by their names."""
+    folder = next(parent for parent in pattern.parents if not any(sign in str(parent) for sign in "*?["))
+    found = sorted(glob.iglob(str(pattern.relative_to(folder)), root_dir=folder, recursive=True))
+    names = [name for name in found if (folder / name).is_file()]
+    readable = [name for name in names if kind(name)]
+    if not readable:
+        others = f": it matches {_listed(names)}, and data is {', '.join(KINDS)}" if names else ""
+        raise UserError(f"{source}: no file of data matches this pattern{others}")
+    made = _chosen(folder, readable, source, use)
+    left = [name for name in names if name not in readable]
+    more = [f"{source}: left out, as no files of data: {_listed(left)}"] if left else []
+    return replace(made, warnings=[*made.warnings, *more])
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -92,7 +152,7 @@ def choose_files(names: list[str], source: str, use: Use) -> tuple[list[str], li
     data = [name for name in names if PurePosixPath(name).name not in DESCRIPTIONS]
     data = [name for name in data if kind(name) != ".txt"] or data  # beside other data, texts are notes
     if not data:
-        raise UserError(f"{source}: the folder has only {', '.join(names)}, which describe data and hold no rows")
+        raise UserError(f"{source} has only {', '.join(names)}, which describe data and hold no rows")
     splits = {name: split_of(name) for name in data}
     wanted: tuple[Use | None, ...] = ("train", None) if use == "train" else ("evaluate", None, "train")
     chosen = next((found for split in wanted if (found := [name for name in data if splits[name] == split])), [])
@@ -125,7 +185,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
-def _read_hub(spec: DataSpec, refuse: Refuse | None) -> tuple[list[Row], list[str]]:
+def _of_hub(spec: DataSpec) -> Source:
     """The `train` split of a Hub data set; of a repository with a loading script, the files of the configuration."""
     import datasets
 
@@ -135,12 +195,11 @@ def _read_hub(spec: DataSpec, refuse: Refuse | None) -> tuple[list[Row], list[st
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
-            return _read_script_repository(spec, refuse)
-    with library_errors(f"{spec.source}: its rows can't be read"):
-        return [Row(f"{spec.source} row {i}", dict(values)) for i, values in enumerate(loaded, start=1)], []
+            return _of_script_repository(spec)
+    return Source(spec.source, [(Path(file["filename"]), "") for file in loaded.cache_files], hub=loaded)
 
 
-def _read_script_repository(spec: DataSpec, refuse: Refuse | None) -> tuple[list[Row], list[str]]:
+def _of_script_repository(spec: DataSpec) -> Source:
     """The files of one configuration of a repository whose loading script datasets no longer runs."""
     import huggingface_hub
 
@@ -154,5 +213,5 @@ def _read_script_repository(spec: DataSpec, refuse: Refuse | None) -> tuple[list
     chosen, _ = choose_files(inside, spec.source, "train")
     called = "" if config == spec.config else f" (--data-config {spec.config})"
     local = [Path(huggingface_hub.hf_hub_download(spec.source, name, repo_type="dataset")) for name in chosen]
-    rows = [row for path, name in zip(local, chosen, strict=True) for row in read_file(path, name, refuse)]
-    return rows, [f"{spec.source}: its loading script is not run; read {', '.join(chosen)}{called}"]
+    told = f"{spec.source}: its loading script is not run; read {', '.join(chosen)}{called}"
+    return Source(spec.source, list(zip(local, chosen, strict=True)), [told])

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf_core.by_path import files_of
 from rlhf_core.credentials import masked
+from rlhf_core.data.stored import View
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.inputs import parse_json, read_text
@@ -223,12 +224,14 @@ def describe_data(run: Run) -> dict[str, Any]:
         "source": [str(spec) for spec in run.config.data_specs],
         "rows": len(train),
         "held_out": len(held_out),
-        "sha256": fingerprint([*train, *held_out]),
+        "sha256": fingerprint(run.plan.data.rows),
     }
 
 
 def fingerprint(rows: Iterable[dict[str, Any]]) -> str:
     """SHA-256 over rows in their order, with the columns that rewards get."""
+    if isinstance(rows, View):
+        return rows.digest()
     found = hashlib.sha256()
     for row in rows:
         found.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from rlhf_core.data.checks import Checks
 from rlhf_core.data.encoding import encode_conversation, tools_of
 from rlhf_core.data.preparing import Preparation
 from rlhf_core.data.projecting import PROJECTED, Need, prompt_of
+from rlhf_core.data.stored import View
 from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 # Options of an adapter, by PEFT's names.
 ADAPTER = dict(zip(LORA, ("r", "lora_alpha", "lora_dropout", "target_modules"), strict=True))
-Rows = list[dict[str, Any]]
+Rows = Sequence[dict[str, Any]]
 SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -58,8 +59,14 @@ class Plan:
     system_prompt_from: str
 
 
-def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequence[BoundReward]) -> Plan:
-    """Resolve and check. Raises `UserError`."""
+def make_plan(
+    config: RunConfig,
+    method: Method,
+    catalog: Catalog,
+    rewards: Sequence[BoundReward],
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Resolve and check. Raises `UserError`. `progress` is told what is being read."""
     for name in config.callback:
         catalog.find("callbacks", name)
     warnings = arguments.check_settings(method, config)
@@ -83,6 +90,7 @@ def make_plan(config: RunConfig, method: Method, catalog: Catalog, rewards: Sequ
         seed=config.options.seed,
         max_bad_rows=config.max_bad_rows,
         preparation=lambda: inspected()[2],
+        progress=progress,
     )
     info, given, checks = inspected()
     options, template = method.resolve_options(given, lora=bool(given.lora)), checks.template
@@ -232,15 +240,24 @@ def dataset(rows: Sequence[dict[str, Any]], need: Need, first: int = 0) -> datas
     """What a method that needs `need` trains on, and the rows' numbers from `first` on in the column `ROW`.
 
     Messages, and the tools that a row's prompt shows, are stored as JSON: as Arrow's structures each would get the keys
-    of all others. No other column is in it, whatever it holds.
+    of all others. No other column is in it, whatever it holds. Rows on disk are looked up when they are asked for.
     """
     import datasets
 
+    if isinstance(rows, View):
+        numbers = datasets.Dataset.from_dict({ROW: range(first, first + len(rows))})
+        return numbers.with_transform(lambda batch: _looked_up(rows, need, first, batch[ROW]))
     columns = {name: [row[name] for row in rows] for name in PROJECTED[need]}
     tools = [tools_of(row) for row in rows]
     columns |= {"tools": tools} if any(tools) else {}
     kinds = {**dict.fromkeys(columns, datasets.Json()), ROW: datasets.Value("int64")}
     return datasets.Dataset.from_dict({**columns, ROW: range(first, first + len(rows))}, datasets.Features(kinds))
+
+
+def _looked_up(rows: Sequence[dict[str, Any]], need: Need, first: int, numbers: list[int]) -> dict[str, list[Any]]:
+    found = [rows[number - first] for number in numbers]
+    columns = {name: [row[name] for row in found] for name in PROJECTED[need]}
+    return {**columns, "tools": [tools_of(row) for row in found], ROW: numbers}
 
 
 def plugins_used(plan: Plan, catalog: Catalog) -> list[str]:

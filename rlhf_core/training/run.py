@@ -151,8 +151,8 @@ def _train(
     checkpoint = resuming.whole_checkpoint(folder, screen, allow_changed) if resume else None
     if resume and first and not dry_run and launch.LAUNCHER not in os.environ:  # or the file is for this run
         run_folder.remove_stop_file(folder, screen.say)
-    with screen.working("Reading data and model configuration …"):
-        run = prepare(config, method, catalog, folder, checkpoint, allow_changed)
+    with screen.working("Reading data and model configuration …") as progress:
+        run = prepare(config, method, catalog, folder, checkpoint, allow_changed, progress)
     run.is_new = not resume
     try:
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
@@ -207,15 +207,16 @@ def prepare(
     folder: Path | None = None,
     resume_from: Path | None = None,
     allow_changed: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """Resolve and check all but the weights, and start the rewards' workers. Raises `UserError`.
 
-    Answers and failed rewards will be written to `folder`, if there is one.
+    Answers and failed rewards will be written to `folder`, if there is one. `progress` is told what is being read.
     """
     rewards = bind_all(config.reward_specs, catalog)
-    plan = planning.make_plan(config, method, catalog, rewards)
+    plan = planning.make_plan(config, method, catalog, rewards, progress)
     data, template = plan.data, plan.template
-    more: dict[str, Any] = {"rows": [*data.train, *data.held_out], "text_prompts": data.text_prompts}
+    more: dict[str, Any] = {"rows": data.rows, "text_prompts": data.text_prompts}
     more |= {"opening": template.opening, "finished": template.finished}
     runtime = RewardRuntime(rewards, template.decode, folder, **more)
     run = Run(plan, runtime, resume_from)

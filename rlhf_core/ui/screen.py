@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +89,16 @@ class Screen:
     def say(self, content: str, style: str = "") -> None:
         self.console.print(text(content, style), soft_wrap=True)
 
-    def working(self, content: str) -> Any:
-        """A context manager that shows `content` while something takes its time."""
+    @contextmanager
+    def working(self, content: str) -> Iterator[Callable[[str], None]]:
+        """Show `content` while something takes its time; what it gives shows something else instead, on a terminal."""
         if self.console.is_terminal:
-            return showing(self.console.status(text(content)))
-        self.say(content)
-        return nullcontext()
+            status = self.console.status(text(content))
+            with showing(status):
+                yield lambda other: status.update(text(other))
+        else:
+            self.say(content)
+            yield lambda other: None
 
     def results(self, before: Evaluation | None, after: Evaluation) -> None:
         """The table of before and after, and two answers."""

@@ -68,6 +68,7 @@ class SFT(Method):
     }
 
     def trainer(self, run):
+        import pyarrow.compute
         from trl import SFTConfig
 
         from rlhf_core.prefix import Group, shares
@@ -88,7 +89,8 @@ class SFT(Method):
             processing_class=run.tokenizer,
             peft_config=run.peft_config,
         )
-        longest = max(rows["input_ids"], key=len)
+        lengths = pyarrow.compute.list_value_length(rows.data["input_ids"])
+        longest = rows[pyarrow.compute.index(lengths, pyarrow.compute.max(lengths)).as_py()]["input_ids"]
         with trainer.accelerator.autocast():
             shared = not arguments.router_aux_loss_coef and shares(trainer.model, [Group(longest, [])])
             if not shared:

@@ -140,11 +140,11 @@ def _any_rows(
     source = ", ".join(spec.source for spec in specs)
     if source == BUILTIN:
         rows = commands.load_data(specs, "prompts", catalog, held_out=count).held_out
-        return Questions(rows, "builtin, its held-out part")
+        return Questions(list(rows), "builtin, its held-out part")
     data = commands.load_data(specs, "prompts", catalog, max_bad_rows=max_bad_rows)
-    rows = list(data.train)
-    random.Random(seed).shuffle(rows)
-    return Questions(rows[:count], source, data.warnings, data.text_prompts)
+    order = list(range(len(data.train)))
+    random.Random(seed).shuffle(order)
+    return Questions([data.train[number] for number in order[:count]], source, data.warnings, data.text_prompts)
 
 
 def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog) -> Questions:
@@ -164,7 +164,7 @@ def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candid
         seed=options.seed,
         max_bad_rows=config.max_bad_rows,
     )
-    rows, source = data.held_out[:count], ", ".join(spec.source for spec in config.data_specs)
+    rows, source = list(data.held_out[:count]), ", ".join(spec.source for spec in config.data_specs)
     if not rows:
         raise UserError(f"{run.given} held out no row of {source}: pass prompts that it was not trained on with --data")
     warnings = [
