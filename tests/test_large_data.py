@@ -352,7 +352,7 @@ def test_grpo_trains_on_rows_that_are_on_disk(go, on_disk):
     assert go(method="grpo", reward="./ones.py:ones", max_steps=2, max_completion_length=4)[0] == 0
 
 
-FILES = ("a-1.jsonl", "a-2.jsonl", "b.jsonl", "test.jsonl", "deep/a-3.jsonl", "a.txt")
+FILES = ("a-1.jsonl", "a-2.jsonl", "b.jsonl", "test.jsonl", "deep/a-3.jsonl", "a.md")
 PATTERNS = {
     "*.jsonl": ["a-1", "a-2", "b"],
     "a-*.jsonl": ["a-1", "a-2"],
@@ -362,7 +362,7 @@ PATTERNS = {
     "*": ["a-1", "a-2", "b"],
     "t*.jsonl": None,
     "c*.jsonl": None,
-    "*.txt": None,
+    "*.md": None,
 }
 
 
@@ -379,7 +379,7 @@ def test_files_are_read_by_patterns_as_those_of_a_folder(tmp_path, pattern):
     data = load([spec], "prompts", Catalog())
     assert [row["question"] for row in sorted(data.rows, key=lambda row: expected.index(row["question"]))] == expected
     assert ("test.jsonl" in " ".join(data.warnings)) == (pattern.startswith("*"))
-    assert ("a.txt" in " ".join(data.warnings)) == (pattern == "*")
+    assert ("a.md" in " ".join(data.warnings)) == (pattern == "*")
 
 
 def test_a_file_with_the_signs_of_a_pattern_in_its_name_is_that_file(tmp_path):
