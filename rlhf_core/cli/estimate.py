@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,9 @@ import click
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli.run import RunCommand, pairs
 from rlhf_core.config import RunConfig, read_file, resolve
-from rlhf_core.errors import UserError
 from rlhf_core.method import Method
 from rlhf_core.numbers import COUNT
 
-UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20, "G": 10**9, "M": 10**6, "": 10**9}
 REWARD = "rlhf_core.estimate.synthetic:score"  # a run needs one; what it scores does not matter here
 OWN = ("gpu", "memory", "as_json", "prompt_tokens", "completion_tokens")
 
@@ -76,73 +72,38 @@ def _estimate(
     prompt_tokens: int | None,
     completion_tokens: int | None,
 ) -> int:
-    size = None if memory is None else size_of(memory)
-    from rlhf_core import environment
-
-    environment.prepare()
-    from rlhf_core.estimate import showing
-    from rlhf_core.estimate.estimating import Estimate, steps_of
-    from rlhf_core.estimate.estimating import estimate as estimate_run
-    from rlhf_core.estimate.fitting import Tried, try_remedies
-    from rlhf_core.estimate.hardware import find_card, here
-    from rlhf_core.estimate.planning import plan
+    from rlhf_core.estimate.answer import Question
+    from rlhf_core.estimate.hardware import device_of
     from rlhf_core.ui.screen import Screen
     from rlhf_core.ui.text import gb, to_json
 
-    device = find_card(gpu) if gpu else here()
-    if size is not None:
-        device = (
-            replace(device, memory=size)
-            if gpu or device.is_gpu
-            else replace(device, memory=size, is_gpu=True, name="a GPU")
-        )
+    device = device_of(gpu, memory)
     screen = Screen(quiet=as_json)
     with tempfile.TemporaryDirectory() as folder:
         with screen.working("Reading the model's configuration and the data …"):
-            planned = plan(config, method, catalog, Path(folder))
-        rows = replace(
-            planned.longest,
-            prompt=prompt_tokens or planned.longest.prompt,
-            completion=completion_tokens or planned.longest.completion,
-        )
-
-        def measured(changes: dict[str, Any]) -> Estimate:
-            options = planned.config.options.model_copy(update=changes)
-            if changes.get("load_in_4bit") or changes.get("lora"):
-                options = method.resolve_options(options.model_copy(update={"lora": True}), lora=True)
-            shorter = replace(rows, completion=min(rows.completion, _most(options)))
-            return estimate_run(
-                planned.config.model_copy(update={"options": options}), method, planned.info, catalog, shorter, device
-            )
-
+            question = Question(config, method, catalog, device, Path(folder), prompt_tokens, completion_tokens)
         with screen.working("Running a step without weights …"):
-            first = measured({})
-        share = planned.mean.total / planned.longest.total
-        steps = steps_of(first, planned.config.options, planned.rows)
+            answer = question.answer()
+        from rlhf_core.estimate import showing
+
+        planned, first = answer.planned, answer.first
         screen.say("")
-        for line in (_model(planned), _rows(planned, rows), f"Device   {device.name}, {gb(device.memory)}"):
+        for line in (_model(planned), _rows(planned, answer.longest), f"Device   {device.name}, {gb(device.memory)}"):
             screen.say(line)
         screen.console.print(showing.table(first, screen.console.width))
         screen.say(showing.verdict(first, memory or f"the {gb(device.memory)} of {device.name}"), "bold")
-        for line in showing.time_lines(first, steps, share):
+        for line in showing.time_lines(first, answer.steps, answer.share):
             screen.say(line)
-        tried: list[Tried] = []
-        if not first.fits:
-            for one in try_remedies(planned.config.options, planned.info, measured, first=first):
-                tried.append(one)
-                screen.say(showing.remedy(one))
-        fits = first.fits or bool(tried and tried[-1].estimate.fits)
-        command = _command(typed, tried[-1].flags() if tried and fits else [])
-        if not fits:
-            screen.say("Nothing makes it fit: take a smaller model, or a larger card.")
-        screen.say(f"\n{'Run' if first.fits else 'Then'}: {shlex.join(command)}" if fits else "")
-        if as_json:
-            click.echo(to_json(showing.as_dict(first, tried, command if fits else [], steps, share)))
+        for one in question.remedies(answer):
+            screen.say(showing.remedy(one))
+    command = _command(typed, answer.flags)
+    if not answer.fits:
+        screen.say("Nothing makes it fit: take a smaller model, or a larger card.")
+    screen.say(f"\n{'Run' if first.fits else 'Then'}: {shlex.join(command)}" if answer.fits else "")
+    if as_json:
+        shown = command if answer.fits else []
+        click.echo(to_json(showing.as_dict(first, answer.tried, shown, answer.steps, answer.share)))
     return 0 if first.fits else 1
-
-
-def _most(options: Any) -> int:
-    return options.max_length if "max_length" in type(options).model_fields else options.max_completion_length
 
 
 def _model(planned: Any) -> str:
@@ -170,12 +131,3 @@ def _command(typed: list[str], changes: list[str]) -> list[str]:
         elif name != "--json":
             words.append(word)
     return ["rlhf", "run", *words, *changes]
-
-
-def size_of(text: str) -> int:
-    """Bytes of a size such as 12GB. Raises `UserError`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.I)
-    unit = found[2].upper() if found else None
-    if found is None or unit not in UNITS or not float(found[1]):
-        raise UserError(f"--memory {text}: write a size, such as 12GB or 24GiB")
-    return round(float(found[1]) * UNITS[unit])

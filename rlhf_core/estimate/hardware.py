@@ -18,6 +18,7 @@ from rlhf_core.errors import UserError, did_you_mean, excerpt
 
 GB = 10**9
 GIB = 2**30
+UNITS = {"GB": GB, "GIB": GIB, "MB": 10**6, "MIB": 2**20, "G": GB, "M": 10**6, "": GB}
 
 
 # Shares of the peak figures that runs reach, and seconds that Python needs for an operation: measured, see
@@ -117,8 +118,31 @@ def find_card(name: str) -> Device:
     raise UserError(f"--gpu {excerpt(name)}: no such card is known.{hint} For another card give --memory, such as 24GB")
 
 
+def device_of(gpu: str | None, memory: str | None) -> Device:
+    """What `--gpu` and `--memory` say, else the device that is here. Raises `UserError`."""
+    size = None if memory is None else size_of(memory)
+    device = find_card(gpu) if gpu else here()
+    if size is None:
+        return device
+    if gpu or device.is_gpu:
+        return replace(device, memory=size)
+    return replace(device, memory=size, is_gpu=True, name="a GPU")
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size such as 12GB. Raises `UserError`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.I)
+    unit = found[2].upper() if found else None
+    if found is None or unit not in UNITS or not float(found[1]):
+        raise UserError(f"--memory {text}: write a size, such as 12GB or 24GiB")
+    return round(float(found[1]) * UNITS[unit])
+
+
 def here() -> Device:
     """The device of a run on this machine: its first GPU, or its processors with all of their memory."""
+    from rlhf_core import environment
+
+    environment.prepare()
     import psutil
     import torch
 
