@@ -14,7 +14,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.data.columns import opened, parents, with_roles
 from rlhf_core.data.files import Row
 from rlhf_core.data.installed import formatters
-from rlhf_core.data.left_out import Unusable
+from rlhf_core.data.left_out import BadData, Unusable
 from rlhf_core.data.misfit import forced_misfit, misfit, names
 from rlhf_core.data.reading import PARTS, Reading, parts_of
 from rlhf_core.errors import UserError, did_you_mean
@@ -151,7 +151,7 @@ class Formats:
         self._small = False
         if self._first:
             raise Undecided
-        raise UserError(self._misfit(list(itertools.islice(rows, LOOKED_AT))))
+        raise BadData(self._misfit(list(itertools.islice(rows, LOOKED_AT))))
 
     def _decide(self, rows: Iterable[Row]) -> None:
         """Let formatters decide what one row can't tell, unless the user did."""

@@ -15,7 +15,7 @@ from rlhf_core.data.checks import Checks
 from rlhf_core.data.files import Row as Given
 from rlhf_core.data.formats import Formats, Found, Undecided
 from rlhf_core.data.installed import named_files
-from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, LeftOut, Reason
+from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, BadData, LeftOut, Reason
 from rlhf_core.data.parts import Conversion, Part, columns_used
 from rlhf_core.data.projecting import Need
 from rlhf_core.data.sources import Source
@@ -86,7 +86,7 @@ class Large:
         self.left_out.refused = about["refused"]
         self.left_out.check(about["total"], NO_TEMPLATE if about["counts"] else NO_FORMAT)
         if not about["read"]:
-            raise UserError(f"{self.spec.source}: there is no row in it")
+            raise BadData(f"{self.spec.source}: there is no row in it")
         if self.checks is not None:
             self.checks.add(about["checks"])
         rows = stored.Stored(path, about["digest"])

@@ -31,6 +31,16 @@ class Unusable(UserError):
         self.kind = kind
 
 
+class BadData(UserError):
+    """Why a source that could be read is refused as a whole. `alike`: most of its rows have nothing to learn, such as
+    two equal answers.
+    """
+
+    def __init__(self, message: str, *, alike: bool = False) -> None:
+        super().__init__(message)
+        self.alike = alike
+
+
 class TooLong(Unusable):
     """A row of `tokens` tokens, more than the option `limit` allows; `rule` is the option that says what to do then."""
 
@@ -112,7 +122,7 @@ class LeftOut:
         if long and (self.refused or long > max(total * MAX_TOO_LONG, allowed)):
             half = "" if self.refused else ", more than half"
             [found, *_] = self._of("too long")
-            raise UserError(f"{self.source}: {long:,} of {total:,} rows are too long{half}: {found}. {found.hint}")
+            raise BadData(f"{self.source}: {long:,} of {total:,} rows are too long{half}: {found}. {found.hint}")
         if self.reasons and self.rows() >= total:
             self._refuse(self._of(), f"None of {total:,} rows can be used", "", "", total, ways)
 
@@ -124,7 +134,8 @@ class LeftOut:
         if self.rows() >= total:
             few, more = "", ways if found[0].kind == "malformed" else found[0].hint
         others = "".join(f"\n  {reason.rows:,} of them: {reason}" for reason in found[1:SHOWN])
-        raise UserError(f"{found[0].first}{found[0].begins}{found[0].text}. {count}{few}. {more}".rstrip() + others)
+        message = f"{found[0].first}{found[0].begins}{found[0].text}. {count}{few}. {more}".rstrip() + others
+        raise BadData(message, alike=found[0].kind == "nothing to learn")
 
     def _of(self, *kinds: Kind) -> list[Reason]:
         """The reasons, or those of some kinds, the most frequent first."""

@@ -20,13 +20,12 @@ from rlhf_core.data import cache, sources
 from rlhf_core.data.checks import Checks
 from rlhf_core.data.formats import Formats
 from rlhf_core.data.large import Large
-from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, LeftOut
+from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, BadData, LeftOut
 from rlhf_core.data.llama_factory import resolved
 from rlhf_core.data.parts import Conversion, Part, Row
 from rlhf_core.data.projecting import Need
 from rlhf_core.data.sources import Source, Use
 from rlhf_core.data.stored import View
-from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec
 from rlhf_core.numbers import MAX_BAD_ROWS
 
@@ -154,7 +153,7 @@ def _part(
     total = len(rows) + left_out.rows()
     left_out.check(total)
     if not rows:
-        raise UserError(f"{spec.source}: there is no row in it")
+        raise BadData(f"{spec.source}: there is no row in it")
     conversion = Conversion(Formats(rows, spec, catalog), need, left_out)
     converted = conversion.convert(rows)
     left_out.check(total, NO_FORMAT)
