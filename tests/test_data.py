@@ -525,7 +525,10 @@ def test_a_forced_formatter_that_does_not_fit(distribution, write_jsonl):
 def test_a_broken_formatter_matters_only_when_no_other_fits(distribution, write_jsonl):
     distribution("bad", {"bad_format": "import no_such"}, {"rlhf.formatters": {"bad": "bad_format"}})
     assert load_file(write_jsonl("a.jsonl", [QA]), "prompts").parts[0].formats == {"question_answer": 1}
-    with pytest.raises(UserError, match="formatter 'bad' of bad 1.0 could not be loaded"):
+    with pytest.raises(
+        UserError,
+        match="could not be loaded: formatter .bad. of bad 1.0: ModuleNotFoundError: No module named .no_such.",
+    ):
         load_file(write_jsonl("b.jsonl", [{"frage": "x"}]), "prompts")
 
 

@@ -17,7 +17,7 @@ def formatters(forced: str | None, catalog: Catalog) -> tuple[list[list[Formatte
     if forced is not None:
         return [[named(forced, catalog)]], []
     groups: list[list[Formatter]] = [[], []]
-    broken = []
+    broken: dict[str, list[str]] = {}
     for entry in catalog.entries("formatters"):
         if entry.problem == "disabled":
             continue
@@ -25,8 +25,10 @@ def formatters(forced: str | None, catalog: Catalog) -> tuple[list[list[Formatte
             formatter = catalog.load("formatters", f"{entry.distribution}/{entry.name}")[0]
             groups[entry.distribution != BUILT_IN].append(formatter)
         except PluginError as error:
-            broken.append(f"\n  ({error})")
-    return groups, broken
+            before, _, reason = str(error).partition(" could not be loaded: ")
+            broken.setdefault(reason, []).append(before)
+    said = [f"{found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)}: {why}" for why, found in broken.items()]
+    return groups, [f"\n  (could not be loaded: {text})" for text in said]
 
 
 def named(name: str, catalog: Catalog) -> Formatter:
