@@ -167,3 +167,30 @@ def test_a_forced_formatter_that_does_not_fit_says_how_to_name_columns(write_jso
         UserError, match=r'needs question; the row has q, answer\. .*FILE:columns={"question": "COLUMN"}'
     ):
         load([DataSpec(path, formatter="question_answer")], "conversations", Catalog())
+
+
+# a method's need, a row that some format reads but that lacks what the method needs, the columns that are guessed
+LACKING = {
+    "a pair": ("preferences", {"prompt": Q, "good": A, "bad": "No."}, "prompt=prompt,chosen=good,rejected=bad"),
+    "an answer": ("conversations", {"prompt": Q, "my_reply": A}, "prompt=prompt,completion=my_reply"),
+    "an answer within": (
+        "conversations",
+        {"question": Q, "answer": {"text": A}},
+        "prompt=question,completion=answer.text",
+    ),
+    "a pair that nothing can be": ("preferences", {"prompt": Q, "completion": A}, None),
+    "an answer that is empty": ("conversations", {"question": Q, "answer": ""}, None),
+}
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_what_a_method_needs_and_no_format_finds_is_guessed(write_jsonl, case):
+    need, row, guessed = LACKING[case]
+    path = write_jsonl("a.jsonl", [row])
+    with pytest.raises(UserError, match=r"can be used|can't be used") as refused:
+        load([DataSpec(path)], need, Catalog())
+    line = re.search(r"Name the columns \((perhaps )?(.*?)\), or write a formatter", str(refused.value))
+    assert line is not None
+    assert line[2] == (f"{path}:{guessed}" if guessed else "FILE:prompt=COLUMN,…")
+    if guessed:
+        assert load([DataSpec.read(line[2])], need, Catalog()).train

@@ -169,7 +169,9 @@ def test_what_looks_like_a_path_is_not_asked_of_the_hub(source):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match=r"the folder has no \.json, \.jsonl, \.csv, \.tsv, \.parquet or \.arrow file"):
+    with pytest.raises(
+        UserError, match=r"the folder has no \.json, \.jsonl, \.csv, \.tsv, \.txt, \.parquet or \.arrow file"
+    ):
         read(str(tmp_path))
 
 

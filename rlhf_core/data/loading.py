@@ -18,10 +18,11 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.data import cache, sources
 from rlhf_core.data.checks import Checks
-from rlhf_core.data.formats import Formats
+from rlhf_core.data.formats import LOOKED_AT, Formats
 from rlhf_core.data.large import Large
 from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, BadData, LeftOut
 from rlhf_core.data.llama_factory import resolved
+from rlhf_core.data.misfit import way_on
 from rlhf_core.data.parts import Conversion, Part, Row
 from rlhf_core.data.projecting import Need
 from rlhf_core.data.sources import Source, Use
@@ -156,7 +157,10 @@ def _part(
         raise BadData(f"{spec.source}: there is no row in it")
     conversion = Conversion(Formats(rows, spec, catalog), need, left_out)
     converted = conversion.convert(rows)
-    left_out.check(total, NO_FORMAT)
+    ways = NO_FORMAT
+    if left_out.rows() >= total:
+        ways = way_on(spec, need, [row.values for row in rows[:LOOKED_AT]], conversion.formats.unread())
+    left_out.check(total, ways)
     if preparation is not None:
         converted = conversion.prepare(rows, converted, preparation())
         left_out.check(total, NO_TEMPLATE)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rlhf_core.data.left_out import NO_FORMAT
 from rlhf_core.formatter import Formatter
 from rlhf_core.grammar import DataSpec
 
@@ -69,6 +70,17 @@ def forced_misfit(location: str, row: Mapping[str, Any], formatter: Formatter) -
     missing = sorted(formatter.columns - row.keys() - formatter.renamed(row).keys())
     needs = f"{location}: formatter {formatter.name} needs {names(missing)}; the row has {names(row)}"
     return f"{needs}. Say which column is what: FILE:columns={json.dumps(dict.fromkeys(missing, 'COLUMN'))}"
+
+
+def way_on(spec: DataSpec, need: str, rows: Sequence[Mapping[str, Any]], unread: Collection[str]) -> str:
+    """What to do where no row of a source can be used: a line to copy, if columns that nobody read seem to be it."""
+    guessed = guess(rows) if not spec.columns else {}
+    parts = {"preferences": PAIR, "conversations": ("completion", "output", "messages")}.get(need, ("prompt",))
+    missing = [guessed[part] for part in parts if part in guessed]
+    if not missing or not any(name in unread or "." in name for name in missing):
+        return NO_FORMAT
+    line = shlex.quote(str(replace(spec, columns=guessed)))
+    return NO_FORMAT.replace("(FILE:prompt=COLUMN,…)", f"(perhaps {line})")
 
 
 def _nearest(row: Mapping[str, Any], formatters: Sequence[Formatter]) -> list[str]:
