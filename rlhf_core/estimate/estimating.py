@@ -65,6 +65,7 @@ class Estimate:
             "peak_phase": self.phase,
             "prompt_tokens": self.rows.prompt,
             "completion_tokens": self.rows.completion,
+            "steps_per_row": self.steps_per_row,
             "phases": {
                 name: {"peak_bytes": phase.peak, "components": dict(phase.parts), "operations": phase.operations}
                 | {"flops": phase.flops}

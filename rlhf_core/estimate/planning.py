@@ -7,7 +7,9 @@ downloaded, and lengths are those that the options allow, or that the user says.
 from __future__ import annotations
 
 import json
+import math
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from rlhf_core.training import plan as planning
 if TYPE_CHECKING:
     from rlhf_core.data.chat_template import ChatTemplate
 
+UNLIKELY = 3.5  # standard deviations
 LOOKED_AT = 1000  # rows whose tokens are counted, and as many of the longest by their bytes
 
 
@@ -141,10 +144,17 @@ def longest_pass(rows: Sequence[Any], method: Method, template: ChatTemplate, op
 
 
 def _largest_pass(counted: Sequence[Lengths], method: Method, options: Any) -> Lengths:
-    """The mean of the longest rows, as many as go through the model together. Of prompts, a group shares one."""
+    """The mean of the rows that go through the model together where they are longest: the longest row beside others,
+    or what chance brings together once in some thousand passes. Of prompts, a group shares one.
+    """
     answers = options.num_generations if "num_generations" in type(options).model_fields else 1
     together = max(1, options.per_device_train_batch_size // answers)
-    return _mean(sorted(counted, key=lambda one: one.total, reverse=True)[:together])
+    ordered = sorted(counted, key=lambda one: one.total, reverse=True)
+    most, mean, totals = _mean(ordered[:together]), _mean(counted), [one.total for one in counted]
+    likely = mean.total + UNLIKELY * statistics.pstdev(totals) / math.sqrt(together)
+    certain = (ordered[0].total + (together - 1) * mean.total) / together
+    share = min(1.0, max(likely, certain) / most.total)
+    return Lengths(math.ceil(most.prompt * share), math.ceil(most.completion * share))
 
 
 def _mean(counted: Sequence[Lengths]) -> Lengths:
