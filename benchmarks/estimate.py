@@ -3,8 +3,9 @@
     python -m benchmarks.estimate [--only METHOD]
 
 Each run trains two steps on rows of one length, in a process of its own, with malloc's cache off, so that the resident
-set is what lives. Both figures are those that the run itself writes to manifest.json: bytes at once, on a CPU beyond what
-the process had before its weights loaded, on a GPU those that torch had allocated.
+set is what lives. Both figures are those that the run itself writes to manifest.json: bytes at once, on a CPU beyond
+what the process had before its weights loaded, on a GPU those that torch had allocated. Then, whatever the machine, what
+was measured on cards before (results/gpu*.json) is estimated anew.
 """
 
 from __future__ import annotations

@@ -147,14 +147,21 @@ def _largest_pass(counted: Sequence[Lengths], method: Method, options: Any) -> L
     """The mean of the rows that go through the model together where they are longest: the longest row beside others,
     or what chance brings together once in some thousand passes. Of prompts, a group shares one.
     """
-    answers = options.num_generations if "num_generations" in type(options).model_fields else 1
-    together = max(1, options.per_device_train_batch_size // answers)
-    ordered = sorted(counted, key=lambda one: one.total, reverse=True)
-    most, mean, totals = _mean(ordered[:together]), _mean(counted), [one.total for one in counted]
-    likely = mean.total + UNLIKELY * statistics.pstdev(totals) / math.sqrt(together)
-    certain = (ordered[0].total + (together - 1) * mean.total) / together
-    share = min(1.0, max(likely, certain) / most.total)
-    return Lengths(math.ceil(most.prompt * share), math.ceil(most.completion * share))
+    group = options.num_generations if "num_generations" in type(options).model_fields else 1
+    answers = 2 if method.data == "preferences" else group
+
+    def tokens(one: Lengths) -> int:
+        return one.prompt + answers * one.completion
+
+    together = max(1, options.per_device_train_batch_size // group)
+    ordered, mean = sorted(counted, key=tokens, reverse=True), _mean(counted)
+    likely = tokens(mean) + UNLIKELY * statistics.pstdev(map(tokens, counted)) / math.sqrt(together)
+    certain = (tokens(ordered[0]) + (together - 1) * tokens(mean)) / together
+    most = _mean(ordered[:together])
+    if max(likely, certain) >= tokens(most):
+        return most
+    share = max(likely, certain) / tokens(mean)
+    return Lengths(math.ceil(mean.prompt * share), math.ceil(mean.completion * share))
 
 
 def _mean(counted: Sequence[Lengths]) -> Lengths:
