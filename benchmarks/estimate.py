@@ -4,7 +4,7 @@
 
 Each run trains two steps on rows of one length, in a process of its own, with malloc's cache off, so that the resident
 set is what lives. Both figures are those that the run itself writes to manifest.json: bytes at once, on a CPU beyond
-what the process had before its weights loaded, on a GPU those that torch had allocated. Then, whatever the machine, what
+what the process had before its weights loaded, on a GPU those that torch had allocated. Then, on any machine, what
 was measured on cards before (results/gpu*.json) is estimated anew.
 """
 
