@@ -289,7 +289,7 @@ def test_a_folder_of_everything_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MOST_FILES", 2)
     for name in "abc":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "a.txt").touch()
+        (tmp_path / name / "a.md").touch()
     with pytest.raises(UserError, match="has more than 2 files. Name the files"):
         sources.read(DataSpec(str(tmp_path)))
     monkeypatch.setattr(sources, "MOST_FILES", 3)

@@ -341,7 +341,7 @@ MISTAKES = {
     "null": ("a.jsonl", '{"prompt": "a", "completion": null}', "completion must be text or a list of {role, content}"),
     "turns without a role": ("a.jsonl", '{"prompt": [{"a": 1}], "completion": "b"}', "prompt must be text or a list"),
     "no list": ("a.jsonl", '{"prompt": "a", "completions": "b"}', "completions must be a list of one or more, not 'b'"),
-    "no format": ("a.jsonl", '{"text": "a"}', "a.jsonl: no formatter fits"),
+    "no format": ("a.jsonl", '{"texte": "a"}', "a.jsonl: no formatter fits"),
 }
 
 
