@@ -233,8 +233,11 @@ def pairs(total: int = 1_000_000) -> list[dict[str, Any]]:
             began, process = time.monotonic(), command([*line, "--output-dir", start])
             one, metrics, most, largest = psutil.Process(process.pid), Path(start, "metrics.jsonl"), 0, 0
             step = looked = 0.0
-            while process.poll() is None:
+            status = 0
+            while not status:
                 time.sleep(0.5)
+                ended, code, usage = os.wait4(process.pid, os.WNOHANG)
+                status = ended and code + 1
                 with suppress(psutil.Error):
                     processes = [one, *one.children(recursive=True)]
                     largest = max(largest, *(each.memory_info().rss for each in processes))
@@ -243,8 +246,8 @@ def pairs(total: int = 1_000_000) -> list[dict[str, Any]]:
                         looked = time.monotonic()
                 if not step and metrics.exists() and metrics.stat().st_size:
                     step = time.monotonic() - began
-            if process.returncode != 0:
-                raise RuntimeError(f"the run ended with exit code {process.returncode}")
+            if status != 1:
+                raise RuntimeError(f"the run ended with status {status - 1}")
             cached = sum(file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file())
             found.append(
                 {
@@ -252,6 +255,7 @@ def pairs(total: int = 1_000_000) -> list[dict[str, Any]]:
                     "file_mb": size // 10**6,
                     "start": start,
                     "seconds_to_the_first_step": round(step, 1),
+                    "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
                     "largest_process_mib": largest // MIB,
                     "all_processes_mib": most // MIB,
                     "cache_mb": cached // 10**6,

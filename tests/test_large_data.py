@@ -10,6 +10,7 @@ import math
 import os
 import random
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -297,6 +298,19 @@ def test_an_entry_that_is_not_finished_is_not_found(tmp_path, monkeypatch):
         raise KeyboardInterrupt
     assert cache.find("a") is None
     assert list(cache.folder().iterdir()) == []
+
+
+def test_a_damaged_entry_is_not_used_and_what_was_left_goes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, age in (("old", 2 * cache.DAY), ("new", 0)):
+        (cache.folder() / f".writing-{name}").mkdir(parents=True)
+        os.utime(cache.folder() / f".writing-{name}", (time.time() - age,) * 2)
+    with cache.writing("a") as (stream, _, path):
+        stream.write(b"x" * 10)
+    assert cache.find("a")[0] == path
+    os.truncate(path, 9)
+    assert cache.find("a") is None
+    assert [left.name for left in cache.folder().glob(".writing-*")] == [".writing-new"]
 
 
 def test_a_cache_that_can_not_be_written_is_a_message(tmp_path, monkeypatch, write_jsonl, on_disk):

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.outputs import write_whole
 
 LARGE = 1 << 25  # bytes: smaller sources are read again each time, into memory
+DAY = 86_400  # seconds
 MOST = 20 << 30  # bytes that all entries together may have; the ones that were used last stay
 ELSEWHERE = "Rows of large data are kept there: set XDG_CACHE_HOME for another place"
 ROWS, ABOUT = "rows.arrow", "about.json"
@@ -71,10 +73,11 @@ def find(key: str) -> tuple[Path, dict[str, Any]] | None:
     entry = folder() / key
     try:
         about: dict[str, Any] = json.loads((entry / ABOUT).read_text(encoding="utf-8"))
+        whole = (entry / ROWS).stat().st_size == about["size"]
         os.utime(entry / ABOUT)  # when it was last used
     except (OSError, ValueError):
         return None
-    return entry / ROWS, about
+    return (entry / ROWS, about) if whole else None
 
 
 @contextmanager
@@ -85,8 +88,10 @@ def locked(key: str) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
-            file.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}. {ELSEWHERE}") from error
 
@@ -105,6 +110,7 @@ def writing(key: str) -> Iterator[tuple[IO[bytes], dict[str, Any], Path]]:
             about: dict[str, Any] = {}
             with (temporary / ROWS).open("wb") as stream:
                 yield stream, about, place / key / ROWS
+                about["size"] = stream.tell()
             write_whole(temporary / ABOUT, json.dumps(about, ensure_ascii=False))
             shutil.rmtree(place / key, ignore_errors=True)
             with suppress(FileExistsError):  # another process wrote the same meanwhile
@@ -117,7 +123,13 @@ def writing(key: str) -> Iterator[tuple[IO[bytes], dict[str, Any], Path]]:
 
 
 def _tidy(place: Path, key: str) -> None:
-    """Delete the entries that were not used for longest, until all others have no more than `MOST` bytes."""
+    """Delete the entries that were not used for longest, until all others have no more than `MOST` bytes, and what a
+    process that was killed left.
+    """
+    for left in place.glob(".writing-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
     entries = []
     for about in place.glob(f"*/{ABOUT}"):
         with suppress(OSError):  # another process deletes as well
