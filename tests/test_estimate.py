@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rlhf_core.estimate.meter import Meter
-from rlhf_core.estimate.stand_ins import Quantized
+from rlhf_core.estimate.quantized import Quantized
 from rlhf_core.estimate.weightless import Weightless, without_values
 
 MEGA = 2**20

@@ -22,7 +22,7 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data.loading import Data
-from rlhf_core.estimate import stand_ins, synthetic
+from rlhf_core.estimate import quantized, stand_ins, synthetic
 from rlhf_core.estimate.hardware import LAUNCH, Device
 from rlhf_core.estimate.meter import NOTHING, Meter, Phase
 from rlhf_core.estimate.synthetic import Lengths
@@ -187,7 +187,7 @@ class _Measured:
         self._make_gradients()
         with self.meter.during(STEP, stand_ins.OPTIMIZER):
             if type(optimizer).__module__.startswith("bitsandbytes"):
-                stand_ins.step_of_8_bit_optimizer(optimizer, self.meter)
+                quantized.step_of_8_bit_optimizer(optimizer, self.meter)
             else:
                 for group in optimizer.param_groups:
                     if self.device.is_gpu and group.get("foreach", 0) is None and not group.get("fused"):
