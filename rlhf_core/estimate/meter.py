@@ -19,6 +19,7 @@ from rlhf_core.estimate.weightless import run, storage_of
 
 BLOCK = 512  # bytes that allocators round to
 ACTIVATIONS, LOGITS = "activations", "logits"
+ANSWERS = "answers"  # the phase in which a run samples
 NOTHING = (0.0, 0.0, 0.0)  # that a phase has spent
 
 
@@ -57,7 +58,7 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.seconds, self.vocabulary = seconds, vocabulary
         self.token = 0  # what is read from a weightless tensor of integers
-        self.sampling = "answers"  # the phase in which answers are sampled
+        self.sampling = ANSWERS  # the phase in which answers are sampled
         self.phases: dict[str, Phase] = {}
         self.live: Counter[str] = Counter()  # bytes of each component
         self.total = 0

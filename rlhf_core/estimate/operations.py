@@ -70,13 +70,14 @@ def measured(function: Any, args: Any, kwargs: Any, results: Any) -> Known:
     count = flop_registry.get(function._overloadpacket)
     flops = float(count(*args, **kwargs, out_val=results)) if count is not None else 0.0
     moved = sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs, results)))
-    return Known(_outline(results), flops, moved)
+    return Known(outline(results), flops, moved)
 
 
-def _outline(results: Any) -> Any:
+def outline(results: Any) -> Any:
+    """Shapes, strides and types of tensors, from which `made` makes others."""
     if isinstance(results, Tensor):
         return results.shape, results.stride(), results.dtype
-    return [_outline(part) for part in results] if isinstance(results, list | tuple) else results
+    return [outline(part) for part in results] if isinstance(results, list | tuple) else results
 
 
 def made(outline: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,7 +21,16 @@ def quantize(model: Any, bits: int) -> None:
         if type(module) is nn.Linear and should_convert_module(name, kept):
             model.set_submodule(name, Quantized(module, bits))
     model.is_quantized, model.is_loaded_in_4bit, model.is_loaded_in_8bit = True, bits == 4, bits == 8
-    model.hf_quantizer = SimpleNamespace(is_trainable=True)
+    model.hf_quantizer = _Quantizer(None)
+
+
+class _Quantizer(HfQuantizer):
+    """Of layers that are quantized already."""
+
+    is_trainable = True
+
+    def is_serializable(self) -> bool:
+        return True
 
 
 class Quantized(nn.Linear):

@@ -17,9 +17,10 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from rlhf_core.estimate import sampling
 from rlhf_core.estimate.hardware import Device
-from rlhf_core.estimate.meter import Meter
+from rlhf_core.estimate.meter import ANSWERS, Meter
+from rlhf_core.estimate.operations import made, outline
 from rlhf_core.estimate.quantized import quantize
-from rlhf_core.estimate.weightless import without_values
+from rlhf_core.estimate.weightless import Weightless, without_values
 from rlhf_core.models import loading, precision, weights
 from rlhf_core.prefix import attention, decoding, kernels, packed, padded, rollouts, sharing, two_phase
 from rlhf_core.prefix.groups import CompletionLogps
@@ -29,10 +30,10 @@ Patch = tuple[Any, str, Any]  # (where, the name, what it is for that time)
 
 
 @contextmanager
-def installed(meter: Meter, device: Device, options: Any) -> Iterator[None]:
+def installed(meter: Meter, device: Device) -> Iterator[None]:
     """Within, models load without values, and the engine computes as on `device`."""
     with ExitStack() as stack:
-        for patch in (*_of_models(meter, device, options), *_of_engine(meter, device), *_of_kernels(device)):
+        for patch in (*_of_models(meter, device), *_of_engine(meter, device), *_of_kernels(device)):
             stack.enter_context(_replaced(*patch))
         yield
 
@@ -47,20 +48,20 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _of_models(meter: Meter, device: Device, options: Any) -> list[Patch]:
+def _of_models(meter: Meter, device: Device) -> list[Patch]:
     return [
-        (PreTrainedModel, "from_pretrained", classmethod(functools.partial(_load, meter, options))),
+        (PreTrainedModel, "from_pretrained", classmethod(functools.partial(_load, meter))),
         (torch.cuda, "is_available", lambda: False),  # this process computes nothing on it
         (torch.accelerator, "is_available", lambda *_, **__: False),
         (precision, "gpu_has_bfloat16", lambda: device.is_gpu and device.bfloat16),
         (loading, "gpu_has_bfloat16", lambda: device.is_gpu and device.bfloat16),
-        (loading, "bitsandbytes_config", lambda options, dtype: None),
+        (loading, "bitsandbytes_config", lambda options, _: 4 if options.load_in_4bit else 8),
         (weights, "refuse_not_finite", lambda *_: None),
     ]
 
 
 def _of_engine(meter: Meter, device: Device) -> list[Patch]:
-    seen: dict[Any, tuple[CompletionLogps, list[float]]] = {}
+    seen: dict[Any, Any] = {}
     cache = decoding.DecodingCache
     kernel = kernels.KERNELS["cuda" if device.is_gpu else "cpu"]
     return [
@@ -98,8 +99,8 @@ def _added(total: Tensor, a: Tensor, b: Tensor) -> None:
 # Models
 
 
-def _load(meter: Meter, options: Any, cls: Any, path: Any, *_: Any, **arguments: Any) -> Any:
-    """`from_pretrained` of a model's class: the model without values, quantized as the options say."""
+def _load(meter: Meter, cls: Any, path: Any, *_: Any, **arguments: Any) -> Any:
+    """`from_pretrained` of a model's class: the model without values, quantized to as many bits as the run asks for."""
     config = arguments.get("config") or cls.config_class.from_pretrained(path)
     config.num_labels = arguments.get("num_labels", config.num_labels)
     name = arguments.get("attn_implementation")
@@ -107,8 +108,8 @@ def _load(meter: Meter, options: Any, cls: Any, path: Any, *_: Any, **arguments:
     with torch.device("meta"):
         model = cls._from_config(config, dtype=arguments.get("dtype") or torch.float32, **more)
     model.eval()
-    if options.quantized:
-        quantize(model, 4 if options.load_in_4bit else 8)
+    if bits := arguments.get("quantization_config"):
+        quantize(model, bits)
     without_values(model)
     for tensor in (*model.parameters(), *model.buffers()):
         meter.assign(tensor, WEIGHTS)
@@ -122,18 +123,21 @@ def _once(meter: Meter, seen: dict[Any, Any], compute: Callable[..., Any], model
     """A pass without gradient over groups of the same lengths is measured once; more of them only take time."""
     if torch.is_grad_enabled():
         return compute(model, groups, **how)
+    phase = "log-probabilities" if meter.sampling == ANSWERS else meter.sampling
     lengths = tuple((len(group.prompt), *map(len, group.completions)) for group in groups)
     key = compute.__module__, id(model), lengths, bool(how.get("hidden")), _adapters(model)
     if key not in seen:
-        with meter.during("log-probabilities"):
+        with meter.during(phase):
             before = meter.phase.spent()
             scored = compute(model, groups, **how)
-            seen[key] = scored, meter.phase.spent(before)
+            outlines = [outline(part) for part in (scored.logps, scored.entropies, scored.hidden)]
+            seen[key] = outlines, scored.mask, meter.phase.spent(before)
         return scored
-    scored, spent = seen[key]
-    meter.spend("log-probabilities", spent)
-    states = None if scored.hidden is None else scored.hidden.clone()
-    return CompletionLogps(scored.logps.clone(), scored.entropies.clone(), scored.mask, states)
+    outlines, mask, spent = seen[key]
+    meter.spend(phase, spent)
+    logps, entropies, hidden = (None if one is None else Weightless(made(one)) for one in outlines)
+    meter.keep([logps, entropies, hidden])
+    return CompletionLogps(logps, entropies, mask, hidden)  # type: ignore[arg-type]
 
 
 def _adapters(model: Any) -> Any:

@@ -89,7 +89,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, quiet_libraries(), torch.random.fork_rng([]):
         run = _run(config, method, info, catalog, rows, Path(folder))
         try:
-            with stand_ins.installed(meter, device, run.options), meter:
+            with stand_ins.installed(meter, device), meter:
                 return _step(run, method, meter, device)
         finally:
             run.rewards.close()
