@@ -10,14 +10,13 @@ from typing import Any
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.estimate.hardware import Device
-from rlhf_core.estimate.meter import Phase
+from rlhf_core.estimate.meter import BETWEEN, Phase
 from rlhf_core.estimate.synthetic import Lengths
 from rlhf_core.method import Method
 from rlhf_core.models.loading import ModelInfo
 
 # What a caching allocator holds beyond what lives, and what CUDA takes for itself: measured, see docs/benchmarks.md.
 HELD, CONTEXT = 1.06, 600_000_000
-BETWEEN = ""  # the phase of what runs between the others
 
 
 @dataclass(frozen=True)

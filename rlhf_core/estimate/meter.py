@@ -20,6 +20,7 @@ from rlhf_core.estimate.weightless import run, storage_of
 BLOCK = 512  # bytes that allocators round to
 ACTIVATIONS, LOGITS = "activations", "logits"
 ANSWERS = "answers"  # the phase in which a run samples
+BETWEEN = ""  # the phase of what runs between the others
 NOTHING = (0.0, 0.0, 0.0)  # that a phase has spent
 
 
@@ -62,7 +63,7 @@ class Meter(TorchDispatchMode):
         self.phases: dict[str, Phase] = {}
         self.live: Counter[str] = Counter()  # bytes of each component
         self.total = 0
-        self.name, self.component = "", ACTIVATIONS
+        self.name, self.component = BETWEEN, ACTIVATIONS
         self.repeat: float = 1  # how often what runs now is done in a run
         self._components: dict[int, tuple[str, int, Any]] = {}  # of each storage that lives
 

@@ -194,6 +194,22 @@ def _index(args: Any, counter: Counter | None) -> Any:
     return run(aten.index.Tensor, (args[0], places), {}, counter)
 
 
+def _grouped_mm(args: Any, counter: Counter | None) -> Any:
+    """The experts' product, which on the meta device takes bfloat16 alone, and which torch's table of operations has no
+    count of. `args`: (tokens, in) by (experts, in, out); for a gradient (in, tokens) by (tokens, out). No more experts'
+    weights are read than there are tokens.
+    """
+    a, b, offsets = args[:3]
+    shape = (len(a), b.shape[2]) if b.dim() == 3 else (len(offsets), len(a), b.shape[1])
+    output = Weightless(torch.empty(shape, dtype=a.dtype, device="meta"))
+    if counter is not None:
+        read = b.numel() * (min(1.0, len(a) / len(b)) if b.dim() == 3 else 1.0)
+        moved = (a.numel() + output.numel() + read) * a.element_size()
+        counter.keep(output)
+        counter.take(operations.Known(None, 2.0 * a.numel() * b.shape[-1], moved), args)
+    return output
+
+
 SPECIAL: dict[Any, Callable[[Any, Counter | None], Any]] = {
     aten._local_scalar_dense.default: _read,
     aten.is_nonzero.default: _read,
@@ -202,5 +218,6 @@ SPECIAL: dict[Any, Callable[[Any, Counter | None], Any]] = {
     aten.equal.default: lambda args, _: False,
     aten.nonzero.default: lambda args, _: torch.ones(args[0].shape, dtype=torch.bool).nonzero(),
     aten.index.Tensor: _index,
+    aten._grouped_mm.default: _grouped_mm,
     aten._fused_sdp_choice.default: lambda args, _: FLASH,
 }
