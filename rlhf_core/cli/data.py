@@ -1,0 +1,78 @@
+"""`rlhf data`: what is in a data set, and whether it can be trained on."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def data() -> None:
+    """Look at data, or check it, before any training."""
+
+
+METHOD = click.option("--method", metavar="NAME", help="For this method; unset: what the data can serve.")
+EVAL = click.option("--eval-data", metavar="SPEC", help="Held-out rows, to find those that are trained on.")
+JSON = click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+
+
+@data.command()
+@click.argument("source", required=False, default="builtin")
+@METHOD
+@click.option(
+    "--model", default="builtin", metavar="MODEL", help="Whose tokens are counted, and whose chat template is tried."
+)
+@EVAL
+@JSON
+def inspect(source: str, method: str | None, model: str, eval_data: str | None, as_json: bool) -> None:
+    """Show what is in a data set: format, columns, lengths, languages, duplicates, pairs.
+
+    SOURCE is what rlhf run --data takes. Without it: the built-in data. Languages are told by the script of most
+    letters (Han, Latin, other). No weights are loaded.
+
+    rlhf data inspect my_data.jsonl --method dpo --model Qwen/Qwen3-8B
+    """
+    from rlhf_core.catalog import Catalog
+    from rlhf_core.data_report import inspecting, report
+    from rlhf_core.ui.screen import Screen
+    from rlhf_core.ui.text import to_json
+
+    screen = Screen(quiet=as_json)
+    with screen.working(f"Reading {source} …"):
+        result = inspecting.inspect(source, Catalog(), method=method, model=model, eval_data=eval_data)
+    if as_json:
+        click.echo(to_json(result))
+    else:
+        report.show(screen, result)
+
+
+@data.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE …")
+@METHOD
+@click.option("--model", metavar="MODEL", help="Try its chat template and the method's limits, too.")
+@EVAL
+@JSON
+def validate(
+    sources: tuple[str, ...], method: str | None, model: str | None, eval_data: str | None, as_json: bool
+) -> None:
+    """Check data, for scripts and CI: every row that can't be used, with its file and line.
+
+    Exit code 1 if a check fails: a row that can't be read or has nothing to learn, with --model one that its chat
+    template refuses or that is too long, a held-out prompt that is trained on.
+
+    rlhf data validate train.jsonl --eval-data test.jsonl --method sft
+    """
+    from rlhf_core.catalog import Catalog
+    from rlhf_core.data_report import report, validating
+    from rlhf_core.ui.screen import Screen
+    from rlhf_core.ui.text import to_json
+
+    catalog, screen, results = Catalog(), Screen(quiet=as_json), []
+    for source in sources:
+        result = validating.validate(source, catalog, method=method, model=model, eval_data=eval_data)
+        results.append(result)
+        report.show_checks(screen, result)
+    passed = all(result["passed"] for result in results)
+    if as_json:
+        click.echo(to_json({"passed": passed, "sources": results}))
+    if not passed:
+        raise SystemExit(1)

@@ -1,0 +1,66 @@
+"""Whether data can be trained on as it is: checks that pass or fail, with every row that can't be used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_core.catalog import Catalog
+from rlhf_core.data.left_out import BadData
+from rlhf_core.data_report.inspecting import overlap, prompt_digest
+from rlhf_core.data_report.reading import Reader
+from rlhf_core.data_report.tokens import Tokens, method_for
+from rlhf_core.grammar import DataSpec
+
+KINDS = {
+    "malformed": "every row can be read",
+    "nothing to learn": "every row has something to learn",
+    "too long": "every row is within the limits",
+}
+
+
+def validate(
+    given: str, catalog: Catalog, *, method: str | None = None, model: str | None = None, eval_data: str | None = None
+) -> dict[str, Any]:
+    """The checks of one source and its bad rows, as plain data. Raises `UserError` for a source that is not there.
+
+    The chat template and the limits are tried where a `model` is named.
+    """
+    spec = DataSpec.read(given)
+    need = method_for(method, "prompts", catalog).data if method else None
+    try:
+        reader = Reader(spec, need, catalog)
+    except BadData as error:
+        return {"source": given, "passed": False, "checks": [_check("a formatter fits", 1, str(error))], "bad_rows": []}
+    tokens = Tokens(method_for(method, reader.need, catalog), model, reader.rows_read) if model else None
+    prompts: dict[bytes, str] = {}
+    usable = 0
+    for location, row, left_in in reader.rows(tokens.checks if tokens else None):
+        usable += left_in
+        prompts.setdefault(prompt_digest(row), location)
+    kinds = [kind for kind in KINDS if kind != "too long" or tokens]
+    checks = [_check("a formatter fits", 0, reader.formats.main.name)]
+    for kind in kinds:
+        bad = reader.left_out.rows(kind)
+        checks.append(
+            _check(
+                KINDS[kind],
+                bad,
+                f"{bad:,} of {reader.total:,} rows {'are ' if kind != 'nothing to learn' else 'have '}{kind}",
+            )
+        )
+    checks.append(_check("some row can be used", int(not usable), f"{usable:,} of {reader.total:,} rows"))
+    if shared := overlap(spec, reader.need, catalog, prompts, eval_data):
+        text = f"{shared['overlap']:,} of {shared['rows']:,} held-out rows have a prompt that is trained on"
+        checks.append(_check("held-out rows are not trained on", shared["overlap"], text))
+    return {
+        "source": given,
+        "need": reader.need,
+        "rows": reader.total,
+        "passed": all(check["passed"] for check in checks),
+        "checks": checks,
+        "bad_rows": reader.left_out.every,
+    }
+
+
+def _check(name: str, failures: int, text: str) -> dict[str, Any]:
+    return {"check": name, "passed": not failures, "text": text}
