@@ -107,7 +107,8 @@ def overlap(
     other = Reader(DataSpec.read(eval_data), need, catalog) if eval_data else held_out_of(spec, need, catalog)
     if other is None:
         return None
-    found, count = [], 0
+    found: list[tuple[str, str]] = []
+    count = 0
     for location, row, _ in other.rows():
         first = prompts.get(prompt_digest(row))
         if first is not None:

@@ -26,6 +26,7 @@ from rlhf_core.grammar import DataSpec
 
 WHERE = re.compile(r"(?P<file>.*) (?:line|row) (?P<line>\d+)", re.S)
 MANY = 10**12  # malformed rows are counted here, and no error
+NEARLY = 0.9  # of the rows that some need could use, for a need to be what the data serves
 TRIED = 1000  # rows that say what the data can serve
 
 
@@ -119,13 +120,14 @@ def _source(spec: DataSpec, need: Need | None, use: Use) -> Source:
 
 
 def served(source: Source, spec: DataSpec, catalog: Catalog) -> Need:
-    """What a method may need that most of the first rows have: pairs, else answers to learn, else prompts."""
+    """What a method may need that the first rows have: pairs, else answers to learn, else prompts."""
     first = [row for row, _ in zip(Again(source), range(TRIED), strict=False)]
     counts: dict[Need, int] = {}
     for need in ("preferences", "conversations", "prompts"):
         tried = Conversion(Formats(first, spec, catalog), need, LeftOut(spec.source, MANY))
         counts[need] = sum(one is not None for one in tried.convert(first))
-    return next(need for need, count in counts.items() if 2 * count >= max(counts.values()))
+    most = max(counts.values())
+    return next(need for need, count in counts.items() if count >= NEARLY * most) if most else "conversations"
 
 
 def held_out_of(spec: DataSpec, need: Need, catalog: Catalog) -> Reader | None:

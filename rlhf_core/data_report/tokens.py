@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from rlhf_core.catalog import Catalog
@@ -16,7 +17,7 @@ from rlhf_core.data.projecting import Need, prompt_of
 from rlhf_core.data_report.texts import percentiles
 from rlhf_core.errors import UserError
 
-MEASURED = 20_000  # rows, evenly spread, whose tokens are counted
+MEASURED = 10_000  # rows, evenly spread, whose tokens are counted
 METHODS: dict[Need, str] = {"preferences": "dpo", "conversations": "sft", "prompts": "grpo"}
 
 
@@ -34,6 +35,7 @@ class Tokens:
         info = loading.inspect(find(model, "--model"), method.task)
         self.need: Need = method.data
         self.template = template_of(info, self.options.chat_template_kwargs)
+        self.template.tokenizer.model_max_length = sys.maxsize  # or transformers warns of long rows, which are counted
         prepare = Preparation(self.template, self.need, None, self.options.control_tokens)
         self.checks = Checks(prepare, Limits(self.need, self.options, self.template))
         self.step = max(1, math.ceil(total / MEASURED))
@@ -75,7 +77,8 @@ class Tokens:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        limits, parts = self.limits(), {}
+        limits = self.limits()
+        parts: dict[str, dict[str, Any]] = {}
         for part, values in self.lengths.items():
             parts[part] = {"tokens": percentiles(values)}
             if part in limits:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.data.left_out import BadData
+from rlhf_core.data.left_out import BadData, Kind, Unusable
 from rlhf_core.data_report.inspecting import overlap, prompt_digest
 from rlhf_core.data_report.reading import Reader
 from rlhf_core.data_report.tokens import Tokens, method_for
 from rlhf_core.grammar import DataSpec
 
-KINDS = {
+KINDS: dict[Kind, str] = {
     "malformed": "every row can be read",
     "nothing to learn": "every row has something to learn",
     "too long": "every row is within the limits",
@@ -35,19 +35,17 @@ def validate(
     prompts: dict[bytes, str] = {}
     usable = 0
     for location, row, left_in in reader.rows(tokens.checks if tokens else None):
+        if tokens is None and reader.need == "preferences" and row["chosen"] == row["rejected"]:
+            reader.left_out.add(location, Unusable("the two answers are the same", "nothing to learn"))
+            left_in = False
         usable += left_in
         prompts.setdefault(prompt_digest(row), location)
-    kinds = [kind for kind in KINDS if kind != "too long" or tokens]
     checks = [_check("a formatter fits", 0, reader.formats.main.name)]
-    for kind in kinds:
-        bad = reader.left_out.rows(kind)
-        checks.append(
-            _check(
-                KINDS[kind],
-                bad,
-                f"{bad:,} of {reader.total:,} rows {'are ' if kind != 'nothing to learn' else 'have '}{kind}",
-            )
-        )
+    for kind, name in KINDS.items():
+        if kind != "too long" or tokens:
+            bad = reader.left_out.rows(kind)
+            are = "have" if kind == "nothing to learn" else "are"
+            checks.append(_check(name, bad, f"{bad:,} of {reader.total:,} rows {are} {kind}"))
     checks.append(_check("some row can be used", int(not usable), f"{usable:,} of {reader.total:,} rows"))
     if shared := overlap(spec, reader.need, catalog, prompts, eval_data):
         text = f"{shared['overlap']:,} of {shared['rows']:,} held-out rows have a prompt that is trained on"
