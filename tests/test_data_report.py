@@ -269,4 +269,5 @@ def test_mistakes_are_one_message_and_exit_code_2(words, tmp_path):
     command = [sys.executable, "-m", "rlhf_core", "data", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "rror: " in done.stderr and "Traceback" not in done.stderr
+    assert "rror: " in done.stderr
+    assert "Traceback" not in done.stderr
