@@ -203,6 +203,12 @@ def test_inspect_prints_what_it_found(write):
         assert part in done.output
 
 
+def test_inspect_says_when_a_method_can_use_no_row(write):
+    found = inspect(write("d.jsonl", {"prompt": "q", "completion": "a"}), Catalog(), method="dpo")
+    assert (found["usable"], found["left_out"][0]["rows"], found["pairs"]) == (0, 1, None)
+    assert "no row can be used, for the reasons above" in found["warnings"]
+
+
 def test_inspect_gives_one_json_object(write):
     done = run("inspect", write("d.jsonl", pair()), "--json")
     assert json.loads(done.stdout)["total"] == 1

@@ -46,6 +46,7 @@ COMMANDS = {
         "1",
         "--model",
     ],
+    "data": ["data", "inspect", "d.jsonl", "--model"],
     "score": ["score", "d.jsonl", "--reward", "length"],
     "pipeline": ["pipeline", "orpo", "--data", "d.jsonl", "--only", "sft", "--output-dir", "p", "--dry-run", "--model"],
     "merge": ["merge", "adapter"],
@@ -86,7 +87,7 @@ def test_local_inputs_need_no_network(command, tiny_model, tmp_path, monkeypatch
     rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(4)]
     Path("d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = [word.replace("=A", f"={tiny_model}") for word in COMMANDS[command]]
-    arguments += [str(tiny_model)] * (command in ("run", "pipeline", "chat", "compare"))
+    arguments += [str(tiny_model)] * (command in ("run", "data", "pipeline", "chat", "compare"))
     calls: set[str] = set()
     with no_network(calls):
         done = CliRunner().invoke(rlhf, arguments, input="hello\n")

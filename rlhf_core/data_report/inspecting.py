@@ -120,7 +120,7 @@ def overlap(
 
 def concluded(result: dict[str, Any]) -> list[str]:
     """Warnings that follow from the numbers."""
-    found = []
+    found = [] if result["usable"] else ["no row can be used, for the reasons above"]
     if result["duplicates"]["rows"]:
         location, first = result["duplicates"]["examples"][0]
         found.append(f"{result['duplicates']['rows']:,} rows repeat an earlier one ({location} is {first})")
