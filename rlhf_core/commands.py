@@ -8,9 +8,13 @@
 from rlhf_core.config import read_file as read_config
 from rlhf_core.data.chat_template import NO_SYSTEM
 from rlhf_core.data.encoding import tools_of
+from rlhf_core.data.left_out import BadData
 from rlhf_core.data.loading import load as load_data
 from rlhf_core.data.preparing import with_system
 from rlhf_core.data.projecting import prompt_of
+from rlhf_core.estimate.answer import REWARD as ESTIMATED_REWARD
+from rlhf_core.estimate.answer import Question
+from rlhf_core.estimate.hardware import Device, device_of
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
 from rlhf_core.inputs import library_errors, path_of
@@ -31,4 +35,4 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document
 from rlhf_core.ui.screen import Screen, question, text
-from rlhf_core.ui.text import shown
+from rlhf_core.ui.text import gb, shown, to_json

@@ -13,10 +13,10 @@ import click
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli.run import RunCommand, pairs
 from rlhf_core.config import RunConfig, read_file, resolve
+from rlhf_core.estimate.answer import REWARD
 from rlhf_core.method import Method
 from rlhf_core.numbers import COUNT
 
-REWARD = "rlhf_core.estimate.synthetic:score"  # a run needs one; what it scores does not matter here
 OWN = ("gpu", "memory", "as_json", "prompt_tokens", "completion_tokens")
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rlhf_core.estimate.planning import Planned
     from rlhf_core.estimate.synthetic import Lengths
 
+REWARD = "rlhf_core.estimate.synthetic:score"  # for a run that needs one and has none: what it scores does not matter
+
 
 @dataclass
 class Answer:
@@ -47,6 +49,13 @@ class Answer:
     def flags(self) -> list[str]:
         """What the command needs, beside what was given, so that the run fits."""
         return self.tried[-1].flags() if self.tried and self.fits else []
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps, if they and the device's figures are known."""
+        from rlhf_core.estimate.showing import mean_step
+
+        return mean_step(self.last, self.share) * self.steps if self.steps and self.last.seconds else None
 
     @property
     def share(self) -> float:

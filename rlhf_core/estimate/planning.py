@@ -37,7 +37,7 @@ LOOKED_AT = 1000  # rows whose tokens are counted, and as many of the longest by
 
 @dataclass(frozen=True)
 class Planned:
-    """`config` has the options that the run really uses. `longest`: the mean of the rows that make up the largest
+    """`config` has the options that the run really uses, and a usual model's full name. `longest`: the mean of the rows that make up the largest
     forward pass; `mean`: of all; `rows`: how many there are, if data was given. `notes` say where lengths are from.
     """
 
@@ -64,7 +64,8 @@ def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> P
     check_options(info, options)
     lora = uses_lora(options, info)
     options = method.resolve_options(options.model_copy(update={"lora": lora}), lora=lora)
-    given = config.model_copy(update={"options": options})
+    name = shipped[0] if shipped else config.model
+    given = config.model_copy(update={"options": options, "model": name})
     count = None if config.data == [BUILTIN] else _count(config, method, catalog)
     note = "as long as the options allow; say otherwise with --prompt-tokens and --completion-tokens"
     if shipped and count is not None:
