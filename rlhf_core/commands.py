@@ -29,10 +29,10 @@ from rlhf_core.models.resolve import find as find_model
 from rlhf_core.models.template import template_of
 from rlhf_core.outputs import claim, write_whole
 from rlhf_core.rewards.batch import columns_of
-from rlhf_core.rewards.binding import BoundReward
+from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.binding import bind_all as bind_rewards
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document
 from rlhf_core.ui.screen import Screen, question, text
-from rlhf_core.ui.text import gb, shown, to_json
+from rlhf_core.ui.text import duration, gb, shown, to_json

@@ -37,8 +37,9 @@ LOOKED_AT = 1000  # rows whose tokens are counted, and as many of the longest by
 
 @dataclass(frozen=True)
 class Planned:
-    """`config` has the options that the run really uses, and a usual model's full name. `longest`: the mean of the rows that make up the largest
-    forward pass; `mean`: of all; `rows`: how many there are, if data was given. `notes` say where lengths are from.
+    """`config` has the options that the run really uses, and a usual model's full name. `longest`: the mean of the rows
+    that make up the largest forward pass; `mean`: of all; `rows`: how many there are, if data was given. `notes` say
+    where lengths are from.
     """
 
     config: RunConfig

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rlhf_core.estimate.estimating import Estimate
 from rlhf_core.estimate.fitting import Tried
 from rlhf_core.estimate.hardware import GB
-from rlhf_core.ui.text import gb
+from rlhf_core.ui.text import duration, gb
 
 SMALL = 0.01  # share of the peak below which a component is shown with the others
 UNCERTAIN = 1.7  # times that a step may be faster or slower than its estimate by a card's figures
@@ -86,14 +86,6 @@ def mean_step(estimate: Estimate, share: float) -> float:
     """Seconds of a step on rows of mean length: what is computed of a row goes by its tokens."""
     fixed = {"answers", "optimizer step"}
     return sum(seconds * (1 if name in fixed else share) for name, seconds in estimate.seconds.items())
-
-
-def duration(seconds: float) -> str:
-    """As people say it."""
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def as_dict(estimate: Estimate, tried: Sequence[Tried], command: list[str], steps: int | None, share: float) -> Any:

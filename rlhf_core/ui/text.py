@@ -74,6 +74,14 @@ def gb(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
+def duration(seconds: float) -> str:
+    """As people say it."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON for another program, which reads back the same text, and without control characters for a terminal."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)

@@ -6,5 +6,6 @@ from rlhf_core import hookimpl
 @hookimpl
 def rlhf_commands():
     from rlhf_tools.compare import compare
+    from rlhf_tools.recommend import recommend
 
-    return [compare]
+    return [compare, recommend]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlhf_core import Catalog, UserError, resolve
 from rlhf_core.commands import ESTIMATED_REWARD, Device, Question
@@ -17,16 +18,15 @@ CROWDED = 0.8  # share of a card that 16-bit weights may take before nothing but
 
 @dataclass(frozen=True)
 class Cost:
-    """`memory` in bytes, and the `seconds` of all `steps`, where they are known; `flags` make it fit.
-
-    `problem`: why there is no estimate.
+    """`memory` in bytes, and the `seconds` of all `steps`, where they are known, with the `changes` of options that make
+    it fit. `problem`: why it can't be run.
     """
 
     memory: int = 0
     fits: bool = True
     steps: int | None = None
     seconds: float | None = None
-    flags: tuple[str, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -51,7 +51,8 @@ class Costs:
                 for _ in question.remedies(answer):
                     pass
                 last = answer.last
-                return Cost(last.needed, last.fits, answer.steps, answer.seconds, tuple(answer.flags))
+                changes = answer.tried[-1].changes if answer.tried and answer.fits else {}
+                return Cost(last.needed, last.fits, answer.steps, answer.seconds, changes)
         except UserError as error:  # such as rows that are too long for this method
             return Cost(problem=str(error))
 
@@ -63,11 +64,3 @@ class Costs:
         config, method = resolve(values, self.catalog)
         with tempfile.TemporaryDirectory() as folder:
             yield Question(config, method, self.catalog, self.device, Path(folder))
-
-
-def best_first(choices: list[Choice], costs: list[Cost]) -> list[int]:
-    """The order in which to show them: a choice that fits before the recommended one, if that does not."""
-    order = list(range(len(choices)))
-    if costs and not costs[0].fits:
-        order.sort(key=lambda i: (not costs[i].fits, i))
-    return order

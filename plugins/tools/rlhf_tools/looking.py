@@ -30,7 +30,8 @@ DECIDED = 0.9  # share of pairs from which on their length alone tells the bette
 class Findings:
     """`rows` that can be used, `different` of those that were looked at. `learnable`: sft can learn from them.
 
-    `judges` are the rewards that can judge answers by the data's, with the share that they judge. `problem`: why the
+    `judges` are the rewards that can judge answers by the data's, with the share that they judge, and `columns` those
+    that a reward may read, of each source. `problem`: why the
     data is not good enough for any method.
     """
 
@@ -41,6 +42,7 @@ class Findings:
     learnable: bool = False
     prompts: bool = True
     judges: dict[str, float] = field(default_factory=dict)
+    columns: list[tuple[str, list[str]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problem: str = ""
 
@@ -62,6 +64,7 @@ def look(specs: Sequence[DataSpec], catalog: Catalog) -> Findings:
     found = Findings([str(part) for part in data.parts], rows=len(data.train), warnings=list(data.warnings))
     found.learnable, found.prompts = "conversations" in loaded, "prompts" in loaded
     if found.prompts:
+        found.columns = loaded["prompts"].columns
         found.judges = _judges(loaded["prompts"], catalog)
     if "preferences" in loaded:
         found.kind = "pairs"

@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-GOALS = ("quality", "simplicity", "speed", "memory", "tradition")
+GOALS = {
+    "quality": "the best answers that the data allows",
+    "simplicity": "the fewest parts and settings",
+    "speed": "the shortest run",
+    "memory": "the least memory: 4-bit weights (QLoRA)",
+    "tradition": "the classic RLHF: a reward model, then PPO",
+}
 SIZE = re.compile(r"\d+(\.\d+)?\s*[gm](i?b)?", re.I)
 
 
@@ -17,7 +23,7 @@ SIZE = re.compile(r"\d+(\.\d+)?\s*[gm](i?b)?", re.I)
 @click.option("--model", metavar="MODEL", help="Model: a folder, a Hub id, or a usual one's name.  [asked, or builtin]")
 @click.option("--gpu", metavar="NAME", help="Card, such as rtx3090.  [asked, or the device that is here]")
 @click.option("--memory", metavar="SIZE", help="Memory of the card instead of its own, such as 12GB.")
-@click.option("--goal", type=click.Choice(GOALS), help="What matters most.  [asked, or quality]")
+@click.option("--goal", type=click.Choice(list(GOALS)), help="What matters most.  [asked, or quality]")
 @click.option("--reward", metavar="SPEC", help="A reward that you have, as for rlhf run.")
 @click.option("--reward-model", metavar="FOLDER", help="A trained reward model that you have.")
 @click.option("--no-estimate", is_flag=True, help="Leave out memory and time.")
@@ -66,13 +72,10 @@ def _ask(given: dict[str, Any], no_estimate: bool) -> dict[str, Any]:
         if card != "what is here":
             found["memory" if SIZE.fullmatch(card.strip()) else "gpu"] = card.strip()
     if not given["goal"]:
-        from rlhf_tools.choosing import GOALS as described
-
-        numbers = {str(number): goal for number, goal in enumerate(described, start=1)}
+        numbers = {str(number): goal for number, goal in enumerate(GOALS, start=1)}
         for number, goal in numbers.items():
-            click.echo(f"{number}  {goal:12}{described[goal]}")
-        answer = click.prompt(
-            "What matters most", type=click.Choice([*numbers, *described]), show_choices=False, default="1"
-        )
+            click.echo(f"{number}  {goal:12}{GOALS[goal]}")
+        kind = click.Choice([*numbers, *GOALS])
+        answer = click.prompt("What matters most", type=kind, show_choices=False, default="1")
         found["goal"] = numbers.get(answer, answer)
     return found

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from rlhf_core import Catalog, commands, resolve
-from rlhf_core.commands import Device, Screen, duration, gb, text, to_json
-from rlhf_tools.choosing import Choice, Goal, choose
-from rlhf_tools.costs import Cost, Costs, best_first
-from rlhf_tools.looking import CALLED, Findings, look
-
-LABEL = 13  # columns
-WIDEST = 100
+from rlhf_core.commands import BadData, Device, Screen, to_json
+from rlhf_tools.advice import Answer, Option, as_dict, show
+from rlhf_tools.choosing import IN_4_BITS, choose
+from rlhf_tools.costs import Costs
+from rlhf_tools.looking import Findings, look
 
 
 def run(
@@ -24,7 +21,7 @@ def run(
     model: str | None,
     gpu: str | None,
     memory: str | None,
-    goal: Goal | None,
+    goal: str | None,
     reward: str | None,
     reward_model: str | None,
     estimated: bool,
@@ -32,28 +29,50 @@ def run(
 ) -> int:
     """The exit code. Raises `UserError` for what was given wrong."""
     catalog, screen = Catalog(), Screen(quiet=as_json)
-    model, goal = model or "builtin", goal or "quality"
     device = commands.device_of(gpu, memory) if estimated else None
     with screen.working("Reading the data …"):
         found = look(commands.read_data_specs(data, None, None), catalog)
     _check_rewards(found, reward, reward_model, catalog)
-    choices = choose(found, goal, reward, reward_model) if found.kind else []
-    costs: list[Cost] = []
-    shown = Recommendation(screen, model, data, goal, found, device)
-    shown.head()
+    chosen = choose(found, goal or "quality", reward, reward_model) if found.kind else []
+    answer = Answer(model or "builtin", list(data), goal or "quality", found, device, [Option(one) for one in chosen])
     if device is not None and not found.problem:
-        choices, costs = _estimate(Costs(model, data, device, catalog), choices, shown)
-    shown.answer(choices, costs)
+        _estimate(answer, device, catalog, screen)
     if as_json:
-        click.echo(to_json(shown.as_dict(choices, costs)))
-    return 1 if found.problem or (costs and not costs[0].fits) else 0
+        click.echo(to_json(as_dict(answer)))
+    else:
+        show(answer, screen)
+    return 0 if answer.good else 1
 
 
 def _check_rewards(found: Findings, reward: str | None, reward_model: str | None, catalog: Catalog) -> None:
     """Raise `UserError` for a reward that is not there, or that needs a column that the data lacks."""
-    if not found.prompts or not (reward or reward_model):
+    if not (reward or reward_model):
         return
-    config, _ = resolve({"method": "grpo", "reward": [reward] if reward else [], "reward_model": reward_model}, catalog)
+    given = {"reward": [reward]} if reward else {"reward_model": reward_model}
+    config, _ = resolve({"method": "grpo", **given}, catalog)
     rewards = commands.bind_rewards(config.reward_specs, catalog)
     for source, columns in found.columns:
         commands.check_columns(rewards, columns, source)
+
+
+def _estimate(answer: Answer, device: Device, catalog: Catalog, screen: Screen) -> None:
+    """Add what each option costs; in 4 bits, where the weights alone would fill the card."""
+    costs = Costs(answer.model, answer.data, device, catalog)
+    with screen.working("Reading the model's configuration …"):
+        try:
+            size = costs.look(answer.options[0].choice)
+        except BadData as error:  # with the model's template and limits
+            answer.found.problem = str(error)
+            return
+    answer.model, answer.crowded = costs.model, size
+    changes: dict[str, Any] = IN_4_BITS if size is not None else {}
+    for number, option in enumerate(answer.options, start=1):
+        option.choice = option.choice.having(changes)
+        with screen.working(f"Estimating {option.choice.title} ({number} of {len(answer.options)}) …"):
+            option.cost = cost = costs.of(option.choice)
+        # What one needs the others need, too: that saves trying. Numbers are a method's own.
+        changes = {**changes, **{name: value for name, value in cost.changes.items() if isinstance(value, bool)}}
+    answer.impossible = [option for option in answer.options if option.cost and option.cost.problem]
+    answer.options = [option for option in answer.options if option not in answer.impossible]
+    if not answer.options[0].fits:  # one that does is better
+        answer.options.sort(key=lambda option: not option.fits)
