@@ -35,7 +35,8 @@ class Option:
 @dataclass
 class Answer:
     """`options`: what is recommended, then the alternatives. `crowded`: bytes of 16-bit weights, if they would fill the
-    device, so that the options are in 4 bits. `impossible`: alternatives that a run would refuse.
+    device, so that the options are in 4 bits. `impossible`: what a run would refuse, and why;
+    `instead_of`: what suits the goal better and does not fit.
     """
 
     model: str
@@ -45,7 +46,8 @@ class Answer:
     device: Device | None
     options: list[Option]
     crowded: int | None = None
-    impossible: list[Option] = field(default_factory=list)
+    impossible: dict[str, str] = field(default_factory=dict)
+    instead_of: str = ""
 
     @property
     def good(self) -> bool:
@@ -71,9 +73,8 @@ def show(answer: Answer, screen: Screen) -> None:
         line("Warning", warning)
     if found.problem:
         screen.say(f"\nNot good enough: {found.problem}", "bold")
-        if answer.options:
-            names = ", ".join(option.choice.method for option in answer.options[1:])
-            screen.say(f"More rows of this kind would suit {answer.options[0].choice.method} (or {names}).")
+        if found.few:
+            screen.say(f"More rows like these would suit {answer.options[0].choice.title}.")
         return
     line("Model", answer.model)
     if answer.device is not None:
@@ -81,6 +82,8 @@ def show(answer: Answer, screen: Screen) -> None:
     if answer.crowded:
         line("", f"the weights alone have {gb(answer.crowded)} in 16 bits, so they are loaded in 4 (QLoRA)")
     line("Goal", f"{answer.goal}: {GOALS[answer.goal]}")
+    if answer.instead_of:
+        line("", f"{answer.instead_of} suits it best, and does not fit")
     for i, option in enumerate(answer.options):
         screen.say(f"\n{'Or' if i else 'Recommended'}: {option.choice.title}", "" if i else "bold")
         line("Why", option.choice.why)
@@ -88,12 +91,11 @@ def show(answer: Answer, screen: Screen) -> None:
             line("Note", note)
         for label, content in _costs(option.cost, answer.device):
             line(label, content)
-        screen.console.print(
-            text(" " * LABEL) + text(shlex.join(option.command(answer.model, answer.data)), "bold"), soft_wrap=True
-        )
-    for option in answer.impossible:
+        command = text(shlex.join(option.command(answer.model, answer.data)), "bold")
+        screen.console.print(text(" " * LABEL) + command, soft_wrap=True)
+    for title, why in answer.impossible.items():
         screen.say("")
-        line("", f"Not {option.choice.title}: {option.cost.problem if option.cost else ''}")
+        line("Not", f"{title}: {why}")
     if not answer.good:
         screen.say("\nNothing fits: take a smaller model, or a larger card.", "bold")
     else:
@@ -144,5 +146,5 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "goal": answer.goal,
         "recommended": options[0] if good else None,
         "alternatives": options[1:] if good else [],
-        "impossible": {option.choice.title: option.cost.problem for option in answer.impossible if option.cost},
+        "impossible": answer.impossible,
     }

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rlhf_core.commands import ESTIMATED_REWARD
 from rlhf_tools.looking import Findings
 
 STAGES = ("sft", "reward_model", "ppo")  # of the classic way, rlhf pipeline ppo
@@ -61,6 +62,15 @@ class Choice:
         more = {"load_in_4bit": "in 4 bits", "lora": "of all weights"}
         return " ".join([self.method.upper(), *(text for name, text in more.items() if name in self.values)])
 
+    @property
+    def stages(self) -> list[Choice]:
+        """Its runs, one after the other."""
+        if not self.pipeline:
+            return [self]
+        flags = {name: value for name, value in self.values.items() if isinstance(value, bool)}
+        first = [Choice(name, flags) for name in STAGES[:-1]]
+        return [*first, Choice(STAGES[-1], {"reward": [ESTIMATED_REWARD], **self.values})]
+
     def having(self, values: Mapping[str, Any]) -> Choice:
         """With these options, too."""
         return replace(self, values={**self.values, **values})
@@ -69,7 +79,7 @@ class Choice:
         words = ["rlhf", "pipeline", self.method] if self.pipeline else ["rlhf", "run", "--method", self.method]
         words += ["--model", model] if model != "builtin" else []
         words += [word for spec in data if spec != "builtin" for word in ("--data", spec)]
-        return words + (_stage_flags(self.values) if self.pipeline else _flags(self.values))
+        return words + (_stage_flags(self.stages) if self.pipeline else _flags(self.values))
 
 
 def _flags(values: Mapping[str, Any]) -> list[str]:
@@ -79,19 +89,19 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [
-                word for one in (value if isinstance(value, list) else [value]) for word in (f"--{flag}", str(one))
-            ]
+            for one in value if isinstance(value, list) else [value]:
+                words += [f"--{flag}", str(one)]
     return words
 
 
-def _stage_flags(values: Mapping[str, Any]) -> list[str]:
-    """Of the classic pipeline: numbers for its last stage, whose rows they are for, the others for every stage."""
+def _stage_flags(stages: Sequence[Choice]) -> list[str]:
     words: list[str] = []
-    for stage in STAGES:
-        its = {name: value for name, value in values.items() if isinstance(value, bool) or stage == STAGES[-1]}
-        keys = ",".join(f"{name}={str(value).lower()}" for name, value in its.items())
-        words += ["--stage", f"{stage}:{keys}"] if keys else []
+    for stage in stages:
+        values = {
+            name: value for name, value in stage.values.items() if name != "reward"
+        }  # which an earlier stage makes
+        keys = ",".join(f"{name}={str(value).lower()}" for name, value in values.items())
+        words += ["--stage", f"{stage.method}:{keys}"] if keys else []
     return words
 
 
@@ -138,7 +148,7 @@ def _choice(method: str, found: Findings, reward: str | None, reward_model: str 
     if method in ("dpo", "orpo"):
         return Choice(method, why=WHY[method, "scored" if scored else "pairs"])
     if method == "ppo" and kind == "pairs" and not scored:
-        note = "memory and time are those of the last stage, without the reward model's own"
+        note = "memory and time are those of the last stage, with the reward model beside the trained one"
         return Choice(method, why=WHY[method, kind], pipeline=True, notes=(note,))
     values, note = _reward(found, reward, reward_model)
     if method == "ppo":
@@ -151,7 +161,7 @@ def _choice(method: str, found: Findings, reward: str | None, reward_model: str 
 def _reward(found: Findings, reward: str | None, reward_model: str | None) -> tuple[dict[str, Any], str]:
     """(the option of the reward, what is to be said of it)."""
     if reward_model:
-        return {"reward_model": reward_model}, "memory is without the reward model's own, which is loaded beside it"
+        return {"reward_model": reward_model}, ""
     if reward:
         return {"reward": [reward]}, ""
     if "verifier" in found.judges:

@@ -32,7 +32,7 @@ class Findings:
 
     `judges` are the rewards that can judge answers by the data's, with the share that they judge, and `columns` those
     that a reward may read, of each source. `problem`: why the
-    data is not good enough for any method.
+    data is not good enough for any method; `few`: more of such rows would be.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -45,6 +45,7 @@ class Findings:
     columns: list[tuple[str, list[str]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problem: str = ""
+    few: bool = False
 
 
 def look(specs: Sequence[DataSpec], catalog: Catalog) -> Findings:
@@ -83,6 +84,7 @@ def _check(found: Findings, rows: Sequence[Mapping[str, Any]]) -> None:
     if found.different < FEW:
         what = f"{found.different:,} different row{'s' * (found.different != 1)}"
         of = "" if found.different == len(seen) else f" among {len(seen):,}"
+        found.few = True
         found.problem = f"It has {what}{of}: a model would learn them by heart. Give at least {FEW}, better {SMALL:,}."
         return
     if found.kind == "checkable" and len({str(row.get("answer")) for row in seen}) == 1:

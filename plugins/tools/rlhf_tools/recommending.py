@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rlhf_core import Catalog, commands, resolve
-from rlhf_core.commands import BadData, Device, Screen, to_json
+from rlhf_core.commands import Device, Screen, to_json
 from rlhf_tools.advice import Answer, Option, as_dict, show
 from rlhf_tools.choosing import IN_4_BITS, choose
 from rlhf_tools.costs import Costs
@@ -56,23 +56,25 @@ def _check_rewards(found: Findings, reward: str | None, reward_model: str | None
 
 
 def _estimate(answer: Answer, device: Device, catalog: Catalog, screen: Screen) -> None:
-    """Add what each option costs; in 4 bits, where the weights alone would fill the card."""
+    """Add what each option costs; in 4 bits, where the weights alone would fill the card. Those that a run would refuse
+    are left out.
+    """
     costs = Costs(answer.model, answer.data, device, catalog)
     with screen.working("Reading the model's configuration …"):
-        try:
-            size = costs.look(answer.options[0].choice)
-        except BadData as error:  # with the model's template and limits
-            answer.found.problem = str(error)
-            return
-    answer.model, answer.crowded = costs.model, size
-    changes: dict[str, Any] = IN_4_BITS if size is not None else {}
-    for number, option in enumerate(answer.options, start=1):
+        refused = {option.choice.title: costs.look(option.choice) for option in answer.options}
+    answer.impossible = {title: why for title, why in refused.items() if why}
+    possible = [option for option in answer.options if option.choice.title not in answer.impossible]
+    if not possible:
+        answer.found.problem = next(iter(answer.impossible.values()))
+        return
+    answer.options, answer.model, answer.crowded = possible, costs.model, costs.crowded
+    changes: dict[str, Any] = IN_4_BITS if answer.crowded else {}
+    for number, option in enumerate(possible, start=1):
         option.choice = option.choice.having(changes)
-        with screen.working(f"Estimating {option.choice.title} ({number} of {len(answer.options)}) …"):
-            option.cost = cost = costs.of(option.choice)
+        with screen.working(f"Estimating {option.choice.title} ({number} of {len(possible)}) …"):
+            option.cost = costs.of(option.choice)
         # What one needs the others need, too: that saves trying. Numbers are a method's own.
-        changes = {**changes, **{name: value for name, value in cost.changes.items() if isinstance(value, bool)}}
-    answer.impossible = [option for option in answer.options if option.cost and option.cost.problem]
-    answer.options = [option for option in answer.options if option not in answer.impossible]
-    if not answer.options[0].fits:  # one that does is better
-        answer.options.sort(key=lambda option: not option.fits)
+        changes = {**changes, **{name: value for name, value in option.cost.changes.items() if isinstance(value, bool)}}
+    answer.options = sorted(possible, key=lambda option: not option.fits)
+    if answer.options[0] is not possible[0]:
+        answer.instead_of = possible[0].choice.title
