@@ -80,6 +80,14 @@ def look(specs: Sequence[DataSpec], catalog: Catalog) -> Findings:
 def _check(found: Findings, rows: Sequence[Mapping[str, Any]]) -> None:
     """Look for what makes learning pointless."""
     seen = [rows[i] for i in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
+    if found.kind == "pairs":
+        pairs = [row for row in seen if row["chosen"] != row["rejected"]]
+        if not pairs:
+            found.problem = "The two answers are the same in every pair: none is better."
+            return
+        if len(pairs) < len(seen):
+            found.warnings.append(f"the two answers are the same in {len(seen) - len(pairs):,} of {len(seen):,} pairs")
+        seen = pairs
     found.different = len({_text(row) for row in seen})
     if found.different < FEW:
         what = f"{found.different:,} different row{'s' * (found.different != 1)}"
@@ -95,14 +103,18 @@ def _check(found: Findings, rows: Sequence[Mapping[str, Any]]) -> None:
     elif found.different < len(seen) / 2:
         found.warnings.append(f"{found.different:,} of {len(seen):,} rows are different, the others are copies")
     if found.kind == "pairs":
-        longer = sum(_length(row["chosen"]) > _length(row["rejected"]) for row in seen) / len(seen)
-        shorter = sum(_length(row["chosen"]) < _length(row["rejected"]) for row in seen) / len(seen)
-        for which, share in (("longer", longer), ("shorter", shorter)):
-            if share >= DECIDED:
-                found.warnings.append(
-                    f"the better answer is the {which} one in {share:.0%} of the pairs: a model may learn nothing but "
-                    "the length"
-                )
+        found.warnings += _decided_by_length(seen)
+
+
+def _decided_by_length(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning if the length of the answers tells which is better."""
+    differences = [_length(row["chosen"]) - _length(row["rejected"]) for row in pairs]
+    for which, sign in (("longer", 1), ("shorter", -1)):
+        share = sum(sign * difference > 0 for difference in differences) / len(pairs)
+        if share >= DECIDED:
+            what = f"the better answer is the {which} one in {share:.0%} of the pairs"
+            return [f"{what}: a model may learn nothing but the length"]
+    return []
 
 
 def _text(row: Mapping[str, Any]) -> str:
