@@ -89,25 +89,29 @@ def show(answer: Answer, screen: Screen) -> None:
         line("Why", option.choice.why)
         for note in option.choice.notes:
             line("Note", note)
-        for label, content in _costs(option.cost, answer.device):
+        for label, content in _costs(option, answer.device):
             line(label, content)
         command = text(shlex.join(option.command(answer.model, answer.data)), "bold")
-        screen.console.print(text(" " * LABEL) + command, soft_wrap=True)
+        screen.console.print(command, soft_wrap=True)
     for title, why in answer.impossible.items():
         screen.say("")
         line("Not", f"{title}: {why}")
     if not answer.good:
         screen.say("\nNothing fits: take a smaller model, or a larger card.", "bold")
     else:
-        screen.say("\nCheck a command first: add --dry-run. All options of a method: rlhf run --method NAME --help")
+        screen.say("\nCheck a command first: add --dry-run. All options: rlhf run --method NAME --help")
 
 
-def _costs(cost: Cost | None, device: Device | None) -> list[tuple[str, str]]:
+def _costs(option: Option, device: Device | None) -> list[tuple[str, str]]:
+    cost = option.cost
     if cost is None or device is None:
         return []
     fits = "fits" if cost.fits else "does not fit, whatever was tried"
     changed = " with the options at the end" if cost.changes else ""
-    lines = [("Memory", f"{gb(cost.memory)} of {gb(device.memory)}: {fits}{changed}")]
+    last = (
+        " (of the last stage, with the reward model beside the one that is trained)" if option.choice.pipeline else ""
+    )
+    lines = [("Memory", f"{gb(cost.memory)} of {gb(device.memory)}: {fits}{changed}{last}")]
     if cost.steps and cost.seconds is not None:
         lines.append(("Time", f"about {duration(cost.seconds)} for {cost.steps:,} steps"))
     elif cost.steps:

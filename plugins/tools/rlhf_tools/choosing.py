@@ -148,8 +148,7 @@ def _choice(method: str, found: Findings, reward: str | None, reward_model: str 
     if method in ("dpo", "orpo"):
         return Choice(method, why=WHY[method, "scored" if scored else "pairs"])
     if method == "ppo" and kind == "pairs" and not scored:
-        note = "memory and time are those of the last stage, with the reward model beside the trained one"
-        return Choice(method, why=WHY[method, kind], pipeline=True, notes=(note,))
+        return Choice(method, why=WHY[method, kind], pipeline=True)
     values, note = _reward(found, reward, reward_model)
     if method == "ppo":
         why = WHY[method, "reward_model" if reward_model else "reward"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import Any
@@ -57,7 +58,7 @@ def recommend(no_estimate: bool, as_json: bool, **given: Any) -> None:
 
 
 def in_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return os.isatty(0) and os.isatty(1)
 
 
 def _ask(given: dict[str, Any], no_estimate: bool) -> dict[str, Any]:
