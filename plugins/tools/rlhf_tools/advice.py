@@ -108,9 +108,7 @@ def _costs(option: Option, device: Device | None) -> list[tuple[str, str]]:
         return []
     fits = "fits" if cost.fits else "does not fit, whatever was tried"
     changed = " with the options at the end" if cost.changes else ""
-    last = (
-        " (of the last stage, with the reward model beside the one that is trained)" if option.choice.pipeline else ""
-    )
+    last = " (of the last stage, with the reward model beside what is trained)" if option.choice.pipeline else ""
     lines = [("Memory", f"{gb(cost.memory)} of {gb(device.memory)}: {fits}{changed}{last}")]
     if cost.steps and cost.seconds is not None:
         lines.append(("Time", f"about {duration(cost.seconds)} for {cost.steps:,} steps"))

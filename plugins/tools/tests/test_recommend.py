@@ -187,7 +187,7 @@ def test_a_dry_run_accepts_the_classic_pipeline_in_4_bits(tmp_path, monkeypatch,
     assert command[1:3] == ["pipeline", "ppo"]
     done = CliRunner().invoke(rlhf, [*command[1:], "--dry-run"])
     assert done.exit_code == 0, done.output
-    assert "load_in_4bit" in (Path("runs").glob("*/*/stage.yaml").__next__()).read_text()
+    assert capfd.readouterr().out.count("4-bit") >= 2  # of the stages that can be checked before the first is trained
 
 
 def test_the_command_is_whole_and_shell_quoted(tmp_path, unjudged):
