@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rlhf_core.estimate.meter import Meter
-from rlhf_core.estimate.quantized import Quantized
+from rlhf_core.estimate.quantized import Quantized, quantize
 from rlhf_core.estimate.weightless import Weightless, without_values
 
 MEGA = 2**20
@@ -155,3 +155,90 @@ def test_what_does_not_fit_is_tried_with_remedies_in_their_order():
 def test_wrong_input_is_one_message(flags, words):
     done = run_command("--method", "dpo", *flags)
     assert words in str(done.exception)
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory):
+    """A folder with a reward model of the built-in one's shape."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from rlhf_core import builtin
+
+    folder = tmp_path_factory.mktemp("scorer")
+    AutoModelForSequenceClassification.from_pretrained(builtin.MODEL, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(builtin.MODEL).save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_model_is_counted_in_every_phase(reward_model):
+    done = run_command("--method", "ppo", "--gpu", "rtx3090", "--json", "--reward-model", str(reward_model))
+    assert done.exit_code == 0, done.output
+    phases = json.loads(done.stdout)["phases"]
+    weights = phases["gradient"]["components"]["reward model"]
+    assert weights == pytest.approx(4.1e6, rel=0.02)  # in bfloat16
+    assert phases["rewards"]["components"]["reward model"] == weights
+    assert phases["rewards"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("rollouts", ["transformers", "continuous"])
+def test_answers_by_generate_end(rollouts):
+    done = run_command("--method", "grpo", "--gpu", "rtx3090", "--json", "--rollouts", rollouts)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["phases"]["answers"]["components"]["KV cache"] > 0
+
+
+FAMILIES = ["qwen3-0.6b", "qwen3.5-0.8b", "qwen3-30b-a3b", "qwen3.5-35b-a3b", "gemma-3-4b", "llama3.2-1b", "mistral-7b"]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", [*FAMILIES, "scorer"])
+def test_the_layers_that_are_quantized_are_those_that_transformers_replaces(name, bits):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers.integrations import replace_with_bnb_linear
+    from transformers.quantizers.base import HfQuantizer
+
+    pytest.importorskip("bitsandbytes")
+    auto = AutoModelForSequenceClassification if name == "scorer" else AutoModelForCausalLM
+    config = few_layers("qwen3-0.6b" if name == "scorer" else name)
+    with torch.device("meta"):
+        ours, theirs = auto.from_config(config), auto.from_config(config)
+    quantize(ours, bits)
+    kept = HfQuantizer.get_modules_to_not_convert(theirs, None, theirs._keep_in_fp32_modules)
+    replace_with_bnb_linear(theirs, kept, BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8))
+    replaced = {name for name, module in theirs.named_modules() if type(module).__module__.startswith("bitsandbytes")}
+    assert {name for name, module in ours.named_modules() if isinstance(module, Quantized)} == replaced
+
+
+def few_layers(name: str):
+    """A usual model's configuration, with four layers."""
+    from rlhf_core.estimate.shapes import config_of, find_shape
+
+    shape = find_shape(name)[1]["config"]
+    for part in (shape.get("text_config", shape), shape.get("vision_config", {})):
+        part.update({key: 4 for key in ("num_hidden_layers", "depth") if key in part})
+    return config_of({"config": shape})
+
+
+@pytest.mark.parametrize("name", ["qwen3.5-0.8b", "qwen3-30b-a3b", "gemma-3-1b", "smollm3-3b"])
+@pytest.mark.parametrize("flags", [["--no-lora"], ["--load-in-4bit"]])
+def test_a_folder_with_a_configuration_alone_is_enough(name, flags, tmp_path):
+    """Of families whose layers are recurrent, experts, windows, or without positions."""
+    few_layers(name).save_pretrained(tmp_path)
+    lengths = ("--max-length", "96", "--num-eval-prompts", "2", "--max-completion-length", "16")
+    done = run_command("--method", "sft", "--gpu", "b200", "--json", "--model", str(tmp_path), *lengths, *flags)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(done.stdout)["prompt_tokens"] == 48
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "size"),
+    [("adamw_torch", 8), ("adamw_8bit", 2 + 8 / 256), ("paged_adamw_32bit", 8), ("lion_8bit", 1 + 4 / 256), ("sgd", 0)],
+)
+def test_states_of_an_optimizer(optimizer, size):
+    """In bytes a weight: two numbers in float32, of one byte and 4 for a block of 256, one such, or none."""
+    pytest.importorskip("bitsandbytes")
+    flags = ("--method", "orpo", "--no-lora", "--optim", optimizer, "--per-device-train-batch-size", "1")
+    done = run_command("--gpu", "rtx3090", "--json", *flags)
+    assert done.exit_code == 0, (done.output, done.exception)
+    parts = json.loads(done.stdout)["phases"]["gradient"]["components"]
+    assert parts.get("optimizer states", 0) == pytest.approx(size * parts["weights"] / 4, rel=0.02)

@@ -17,10 +17,10 @@ from rlhf_core.estimate.hardware import Device
 from rlhf_core.estimate.synthetic import Lengths
 from rlhf_core.prefix import decoding, packed
 
-ROWS = Lengths(60, 36)
+ROWS = Lengths(48, 16)
 CPU = Device("a CPU", 64 * 10**9, is_gpu=False, bfloat16=False)
 NEVER = (63_999,)  # a token that is not sampled
-SHARED = {"max_completion_length": 36, "num_eval_prompts": 0, "gradient_accumulation_steps": 1}
+SHARED = {"max_completion_length": 16, "num_eval_prompts": 0, "gradient_accumulation_steps": 1}
 FULL = {"lora": False, "per_device_train_batch_size": 8, **SHARED}
 ADAPTER = {
     **{"lora": True, "lora_target_modules": "all-linear", "per_device_train_batch_size": 4, **SHARED},
@@ -111,10 +111,10 @@ def peaks_of_real_steps(planned, folder: Path, monkeypatch) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("options", [FULL, ADAPTER], ids=["full", "adapter"])
+@pytest.mark.parametrize("options", [FULL, pytest.param(ADAPTER, marks=pytest.mark.slow)], ids=["full", "adapter"])
 @pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "reward_model", "grpo", "ppo"])
 def test_each_phase_takes_what_is_counted(method, options, tmp_path, monkeypatch):
-    own = {"max_length": 96} if method == "sft" else {}
+    own = {"max_length": 64} if method == "sft" else {}
     planned = of_run(method, **options, **own)
     config, found, info, catalog = planned
     counted = step.measure(config, found, info, catalog, ROWS, CPU).phases

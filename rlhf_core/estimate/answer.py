@@ -85,7 +85,7 @@ class Question:
         environment.prepare()
         from rlhf_core.estimate.planning import plan
 
-        self.method, self.catalog, self.device = method, catalog, device
+        self.method, self.catalog, self.device, self.given = method, catalog, device, config.options
         self.planned = plan(config, method, catalog, folder)
         longest = self.planned.longest
         self.longest = replace(
@@ -113,12 +113,14 @@ class Question:
     def _measured(self, changes: dict[str, Any]) -> Estimate:
         from rlhf_core.estimate.estimating import estimate
 
-        options = self.planned.config.options.model_copy(update=changes)
-        if changes.get("load_in_4bit") or changes.get("lora"):
-            options = self.method.resolve_options(options.model_copy(update={"lora": True}), lora=True)
+        planned = self.planned
+        options = planned.config.options.model_copy(update=changes)
+        if not planned.config.options.lora and (changes.get("load_in_4bit") or changes.get("lora")):
+            # As the run will: what the method chose is otherwise with an adapter.
+            options = self.method.resolve_options(self.given.model_copy(update={**changes, "lora": True}), lora=True)
         shorter = replace(self.longest, completion=min(self.longest.completion, _most(options)))
-        config = self.planned.config.model_copy(update={"options": options})
-        return estimate(config, self.method, self.planned.info, self.catalog, shorter, self.device)
+        config = planned.config.model_copy(update={"options": options})
+        return estimate(config, self.method, planned.info, self.catalog, shorter, self.device, planned.scorers)
 
 
 def _most(options: Any) -> int:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import warnings
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf_core import environment
 from rlhf_core.catalog import Catalog
+from rlhf_core.errors import UserError
 from rlhf_core.estimate import showing
 from rlhf_core.estimate.estimating import Estimate, estimate
 from rlhf_core.estimate.hardware import Device, here
 from rlhf_core.estimate.planning import longest_pass
+from rlhf_core.estimate.scorers import bind
 from rlhf_core.method import Method
 from rlhf_core.training.memory import Expected
 from rlhf_core.ui.screen import Screen
@@ -46,7 +51,15 @@ def _in_a_copy(run: Run, method: Method, catalog: Catalog, device: Device) -> Es
     receiver, sender = multiprocessing.Pipe(duplex=False)
     copied = multiprocessing.get_context("fork")
     process = copied.Process(target=_send, args=(sender, run, method, catalog, device), daemon=True)
-    process.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the copy, where Ctrl-C is not its own
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the copy has not: it waits for none
+            process.start()
+    except OSError as error:
+        return f"no process can be started ({error})"
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     sender.close()
     try:
         return receiver.recv() if receiver.poll(SECONDS) else f"it took more than {SECONDS} s"
@@ -57,16 +70,26 @@ def _in_a_copy(run: Run, method: Method, catalog: Catalog, device: Device) -> Es
         process.join()
 
 
-def _send(sender: Connection, run: Run, method: Method, catalog: Catalog, device: Device) -> None:
+def _send(sender: Connection, *asked: Any) -> None:
     """In a copy of the process: its threads are gone, and CUDA can't be used."""
+    environment.end_with(os.getppid())
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
+        for descriptor in (1, 2):  # where libraries print that are not Python's
+            os.dup2(nowhere.fileno(), descriptor)
         torch.set_num_threads(1)
         try:
-            rows = longest_pass(run.train_rows, method, run.template, run.options)
-            found: Estimate | str = estimate(run.config, method, run.info, catalog, rows, device)
+            found: Estimate | str = _estimated(*asked)
+        except UserError as error:
+            found = str(error)
         except Exception as error:
             found = f"{type(error).__name__}: {error}".splitlines()[0]
         sender.send(found)
         sender.close()
     os._exit(0)
+
+
+def _estimated(run: Run, method: Method, catalog: Catalog, device: Device) -> Estimate:
+    rows = longest_pass(run.train_rows, method, run.template, run.options)
+    _, scorers = bind(run.config, catalog)
+    return estimate(run.config, method, run.info, catalog, rows, device, scorers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,12 +76,20 @@ class Estimate:
 
 
 def estimate(
-    config: RunConfig, method: Method, info: ModelInfo, catalog: Catalog, rows: Lengths, device: Device
+    config: RunConfig,
+    method: Method,
+    info: ModelInfo,
+    catalog: Catalog,
+    rows: Lengths,
+    device: Device,
+    scorers: Sequence[ModelInfo] = (),
 ) -> Estimate:
-    """Measure a step on rows of these lengths. `config` has the options that the run really uses."""
+    """Measure a step on rows of these lengths. `config` has the options that the run really uses, `scorers` are the
+    models of its rewards.
+    """
     from rlhf_core.estimate.step import measure
 
-    measured = measure(config, method, info, catalog, rows, device)
+    measured = measure(config, method, info, catalog, rows, device, scorers)
     phases = {name: _per_device(phase, config) for name, phase in measured.phases.items() if phase.peak}
     between = phases.pop(BETWEEN, Phase())
     largest = max(phases, key=lambda name: phases[name].peak)

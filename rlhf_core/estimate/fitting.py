@@ -83,7 +83,8 @@ def _adapter(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
 
 def _four_bits(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
     if not options.load_in_4bit and not info.quantized:
-        yield {"load_in_4bit": True, **({"load_in_8bit": False} if options.load_in_8bit else {})}
+        adapter = {} if options.lora else {"lora": True}
+        yield {**adapter, "load_in_4bit": True, **({"load_in_8bit": False} if options.load_in_8bit else {})}
 
 
 def _shorter(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:

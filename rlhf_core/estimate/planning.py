@@ -1,7 +1,7 @@
 """What is estimated: the options that a run would really use, its model's shape, and how long its rows are.
 
-A model is a folder or a Hub id as for `rlhf run`, or one of the usual models, whose shapes are shipped: then nothing is
-downloaded, and lengths are those that the options allow, or that the user says.
+A model is a folder or a Hub id as for `rlhf run`, a folder with a config.json alone, or one of the usual models, whose
+shapes are shipped: then nothing is downloaded, and lengths are those that the options allow, or that the user says.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
 from rlhf_core.errors import UserError
+from rlhf_core.estimate.scorers import bind
 from rlhf_core.estimate.shapes import config_of, find_shape
 from rlhf_core.estimate.synthetic import Lengths, lengths_of
 from rlhf_core.method import Method
 from rlhf_core.models import checks, files
 from rlhf_core.models.adapters import uses_lora
 from rlhf_core.models.loading import ModelInfo, check_options
-from rlhf_core.models.resolve import ModelReference, quiet_libraries
+from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.training import plan as planning
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from rlhf_core.data.chat_template import ChatTemplate
 
 UNLIKELY = 3.5  # standard deviations
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")  # ends of names of files
 LOOKED_AT = 1000  # rows whose tokens are counted, and as many of the longest by their bytes
 
 
@@ -39,7 +43,7 @@ LOOKED_AT = 1000  # rows whose tokens are counted, and as many of the longest by
 class Planned:
     """`config` has the options that the run really uses, and a usual model's full name. `longest`: the mean of the rows
     that make up the largest forward pass; `mean`: of all; `rows`: how many there are, if data was given. `notes` say
-    where lengths are from.
+    where lengths are from; `scorers` are the rewards' models.
     """
 
     config: RunConfig
@@ -48,39 +52,48 @@ class Planned:
     mean: Lengths
     rows: int | None
     notes: list[str]
+    scorers: Sequence[ModelInfo] = ()
 
 
 def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> Planned:
     """Resolve and check what a run would. A shipped shape is put into `folder`. Raises `UserError`."""
-    shipped = _shipped(config.model)
-    if shipped is None and (config.data != [BUILTIN] or config.model == BUILTIN):
-        made = planning.make_plan(config, method, catalog, [])
+    shape = _shape(config)
+    rewards, scorers = bind(config, catalog)
+    if shape is None and (config.data != [BUILTIN] or config.model == BUILTIN):
+        made = planning.make_plan(config, method, catalog, rewards)
         rows, options = made.data.train, made.config.options
         counted = lengths_of(_sample(rows), method.data, made.template, options)
         longest = _largest_pass(counted, method, options)
-        return Planned(made.config, made.info, longest, _mean(counted), len(rows), [])
+        return Planned(made.config, made.info, longest, _mean(counted), len(rows), [], scorers)
     with quiet_libraries():
-        info = _without_files(*shipped, method, folder) if shipped else _read(config, method)
+        info = _read(config, method) if shape is None else _without_files(*shape, method, folder)
     options = config.options
     check_options(info, options)
     lora = uses_lora(options, info)
     options = method.resolve_options(options.model_copy(update={"lora": lora}), lora=lora)
-    name = shipped[0] if shipped else config.model
+    name = shape[0] if shape else config.model
     given = config.model_copy(update={"options": options, "model": name})
     count = None if config.data == [BUILTIN] else _count(config, method, catalog)
     note = "as long as the options allow; say otherwise with --prompt-tokens and --completion-tokens"
-    if shipped and count is not None:
-        note = f"the tokenizer of {config.model} is not here, so lengths are {note}"
+    if shape and count is not None:
+        note = f"{config.model} is not here, or without weights, so lengths are {note}"
     allowed = limits(method, options)
-    return Planned(given, info, allowed, allowed, count, [note])
+    return Planned(given, info, allowed, allowed, count, [note], scorers)
 
 
-def _shipped(name: str) -> tuple[str, Any] | None:
-    """A usual model's name and shape, if `name` is one, and no folder."""
-    if name == BUILTIN or Path(name).expanduser().exists():
+def _shape(config: RunConfig) -> tuple[str, PreTrainedConfig] | None:
+    """The name and configuration of a model of which there is nothing else: a usual one, or a folder without weights."""
+    name, folder = config.model, Path(config.model).expanduser()
+    if name == BUILTIN:
         return None
+    if folder.exists():
+        names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        alone = files.CONFIG in names and not any(name.endswith((*WEIGHTS, files.ADAPTER_CONFIG)) for name in names)
+        reference = find(name, "--model", trust_remote_code=config.trust_remote_code)
+        return (name, files.read_config(reference)) if alone else None
     try:
-        return find_shape(name)
+        full, shape = find_shape(name)
+        return full, config_of(shape)
     except UserError:
         if "/" in name:
             return None  # another Hub id
@@ -89,15 +102,13 @@ def _shipped(name: str) -> tuple[str, Any] | None:
 
 def _read(config: RunConfig, method: Method) -> ModelInfo:
     from rlhf_core.models.loading import inspect
-    from rlhf_core.models.resolve import find
 
     reference = find(config.model, "--model", trust_remote_code=config.trust_remote_code)
     return inspect(reference, method.task, chat_template=config.chat_template)
 
 
-def _without_files(name: str, shape: Any, method: Method, folder: Path) -> ModelInfo:
+def _without_files(name: str, config: PreTrainedConfig, method: Method, folder: Path) -> ModelInfo:
     """A model of which there is but its configuration; it is given the built-in tokenizer."""
-    config = config_of(shape)
     reference = ModelReference(str(folder), str(folder), f"--model {name}")
     empty = checks.without_weights(config, method.task, reference)
     config.architectures = [type(empty).__name__]

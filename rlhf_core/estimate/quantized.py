@@ -9,7 +9,18 @@ from torch import Tensor, nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from rlhf_core.estimate.meter import Meter
+from rlhf_core.errors import UserError
+
+
+def bits_of(config: Any) -> int | None:
+    """To which a model's weights are quantized in its files. Raises `UserError` for layers that are not known here."""
+    given = config.to_dict().get("quantization_config")
+    if not given:
+        return None
+    method = getattr(given["quant_method"], "value", given["quant_method"])
+    if method != "bitsandbytes":
+        raise UserError(f"a model whose weights are quantized ({method}) can't be estimated, unless by bitsandbytes")
+    return 4 if given.get("load_in_4bit") else 8
 
 
 def quantize(model: Any, bits: int) -> None:
@@ -76,12 +87,19 @@ def _dequantized(layer: Quantized, dtype: torch.dtype) -> Tensor:
     return layer.weight.new_empty(layer.out_features, layer.in_features, dtype=dtype)
 
 
-def step_of_8_bit_optimizer(optimizer: Any, meter: Meter) -> None:
-    """The states of bitsandbytes' 8-bit optimizers: two bytes a weight, and 4 for each block of 256, in both."""
+def step_of_bitsandbytes(optimizer: Any) -> None:
+    """The states of bitsandbytes' optimizers: one, two or three numbers a weight, each of 4 bytes, or of one and 4 for
+    each block of 256.
+    """
+    from bitsandbytes.optim.optimizer import Optimizer1State
+
+    name = type(optimizer).__name__
+    states = 3 if name.startswith(("AdEMAMix", "PagedAdEMAMix")) else 1 if isinstance(optimizer, Optimizer1State) else 2
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            small = parameter.numel() < 4096  # which it keeps in float32
-            kind, blocks = (torch.float32, 0) if small else (torch.uint8, -(-parameter.numel() // 256))
-            sizes = {"state1": (parameter.numel(), kind), "state2": (parameter.numel(), kind)}
-            sizes |= {"absmax1": (blocks, torch.float32), "absmax2": (blocks, torch.float32)}
-            optimizer.state[parameter] = {n: parameter.new_zeros(size, dtype=kind) for n, (size, kind) in sizes.items()}
+            count = parameter.numel()
+            small = optimizer.args.optim_bits == 32 or count < 4096  # which it keeps in float32
+            kind, blocks = (torch.float32, 0) if small else (torch.uint8, -(-count // 256))
+            made = {f"state{i}": parameter.new_zeros(count, dtype=kind) for i in range(states)}
+            made |= {f"absmax{i}": parameter.new_zeros(blocks, dtype=torch.float32) for i in range(states)}
+            optimizer.state[parameter] = made

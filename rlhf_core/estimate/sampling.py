@@ -73,7 +73,8 @@ def generate(
     """transformers' `generate`, which would never see that an answer ends: the prompts' pass and the second token. From
     then on the cache has the size that it has at the last token, with a copy of one layer, which grows.
     """
-    if more.get("return_dict_in_generate"):  # what compares it with rows alone, which is short
+    with_values = not isinstance(next(model.parameters()), Weightless)
+    if with_values or more.get("return_dict_in_generate"):  # a check of settings, or of `generate`, which is short
         return compute(model, inputs, config, **more)
     ids = more["input_ids"] if inputs is None else inputs
     length = more.pop("max_new_tokens", None) or config.max_new_tokens

@@ -19,7 +19,7 @@ from rlhf_core.estimate import sampling
 from rlhf_core.estimate.hardware import Device
 from rlhf_core.estimate.meter import ANSWERS, BETWEEN, Meter
 from rlhf_core.estimate.operations import made, outline
-from rlhf_core.estimate.quantized import quantize
+from rlhf_core.estimate.quantized import bits_of, quantize
 from rlhf_core.estimate.weightless import Weightless, without_values
 from rlhf_core.models import loading, precision, weights
 from rlhf_core.prefix import attention, decoding, kernels, packed, padded, rollouts, self_check, sharing, two_phase
@@ -55,6 +55,7 @@ def _of_models(meter: Meter, device: Device) -> list[Patch]:
         (torch.accelerator, "is_available", lambda *_, **__: False),
         (precision, "gpu_has_bfloat16", lambda: device.is_gpu and device.bfloat16),
         (loading, "gpu_has_bfloat16", lambda: device.is_gpu and device.bfloat16),
+        *((module, "device", lambda: torch.device("cpu")) for module in (precision, loading)),
         (loading, "bitsandbytes_config", lambda options, _: 4 if options.load_in_4bit else 8),
         (weights, "refuse_not_finite", lambda *_: None),
     ]
@@ -107,7 +108,7 @@ def _load(meter: Meter, cls: Any, path: Any, *_: Any, **arguments: Any) -> Any:
     with torch.device("meta"):
         model = cls._from_config(config, dtype=arguments.get("dtype") or torch.float32, **more)
     model.eval()
-    if bits := arguments.get("quantization_config"):
+    if bits := arguments.get("quantization_config") or bits_of(config):
         quantize(model, bits)
     without_values(model)
     for tensor in (*model.parameters(), *model.buffers()):
@@ -133,7 +134,7 @@ def _tried(meter: Meter, model: Any, longest: int | None, ours: self_check.Value
 
 def _once(meter: Meter, seen: dict[Any, Any], compute: Callable[..., Any], model: Any, groups: Any, **how: Any) -> Any:
     """A pass without gradient over groups of the same lengths is measured once; more of them only take time."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not meter.repeat:
         return compute(model, groups, **how)
     phase = "log-probabilities" if meter.sampling == ANSWERS else meter.sampling
     lengths = tuple((len(group.prompt), *map(len, group.completions)) for group in groups)

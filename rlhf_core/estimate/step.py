@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data.loading import Data
 from rlhf_core.estimate import quantized, stand_ins, synthetic
+from rlhf_core.estimate import scorers as reward_models
 from rlhf_core.estimate.hardware import LAUNCH, Device
 from rlhf_core.estimate.meter import NOTHING, Meter, Phase
 from rlhf_core.estimate.synthetic import Lengths
@@ -81,15 +83,24 @@ class Measurement:
 
 
 def measure(
-    config: RunConfig, method: Method, info: loading.ModelInfo, catalog: Catalog, rows: Lengths, device: Device
+    config: RunConfig,
+    method: Method,
+    info: loading.ModelInfo,
+    catalog: Catalog,
+    rows: Lengths,
+    device: Device,
+    scorers: Sequence[loading.ModelInfo] = (),
 ) -> Measurement:
-    """Measure a step on rows of these lengths. `config` has the options that the run really uses."""
+    """Measure a step on rows of these lengths. `config` has the options that the run really uses, `scorers` are the
+    models of its rewards.
+    """
     meter = Meter(device.seconds if device.flops else None, info.config.get_text_config().vocab_size)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder, quiet_libraries(), torch.random.fork_rng([]):
         run = _run(config, method, info, catalog, rows, Path(folder))
         try:
             with stand_ins.installed(meter, device), meter:
+                reward_models.install(scorers, run.rewards, rows.total, meter)
                 return _step(run, method, meter, device)
         finally:
             run.rewards.close()
@@ -102,9 +113,10 @@ def _run(
     words = loading.inspect(find(str(builtin.MODEL)))
     template, options = template_of(words), config.options
     [row] = synthetic.rows([lengths], method.data, template)
+    together = options.per_device_train_batch_size * options.gradient_accumulation_steps
     # As many rows as the largest batch of answers may need, whatever the method's names for its parts.
-    train = [row] * (4 * options.per_device_train_batch_size * options.gradient_accumulation_steps)
-    held_out = [row] * min(options.num_eval_prompts, 8)
+    train = [row] * (4 * together)
+    held_out = [row] * min(options.num_eval_prompts, together)
     rewards = bind_all([RewardSpec(REWARD, name=f"reward_{i}") for i in range(len(config.reward_specs))], catalog)
     here = {"output_dir": str(folder), "callback": [], "num_processes": 1, "num_machines": 1, "distributed": "ddp"}
     plan = Plan(
@@ -187,7 +199,7 @@ class _Measured:
         self._make_gradients()
         with self.meter.during(STEP, stand_ins.OPTIMIZER):
             if type(optimizer).__module__.startswith("bitsandbytes"):
-                quantized.step_of_8_bit_optimizer(optimizer, self.meter)
+                quantized.step_of_bitsandbytes(optimizer)
             else:
                 for group in optimizer.param_groups:
                     if self.device.is_gpu and group.get("foreach", 0) is None and not group.get("fused"):
