@@ -150,6 +150,7 @@ def test_what_does_not_fit_is_tried_with_remedies_in_their_order():
         (["--memory", "12 apples"], "write a size"),
         (["--model", "qwen3-9b"], "is not among the models"),
         (["--max-steps", "-3"], "max_steps"),
+        (["--gpu", "h100", "--prompt-tokens", "900000"], "the model was made to read"),
     ],
 )
 def test_wrong_input_is_one_message(flags, words):

@@ -84,6 +84,7 @@ def test_what_it_prints_is_not_seen(run, monkeypatch, capfd):
 def test_an_interruption_is_the_run_s_and_ends_it(run, monkeypatch):
     """Ctrl-C reaches both processes: the copy says nothing, and is gone."""
     copies = []
+    monkeypatch.setattr(before_run, "SECONDS", 20)
 
     def hang(*_):
         time.sleep(60)
@@ -95,9 +96,13 @@ def test_an_interruption_is_the_run_s_and_ends_it(run, monkeypatch):
             os.kill(pid, signal.SIGINT)
 
     monkeypatch.setattr(before_run, "_estimated", hang)
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        shown(run)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background commands ignore it
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            shown(run)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert copies
     assert not {*copies} & {int(pid) for pid in children()}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
+from rlhf_core.errors import UserError
 from rlhf_core.estimate.hardware import Device
 from rlhf_core.method import Method
 
@@ -84,6 +85,7 @@ class Question:
 
         environment.prepare()
         from rlhf_core.estimate.planning import plan
+        from rlhf_core.models.context import context_length
 
         self.method, self.catalog, self.device, self.given = method, catalog, device, config.options
         self.planned = plan(config, method, catalog, folder)
@@ -91,6 +93,12 @@ class Question:
         self.longest = replace(
             longest, prompt=prompt_tokens or longest.prompt, completion=completion_tokens or longest.completion
         )
+        limit = context_length(self.planned.info.config)
+        if (prompt_tokens or completion_tokens) and limit is not None and self.longest.total > limit:
+            raise UserError(
+                f"--prompt-tokens and --completion-tokens: rows of {self.longest.total:,} tokens, and the model was made "
+                f"to read {limit:,}"
+            )
 
     def answer(self) -> Answer:
         """Measure a step."""

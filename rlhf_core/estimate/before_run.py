@@ -53,21 +53,22 @@ def _in_a_copy(run: Run, method: Method, catalog: Catalog, device: Device) -> Es
     process = copied.Process(target=_send, args=(sender, run, method, catalog, device), daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the copy, where Ctrl-C is not its own
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the copy has not: it waits for none
-            process.start()
-    except OSError as error:
-        return f"no process can be started ({error})"
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    sender.close()
-    try:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the copy has none, and waits for none
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sender.close()
         return receiver.recv() if receiver.poll(SECONDS) else f"it took more than {SECONDS} s"
     except EOFError:
         return "its process ended"
+    except OSError as error:
+        return f"no process can be started ({error})"
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:
+            process.kill()
+            process.join()
 
 
 def _send(sender: Connection, *asked: Any) -> None:
