@@ -96,8 +96,8 @@ class Question:
         limit = context_length(self.planned.info.config)
         if (prompt_tokens or completion_tokens) and limit is not None and self.longest.total > limit:
             raise UserError(
-                f"--prompt-tokens and --completion-tokens: rows of {self.longest.total:,} tokens, and the model was made "
-                f"to read {limit:,}"
+                f"--prompt-tokens and --completion-tokens: the model was made to read {limit:,} tokens, and a row has "
+                f"{self.longest.total:,}"
             )
 
     def answer(self) -> Answer:
