@@ -82,7 +82,7 @@ def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> P
 
 
 def _shape(config: RunConfig) -> tuple[str, PreTrainedConfig] | None:
-    """The name and configuration of a model of which there is nothing else: a usual one, or a folder without weights."""
+    """The name and configuration of a model of which nothing else is here: a usual one, or a folder without weights."""
     name, folder = config.model, Path(config.model).expanduser()
     if name == BUILTIN:
         return None
