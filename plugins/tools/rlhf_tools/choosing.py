@@ -20,27 +20,26 @@ WHY = {
     "reference is the model as it was, which with LoRA needs no memory of its own.",
     ("dpo", "scored"): "DPO learns from the pairs themselves, without the reward and without sampling.",
     ("orpo", "pairs"): "ORPO learns from pairs without a reference model, and from the better answers as fine-tuning "
-    "does, in one run: less memory and time than DPO, and it may start from a base model.",
+    "does, in one run: less time than DPO, in full training less memory, too, and it may start from a base model.",
     ("ppo", "pairs"): "PPO is the classic way: fine-tune on the better answers, train a reward model on the pairs, "
     "then raise its score of sampled answers. Three runs, and the most models in memory and settings to get right.",
     ("ppo", "reward"): "PPO, the classic way, raises the reward of sampled answers with a value model beside the "
-    "policy: more memory and settings than GRPO.",
+    "policy: in full training another model in memory, and more settings than GRPO.",
     ("ppo", "reward_model"): "PPO is made for a trained reward model: it raises the model's score of sampled answers, "
     "with a value model that says which token earned it.",
     ("grpo", "checkable"): "GRPO samples several answers to each prompt and learns from those that the reward scores "
-    "higher than the others: where an answer can be checked, nobody has to write or compare answers. It needs no "
-    "value model, so less memory than PPO.",
+    "higher than the others: where an answer can be checked, nobody has to write or compare answers. It has no "
+    "value model, as PPO has.",
     ("grpo", "pairs"): "GRPO uses the prompts of the pairs alone and learns from the reward's scores of sampled "
-    "answers. It needs no value model, so less memory than PPO.",
+    "answers. It has no value model, as PPO has.",
     ("grpo", "conversations"): "GRPO samples several answers to each question and raises the reward. It can go beyond "
     "the answers in the data, as far as the reward judges well; best after SFT.",
     ("grpo", "prompts"): "Without answers to learn from, only a reward can teach: GRPO samples several answers to "
-    "each prompt and learns from those that the reward scores higher. It needs no value model, so less memory than "
-    "PPO.",
+    "each prompt and learns from those that the reward scores higher. It has no value model, as PPO has.",
     ("sft", "checkable"): "SFT learns the answers of the data as they are: one forward and backward pass, no sampling, "
     "no reward, the fewest settings. It imitates, also how the answers are written.",
     ("sft", "conversations"): "SFT learns to answer as the data does, and is the first stage of every other method: "
-    "the least memory, time and settings.",
+    "the least time and the fewest settings.",
 }
 IN_4BIT = "The same with weights in 4 bits (QLoRA): a third of their memory, a little slower and less exact."
 NOT_4BIT = "The same without 4 bits: three times the memory for the weights, which are exact then."

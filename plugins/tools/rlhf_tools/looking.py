@@ -11,11 +11,12 @@ from typing import Any, Literal
 from rlhf_core import Catalog, commands
 from rlhf_core.commands import BadData, DataSpec, RewardRuntime, RewardSpec
 
-Kind = Literal["pairs", "checkable", "conversations", "prompts"]
+Kind = Literal["pairs", "checkable", "conversations", "text", "prompts"]
 CALLED: Mapping[Kind, str] = {
     "pairs": "pairs of a better and a worse answer",
     "checkable": "questions whose answers can be checked",
     "conversations": "conversations to learn from",
+    "text": "text to learn from",
     "prompts": "prompts without answers",
 }
 LOOKED_AT = 10_000  # rows that are compared with each other
@@ -28,7 +29,8 @@ DECIDED = 0.9  # share of pairs from which on their length alone tells the bette
 
 @dataclass
 class Findings:
-    """`rows` that can be used, `different` of those that were looked at. `learnable`: sft can learn from them.
+    """`rows` that can be used, `different` of those that were looked at. `learnable`: sft can learn from them;
+    `prompts`: they have prompts to answer.
 
     `judges` are the rewards that can judge answers by the data's, with the share that they judge, and `columns` those
     that a reward may read, of each source. `problem`: why the
@@ -71,8 +73,10 @@ def look(specs: Sequence[DataSpec], catalog: Catalog) -> Findings:
         found.kind = "pairs"
     elif found.judges.get("verifier", 0) >= SHARE:
         found.kind = "checkable"
+    elif found.learnable:
+        found.kind = "conversations" if found.prompts else "text"
     else:
-        found.kind = "conversations" if found.learnable else "prompts"
+        found.kind = "prompts"
     _check(found, data.train)
     return found
 

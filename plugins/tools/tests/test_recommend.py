@@ -127,7 +127,7 @@ VERIFIED = {"kind": "checkable", "learnable": True, "judges": {"verifier": 0.9}}
         ({**VERIFIED, "learnable": False}, "speed", {}, "grpo", ["ppo", "grpo"]),
         ({"kind": "conversations", "learnable": True}, "quality", {}, "sft", ["grpo", "ppo"]),
         ({"kind": "conversations", "learnable": True}, "quality", {"reward": "length"}, "grpo", ["sft", "ppo"]),
-        ({"kind": "conversations", "learnable": True, "prompts": False}, "quality", {}, "sft", ["sft", "sft"]),
+        ({"kind": "text", "learnable": True, "prompts": False}, "quality", {}, "sft", ["sft", "sft"]),
         ({"kind": "prompts"}, "quality", {}, "grpo", ["ppo", "grpo"]),
         ({"kind": "prompts"}, "memory", {"reward_model": "rm"}, "grpo", ["ppo", "grpo"]),
     ],
