@@ -229,17 +229,3 @@ def test_a_folder_with_a_configuration_alone_is_enough(name, flags, tmp_path):
     done = run_command("--method", "sft", "--gpu", "b200", "--json", "--model", str(tmp_path), *lengths, *flags)
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["prompt_tokens"] == 48
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "size"),
-    [("adamw_torch", 8), ("adamw_8bit", 2 + 8 / 256), ("paged_adamw_32bit", 8), ("lion_8bit", 1 + 4 / 256), ("sgd", 0)],
-)
-def test_states_of_an_optimizer(optimizer, size):
-    """In bytes a weight: two numbers in float32, of one byte and 4 for a block of 256, one such, or none."""
-    pytest.importorskip("bitsandbytes")
-    flags = ("--method", "orpo", "--no-lora", "--optim", optimizer, "--per-device-train-batch-size", "1")
-    done = run_command("--gpu", "rtx3090", "--json", *flags)
-    assert done.exit_code == 0, (done.output, done.exception)
-    parts = json.loads(done.stdout)["phases"]["gradient"]["components"]
-    assert parts.get("optimizer states", 0) == pytest.approx(size * parts["weights"] / 4, rel=0.02)

@@ -123,3 +123,15 @@ def test_each_phase_takes_what_is_counted(method, options, tmp_path, monkeypatch
     assert {name: counted[name].peak for name in phases} == {
         name: pytest.approx(real[name], rel=0.02) for name in phases
     }
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "size"),
+    [("adamw_torch", 8), ("adamw_8bit", 2 + 8 / 256), ("paged_adamw_32bit", 8), ("lion_8bit", 1 + 4 / 256), ("sgd", 0)],
+)
+def test_states_of_an_optimizer(optimizer, size):
+    """In bytes a weight: two numbers in float32, of one byte and 4 for a block of 256, one such, or none."""
+    pytest.importorskip("bitsandbytes")
+    planned = of_run("orpo", **{**FULL, "optim": optimizer, "per_device_train_batch_size": 1})
+    parts = step.measure(*planned, ROWS, CPU).phases["gradient"].parts
+    assert parts.get("optimizer states", 0) == pytest.approx(size * parts["weights"] / 4, rel=0.02)
