@@ -445,7 +445,7 @@ INSTALLED = {
         "",
         [("warn", "plugin: reward a of dist 1.0: module x is missing"), ("ok", "plugins: 1 method can be loaded")],
     ),
-    "one failed and is mended": (
+    "one failed and is fixed": (
         [GRPO, entry("rewards", "a", "failed", "failed when")],
         {},
         "",

@@ -229,3 +229,11 @@ def test_a_folder_with_a_configuration_alone_is_enough(name, flags, tmp_path):
     done = run_command("--method", "sft", "--gpu", "b200", "--json", "--model", str(tmp_path), *lengths, *flags)
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["prompt_tokens"] == 48
+
+
+def test_several_processes_share_the_rows_and_a_short_name_is_written_in_full():
+    given = ["--method", "dpo", "--model", "smollm2-135m", "--data", "builtin", "--num-train-epochs", "1", "--json"]
+    given += ["--gpu", "rtx3090", "--prompt-tokens", "32", "--completion-tokens", "16", "--lora"]
+    one, two = (json.loads(run_command(*given, *more).stdout) for more in ([], ["--num-processes", "2"]))
+    assert two["steps_per_row"] == pytest.approx(one["steps_per_row"] / 2)
+    assert one["command"][:6] == ["rlhf", "run", "--method", "dpo", "--model", "HuggingFaceTB/SmolLM2-135M"]

@@ -96,10 +96,11 @@ def _estimate(
             screen.say(line)
         for one in question.remedies(answer):
             screen.say(showing.remedy(one))
-    command = _command(typed, answer.flags)
+    command = _command(typed, config.model, planned.config.model, answer.flags)
     if not answer.fits:
         screen.say("Nothing makes it fit: take a smaller model, or a larger card.")
-    screen.say(f"\n{'Run' if first.fits else 'Then'}: {shlex.join(command)}" if answer.fits else "")
+    needs = " (and your --reward)" if config.reward == [REWARD] else ""
+    screen.say(f"\n{'Run' if first.fits else 'Then'}: {shlex.join(command)}{needs}" if answer.fits else "")
     if as_json:
         shown = command if answer.fits else []
         click.echo(to_json(showing.as_dict(first, answer.tried, shown, answer.steps, answer.share)))
@@ -119,8 +120,8 @@ def _rows(planned: Any, rows: Any) -> str:
     return f"Rows     {count}the longest: prompts of {rows.prompt:,} tokens, answers of {rows.completion:,}{notes}"
 
 
-def _command(typed: list[str], changes: list[str]) -> list[str]:
-    """`rlhf run` with the flags that were typed, but for this command's own."""
+def _command(typed: list[str], model: str, full: str, changes: list[str]) -> list[str]:
+    """`rlhf run` with the flags that were typed, but for this command's own, and with a usual model's full name."""
     words, skip = [], False
     for word in typed:
         name = word.partition("=")[0].replace("_", "-")
@@ -129,5 +130,5 @@ def _command(typed: list[str], changes: list[str]) -> list[str]:
         elif name in ("--gpu", "--memory", "--prompt-tokens", "--completion-tokens"):
             skip = "=" not in word
         elif name != "--json":
-            words.append(word)
+            words.append({model: full, f"--model={model}": f"--model={full}"}.get(word, word))
     return ["rlhf", "run", *words, *changes]

@@ -17,7 +17,7 @@ from rlhf_core.method import Method
 from rlhf_core.models.loading import ModelInfo
 
 # What a caching allocator holds beyond what lives, and what CUDA takes for itself: measured, see docs/benchmarks.md.
-HELD, CONTEXT = 1.06, 600_000_000
+HELD, CONTEXT = 1.06, 800_000_000
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def estimate(
     if between.peak > phases[largest].peak:
         phases[largest] = between
     seconds = measured.seconds() if device.flops else {}
-    return Estimate(phases, device, rows, seconds, measured.steps_per_row)
+    steps_per_row = measured.steps_per_row / (config.num_processes * config.num_machines)
+    return Estimate(phases, device, rows, seconds, steps_per_row)
 
 
 def _per_device(phase: Phase, config: RunConfig) -> Phase:

@@ -25,6 +25,7 @@ from rlhf_core.config import RunConfig
 from rlhf_core.data.loading import Data
 from rlhf_core.estimate import quantized, stand_ins, synthetic
 from rlhf_core.estimate import scorers as reward_models
+from rlhf_core.estimate.answer import REWARD
 from rlhf_core.estimate.hardware import LAUNCH, Device
 from rlhf_core.estimate.meter import NOTHING, Meter, Phase
 from rlhf_core.estimate.synthetic import Lengths
@@ -41,7 +42,6 @@ from rlhf_core.training import evaluation
 from rlhf_core.training.plan import Plan
 from rlhf_core.training.run import Run
 
-REWARD = "rlhf_core.estimate.synthetic:score"
 LOADING, LOSS, GRADIENT, STEP, EVALUATION = "loading", "loss", "gradient", "optimizer step", "evaluation"
 # Components, by a part of the names of what is trained beside the weights.
 ADAPTERS = ("lora_", "modules_to_save")
