@@ -42,16 +42,6 @@ class Done:
     checks: Any
 
 
-class _Again:
-    """All rows of a source, read anew each time."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __iter__(self) -> Iterator[Given]:
-        return self.source.rows(lambda location, error: None)
-
-
 class Large:
     """Reads a source into a `Part` with its rows on disk. `progress` is told what is done."""
 
@@ -98,14 +88,14 @@ class Large:
 
     def _made(self, key: str) -> tuple[Path, dict[str, Any]]:
         """(the file with the rows, what is known of them)."""
-        first = list(itertools.islice(_Again(self.source), FIRST))
+        first = list(itertools.islice(self.source, FIRST))
         size = sum(len(stored.encode(row.values)) for row in first) / max(1, len(first))
         chunk = max(1, min(CHUNK, int(CHUNK_BYTES / max(1.0, size))))
         before = None if self.checks is None else self.checks.take()  # of other sources
         try:
             return self._written(key, Formats(first, self.spec, self.catalog, first=True), chunk)
         except Undecided:
-            return self._written(key, Formats(_Again(self.source), self.spec, self.catalog), chunk)
+            return self._written(key, Formats(self.source, self.spec, self.catalog), chunk)
         finally:
             if self.checks is not None and before is not None:
                 self.checks.add(before)

@@ -56,6 +56,10 @@ class Source:
                 for number, values in enumerate(self.hub, start=1):
                     yield Row(f"{self.name} row {number}", dict(values))
 
+    def __iter__(self) -> Iterator[Row]:
+        """The rows that can be read, anew each time."""
+        return self.rows(lambda location, error: None)
+
     @property
     def size(self) -> int:
         """The bytes of its files; compressed ones count for more, as they are unpacked."""

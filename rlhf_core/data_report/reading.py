@@ -13,7 +13,6 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, builtin_name
 from rlhf_core.data import sources
 from rlhf_core.data.checks import Checks
-from rlhf_core.data.files import Row as Given
 from rlhf_core.data.formats import Formats
 from rlhf_core.data.installed import formatters
 from rlhf_core.data.left_out import BadData, LeftOut, Unusable
@@ -44,16 +43,6 @@ class Every(LeftOut):
         self.every.append({**where, "kind": kind, "reason": self._split(location, str(error))[1]})
 
 
-class Again:
-    """All rows of a source that can be read, anew each time."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __iter__(self) -> Iterator[Given]:
-        return self.source.rows(lambda location, error: None)
-
-
 class Reader:
     """Reads one source for a method that needs `need`; unset: what its rows can serve.
 
@@ -66,13 +55,13 @@ class Reader:
         self.left_out = Every(self.spec.source, MANY)
         self.warnings = [*described, *self.source.warnings]
         self.total = 0
-        self.rows_read = sum(1 for _ in Again(self.source))
+        self.rows_read = sum(1 for _ in self.source)
         if not self.rows_read:
             for _ in self.source.rows(self.left_out.add):
                 pass
             why = f": {self.left_out.every[0]['reason']}" if self.left_out.every else ""
             raise BadData(f"{self.spec.source}: there is no row in it that can be read{why}")
-        self.formats = Formats(Again(self.source), self.spec, catalog)
+        self.formats = Formats(self.source, self.spec, catalog)
         self.need = need or served(self.source, self.spec, catalog)
         self.conversion = Conversion(self.formats, self.need, self.left_out)
 
@@ -98,7 +87,7 @@ class Reader:
     def choice(self, catalog: Catalog) -> dict[str, Any]:
         """Which formatter reads the rows, the columns that it was found by, and which others fit the first such row."""
         main = self.formats.main
-        first = next(row for row in Again(self.source))
+        first = next(iter(self.source))
         values = {name: value for name, value in first.values.items() if value is not None}
         groups, _ = formatters(None, catalog)
         others = [one for group in groups for one in group if one.name != main.name and one.fits(values)]
@@ -121,7 +110,7 @@ def _source(spec: DataSpec, need: Need | None, use: Use) -> Source:
 
 def served(source: Source, spec: DataSpec, catalog: Catalog) -> Need:
     """What a method may need that the first rows have: pairs, else answers to learn, else prompts."""
-    first = [row for row, _ in zip(Again(source), range(TRIED), strict=False)]
+    first = [row for row, _ in zip(source, range(TRIED), strict=False)]
     counts: dict[Need, int] = {}
     for need in ("preferences", "conversations", "prompts"):
         tried = Conversion(Formats(first, spec, catalog), need, LeftOut(spec.source, MANY))

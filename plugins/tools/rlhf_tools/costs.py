@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core import Catalog, check_scorer, resolve
+from rlhf_core import Catalog, resolve
 from rlhf_core.commands import BadData, Device, Question
 from rlhf_tools.choosing import Choice
 
@@ -66,11 +66,11 @@ class Costs:
             return Cost(answer.last.needed + beside, answer.fits, answer.steps, answer.seconds, changes)
 
     def _reward_model(self, choice: Choice) -> int:
-        """Bytes of a trained reward model beside what is trained: in the classic pipeline it has the model's size."""
+        """Bytes of the reward model that the classic pipeline is still to train, which has the model's size. The
+        estimate counts one that is there.
+        """
         size = 2 if self.device.is_gpu and self.device.bfloat16 else 4
-        if choice.pipeline:
-            return size * self.parameters
-        return size * check_scorer(choice.values["reward_model"]).parameters if "reward_model" in choice.values else 0
+        return size * self.parameters if choice.pipeline else 0
 
     @contextmanager
     def _question(self, stage: Choice, device: Device) -> Iterator[Question]:
