@@ -2,16 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast coverage mutation lint wheels release-check clean
+.PHONY: demo test test-fast test-all coverage mutation lint wheels release-check clean
 
 demo: .venv/installed
 	$(BIN)/rlhf run --method grpo --reward medical_format
 
 test: .venv/installed
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not thorough"
 
 test-fast: .venv/installed
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# With every variant of the long tests: 20 minutes
+test-all: .venv/installed
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # The whole suite, and the lines and branches of rlhf_core that it reaches; fails below 95 %
 coverage: .venv/installed

@@ -20,6 +20,56 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a model this small is faster so, also in 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # benchmarks/gpu.sh is for GPUs
 
 
+# Tests that start many processes or train one method after another in many variants: `make test` runs the variants that
+# are named here (ids hold one of these texts), `make test-all` every one.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "plugins/grpo/tests/test_config_fields.py::test_training_with_a_setting_equals_trl": (
+        "'beta'",
+        "dr_grpo",
+        "num_iterations",
+        "normalize_then_sum",
+        "token_mask",
+        "scale_rewards': 'batch",
+        "dapo",
+    ),
+    "plugins/grpo/tests/test_equals_trl.py::test_training_in_two_processes_is_trls": (),
+    "plugins/ppo/tests/test_plugin.py::test_a_resumed_run_equals_one_that_was_never_stopped": ("minibatches",),
+    "plugins/sft/tests/test_config_fields.py::test_training_with_a_setting_equals_trl": ("{} lora", "bfd_split", "dft"),
+    "plugins/tools/tests/test_recommend.py::test_a_dry_run_accepts_the_classic_pipeline_in_4_bits": (),
+    "tests/test_conformance.py::test_our_methods_keep_the_rules": ("sft", "grpo"),
+    "tests/test_equals_trl.py::test_dpo": ("label smoothing", "sigmoid", "ipo-full", "sft-lora"),
+    "tests/test_estimate.py::test_a_folder_with_a_configuration_alone_is_enough": ("flags1-qwen3.5", "flags0-gemma"),
+    "tests/test_estimate_truth.py::test_each_phase_takes_what_is_counted": ("grpo-full", "dpo-adapter", "ppo-adapter"),
+    "tests/test_guide.py::test_the_examples_pass_their_own_tests": ("brevity", "consultation"),
+    "tests/test_killed.py::test_a_killed_run_resumes_whatever_it_was_doing": ("write the model", "rename a complete"),
+    "tests/test_killed.py::test_a_run_that_is_killed_while_it_resumes_can_still_be_resumed": (),
+    "tests/test_killed.py::test_every_method_resumes_from_its_last_checkpoint": ("grpo", "reward_model"),
+    "tests/test_launch.py::test_a_run_out_of_memory_resumes_with_a_smaller_micro_batch": (),
+    "tests/test_launch.py::test_ctrl_c_stops_all_processes_after_the_same_step": (),
+    "tests/test_launch.py::test_no_process_is_left_when_the_command_ends": ("130",),
+    "tests/test_methods.py::test_a_resumed_run_equals_one_that_was_never_stopped": ("full", "grpo"),
+    "tests/test_mixed_precision.py::test_a_method_keeps_the_rules_of_the_kit": ("dpo", "ppo"),
+    "tests/test_ranks.py::test_a_command_that_is_killed_on_machine_0_is_said_on_machine_1": (),
+    "tests/test_run.py::test_a_resumed_run_is_the_run_that_never_stopped": ("plain", "iterations", "second epoch"),
+    "tests/test_run.py::test_the_evaluation_samples_with_the_options": ("top_p",),
+    "tests/test_run.py::test_two_processes_stop_together": (),
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    unused = {(test, name) for test, names in VARIANTS.items() for name in (*names, "")}
+    for item in items:
+        test, _, variant = item.nodeid.partition("[")
+        if (names := VARIANTS.get(test)) is None:
+            continue
+        kept = [name for name in names if name in variant]
+        unused -= {(test, name) for name in (*kept, "")}
+        if not kept:
+            item.add_marker(pytest.mark.thorough)
+    if unused and config.args == config.getini("testpaths"):
+        raise pytest.UsageError(f"VARIANTS in conftest.py: there is no such test, or variant of it: {sorted(unused)}")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     return testing.tiny_model(tmp_path_factory.mktemp("model"))

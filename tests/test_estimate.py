@@ -71,12 +71,23 @@ def test_quantized_layers_have_the_storage_of_bitsandbytes(bits, size):
     assert stored / (512 * 1024) == pytest.approx(size, rel=0.001)
 
 
-METHODS = {"sft": {}, "dpo": {}, "orpo": {}, "reward_model": {}, "grpo": {}, "ppo": {}}
+METHODS = {"sft": 0, "dpo": 1, "orpo": 0, "reward_model": 0, "grpo": 1, "ppo": 1}  # copies of the model as a reference
 
 
-@pytest.fixture(scope="module")
-def estimates():
-    """Of each method on the built-in model, in full, on a card."""
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_step_runs_without_values(method):
+    """On the built-in model, in full, on a card."""
+    found = estimated(method)
+    parts, step = found.phases["gradient"].parts, found.phases["optimizer step"].parts
+    assert parts["weights"] == pytest.approx(8.1e6, rel=0.02)
+    assert step["gradients"] == pytest.approx(parts["weights"], rel=0.03)
+    assert parts["optimizer states"] == pytest.approx(2 * parts["weights"], rel=0.03)
+    assert parts.get("reference", 0) == pytest.approx(METHODS[method] * parts["weights"], rel=0.01)
+    assert found.step_seconds > 0
+    assert ("KV cache" in found.phases.get("answers", found.phases["loss"]).parts) == (method in ("grpo", "ppo"))
+
+
+def estimated(name: str, **more):
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import resolve
     from rlhf_core.estimate.estimating import estimate
@@ -85,35 +96,14 @@ def estimates():
     from rlhf_core.models.loading import inspect
     from rlhf_core.models.resolve import find
 
-    found = {}
     catalog = Catalog()
-    for name in METHODS:
-        values = {"method": name, "lora": False, "per_device_train_batch_size": 8, "max_completion_length": 32}
-        rewards = {"reward": "length"} if name in ("grpo", "ppo") else {}
-        config, method = resolve({**values, **rewards}, catalog)
-        info = inspect(find("builtin"), method.task)
-        options = method.resolve_options(config.options, lora=False)
-        config = config.model_copy(update={"options": options})
-        found[name] = estimate(config, method, info, catalog, Lengths(64, 32), find_card("rtx3090"))
-    return found
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_methods_step_runs_without_values(estimates, method):
-    found = estimates[method]
-    weights = found.phases["gradient"].parts["weights"]
-    assert weights == pytest.approx(8.1e6, rel=0.02)
-    step = found.phases["optimizer step"].parts
-    assert step["gradients"] == pytest.approx(weights, rel=0.03)
-    assert found.phases["gradient"].parts["optimizer states"] == pytest.approx(2 * weights, rel=0.03)
-    assert found.step_seconds > 0
-    assert ("KV cache" in found.phases.get("answers", found.phases["loss"]).parts) == (method in ("grpo", "ppo"))
-
-
-@pytest.mark.parametrize(("method", "copies"), [("dpo", 1), ("grpo", 1), ("ppo", 1), ("orpo", 0), ("sft", 0)])
-def test_a_reference_is_a_copy_where_all_is_trained(estimates, method, copies):
-    parts = estimates[method].phases["gradient"].parts
-    assert parts.get("reference", 0) == pytest.approx(copies * parts["weights"], rel=0.01)
+    values = {"method": name, "lora": False, "per_device_train_batch_size": 8, "max_completion_length": 32}
+    rewards = {"reward": "length"} if name in ("grpo", "ppo") else {}
+    config, method = resolve({**values, **rewards, **more}, catalog)
+    info = inspect(find("builtin"), method.task)
+    options = method.resolve_options(config.options, lora=False)
+    config = config.model_copy(update={"options": options})
+    return estimate(config, method, info, catalog, Lengths(64, 32), find_card("rtx3090"))
 
 
 def run_command(*words: str):
@@ -135,22 +125,63 @@ def test_the_command_says_whether_it_fits():
     assert found["steps"] == 60
 
 
-def test_what_does_not_fit_is_tried_with_remedies_in_their_order():
-    done = run_command("--method", "sft", "--gpu", "rtx3090", "--memory", "900MB", "--no-gradient-checkpointing")
+SFT = ["--method", "sft", "--per-device-train-batch-size", "4", "--max-length", "512", "--num-eval-prompts", "0"]
+SFT += ["--prompt-tokens", "300", "--completion-tokens", "212", "--no-gradient-checkpointing"]
+
+
+def test_what_does_not_fit_is_not_probed_and_tried_with_remedies_in_their_order(tiny_model):
+    done = run_command(*SFT, "--memory", "805MB", "--model", str(tiny_model), "--probe")
     assert done.exit_code == 1, done.output
-    assert "Does it fit into 900MB? No" in done.output
-    assert "With --per-device-train-batch-size" in done.output
-    assert "Then: rlhf run --method sft --no-gradient-checkpointing --per-device-train-batch-size" in done.output
+    assert "Does it fit into 805MB? No" in done.output
+    assert "No step is run (--probe), since it does not fit." in done.output
+    tried = [line.partition(":")[0].split("--")[-1] for line in done.output.splitlines() if line.startswith("With ")]
+    lengths = ["max-length 256", "max-length 128", "max-length 64"]
+    assert tried == ["gradient-accumulation-steps 16", "gradient-checkpointing", "lora", "load-in-4bit", *lengths]
+    assert "Nothing makes it fit: take a smaller model, or a larger card." in done.output
+
+
+def test_the_command_of_what_fits_with_a_remedy(tiny_model):
+    done = run_command(*SFT, "--memory", "900MB", "--model", str(tiny_model))
+    assert done.exit_code == 1, done.output
+    assert "Then: rlhf run --method sft" in done.output
+    assert done.output.strip().endswith("--per-device-train-batch-size 2 --gradient-accumulation-steps 8")
+
+
+def test_a_probe_runs_three_steps_of_the_run(tiny_model, monkeypatch):
+    """After one that is not counted; here two steps share their answers, so twice as many of each."""
+    import transformers
+
+    steps = []
+    train = transformers.Trainer.train
+
+    def counted(trainer, *args, **kwargs):
+        found = train(trainer, *args, **kwargs)
+        steps.append(trainer.state.global_step)
+        return found
+
+    monkeypatch.setattr(transformers.Trainer, "train", counted)
+    given = ["--method", "grpo", "--reward", "length", "--model", str(tiny_model), "--set", "num_iterations=2"]
+    given += ["--per-device-train-batch-size", "4", "--num-generations", "4", "--max-completion-length", "4"]
+    done = run_command(*given, "--gradient-accumulation-steps", "1", "--probe", "--json", "--max-steps", "100")
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = json.loads(done.stdout)
+    assert steps == [1, 8]  # of the step without values, and of the probe
+    assert len(found["probe"]["seconds"]) == 3
+    assert found["probe"]["step_seconds"] == pytest.approx(sum(found["probe"]["seconds"]) / 3)
+    assert found["probe"]["resident_bytes"] > 0
+    assert "--probe" not in found["command"]
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--probe", "--gpu", "rtx3090"], "--probe runs steps on the device that is here: leave out --gpu"),
+        (["--probe", "--num-processes", "2"], "--probe runs steps in one process"),
         (["--gpu", "rtx3091"], "no such card"),
         (["--memory", "12 apples"], "write a size"),
         (["--model", "qwen3-9b"], "is not among the models"),
         (["--max-steps", "-3"], "max_steps"),
-        (["--gpu", "h100", "--prompt-tokens", "900000"], "the model was made to read"),
+        (["--gpu", "h100", "--model", "smollm2-135m", "--prompt-tokens", "900000"], "the model was made to read"),
     ],
 )
 def test_wrong_input_is_one_message(flags, words):
@@ -231,9 +262,14 @@ def test_a_folder_with_a_configuration_alone_is_enough(name, flags, tmp_path):
     assert json.loads(done.stdout)["prompt_tokens"] == 48
 
 
-def test_several_processes_share_the_rows_and_a_short_name_is_written_in_full():
-    given = ["--method", "dpo", "--model", "smollm2-135m", "--data", "builtin", "--num-train-epochs", "1", "--json"]
-    given += ["--gpu", "rtx3090", "--prompt-tokens", "32", "--completion-tokens", "16", "--lora"]
-    one, two = (json.loads(run_command(*given, *more).stdout) for more in ([], ["--num-processes", "2"]))
-    assert two["steps_per_row"] == pytest.approx(one["steps_per_row"] / 2)
-    assert one["command"][:6] == ["rlhf", "run", "--method", "dpo", "--model", "HuggingFaceTB/SmolLM2-135M"]
+def test_several_processes_share_the_rows():
+    one, two = (estimated("orpo", num_processes=number, max_steps=-1) for number in (1, 2))
+    assert 0 < two.steps_per_row == pytest.approx(one.steps_per_row / 2)
+
+
+def test_the_command_of_the_run_has_its_flags_alone_and_the_models_full_name():
+    from rlhf_core.cli.estimate import _command
+
+    typed = ["--method", "dpo", "--gpu", "h100", "--model", "qwen3-8b", "--json", "--probe", "--prompt-tokens=9"]
+    command = ["rlhf", "run", "--method", "dpo", "--model", "Qwen/Qwen3-8B", "--lora"]
+    assert _command(typed, "qwen3-8b", "Qwen/Qwen3-8B", ["--lora"]) == command

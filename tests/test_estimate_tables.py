@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from rlhf_core.errors import UserError
-from rlhf_core.estimate.hardware import CARDS, GIB, find_card, of
+from rlhf_core.estimate import hardware
+from rlhf_core.estimate.hardware import CARDS, GIB, Device, device_of, find_card, of
 from rlhf_core.estimate.shapes import config_of, find_shape, shapes
 from rlhf_core.models.context import context_length
 
@@ -182,6 +183,12 @@ def test_another_card_is_refused(given, message):
 def test_a_card_is_found_by_the_name_that_torch_gives(torch_name, name):
     card = of(torch_name)
     assert (card and card.name) == name
+
+
+def test_memory_alone_is_that_of_a_gpu_that_computes_in_bfloat16(monkeypatch):
+    """Whatever is here."""
+    monkeypatch.setattr(hardware, "here", lambda: Device("the CPU", 9, bfloat16=False, is_gpu=False))
+    assert device_of(None, "12GB") == Device("a GPU", 12 * 10**9, bfloat16=True, is_gpu=True)
 
 
 def test_the_memory_that_torch_sees_tells_cards_apart_and_is_taken_over():

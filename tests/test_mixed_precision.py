@@ -17,7 +17,7 @@ ROWS = [
     {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 5 + 1), "rejected": f"Run {i} miles."}
     for i in range(24)
 ]
-VALUES = {"max_completion_length": 16, "max_steps": 1, "num_eval_prompts": 4, "max_grad_norm": 0}
+VALUES = {"max_completion_length": 32, "max_steps": 1, "num_eval_prompts": 4, "max_grad_norm": 0}
 ONLINE = {"reward": ["spread.py:spread"]}
 REWARD = """
 def spread(completions, **_):

@@ -216,13 +216,14 @@ def test_a_formatter_is_shown_with_its_columns():
     assert "Columns       instruction, output" in invoke("formatters", "show", "alpaca").output
 
 
-def test_formats_are_listed_with_their_columns_and_a_summary(distribution):
+def test_formats_are_listed_with_their_columns_and_a_summary(distribution, monkeypatch):
     distribution("bad", {"bad_format": "import no_such"}, {"rlhf.formatters": {"bad": "bad_format"}})
     listed = {entry["name"]: entry for entry in json.loads(invoke("formatters", "--json").output)}
     assert listed["preference"]["columns"] == ["question", "response_chosen", "response_rejected"]
     assert listed["preference"]["summary"] == "A question with a chosen and a rejected response."
     assert listed["alpaca"]["names"]["input"] == ["context", "输入"]
     assert "No module named 'no_such'" in listed["bad"]["summary"]
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal has the summaries under the names
     lines = invoke("formatters").output.splitlines()
     assert lines[0].split() == ["NAME", "COLUMNS", "DISTRIBUTION", "SUMMARY"]
     assert any(line.startswith("bad ") and "no_such" in line for line in lines)

@@ -6,18 +6,23 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli.run import RunCommand, pairs
 from rlhf_core.config import RunConfig, read_file, resolve
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.estimate.answer import REWARD
 from rlhf_core.method import Method
 from rlhf_core.numbers import COUNT
 
-OWN = ("gpu", "memory", "as_json", "prompt_tokens", "completion_tokens")
+if TYPE_CHECKING:
+    from rlhf_core.estimate.answer import Answer, Question
+    from rlhf_core.ui.screen import Screen
+
+OWN = ("gpu", "memory", "as_json", "prompt_tokens", "completion_tokens", "probe")
 
 
 class EstimateCommand(RunCommand):
@@ -34,6 +39,7 @@ class EstimateCommand(RunCommand):
             click.Option(["--memory"], metavar="SIZE", help="Memory of the card instead of its own, such as 12GB."),
             click.Option(["--prompt-tokens"], type=COUNT, help="Tokens of the longest prompts; unset: the data's."),
             click.Option(["--completion-tokens"], type=COUNT, help="Tokens of the longest answers; unset: the same."),
+            click.Option(["--probe"], is_flag=True, help="Run three steps on the device that is here, for their time."),
             click.Option(["--json", "as_json"], is_flag=True, help="The result as one JSON object."),
         ]
 
@@ -71,12 +77,17 @@ def _estimate(
     as_json: bool,
     prompt_tokens: int | None,
     completion_tokens: int | None,
+    probe: bool,
 ) -> int:
     from rlhf_core.estimate.answer import Question
     from rlhf_core.estimate.hardware import device_of
     from rlhf_core.ui.screen import Screen
     from rlhf_core.ui.text import gb, to_json
 
+    if probe and gpu:
+        raise UserError("--probe runs steps on the device that is here: leave out --gpu")
+    if probe and config.num_processes * config.num_machines > 1:
+        raise UserError("--probe runs steps in one process: leave out --num-processes and --num-machines")
     device = device_of(gpu, memory)
     screen = Screen(quiet=as_json)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +103,9 @@ def _estimate(
             screen.say(line)
         screen.console.print(showing.table(first, screen.console.width))
         screen.say(showing.verdict(first, memory or f"the {gb(device.memory)} of {device.name}"), "bold")
-        for line in showing.time_lines(first, answer.steps, answer.share):
+        if probe:
+            _probe(question, answer, config, Path(folder), screen)
+        for line in showing.time_lines(answer):
             screen.say(line)
         for one in question.remedies(answer):
             screen.say(showing.remedy(one))
@@ -103,8 +116,25 @@ def _estimate(
     screen.say(f"\n{'Run' if first.fits else 'Then'}: {shlex.join(command)}{needs}" if answer.fits else "")
     if as_json:
         shown = command if answer.fits else []
-        click.echo(to_json(showing.as_dict(first, answer.tried, shown, answer.steps, answer.share)))
-    return 0 if first.fits else 1
+        click.echo(to_json(showing.as_dict(answer, shown)))
+    return 0 if first.fits and not (probe and answer.probe is None) else 1
+
+
+def _probe(question: Question, answer: Answer, config: RunConfig, folder: Path, screen: Screen) -> None:
+    """Run a few real steps, if the estimate says that there is memory for them."""
+    if not answer.first.fits:
+        screen.say("No step is run (--probe), since it does not fit.")
+        return
+    import torch
+
+    from rlhf_core.estimate.probe import probe
+
+    full = config.model_copy(update={"model": question.planned.config.model})
+    try:
+        with screen.working("Running three steps …"):
+            answer.probe = probe(full, question.method, question.catalog, folder / "probe")
+    except torch.OutOfMemoryError as error:
+        screen.say(f"The steps ran out of memory: {first_line(error)}", "bold")
 
 
 def _model(planned: Any) -> str:
@@ -116,7 +146,7 @@ def _model(planned: Any) -> str:
 
 def _rows(planned: Any, rows: Any) -> str:
     count = "" if planned.rows is None else f"{planned.rows:,} rows; "
-    notes = f" ({'; '.join(planned.notes)})" if planned.notes else ""
+    notes = f" ({'; '.join(planned.notes)})" if planned.notes and rows == planned.longest else ""
     return f"Rows     {count}the longest: prompts of {rows.prompt:,} tokens, answers of {rows.completion:,}{notes}"
 
 
@@ -129,6 +159,6 @@ def _command(typed: list[str], model: str, full: str, changes: list[str]) -> lis
             skip = False
         elif name in ("--gpu", "--memory", "--prompt-tokens", "--completion-tokens"):
             skip = "=" not in word
-        elif name != "--json":
+        elif name not in ("--json", "--probe"):
             words.append({model: full, f"--model={model}": f"--model={full}"}.get(word, word))
     return ["rlhf", "run", *words, *changes]

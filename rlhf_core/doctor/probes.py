@@ -107,7 +107,9 @@ def step() -> Facts:
     from rlhf_core.models.precision import gpu_has_bfloat16
 
     device, dtype = _device(), torch.bfloat16 if gpu_has_bfloat16() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype, local_files_only=True).to(device)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype, local_files_only=True, trust_remote_code=False).to(
+        device
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.arange(2 * 64, device=device).reshape(2, 64)
     losses = []

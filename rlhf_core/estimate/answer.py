@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlhf_core.estimate.estimating import Estimate
     from rlhf_core.estimate.fitting import Tried
     from rlhf_core.estimate.planning import Planned
+    from rlhf_core.estimate.probe import Probe
     from rlhf_core.estimate.synthetic import Lengths
 
 REWARD = "rlhf_core.estimate.synthetic:score"  # for a run that needs one and has none: what it scores does not matter
@@ -28,7 +29,7 @@ REWARD = "rlhf_core.estimate.synthetic:score"  # for a run that needs one and ha
 @dataclass
 class Answer:
     """`first`: the estimate of the run as it was given; `tried`: the remedies, until one fits; `longest`: the rows that
-    were measured; `steps` of the run, if they are known.
+    were measured; `steps` of the run, if they are known; `probe`: real steps of it, if they were asked for.
     """
 
     planned: Planned
@@ -36,6 +37,7 @@ class Answer:
     first: Estimate
     steps: int | None
     tried: list[Tried] = field(default_factory=list)
+    probe: Probe | None = None
 
     @property
     def last(self) -> Estimate:
@@ -126,12 +128,16 @@ class Question:
         if not planned.config.options.lora and (changes.get("load_in_4bit") or changes.get("lora")):
             # As the run will: what the method chose is otherwise with an adapter.
             options = self.method.resolve_options(self.given.model_copy(update={**changes, "lora": True}), lora=True)
-        shorter = replace(self.longest, completion=min(self.longest.completion, _most(options)))
         config = planned.config.model_copy(update={"options": options})
-        return estimate(config, self.method, planned.info, self.catalog, shorter, self.device, planned.scorers)
+        rows = _allowed(self.longest, options)
+        return estimate(config, self.method, planned.info, self.catalog, rows, self.device, planned.scorers)
 
 
-def _most(options: Any) -> int:
-    """Tokens that an answer may have."""
-    most: int = options.max_length if "max_length" in type(options).model_fields else options.max_completion_length
-    return most
+def _allowed(rows: Lengths, options: Any) -> Lengths:
+    """The lengths of the longest rows that the options leave in."""
+    if "max_length" not in type(options).model_fields:
+        return replace(rows, completion=min(rows.completion, options.max_completion_length))
+    if rows.total <= options.max_length:
+        return rows
+    prompt = rows.prompt * options.max_length // rows.total
+    return replace(rows, prompt=prompt, completion=options.max_length - prompt)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_core.estimate.estimating import Estimate
+from rlhf_core.estimate.step import EVALUATION
+from rlhf_core.estimate.synthetic import Lengths
 from rlhf_core.models.loading import ModelInfo
 
-SHORTEST = 64  # tokens to which answers are shortened at most
+FEWEST = 4  # held-out prompts that are kept at least
+SHORTEST = 64  # tokens to which answers, or conversations, are shortened at most
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,16 @@ def try_remedies(
 ) -> Iterator[Tried]:
     """Try one remedy after another, each on top of those before, until a run fits. `measure(changes)`: an estimate."""
     changes: dict[str, Any] = {}
-    for remedy in (_smaller_passes, _checkpointing, _adapter, _four_bits, _shorter):
+    shorter = functools.partial(_shorter, rows=first.rows)
+    remedies: list[Callable[[Any, ModelInfo], Iterator[dict[str, Any]]]] = [
+        _smaller_passes,
+        _checkpointing,
+        _adapter,
+        _four_bits,
+        shorter,
+    ]
+    remedies.insert(0 if first.phase == EVALUATION else -1, _fewer_held_out)
+    for remedy in remedies:
         for more in remedy(options, info):
             tried = Tried({**changes, **more}, measure({**changes, **more}))
             if tried.estimate.fits and remedy is _smaller_passes:
@@ -87,9 +100,18 @@ def _four_bits(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
         yield {**adapter, "load_in_4bit": True, **({"load_in_8bit": False} if options.load_in_8bit else {})}
 
 
-def _shorter(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
-    name = "max_length" if "max_length" in type(options).model_fields else "max_completion_length"
-    length = getattr(options, name) // 2
+def _fewer_held_out(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
+    """The held-out prompts are answered together."""
+    prompts = options.num_eval_prompts // 4
+    while prompts >= FEWEST:
+        yield {"num_eval_prompts": prompts}
+        prompts //= 4
+
+
+def _shorter(options: Any, info: ModelInfo, rows: Lengths) -> Iterator[dict[str, Any]]:
+    conversations = "max_length" in type(options).model_fields
+    name, longest = ("max_length", rows.total) if conversations else ("max_completion_length", rows.completion)
+    length = min(getattr(options, name), longest) // 2
     while length >= SHORTEST:
         yield {name: length}
         length //= 2

@@ -126,7 +126,7 @@ def device_of(gpu: str | None, memory: str | None) -> Device:
         return device
     if gpu or device.is_gpu:
         return replace(device, memory=size)
-    return replace(device, memory=size, is_gpu=True, name="a GPU")
+    return replace(device, memory=size, is_gpu=True, bfloat16=True, name="a GPU")
 
 
 def size_of(text: str) -> int:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Column, Table
 
+from rlhf_core.estimate.answer import Answer
 from rlhf_core.estimate.estimating import Estimate
 from rlhf_core.estimate.fitting import Tried
 from rlhf_core.estimate.hardware import GB
 from rlhf_core.ui.text import duration, gb
 
 SMALL = 0.01  # share of the peak below which a component is shown with the others
+LEAST = GB / 20  # bytes, below which nothing is shown
 UNCERTAIN = 1.7  # times that a step may be faster or slower than its estimate by a card's figures
 
 
 def table(estimate: Estimate, width: int) -> Table:
     """Phases in rows; in columns, in GB, the components that are largest somewhere, as many as `width` has room for."""
     names = sorted(_components(estimate), key=lambda name: -_largest(estimate, name))
-    names = [name for name in names if _largest(estimate, name) >= SMALL * estimate.peak]
+    names = [name for name in names if _largest(estimate, name) >= max(SMALL * estimate.peak, LEAST)]
     room = width - max(map(len, estimate.phases)) - len(" peak  other  1.2 min ")
     while sum(max(map(len, name.split())) + 1 for name in names) > room:
         names.pop()
@@ -34,7 +35,7 @@ def table(estimate: Estimate, width: int) -> Table:
         sizes = [phase.peak, *(phase.parts[part] for part in names), others]
         spent = [duration(estimate.seconds[name]) if name in estimate.seconds else ""] if has_time else []
         style = "bold" if name == estimate.phase else ""
-        shown.add_row(name, *(f"{size / GB:.1f}" if size >= GB / 20 else "" for size in sizes), *spent, style=style)
+        shown.add_row(name, *(f"{size / GB:.1f}" if size >= LEAST else "" for size in sizes), *spent, style=style)
     return shown
 
 
@@ -57,7 +58,8 @@ def verdict(estimate: Estimate, memory: str) -> str:
 
 def remedy(tried: Tried) -> str:
     fits = "" if tried.estimate.fits else ", which is too much"
-    return f"With {shlex.join(tried.flags())}: {gb(tried.estimate.needed)} in the {tried.estimate.phase}{fits}."
+    cut = ", and longer rows are left out" if "max_length" in tried.changes else ""
+    return f"With {shlex.join(tried.flags())}: {gb(tried.estimate.needed)} in the {tried.estimate.phase}{fits}{cut}."
 
 
 def one_line(estimate: Estimate) -> str:
@@ -68,17 +70,23 @@ def one_line(estimate: Estimate) -> str:
     return f"about {gb(estimate.peak)} of {gb(estimate.device.memory)}, the most in the {estimate.phase} ({names})"
 
 
-def time_lines(estimate: Estimate, steps: int | None, share: float) -> list[str]:
-    """How long a step takes and all of them. `share`: the tokens of a mean row, of those of the longest."""
-    if not estimate.seconds:
+def time_lines(answer: Answer) -> list[str]:
+    """How long a step takes and all of them: measured, or by the figures of the card."""
+    if probe := answer.probe:
+        step, low, high = probe.mean, min(probe.seconds), max(probe.seconds)
+        source = f"measured on {probe.device}"
+    elif answer.first.seconds:
+        step = mean_step(answer.first, answer.share)
+        low, high = step / UNCERTAIN, step * UNCERTAIN
+        source = f"by the figures of {answer.first.device.name}"
+    else:
         return []
-    step = mean_step(estimate, share)
-    low, high = step / UNCERTAIN, step * UNCERTAIN
-    source = f"by the figures of {estimate.device.name}, {duration(low)} to {duration(high)}"
-    lines = [f"A step takes about {duration(step)} ({source})."]
-    if steps:
+    lines = [f"A step takes about {duration(step)} ({source}, {duration(low)} to {duration(high)})."]
+    if steps := answer.steps:
         span = f"{duration(low * steps)} to {duration(high * steps)}"
         lines.append(f"{steps:,} steps take about {duration(step * steps)} ({span}).")
+    if probe and probe.memory:
+        lines.append(f"The measured steps took {gb(max(probe.memory.values()))} at most, on rows as they come.")
     return lines
 
 
@@ -88,14 +96,16 @@ def mean_step(estimate: Estimate, share: float) -> float:
     return sum(seconds * (1 if name in fixed else share) for name, seconds in estimate.seconds.items())
 
 
-def as_dict(estimate: Estimate, tried: Sequence[Tried], command: list[str], steps: int | None, share: float) -> Any:
+def as_dict(answer: Answer, command: list[str]) -> Any:
     """The result as plain data."""
     return {
-        **estimate.to_dict(),
-        "steps": steps,
-        "step_seconds": mean_step(estimate, share) if estimate.seconds else None,
+        **answer.first.to_dict(),
+        "steps": answer.steps,
+        "step_seconds": mean_step(answer.first, answer.share) if answer.first.seconds else None,
+        "probe": answer.probe.to_dict() if answer.probe else None,
         "remedies": [
-            {"options": one.changes, "needed_bytes": one.estimate.needed, "fits": one.estimate.fits} for one in tried
+            {"options": one.changes, "needed_bytes": one.estimate.needed, "fits": one.estimate.fits}
+            for one in answer.tried
         ],
         "command": command,
     }

@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
@@ -28,6 +28,7 @@ from rlhf_core.estimate import scorers as reward_models
 from rlhf_core.estimate.answer import REWARD
 from rlhf_core.estimate.hardware import LAUNCH, Device
 from rlhf_core.estimate.meter import NOTHING, Meter, Phase
+from rlhf_core.estimate.probe import RunOfFewSteps, silence
 from rlhf_core.estimate.synthetic import Lengths
 from rlhf_core.estimate.weightless import Weightless, without_values
 from rlhf_core.grammar import RewardSpec
@@ -40,19 +41,17 @@ from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training import evaluation
 from rlhf_core.training.plan import Plan
-from rlhf_core.training.run import Run
 
 LOADING, LOSS, GRADIENT, STEP, EVALUATION = "loading", "loss", "gradient", "optimizer step", "evaluation"
 # Components, by a part of the names of what is trained beside the weights.
 ADAPTERS = ("lora_", "modules_to_save")
 
 
-class MeasuredRun(Run):
-    """A run whose trainer stops after one step and writes nothing."""
+class MeasuredRun(RunOfFewSteps):
+    """A run without values, of one step."""
 
     def arguments(self, cls: type, **fields: Any) -> Any:
         arguments = super().arguments(cls, **fields)
-        arguments.save_strategy = arguments.logging_strategy = arguments.eval_strategy = "no"
         if arguments.fp16:  # which the CPU has not; its sizes are the same
             arguments.fp16, arguments.bf16 = False, True
         return arguments
@@ -108,7 +107,7 @@ def measure(
 
 def _run(
     config: RunConfig, method: Method, info: loading.ModelInfo, catalog: Catalog, lengths: Lengths, folder: Path
-) -> Run:
+) -> MeasuredRun:
     """The run with rows of one length, in the words of the built-in tokenizer, and a reward that takes no time."""
     words = loading.inspect(find(str(builtin.MODEL)))
     template, options = template_of(words), config.options
@@ -133,7 +132,7 @@ def _run(
     return MeasuredRun(plan, runtime)
 
 
-def _step(run: Run, method: Method, meter: Meter, device: Device) -> Measurement:
+def _step(run: MeasuredRun, method: Method, meter: Meter, device: Device) -> Measurement:
     with meter.during(LOADING):
         trainer = method.trainer(run)
         without_values(trainer.model)  # adapters and heads, which it has made
@@ -183,8 +182,7 @@ class _Measured:
         trainer.training_step = functools.partial(self.training_step, trainer.training_step)
         trainer.compute_loss = functools.partial(self.compute_loss, trainer.compute_loss)
         trainer.accelerator.backward = functools.partial(self.backward, trainer.accelerator.backward)
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
+        silence(trainer)
         trainer.add_callback(_OneStep(self))
 
     @property

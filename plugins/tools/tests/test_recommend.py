@@ -199,18 +199,20 @@ def test_the_command_is_whole_and_shell_quoted(tmp_path, unjudged):
 
 @pytest.mark.slow
 def test_costs_are_estimated_and_options_added_until_it_fits(tmp_path, unjudged):
-    file = write(tmp_path / "data.jsonl", DATA["prompts"])
-    done = call("--data", file, "--gpu", "rtx3090", "--memory", "660MB", "--json")
+    file = write(tmp_path / "data.jsonl", DATA["pairs"])
+    done = call("--data", file, "--gpu", "rtx3090", "--memory", "880MB", "--json")
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
-    best = shown["recommended"]
-    assert shown["device"] == {"name": "RTX 3090", "memory_bytes": 660_000_000}
-    assert best["cost"]["fits"]
-    assert 600_000_000 < best["cost"]["memory"] <= 660_000_000
-    assert best["cost"]["steps"] > 0
-    assert best["cost"]["seconds"] > 0
-    assert "--per-device-train-batch-size" in best["command"]
-    assert [one["method"] for one in shown["alternatives"]] == ["ppo", "grpo"]
+    assert shown["device"] == {"name": "RTX 3090", "memory_bytes": 880_000_000}
+    best, orpo, ppo = shown["recommended"], *shown["alternatives"]
+    assert [one["method"] for one in (best, orpo, ppo)] == ["dpo", "orpo", "ppo"]
+    for one in (best, orpo, ppo):
+        assert one["cost"]["fits"]
+        assert 800_000_000 < one["cost"]["memory"] <= 880_000_000
+        assert one["cost"]["steps"] > 0
+        assert one["cost"]["seconds"] > 0
+    assert "--per-device-train-batch-size" not in best["command"]
+    assert "per_device_train_batch_size" in ppo["command"][-1]
     assert dry_run(best["command"], Catalog()) == 0
 
 
