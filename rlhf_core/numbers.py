@@ -21,6 +21,7 @@ class Number(click.FloatRange):
 TEMPERATURE = Number(0.001, 1000)
 SHARE = Number(0, 1, min_open=True)
 COUNT = click.IntRange(1, 10**9)
+EXAMPLES = click.IntRange(0, 100)
 SEED = click.IntRange(0, 2**32 - 1)
 
 MAX_BAD_ROWS = 0.05

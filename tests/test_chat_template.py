@@ -238,7 +238,7 @@ def test_a_row_on_which_a_template_takes_too_long_ends_the_reading(made, monkeyp
     conversion = Conversion(None, "prompts", LeftOut("d.jsonl"))
     with pytest.raises(UserError, match="^d.jsonl line 3: the chat template took over 0.2 seconds$"):
         conversion.prepare(
-            [Row("d.jsonl line 3", {})] * 2, [{"prompt": QUESTION}] * 2, lambda row: template.prompt(row["prompt"])
+            [Row("d.jsonl line 3", {})] * 2, [{"prompt": QUESTION}] * 2, lambda row, _: template.prompt(row["prompt"])
         )
 
 

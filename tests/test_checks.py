@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from types import SimpleNamespace
 
@@ -138,3 +139,23 @@ def test_a_row_that_is_not_as_the_others_makes_the_rest_be_checked_in_full(made)
     for number in range(checks.EVERY + 1):
         quick({"prompt": [{"role": "user", "content": "odd" + "." * (1 if number == checks.EVERY - 1 else 2)}]})
     assert [alike.differ for alike in quick._known.values()] == [True]
+
+
+def test_a_warning_names_the_first_row(made):
+    """Also of rows that another process read before."""
+    template = made("plain")
+    options = SimpleNamespace(max_prompt_length=600, overlong_prompts="drop")
+
+    def checked(*texts: str) -> Checks:
+        one = Checks(Preparation(template, "prompts"), Limits("prompts", options, template))
+        for number, text in enumerate(texts, start=1):
+            one({"prompt": [{"role": "user", "content": text}]}, f"{texts[0]} line {number}")
+        return one
+
+    later = checked("b", "<|im_end|>")
+    for before, where in ((checked("a", "<|im_end|>"), "(the first: a line 2)"), (checked("a"), "(b line 2)")):
+        before.add(json.loads(json.dumps(checked("b", "<|im_end|>").take())))
+        [text] = before.warnings()
+        assert text.endswith(f": <|im_end|> {where}")
+    assert later.take()[0] == 2
+    assert later.first == {}

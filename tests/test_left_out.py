@@ -134,7 +134,7 @@ def test_which_rows_are_held_out_does_not_depend_on_those_that_are_left_out(writ
     rows = [{**QA, "question": f"{n}?"} for n in range(40)]
     data = [DataSpec(write_jsonl("a.jsonl", rows))]
 
-    def without_thirds(row):
+    def without_thirds(row, location):
         if int(row["question"][:-1]) % 3 == 0:
             raise Unusable("it is long", "too long")
         return row

@@ -6,6 +6,7 @@ import copy
 import re
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from rlhf_core import builtin
@@ -13,6 +14,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.data import loading
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.data.preparing import Preparation
+from rlhf_core.data.template_checks import own_text
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec
 
@@ -54,7 +56,7 @@ def prepare_for(template: ChatTemplate, *arguments, need: str | None = None, **v
         kind: Preparation(template, kind, *arguments, **values) for kind in ("conversations", "preferences", "prompts")
     }
 
-    def prepare(row: dict) -> dict:
+    def prepare(row: dict, location: str = "") -> dict:
         kind = "conversations" if "messages" in row else "preferences" if "chosen" in row else "prompts"
         return made[need or kind](row)
 
@@ -248,7 +250,7 @@ def test_answers_that_do_not_fit_to_the_thought_of_the_prompt_are_counted(made):
     prepare = prepare_for(made(begins="{{ '<think>\n' }}"))
     prepare({"messages": [user("a"), assistant("b")]})
     prepare({"messages": [user("a"), assistant("<think>\nHm.\n</think>\n\nb")]})
-    prepare({"messages": [user("a"), assistant("b", reasoning_content="Hm.")]})
+    prepare({"messages": [user("a"), assistant("<think>\nHm.\n</think>\n\nc")]})
     assert [text[:49] for text in prepare.warnings(3)] == ["1 of 3 rows have an answer without a thought, and"]
     prepare = prepare_for(made(begins="{{ '<think>\n\n</think>\n\n' }}"))
     for _ in range(2):
@@ -260,7 +262,7 @@ def test_answers_that_do_not_fit_to_the_thought_of_the_prompt_are_counted(made):
 def test_rows_that_a_template_refuses_all_need_another(made, tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text('{"prompt": "a", "completion": "b <|im_end|>"}\n')
-    prepare = Preparation(made(), "conversations", control_tokens="refuse")
+    prepare = prepare_for(made(), control_tokens="refuse")
     with pytest.raises(
         UserError, match=r"\(--control-tokens refuse\)\. 1 of 1 rows can't be used\. .*--chat-template FILE"
     ):
@@ -271,7 +273,9 @@ def test_keys_that_a_template_does_not_use_are_said(made):
     prepare = prepare_for(made())
     for _ in range(2):
         prepare({"messages": [user("a", name="Ann"), assistant("b", reasoning_content="c", weight=1)]})
-    assert prepare.warnings(2) == ["2 of 2 rows have turns with 'name', which the chat template does not use"]
+    thought, name = prepare.warnings(2)
+    assert name == "2 of 2 rows have turns with 'name', which the chat template does not use"
+    assert thought.startswith("2 of 2 rows have an answer with a thought, which the chat template leaves out: it")
 
 
 def test_columns_of_the_data_that_are_not_used_are_not_read(made):
@@ -279,3 +283,113 @@ def test_columns_of_the_data_that_are_not_used_are_not_read(made):
     row = {"prompt": [user("a")], "chosen": "text <|im_end|>", "rejected": None}
     prepare = prepare_for(made(), need="prompts", control_tokens="refuse")
     assert prepare(row) == row
+
+
+SYSTEM = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\n' + TEXT + '<|im_end|>\n' }}{% endif %}" + CHATML
+# a template, what it says by itself before a question
+OWN = {
+    "none": (CHATML, ""),
+    "a system message": (SYSTEM.replace("TEXT", "'You are Qwen.'"), "You are Qwen."),
+    "one that ends as an answer does": (SYSTEM.replace("TEXT", "'Be a'"), "Be a"),
+    "an instruction": ("{{ 'Below is a task.\n\n' }}" + CHATML, "Below is a task."),
+    "tokens alone": ("{{ '<|endoftext|>[INST]' }}" + CHATML, ""),
+    "numbers of turns": ("{% for m in messages %}{{ 'Turn ' ~ loop.index ~ ': ' + m.content }}{% endfor %}", ""),
+    "refused": ("{{ raise_exception('No') }}", ""),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_what_a_template_says_before_the_first_question(made, case):
+    source, expected = OWN[case]
+    assert own_text(made(source)) == expected
+
+
+def test_a_system_message_of_the_templates_own_is_said_of_rows_without_one(made):
+    prepare = prepare_for(made(SYSTEM.replace("TEXT", "'You are Qwen.'")), need="prompts")
+    prepare({"prompt": [user("a")]})
+    prepare({"prompt": [{"role": "system", "content": "Be brief."}, user("a")]})
+    [text] = prepare.warnings(2)
+    assert text.startswith("1 of 2 rows have no system message, so the chat template begins with its own, 'You are ")
+
+
+def beginning(template: ChatTemplate, start: str) -> ChatTemplate:
+    """With a tokenizer that begins each text with `start`, as Llama's does."""
+    tokenizer = template.tokenizer = copy.deepcopy(template.tokenizer)
+    tokenizer.bos_token = start
+    tokens = [(start, tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start} $A", special_tokens=tokens)
+    return template
+
+
+def test_the_token_that_begins_texts_is_there_once(made):
+    begins = "{{ '<|endoftext|>' }}" + CHATML
+    row = {"prompt": [user("a")]}
+    for source, said in (
+        (CHATML, "the tokenizer begins texts with <|endoftext|> and the chat template does not"),
+        (begins, None),
+        ("{{ '<|endoftext|>' }}" + begins, "1 of 1 rows begin with <|endoftext|> twice"),
+    ):
+        prepare = Preparation(beginning(made(source), "<|endoftext|>"), "prompts")
+        prepare(row)
+        assert [text.startswith(said or " ") for text in prepare.warnings(1)] == [True] * bool(said)
+    both = beginning(made("{{ '<|endoftext|>' + messages[0].content }}"), "<|endoftext|>")
+    prepare = Preparation(both, "prompts")
+    prepare({"prompt": [user("<|endoftext|>a")]})
+    assert any("1 of 1 rows begin with <|endoftext|> twice" in text for text in prepare.warnings(1))
+
+
+def test_an_end_that_is_no_token_is_said(made):
+    prepare = Preparation(made(CHATML.replace("im_end", "not_a_token")), "conversations")
+    prepare({"messages": [user("a"), assistant("b")]})
+    assert prepare.warnings(1)[0].startswith("the chat template ends answers with <|not_a_token|>, which is no token")
+
+
+def test_an_end_at_which_the_model_does_not_stop_is_said(made):
+    """Of its tokens the template ends answers with <|im_end|>, and those with a call of a tool with another."""
+    source = TOOLS.replace("+ '<|im_end|>", "+ ('<|im_start|>' if m.tool_calls else '<|im_end|>') + '")
+    prepare = prepare_for(made(source), need="conversations")
+    prepare({"messages": [user("Oslo?"), assistant("", tool_calls=[CALL])]})
+    prepare({"messages": [user("a"), assistant("b")]})
+    [text] = prepare.warnings(2)
+    assert text.startswith("1 of 2 rows have an answer that ends with <|im_start|>, at which the model does not stop:")
+
+
+def test_a_prompt_that_is_shown_otherwise_once_it_is_answered_is_said(made):
+    prepare = prepare_for(made(begins="{{ 'Answer: ' }}"), need="conversations")
+    prepare({"messages": [user("a"), assistant("b")]})
+    assert [text[:66] for text in prepare.warnings(1)] == [
+        "1 of 1 rows have a prompt that the chat template shows otherwise o"
+    ]
+
+
+def test_thoughts_that_a_template_leaves_out_are_said(made):
+    """In earlier answers, or in all."""
+    earlier = CHATML.replace(
+        "m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' and not loop.last else m.content)"
+    )
+    turns = [user("a"), assistant("<think>Hm.</think>b"), user("c"), assistant("<think>So.</think>d")]
+    for source, said in (
+        (earlier, ["earlier answers"]),
+        (earlier.replace(" and not loop.last", ""), ["an answer", "earlier answers"]),
+        (CHATML, []),
+    ):
+        prepare = prepare_for(made(source), need="conversations")
+        prepare({"messages": turns})
+        texts = "\n".join(prepare.warnings(1))
+        assert re.findall("(?<=thoughts in )earlier answers|an answer(?= with a thought)", texts) == said
+    prepare = prepare_for(made(earlier), need="prompts")
+    prepare({"prompt": turns[:3]})
+    assert [text[-50:] for text in prepare.warnings(1)] == ["eaves out of the prompt, as when the model answers"]
+
+
+def test_a_turn_of_a_role_that_is_not_shown_is_refused(made):
+    row = {"messages": [user("a"), {"role": "critic", "content": "No."}, assistant("b")]}
+    assert prepare_for(made())(row) == row
+    with pytest.raises(UserError, match="does not show a turn of the role 'critic'"):
+        prepare_for(made(CHATML.replace("in messages", "in messages if m.role != 'critic'")))(row)
+
+
+def test_a_pair_counts_once(made):
+    prepare = prepare_for(made(begins="{{ '<think>\n' }}"), need="preferences")
+    prepare({"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]})
+    assert prepare.warnings(1)[0].startswith("1 of 1 rows have an answer without a thought")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from rlhf_core.numbers import EXAMPLES
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def data() -> None:
@@ -22,27 +24,46 @@ JSON = click.option("--json", "as_json", is_flag=True, help="The result as one J
     "--model", default="builtin", metavar="MODEL", help="Whose tokens are counted, and whose chat template is tried."
 )
 @EVAL
+@click.option(
+    "--examples", type=EXAMPLES, default=1, metavar="N", help="Show N rows as the model is given them, by tokens.  [1]"
+)
+@click.option("--page", metavar="FILE", help="The result as one HTML page to open in a browser, too.")
 @JSON
-def inspect(source: str, method: str | None, model: str, eval_data: str | None, as_json: bool) -> None:
-    """Show what is in a data set: format, columns, lengths, languages, duplicates, pairs.
+def inspect(
+    source: str,
+    method: str | None,
+    model: str,
+    eval_data: str | None,
+    examples: int,
+    page: str | None,
+    as_json: bool,
+) -> None:
+    """Show what is in a data set: format, columns, lengths, languages, duplicates, pairs, and what is learned of it.
 
     SOURCE is what rlhf run --data takes. Without it: the built-in data. Languages are told by the script of most
-    letters (Han, Latin, other). No weights are loaded.
+    letters (Han, Latin, other). Examples are the first rows that can be used; of several, the last is the longest. What
+    is learned of them is coloured, or between « and ». No weights are loaded.
 
     rlhf data inspect my_data.jsonl --method dpo --model Qwen/Qwen3-8B
     """
     from rlhf_core.catalog import Catalog
-    from rlhf_core.data_report import inspecting, report
+    from rlhf_core.data_report import inspecting, report, view_show
+    from rlhf_core.ui.page import page_file, write_page
     from rlhf_core.ui.screen import Screen
     from rlhf_core.ui.text import to_json
 
-    screen = Screen(quiet=as_json)
+    screen, file = Screen(quiet=as_json), None if page is None else page_file(page, "--page")
     with screen.working(f"Reading {source} …"):
-        result = inspecting.inspect(source, Catalog(), method=method, model=model, eval_data=eval_data)
+        result = inspecting.inspect(
+            source, Catalog(), method=method, model=model, eval_data=eval_data, examples=examples
+        )
     if as_json:
         click.echo(to_json(result))
     else:
         report.show(screen, result)
+    if file is not None:
+        write_page(file, "--page", view_show.render(result, report.lines(result)))
+        screen.say(f"Page: {file}", "bold")
 
 
 @data.command()

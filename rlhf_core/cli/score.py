@@ -13,7 +13,6 @@ import click
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.numbers import COUNT, max_bad_rows
-from rlhf_core.outputs import write_whole
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +44,7 @@ def score(
     from rlhf_core.config import BUILTIN, builtin_name
     from rlhf_core.reward_report import answers, measuring, report
     from rlhf_core.rewards.binding import bind_all
-    from rlhf_core.ui.page import page_file
+    from rlhf_core.ui.page import page_file, write_page
     from rlhf_core.ui.screen import Screen
     from rlhf_core.ui.text import to_json
 
@@ -64,10 +63,7 @@ def score(
     else:
         report.show(screen, result)
     if page is not None:
-        try:
-            write_whole(page, report.render(result))
-        except OSError as error:
-            raise UserError(f"--html {page}: {error.strerror}") from error
+        write_page(page, "--html", report.render(result))
         screen.say(f"\nPage     {page}", "bold")
 
 

@@ -39,6 +39,8 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a turn; temp
 THOUGHT = re.compile(
     r"(?P<left>[<\[])(?P<closes>/?)(?P<name>(?:\w+:)?(?:think|thought|reason)\w*)(?P<right>[>\]])", re.I
 )
+# What marks up turns in usual templates: text to a tokenizer without such a token.
+MARKUP = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]{1,30}｜>")
 
 
 class InvalidTemplate(UserError):
@@ -130,10 +132,15 @@ class ChatTemplate:
         """The thought that a prompt ends with, opened (`<think>`) or empty (`<think></think>`), else ""."""
         if not THOUGHT.search(self.source):
             return ""
+        text = self.beginning(messages, tools)
+        found = THOUGHT.search(text)
+        return text[found.start() :] if found else ""
+
+    def beginning(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
+        """What a prompt has after its messages, for the model to go on from."""
         text = self.prompt(messages, tools)
         shared = os.path.commonprefix([text, self.conversation(messages, tools)])  # noqa: RUF071 (characters are meant)
-        found = THOUGHT.search(text, len(shared))
-        return text[found.start() :] if found else ""
+        return text[len(shared) :]
 
     def opening(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         """What the prompt has opened of the answer: `<think>` and what follows, where nothing closes it, else ""."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.data import encoding
-from rlhf_core.data.chat_template import THOUGHT
+from rlhf_core.data.chat_template import MARKUP, THOUGHT
 from rlhf_core.data.left_out import TooLong
 from rlhf_core.data.lengths import Limits
-from rlhf_core.data.preparing import MARKUP, Preparation
+from rlhf_core.data.preparing import Preparation
 from rlhf_core.data.projecting import is_plain
 from rlhf_core.errors import UserError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rlhf_core.formatter import Messages
 
 Row = dict[str, Any]
-State = tuple[int, list[list[Any]], list[list[Any]]]  # rows, what was found in how many, what was cut
+State = tuple[int, list[list[Any]], list[list[Any]]]  # rows, what was found (how often, first where), what was cut
 IN_FULL = 20  # rows of a structure, before others of it are taken to be like them
 EVERY = 1000  # rows of it, one more
 STRUCTURES = 10_000  # that are kept; one row more has each turn of it one of its own
@@ -74,29 +74,31 @@ class Checks:
     def __init__(self, prepare: Preparation, limits: Limits) -> None:
         self.prepare, self.limits, self.template = prepare, limits, prepare.template
         self.rows = 0
+        self.first: dict[tuple[str, str], str] = {}  # the location of the first row of each kind that was found
         self._known: dict[Hashable, Alike] = {}
         self._structure = _Structure(prepare)
         self._count = Counting(self.template)
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: Row, location: str = "") -> Row:
         self.rows += 1
         key = self._structure(row)
         if key is None or (len(self._known) >= STRUCTURES and key not in self._known):
-            return self._in_full(row, None)
+            return self._in_full(row, location, None)
         alike = self._known.setdefault(key, Alike())
         if alike.may_skip():
             whole = self.prepare.with_system_prompt(row)
             if self._fits(whole, alike):
                 self.prepare.found.update(alike.found)
                 return whole
-        return self._in_full(row, alike)
+        return self._in_full(row, location, alike)
 
     def take(self) -> State:
         """What was counted since it was last taken."""
-        found = [[*key, count] for key, count in self.prepare.found.items()]
+        found = [[*key, count, self.first.get(key, "")] for key, count in self.prepare.found.items()]
         taken = self.rows, found, [[text, *cut] for text, cut in self.limits.cut.items()]
         self.rows = 0
         self.prepare.found.clear()
+        self.first.clear()
         self.limits.cut.clear()
         return taken
 
@@ -104,8 +106,10 @@ class Checks:
         """Count what another process, or an earlier run, counted for other rows."""
         rows, found, cut = state
         self.rows += rows
-        for what, name, count in found:
+        for what, name, count, location in found:
             self.prepare.found[what, name] += count
+            if location:
+                self.first.setdefault((what, name), location)
         for text, count, longest in cut:
             before, most = self.limits.cut.get(text, (0, 0))
             self.limits.cut[text] = before + count, max(most, longest)
@@ -122,9 +126,9 @@ class Checks:
         }
 
     def warnings(self) -> list[str]:
-        return [*self.prepare.warnings(self.rows), *self.limits.warnings(self.rows)]
+        return [*self.prepare.warnings(self.rows, self.first), *self.limits.warnings(self.rows)]
 
-    def _in_full(self, row: Row, alike: Alike | None) -> Row:
+    def _in_full(self, row: Row, location: str, alike: Alike | None) -> Row:
         before = self.prepare.found.copy()
         try:
             prepared = self.prepare(row)
@@ -138,6 +142,8 @@ class Checks:
             if alike is not None and alike.in_full:
                 alike.differ = True
             raise
+        for kind in found:
+            self.first.setdefault(kind, location)
         if alike is not None and limited == prepared:
             exact, texts = lengths_of(prepared, self.limits.need, self.template), self._parts(prepared)
             around = {part: exact[part] - sum(map(self._count.exact, texts[part])) for part in exact}

@@ -193,10 +193,12 @@ def answer_text(
     content = answer.get("content") or ""
     without_end = re.sub(rf"(?:\s*(?:{end.pattern}))+\s*\Z", "", content)
     answer = as_text({**answer, "content": without_end}, end)
-    before, shown = template.prompt(messages, tools), template.conversation([*messages, answer], tools)
+    turns = [*messages, answer]
+    before, shown = template.prompt(messages, tools), template.conversation(turns, tools)
     begun = template.begun(messages, tools)
     text, last = _split_end(template, shown[_beginning(template, messages, tools, shown, before.removesuffix(begun)) :])
-    if (thought := thought_of(answer)) is not None and not _shows(template, messages, answer, thought, tools):
+    thought = thought_of(answer)
+    if thought is not None and not shows_thought(template, turns, len(messages), thought, tools):
         text = _with_thought(text, answer, thought, begun)
     return before, _after(begun, text), last
 
@@ -243,16 +245,15 @@ def thought_of(answer: Mapping[str, Any]) -> str | None:
     return next((answer[key] for key in THOUGHT_KEYS if answer.get(key)), written["thought"] if written else None)
 
 
-def _shows(
-    template: ChatTemplate, messages: Messages, answer: dict[str, Any], thought: str, tools: Sequence[Any] | None
-) -> bool:
-    """Whether the template shows the answer's thought."""
-    written = WRITTEN_THOUGHT.match(answer["content"])
+def shows_thought(template: ChatTemplate, turns: Messages, i: int, thought: str, tools: Sequence[Any] | None) -> bool:
+    """Whether the template shows the thought of the answer at `i`."""
+    answer = turns[i]
+    written = WRITTEN_THOUGHT.match(content := answer.get("content") or "")
     marked = {**answer, **{key: MARK for key in THOUGHT_KEYS if answer.get(key) == thought}}
     if written and written["thought"] == thought:
         start, end = written.span("thought")
-        marked["content"] = answer["content"][:start] + MARK + answer["content"][end:]
-    return MARK in template.conversation([*messages, marked], tools)
+        marked["content"] = content[:start] + MARK + content[end:]
+    return MARK in template.conversation([*turns[:i], marked, *turns[i + 1 :]], tools)
 
 
 def _with_thought(text: str, answer: Mapping[str, Any], thought: str, begun: str) -> str:

@@ -46,8 +46,10 @@ class Limits:
 
     def warnings(self, rows: int) -> list[str]:
         """What was cut of `rows` rows."""
+        no_end = "; no learned token ends these turns, so the model does not learn to stop there"
         return [
             f"{count:,} of {rows:,} rows: {what}, the longest {longest:,}: cut"
+            f"{'' if what.startswith('the prompt') else no_end}"
             for what, (count, longest) in self.cut.items()
         ]
 

@@ -15,7 +15,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec
 
 Row = dict[str, Any]
-Prepare = Callable[[Row], Row]
+Prepare = Callable[[Row, str], Row]  # of a row and its location
 # What a method uses of an example. The answer, which is for rewards, may also be what says which option is right.
 USED = {
     "prompts": ("prompt", "answer"),
@@ -114,7 +114,7 @@ class Conversion:
         prepared: list[Row | None] = []
         for row, one in zip(rows, converted, strict=True):
             try:
-                prepared.append(one and prepare(one))
+                prepared.append(one and prepare(one, row.location))
             except InvalidTemplate as error:  # which would fail, or take as long, for the others
                 raise UserError(f"{row.location}: {error}") from error
             except UserError as error:

@@ -12,6 +12,7 @@ from rlhf_core.data_report import texts
 from rlhf_core.data_report.pairs import Pairs, decided_by_length
 from rlhf_core.data_report.reading import Reader, held_out_of
 from rlhf_core.data_report.tokens import Tokens, method_for
+from rlhf_core.data_report.view import Examples
 from rlhf_core.grammar import DataSpec
 
 EXAMPLES = 3  # of duplicates, and of rows in both parts
@@ -60,7 +61,13 @@ def prompt_digest(row: Row) -> bytes:
 
 
 def inspect(
-    given: str, catalog: Catalog, *, method: str | None = None, model: str = "builtin", eval_data: str | None = None
+    given: str,
+    catalog: Catalog,
+    *,
+    method: str | None = None,
+    model: str = "builtin",
+    eval_data: str | None = None,
+    examples: int = 1,
 ) -> dict[str, Any]:
     """Everything that `rlhf data inspect` shows, as plain data. Raises `UserError`."""
     spec = DataSpec.read(given)
@@ -68,10 +75,13 @@ def inspect(
     reader = Reader(spec, need, catalog)
     tokens = Tokens(method_for(method, reader.need, catalog), model, reader.rows_read)
     seen, usable = Seen(reader.need), 0
+    shown = Examples(examples, reader.need, tokens.options, tokens.template)
     for location, row, left_in in reader.rows(tokens.checks):
         usable += left_in
         seen.add(location, row)
         tokens.add(row)
+        if left_in:
+            shown.add(location, row)
     used, unused = reader.columns()
     result = {
         "source": str(given),
@@ -89,6 +99,7 @@ def inspect(
         "pairs": seen.pairs.to_dict() if seen.pairs.chosen else None,
         "prompt_in_answer": {"rows": len(seen.leaks), "examples": seen.leaks[:EXAMPLES]},
         "labels": texts.label_balance(seen.answers),
+        "examples": shown.to_list(),
     }
     result["warnings"] = [
         *reader.warnings,

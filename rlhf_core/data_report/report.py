@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rlhf_core.data_report import view_show
 from rlhf_core.data_report.texts import PERCENTS
 from rlhf_core.ui.screen import Screen
 
@@ -15,7 +16,12 @@ def show(screen: Screen, result: Mapping[str, Any]) -> None:
     screen.say(f"{result['source']}: {result['total']:,} rows, for methods that need {result['need']}", "bold")
     for label, value in lines(result):
         screen.say(f"  {label:{LABEL}}{value}")
-    for warning in result["warnings"]:
+    view_show.show(screen, result["examples"])
+    _warn(screen, result["warnings"])
+
+
+def _warn(screen: Screen, warnings: Iterable[str]) -> None:
+    for warning in warnings:
         screen.say(f"Warning: {warning}", "yellow")
 
 
@@ -92,3 +98,4 @@ def show_checks(screen: Screen, result: Mapping[str, Any]) -> None:
     for row in result["bad_rows"]:
         where = row["file"] if row["line"] is None else f"{row['file']}:{row['line']}"
         screen.say(f"{where}: {row['kind']}: {row['reason']}")
+    _warn(screen, result["warnings"])

@@ -16,6 +16,11 @@ KINDS: dict[Kind, str] = {
     "nothing to learn": "every row has something to learn",
     "too long": "every row is within the limits",
 }
+# What the chat template makes of a row (`Preparation.found`), of which a run warns.
+TEMPLATE = {
+    "no end": "every row ends with a token at which the model stops",
+    "twice": "every row begins with one token that begins texts, if any",
+}
 
 
 def validate(
@@ -30,7 +35,8 @@ def validate(
     try:
         reader = Reader(spec, need, catalog)
     except BadData as error:
-        return {"source": given, "passed": False, "checks": [_check("a formatter fits", 1, str(error))], "bad_rows": []}
+        checks = [_check("a formatter fits", 1, str(error))]
+        return {"source": given, "passed": False, "checks": checks, "bad_rows": [], "warnings": []}
     tokens = Tokens(method_for(method, reader.need, catalog), model, reader.rows_read) if model else None
     prompts: dict[bytes, str] = {}
     usable = 0
@@ -47,6 +53,12 @@ def validate(
             are = "have" if kind == "nothing to learn" else "are"
             checks.append(_check(name, bad, f"{bad:,} of {reader.total:,} rows {are} {kind}"))
     checks.append(_check("some row can be used", int(not usable), f"{usable:,} of {reader.total:,} rows"))
+    if tokens:
+        found = tokens.checks.prepare.found
+        checks += [
+            _check(name, found[what, ""], f"{found[what, '']:,} of {reader.total:,} rows do not")
+            for what, name in TEMPLATE.items()
+        ]
     if shared := overlap(spec, reader.need, catalog, prompts, eval_data):
         text = f"{shared['overlap']:,} of {shared['rows']:,} held-out rows have a prompt that is trained on"
         checks.append(_check("held-out rows are not trained on", shared["overlap"], text))
@@ -57,6 +69,7 @@ def validate(
         "passed": all(check["passed"] for check in checks),
         "checks": checks,
         "bad_rows": reader.left_out.every,
+        "warnings": tokens.checks.warnings() if tokens else [],
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import open_file, path_of
+from rlhf_core.outputs import write_whole
 from rlhf_core.ui.text import shown
 
 STYLE = """
@@ -57,6 +58,14 @@ def page_file(name: str, flag: str) -> Path:
     except OSError as error:
         raise UserError(f"{flag} {file}: its folder can't be written to: {error.strerror}") from error
     return file
+
+
+def write_page(file: Path, flag: str, page: str) -> None:
+    """Write a page to the `file` that the user named with `flag`. Raises `UserError`."""
+    try:
+        write_whole(file, page)
+    except OSError as error:
+        raise UserError(f"{flag} {file}: {error.strerror}") from error
 
 
 def document(title: str, parts: Iterable[str], style: str = "") -> str:
