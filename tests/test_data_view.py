@@ -177,3 +177,21 @@ def test_the_command_shows_marks_writes_a_page_and_json(tmp_path, monkeypatch):
     (tmp_path / "mine.html").write_text("mine")
     done = CliRunner().invoke(rlhf, ["data", "inspect", "d.jsonl", "--page", "mine.html"])
     assert "is no page of this command" in str(done.exception)
+
+
+def test_validate_fails_where_no_learned_token_ends_the_turn(tmp_path, monkeypatch):
+    """The template ends answers with <|im_end|>, and a call of a tool with <|im_start|>, at which no model stops."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{{ m.tool_calls[0].name if m.tool_calls }}"
+        "{{ '<|im_start|>' if m.tool_calls else '<|im_end|>' }}{% endfor %}"
+    )
+    call = [{"role": "assistant", "content": "", "tool_calls": [{"name": "weather", "arguments": {}}]}]
+    rows = [{"messages": [*QUESTION, *call]}, {"messages": [*QUESTION, *answer("Yes.")]}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["data", "validate", "d.jsonl", "--chat-template", "t.jinja"]
+    done = CliRunner().invoke(rlhf, [*words, "--model", "builtin"])
+    assert done.exit_code == 1
+    assert "✗ every row ends with a token at which the model stops: 1 of 2 rows do not" in done.output
+    assert "Warning: 1 of 2 rows have an answer that ends with <|im_start|>, " in done.output
+    assert "no effect without --model" in str(CliRunner().invoke(rlhf, words).exception)

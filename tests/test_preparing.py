@@ -292,6 +292,11 @@ OWN = {
     "a system message": (SYSTEM.replace("TEXT", "'You are Qwen.'"), "You are Qwen."),
     "one that ends as an answer does": (SYSTEM.replace("TEXT", "'Be a'"), "Be a"),
     "an instruction": ("{{ 'Below is a task.\n\n' }}" + CHATML, "Below is a task."),
+    "a system message between tokens": (
+        "{{ '<|im_start|>system<|endoftext|>You are it.\nNow.<|im_end|>' }}"
+        + CHATML.replace("m.role + '\n' +", "m.role + '<|endoftext|>' +"),
+        "You are it. Now.",
+    ),
     "tokens alone": ("{{ '<|endoftext|>[INST]' }}" + CHATML, ""),
     "numbers of turns": ("{% for m in messages %}{{ 'Turn ' ~ loop.index ~ ': ' + m.content }}{% endfor %}", ""),
     "refused": ("{{ raise_exception('No') }}", ""),

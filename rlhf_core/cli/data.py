@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from rlhf_core.errors import UserError
 from rlhf_core.numbers import EXAMPLES
 
 
@@ -13,6 +14,9 @@ def data() -> None:
 
 
 METHOD = click.option("--method", metavar="NAME", help="For this method; unset: what the data can serve.")
+TEMPLATE = click.option(
+    "--chat-template", metavar="FILE", help="Another chat template than the model's, as for rlhf run."
+)
 EVAL = click.option("--eval-data", metavar="SPEC", help="Held-out rows, to find those that are trained on.")
 JSON = click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 
@@ -23,6 +27,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="The result as one J
 @click.option(
     "--model", default="builtin", metavar="MODEL", help="Whose tokens are counted, and whose chat template is tried."
 )
+@TEMPLATE
 @EVAL
 @click.option(
     "--examples", type=EXAMPLES, default=1, metavar="N", help="Show N rows as the model is given them, by tokens.  [1]"
@@ -33,6 +38,7 @@ def inspect(
     source: str,
     method: str | None,
     model: str,
+    chat_template: str | None,
     eval_data: str | None,
     examples: int,
     page: str | None,
@@ -55,7 +61,13 @@ def inspect(
     screen, file = Screen(quiet=as_json), None if page is None else page_file(page, "--page")
     with screen.working(f"Reading {source} …"):
         result = inspecting.inspect(
-            source, Catalog(), method=method, model=model, eval_data=eval_data, examples=examples
+            source,
+            Catalog(),
+            method=method,
+            model=model,
+            chat_template=chat_template,
+            eval_data=eval_data,
+            examples=examples,
         )
     if as_json:
         click.echo(to_json(result))
@@ -70,15 +82,22 @@ def inspect(
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE …")
 @METHOD
 @click.option("--model", metavar="MODEL", help="Try its chat template and the method's limits, too.")
+@TEMPLATE
 @EVAL
 @JSON
 def validate(
-    sources: tuple[str, ...], method: str | None, model: str | None, eval_data: str | None, as_json: bool
+    sources: tuple[str, ...],
+    method: str | None,
+    model: str | None,
+    chat_template: str | None,
+    eval_data: str | None,
+    as_json: bool,
 ) -> None:
     """Check data, for scripts and CI: every row that can't be used, with its file and line.
 
     Exit code 1 if a check fails: a row that can't be read or has nothing to learn, with --model one that its chat
-    template refuses or that is too long, a held-out prompt that is trained on.
+    template refuses, that is too long, or whose answer ends where the model does not stop, a held-out prompt that is
+    trained on.
 
     rlhf data validate train.jsonl --eval-data test.jsonl --method sft
     """
@@ -87,9 +106,13 @@ def validate(
     from rlhf_core.ui.screen import Screen
     from rlhf_core.ui.text import to_json
 
+    if chat_template is not None and model is None:
+        raise UserError("--chat-template has no effect without --model, whose tokens it is tried with")
     catalog, screen, results = Catalog(), Screen(quiet=as_json), []
     for source in sources:
-        result = validating.validate(source, catalog, method=method, model=model, eval_data=eval_data)
+        result = validating.validate(
+            source, catalog, method=method, model=model, chat_template=chat_template, eval_data=eval_data
+        )
         results.append(result)
         report.show_checks(screen, result)
     passed = all(result["passed"] for result in results)

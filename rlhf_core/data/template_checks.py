@@ -16,11 +16,11 @@ def own_text(template: ChatTemplate) -> str:
     if len(parts) != 4:
         return ""
     # What stands before the second question as well begins a turn.
-    first, second = (MARKUP.sub("", template.special.sub("", part)) for part in (parts[0], parts[2]))
+    first, second = (MARKUP.sub("\n", template.special.sub("\n", part)) for part in (parts[0], parts[2]))
     reversed_both = [re.sub(r"\d", "0", text)[::-1] for text in (first, second)]  # turns may be numbered
     shared = len(os.path.commonprefix(reversed_both))  # noqa: RUF071 (not of paths)
-    text = re.sub(r"^\W*system\b\W*", "", first[: len(first) - shared], flags=re.I).strip()
-    return text if any(map(str.isalpha, text)) else ""
+    text = re.sub(r"^\W*system\b\W*", "", first[: len(first) - shared], flags=re.I)
+    return " ".join(text.split()) if any(map(str.isalpha, text)) else ""
 
 
 def end_as_text(template: ChatTemplate) -> str:

@@ -66,6 +66,7 @@ def inspect(
     *,
     method: str | None = None,
     model: str = "builtin",
+    chat_template: str | None = None,
     eval_data: str | None = None,
     examples: int = 1,
 ) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def inspect(
     spec = DataSpec.read(given)
     need = method_for(method, "prompts", catalog).data if method else None
     reader = Reader(spec, need, catalog)
-    tokens = Tokens(method_for(method, reader.need, catalog), model, reader.rows_read)
+    tokens = Tokens(method_for(method, reader.need, catalog), model, reader.rows_read, chat_template)
     seen, usable = Seen(reader.need), 0
     shown = Examples(examples, reader.need, tokens.options, tokens.template)
     for location, row, left_in in reader.rows(tokens.checks):

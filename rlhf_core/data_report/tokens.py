@@ -24,7 +24,7 @@ METHODS: dict[Need, str] = {"preferences": "dpo", "conversations": "sft", "promp
 class Tokens:
     """Counts the tokens of every so many rows of `total`, with the limits that `method` has for `model`."""
 
-    def __init__(self, method: Any, model: str, total: int) -> None:
+    def __init__(self, method: Any, model: str, total: int, chat_template: str | None = None) -> None:
         from rlhf_core.models import loading
         from rlhf_core.models.resolve import find
         from rlhf_core.models.template import template_of
@@ -32,7 +32,7 @@ class Tokens:
         preset = preset_for(method, {}) if builtin_name(model) == BUILTIN else {}
         self.method, self.model = method.name, model
         self.options = method.Options.model_validate(preset)
-        info = loading.inspect(find(model, "--model"), method.task)
+        info = loading.inspect(find(model, "--model"), method.task, chat_template=chat_template)
         self.need: Need = method.data
         self.template = template_of(info, self.options.chat_template_kwargs)
         self.template.tokenizer.model_max_length = sys.maxsize  # or transformers warns of long rows, which are counted

@@ -24,7 +24,13 @@ TEMPLATE = {
 
 
 def validate(
-    given: str, catalog: Catalog, *, method: str | None = None, model: str | None = None, eval_data: str | None = None
+    given: str,
+    catalog: Catalog,
+    *,
+    method: str | None = None,
+    model: str | None = None,
+    chat_template: str | None = None,
+    eval_data: str | None = None,
 ) -> dict[str, Any]:
     """The checks of one source and its bad rows, as plain data. Raises `UserError` for a source that is not there.
 
@@ -37,7 +43,9 @@ def validate(
     except BadData as error:
         checks = [_check("a formatter fits", 1, str(error))]
         return {"source": given, "passed": False, "checks": checks, "bad_rows": [], "warnings": []}
-    tokens = Tokens(method_for(method, reader.need, catalog), model, reader.rows_read) if model else None
+    tokens = None
+    if model:
+        tokens = Tokens(method_for(method, reader.need, catalog), model, reader.rows_read, chat_template)
     prompts: dict[bytes, str] = {}
     usable = 0
     for location, row, left_in in reader.rows(tokens.checks if tokens else None):

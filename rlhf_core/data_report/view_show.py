@@ -19,6 +19,7 @@ SPANS = 12  # spans of one part, learned or not in turn, that are shown
 OPENS, CLOSES, ENDS, BETWEEN = "«", "»", "■", "·"
 READ, LEARNED = "dim", ("green", "cyan")  # learned tokens by turns, which shows where each ends
 STYLE = """
+h1, h2 { overflow-wrap: anywhere }
 .tokens { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; font-family: ui-monospace, monospace;
   font-size: .875rem; color: var(--soft) }
 dd { white-space: pre-wrap; font-family: ui-monospace, monospace }
@@ -75,8 +76,9 @@ def show(screen: Screen, examples: Sequence[Mapping[str, Any]]) -> None:
         if number == 1:
             console.print(legend(colours), soft_wrap=True)
         for part in example["parts"]:
-            screen.say(f"{part['part']}: {amount(part)}", "bold" if colours else "")
-            console.print(coloured(part["tokens"]) if colours else marked(part["tokens"]), soft_wrap=True)
+            screen.say(f"{part['part']}: {amount(part)}")
+            text = coloured(part["tokens"]) if colours else marked(part["tokens"])
+            console.print(text, soft_wrap=True, end="" if text.plain.endswith("\n") else "\n")
         if example["answer_begins_after"]:
             screen.say(f"The answer begins after {example['answer_begins_after']!r}")
         for note in example["notes"]:
