@@ -199,6 +199,8 @@ def test_inspect_prints_what_it_found(write):
         "chosen        from response_chosen",
         "max",
         "dpo",
+        "Example 1: d.jsonl line 1, as the model is given it",
+        "«four<|im_end|>■»",
     ):
         assert part in done.output
 

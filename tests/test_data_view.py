@@ -69,6 +69,12 @@ def test_a_prompt_is_shown_with_what_begins_its_answer(template):
     assert "«" not in marked(example["parts"][0])
 
 
+def test_a_prompt_is_shown_as_the_limits_leave_it(template):
+    turns = [{"role": "user", "content": "a " * 99}, *answer("b"), *QUESTION]
+    [example] = examples(template, "prompts", {"prompt": turns}, max_prompt_length=30)
+    assert marked(example["parts"][0]) == "<|im_start|>user↵\nHi<|im_end|>↵\n<|im_start|>assistant↵\n"
+
+
 def test_plain_text_is_learned_in_pieces_and_its_end_once(template):
     rows = {"messages": [{"role": "text", "content": "one two three four five six"}]}
     [example] = examples(template, "conversations", rows, max_length=3)
@@ -157,23 +163,20 @@ def test_a_page_escapes_what_the_data_says(template):
     result = {"source": "d<i>", "total": 1, "warnings": ["<u>"], "examples": examples(template, "conversations", row)}
     page = view_show.render(result, [("format", "<em>")])
     text = page.partition("<body>")[2]
-    assert not any(tag in text for tag in ("<script", "<b>", "<i>", "<u>", "<em>", "\x1b"))
+    assert not any(tag in text for tag in ("<script", "><<", "<b>", "<i>", "<u>", "<em>", "\x1b"))
     assert '<p class="warning">&lt;u&gt;</p>' in text
 
 
-def test_the_command_shows_marks_writes_a_page_and_json(tmp_path, monkeypatch):
+def test_the_command_writes_a_page_and_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = {"prompt": "What is it?", "chosen": "good", "rejected": "bad"}
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
-    done = CliRunner().invoke(rlhf, ["data", "inspect", "d.jsonl", "--page", "d.html"])
+    done = CliRunner().invoke(rlhf, ["data", "inspect", "d.jsonl", "--page", "d.html", "--json", "--examples", "2"])
     assert done.exit_code == 0, done.output
-    assert "Example 1: d.jsonl line 1, as the model is given it" in done.output
-    assert "«good<|im_end|>■»" in done.output
-    assert "d.jsonl: 1 rows" in (tmp_path / "d.html").read_text()
-    done = CliRunner().invoke(rlhf, ["data", "inspect", "d.jsonl", "--json", "--examples", "2"])
     [example] = json.loads(done.stdout)["examples"]
     assert [part["part"] for part in example["parts"]] == ["prompt", "chosen", "rejected"]
     assert example["parts"][1]["tokens"][-1]["ends"] is True
+    assert "d.jsonl: 1 rows" in (tmp_path / "d.html").read_text()
     (tmp_path / "mine.html").write_text("mine")
     done = CliRunner().invoke(rlhf, ["data", "inspect", "d.jsonl", "--page", "mine.html"])
     assert "is no page of this command" in str(done.exception)

@@ -341,6 +341,9 @@ def test_the_token_that_begins_texts_is_there_once(made):
     prepare = Preparation(both, "prompts")
     prepare({"prompt": [user("<|endoftext|>a")]})
     assert any("1 of 1 rows begin with <|endoftext|> twice" in text for text in prepare.warnings(1))
+    prepare = Preparation(beginning(made("{{ '<|endoftext|>' }}" + begins), "<|endoftext|>"), "conversations")
+    prepare({"messages": [user("a"), assistant("b")]})
+    assert prepare.warnings(1)[0].startswith("1 of 1 rows begin with <|endoftext|> twice")
 
 
 def test_an_end_that_is_no_token_is_said(made):
