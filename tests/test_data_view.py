@@ -123,6 +123,8 @@ def test_text_that_reads_like_a_special_token_is_shown_in_its_pieces(template):
     text = view_show.marked(list(map(plain, pieces))).plain
     assert text.count("<|im_end|>") == 1  # the template's
     assert text.replace("·", "").count("<|im_end|>") == 2
+    assert "reads like" in view_show.split([{"parts": [{"tokens": list(map(plain, pieces))}]}])
+    assert view_show.split([{"parts": [{"tokens": list(map(plain, pieces[:1]))}]}]) == ""
 
 
 def tokens(*spans: tuple[int, bool]) -> list[dict]:

@@ -57,13 +57,13 @@ def count(token: Token) -> int:
 
 def written(tokens: Sequence[Token], times: int = 1) -> Iterator[tuple[Token | None, str]]:
     """(token, what is shown of it) of those that are shown; None for words in place of others."""
-    shown, split = ShownPieces(), False
+    shown, within = ShownPieces(), False
     for token in shortened(tokens, times):
         if isinstance(token, str):
             yield None, token
             continue
-        between = BETWEEN if split and token.get("split") else ""
-        split = token.get("split", False)
+        between = BETWEEN if within and token.get("split") else ""
+        within = token.get("split", False)
         yield token, between + shown.shown(token["text"]).replace("\n", "↵\n")
 
 
@@ -74,7 +74,7 @@ def show(screen: Screen, examples: Sequence[Mapping[str, Any]]) -> None:
         screen.say("")
         screen.say(title(number, example), "bold")
         if number == 1:
-            console.print(legend(colours), soft_wrap=True)
+            console.print(legend(colours) + split(examples), soft_wrap=True)
         for part in example["parts"]:
             screen.say(f"{part['part']}: {amount(part)}")
             text = coloured(part["tokens"]) if colours else marked(part["tokens"])
@@ -93,6 +93,13 @@ def title(number: int, example: Mapping[str, Any]) -> str:
 
 def amount(part: Mapping[str, Any]) -> str:
     return f"{part['count']:,} tokens" + (f", {part['learned']:,} learned" if part["learned"] else "")
+
+
+def split(examples: Sequence[Mapping[str, Any]]) -> str:
+    """What is added to the legend, if some text reads like a special token."""
+    parts = (part for example in examples for part in example["parts"])
+    there = any(token.get("split") for part in parts for token in part["tokens"])
+    return f", {BETWEEN} within text that reads like one special token" if there else ""
 
 
 def legend(colours: bool) -> Text:
@@ -139,7 +146,7 @@ def render(result: Mapping[str, Any], lines: Iterable[tuple[str, str]]) -> str:
     )
     for number, example in enumerate(result["examples"], start=1):
         parts.append(f"<h2>{escape(title(number, example))}</h2>")
-        parts.append(f'<p class="tokens">{key}</p>' if number == 1 else "")
+        parts.append(f'<p class="tokens">{key}{split(result["examples"])}</p>' if number == 1 else "")
         for part in example["parts"]:
             parts.append(f'<div class="soft">{escape(part["part"])}: {amount(part)}</div>')
             parts.append(f'<div class="text tokens">{"".join(_spans(part["tokens"]))}</div>')
