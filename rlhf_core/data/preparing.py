@@ -228,7 +228,7 @@ class Preparation:
             "pieces where it is longer than --max-length",
             "system": "have a system message, and the chat template has no place for one: it goes before the question",
             "own": "have no system message, so the chat template begins with its own, "
-            f"{excerpt(repr(self.own_text), 60)}; for another: --system-prompt TEXT",
+            f"{excerpt(repr(self.own_text), 100)}; for another: --system-prompt TEXT",
             "greeting": "begin with a turn of the assistant, which answers nothing and is not learned",
             "no end": f"have an answer that ends with {no_end}, at which the model does not stop: no learned token "
             "ends the turn, so it will not learn to stop. Add it to eos_token_id in the model's generation_config.json",
