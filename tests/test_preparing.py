@@ -346,6 +346,13 @@ def test_the_token_that_begins_texts_is_there_once(made):
     assert prepare.warnings(1)[0].startswith("1 of 1 rows begin with <|endoftext|> twice")
 
 
+def test_a_template_that_writes_the_date_is_said_until_it_has_one(made):
+    dated = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+    assert "writes the date of today" in " ".join(Preparation(made(dated + CHATML), "prompts").warnings(1))
+    one = ChatTemplate(made(dated + CHATML).tokenizer, {"date_string": "26 Jul 2024"})
+    assert "the date of" not in " ".join(Preparation(one, "prompts").warnings(1))
+
+
 def test_an_end_that_is_no_token_is_said(made):
     prepare = Preparation(made(CHATML.replace("im_end", "not_a_token")), "conversations")
     prepare({"messages": [user("a"), assistant("b")]})

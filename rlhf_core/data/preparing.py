@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rlhf_core.data.chat_template import MARK, MARKUP, THOUGHT_KEYS, ChatTemplate
 from rlhf_core.data.encoding import answer_text, learned_turns, shows_thought, thought_of, tools_of
 from rlhf_core.data.projecting import PROJECTED, Need, is_plain
-from rlhf_core.data.template_checks import end_as_text, own_text, start_left_out, starts_twice
+from rlhf_core.data.template_checks import date_of_today, end_as_text, own_text, start_left_out, starts_twice
 from rlhf_core.errors import UserError, excerpt
 from rlhf_core.formatter import Messages
 
@@ -193,6 +193,8 @@ class Preparation:
         ]
         if rows <= self.found["text", ""]:
             return found
+        if date := date_of_today(self.template):
+            found.append(f"{self.template.called} {date}")
         if self.end_as_text:
             found.append(
                 f"{self.template.called} ends answers with {self.end_as_text}, which is no token of this model, so it "

@@ -51,3 +51,13 @@ def _rendered(template: ChatTemplate, turns: list[dict[str, str]]) -> str:
         return template.conversation(turns)
     except UserError:
         return ""
+
+
+def date_of_today(template: ChatTemplate) -> str:
+    """What to say of a template that writes the date of the day on which it renders."""
+    if not template.names("strftime_now") or "date_string" in template.kwargs:
+        return ""
+    text = "writes the date of today into prompts: tomorrow they are others, also those of a run that is resumed"
+    if template.names("date_string"):
+        text += """. To have one date: --chat-template-kwargs '{"date_string": "26 Jul 2024"}'"""
+    return text
