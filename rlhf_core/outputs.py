@@ -105,6 +105,33 @@ def new_folder(folder: Path, flag: str) -> Iterator[Path]:
                 path.rmdir()
 
 
+@contextmanager
+def new_file(path: Path, flag: str) -> Iterator[Path]:
+    """A file to write to, which gets the name `path` when all is written, and is removed if that fails.
+
+    Raises `UserError`, before anything is written, if there is one of this name or its folder can't be written to.
+    """
+    part = path.with_name(f".writing-{secrets.token_hex(8)}")
+    if os.path.lexists(path):
+        raise UserError(f"{flag} {path} exists already: give another name, or remove it")
+    try:
+        part.touch(exist_ok=False)
+    except OSError as error:
+        why = f"there is no folder {path.parent}" if not path.parent.exists() else _why(path.parent, error)
+        raise UserError(f"{flag} {path}: {why}") from error
+    try:
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # another process may have made it meanwhile
+        except OSError as error:
+            raise UserError(f"{flag} {path}: {error.strerror}") from error
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _make(folder: Path, made: list[Path]) -> bool:
     """Make a folder and those that it is in, adding them to `made`. False if it was there."""
     for path in [*reversed(folder.parents), folder]:

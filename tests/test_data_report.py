@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
-from rlhf_core.data_report import texts, tokens
+from rlhf_core.data_report import texts
 from rlhf_core.data_report.inspecting import inspect
 from rlhf_core.data_report.pairs import Pairs, cohens_d, decided_by_length
 from rlhf_core.data_report.reading import Reader
@@ -140,14 +140,8 @@ def test_every_need_has_an_installed_method():
     assert {need: catalog.load("methods", name)[0].data for need, name in METHODS.items()} == {n: n for n in METHODS}
 
 
-def test_inspect_tells_format_columns_lengths_duplicates_and_overlap(write):
-    rows = [
-        pair(),
-        pair(),
-        pair("什么是糖尿病？它有哪些症状？", note="x"),
-        pair("long", chosen="word " * 200),
-        "not json",
-    ]
+def test_inspect_tells_format_columns_what_is_left_out_and_what_is_wrong(write):
+    rows = [pair(), pair(), pair("什么是糖尿病？", note="x"), pair("long", chosen="word " * 200), "not json"]
     found = inspect(write("d.jsonl", *rows), Catalog(), eval_data=write("e.jsonl", pair(chosen="other")))
     assert (found["format"], found["need"], found["total"], found["usable"]) == ("preference", "preferences", 5, 3)
     assert found["columns"] == {name: name for name in pair()}
@@ -156,12 +150,6 @@ def test_inspect_tells_format_columns_lengths_duplicates_and_overlap(write):
         ("malformed", 1, "d.jsonl line 5"),
         ("too long", 1, "d.jsonl line 4"),
     ]
-    assert found["duplicates"]["rows"] == 1
-    assert found["duplicates"]["examples"] == [("d.jsonl line 2", "d.jsonl line 1")]
-    assert (found["held_out"]["rows"], found["held_out"]["overlap"]) == (1, 1)
-    assert found["scripts"] == {"Latin": 3, "Han": 1}
-    chosen = found["lengths"]["parts"]["chosen"]
-    assert (chosen["option"], chosen["over"], found["lengths"]["rows"]) == ("--max-completion-length", 1, 4)
     assert any("1 rows repeat an earlier one (d.jsonl line 2 is d.jsonl line 1)" in text for text in found["warnings"])
     assert any("1 of 1 held-out rows have a prompt that is trained on" in text for text in found["warnings"])
 
@@ -173,22 +161,16 @@ def test_inspect_names_the_formats_that_fit_too(write):
     assert {"prompt_completion", "question_answer"} <= {found["format"], *found["runners_up"]}
 
 
-def test_inspect_counts_the_answers_of_an_exam(write):
-    exam = [{"question": f"q{i}", "A": "x", "B": "y", "C": "z", "answer": "AAB"[i % 3]} for i in range(24)]
-    found = inspect(write("d.jsonl", *exam), Catalog(), method="grpo")
-    assert found["labels"] == {"A": 16, "B": 8}
-    exam = [{**row, "answer": "B" if i < 20 else "A"} for i, row in enumerate(exam)]
+def test_inspect_warns_of_an_exam_whose_answer_is_mostly_one_letter(write):
+    exam = [{"question": f"q{i}", "A": "x", "B": "y", "C": "z", "answer": "BA"[i > 19]} for i in range(24)]
     found = inspect(write("d.jsonl", *exam), Catalog(), method="grpo")
     assert "the answer is B in 83% of rows: a model that always says so is right as often" in found["warnings"]
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft", "grpo"])
-def test_inspect_shows_the_built_in_data_and_its_held_out_part(method, monkeypatch):
-    monkeypatch.setattr(tokens, "MEASURED", 100)
+def test_inspect_shows_the_built_in_data(method):
     found = inspect("builtin", Catalog(), method=method)
     assert found["usable"] > 0.9 * found["total"]
-    assert found["held_out"]["overlap"] == 0
-    assert 90 <= found["lengths"]["rows"] <= 100  # evenly spread
 
 
 def test_inspect_prints_what_it_found(write):
@@ -197,8 +179,7 @@ def test_inspect_prints_what_it_found(write):
     for part in (
         "format        preference, by the columns question",
         "chosen        from response_chosen",
-        "max",
-        "dpo",
+        "usable",
         "Example 1: d.jsonl line 1, as the model is given it",
         "«four<|im_end|>■»",
     ):
@@ -207,7 +188,7 @@ def test_inspect_prints_what_it_found(write):
 
 def test_inspect_says_when_a_method_can_use_no_row(write):
     found = inspect(write("d.jsonl", {"prompt": "q", "completion": "a"}), Catalog(), method="dpo")
-    assert (found["usable"], found["left_out"][0]["rows"], found["pairs"]) == (0, 1, None)
+    assert (found["usable"], found["left_out"][0]["rows"]) == (0, 1)
     assert "no row can be used, for the reasons above" in found["warnings"]
 
 

@@ -410,3 +410,19 @@ def test_many_shards_are_one_source(tmp_path, on_disk):
     assert (len(expected.parts), len(expected.rows)) == (1, 40)
     on_disk(2)
     assert as_in_memory(load([DataSpec(str(tmp_path / "shard-*"))], "prompts", Catalog())) == expected
+
+
+def test_work_beside_gets_all_chunks_and_what_it_raises_is_raised_here(monkeypatch):
+    def total(chunks):
+        return os.getpid(), sum(sum(chunk) for chunk in chunks)
+
+    def refuse(chunks):
+        raise UserError(f"not {next(chunks)}")
+
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    process, found = parallel.beside(total, ([i] * 1000 for i in range(100)))
+    assert (found, process != os.getpid()) == (4950 * 1000, True)
+    with pytest.raises(UserError, match=r"not \[0"):
+        parallel.beside(refuse, ([i] * 100_000 for i in range(100)))
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
+    assert parallel.beside(total, [[1], [2]]) == (os.getpid(), 3)

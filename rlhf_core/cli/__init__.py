@@ -23,7 +23,7 @@ from rlhf_core.ui.text import protect_output
 COMMANDS = {
     "run": ("cli.run", "run", "Train a model."),
     "estimate": ("cli.estimate", "estimate", "Tell a run's memory and time before it, and whether it fits."),
-    "data": ("cli.data", "data", "Look at data, or check it, before any training."),
+    "data": ("cli.data", "data", "Look at data, check it, count it or convert it."),
     "score": ("cli.score", "score", "Try rewards on completions, before any training."),
     "pipeline": ("cli.pipeline", "pipeline", "Run several stages, each feeding the next."),
     "merge": ("cli.merge", "merge", "Merge a trained adapter into its base model."),

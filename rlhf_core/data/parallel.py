@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -60,6 +61,53 @@ def in_order(work: Callable[[Chunk], Result], chunks: Iterable[Chunk], processes
             connection.close()
         for process, _ in workers:
             process.join()
+
+
+def beside(work: Callable[[Iterator[Chunk]], Result], chunks: Iterable[Chunk]) -> Result:
+    """`work(chunks)`, in a process of its own, while this one makes the chunks. What it raises is raised here."""
+    if cores() < 2:
+        return work(iter(chunks))
+    context = multiprocessing.get_context("fork")
+    given, chunks_in = context.Pipe(duplex=False)
+    result, result_in = context.Pipe(duplex=False)
+    arguments = work, given, result_in, (chunks_in, result), os.getpid()
+    process = context.Process(target=_work_beside, args=arguments, daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as in `_start`
+        process.start()
+    given.close()
+    result_in.close()
+    try:
+        with suppress(ConnectionError):  # it has ended, and says why
+            for chunk in chunks:
+                chunks_in.send((chunk,))
+            chunks_in.send(())
+        return _receive(result)
+    finally:
+        process.terminate()
+        chunks_in.close()
+        result.close()
+        process.join()
+
+
+def _work_beside(
+    work: Callable[[Iterator[Chunk]], Result],
+    given: Connection,
+    result: Connection,
+    others: tuple[Connection, ...],
+    parent: int,
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    environment.end_with(parent)
+    for other in others:
+        other.close()
+    try:
+        done: tuple[bool, Any] = True, work(chunk for [chunk] in iter(given.recv, ()))
+    except Exception as error:  # raised where the result is wanted
+        done = False, error
+    given.close()  # so that nobody waits to send more
+    result.send(done)
 
 
 def _start(

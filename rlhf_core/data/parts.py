@@ -12,6 +12,7 @@ from rlhf_core.data.formats import Formats
 from rlhf_core.data.left_out import LeftOut, Unusable
 from rlhf_core.data.projecting import Need, is_text_prompt, project, prompt_of
 from rlhf_core.errors import UserError
+from rlhf_core.formatter import Example
 from rlhf_core.grammar import DataSpec
 
 Row = dict[str, Any]
@@ -89,6 +90,7 @@ class Conversion:
     unanswered: int = 0
     text_prompts: bool = True
     names: dict[str, None] = field(default_factory=dict)  # columns of the rows that can be used
+    last: Example | None = None  # the last row that a formatter could read
 
     def convert(self, rows: Iterable[Given]) -> list[Row | None]:
         """Each row projected for the method; None for one that is left out."""
@@ -97,6 +99,7 @@ class Conversion:
     def _converted(self, row: Given) -> Row | None:
         try:
             example = self.formats.convert(row)
+            self.last = example
             answered = example.completion or example.chosen
             if self.need == "conversations" and example.rejected and not answered:
                 raise Unusable("its answer is marked as bad (label, kto_tag, …)", "nothing to learn")

@@ -1,5 +1,6 @@
-"""What is in a data set: `rlhf data inspect` and `rlhf data validate`.
+"""What is in a data set, in numbers or in another format: `rlhf data`.
 
-`reading` reads the rows as a run would, `tokens` counts their tokens, `texts` and `pairs` measure what they say,
-`inspecting` puts it together, `validating` says what is wrong, and `report` shows it.
+`reading` reads the rows as a run would, `tokens` counts their tokens, `texts`, `pairs` and `near` measure what they
+say, `measuring` counts it. `inspecting`, `stats` and `validating` put it together; `report` and `charts` show it.
+`converting` writes the rows in a format of `targets`, by `writing`.
 """

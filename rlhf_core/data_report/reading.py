@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,7 @@ class Reader:
     """
 
     def __init__(self, given: DataSpec, need: Need | None, catalog: Catalog, use: Use = "train") -> None:
+        self.use = use
         self.spec, described = resolved(given)
         self.source = _source(self.spec, need, use)
         self.left_out = Every(self.spec.source, MANY)
@@ -110,13 +112,19 @@ def _source(spec: DataSpec, need: Need | None, use: Use) -> Source:
 
 def served(source: Source, spec: DataSpec, catalog: Catalog) -> Need:
     """What a method may need that the first rows have: pairs, else answers to learn, else prompts."""
-    first = [row for row, _ in zip(source, range(TRIED), strict=False)]
+    counts = serves(source, spec, catalog)
+    most = max(counts.values())
+    return next(need for need, count in counts.items() if count >= NEARLY * most) if most else "conversations"
+
+
+def serves(source: Source, spec: DataSpec, catalog: Catalog) -> dict[Need, int]:
+    """How many of the first rows have what a method may need."""
+    first = list(itertools.islice(source, TRIED))
     counts: dict[Need, int] = {}
     for need in ("preferences", "conversations", "prompts"):
         tried = Conversion(Formats(first, spec, catalog), need, LeftOut(spec.source, MANY))
         counts[need] = sum(one is not None for one in tried.convert(first))
-    most = max(counts.values())
-    return next(need for need, count in counts.items() if count >= NEARLY * most) if most else "conversations"
+    return counts
 
 
 def held_out_of(spec: DataSpec, need: Need, catalog: Catalog) -> Reader | None:

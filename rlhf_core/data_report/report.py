@@ -1,4 +1,4 @@
-"""What `rlhf data inspect` and `rlhf data validate` print."""
+"""What `rlhf data inspect`, `validate` and `convert` print."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rlhf_core.data_report import view_show
-from rlhf_core.data_report.texts import PERCENTS
 from rlhf_core.ui.screen import Screen
 
 LABEL = 14  # columns
+SHOWN = 20  # rows that were left out of a conversion
 
 
 def show(screen: Screen, result: Mapping[str, Any]) -> None:
@@ -29,24 +29,14 @@ def lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(label, text) of each line."""
     yield from _format(result)
     yield "usable", f"{result['usable']:,} of {result['total']:,} rows"
+    yield from left_out(result)
+
+
+def left_out(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A line for each reason."""
     for reason in result["left_out"]:
         longest = f", the longest {reason['longest']:,}" if "longest" in reason else ""
         yield "left out", f"{reason['rows']:,} {reason['kind']}: {reason['text']}{longest} ({reason['first']})"
-    yield from _lengths(result["lengths"])
-    total = max(1, sum(result["scripts"].values()))
-    shares = ", ".join(f"{name} {count / total:.1%}" for name, count in result["scripts"].items())
-    yield "script", f"{shares} (of rows, by most of their letters)"
-    same = result["duplicates"]
-    yield "duplicates", f"{same['rows']:,} rows repeat an earlier one; {same['different_prompts']:,} different prompts"
-    if held_out := result["held_out"]:
-        yield "held out", f"{held_out['source']}: {held_out['overlap']:,} of {held_out['rows']:,} rows are trained on"
-    if result["pairs"]:
-        yield from _pairs(result["pairs"])
-    elif leaks := result["prompt_in_answer"]["rows"]:
-        yield "leaks", f"{leaks:,} answers repeat the question ({result['prompt_in_answer']['examples'][0]})"
-    if labels := result["labels"]:
-        count = sum(labels.values())
-        yield "answers", ", ".join(f"{letter} {n / count:.1%}" for letter, n in labels.items())
 
 
 def _format(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -62,33 +52,6 @@ def _format(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "not used", ", ".join(name or "(no name)" for name in result["unused"])
 
 
-def _lengths(lengths: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    heads = [*(f"{p} %" for p in PERCENTS), "max"]
-    yield (
-        "tokens",
-        "".join(f"{head:>9}" for head in heads)
-        + f"  ({lengths['rows']:,} rows; {lengths['method']}, model {lengths['model']})",
-    )
-    for part, found in lengths["parts"].items():
-        cut = ""
-        if "limit" in found:
-            share = found["over"] / max(1, lengths["rows"])
-            cut = f"  over {found['option']} {found['limit']:,}: {found['over']:,} ({share:.1%}), {found['rule']}"
-        yield f"  {part}", "".join(f"{tokens:>9,}" for tokens in found["tokens"].values()) + cut
-
-
-def _pairs(pairs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    names = {"identical": "identical", "empty": "with an empty answer", "prompt_in_chosen": "the chosen answer repeats "
-             "the question", "prompt_in_rejected": "the rejected answer repeats the question"}  # fmt: skip
-    for name, text in names.items():
-        if pairs[name]["rows"]:
-            yield "pairs", f"{pairs[name]['rows']:,}: {text} (the first: {pairs[name]['first']})"
-    d = pairs["cohens_d_of_length"]
-    effect = "" if d is None else f"; Cohen's d of length {d:+.2f}"
-    longer, shorter = f"{pairs['chosen_longer']:.1%}", f"{pairs['chosen_shorter']:.1%}"
-    yield "pairs", f"the chosen answer is longer in {longer}, shorter in {shorter}{effect} (in characters)"
-
-
 def show_checks(screen: Screen, result: Mapping[str, Any]) -> None:
     """A line for each check, then one for every row that can't be used."""
     screen.say(f"{result['source']}: {'passed' if result['passed'] else 'failed'}", "bold")
@@ -96,6 +59,24 @@ def show_checks(screen: Screen, result: Mapping[str, Any]) -> None:
         mark, style = ("✓", "green") if check["passed"] else ("✗", "red")
         screen.say(f"  {mark} {check['check']}: {check['text']}", style)
     for row in result["bad_rows"]:
-        where = row["file"] if row["line"] is None else f"{row['file']}:{row['line']}"
-        screen.say(f"{where}: {row['kind']}: {row['reason']}")
+        screen.say(bad_row(row))
     _warn(screen, result["warnings"])
+
+
+def bad_row(row: Mapping[str, Any]) -> str:
+    where = row["file"] if row["line"] is None else f"{row['file']}:{row['line']}"
+    return f"{where}: {row['kind']}: {row['reason']}"
+
+
+def show_conversion(screen: Screen, result: Mapping[str, Any]) -> None:
+    """What was written, and what was not."""
+    of = f"{result['written']:,} of {result['total']:,} rows, read as {result['format']}"
+    screen.say(f"{result['output']}: {of}, as {result['to']}", "bold")
+    for label, names in (("also written", result["carried_over"]), ("not written", result["not_carried_over"])):
+        if names:
+            screen.say(f"  {label:{LABEL}}{', '.join(name or '(no name)' for name in names)}")
+    _warn(screen, result["warnings"])
+    for row in result["bad_rows"][:SHOWN]:
+        screen.say(bad_row(row))
+    if (more := len(result["bad_rows"]) - SHOWN) > 0:
+        screen.say(f"and {more:,} more rows (--json has all)")

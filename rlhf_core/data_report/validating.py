@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data.left_out import BadData, Kind, Unusable
-from rlhf_core.data_report.inspecting import overlap, prompt_digest
+from rlhf_core.data_report.measuring import held_out_reader, overlap, prompt_digest
 from rlhf_core.data_report.reading import Reader
 from rlhf_core.data_report.tokens import Tokens, method_for
 from rlhf_core.grammar import DataSpec
@@ -67,7 +67,7 @@ def validate(
             _check(name, found[what, ""], f"{found[what, '']:,} of {reader.total:,} rows do not")
             for what, name in TEMPLATE.items()
         ]
-    if shared := overlap(spec, reader.need, catalog, prompts, eval_data):
+    if shared := overlap(held_out_reader(spec, reader.need, catalog, eval_data), prompts):
         text = f"{shared['overlap']:,} of {shared['rows']:,} held-out rows have a prompt that is trained on"
         checks.append(_check("held-out rows are not trained on", shared["overlap"], text))
     return {
