@@ -66,6 +66,8 @@ def test_the_limit_stands_below_the_bin_that_it_is_in():
     assert lines[2].strip() == "limit --max-prompt-length 8: 1 over (25.0%), left out"
     assert lines[3].split() == ["10–19", "#" * round(charts.WIDTH / 3), "1", "25.0%"]
     assert all(len(line) <= 78 for line in lines)
+    bins = [{"from": 10, "to": 19, "count": 4}]
+    assert "limit" in list(charts.histogram({**found, "histogram": bins}, 4, blocks=False))[1]  # before all bins
 
 
 def test_similarity_is_the_share_of_runs_of_five_characters_that_both_have():
@@ -134,8 +136,15 @@ def test_stats_counts_rows_lengths_duplicates_scripts_and_overlap(write, monkeyp
 
 
 def test_a_system_message_that_all_rows_share_makes_none_alike(write):
-    rows = [{"system": LONG * 3, **pair(question)} for question in ("What is a fever?", "How is asthma treated?")]
+    system = "".join(map(chr, range(0x4E00, 0x4F00)))
+    rows = [{"system": system, **pair(question)} for question in ("What is a fever?", "How is asthma treated?")]
     assert stats(write("d.jsonl", *rows), Catalog())["near_duplicates"]["rows"] == 0
+
+
+def test_plain_text_has_no_prompt(write):
+    found = stats(write("d.jsonl", {"text": "All of it."}, {"text": "All of it!"}), Catalog())
+    assert list(found["lengths"]["parts"]) == ["conversation"]
+    assert found["duplicates"] == {"rows": 0, "examples": [], "different_prompts": 2}
 
 
 def test_stats_counts_the_answers_of_an_exam(write):

@@ -58,7 +58,9 @@ class Tokens:
         found = lengths_of(row, self.need, self.template)
         if self.need == "conversations":
             whole, prompt = found["messages"], prompt_of(row)
-            before = len(self.template.prompt_ids(prompt, tools_of(row))) if prompt else 0
+            if not prompt:  # of plain text
+                return {"conversation": whole}
+            before = len(self.template.prompt_ids(prompt, tools_of(row)))
             return {"prompt": before, "answer": max(0, whole - before), "conversation": whole}
         if self.need == "preferences":
             return {**found, "conversation": found["prompt"] + max(found["chosen"], found["rejected"])}
