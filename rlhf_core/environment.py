@@ -33,6 +33,8 @@ class Ended(KeyboardInterrupt):
     """SIGTERM, or a terminal that was closed: ends the command, also where Ctrl-C would stop less than that."""
 
 
+# What a launcher tells each of several processes. torch reads the variables, and waits for the other processes.
+OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 STARTED_BY = "RLHF_STARTED_BY"  # environment: the process that a command's process ends with
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SAME_SIGNAL = 0.5  # seconds
@@ -47,6 +49,12 @@ def prepare() -> None:
             raise UserError(f"the environment has {name}={value!r}, which is none of {', '.join(allowed)}: unset it")
     os.environ.update(VARIABLES | os.environ)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def be_alone() -> None:
+    """Forget that this is one of several processes."""
+    for name in (*OF_SEVERAL, "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 def end_with(parent: int) -> None:

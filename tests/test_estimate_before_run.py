@@ -70,6 +70,19 @@ def test_trouble_is_said_and_the_run_goes_on(run, what, message, monkeypatch):
     assert shown(run) == message
 
 
+def test_of_several_processes_it_is_alone_and_waits_for_none(run, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def found(*_):
+        raise ValueError(
+            ", ".join(name for name in os.environ if "RANK" in name or "MASTER" in name or "WORLD" in name)
+        )
+
+    monkeypatch.setattr(before_run, "_estimated", found)
+    assert shown(run) == "not estimated: ValueError: "
+
+
 def test_what_it_prints_is_not_seen(run, monkeypatch, capfd):
     def loud(*_):
         print("to the standard output")

@@ -170,8 +170,7 @@ def processes(backend: str) -> Facts:
     import torch
     from torch import distributed
 
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of a launcher that this is under
-        os.environ.pop(name, None)
+    environment.be_alone()  # if a launcher started this
     available = {"gloo": distributed.is_gloo_available, "nccl": distributed.is_nccl_available}
     if not (distributed.is_available() and available[backend]()):
         return {"available": False}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 SMALLEST = 20_000_000  # parameters: a smaller model needs little memory, and its runs are short
-SECONDS = 180  # that an estimate may take
+SECONDS = 90  # that an estimate may take
 
 
 def of_run(run: Run, method: Method, catalog: Catalog, screen: Screen) -> Expected:
@@ -74,6 +74,7 @@ def _in_a_copy(run: Run, method: Method, catalog: Catalog, device: Device) -> Es
 def _send(sender: Connection, *asked: Any) -> None:
     """In a copy of the process: its threads are gone, and CUDA can't be used."""
     environment.end_with(os.getppid())
+    environment.be_alone()
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
         for descriptor in (1, 2):  # where libraries print that are not Python's

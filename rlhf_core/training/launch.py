@@ -176,7 +176,7 @@ def _check_gpus(processes: int) -> None:
 
 def check_environment() -> None:
     """Raise `UserError` for what no launcher sets: no numbers, a process that is not there, only some variables."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    names = environment.OF_SEVERAL
     found = {name: os.environ[name] for name in (*names, "LOCAL_WORLD_SIZE") if name in os.environ}
     told = f"the environment has {', '.join(f'{name}={value}' for name, value in found.items())}"
     advice = "Start several processes with --num-processes, or with torchrun; unset these variables for one process"
