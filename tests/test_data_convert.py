@@ -162,6 +162,12 @@ def test_columns_that_are_not_written_are_said_and_kept_when_asked(write):
     assert any("JSON text in the Parquet file" in text and "n" in text for text in found["warnings"])
 
 
+def test_text_in_a_column_of_several_types_stays_as_it_is_in_parquet(write):
+    source = write({"prompt": "q", "answer": "B"}, {"prompt": "q", "answer": 2})
+    convert(source, "prompt", "new.parquet", Catalog())
+    assert [row["answer"] for row in rows_of("new.parquet", "prompts")] == ["B", "2"]
+
+
 def test_a_kept_column_that_the_format_reads_is_refused(write):
     source = write(*[{"chosen": turns("q", "a"), "rejected": turns("q", "b"), "label": i % 2} for i in range(4)])
     with pytest.raises(UserError, match="--keep-columns: label would be read as part of the rows"):

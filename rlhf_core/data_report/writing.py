@@ -2,7 +2,8 @@
 
 Parquet has a type for each column, which only all rows can tell. So they are written as JSON lines first, while the
 types are found: text, numbers, lists of texts, turns whose values are all text. Whatever else there is becomes JSON
-text, which our formatters read: as Arrow's structures, objects would get the keys of all others.
+text, which our formatters read (texts beside it stay as they are): as Arrow's structures, objects would get the keys of
+all others.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _write_parquet(lines: Path, path: Path, kinds: dict[str, Kind]) -> None:
         for batch in _batches(map(json.loads, rows)):
             for row in batch:
                 for name, value in row.items():
-                    if kinds[name] == JSON and value is not None:
+                    if kinds[name] == JSON and not isinstance(value, str | None):
                         row[name] = json.dumps(value, ensure_ascii=False)
             file.write_table(pyarrow.Table.from_pylist(batch, schema))
 
