@@ -47,8 +47,8 @@ PROMPT, ANSWER, SAMPLED = 160, 96, 24  # tokens
 DATA = {"sft": "conversations", "grpo": "prompts", "ppo": "prompts"}
 COMMON = ["--max-steps", "2", "--logging-steps", "1", "--num-eval-prompts", "0", "--seed", "1"]
 BATCH = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2"]
-# glibc gives back what is freed at once.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+# glibc gives back what is freed at once: tensors of 64 KiB and more are mapped by themselves.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 # What benchmarks/gpu.py measured, and the flags of the same.

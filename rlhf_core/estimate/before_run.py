@@ -44,7 +44,7 @@ def of_run(run: Run, method: Method, catalog: Catalog, screen: Screen) -> Expect
     if not found.fits:
         card = f"the {gb(found.device.memory)} of {found.device.name}"
         lines.append(("Warning", f"{showing.verdict(found, card)} What would: rlhf estimate, with the same flags"))
-    return Expected(found.peak, lines)
+    return Expected(found.expected, lines)
 
 
 def _in_a_copy(run: Run, method: Method, catalog: Catalog, device: Device) -> Estimate | str:

@@ -18,6 +18,7 @@ from rlhf_core.models.loading import ModelInfo
 
 # What a caching allocator holds beyond what lives, and what CUDA takes for itself: measured, see docs/benchmarks.md.
 HELD, CONTEXT = 1.06, 800_000_000
+CODE = 60_000_000  # bytes: modules that are imported in the first step, which grow the process of a run on CPUs
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,13 @@ class Estimate:
 
     @property
     def needed(self) -> int:
-        """Bytes of the device, with what its allocator and CUDA hold beyond tensors."""
-        return round(self.peak * HELD) + CONTEXT if self.device.is_gpu else self.peak
+        """Bytes of the device, with what its allocator, CUDA or code hold beyond tensors."""
+        return round(self.peak * HELD) + CONTEXT if self.device.is_gpu else self.peak + CODE
+
+    @property
+    def expected(self) -> int:
+        """What a run will measure: bytes of tensors on a GPU, on a CPU those that its process grows by."""
+        return self.peak if self.device.is_gpu else self.needed
 
     @property
     def fits(self) -> bool:

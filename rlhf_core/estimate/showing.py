@@ -67,7 +67,7 @@ def one_line(estimate: Estimate) -> str:
     parts = estimate.phases[estimate.phase].parts
     largest = sorted(((size, name) for name, size in parts.items() if size > 0.05 * estimate.peak), reverse=True)
     names = ", ".join(f"{name} {gb(size)}" for size, name in largest)
-    return f"about {gb(estimate.peak)} of {gb(estimate.device.memory)}, the most in the {estimate.phase} ({names})"
+    return f"about {gb(estimate.expected)} of {gb(estimate.device.memory)}, the most in the {estimate.phase} ({names})"
 
 
 def time_lines(answer: Answer) -> list[str]:
