@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
-from rlhf_core.estimate.meter import Meter
+from rlhf_core.estimate import estimating
+from rlhf_core.estimate.meter import Meter, Phase
 from rlhf_core.estimate.quantized import Quantized, quantize
 from rlhf_core.estimate.weightless import Weightless, without_values
 
@@ -265,6 +267,31 @@ def test_a_folder_with_a_configuration_alone_is_enough(name, flags, tmp_path):
 def test_several_processes_share_the_rows():
     one, two = (estimated("orpo", num_processes=number, max_steps=-1) for number in (1, 2))
     assert 0 < two.steps_per_row == pytest.approx(one.steps_per_row / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [({}, 0.3), ({"vllm_gpu_memory_utilization": 0.5}, 0.5), ({"vllm_mode": "server"}, 0.0)],
+)
+def test_vllm_takes_its_share_of_the_card(settings, share):
+    """Or nothing, where it is a server; in either case it keeps the answers' cache."""
+    from rlhf_core.catalog import Catalog
+    from rlhf_core.config import resolve
+
+    config, _ = resolve({"method": "grpo", "reward": "length"}, Catalog())
+    assert estimating._without_vllm(config) == (config, None)
+    options = config.options.model_copy(update={"rollouts": "vllm"})
+    given = config.model_copy(update={"options": options, "set": {"top_entropy_quantile": 0.5, **settings}})
+    alone, found = estimating._without_vllm(given)
+    assert (alone.options.rollouts, alone.set, found) == ("shared", {"top_entropy_quantile": 0.5}, share)
+    phase = estimating._beside_vllm(Phase(30, Counter({"weights": 20, "KV cache": 10})), 7)
+    assert (phase.peak, dict(phase.parts)) == (27, {"weights": 20, "vLLM": 7})
+
+
+def test_vllms_share_is_trls():
+    from trl import GRPOConfig
+
+    assert GRPOConfig("x", bf16=False, use_cpu=True).vllm_gpu_memory_utilization == estimating.VLLM
 
 
 def test_the_command_of_the_run_has_its_flags_alone_and_the_models_full_name():
