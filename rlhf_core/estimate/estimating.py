@@ -116,7 +116,7 @@ def _without_vllm(config: RunConfig) -> tuple[RunConfig, float | None]:
 
     It can't run without values; its weights and its cache are in that share.
     """
-    options = config.options
+    options: Any = config.options
     if "rollouts" not in type(options).model_fields or options.rollouts != "vllm":
         return config, None
     share = float(config.set.get("vllm_gpu_memory_utilization", VLLM))
