@@ -158,11 +158,19 @@ def _ring(number: int, frame: FrameType | None) -> None:
 
 @functools.cache
 def _math_verify() -> ModuleType:
-    """Imported when it is needed, since it imports sympy, and outside of the time of the first answer that needs it."""
+    """Imported when it is needed, since it imports sympy, and outside of the time of the first answer that needs it.
+
+    Its grammar and parts of sympy load when it is first used, which takes most of that time, too.
+    """
     timer = signal.setitimer(signal.ITIMER_PROF, 0) if os.name == "posix" else None
     import math_verify  # type: ignore[import-untyped]
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs answers that it can't read
+    first, second = (
+        math_verify.parse(f"${expression}$", [math_verify.LatexExtractionConfig()], parsing_timeout=None)
+        for expression in ("(x+1)^2", "x^2+2x+1")
+    )
+    math_verify.verify(first, second, timeout_seconds=None)
     if timer:
         signal.setitimer(signal.ITIMER_PROF, *timer)
     return math_verify
