@@ -21,7 +21,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # benchmarks/gpu.sh is for GP
 
 
 # Tests that start many processes or train one method after another in many variants: `make test` runs the variants that
-# are named here (ids hold one of these texts), `make test-all` every one.
+# are named here (ids hold one of these texts), or none, `make test-all` every one.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plugins/grpo/tests/test_config_fields.py::test_training_with_a_setting_equals_trl": (
         "'beta'",

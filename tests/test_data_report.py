@@ -32,15 +32,10 @@ def pair(question=QUESTION, chosen="four", rejected="five", **others):
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def write(write_jsonl, tmp_path, monkeypatch):
+    """write("data.jsonl", row, …) -> its name, in the folder where commands run."""
     monkeypatch.chdir(tmp_path)
-
-    def write(name, *rows):
-        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return name
-
-    return write
+    return lambda name, *rows: write_jsonl(name, rows) and name
 
 
 def run(*words):

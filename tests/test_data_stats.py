@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from click.testing import CliRunner
 
@@ -25,15 +23,10 @@ def pair(question, chosen="four", rejected="five", **others):
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def write(write_jsonl, tmp_path, monkeypatch):
+    """write("data.jsonl", row, …) -> its name, in the folder where commands run."""
     monkeypatch.chdir(tmp_path)
-
-    def write(name, *rows):
-        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return name
-
-    return write
+    return lambda name, *rows: write_jsonl(name, rows) and name
 
 
 def test_a_histogram_has_bins_of_a_round_width_and_one_for_what_is_beyond():
