@@ -5,6 +5,7 @@ of dropout are the same when two phases compute completions a second time.
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -82,6 +83,21 @@ def test_adapters_with_gradient_checkpointing(way, base, which):
     model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
     share(model)
     assert_same(gradients(model.train(), completion_logps(model, GROUPS)), by_padding, 1e-6)
+
+
+def test_a_pass_leaves_nothing_in_memory(way, base):
+    """With checkpointing, each layer's graph has what the layer was called with: had that the keys and values, which
+    have their graph, none of it would be freed, since Python's garbage collector does not see graphs."""
+    model = adapted(base, target_modules="all-linear")
+    model.enable_input_require_grads()  # as trainers do: backward then has parts that no weight needs
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    share(model.train())
+    alive = []
+    for _ in range(3):
+        gradients(model, completion_logps(model, GROUPS))
+        gc.collect()
+        alive.append(sum(isinstance(one, torch.Tensor) for one in gc.get_objects()))
+    assert alive[2] == alive[1]
 
 
 def test_a_disabled_adapter_is_the_reference(way, base):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli.run import RunCommand, pairs
 from rlhf_core.config import RunConfig, read_file, resolve
@@ -88,10 +89,11 @@ def _estimate(
         raise UserError("--probe runs steps on the device that is here: leave out --gpu")
     if probe and config.num_processes * config.num_machines > 1:
         raise UserError("--probe runs steps in one process: leave out --num-processes and --num-machines")
-    device = device_of(gpu, memory)
+    with environment.starting():
+        device = device_of(gpu, memory)
     screen = Screen(quiet=as_json)
     with tempfile.TemporaryDirectory() as folder:
-        with screen.working("Reading the model's configuration and the data …"):
+        with environment.starting(), screen.working("Reading the model's configuration and the data …"):
             question = Question(config, method, catalog, device, Path(folder), prompt_tokens, completion_tokens)
         with screen.working("Running a step without weights …"):
             answer = question.answer()

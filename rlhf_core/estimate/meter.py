@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_core.estimate.operations import Known, tensors_in
-from rlhf_core.estimate.weightless import run, storage_of
+from rlhf_core.estimate.operations import Known, outline, tensors_in
+from rlhf_core.estimate.weightless import of, run, storage_of
 
 BLOCK = 512  # bytes that allocators round to
 ACTIVATIONS, LOGITS = "activations", "logits"
@@ -47,6 +46,13 @@ class Phase:
         self.flops += flops
         self.seconds += seconds
 
+    def reach(self, peak: int, *parts: Counter[str]) -> None:
+        """So many bytes live, the sum of `parts`."""
+        if peak > self.peak:
+            self.peak, self.parts = peak, Counter()
+            for some in parts:
+                self.parts.update(some)
+
 
 class Meter(TorchDispatchMode):
     """Runs what is called within it without values, and adds up the bytes of all storages that live.
@@ -64,24 +70,54 @@ class Meter(TorchDispatchMode):
         self.live: Counter[str] = Counter()  # bytes of each component
         self.total = 0
         self.name, self.component = BETWEEN, ACTIVATIONS
+        self.phase = self.phases.setdefault(BETWEEN, Phase())  # with this name
         self.repeat: float = 1  # how often what runs now is done in a run
         self._components: dict[int, tuple[str, int, Any]] = {}  # of each storage that lives
-
-    @property
-    def phase(self) -> Phase:
-        return self.phases.setdefault(self.name, Phase())
+        self._done: dict[Any, tuple[Any, Phase]] = {}  # results of `once`, and what was taken beyond what lived before
 
     @contextmanager
     def during(self, name: str, component: str = ACTIVATIONS, repeat: float = 1) -> Iterator[None]:
         """Count what runs within as a phase, and what it keeps as a component, unless `assign` says otherwise."""
         before = self.name, self.component, self.repeat
-        self.name, self.component, self.repeat = name, component, self.repeat * repeat
-        self._look()
+        self._enter(name, component, self.repeat * repeat)
         try:
             yield
         finally:
-            self.name, self.component, self.repeat = before
+            self._enter(*before)
+
+    def _enter(self, name: str, component: str, repeat: float) -> None:
+        self._look()
+        self.name, self.component, self.repeat = name, component, repeat
+        self.phase = self.phases.setdefault(name, Phase())
+        self._look()
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The results of `compute`, which runs at the first call with this key. Later it is counted: it takes as much
+        beyond what lives then and as much time, and its results are of the same shapes. Copies of weights that autocast
+        makes in a first pass and keeps are counted once more.
+        """
+        self._look()
+        phase = self.phase
+        if key in self._done:
+            shapes, beyond = self._done[key]
+            phase.reach(self.total + beyond.peak, self.live, beyond.parts)
+            phase.spend([value * self.repeat for value in beyond.spent()])
+            results = of(shapes)
+            self.keep(results)
+            return results
+        total, live = self.total, self.live.copy()
+        self.phase = inside = Phase()
+        try:
+            results = compute()
             self._look()
+        finally:
+            self.phase = phase
+        phase.reach(inside.peak, inside.parts)
+        phase.spend(inside.spent())
+        inside.parts.subtract(live)
+        one = [value / self.repeat for value in inside.spent()]
+        self._done[key] = outline(results), Phase(inside.peak - total, inside.parts, *one)
+        return results
 
     def assign(self, tensor: Tensor | None, component: str) -> None:
         """Count a tensor's storage as `component` from now on."""
@@ -109,30 +145,33 @@ class Meter(TorchDispatchMode):
                 is_logits = tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary
                 self._add(storage, LOGITS if is_logits and self.component == ACTIVATIONS else self.component)
 
-    def take(self, operation: Known, inputs: Any) -> None:
+    def take(self, operation: Known) -> None:
         """Add an operation to the phase's time."""
-        seconds = 0.0
+        phase, repeat = self.phase, self.repeat
+        phase.operations += repeat
+        phase.flops += operation.flops * repeat
         if self.seconds is not None:
-            half = any(t.dtype in (torch.bfloat16, torch.float16) for t in tensors_in(inputs))
-            seconds = self.seconds(operation.flops, operation.moved, half)
-        self.phase.spend([self.repeat, operation.flops * self.repeat, seconds * self.repeat])
+            phase.seconds += self.seconds(operation.flops, operation.moved, operation.half) * repeat
 
     def _add(self, storage: Any, component: str) -> None:
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
         self._components[key] = component, size, weakref.ref(storage, functools.partial(self._remove, key))
         self.live[component] += size
         self.total += size
-        self._look()
 
     def _remove(self, key: int, _: Any) -> None:
+        self._look()
         component, size, _reference = self._components.pop(key)
         self.live[component] -= size
         self.total -= size
 
     def _look(self) -> None:
-        phase = self.phase
-        if self.total > phase.peak:
-            phase.peak, phase.parts = self.total, self.live.copy()
+        """Remember what lives now if it is the most of the phase: before it gets less, or the phase changes."""
+        self.phase.reach(self.total, self.live)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._look()
+        super().__exit__(*exception)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return run(function, args, kwargs or {}, self)

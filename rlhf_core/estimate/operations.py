@@ -4,7 +4,6 @@ than remembering them. Also what it computes and moves.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,20 +16,27 @@ Key = tuple[Any, ...] | None
 
 
 class Known(NamedTuple):
-    """Of an operation on inputs of some shapes: its results' outline, floating-point operations, and bytes that it
-    reads and writes.
+    """Of an operation on inputs of some shapes: its results' outline, floating-point operations, bytes that it reads
+    and writes, and whether an input is in half precision.
     """
 
     outline: Any
     flops: float
     moved: float
+    half: bool
 
 
 known: dict[Key, Known] = {}
+META = torch.device("meta")
+_kinds: dict[int, str] = {}  # by the operation's id, which is faster than its hash
 
 
-@functools.cache
 def kind(function: Any) -> str:
+    found = _kinds.get(id(function))
+    return found if found is not None else _kinds.setdefault(id(function), _kind(function))
+
+
+def _kind(function: Any) -> str:
     """Whether an operation looks at its input in another way (which launches nothing), writes into it, or makes new."""
     schema = function._schema
     aliases = [r.alias_info for r in schema.returns if r.alias_info is not None]
@@ -39,38 +45,39 @@ def kind(function: Any) -> str:
     return VIEW if aliases else MAKES
 
 
-def key_of(*values: Any) -> Key:
+def key_of(function: Any, args: Any, kwargs: Any) -> Key:
     """What decides the shapes of an operation's results; None if it can't be compared."""
-    parts: list[Any] = []
+    parts: list[Any] = [id(function)]
+    _collect(args, parts)
+    if kwargs:
+        for name, value in kwargs.items():
+            parts.append(name)
+            _collect((value,), parts)
+    key = tuple(parts)
     try:
-        for value in values:
-            _collect(value, parts)
+        hash(key)
     except TypeError:
         return None
-    return tuple(parts)
+    return key
 
 
-def _collect(value: Any, parts: list[Any]) -> None:
-    if isinstance(value, Tensor):
-        parts += (value.shape, value.stride(), value.dtype)
-    elif isinstance(value, list | tuple):
-        parts.append(len(value))
-        for part in value:
-            _collect(part, parts)
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            parts.append(name)
-            _collect(part, parts)
-    else:
-        hash(value)
-        parts += (type(value), value)
+def _collect(values: Any, parts: list[Any]) -> None:
+    for value in values:
+        if isinstance(value, Tensor):
+            parts += (value.shape, value.stride(), value.dtype)
+        elif isinstance(value, list | tuple):
+            parts.append(len(value))
+            _collect(value, parts)
+        else:
+            parts += (type(value), value)
 
 
 def measured(function: Any, args: Any, kwargs: Any, results: Any) -> Known:
     count = flop_registry.get(function._overloadpacket)
     flops = float(count(*args, **kwargs, out_val=results)) if count is not None else 0.0
     moved = sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs, results)))
-    return Known(outline(results), flops, moved)
+    half = any(t.dtype in (torch.bfloat16, torch.float16) for t in tensors_in(args))
+    return Known(outline(results), flops, moved, half)
 
 
 def outline(results: Any) -> Any:
@@ -84,7 +91,7 @@ def made(outline: Any) -> Any:
     """New tensors on the meta device."""
     if isinstance(outline, tuple):
         shape, stride, dtype = outline
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        return torch.empty_strided(shape, stride, dtype=dtype, device=META)
     return tuple(map(made, outline)) if isinstance(outline, list) else outline
 
 

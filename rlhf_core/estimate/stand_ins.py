@@ -18,12 +18,11 @@ from transformers import GenerationMixin, PreTrainedModel
 from rlhf_core.estimate import sampling
 from rlhf_core.estimate.hardware import Device
 from rlhf_core.estimate.meter import ANSWERS, BETWEEN, Meter
-from rlhf_core.estimate.operations import made, outline
 from rlhf_core.estimate.quantized import bits_of, quantize
-from rlhf_core.estimate.weightless import Weightless, without_values
+from rlhf_core.estimate.weightless import without_values
 from rlhf_core.models import loading, precision, weights
 from rlhf_core.prefix import attention, decoding, kernels, packed, padded, rollouts, self_check, sharing, two_phase
-from rlhf_core.prefix.groups import CompletionLogps
+from rlhf_core.prefix.groups import CompletionLogps, Group
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer states"
 Patch = tuple[Any, str, Any]  # (where, the name, what it is for that time)
@@ -58,11 +57,13 @@ def _of_models(meter: Meter, device: Device) -> list[Patch]:
         *((module, "device", lambda: torch.device("cpu")) for module in (precision, loading)),
         (loading, "bitsandbytes_config", lambda options, _: 4 if options.load_in_4bit else 8),
         (weights, "refuse_not_finite", lambda *_: None),
+        *((torch.nn.init, name, lambda tensor, *_, **__: tensor) for name in ("kaiming_uniform_", "zeros_")),
     ]
 
 
 def _of_engine(meter: Meter, device: Device) -> list[Patch]:
-    seen: dict[Any, Any] = {}
+    masks: dict[Any, Any] = {}
+    job = two_phase.Job
     cache = decoding.DecodingCache
     kernel = kernels.KERNELS["cuda" if device.is_gpu else "cpu"]
     return [
@@ -71,13 +72,15 @@ def _of_engine(meter: Meter, device: Device) -> list[Patch]:
         (attention, "kernel_for", lambda *_: kernel),
         (decoding, "rollout", functools.partial(sampling.shared, meter)),
         (cache, "with_capacity", sampling.counted_as_cache(meter, cache.with_capacity)),
-        (GenerationMixin, "generate", _generate(meter, GenerationMixin.generate)),
+        (GenerationMixin, "generate", _method(_generate, meter, GenerationMixin.generate)),
         (rollouts, "_continuous", functools.partial(sampling.continuous, meter)),
         (rollouts, "_recomputed", functools.partial(sampling.recomputed, meter)),
         *(
-            (way, "completion_logps", functools.partial(_once, meter, seen, way.completion_logps))
+            (way, "completion_logps", functools.partial(_once, meter, masks, way.completion_logps))
             for way in (packed, two_phase, padded)
         ),
+        (job, "values", _method(_values, meter, job.values)),
+        (job, "add_gradients", _method(_add_gradients, meter, job.add_gradients)),
     ]
 
 
@@ -132,25 +135,45 @@ def _tried(meter: Meter, model: Any, longest: int | None, ours: self_check.Value
     return None
 
 
-def _once(meter: Meter, seen: dict[Any, Any], compute: Callable[..., Any], model: Any, groups: Any, **how: Any) -> Any:
+def _once(meter: Meter, masks: dict[Any, Any], compute: Callable[..., Any], model: Any, groups: Any, **how: Any) -> Any:
     """A pass without gradient over groups of the same lengths is measured once; more of them only take time."""
     if torch.is_grad_enabled() or not meter.repeat:
         return compute(model, groups, **how)
     phase = "log-probabilities" if meter.sampling == ANSWERS else meter.sampling
-    lengths = tuple((len(group.prompt), *map(len, group.completions)) for group in groups)
-    key = compute.__module__, id(model), lengths, bool(how.get("hidden")), _adapters(model)
-    if key not in seen:
-        with meter.during(phase):
-            before = meter.phase.spent()
-            scored = compute(model, groups, **how)
-            outlines = [outline(part) for part in (scored.logps, scored.entropies, scored.hidden)]
-            seen[key] = outlines, scored.mask, meter.phase.spent(before)
-        return scored
-    outlines, mask, spent = seen[key]
-    meter.spend(phase, spent)
-    logps, entropies, hidden = (None if one is None else Weightless(made(one)) for one in outlines)
-    meter.keep([logps, entropies, hidden])
-    return CompletionLogps(logps, entropies, mask, hidden)  # type: ignore[arg-type]
+    key = compute.__module__, id(model), tuple(map(_lengths, groups)), bool(how.get("hidden")), _adapters(model)
+
+    def computed() -> list[Tensor | None]:
+        scored = compute(model, groups, **how)
+        masks[key] = scored.mask
+        return [scored.logps, scored.entropies, scored.hidden]
+
+    with meter.during(phase):
+        logps, entropies, hidden = meter.once(key, computed)
+    return CompletionLogps(logps, entropies, masks[key], hidden)
+
+
+def _values(meter: Meter, compute: Callable[..., Any], job: two_phase.Job, group: Group) -> Any:
+    """Groups of the same lengths take as much."""
+    if torch.is_grad_enabled() or not meter.repeat:
+        return compute(job, group)
+    key = "values", id(job.model), _lengths(group), _adapters(job.model)
+    return [two_phase.Values(*values) for values in meter.once(key, lambda: compute(job, group))]
+
+
+def _add_gradients(
+    meter: Meter, compute: Callable[..., None], job: two_phase.Job, group: Group, grads: Any, weights: Any, totals: Any
+) -> None:
+    """Of several groups each takes as much, if the sums that they add to are there from the first on."""
+    if len(job.groups) == 1:
+        return compute(job, group, grads, weights, totals)
+    if all(total is None for total in totals):
+        totals[:] = map(torch.zeros_like, weights)
+    key = "gradients", id(job.model), _lengths(group)
+    meter.once(key, lambda: compute(job, group, grads, weights, totals))
+
+
+def _lengths(group: Group) -> tuple[int, ...]:
+    return len(group.prompt), *map(len, group.completions)
 
 
 def _adapters(model: Any) -> Any:
@@ -159,8 +182,17 @@ def _adapters(model: Any) -> Any:
     return None if first is None else (first.disable_adapters, tuple(first.active_adapters))
 
 
-def _generate(meter: Meter, compute: Callable[..., Any]) -> Callable[..., Any]:
-    def generate(model: Any, inputs: Any = None, generation_config: Any = None, **more: Any) -> Tensor:
-        return sampling.generate(meter, compute, model, inputs, generation_config, more)
+def _generate(
+    meter: Meter,
+    compute: Callable[..., Any],
+    model: Any,
+    inputs: Any = None,
+    generation_config: Any = None,
+    **more: Any,
+) -> Tensor:
+    return sampling.generate(meter, compute, model, inputs, generation_config, more)
 
-    return generate
+
+def _method(replacement: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+    """A method that calls `replacement` with more arguments before its own."""
+    return lambda *args, **kwargs: replacement(*first, *args, **kwargs)

@@ -17,14 +17,14 @@ This and `meter.py` are the only places that touch torch's dispatch below its pu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_core.estimate import operations
-from rlhf_core.estimate.operations import MAKES, VIEW, WRITES, tensors_in
+from rlhf_core.estimate.operations import MAKES, META, VIEW, WRITES, tensors_in
 
 aten = torch.ops.aten
 LARGEST = 1 << 22  # numbers that a tensor may have that does not come of weights, and be real
@@ -38,7 +38,7 @@ class Counter(Protocol):
 
     def keep(self, results: Any) -> None: ...
 
-    def take(self, operation: operations.Known, inputs: Any) -> None: ...
+    def take(self, operation: operations.Known) -> None: ...
 
 
 class Weightless(Tensor):
@@ -101,8 +101,7 @@ def without_values(model: nn.Module) -> nn.Module:
 
 def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], counter: Counter | None) -> Any:
     """Carry out an operation of torch without values, where one of its inputs has none."""
-    inputs = {id(t.meta): t for t in tensors_in((args, kwargs)) if isinstance(t, Weightless)}
-    if not inputs:
+    if not _weightless(args) and not (kwargs and _weightless(kwargs.values())):
         return _run_real(function, args, kwargs, counter)
     special = SPECIAL.get(function)
     if special is not None and (result := special(args, counter)) is not NotImplemented:
@@ -113,26 +112,40 @@ def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], counter: C
     if known is None:
         given, named = _to_meta(args), {name: _to_meta(value) for name, value in kwargs.items()}
         if "device" in named:
-            named["device"] = torch.device("meta")
-        results = _to_weightless(function(*given, **named), inputs)
+            named["device"] = META
         if kind == VIEW:
-            return results
+            return _to_weightless(function(*given, **named), {})
+        inputs = {id(t.meta): t for t in tensors_in((args, kwargs)) if isinstance(t, Weightless)}
+        results = _to_weightless(function(*given, **named), inputs)
         known = operations.measured(function, args, kwargs, results)
         if key is not None and (results is args[0] if kind == WRITES else not _shared(results, inputs)):
             operations.known[key] = known
     else:
-        results = args[0] if kind == WRITES else _to_weightless(operations.made(known.outline), {})
+        results = args[0] if kind == WRITES else of(known.outline)
     if counter is not None:
         counter.keep(results)
-        counter.take(known, args)
+        counter.take(known)
     return results
+
+
+def of(outline: Any) -> Any:
+    """Weightless tensors with the shapes of an `operations.outline`."""
+    return _to_weightless(operations.made(outline), {})
+
+
+def _weightless(values: Iterable[Any]) -> bool:
+    """Whether one of the values has a weightless tensor."""
+    for value in values:
+        if isinstance(value, Weightless) or (isinstance(value, list | tuple) and _weightless(value)):
+            return True
+    return False
 
 
 def _run_real(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], counter: Counter | None) -> Any:
     """What has no weightless tensor among its inputs is computed, unless it makes a large tensor."""
     on_meta = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta"
     if function in MAKERS and math.prod(args[0]) > LARGEST and not on_meta:
-        results = _to_weightless(function(*args, **{**kwargs, "device": torch.device("meta")}), {})
+        results = _to_weightless(function(*args, **{**kwargs, "device": META}), {})
     else:
         results = function(*args, **kwargs)
     if counter is not None:
@@ -160,14 +173,14 @@ def _to_meta(value: Any) -> Any:
     if isinstance(value, Weightless):
         return value.meta
     if isinstance(value, Tensor):
-        return value.to("meta")
-    return type(value)(map(_to_meta, value)) if isinstance(value, list | tuple) else value
+        return value.to(META)
+    return type(value)([_to_meta(part) for part in value]) if isinstance(value, list | tuple) else value
 
 
 def _to_weightless(value: Any, known: dict[int, Weightless]) -> Any:
     if isinstance(value, Tensor):
         return known.get(id(value)) or Weightless(value)
-    return type(value)(_to_weightless(part, known) for part in value) if isinstance(value, list | tuple) else value
+    return type(value)([_to_weightless(part, known) for part in value]) if isinstance(value, list | tuple) else value
 
 
 def _made_up(dtype: torch.dtype, token: int) -> Any:
@@ -206,7 +219,7 @@ def _grouped_mm(args: Any, counter: Counter | None) -> Any:
         read = b.numel() * (min(1.0, len(a) / len(b)) if b.dim() == 3 else 1.0)
         moved = (a.numel() + output.numel() + read) * a.element_size()
         counter.keep(output)
-        counter.take(operations.Known(None, 2.0 * a.numel() * b.shape[-1], moved), args)
+        counter.take(operations.Known(None, 2.0 * a.numel() * b.shape[-1], moved, a.element_size() == 2))
     return output
 
 

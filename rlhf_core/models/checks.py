@@ -219,8 +219,10 @@ def with_adapter(empty: PreTrainedModel, config: PeftConfig) -> Any:
         return get_peft_model(copy.deepcopy(empty), config, low_cpu_mem_usage=True)
 
 
-def check_targets(empty: PreTrainedModel, config: PeftConfig) -> None:
-    """Raise `UserError` for a name in `--lora-target-modules` that is no module, or one that PEFT can't adapt."""
+def check_targets(empty: PreTrainedModel, config: PeftConfig, called: str) -> None:
+    """Raise `UserError` for a name in `--lora-target-modules` that is no module, one that PEFT can't adapt, or the
+    output layer.
+    """
     names = config.target_modules
     listed = names.split(",") if isinstance(names, str) else sorted(names)
     modules = [f".{name}" for name, _ in empty.named_modules() if name]
@@ -231,21 +233,25 @@ def check_targets(empty: PreTrainedModel, config: PeftConfig) -> None:
             raise UserError(f"--lora-target-modules {name}: the model has no such module.{hint or f' {layers}'}")
     try:
         with library_errors(f"--lora-target-modules {','.join(listed)}: PEFT can't adapt that"), quiet_libraries():
-            with_adapter(empty, config)
+            adapted = with_adapter(empty, config)
     except UserError as error:
         raise UserError(f"{error}. {layers}") from error
+    _refuse_output(adapted, called)
 
 
 def check_output(empty: PreTrainedModel, config: PeftConfig, called: str) -> None:
-    """Raise `UserError` for an adapter on the output layer, whose weights TRL's trainers read past it."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if config.is_prompt_learning:
-        return
+    """Raise `UserError` for an adapter on the output layer."""
     config = copy.copy(config)
     config.task_type = None  # a reward model may start from the adapter of a model that writes
     with quiet_libraries():
-        layer = with_adapter(empty, config).get_output_embeddings()
+        _refuse_output(with_adapter(empty, config), called)
+
+
+def _refuse_output(adapted: Any, called: str) -> None:
+    """Raise `UserError` for an adapter on the output layer, whose weights TRL's trainers read past it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layer = adapted.get_output_embeddings()
     if isinstance(layer, BaseTunerLayer):
         raise UserError(
             f"{called}: an adapter on the output layer can't be trained: log-probabilities are read from that "

@@ -149,10 +149,9 @@ def check_options(info: ModelInfo, options: TrainingOptions) -> None:
         largest = max(max(weight.shape, default=0) for weight in info.empty.parameters())
         if options.lora_r > largest:
             raise UserError(f"--lora-r {options.lora_r}: the model's largest layer has a dimension of {largest}")
-        checks.check_targets(info.empty, adapter)
         names = options.lora_target_modules
         given = f"--lora-target-modules {names if isinstance(names, str) else ','.join(names)}"
-        checks.check_output(info.empty, adapter, given)
+        checks.check_targets(info.empty, adapter, given)
     if info.adapter and info.empty is not None:
         _check_trained(info, options)
 

@@ -82,7 +82,7 @@ AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[PLAIN])
 
 
 class PackedAttention:
-    """Groups in one row. With `use_cache`, each layer's keys and values stand in `cache` afterwards."""
+    """Groups in one row. With `use_cache`, each layer's keys and values are kept, for `take_cache`."""
 
     def __init__(self, groups: Sequence[GroupSpans], *, use_cache: bool = False) -> None:
         alone = [span for group in groups for span in (group.prompt, *group.completions)]
@@ -97,6 +97,13 @@ class PackedAttention:
         if self.use_cache and layer not in self.cache:  # checkpointing comes a second time, with tensors of its own
             self.cache[layer] = (key, value)
         return _SelfAndPrefix.apply(query, key, value, None, None, self.self_spans, self.prefix_spans, scale)
+
+    def take_cache(self) -> Cache:
+        """The keys and values, of which no more are kept: gradient checkpointing keeps this object in their graph, and
+        together they would never be freed.
+        """
+        cache, self.cache, self.use_cache = self.cache, {}, False
+        return cache
 
 
 class ContinuedAttention:

@@ -35,6 +35,9 @@ def completion_logps(
     return Values(*_TwoPhase.apply(job, *weights)).in_rows(packed, hidden)
 
 
+Gradients = Sequence[Tensor | None]
+
+
 class Job(NamedTuple):
     model: Any
     groups: Sequence[Group]
@@ -45,7 +48,7 @@ class Job(NamedTuple):
         packed = pack([Group(tokens, [])], self.model.device)
         metadata = PackedAttention(packed.spans, use_cache=True)
         states = last_states(self.model, packed.input_ids, packed.position_ids, metadata)
-        return metadata.cache, states[0, -1:]
+        return metadata.take_cache(), states[0, -1:]
 
     def completion(self, tokens: Sequence[int], cache: Cache, state: Tensor) -> Values:
         """Of one completion, behind a prompt with this `cache` and `state`."""
@@ -56,6 +59,30 @@ class Job(NamedTuple):
         previous = torch.cat([state, states[:-1]])
         logps, entropies = token_logps(self.model.get_output_embeddings(), previous, ids, self.temperature)
         return Values(logps, entropies, previous, states[-1:])
+
+    def values(self, group: Group) -> list[Values]:
+        """Of each of a group's completions."""
+        cache, state = self.prompt(group.prompt)
+        return [self.completion(tokens, cache, state) for tokens in group.completions]
+
+    def add_gradients(
+        self, group: Group, grad_outputs: Sequence[Gradients], weights: Sequence[Tensor], totals: list[Tensor | None]
+    ) -> None:
+        """Add the gradients of `weights` that a group gives to `totals`. `grad_outputs`: for each completion, those of
+        its log-probabilities, previous states and last state.
+        """
+        cache, state = self.prompt(group.prompt)
+        roots = [tensor for pair in cache.values() for tensor in pair] + [state]
+        leaves = [root.detach().requires_grad_() for root in roots]
+        pairs = zip(leaves[:-1:2], leaves[1:-1:2], strict=True)
+        detached = dict(zip(cache, pairs, strict=True))
+        root_grads: list[Tensor | None] = [None] * len(roots)
+        for tokens, grads in zip(group.completions, grad_outputs, strict=True):
+            values = self.completion(tokens, detached, leaves[-1])
+            found = _gradients((values.logps, values.previous, values.last), [*weights, *leaves], grads)
+            _add(found[: len(totals)], totals)
+            _add(found[len(totals) :], root_grads)
+        _add(_gradients(roots, weights, root_grads), totals)
 
 
 class _TwoPhase(torch.autograd.Function):
@@ -73,8 +100,7 @@ class _TwoPhase(torch.autograd.Function):
         parts = []
         with torch.no_grad():
             for group in job.groups:
-                cache, state = job.prompt(group.prompt)
-                parts += [job.completion(tokens, cache, state) for tokens in group.completions]
+                parts += job.values(group)
         values = Values(*map(torch.cat, zip(*parts, strict=True)))
         ctx.mark_non_differentiable(values.entropies)
         return tuple(values)
@@ -86,26 +112,13 @@ class _TwoPhase(torch.autograd.Function):
         done = row = 0
         with torch.enable_grad(), torch.autocast(*ctx.precision), _replayed(*ctx.random):
             for group in job.groups:
-                cache, state = job.prompt(group.prompt)
-                roots = [tensor for pair in cache.values() for tensor in pair] + [state]
-                leaves = [root.detach().requires_grad_() for root in roots]
-                pairs = zip(leaves[:-1:2], leaves[1:-1:2], strict=True)
-                detached = dict(zip(cache, pairs, strict=True))
-                root_grads: list[Tensor | None] = [None] * len(roots)
+                grads = []
                 for tokens in group.completions:
-                    values = job.completion(tokens, detached, leaves[-1])
                     part = slice(done, done + len(tokens))
-                    outputs = (values.logps, values.previous, values.last)
-                    grads = (grad_logps[part], grad_previous[part], grad_last[row : row + 1])
-                    found = _gradients(outputs, [*ctx.weights, *leaves], grads)
-                    totals = _added(totals, found[: len(totals)])
-                    root_grads = _added(root_grads, found[len(totals) :])
+                    grads.append((grad_logps[part], grad_previous[part], grad_last[row : row + 1]))
                     done, row = part.stop, row + 1
-                totals = _added(totals, _gradients(roots, ctx.weights, root_grads))
+                job.add_gradients(group, grads, ctx.weights, totals)
         return None, *totals
-
-
-Gradients = Sequence[Tensor | None]
 
 
 def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Gradients) -> Gradients:
@@ -118,9 +131,10 @@ def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs
     return torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True)
 
 
-def _added(totals: Gradients, more: Gradients) -> list[Tensor | None]:
-    pairs = zip(totals, more, strict=True)
-    return [new if total is None else total if new is None else total + new for total, new in pairs]
+def _add(more: Gradients, totals: list[Tensor | None]) -> None:
+    for i, (new, total) in enumerate(zip(more, totals, strict=True)):
+        if new is not None:
+            totals[i] = new if total is None else total + new
 
 
 @contextmanager
