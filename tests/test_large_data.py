@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import decimal
+import gzip
 import json
 import math
 import os
@@ -112,6 +113,28 @@ def test_the_second_time_no_row_is_read_and_checked(write_jsonl, on_disk, monkey
         write_jsonl("a.jsonl", changed)
         with pytest.raises(TypeError):  # `_made` would have been called
             load(specs, "preferences", Catalog())
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_the_share_that_is_read_is_told(write_jsonl, on_disk, tmp_path, ending):
+    """By bytes, over all files of a source; a small compressed file is read ahead."""
+    for name in ("a", "b"):
+        content = Path(write_jsonl(f"{name}.jsonl", ROWS)).read_bytes()
+        if ending:
+            Path(tmp_path / f"{name}.jsonl").unlink()
+            (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(content))
+    on_disk()
+    told: list[float] = []
+
+    def progress(what: str, share: float | None = None) -> None:
+        if share is not None:
+            assert f": {7 * (len(told) + 1)} rows" in what or share == 1
+            told.append(share)
+
+    load([DataSpec(str(tmp_path / f"*.jsonl{ending}"))], "preferences", Catalog(), progress=progress)
+    assert told == sorted(told)
+    assert told[0] == pytest.approx(0.5 if ending else 7 / 120, abs=0.05)
+    assert told[-1] == 1
 
 
 @pytest.mark.parametrize("what", ["need", "columns", "limits", "template", "formatter"])

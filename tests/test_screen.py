@@ -56,6 +56,25 @@ def test_a_terminal_gets_progress_curves_and_a_sample(width):
         assert part in text
 
 
+def test_a_terminal_gets_a_bar_and_the_time_that_is_left(monkeypatch):
+    """The third line is of another source: its time is its own."""
+    shown, stream = screen(terminal=True)
+    now = iter([0.0, 10.0, 100.0, 104.0])
+    with shown.working("Reading …") as progress:
+        monkeypatch.setattr("rlhf_core.ui.screen.time", SimpleNamespace(monotonic=lambda: next(now)))
+        lines = []
+        for rows, share in ((0, 0.0), (1000, 0.25), (0, 0.1), (500, 0.3)):
+            progress(f"a.jsonl: {rows} rows …", share)
+            stream.truncate(0)
+            shown.console.print(progress.status.status)
+            lines.append(stream.getvalue())
+        progress("Reading the rest …")
+    assert "rows … ━" in lines[1]
+    assert "25% 0:30 left" in lines[1]
+    assert "left" not in lines[2]
+    assert "30% 0:14 left" in lines[3]
+
+
 def test_a_terminal_of_no_columns_shows_everything_all_the_same(monkeypatch):
     monkeypatch.setenv("COLUMNS", "0")
     assert Terminal(file=io.StringIO(), force_terminal=True).width == 80

@@ -21,6 +21,7 @@ from rlhf_core.data.csv_files import LOOKED_AT, read_csv, separator_of
 from rlhf_core.data.encodings import CODECS, START, encoding_of, recoded, seems_gbk
 from rlhf_core.data.json_files import read_json
 from rlhf_core.data.left_out import Refuse
+from rlhf_core.data.progress import Position
 from rlhf_core.data.tables import read_arrow, read_parquet
 from rlhf_core.errors import UserError, listed
 from rlhf_core.inputs import is_text, library_errors, open_file
@@ -88,16 +89,20 @@ def read_file(path: Path, name: str | None = None, refuse: Refuse | None = None)
     return list(rows_of(path, name, refuse))
 
 
-def rows_of(path: Path, name: str | None = None, refuse: Refuse | None = None) -> Iterator[Row]:
+def rows_of(
+    path: Path, name: str | None = None, refuse: Refuse | None = None, position: Position | None = None
+) -> Iterator[Row]:
     """The rows of one file, which messages call `name`, one after the other. Raises `UserError`.
 
-    `refuse` is told of rows that can't be read, which are an error otherwise.
+    `refuse` is told of rows that can't be read, which are an error otherwise, and `position` where reading is.
     """
     suffix = kind(path.name)
     if suffix is None:
         raise UserError(f"{path}: can't read {path.suffix or 'this kind of'} files. Known: {', '.join(KINDS)}.")
     known: set[str] = set()
     with open_file(path) as file:
+        if position is not None:
+            position.opened(path, file)
         for where, values in _rows(path, file, suffix):
             location = f"{name or path.name} {where}"
             if error := _problem(values, location, known):

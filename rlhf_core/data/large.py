@@ -17,6 +17,7 @@ from rlhf_core.data.formats import Formats, Found, Undecided
 from rlhf_core.data.installed import named_files
 from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, BadData, LeftOut, Reason
 from rlhf_core.data.parts import Conversion, Part, Row, columns_used
+from rlhf_core.data.progress import Position, Progress
 from rlhf_core.data.projecting import Need
 from rlhf_core.data.sources import Source
 from rlhf_core.errors import UserError
@@ -53,11 +54,12 @@ class Large:
         catalog: Catalog,
         left_out: LeftOut,
         checks: Checks | None,
-        progress: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self.source, self.spec, self.need, self.catalog = source, spec, need, catalog
         self.left_out, self.checks, self.progress = left_out, checks, progress
         self.read = self.total = 0  # rows that a formatter was given, all rows
+        self.position = Position([])
 
     def part(self) -> Part:
         """Raises `UserError`."""
@@ -103,6 +105,7 @@ class Large:
     def _written(self, key: str, formats: Formats, chunk: int) -> tuple[Path, dict[str, Any]]:
         conversion = Conversion(formats, self.need, self.left_out)
         self.read = self.total = 0
+        self.position = Position([path for path, _ in self.source.files])
         self.left_out.reasons.clear()
         if self.checks is not None:
             self.checks.take()  # what was counted before `Undecided`
@@ -113,7 +116,7 @@ class Large:
                 self._add(done, conversion)
                 if self.checks is not None:
                     self.checks.add(done.checks)
-                self.progress(f"Reading {self.spec.source}: {self.total:,} rows …")
+                self.progress(f"Reading {self.spec.source}: {self.total:,} rows …", self.position.share())
             used, unused = columns_used(formats, self.need)
             about |= {
                 "digest": writer.close(),
@@ -133,7 +136,7 @@ class Large:
         return path, about
 
     def _chunks(self, size: int) -> Iterator[list[tuple[str, Row]]]:
-        rows = self.source.rows(self._refuse)
+        rows = self.source.rows(self._refuse, self.position)
         plain = ((row.location, row.values) for row in rows)  # which is quicker to send
         return iter(lambda: list(itertools.islice(plain, size)), [])
 

@@ -24,6 +24,7 @@ from rlhf_core.data.left_out import NO_FORMAT, NO_TEMPLATE, BadData, LeftOut
 from rlhf_core.data.llama_factory import resolved
 from rlhf_core.data.misfit import way_on
 from rlhf_core.data.parts import Conversion, Part, Row
+from rlhf_core.data.progress import Progress, silent
 from rlhf_core.data.projecting import Need
 from rlhf_core.data.sources import Source, Use
 from rlhf_core.data.stored import View
@@ -63,7 +64,7 @@ def load(
     seed: int = 0,
     max_bad_rows: float = MAX_BAD_ROWS,
     preparation: Callable[[], Checks] | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Data:
     """Read the sources and convert them for a method that needs `need`.
 
@@ -135,7 +136,7 @@ def _part(
     catalog: Catalog,
     max_bad_rows: float,
     preparation: Callable[[], Checks] | None,
-    progress: Callable[[str], None],
+    progress: Progress,
     use: Use,
 ) -> Part:
     """The rows of one source to train on, or to evaluate on."""

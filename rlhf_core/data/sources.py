@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn
 
 from rlhf_core.data.files import KINDS, PACKED, Row, kind, notes, rows_of
 from rlhf_core.data.left_out import Refuse
+from rlhf_core.data.progress import Position
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.grammar import DataSpec
 from rlhf_core.inputs import library_errors, path_of
@@ -47,10 +48,12 @@ class Source:
     warnings: Sequence[str] = ()
     hub: Any = None
 
-    def rows(self, refuse: Refuse | None = None) -> Iterator[Row]:
-        """The rows, read anew each time. `refuse` is told of those that can't be read, which are an error otherwise."""
+    def rows(self, refuse: Refuse | None = None, position: Position | None = None) -> Iterator[Row]:
+        """The rows, read anew each time. `refuse` is told of those that can't be read, which are an error otherwise,
+        and `position` where reading is.
+        """
         for path, name in self.files if self.hub is None else ():
-            yield from rows_of(path, name, refuse)
+            yield from rows_of(path, name, refuse, position)
         if self.hub is not None:
             with library_errors(f"{self.name}: its rows can't be read"):
                 for number, values in enumerate(self.hub, start=1):

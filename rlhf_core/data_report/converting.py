@@ -7,7 +7,7 @@ format can't hold is left out by the rule for rows that can't be used (`LeftOut`
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rlhf_core.data.files import Row as Given
 from rlhf_core.data.formats import Formats
 from rlhf_core.data.left_out import Unusable
 from rlhf_core.data.parts import Row
+from rlhf_core.data.progress import Progress, silent
 from rlhf_core.data.projecting import PROJECTED, project
 from rlhf_core.data_report.reading import TRIED, Reader, serves
 from rlhf_core.data_report.targets import TARGETS, Target, plain
@@ -39,7 +40,7 @@ def convert(
     *,
     max_bad_rows: float = MAX_BAD_ROWS,
     keep_columns: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the rows of a source to the new file `output`; what was done, as plain data. Raises `UserError`."""
     path = path_of(output, "--output")
@@ -71,7 +72,7 @@ class _Converting:
         self.kept: dict[str, None] = {}  # columns that it did not read
         self.rejected = self.answers = 0  # rows of which these were not written
 
-    def rows(self, progress: Callable[[str], None]) -> Iterator[Row]:
+    def rows(self, progress: Progress) -> Iterator[Row]:
         """The rows to write, each of which was read back."""
         rows = self._written()
         first = list(itertools.islice(rows, TRIED))
@@ -90,7 +91,7 @@ class _Converting:
             self.written += 1
             yield new
             if self.written % EVERY == 0:
-                progress(f"Converting {self.reader.spec.source}: {self.written:,} rows …")
+                progress(f"Converting {self.reader.spec.source}: {self.written:,} rows …", self.reader.share)
 
     def _written(self) -> Iterator[tuple[str, Row, Row]]:
         """(location, the row as a run has it, as it is to be written)."""

@@ -77,6 +77,11 @@ class Reader:
                 [ready] = self.conversion.prepare([given], [one], checks) if checks else [one]
                 yield given.location, one, ready is not None
 
+    @property
+    def share(self) -> float:
+        """The rows that `rows` has read, of all, but for those that can't be read."""
+        return min(1.0, self.total / self.rows_read)
+
     def _refuse(self, location: str, error: UserError) -> None:
         self.total += 1
         self.left_out.add(location, error)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data import parallel
 from rlhf_core.data.parts import Row
+from rlhf_core.data.progress import Progress, silent
 from rlhf_core.data.projecting import Need
 from rlhf_core.data_report.measuring import (
     Seen,
@@ -37,7 +38,7 @@ def stats(
     model: str = "builtin",
     chat_template: str | None = None,
     eval_data: str | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Everything that `rlhf data stats` shows, as plain data. Raises `UserError`."""
     spec = DataSpec.read(given)
@@ -52,7 +53,7 @@ def stats(
             yield chunk
             for _, row in chunk:
                 tokens.add(row)
-            progress(f"{given}: {reader.total:,} rows …")
+            progress(f"{given}: {reader.total:,} rows …", reader.share)
 
     def count(chunks: Iterator[Chunk]) -> dict[str, Any]:
         return counted(chunks, reader.need, other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rlhf_core.data.chat_template import ESCAPE, ChatTemplate
 from rlhf_core.data.checks import Checks
 from rlhf_core.data.encoding import encode_conversation, tools_of
 from rlhf_core.data.preparing import Preparation
+from rlhf_core.data.progress import Progress, silent
 from rlhf_core.data.projecting import PROJECTED, Need, prompt_of
 from rlhf_core.data.stored import View
 from rlhf_core.errors import UserError
@@ -64,7 +65,7 @@ def make_plan(
     method: Method,
     catalog: Catalog,
     rewards: Sequence[BoundReward],
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Plan:
     """Resolve and check. Raises `UserError`. `progress` is told what is being read."""
     for name in config.callback:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
+from rlhf_core.data.progress import Progress, silent
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.adapters import new_adapter
@@ -208,7 +209,7 @@ def prepare(
     folder: Path | None = None,
     resume_from: Path | None = None,
     allow_changed: Sequence[str] = (),
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Run:
     """Resolve and check all but the weights, and start the rewards' workers. Raises `UserError`.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress_bar import ProgressBar
 from rich.rule import Rule
 from rich.segment import Segment
 from rich.status import Status
@@ -20,6 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rlhf_core.credentials import masked
+from rlhf_core.data.progress import Progress, silent
 from rlhf_core.ui.text import Output, shown
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 110
 EXAMPLES = 2
+BAR = 24  # characters
+SURE = 2  # seconds after which the time that is left can be told
 
 
 class Terminal(Console):
@@ -66,6 +71,29 @@ def showing(view: Live | Status) -> Iterator[None]:
         yield
 
 
+class Bar:
+    """What is being done, with a bar and the time that is left, once that can be told."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+        self.since = self.first = 0.0  # when the first share was told, and which
+        self.last = 2.0
+
+    def __call__(self, what: str, share: float | None = None) -> None:
+        if share is None:
+            self.status.update(text(what))
+            return
+        now = time.monotonic()
+        if share < self.last:  # of something new
+            self.since, self.first = now, share
+        self.last, took = share, now - self.since
+        line = Table.grid(padding=(0, 1))
+        left = took * (1 - share) / (share - self.first) if took > SURE and share > self.first else None
+        rest = [f"{share:.0%}", "" if left is None else f"{clock(left)} left"]
+        line.add_row(text(what), ProgressBar(total=1, completed=share, width=BAR), *rest)
+        self.status.update(line)
+
+
 class Screen:
     """Writes to the terminal, or plain lines to a pipe. `quiet` writes nothing (processes that are not the first)."""
 
@@ -90,15 +118,17 @@ class Screen:
         self.console.print(text(content, style), soft_wrap=True)
 
     @contextmanager
-    def working(self, content: str) -> Iterator[Callable[[str], None]]:
-        """Show `content` while something takes its time; what it gives shows something else instead, on a terminal."""
+    def working(self, content: str) -> Iterator[Progress]:
+        """Show `content` while something takes its time; what it gives shows something else instead, on a terminal,
+        with a bar where the share that is done is known.
+        """
         if self.console.is_terminal:
             status = self.console.status(text(content))
             with showing(status):
-                yield lambda other: status.update(text(other))
+                yield Bar(status)
         else:
             self.say(content)
-            yield lambda other: None
+            yield silent
 
     def results(self, before: Evaluation | None, after: Evaluation) -> None:
         """The table of before and after, and two answers."""
