@@ -6,13 +6,14 @@ split that its name, or the name of a folder around it, has as a word (`train`, 
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from rlhf_core.data.files import KINDS, PACKED, Row, kind, notes, rows_of
 from rlhf_core.data.left_out import Refuse
@@ -134,7 +135,9 @@ def _files_below(folder: Path) -> Iterator[str]:
     """
     seen, count = set(), 0
 
-    def refuse(error: OSError) -> NoReturn:
+    def refuse(error: OSError) -> None:
+        if error.errno == errno.ENOENT and error.filename != str(folder):
+            return  # a folder that went meanwhile, as those of processes do
         raise UserError(f"{error.filename}: {error.strerror}") from error
 
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
