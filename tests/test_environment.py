@@ -1,5 +1,6 @@
 """What a run settles before torch is imported leaves the user's own settings as they are."""
 
+import gc
 import logging
 import os
 
@@ -15,6 +16,14 @@ def test_what_is_set_stays(monkeypatch):
     environment.prepare()
     assert logging.getLogger("bitsandbytes").level == logging.ERROR
     assert os.environ == {**environment.VARIABLES, "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
+
+
+def test_garbage_is_looked_for_as_before_once_a_command_has_started():
+    before = gc.get_threshold()
+    with pytest.raises(KeyError), environment.starting():
+        assert gc.get_threshold() > before
+        raise KeyError
+    assert gc.get_threshold() == before
 
 
 @pytest.mark.parametrize("name", environment.VALUES)

@@ -52,6 +52,31 @@ def test_what_is_freed_a_view_and_a_change_in_place_take_nothing():
     assert meter.total < 1.01 * MEGA
 
 
+def test_what_is_done_again_is_counted_and_not_run():
+    """A quarter of a MiB lives within and is freed, and half of one is the result; the second time beside the first."""
+    runs = []
+
+    def compute():
+        runs.append(1)
+        given = Weightless(torch.empty(256, 256, device="meta"))
+        return [torch.cat([given + 1, given]), None]
+
+    with Meter(seconds=lambda *_: 1.0) as meter:
+        results = []
+        for name in ("first", "second"):
+            with meter.during(name, repeat=3):
+                results.append(meter.once("key", compute))
+    first, second = meter.phases["first"], meter.phases["second"]
+    assert len(runs) == 1
+    assert results[1][0].shape == (512, 256)
+    assert results[1][1] is None
+    assert first.peak == pytest.approx(0.75 * MEGA, rel=0.01)
+    assert second.peak == pytest.approx(first.peak + 0.5 * MEGA, rel=0.01)
+    assert second.parts.total() == second.peak
+    assert second.spent() == first.spent() == [6, 0, 6]
+    assert meter.total == pytest.approx(MEGA, rel=0.01)
+
+
 def test_numbers_of_tensors_without_values_are_made_up_and_masks_are_real():
     with Meter() as meter:
         meter.token = 7
