@@ -13,6 +13,7 @@ from rlhf_core.estimate import estimating
 from rlhf_core.estimate.meter import Meter, Phase
 from rlhf_core.estimate.quantized import Quantized, quantize
 from rlhf_core.estimate.weightless import Weightless, without_values
+from rlhf_core.prefix import sharing, two_phase
 
 MEGA = 2**20
 
@@ -112,6 +113,23 @@ def test_every_methods_step_runs_without_values(method):
     assert parts.get("reference", 0) == pytest.approx(METHODS[method] * parts["weights"], rel=0.01)
     assert found.step_seconds > 0
     assert ("KV cache" in found.phases.get("answers", found.phases["loss"]).parts) == (method in ("grpo", "ppo"))
+
+
+def test_groups_that_are_measured_once_take_what_they_take_one_by_one(monkeypatch):
+    """Pairs in two phases, of which one of several is run."""
+    monkeypatch.setattr(sharing, "fits", lambda *_: False)
+    runs: list[int] = []
+    add = two_phase.Job.add_gradients
+    monkeypatch.setattr(two_phase.Job, "add_gradients", lambda *args: (runs.append(1), add(*args))[1])
+    counted = estimated("dpo", lora=True, gradient_checkpointing=True)
+    assert len(runs) == 1
+    monkeypatch.setattr(Meter, "once", lambda meter, key, compute: compute())
+    each = estimated("dpo", lora=True, gradient_checkpointing=True)
+    assert len(runs) > 2
+    assert counted.phases.keys() == each.phases.keys()
+    for name, phase in each.phases.items():
+        assert phase.peak <= counted.phases[name].peak <= 1.05 * phase.peak, name  # autocast's copies, once more
+        assert counted.phases[name].flops == pytest.approx(phase.flops, rel=0.001), name
 
 
 def estimated(name: str, **more):

@@ -297,6 +297,20 @@ def test_a_folder_of_everything_is_refused(tmp_path, monkeypatch):
         sources.read(DataSpec(str(tmp_path)))
 
 
+def test_a_folder_that_goes_while_data_is_looked_for_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "a.jsonl").write_text(GOOD)
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(sources.read(DataSpec(str(tmp_path)))[0]) == 1
+
+
 def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", path)

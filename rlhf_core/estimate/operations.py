@@ -4,6 +4,7 @@ than remembering them. Also what it computes and moves.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,15 +29,10 @@ class Known(NamedTuple):
 
 known: dict[Key, Known] = {}
 META = torch.device("meta")
-_kinds: dict[int, str] = {}  # by the operation's id, which is faster than its hash
 
 
+@functools.cache
 def kind(function: Any) -> str:
-    found = _kinds.get(id(function))
-    return found if found is not None else _kinds.setdefault(id(function), _kind(function))
-
-
-def _kind(function: Any) -> str:
     """Whether an operation looks at its input in another way (which launches nothing), writes into it, or makes new."""
     schema = function._schema
     aliases = [r.alias_info for r in schema.returns if r.alias_info is not None]

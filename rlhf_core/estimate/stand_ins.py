@@ -57,7 +57,6 @@ def _of_models(meter: Meter, device: Device) -> list[Patch]:
         *((module, "device", lambda: torch.device("cpu")) for module in (precision, loading)),
         (loading, "bitsandbytes_config", lambda options, _: 4 if options.load_in_4bit else 8),
         (weights, "refuse_not_finite", lambda *_: None),
-        *((torch.nn.init, name, lambda tensor, *_, **__: tensor) for name in ("kaiming_uniform_", "zeros_")),
     ]
 
 
@@ -136,7 +135,7 @@ def _tried(meter: Meter, model: Any, longest: int | None, ours: self_check.Value
 
 
 def _once(meter: Meter, masks: dict[Any, Any], compute: Callable[..., Any], model: Any, groups: Any, **how: Any) -> Any:
-    """A pass without gradient over groups of the same lengths is measured once; more of them only take time."""
+    """A pass without gradient over groups of the same lengths is measured once."""
     if torch.is_grad_enabled() or not meter.repeat:
         return compute(model, groups, **how)
     phase = "log-probabilities" if meter.sampling == ANSWERS else meter.sampling

@@ -152,7 +152,7 @@ def _train(
     checkpoint = resuming.whole_checkpoint(folder, screen, allow_changed) if resume else None
     if resume and first and not dry_run and launch.LAUNCHER not in os.environ:  # or the file is for this run
         run_folder.remove_stop_file(folder, screen.say)
-    with environment.starting(), screen.working("Reading data and model configuration …") as progress:
+    with screen.working("Reading data and model configuration …") as progress:
         run = prepare(config, method, catalog, folder, checkpoint, allow_changed, progress)
     run.is_new = not resume
     try:
@@ -198,8 +198,7 @@ def check(
     if resume:
         checkpoint = resuming.whole_checkpoint(Path(str(config.output_dir)), Screen(), allow_changed)
         os.environ[resuming.CHECKED] = checkpoint.name if checkpoint else ""
-    with environment.starting():
-        prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed).rewards.close()
+    prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed).rewards.close()
 
 
 def prepare(
