@@ -16,12 +16,13 @@ from click.testing import CliRunner
 from rich.cells import cell_len
 from rich.console import Console
 
+from rlhf_core import statistics
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.cli.score import _specs as specs
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
-from rlhf_core.reward_report import measuring, report, statistics
+from rlhf_core.reward_report import measuring, report
 from rlhf_core.reward_report.answers import Answer, Answers, read_answers
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime

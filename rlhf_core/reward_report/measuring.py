@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhf_core import statistics
 from rlhf_core.errors import UserError
-from rlhf_core.reward_report import statistics
 from rlhf_core.reward_report.answers import Answer, Answers
 from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
 from rlhf_core.rewards.binding import BoundReward

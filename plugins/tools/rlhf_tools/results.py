@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rlhf_core.commands import bootstrap_mean, mean
 from rlhf_tools import statistics
-from rlhf_tools.statistics import Pair, mean
+from rlhf_tools.statistics import Pair
 
 MODES = ("greedy", "sampled")
 
@@ -77,7 +78,7 @@ def _total(group: Sequence[Answer]) -> float | None:
 def _against(name: str, first: Answers, answers: Answers, rewards: Sequence[str], seed: int) -> dict[str, Any]:
     def difference(values: Sequence[tuple[float | None, float | None]]) -> dict[str, Any] | None:
         both = [new - old for old, new in values if old is not None and new is not None]
-        found = statistics.mean_difference(both, seed)
+        found = bootstrap_mean(both, seed)
         return asdict(found) if found else None
 
     groups = list(zip(first, answers, strict=True))

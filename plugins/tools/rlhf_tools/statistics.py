@@ -7,12 +7,12 @@ first. They hold for other prompts from the same source, answered by the same tw
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf_core.commands import mean, same
+
 Z = 1.959964  # of a normal distribution, 95% lie within
-RESAMPLES = 2000
 SIMILAR = 0.1  # two answers are of similar length if the shorter is at most this share shorter
 ENOUGH = 10  # prompts with answers of similar length that are needed for a statement
 
@@ -30,7 +30,7 @@ class Pair:
     @property
     def outcome(self) -> float:
         """1.0 won, 0.5 tied, 0.0 lost, as the second answer sees it."""
-        if math.isclose(self.score, self.first_score, rel_tol=1e-9, abs_tol=1e-12):
+        if same(self.score, self.first_score):
             return 0.5
         return float(self.score > self.first_score)
 
@@ -38,16 +38,6 @@ class Pair:
     def is_like(self) -> bool:
         """Whether the two answers are of similar length."""
         return abs(self.length - self.first_length) <= SIMILAR * max(self.length, self.first_length)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over `prompts` prompts with its interval, which is None for a single prompt."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    prompts: int
 
 
 @dataclass(frozen=True)
@@ -66,24 +56,6 @@ class WinRate:
     def decided(self) -> int:
         """1: above 50%, -1: below, 0: the interval contains 50%."""
         return int(self.low > 0.5) - int(self.high < 0.5)
-
-
-def mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
-def mean_difference(differences: Sequence[float], seed: int) -> Estimate | None:
-    """Mean of the differences, one a prompt, with the percentile interval of a bootstrap over prompts."""
-    average = mean(differences)
-    if average is None:
-        return None
-    count = len(differences)
-    if count == 1:
-        return Estimate(average, None, None, 1)
-    rng = random.Random(seed)
-    means = sorted(math.fsum(rng.choices(differences, k=count)) / count for _ in range(RESAMPLES))
-    cut = round(0.025 * RESAMPLES)
-    return Estimate(average, means[cut - 1], means[-cut], count)
 
 
 def win_rate(pairs: Sequence[Pair]) -> WinRate | None:

@@ -6,7 +6,9 @@ import random
 
 import pytest
 from rlhf_tools import statistics
-from rlhf_tools.statistics import Pair, length_effect, length_note, mean_difference, win_rate
+from rlhf_tools.statistics import Pair, length_effect, length_note, win_rate
+
+from rlhf_core.commands import Estimate, bootstrap_mean
 
 
 def pairs(*outcomes: float, lengths: tuple[int, int] = (100, 100)) -> list[Pair]:
@@ -63,7 +65,7 @@ def test_scores_that_differ_by_rounding_tie():
 
 def test_nothing_to_compare():
     assert win_rate([]) is None
-    assert mean_difference([], 0) is None
+    assert bootstrap_mean([], 0) is None
     assert length_effect([]).ratio is None
 
 
@@ -80,14 +82,14 @@ def test_the_interval_contains_the_true_rate_about_95_times_in_100(rate, ties):
     assert held / 400 > 0.92
 
 
-def test_mean_difference_is_of_the_prompts():
-    assert mean_difference([0.0] * 5, 0) == statistics.Estimate(0.0, 0.0, 0.0, 5)
-    assert mean_difference([2.0], 0) == statistics.Estimate(2.0, None, None, 1)
-    found = mean_difference([1.0, 2.0, 3.0, 4.0] * 10, 0)
+def test_bootstrap_mean_is_of_the_prompts():
+    assert bootstrap_mean([0.0] * 5, 0) == Estimate(0.0, 0.0, 0.0, 5)
+    assert bootstrap_mean([2.0], 0) == Estimate(2.0, None, None, 1)
+    found = bootstrap_mean([1.0, 2.0, 3.0, 4.0] * 10, 0)
     assert found.mean == 2.5
     # standard error √(1.25 / 40) = 0.1768, so about 2.5 ± 0.346
     assert (found.low, found.high) == pytest.approx((2.154, 2.846), abs=0.05)
-    assert found == mean_difference([1.0, 2.0, 3.0, 4.0] * 10, 0)
+    assert found == bootstrap_mean([1.0, 2.0, 3.0, 4.0] * 10, 0)
 
 
 def test_length_by_hand():

@@ -1,16 +1,50 @@
-"""Statistics of scores: pure functions on numbers, with results for JSON.
+"""Statistics of scores: pure functions on numbers, with results for JSON. Needs no torch.
 
+Intervals are of 95% and over prompts: several answers to one prompt are not independent, so they are averaged first.
 Correlations are Spearman's, of ranks, so that one huge score or one very long answer does not determine them.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from statistics import StatisticsError, correlation, fmean, pstdev
 from typing import Any
 
 BINS = 10
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `prompts` prompts with its interval, which is None for a single prompt."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    prompts: int
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate | None:
+    """The mean of the values, one a prompt (a score, or a difference of two), with the percentile interval of a
+    bootstrap over prompts.
+    """
+    average = mean(values)
+    if average is None:
+        return None
+    count = len(values)
+    if count == 1:
+        return Estimate(average, None, None, 1)
+    rng = random.Random(seed)
+    means = sorted(math.fsum(rng.choices(values, k=count)) / count for _ in range(RESAMPLES))
+    cut = round(0.025 * RESAMPLES)
+    return Estimate(average, means[cut - 1], means[-cut], count)
 
 
 def same(a: float, b: float) -> bool:
