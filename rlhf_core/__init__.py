@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlhf_core.models.reference import ReferenceModel
     from rlhf_core.models.router import router_loss_coefficient
     from rlhf_core.models.trainable import switch_off_dropout
+    from rlhf_core.phases import phase
     from rlhf_core.reward import Reward
     from rlhf_core.rewards.batch import RewardBatch
     from rlhf_core.rewards.runtime import RewardRuntime
@@ -45,6 +46,7 @@ _MODULES = {
     "models.reference": ("ReferenceModel",),
     "models.router": ("router_loss_coefficient",),
     "models.trainable": ("switch_off_dropout",),
+    "phases": ("phase",),
     "reward": ("Reward",),
     "rewards.batch": ("RewardBatch",),
     "rewards.runtime": ("RewardRuntime",),

@@ -106,7 +106,7 @@ def test_a_method_of_ones_own_gets_rows_by_their_number(made_run):
     rows, ids = run.train_dataset[:2], [[5], [6, 7]]
     theirs = [[{"role": "assistant", "content": "x"}]] * 2
     run.rewards.functions()[0](prompts=rows["prompt"], completions=theirs, completion_ids=ids, **{ROW: rows[ROW]})
-    assert [sample["columns"] for sample in run.rewards.last] == [
+    assert [sample["columns"] for sample in run.rewards.samples.last] == [
         {name: values[i] for name, values in columns_of(run.train_rows[:2]).items()} for i in range(2)
     ]
     batch = RewardBatch(rows["prompt"], theirs, ids, {ROW: rows[ROW]})

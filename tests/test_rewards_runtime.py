@@ -330,8 +330,30 @@ def test_trl_sees_one_column_each_and_the_batch_is_scored_once(runtime, tmp_path
     assert len(samples) == SIZE
     assert samples[2]["rewards"] == {"fine": 1.0, "one_row": None}
     assert (samples[2]["step"], samples[2]["completion"], samples[2]["columns"]["row"]) == (7, "abc", 2)
+    assert "errors" not in samples[1]
+    assert samples[2]["errors"].keys() == {"one_row"}
+    assert samples[2]["tokens"] == len(asked.completion_ids[2])
     errors = [json.loads(line) for line in (tmp_path / "reward_errors.jsonl").read_text().splitlines()]
     assert [(e["reward"], e["error"], e["step"]) for e in errors] == [("one_row", ROW_TWO, 7)]
+
+
+def test_samples_wait_for_their_advantages_and_none_is_lost(runtime, tmp_path):
+    def written():
+        file = tmp_path / "samples.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    rewards = runtime("ints")  # which does not apply to the last row
+    rewards.samples.wait_for_advantages = True
+    rewards.score(batch())
+    assert written() == []
+    rewards.samples.advantages([-1.0, 0.0, 1.0, 0.0])
+    assert [one["advantage"] for one in written()] == [-1.0, 0.0, 1.0, None]
+    rewards.score(batch())
+    rewards.score(batch())  # the trainer told nothing of the batch before
+    assert len(written()) == 2 * SIZE
+    rewards.close()
+    assert len(written()) == 3 * SIZE
+    assert "advantage" not in written()[-1]
 
 
 def advantages(columns: list[list[float | None]], aggregation: str) -> torch.Tensor:
@@ -402,7 +424,7 @@ def test_a_trainer_of_ones_own_gets_each_rows_weighted_sum(runtime):
     """What guide/plugins.md promises: a batch of plain lists, no callbacks, None where a reward failed."""
     rewards = runtime("fine:weight=2", "ints", "one_row")
     assert rewards.score(batch()) == [4.0, 5.0, None, 3.0]
-    assert rewards.last[2]["rewards"] == {"fine": 1.0, "ints": 3.0, "one_row": None}
+    assert rewards.samples.last[2]["rewards"] == {"fine": 1.0, "ints": 3.0, "one_row": None}
 
 
 def test_a_function_that_names_it_is_told_which_answers_ended(tmp_path):

@@ -103,10 +103,15 @@ def test_the_folder_of_a_run(run, tiny_model, capsys):
         "rewards/length/error_rate",
         "rewards/vowels/latency",
     }
+    wanted |= {"time/sampling", "time/rewards", "time/learning", "memory/peak_gb", "memory/free_gb"}
     assert wanted <= metrics[0].keys()
+    assert all(metrics[-1][f"time/{phase}"] > 0 for phase in ("sampling", "rewards", "learning"))
     samples = read_lines(folder / "samples.jsonl")
     assert len(samples) == 6 * 4
-    assert samples[0].keys() == {"step", "prompt", "completion", "rewards", "columns"}
+    known = {"step", "prompt", "completion", "rewards", "columns", "tokens", "finished", "advantage"}
+    assert samples[0].keys() == known
+    assert all(one["finished"] or one["tokens"] == 8 for one in samples)
+    assert sum(one["advantage"] for one in samples[:4]) == pytest.approx(0, abs=1e-4)
     assert samples[-1]["step"] == 6
     assert read_lines(folder / "reward_errors.jsonl") == []
     assert list((folder / "tensorboard").glob("events*"))

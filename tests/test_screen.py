@@ -24,7 +24,7 @@ def screen(*, terminal: bool, width: int = 80) -> tuple[Screen, io.StringIO]:
 
 
 def train(shown: Screen, steps: int = 20, extra: dict | None = None) -> None:
-    progress = ProgressCallback(shown.console, SimpleNamespace(last=[SAMPLE]))
+    progress = ProgressCallback(shown.console, SimpleNamespace(samples=SimpleNamespace(last=[SAMPLE])))
     state = TrainerState(max_steps=steps)
     progress.on_train_begin(None, state, None)
     for step in range(1, steps + 1):

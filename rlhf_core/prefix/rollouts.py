@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 
 from rlhf_core.errors import RunStopped
+from rlhf_core.phases import phase
 from rlhf_core.prefix import attention, decoding, padded
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.packed import evaluating, unwrap
@@ -27,6 +28,7 @@ BLOCK = 32  # tokens
 Engine = Literal["shared", "transformers", "continuous"]
 
 
+@phase("sampling")
 def rollout(
     model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, engine: Engine = "shared"
 ) -> list[Rollout]:

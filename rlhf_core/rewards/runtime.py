@@ -22,12 +22,13 @@ from typing import Any
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.projecting import prompt_of
 from rlhf_core.errors import UserError
+from rlhf_core.phases import phase
 from rlhf_core.rewards.batch import RewardBatch, callbacks_of, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, ROW, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import BATCH_SECONDS, EventLoop
 from rlhf_core.rewards.guard import guarded
 from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, failure, join, out_of_time
-from rlhf_core.rewards.samples import record, samples, scores_by_prompt
+from rlhf_core.rewards.samples import Samples, scores_by_prompt
 from rlhf_core.rewards.worker import Worker
 
 AT_ONCE = 64  # rows of a reward that are scored at the same time
@@ -42,6 +43,9 @@ class RewardRuntime:
     An answer's text is what its prompt has opened of it, `opening`, and its decoded tokens. `rows` are the run's, by
     their number in the column `ROW`; `text_prompts`: their prompts were plain text. `finished` says of an answer's
     tokens whether it ended by itself.
+
+    `samples` are those of the last batch. A trainer that says what it made of the scores sets
+    `samples.wait_for_advantages`, and calls `samples.advantages` after each batch.
     """
 
     def __init__(
@@ -57,11 +61,10 @@ class RewardRuntime:
     ) -> None:
         self.rewards = list(rewards)
         self.decode, self.opening, self.finished = decode, opening, finished
-        self.folder = folder
         self.rows, self.text_prompts = rows, text_prompts
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
         self.spread: dict[str, list[int]] = {r.name: [0, 0] for r in rewards}  # groups, those whose scores differ
-        self.last: list[dict[str, Any]] = []
+        self.samples = Samples(folder)
         self._elsewhere: dict[str, Worker | EventLoop] = {r.name: Worker(r) for r in rewards if r.kind == "process"}
         self._elsewhere |= {r.name: EventLoop(r) for r in rewards if r.kind == "async"}
         self._batches = ThreadPoolExecutor(len(self.rewards) or 1)
@@ -88,6 +91,8 @@ class RewardRuntime:
             place.start()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # of a folder that is gone, a disk that is full: the run has said it
+            self.samples.write()
         self._closed = True
         for pool in (self._batches, *self._rows.values()):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -147,6 +152,7 @@ class RewardRuntime:
         failed = {i for column in columns.values() for i, error in enumerate(column.errors) if error is not None}
         return [None if i in failed else total for i, total in enumerate(totals)]
 
+    @phase("rewards")
     def evaluate(self, batch: RewardBatch) -> dict[str, Column]:
         """Score a batch with every reward. Those that do not need the main thread run meanwhile."""
         if ROW in batch.columns:
@@ -282,9 +288,7 @@ class RewardRuntime:
             batch.log_metric(f"rewards/{name}/error_rate", column.failed / len(batch))
             batch.log_metric(f"rewards/{name}/timeout_rate", column.timed_out / len(batch))
             batch.log_metric(f"rewards/{name}/latency", column.seconds)
-        self.last = samples(batch, columns, text_prompts=self.text_prompts)
-        if self.folder is not None:
-            record(self.folder, self.last, columns)
+        self.samples.add(batch, columns, text_prompts=self.text_prompts, finished=self.finished)
 
 
 def _copy(value: Any) -> Any:

@@ -15,8 +15,10 @@ which a run says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +29,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.trainable import switch_off_dropout
 from rlhf_core.prefix import Group, completion_hidden, completion_logps, shares, stacked, unwrap
+from rlhf_core.rewards.samples import append
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -63,6 +66,8 @@ class PairScores(NamedTuple):
     rejected: Tensor
 
 
+RECORDED = 8  # pairs of each logged step that samples.jsonl has
+
 # -> (losses (pairs,), metrics by name, each (pairs,); the same names at every call)
 PairLoss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 
@@ -86,6 +91,8 @@ class PairTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
         self.pair_loss, self.reference, self.scores = loss, reference, scores
         self.metric_names: list[str] = []
+        self.record: Callable[[int, list[Pair], list[dict[str, float]]], None] | None = None  # step, pairs, metrics
+        self._last: tuple[list[Pair], Tensor] | None = None  # the last pass's
         self._sums: Tensor | None = None  # of each metric since the last line of metrics, then the number of pairs
         if reference is not None:
             reference.prepare(self.accelerator)
@@ -100,7 +107,7 @@ class PairTrainer(Trainer):
         rows, limit = run.options.per_device_train_batch_size, run.options.max_completion_length
         args = run.arguments(TrainingArguments, per_device_eval_batch_size=rows, remove_unused_columns=False)
         model, held_out = _trainable(run), run.held_out
-        return cls(
+        trainer = cls(
             loss=loss,
             reference=ReferenceModel(model, fresh_adapter=run.peft_config is not None) if reference else None,
             scores=run.info.task == "sequence_classification",
@@ -110,6 +117,9 @@ class PairTrainer(Trainer):
             eval_dataset=encode_pairs(held_out, run.template, limit) if held_out else None,
             processing_class=run.tokenizer,
         )
+        if trainer.is_world_process_zero():
+            trainer.record = functools.partial(record_pairs, run.folder, run.template.decode)
+        return trainer
 
     def losses(self, model: Any, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
         """(losses (pairs,), metrics (pairs, metrics) without gradient) by one pass of `model`."""
@@ -135,6 +145,7 @@ class PairTrainer(Trainer):
         losses, measured = self.losses(model, inputs)
         sums = torch.cat([measured.sum(0), measured.new_tensor([len(measured)])])
         self._sums = sums if self._sums is None else self._sums + sums
+        self._last = inputs, measured
         if num_items_in_batch is None:
             return losses.mean()
         # The trainer divides by the passes of this step, and averaging gradients over processes by their number.
@@ -155,7 +166,27 @@ class PairTrainer(Trainer):
             *sums, pairs = self.accelerator.reduce(self._sums, "sum").tolist()
             self._sums = None
             logs = {**{name: total / pairs for name, total in zip(self.metric_names, sums, strict=True)}, **logs}
+            if self.record is not None and self._last is not None:
+                shown, values = self._last[0][:RECORDED], self._last[1][:RECORDED].tolist()
+                metrics = [dict(zip(self.metric_names, row, strict=True)) for row in values]
+                self.record(self.state.global_step, shown, metrics)
         super().log(logs, start_time)
+
+
+def record_pairs(
+    folder: Path,
+    decode: Callable[[Sequence[int]], str],
+    step: int,
+    pairs: Sequence[Pair],
+    metrics: Sequence[dict[str, float]],
+) -> None:
+    """Add pairs with their metrics to the run's samples.jsonl."""
+    lines = []
+    for pair, values in zip(pairs, metrics, strict=True):
+        chosen, rejected = pair.group.completions
+        texts = {"prompt": decode(pair.group.prompt), "chosen": decode(chosen), "rejected": decode(rejected)}
+        lines.append({"step": step, **texts, "tokens": [len(chosen), len(rejected)], "metrics": values})
+    append(folder / "samples.jsonl", lines)
 
 
 def collate_pairs(rows: list[dict[str, list[int]]]) -> list[Pair]:

@@ -64,8 +64,8 @@ class ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.step = state.global_step
-        if self.rewards.last and self.step >= self._sample_due:
-            self.sample = {**self.rewards.last[0], "step": self.step}
+        if self.rewards.samples.last and self.step >= self._sample_due:
+            self.sample = {**self.rewards.samples.last[0], "step": self.step}
             self._sample_due = self.step + max(1, self.total // SAMPLES)
             if self.live is None:
                 self._print_sample(self.sample)

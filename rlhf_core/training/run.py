@@ -170,7 +170,7 @@ def _train(
             with screen.working("Loading the model …"):
                 trainer = building.build(run, method, planning.plugins_used(run.plan, catalog))
             try:
-                code = _carry_out(run, method, trainer, catalog, screen)
+                code = _carry_out(run, method, trainer, catalog, screen, memory)
                 if first and code == 0:
                     ending.say_memory(run, memory.read(), screen)
                 return code
@@ -232,10 +232,11 @@ def prepare(
     return run
 
 
-def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog: Catalog, screen: Screen) -> int:
+def _carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: Screen, memory: PeakMemory) -> int:
     """Evaluate on the held-out rows, train, evaluate again, save."""
     from rlhf_core.training import callbacks, evaluation
     from rlhf_core.training.progress import ProgressCallback
+    from rlhf_core.training.resources import Resources
     from rlhf_core.training.watch import Watch
 
     held_out = evaluation.HeldOut(trainer, method, run, screen)
@@ -243,7 +244,7 @@ def _carry_out(run: Run, method: Method, trainer: transformers.Trainer, catalog:
     every = method.steps_per_rollout(trainer)
     checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every, run.described)
     progress = ProgressCallback(screen.console, run.rewards)
-    ours = [Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
+    ours = [Resources(memory), Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
     ours += [callbacks.Schedule(run.resumed.rate_ratio)] * run.resumed.changes_schedule
     others = catalog.load_callbacks(run.config.callback, run) if run.callbacks is None else run.callbacks

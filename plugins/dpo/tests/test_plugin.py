@@ -200,6 +200,12 @@ def test_held_out_pairs_have_the_metrics_of_training(go):
         *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
         *("logps/chosen", "logps/rejected", "nll_loss"),
     }
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {one["step"] for one in samples} == {1, 2}
+    assert measured | {"loss", "entropy"} == samples[0]["metrics"].keys()
+    margins = [one["metrics"]["rewards/chosen"] - one["metrics"]["rewards/rejected"] for one in samples]
+    assert margins == pytest.approx([one["metrics"]["rewards/margins"] for one in samples], abs=1e-5)
+    assert all(one["chosen"] != one["rejected"] and one["prompt"] for one in samples)
     held_out = go.trainers[-1].evaluate()
     assert {f"eval_{name}" for name in measured} <= held_out.keys()
     gap = held_out["eval_rewards/chosen"] - held_out["eval_rewards/rejected"]

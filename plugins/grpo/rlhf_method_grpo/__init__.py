@@ -167,6 +167,8 @@ class GRPO(Method):
         trainer.epochs_done = run.epochs_done
         trainer.rollouts = options.rollouts
         trainer.template = run.template
+        trainer.rewards = run.rewards
+        trainer.rewards.samples.wait_for_advantages = True
         if arguments.beta and run.info.adapter:
             _copy_to_reference(trainer, run.model)
         if trainer.ref_model is not None and options.shares_prompts:

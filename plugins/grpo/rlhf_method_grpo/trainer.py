@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from rlhf_core import ChatTemplate
+from rlhf_core import ChatTemplate, RewardRuntime, phase
 from rlhf_core.prefix import Group, Sampling, completion_logps, own_generation_config, rollout
 
 log = logging.getLogger("rlhf")
@@ -34,6 +34,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     rollouts = "shared"
     template: ChatTemplate | None = None  # renders the prompts, as everywhere in the run
     shown_tools: list[Any] = []  # noqa: RUF012 - of the prompts that are answered now, replaced for each batch
+    rewards: RewardRuntime | None = None  # of the run, whose samples are told their advantages
     sampled_logps: list[list[float]] | None = None  # of the rollouts, until they are used as old log-probabilities
 
     def _get_train_sampler(self, dataset=None):
@@ -50,8 +51,12 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         self.shown_tools = [row.get("tools") for row in inputs]
-        return super()._generate_and_score_completions(inputs)
+        scored = super()._generate_and_score_completions(inputs)
+        if self.rewards is not None:
+            self.rewards.samples.advantages(scored["advantages"].tolist())
+        return scored
 
+    @phase("sampling")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if self.rollouts not in ("shared", "continuous") or images is not None or self._sampled_by_trl:
             with own_generation_config(self.accelerator.unwrap_model(self.model)):

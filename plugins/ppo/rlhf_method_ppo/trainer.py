@@ -38,6 +38,7 @@ class PPOTrainer(Trainer):
         set_seed(self.args.seed, device_specific=True)  # or every process would sample with the same random numbers
         self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
         self.options, self.reference, self.rewards, self.template = options, reference, rewards, template
+        self.rewards.samples.wait_for_advantages = True
         self.kl_coef = options.kl_coef
         self.passes = 0  # forward passes since this process began
         self.minibatches: list[list[Experience]] = []
@@ -113,6 +114,7 @@ class PPOTrainer(Trainer):
             rewards = losses.whiten(rewards, loss_mask, *self._moments(rewards, loss_mask), shift_mean=False)
         advantages, returns = losses.gae(rewards, values, mask, options.gamma, options.lam)
         advantages = losses.whiten(advantages, loss_mask, *self._moments(advantages, loss_mask))
+        self.rewards.samples.advantages(_means(advantages, loss_mask))
 
         kl_of_completion = kl.sum(1)
         self._record("objective/kl", kl_of_completion)
@@ -237,3 +239,10 @@ class PPOTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         self.accelerator.unwrap_model(self.model).load(folder)
         self.kl_coef = float((folder / KL_COEF_FILE).read_text(encoding="utf-8"))
+
+
+def _means(values: Tensor, mask: Tensor) -> list[float | None]:
+    """The mean of each row's masked values; None without any."""
+    counts = mask.sum(1)
+    means = ((values * mask).sum(1) / counts.clamp(min=1)).tolist()
+    return [mean if count else None for mean, count in zip(means, counts.tolist(), strict=True)]

@@ -269,7 +269,7 @@ def test_advantages_come_from_scores_penalties_and_kl(trainer):
     rows = [made.train_dataset[i] for i in range(4)]
     torch.manual_seed(0)
     experience = made._rollout(rows)
-    scores = [reward["rewards"]["length"] for reward in made.rewards.last]
+    scores = [reward["rewards"]["length"] for reward in made.rewards.samples.last]
     logps, values, ref = (torch.zeros_like(experience.logps) for _ in range(3))
     ended = []
     for i, group in enumerate(experience.groups):
