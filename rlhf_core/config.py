@@ -29,7 +29,7 @@ from rlhf_core import credentials, settings, unused
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError, did_you_mean, excerpt
 from rlhf_core.grammar import DataSpec, RewardSpec, read_data
-from rlhf_core.inputs import parse_yaml, path_of, plain, read_text
+from rlhf_core.inputs import label, parse_yaml, path_of, plain, read_text
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.numbers import MAX_BAD_ROWS, MAX_BAD_ROWS_HELP
 
@@ -100,7 +100,13 @@ class RunConfig(BaseModel):
     )
     chat_template: str | None = Field(None, description="file with a chat template (Jinja), for a model without one")
     trust_remote_code: bool = Field(False, description=TRUST_REMOTE_CODE)
-    output_dir: str | None = Field(None, description="folder of the run; unset: runs/METHOD-TIME")
+    output_dir: str | None = Field(None, description="folder of the run; unset: runs/NAME, or runs/METHOD-TIME")
+    name: Annotated[str, AfterValidator(label)] | None = Field(
+        None, description="name of the run, in listings and trackers; without --output-dir also of its folder"
+    )
+    tag: Annotated[list[Annotated[str, AfterValidator(label)]], BeforeValidator(_listed)] = Field(
+        [], description="tag of the run, to find it by; repeatable"
+    )
     callback: list[str] = Field([], description="trainer callback, by plugin name; repeatable")
     num_processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one for each GPU")
     num_machines: int = Field(1, ge=1, le=65_536, description="number of machines; the same command is started on each")

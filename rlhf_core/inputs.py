@@ -21,11 +21,13 @@ from types import FrameType
 from typing import IO, Any
 
 from rlhf_core.errors import RunStopped, UserError, first_line
+from rlhf_core.ui.text import shown
 
 SMALL = 1 << 20  # bytes of a file that a person writes: settings, a chat template, a list of words
 DEPTH = 100  # lists within lists; Python's own limit is near 1,000, and most libraries stop earlier
 LONGEST_NAME = 255  # bytes, in the file systems of Linux and macOS
 LONGEST_PATH = 4000  # with what is written below it, Linux allows 4,096
+LONGEST_LABEL = 120  # bytes of a name that a user gives a run
 VALUES = 10_000  # in one YAML file, each alias counted with all that it stands for
 LARGEST = 2**63 - 1  # an integer that every library can take
 
@@ -97,6 +99,23 @@ def read_text(path: Path, what: str = "", limit: int | None = SMALL) -> str:
         raise UserError(
             f"{given_as}: is not UTF-8 text (byte {error.start}, in line {line}): save it in UTF-8"
         ) from error
+
+
+def label(value: str) -> str:
+    """`value`, a name or a tag, if it is short, one line, and without signs that divide paths and lists. Else raises
+    `ValueError`.
+    """
+    if (
+        not value.strip()
+        or value != value.strip()
+        or value[0] in ".-"
+        or set(value) & set("/\\,")
+        or shown(value) != value
+    ):
+        raise ValueError("write a few words, without / \\ or a comma, and no . or - before them")
+    if "\n" in value or "\t" in value or len(value.encode()) > LONGEST_LABEL:
+        raise ValueError(f"it is one line of at most {LONGEST_LABEL} bytes")
+    return value
 
 
 def is_text(value: Any) -> bool:

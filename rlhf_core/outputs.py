@@ -21,6 +21,7 @@ from typing import Any
 from rlhf_core.errors import UserError
 
 LOCK = ".rlhf.lock"
+LOOKED_AT = 0.05  # seconds, in which who only looks at a lock has let it go
 LONGEST_LINE = 1 << 26  # bytes; what has no line break for longer is no log
 _locks: set[int] = set()  # descriptors of the lock files that this process holds
 
@@ -158,6 +159,15 @@ def _why(folder: Path, error: OSError) -> str:
     return f"can't be written to: {error.strerror}"
 
 
+def _try_to_lock(descriptor: int) -> None:
+    """Lock an open file, at a second try if need be: `rlhf runs` looks at a lock by sharing it for a moment."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(LOOKED_AT)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _lock(folder: Path, flag: str) -> int:
     """The descriptor of the folder's lock file, locked. Raises `UserError` if another process has locked it."""
     file, same = folder / LOCK, False
@@ -166,7 +176,7 @@ def _lock(folder: Path, flag: str) -> int:
             raise UserError(f"{flag} {folder}: {file} is no file, and a lock of that name is needed: move it away")
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _try_to_lock(descriptor)
         except BlockingIOError as error:
             os.close(descriptor)
             raise UserError(

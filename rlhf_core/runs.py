@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import shlex
@@ -27,13 +28,23 @@ from rlhf_core.inputs import read_bytes
 from rlhf_core.outputs import LOCK
 
 CONFIG, MANIFEST, METRICS, EVALUATION = "config.yaml", "manifest.json", "metrics.jsonl", "evaluation.json"
-TRAINING, DONE, STOPPED, FAILED, NEW, DAMAGED = "training", "done", "stopped", "failed", "not begun", "damaged"
-STATES = (TRAINING, DONE, STOPPED, FAILED, NEW, DAMAGED)
+# Of a `new` one no step is done.
+TRAINING, DONE, STOPPED, FAILED, NEW, DAMAGED = "training", "done", "stopped", "failed", "new", "damaged"
+STATES = (  # Of a `new` one no step is done.
+    TRAINING,
+    DONE,
+    STOPPED,
+    FAILED,
+    NEW,
+    DAMAGED,
+)
 DEPTH = 6  # folders within folders
 LIMIT = 1 << 26  # bytes of a manifest, an evaluation
 TAIL = 1 << 16  # bytes of a log in which its last line is looked for
 # The metric that tells most of a run: that of its first reward, else the first of these that it has.
 MAIN = ("accuracy", "rewards/accuracies", "mean_token_accuracy", "reward", "loss")
+_LINE = re.compile(rb"[A-Za-z_]\w*:( |$)|[ -] ?|\s*$")
+_TOLD = re.compile(rb"^(?:method|model|data|reward|reward_model|name|tag|max_steps):.*\n(?:[ -].*\n)*", re.MULTILINE)
 
 
 @dataclass
@@ -118,10 +129,10 @@ def read(folder: Path) -> PastRun:
     try:
         config = _config(folder)
         manifest = _object(folder / MANIFEST)
-        first, last = _ends(folder / METRICS)
+        first, last, logged = _ends(folder / METRICS)
         _describe(run, config)
         run.changed = max(_changed(folder / name) for name in (CONFIG, METRICS, MANIFEST))
-        run.steps, run.max_steps = _number(last.get("step")), _max_steps(folder, config, manifest)
+        run.steps, run.max_steps = max(logged, _last_checkpoint(folder)), _max_steps(folder, config, manifest)
         run.state = _state(folder, run, manifest)
         _measure(run, _results(folder, manifest), first, last)
     except (UserError, OSError) as error:
@@ -146,14 +157,20 @@ def _texts(value: Any) -> list[str]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The keys of config.yaml, by libyaml where it is there: ten times as fast, and 500 runs are to be listed."""
+    """The keys of config.yaml that are told here. Where each begins a line, as we write it, the others are not parsed:
+    YAML takes most of the time of a long list.
+    """
     import yaml
 
     file = folder / CONFIG
     if not file.exists():
         raise UserError(f"{CONFIG} is missing")
+    content = read_bytes(file)
+    lines = content.splitlines(keepends=True)
     try:
-        values = yaml.load(read_bytes(file), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if all(map(_LINE.match, lines)):
+            content = b"".join(_TOLD.findall(b"".join(lines)))
+        values = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{CONFIG} is not YAML: {first_line(error)}") from error
     if not isinstance(values, dict) or not isinstance(values.get("method"), str):
@@ -174,26 +191,35 @@ def _object(file: Path) -> dict[str, Any]:
     return value
 
 
-def _ends(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first and the last whole line of a log, each an object or empty."""
+def _ends(file: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """The first and the last line of a log that a trained step wrote, each empty if there is none; and the last."""
     if not file.exists():
-        return {}, {}
+        return {}, {}, 0
     with file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        head = stream.read(TAIL).split(b"\n")
+        head = stream.read(TAIL).split(b"\n")[:-1]
         stream.seek(max(0, size - TAIL))
-        tail = stream.read(TAIL).split(b"\n")
-    return _first(head[:-1]), _first(tail[-2::-1])
+        tail = stream.read(TAIL).split(b"\n")[-2::-1]
+    step = next((_number(line.get("step")) for line in _objects(tail)), 0)
+    first, last = (next((line for line in _objects(part) if _is_step(line)), {}) for part in (head, tail))
+    return first, last, step
 
 
-def _first(lines: Iterable[bytes]) -> dict[str, Any]:
-    """The first of the lines that holds an object with a step that was trained."""
+def _objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(line)
-            if isinstance(value, dict) and _number(value.get("step")) and {"loss", "reward"} & {*value}:
-                return value
-    return {}
+            if isinstance(value, dict):
+                yield value
+
+
+def _is_step(line: Mapping[str, Any]) -> bool:
+    return bool(_number(line.get("step")) and {"loss", "reward"} & {*line})
+
+
+def _last_checkpoint(folder: Path) -> int:
+    steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoints/checkpoint-*"))
+    return max((int(step) for step in steps if step.isascii() and step.isdecimal() and len(step) < 19), default=0)
 
 
 def _number(value: Any) -> int:
@@ -221,7 +247,7 @@ def _state(folder: Path, run: PastRun, manifest: Mapping[str, Any]) -> str:
     complete = (folder / "model" / "README.md").is_file() and run.steps >= (run.max_steps or 0)
     if complete:  # of an earlier version, or killed in its last evaluation
         return DONE
-    return STOPPED if run.steps or any((folder / "checkpoints").glob("checkpoint-*")) else NEW
+    return STOPPED if run.steps else NEW
 
 
 def _results(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,13 +269,20 @@ def _measure(run: PastRun, results: Mapping[str, Any], first: Mapping[str, Any],
     run.before, run.after = _float(one.get(run.metric)), _float(other.get(run.metric))
 
 
+def results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The means on held-out rows that evaluation.json has, before and after, without the answers."""
+    found = _object(folder / EVALUATION)
+    return {when: _means(found.get(when)) for when in ("before", "after") if found.get(when)}
+
+
 def _means(value: Any) -> dict[str, dict[str, Any]]:
     parts = value if isinstance(value, dict) else {}
     return {name: part for name in ("metrics", "rewards") if isinstance(part := parts.get(name), dict)}
 
 
 def _float(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
 
 
 def _changed(file: Path) -> float:

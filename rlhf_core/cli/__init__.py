@@ -24,6 +24,7 @@ COMMANDS = {
     "run": ("cli.run", "run", "Train a model."),
     "estimate": ("cli.estimate", "estimate", "Tell a run's memory and time before it, and whether it fits."),
     "data": ("cli.data", "data", "Look at data, check it, count it or convert it."),
+    "runs": ("cli.runs", "runs", "List the runs that are there, or remove some."),
     "score": ("cli.score", "score", "Try rewards on completions, before any training."),
     "pipeline": ("cli.pipeline", "pipeline", "Run several stages, each feeding the next."),
     "merge": ("cli.merge", "merge", "Merge a trained adapter into its base model."),

@@ -20,6 +20,7 @@ from rlhf_core.config import MAIN, RunConfig, read_file, resolve, spellings
 from rlhf_core.errors import UserError, excerpt
 from rlhf_core.inputs import path_of
 from rlhf_core.method import Method, TrainingOptions
+from rlhf_core.runs import is_run
 from rlhf_core.training import checkpoint, run_folder
 
 LATEST = "latest"
@@ -124,7 +125,7 @@ def _files(config_file: str | None, folder: Path | None) -> list[dict[str, Any]]
         if (
             path_of(config_file, "--config").parent / "manifest.json"
         ).is_file():  # the run is repeated, in a folder of its own
-            values.pop("output_dir", None)
+            values = {key: value for key, value in values.items() if key not in ("output_dir", "name")}
         layers.append(values)
     return layers
 
@@ -149,11 +150,11 @@ def _find_run(resume: str, output_dir: str | None) -> Path:
         folder = path_of(resume, "--resume")
         if output_dir is not None and path_of(output_dir, "--output-dir").resolve() != folder.resolve():
             raise UserError(f"--resume {resume} goes on in that folder: leave out --output-dir {output_dir}")
-        if not run_folder.is_run(folder):
+        if not is_run(folder):
             missing = "it has nothing else of a run" if (folder / "config.yaml").is_file() else "it has no config.yaml"
             raise UserError(f"--resume {resume}: this is not a run's folder: {missing}.{checkpoint.copies(folder)}")
         return folder
-    runs = [folder for folder in Path("runs").glob("*") if run_folder.is_run(folder)]
+    runs = [folder for folder in Path("runs").glob("*") if is_run(folder)]
     if not runs:
         raise UserError("--resume: there is no run under runs/. Give its folder: --resume FOLDER")
     return max(runs, key=lambda folder: (folder / "config.yaml").stat().st_mtime)

@@ -22,6 +22,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from rlhf_core.models.reference import REFERENCE_ADAPTER
 from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.training import manifest
 from rlhf_core.training.checkpoint import WRITING, discard, list_checkpoints, seal
 from rlhf_core.training.run_folder import STOP
 
@@ -123,7 +124,8 @@ class Schedule(TrainerCallback):
 
 
 class Metrics(TrainerCallback):
-    """Writes metrics.jsonl: one flat object a logged step, under the trainer's own keys.
+    """Writes metrics.jsonl: one flat object a logged step, under the trainer's own keys; and how many steps there will
+    be to manifest.json.
 
     The trainer keeps what it logs, too, and writes it to every checkpoint: of that the newest `KEPT_LOGS` are left, so
     that a checkpoint of a long run is no larger than an early one.
@@ -131,6 +133,10 @@ class Metrics(TrainerCallback):
 
     def __init__(self, file: Path) -> None:
         self.file = file
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            manifest.note(self.file.parent, max_steps=state.max_steps, ended=None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         del state.log_history[:-KEPT_LOGS]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core import runs
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.credentials import masked
@@ -99,8 +100,20 @@ def callback_of(error: BaseException, names: Sequence[str]) -> str | None:
     return None
 
 
+def note_stop(run: Run, code: int, reason: str | None) -> int:
+    """Write to manifest.json that the run stopped, for the `reason` given, or failed; returns its exit code."""
+    if code != launch.OUT_OF_MEMORY:
+        with suppress(OSError, ValueError):  # the disk may be why it ended
+            state = runs.STOPPED if reason or code == launch.INTERRUPTED else runs.FAILED
+            manifest.note(run.folder, ended={"state": state, "reason": reason})
+    return code
+
+
 def say_memory(run: Run, measured: Mapping[str, int], screen: Screen) -> None:
-    """Say how much memory the run took at most, beside the estimate, and write both to manifest.json."""
+    """Say how much memory the run took at most, beside the estimate, and write both to manifest.json: also that it is
+    done, and its means on held-out rows.
+    """
+    manifest.note(run.folder, ended={"state": runs.DONE, "reason": None}, results=runs.results(run.folder))
     most = measured.get("allocated", measured.get("resident"))
     if most is None:
         return

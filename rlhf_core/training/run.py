@@ -252,7 +252,7 @@ def _carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen:
     if run.resume_from:
         screen.say(f"Resuming after {run.resume_from.name}.", "bold")
     if code := _trained(trainer, run, checkpoints, progress, screen):
-        return code
+        return ending.note_stop(run, code, checkpoints.stop_reason) if trainer.is_world_process_zero() else code
     trainer.save_model(str(run.folder / "model"))
     if trainer.is_world_process_zero():
         run_folder.finish_model(run)

@@ -23,7 +23,7 @@ from rlhf_core.config import RunConfig
 from rlhf_core.credentials import masked
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import path_of
-from rlhf_core.outputs import LOCK, claim, keep_lines, write_whole
+from rlhf_core.outputs import claim, keep_lines, write_whole
 from rlhf_core.training import checkpoint, manifest
 from rlhf_core.ui.text import shown
 
@@ -45,36 +45,38 @@ WRITTEN = (
 
 @contextmanager
 def claimed(config: RunConfig, resume: bool) -> Iterator[Path]:
-    """The folder of the run, runs/METHOD-TIME where none was given, kept from other processes until the run ends.
+    """The folder of the run, runs/NAME or runs/METHOD-TIME where none was given, kept from other processes until the
+    run ends.
 
     One that a run did not begin in is removed again. Raises `UserError` for a folder that a new run would write over.
     """
     if config.output_dir == "":
         raise UserError("--output-dir is empty: leave it out for a folder under runs/, or write . for this folder")
-    named = config.output_dir is not None
-    default = Path("runs") / f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    flag = "--name" if config.output_dir is None and config.name else "--output-dir"
+    named = config.output_dir is not None or config.name is not None
+    default = Path("runs") / (config.name or f"{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = path_of(config.output_dir, "--output-dir") if config.output_dir else default
     owned = LAUNCHER in os.environ or int(os.environ.get("RANK", config.machine_rank)) > 0  # by another process
-    with nullcontext(folder) if owned else claim(folder, "--output-dir", rename=not named) as folder:
+    with nullcontext(folder) if owned else claim(folder, flag, rename=not named) as folder:
         if not resume and not owned:
-            _refuse(folder)
+            _refuse(folder, flag)
         if resume:
             _check_kinds(folder)
         config.output_dir = str(folder)
         yield folder
 
 
-def _refuse(folder: Path) -> None:
+def _refuse(folder: Path, flag: str) -> None:
     """Raise `UserError` if there is something that a run would write over."""
     there = [name for name in WRITTEN if os.path.lexists(folder / name) and not _is_empty(folder / name)]
     if "config.yaml" in there and any((folder / name).exists() for name in ("checkpoints", manifest.FILE)):
         raise UserError(
-            f"--output-dir {folder} holds a run already. Resume it: rlhf run --resume {folder}. For another run, give "
-            "another --output-dir."
+            f"{flag} {folder} holds a run already. Resume it: rlhf run --resume {folder}. For another run, give "
+            f"another {flag}."
         )
     if there:
         raise UserError(
-            f"--output-dir {folder} has files that a run would write over: {', '.join(there)}. Give another folder, or "
+            f"{flag} {folder} has files that a run would write over: {', '.join(there)}. Give another folder, or "
             "move them away"
         )
 
@@ -91,11 +93,6 @@ def _check_kinds(folder: Path) -> None:
 
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a run has begun in `folder`: a config.yaml alone may be anybody's."""
-    return (folder / "config.yaml").is_file() and any((folder / n).exists() for n in (LOCK, "checkpoints"))
 
 
 def discard(folder: Path) -> None:
