@@ -76,7 +76,7 @@ class RunConfig(BaseModel):
     )
     model: Annotated[str, AfterValidator(builtin_name)] = Field(
         BUILTIN,
-        description="folder of a model, an adapter or a run, or a Hub id",
+        description="folder of a model, an adapter or a run, its checkpoint (RUN@120, RUN@best), or a Hub id",
         validation_alias=AliasChoices("model_name_or_path", "sft_model_path"),
     )
     data: Annotated[Specs, AfterValidator(lambda given: [builtin_name(value) for value in given])] = Field(

@@ -143,6 +143,20 @@ class TrainingOptions(BaseModel):
         description="held-out prompts answered before and after training, at most a tenth of the data; 0: none",
         validation_alias=AliasChoices("eval_prompts"),
     )
+    eval_steps: PositiveInt | None = Field(
+        None, description="evaluate on the held-out rows every so many steps; unset: before and after training only"
+    )
+    keep_best: str | None = Field(
+        None,
+        description="keep the checkpoint with the best value of this metric of the held-out rows: reward, a reward's "
+        "name, loss, accuracy, margin, finished, …",
+    )
+    early_stop: Annotated[int, Field(ge=0)] = Field(
+        0, description="stop after so many evaluations without a better value of --keep-best; 0: never"
+    )
+    final_model: Literal["last", "best"] = Field(
+        "last", description="checkpoint that becomes the run's model: of the last step, or the one of --keep-best"
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__()  # pydantic passes the keywords to the next method, once the fields exist
@@ -219,6 +233,7 @@ class Method:
     `config`: `"package:Class"` of the training arguments that `--set` may set.
     `settings`: what `--set` does for the fields that this class adds to transformers', and for those of transformers
     that the trainer uses differently (`rlhf_core.settings`). One that nobody decided on is passed on, with a warning.
+    `measures`: which of `rlhf_core.training.evaluation.METRICS` its trainer measures on held-out rows beside the loss.
     `builtin_preset`: values of `Options` for the built-in model, on top of `BUILTIN_PRESET`, which all methods share.
     """
 
@@ -230,6 +245,7 @@ class Method:
     config: ClassVar[str] = "transformers:TrainingArguments"
     settings: ClassVar[Mapping[str, Setting]] = {}
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
+    measures: ClassVar[tuple[str, ...]] = ()
     builtin_preset: ClassVar[dict[str, Any]] = {}
 
     @classmethod

@@ -88,7 +88,6 @@ def _low_rank(config: RunConfig) -> bool:
 
 
 GPU = ("a GPU", _has_gpu)
-EVALUATION = ("--set eval_strategy=steps or epoch", lambda config: config.set.get("eval_strategy", "no") != "no")
 WORKERS = ("--set dataloader_num_workers=2", lambda config: bool(config.set.get("dataloader_num_workers")))
 SEVERAL = ("--num-processes 2 or more", lambda config: config.num_processes * config.num_machines > 1)
 DDP = ("--distributed ddp", lambda config: config.distributed == "ddp")
@@ -101,7 +100,7 @@ BETA = (0.0, 0.9999999)  # of a moving average: 1 would never move
 SMALLEST = 1e-30  # of what something is divided by
 
 BY_STEPS = "checkpoints are saved at steps where a run can be resumed exactly: write --save-steps"
-BEST = "the last step's model is saved, and --save-total-limit checkpoints: compare their eval_loss in metrics.jsonl"
+BEST = "write --keep-best METRIC, and --final-model best"
 UPLOAD = "nothing is uploaded in a run: write `hf upload OWNER/NAME RUN/model` after it"
 SCRIPTS = "only transformers' own scripts read it"
 CHECKPOINTING = "it is without reentrant autograd, which gives other gradients here: see --gradient-checkpointing"
@@ -129,11 +128,8 @@ TRAINING: dict[str, Setting] = {
     "logging_nan_inf_filter": refused("a loss that is no number stops the run"),
     "optim_target_modules": used_with(("an --optim of GaLore or APOLLO", _low_rank)),
     # Held-out rows
-    "eval_strategy": USED,
-    "eval_steps": used_with(
-        ("--set eval_strategy=steps", lambda config: config.set.get("eval_strategy") == "steps"), within=(1e-6, 1e9)
-    ),
-    "eval_delay": used_with(EVALUATION, within=(0.0, 1e9)),
+    "eval_strategy": refused("write --eval-steps N"),
+    "eval_delay": refused("evaluations begin before training, and --eval-steps says how often they come after that"),
     "per_device_eval_batch_size": used_with(within=COUNT),
     "eval_on_start": refused("the held-out rows are evaluated before training in any case"),
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), refused(SAME_TYPE)),
@@ -219,8 +215,8 @@ PAIRS: dict[str, Setting] = {
 ROLLOUTS: dict[str, Setting] = {
     **OWN_LOSS,
     **dict.fromkeys(
-        ("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "metric_for_best_model"),
-        refused("the held-out prompts are answered before and after training: see --num-eval-prompts"),
+        ("per_device_eval_batch_size", "metric_for_best_model"),
+        refused("the held-out prompts are answered, and no loss is measured: see --num-eval-prompts and --eval-steps"),
     ),
     "dataloader_drop_last": refused("a batch of answers is always full"),
     "data_seed": refused("write --seed"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Options of a new adapter, and schedules that ignore `warmup_steps`.
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+SPLIT = ("fsdp", "zero3")  # weights between processes
 
 
 def given_options(config: RunConfig, method: Method) -> dict[str, Any]:
@@ -37,6 +38,10 @@ def check(config: RunConfig, method: Method) -> None:
             options.lr_scheduler_type not in WITHOUT_WARMUP,
             f"--lr-scheduler-type {options.lr_scheduler_type} has no warm-up",
         ),
+        "eval_steps": (options.num_eval_prompts > 0, "--num-eval-prompts 0 holds out no rows"),
+        "keep_best": (options.eval_steps is not None, "nothing is evaluated between steps: add --eval-steps N"),
+        "early_stop": (options.keep_best is not None, "what is to get better is not said: add --keep-best METRIC"),
+        "final_model": (options.keep_best is not None, "no best checkpoint is kept: add --keep-best METRIC"),
         **dict.fromkeys(LORA, (options.lora is not False, "no adapter is trained (--no-lora)")),
     }
     for name in given_options(config, method):
@@ -45,6 +50,11 @@ def check(config: RunConfig, method: Method) -> None:
             raise UserError(f"{flag} has no effect with method {method.name}: {unused[name]}")
         if name in needs and not needs[name][0]:
             raise UserError(f"{flag} has no effect: {needs[name][1]}")
+    if options.eval_steps and config.distributed in SPLIT:
+        raise UserError(
+            f"--eval-steps needs a model that is whole in the first process, which answers the held-out prompts: not "
+            f"with --distributed {config.distributed}"
+        )
     if config.num_machines > 1 and not config.master_addr:
         raise UserError("a run on several machines needs --master-addr HOST:PORT, the address of machine 0")
     if config.master_addr and config.num_machines == 1:

@@ -30,8 +30,7 @@ def dry_run(resolved, monkeypatch):
 
 
 REFUSED = {
-    "evaluation without rows": ({"set": {"eval_strategy": "steps"}}, "--set eval_strategy needs held-out rows"),
-    "schedule that follows it": ({"lr_scheduler_type": "greedy"}, "greedy follows the loss of held-out rows"),
+    "schedule that follows it": ({"lr_scheduler_type": "greedy"}, "greedy follows the loss .* needs --eval-steps"),
     "no such tracker": ({"set": {"report_to": "nonsense"}}, "--set report_to=nonsense: nonsense is not supported"),
     "tracker not installed": ({"set": {"report_to": "neptune"}}, "--set report_to=neptune: .* installed"),
     "tensorboard": ({"set": {"report_to": "tensorboard"}}, "the run's folder has tensorboard/"),
@@ -77,7 +76,7 @@ def test_a_dry_run_finds_what_a_run_would(dry_run, case):
 
 
 def test_what_fits_passes(dry_run):
-    held_out = {"num_eval_prompts": 2, "set": {"eval_strategy": "steps", "eval_steps": 2}}
+    held_out = {"num_eval_prompts": 2, "eval_steps": 2}
     assert dry_run(**held_out, lr_scheduler_type="reduce_lr_on_plateau") == 0
     values = {"lr_scheduler_kwargs": {"min_lr": 1e-6}, "adam_beta1": 0.8, "dataloader_num_workers": 1}
     assert dry_run(lr_scheduler_type="cosine_with_min_lr", set=values) == 0

@@ -54,6 +54,7 @@ class Options(TrainingOptions, defaults={"learning_rate": 5e-6, "num_train_epoch
 class DPO(Method):
     name, data, rewards = "dpo", "preferences", "optional"
     Options, settings = Options, PAIRS
+    measures = ("rewards/accuracies", "rewards/margins")
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-4,
         "max_steps": 60,

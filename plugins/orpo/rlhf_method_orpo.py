@@ -38,6 +38,7 @@ class Options(TrainingOptions, defaults={"num_train_epochs": 3.0, "max_prompt_le
 class ORPO(Method):
     name, data, rewards = "orpo", "preferences", "optional"
     Options, settings = Options, PAIRS
+    measures = ("rewards/accuracies", "rewards/margins", "log_odds_chosen")
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 3e-4,
         "max_steps": 60,

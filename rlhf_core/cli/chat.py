@@ -51,8 +51,9 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal.
 
-    RUN_OR_MODEL is the folder of a run, a model or an adapter, a Hub id, or `builtin`. In the chat, /help lists the
-    commands: sample an answer again, remove it, save the conversation, show the rewards' scores.
+    RUN_OR_MODEL is the folder of a run, a model or an adapter, a run's checkpoint (RUN@120, RUN@best), a Hub id, or
+    `builtin`. In the chat, /help lists the commands: sample an answer again, remove it, save the conversation, show the
+    rewards' scores.
 
     rlhf chat runs/grpo-20260101-120000
     """

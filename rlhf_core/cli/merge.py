@@ -11,7 +11,7 @@ from rlhf_core.config import TRUST_REMOTE_CODE as TRUST
 
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
-@click.option("--output", metavar="FOLDER", help="Folder to write.  [RUN/merged, or FOLDER-merged]")
+@click.option("--output", metavar="FOLDER", help="Folder to write.  [RUN/merged, RUN/merged-120, or FOLDER-merged]")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -22,7 +22,8 @@ from rlhf_core.config import TRUST_REMOTE_CODE as TRUST
 def merge(**values: Any) -> None:
     """Put an adapter into its base model, and check that the logits stay the same.
 
-    RUN_OR_MODEL is a run's folder, or a folder with an adapter_config.json: of a language model or a reward model.
+    RUN_OR_MODEL is a run's folder, its checkpoint (RUN@120, RUN@best), or a folder with an adapter_config.json: of a
+    language model or a reward model.
 
     rlhf merge runs/grpo-20260101-120000
     """

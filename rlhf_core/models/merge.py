@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import path_of
 from rlhf_core.models import adapters
+from rlhf_core.models.checkpoints import is_checkpoint, step
 from rlhf_core.models.files import read_config
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.outputs import new_folder, write_whole
@@ -36,7 +37,8 @@ def merge_adapter(
     """Merge, compare, save and report it. Raises `UserError`, and then leaves nothing behind."""
     reference = find(model, trust_remote_code=trust_remote_code)
     path = Path(reference.path).resolve()
-    folder = reference.run / "merged" if reference.run else path.with_name(path.name + "-merged")
+    beside = f"merged-{step(path)}" if is_checkpoint(path) else "merged"  # of the step; `merged` is of the run's model
+    folder = reference.run / beside if reference.run else path.with_name(path.name + "-merged")
     folder = path_of(output, "--output") if output is not None else folder
     _refuse(reference)
     with quiet_libraries(), new_folder(folder, "--output") as part:

@@ -17,6 +17,7 @@ from rlhf_core import builtin, environment
 from rlhf_core.config import BUILTIN, builtin_name
 from rlhf_core.errors import UserError, excerpt
 from rlhf_core.inputs import library_errors, path_of
+from rlhf_core.models.checkpoints import find_named, is_checkpoint, list_checkpoints
 from rlhf_core.models.files import ADAPTER_CONFIG, CONFIG, check_folder, read_object
 
 HUB_PART = 96  # characters of an owner and of a name
@@ -62,13 +63,15 @@ class ModelReference:
 
 
 def find(given: str, flag: str = "", *, trust_remote_code: bool = False) -> ModelReference:
-    """The model that the folder of a run, model or adapter, a Hub id or `builtin` refers to. Raises `UserError` for
-    other text, in which `flag` comes before `given`, and for folders that hold something else than their names say.
+    """The model that the folder of a run, model or adapter, a run's checkpoint (RUN@STEP, RUN@best, RUN@last), a Hub id
+    or `builtin` refers to. Raises `UserError` for other text, in which `flag` comes before `given`, and for folders
+    that hold something else than their names say.
     """
     called, trust = f"{flag} {excerpt(given)}".strip(), trust_remote_code
     if builtin_name(given) == BUILTIN:
         return ModelReference(str(builtin.MODEL), str(builtin.MODEL), called)
-    folder = path_of(given, flag or "the model")
+    checkpoint = find_named(given, called)
+    folder = checkpoint or path_of(given, flag or "the model")
     with library_errors(f"{called} can't be read"):
         mode = folder.stat().st_mode if folder.exists() else None
     if mode is not None and not stat.S_ISDIR(mode):
@@ -123,9 +126,8 @@ def scores(architecture: str) -> bool:
 
 def _instead(run: Path, given: str) -> str:
     """What to do with a run that has no model yet."""
-    checkpoints = [path for path in run.glob("checkpoints/checkpoint-*") if _is_model(path)]
-    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
-    return f"Resume it: rlhf run --resume {given}" + (f", or give its checkpoint: {newest}" if newest else "")
+    there = list_checkpoints(run / "checkpoints")
+    return f"Resume it: rlhf run --resume {given}" + (f", or give its last checkpoint: {run}@last" if there else "")
 
 
 def _find_base(named: str, adapter: Path) -> str | None:
@@ -163,9 +165,10 @@ def is_hub_id(name: str) -> bool:
 def _run_and_model(folder: Path) -> tuple[Path | None, Path]:
     """(run's folder or None, model's folder), whichever of the two `folder` is."""
     if _is_model(folder):
-        run = folder.resolve().parent
-        is_its = folder.resolve().name in ("model", "merged") and (run / "config.yaml").is_file()
-        return (run if is_its else None), folder
+        path = folder.resolve()
+        run = path.parents[1] if is_checkpoint(path) else path.parent
+        is_its = path.name in ("model", "merged") or is_checkpoint(path)
+        return (run if is_its and (run / "config.yaml").is_file() else None), folder
     is_run = (folder / "config.yaml").is_file() or _is_model(folder / "model")
     return (folder, folder / "model") if is_run else (None, folder)
 

@@ -136,19 +136,23 @@ class RewardRuntime:
         return RewardBatch(prompts, completions, completion_ids, columns_of(rows), trl or {}, texts)
 
     def score(self, batch: RewardBatch) -> list[float | None]:
-        """Each row's weighted sum of scores, recorded and counted as TRL's calls are.
-
-        A reward that does not apply to a row adds nothing. None where one failed, or where none applies.
-        """
+        """Each row's weighted sum of scores (`totals`), recorded and counted as TRL's calls are."""
         columns = self.evaluate(batch)
         self._after_batch(batch, columns)
-        totals: list[float | None] = [None] * len(batch)
+        for name, column in columns.items():
+            if scored := [score for score in column.scores if score is not None]:
+                batch.log_metric(f"rewards/{name}/mean", statistics.fmean(scored))
+        return self.totals(columns)
+
+    def totals(self, columns: Mapping[str, Column]) -> list[float | None]:
+        """Each row's weighted sum of scores. A reward that does not apply to a row adds nothing. None where one failed,
+        or where none applies.
+        """
+        totals: list[float | None] = [None] * len(next(iter(columns.values())).scores) if columns else []
         for reward in self.rewards:
-            scored = {i: score for i, score in enumerate(columns[reward.name].scores) if score is not None}
-            if scored:
-                batch.log_metric(f"rewards/{reward.name}/mean", statistics.fmean(scored.values()))
-            for i, score in scored.items():
-                totals[i] = (totals[i] or 0.0) + reward.weight * score
+            for i, score in enumerate(columns[reward.name].scores):
+                if score is not None:
+                    totals[i] = (totals[i] or 0.0) + reward.weight * score
         failed = {i for column in columns.values() for i, error in enumerate(column.errors) if error is not None}
         return [None if i in failed else total for i, total in enumerate(totals)]
 

@@ -68,19 +68,25 @@ def build(run: Run, cls: Any, values: dict[str, Any]) -> Any:
         **values,
         **run.config.set,
     }
-    if options.lr_scheduler_type in FOLLOWS and values.get("eval_strategy", "no") == "no":
-        raise UserError(
-            f"--lr-scheduler-type {options.lr_scheduler_type} follows the loss of held-out rows in training: it needs "
-            "--set eval_strategy=steps, which not every method takes"
-        )
+    if options.lr_scheduler_type in FOLLOWS:
+        values |= _followed(run)
     with library_errors("the training arguments don't fit together"):
         arguments = cls(**values)
     _check_environment(arguments)
     _check_trackers(arguments)
-    _check_evaluation(arguments, run)
     _check_schedule(arguments, _check_optimizer(arguments, run.config), run.config)
     _check_loader(arguments, run.config)
     return arguments
+
+
+def _followed(run: Run) -> dict[str, Any]:
+    """The arguments without which transformers refuses a schedule that follows the loss of held-out rows."""
+    flag = f"--lr-scheduler-type {run.options.lr_scheduler_type} follows the loss of held-out rows"
+    if run.plan.data.need == "prompts":
+        raise UserError(f"{flag}, which method {run.config.method} does not measure")
+    if run.options.eval_steps is None:
+        raise UserError(f"{flag} in training: it needs --eval-steps N")
+    return {"eval_strategy": "steps", "eval_steps": run.options.eval_steps}
 
 
 def check_settings(method: Method, config: RunConfig) -> list[str]:
@@ -143,14 +149,6 @@ def _check_trackers(arguments: TrainingArguments) -> None:
             raise UserError("--set report_to=tensorboard: leave it out, the run's folder has tensorboard/ in any case")
         with library_errors(f"--set report_to={name}"):
             get_reporting_integration_callbacks([name])[0]()
-
-
-def _check_evaluation(arguments: TrainingArguments, run: Run) -> None:
-    if arguments.eval_strategy != "no" and not run.held_out:
-        raise UserError(
-            "--set eval_strategy needs held-out rows, and there are none: give --num-eval-prompts a number above 0 and "
-            "ten rows of data for each, or --eval-data FILE"
-        )
 
 
 def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.optim.Optimizer:

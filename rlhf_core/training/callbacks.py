@@ -20,6 +20,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from rlhf_core.models.checkpoints import Best, step, write_best
 from rlhf_core.models.reference import REFERENCE_ADAPTER
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training import manifest
@@ -32,7 +33,7 @@ KEPT_LOGS = 1000
 
 
 class AlreadyTrained(Exception):
-    """The checkpoint that a run was resumed from is that of its last step."""
+    """The checkpoint that a run was resumed from is that of its last step, or of the one where it had stopped early."""
 
 
 class Checkpoints(TrainerCallback):
@@ -41,7 +42,7 @@ class Checkpoints(TrainerCallback):
     Only from a checkpoint between two batches of answers can a resumed run continue as if it had never stopped. The
     trainer writes to `checkpoints/.writing/checkpoint-N`; when that is complete it is sealed by a record of its files
     and of what the run is made of (`described`), renamed to `checkpoints/checkpoint-N`, and all but the newest `keep`
-    are removed. The file `stop` in the run's folder requests a stop, too.
+    are removed, but for the `best`, which a file names. The file `stop` in the run's folder requests a stop, too.
     """
 
     INTERRUPTED = "interrupted"
@@ -50,8 +51,15 @@ class Checkpoints(TrainerCallback):
         self.folder, self.stop_file = run_folder / "checkpoints", run_folder / STOP
         self.keep, self.every, self.described = keep, every, described or {}
         self.stop_reason: str | None = None
+        self.best: Best | None = None
         self.begun = False  # whether a step began, after all of the checkpoint to resume from was loaded
         self._due = False
+
+    def save(self, args: Any, control: Any) -> None:
+        """Save at this step, which is one between two batches of answers, or the last."""
+        if args.should_save and not self.folder.is_dir():  # the trainer would make a new one
+            raise FileNotFoundError(errno.ENOENT, "the run's folder was renamed or removed", str(self.folder))
+        control.should_save = True
 
     def request_stop(self, reason: str) -> None:
         """Save and stop at the next step that allows it."""
@@ -71,9 +79,9 @@ class Checkpoints(TrainerCallback):
         if state.global_step >= state.max_steps:
             return
         here = state.global_step % self.every == 0
-        control.should_save = self._due and here
-        if control.should_save and args.should_save and not self.folder.is_dir():  # the trainer would make a new one
-            raise FileNotFoundError(errno.ENOENT, "the run's folder was renamed or removed", str(self.folder))
+        control.should_save = False
+        if self._due and here:
+            self.save(args, control)
         if here:
             self._due = False
             if stop:
@@ -92,8 +100,11 @@ class Checkpoints(TrainerCallback):
         seal(self.folder / WRITING / name, state.global_step, {**self.described, **between})
         discard(self.folder / name)
         os.replace(self.folder / WRITING / name, self.folder / name)
+        if self.best is not None:
+            write_best(self.folder, self.best)  # before the one that was the best is removed
         for old in list_checkpoints(self.folder)[: -self.keep]:
-            discard(old)
+            if self.best is None or step(old) != self.best.step:
+                discard(old)
 
 
 class Schedule(TrainerCallback):

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, read_text
+from rlhf_core.models.checkpoints import list_checkpoints as list_checkpoints
+from rlhf_core.models.checkpoints import step as step
 from rlhf_core.outputs import write_whole
 
 WRITING = ".writing"  # the folder in checkpoints/ for one that is not complete yet
@@ -31,23 +33,11 @@ READ = (".bin", ".distcp", ".json", ".pt", ".pth", ".safetensors")  # names that
 UNRECORDED = f"it has no {RECORD}: that was deleted, or an earlier version wrote it"
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name == f"checkpoint-{step(path)}"]
-    return sorted(found, key=step)
-
-
 def copies(folder: Path) -> str:
     """Where the configuration of the run in `folder` can be found again, if config.yaml is lost."""
     records = [each / RECORD for each in list_checkpoints(folder / "checkpoints")]
     found = [file for file in records if os.access(file, os.R_OK)]  # a run is its owner's alone to read
     return f' What the run wrote there is in {found[-1]}, under "config" (JSON is YAML, too)' if found else ""
-
-
-def step(checkpoint: Path) -> int:
-    """The number of optimizer steps before a checkpoint, by its name; -1 for another name."""
-    digits = checkpoint.name.removeprefix("checkpoint-")
-    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else -1
 
 
 def newest_whole(folder: Path, say: Callable[[str], None], allowed: Collection[str] = ()) -> Path | None:

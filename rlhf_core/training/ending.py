@@ -20,15 +20,42 @@ from rlhf_core.errors import RunStopped, first_line
 from rlhf_core.method import Method
 from rlhf_core.rewards.outcomes import failures
 from rlhf_core.training import launch, manifest, ranks, run_folder
-from rlhf_core.ui.screen import Screen
+from rlhf_core.ui.screen import Screen, number
 from rlhf_core.ui.streams import OF_DISKS
 from rlhf_core.ui.text import gb
 
 if TYPE_CHECKING:
+    from rlhf_core.training.evaluation import HeldOut
     from rlhf_core.training.run import Run
 
 SPACE = 1 << 20  # bytes: less is a full disk
 NOTHING_KEPT = "It had not done a step, so its folder is removed: run the same command, corrected where it needs to be."
+
+
+def save_and_show(run: Run, method: Method, trainer: Any, held_out: HeldOut | None, screen: Screen) -> None:
+    """Write the run's model, evaluate it on the held-out rows, and say what came of the run."""
+    from rlhf_core.training import evaluation
+
+    model = str(run.folder / "model")
+    trainer.save_model(str(run.folder / "model"))
+    if trainer.is_world_process_zero():
+        run_folder.finish_model(run)
+    if held_out is not None:
+        if held_out.stopped_early:
+            screen.say(held_out.stopped_early, "bold")
+        if best := held_out.checkpoints.best:
+            takes, last = run.options.final_model == "best", trainer.state.global_step
+            model += f", of step {best.step if takes else last}. Best {best.metric}: {number(best.value)} after step "
+            model += f"{best.step}, {run.folder}@best"
+            if takes and trainer.is_world_process_zero():
+                evaluation.use_best(run, best)
+        elif metric := run.options.keep_best:
+            model += f", of the last step: no evaluation had a value of {metric}"
+        screen.results(held_out.before, held_out.after())
+    say_failures(run, screen)
+    screen.say(f"\nModel    {model}")
+    screen.say(f"Curves   tensorboard --logdir {run.folder / 'tensorboard'}")
+    screen.say(f"Next     {next_command(run, method)}", "bold")
 
 
 def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool, kept: bool) -> int:

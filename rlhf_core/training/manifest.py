@@ -29,6 +29,7 @@ from rlhf_core.data.stored import View
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.inputs import parse_json, read_text
+from rlhf_core.models.checkpoints import find_named
 from rlhf_core.outputs import write_whole
 from rlhf_core.training import checkpoint
 
@@ -180,13 +181,18 @@ def _named(run: Run) -> dict[str, str]:
 
 
 def _exists(text: str) -> bool:
-    with suppress(OSError, ValueError, RuntimeError):  # too long, or no name at all
-        return Path(text).expanduser().exists()
+    with suppress(OSError, ValueError, RuntimeError, UserError):  # too long, or no name at all
+        return _place(text).exists()
     return False
 
 
+def _place(text: str) -> Path:
+    """The file or folder that a text names, also by RUN@STEP."""
+    return find_named(text, text) or Path(text).expanduser()
+
+
 def _file(text: str) -> dict[str, str]:
-    path = Path(os.path.abspath(Path(text).expanduser()))
+    path = Path(os.path.abspath(_place(text)))
     return {"path": str(path), "sha256": digest(path)}
 
 

@@ -20,7 +20,10 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.ui.screen import clock, number, question, scores_text, showing, shown, text
 
 BARS = "▁▂▃▄▅▆▇█"
-CURVES = {"reward": "reward", "completions/mean_length": "length", "kl": "kl", "loss": "loss", "eval_loss": "eval loss"}
+CURVES = {
+    **{"reward": "reward", "eval_reward": "held-out reward", "completions/mean_length": "length", "kl": "kl"},
+    **{"loss": "loss", "eval_loss": "eval loss"},
+}
 POINTS = 1024  # an even number, many to a character
 SAMPLES = 10  # sample answers shown in the course of a run
 

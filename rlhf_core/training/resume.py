@@ -33,7 +33,7 @@ MEASURED = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a metric
 MAY_CHANGE = (
     *("output_dir", "data", "eval_data", "data_config", "formatter", "callback", "machine_rank", "master_addr"),
     *("gradient_checkpointing", "logging_steps", "logging_first_step", "save_steps", "save_total_limit"),
-    *("hang_timeout", "name", "tag"),
+    *("hang_timeout", "name", "tag", "eval_steps", "keep_best", "early_stop", "final_model"),
 )
 # Of another kind or shape than what is in the checkpoint.
 NEVER = ("method", "lora", "lora_r", "lora_target_modules", "load_in_4bit", "load_in_8bit")
@@ -144,12 +144,13 @@ def _compare_options(
     before: Mapping[str, Any], now: Mapping[str, Any], resumed: Resumed, refused: _Refused, *, same_files: bool
 ) -> None:
     """What another version does not know was not changed. `same_files`: models that moved are what they were."""
-    names = [name for name in before if name in now and name not in (*MAY_CHANGE, "set")]
+    may_change = {*MAY_CHANGE} - ({"eval_steps"} if now["lr_scheduler_type"] in MEASURED else set())
+    names = [name for name in before if name in now and name not in {*may_change, "set"}]
     pairs = {name: (before[name], now[name]) for name in names}
     sets = before.get("set") or {}, now.get("set") or {}
     pairs |= {name: tuple(one.get(name, "unset") for one in sets) for name in {**sets[0], **sets[1]}}
     for name, (was, value) in pairs.items():
-        if was == value or name in MAY_CHANGE or (same_files and name in manifest.PATHS and was and value):
+        if was == value or name in may_change or (same_files and name in manifest.PATHS and was and value):
             continue
         if name in LENGTH:
             schedule = now["lr_scheduler_type"]

@@ -239,10 +239,10 @@ def _carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen:
     from rlhf_core.training.resources import Resources
     from rlhf_core.training.watch import Watch
 
-    held_out = evaluation.HeldOut(trainer, method, run, screen)
-    evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     every = method.steps_per_rollout(trainer)
     checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every, run.described)
+    held_out = evaluation.HeldOut(trainer, method, run, screen, checkpoints)
+    evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     progress = ProgressCallback(screen.console, run.rewards)
     ours = [Resources(memory), Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
@@ -253,14 +253,7 @@ def _carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen:
         screen.say(f"Resuming after {run.resume_from.name}.", "bold")
     if code := _trained(trainer, run, checkpoints, progress, screen):
         return ending.note_stop(run, code, checkpoints.stop_reason) if trainer.is_world_process_zero() else code
-    trainer.save_model(str(run.folder / "model"))
-    if trainer.is_world_process_zero():
-        run_folder.finish_model(run)
-    if evaluates:
-        screen.results(held_out.before, held_out.evaluate())
-    ending.say_failures(run, screen)
-    screen.say(f"\nModel    {run.folder / 'model'}\nCurves   tensorboard --logdir {run.folder / 'tensorboard'}")
-    screen.say(f"Next     {ending.next_command(run, method)}", "bold")
+    ending.save_and_show(run, method, trainer, held_out if evaluates else None, screen)
     return 0
 
 
@@ -282,8 +275,8 @@ def _trained(trainer: Any, run: Run, checkpoints: Checkpoints, progress: Progres
     try:
         with launch.on_signals(stop), contextlib.closing(progress):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
-    except callbacks.AlreadyTrained:
-        screen.say("All its steps were done already: nothing is trained.", "bold")
+    except callbacks.AlreadyTrained as done:
+        screen.say(str(done) or "All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:
         return ending.failed(error, run, screen, loaded=checkpoints.begun, kept=_is_kept(run, trainer))
     step, reason = trainer.state.global_step, checkpoints.stop_reason

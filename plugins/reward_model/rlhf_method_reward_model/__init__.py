@@ -52,6 +52,7 @@ class RewardModel(Method):
     name, data, rewards = "reward_model", "preferences", "none"
     task, generates = "sequence_classification", False
     Options, settings = Options, PAIRS
+    measures = ("accuracy", "margin")
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-3,
         "max_steps": 430,

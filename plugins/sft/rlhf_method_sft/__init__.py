@@ -60,6 +60,7 @@ class Options(TrainingOptions, defaults={"learning_rate": 2e-5, "lr_scheduler_ty
 class SFT(Method):
     name, data, rewards, config = "sft", "conversations", "optional", "trl:SFTConfig"
     Options, settings = Options, SETTINGS
+    measures = ("mean_token_accuracy",)
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 1e-3,
         "max_steps": 60,

@@ -63,9 +63,9 @@ from rlhf_core.numbers import COUNT, SEED, TEMPERATURE, max_bad_rows
 def compare(models: tuple[str, ...], trust_remote_code: bool, **values: Any) -> None:
     """Ask several models the same prompts and compare their answers.
 
-    Each of A, B, … is a run's folder, a model's or an adapter's folder, a Hub id or `builtin`; NAME=PATH gives it a
-    name. All others are compared with the first. Each answers greedily and sampled; the win rate is how often a
-    model's answer scores higher than the first one's, with ties as half.
+    Each of A, B, … is a run's folder, its checkpoint (RUN@120, RUN@best), a model's or an adapter's folder, a Hub id or
+    `builtin`; NAME=PATH gives it a name. All others are compared with the first. Each answers greedily and sampled; the
+    win rate is how often a model's answer scores higher than the first one's, with ties as half.
 
     rlhf compare builtin runs/grpo-20260101-120000
     """
