@@ -21,9 +21,11 @@ def language(given: str | None = None) -> str:
 
 
 def say(lang: str, sentence: str, **values: Any) -> str:
-    """`sentence`, an English one with `{name}` for values, in `lang`. Only as English, where there is no other."""
+    """`sentence`, an English one, in `lang`; as it is where there is no other. `{name}` is filled in where values are
+    given.
+    """
     if lang == "zh":
         from rlhf_core.chinese import CHINESE
 
         sentence = CHINESE.get(sentence, sentence)
-    return sentence.format(**values)
+    return sentence.format(**values) if values else sentence

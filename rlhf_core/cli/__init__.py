@@ -26,6 +26,7 @@ COMMANDS = {
     "data": ("cli.data", "data", "Look at data, check it, count it or convert it."),
     "runs": ("cli.runs", "runs", "List the runs that are there, or remove some."),
     "score": ("cli.score", "score", "Try rewards on completions, before any training."),
+    "report": ("cli.report", "report", "Write a page about a run, or about several beside each other."),
     "pipeline": ("cli.pipeline", "pipeline", "Run several stages, each feeding the next."),
     "merge": ("cli.merge", "merge", "Merge a trained adapter into its base model."),
     "chat": ("cli.chat", "chat", "Talk with a model in the terminal."),

@@ -18,6 +18,7 @@ from rlhf_core.config import BUILTIN
 from rlhf_core.credentials import masked
 from rlhf_core.errors import RunStopped, first_line
 from rlhf_core.method import Method
+from rlhf_core.report.page import FILE as REPORT
 from rlhf_core.rewards.outcomes import failures
 from rlhf_core.training import launch, manifest, ranks, run_folder
 from rlhf_core.ui.screen import Screen, number
@@ -53,7 +54,7 @@ def save_and_show(run: Run, method: Method, trainer: Any, held_out: HeldOut | No
             model += f", of the last step: no evaluation had a value of {metric}"
         screen.results(held_out.before, held_out.after())
     say_failures(run, screen)
-    screen.say(f"\nModel    {model}")
+    screen.say(f"\nModel    {model}\nPage     {run.folder / REPORT}")
     screen.say(f"Curves   tensorboard --logdir {run.folder / 'tensorboard'}")
     screen.say(f"Next     {next_command(run, method)}", "bold")
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,14 +33,12 @@ from rlhf_core.training import resume as resuming
 from rlhf_core.training.memory import Expected, PeakMemory
 from rlhf_core.training.plan import Plan
 from rlhf_core.ui.screen import Screen
+from rlhf_core.words import language
 
 if TYPE_CHECKING:
     import datasets
     import transformers
     from peft import LoraConfig
-
-    from rlhf_core.training.callbacks import Checkpoints
-    from rlhf_core.training.progress import ProgressCallback
 
 
 class Run:
@@ -127,6 +124,7 @@ def train(
     with the settings that it wrote to its folder.
     """
     environment.prepare()
+    language()
     if launch.LAUNCHER in os.environ:
         environment.end_with(int(os.environ[launch.LAUNCHER]))
         ranks.report(threading.get_ident())
@@ -165,27 +163,25 @@ def _train(
             building.try_to_build(run, method, screen)
             planning.dry_run(run.plan, tested, screen)
             return 0
+        from rlhf_core.training import loop
+        from rlhf_core.training.pages import Pages
+
         with run_folder.log_file(folder, screen.say):
             memory = PeakMemory()
             with screen.working("Loading the model …"):
                 trainer = building.build(run, method, planning.plugins_used(run.plan, catalog))
             try:
-                code = _carry_out(run, method, trainer, catalog, screen, memory)
+                code = loop.carry_out(run, method, trainer, catalog, screen, memory)
                 if first and code == 0:
                     ending.say_memory(run, memory.read(), screen)
                 return code
             finally:
-                if not _is_kept(run, trainer):
+                if not loop.is_kept(run, trainer):
                     run_folder.discard(folder)
+                elif first:
+                    Pages(folder).write()
     finally:
         run.rewards.close()
-
-
-def _is_kept(run: Run, trainer: transformers.Trainer) -> bool:
-    """Whether there is something to resume. A run that failed in its first step leaves no folder, unless other
-    processes go on in it.
-    """
-    return not run.is_new or trainer.state.global_step > 0 or run.world_size > 1
 
 
 def check(
@@ -230,64 +226,3 @@ def prepare(
     run.loads_weights = True
     run.rewards.start()
     return run
-
-
-def _carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: Screen, memory: PeakMemory) -> int:
-    """Evaluate on the held-out rows, train, evaluate again, save."""
-    from rlhf_core.training import callbacks, evaluation
-    from rlhf_core.training.progress import ProgressCallback
-    from rlhf_core.training.resources import Resources
-    from rlhf_core.training.watch import Watch
-
-    every = method.steps_per_rollout(trainer)
-    checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every, run.described)
-    held_out = evaluation.HeldOut(trainer, method, run, screen, checkpoints)
-    evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
-    progress = ProgressCallback(screen.console, run.rewards)
-    ours = [Resources(memory), Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
-    ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
-    ours += [callbacks.Schedule(run.resumed.rate_ratio)] * run.resumed.changes_schedule
-    others = catalog.load_callbacks(run.config.callback, run) if run.callbacks is None else run.callbacks
-    callbacks.observe(trainer, [*ours, *others], run.folder)
-    if run.resume_from:
-        screen.say(f"Resuming after {run.resume_from.name}.", "bold")
-    if code := _trained(trainer, run, checkpoints, progress, screen):
-        return ending.note_stop(run, code, checkpoints.stop_reason) if trainer.is_world_process_zero() else code
-    ending.save_and_show(run, method, trainer, held_out if evaluates else None, screen)
-    return 0
-
-
-def _trained(trainer: Any, run: Run, checkpoints: Checkpoints, progress: ProgressCallback, screen: Screen) -> int:
-    """Train to the end and return 0; otherwise say how to resume and return the exit code."""
-    from rlhf_core.training import callbacks
-
-    def stop(number: int, frame: Any) -> None:
-        again = environment.comes_again()
-        if checkpoints.stop_reason is not None:
-            if again or number == signal.SIGHUP:  # a terminal that closes sends more than one
-                return
-            raise KeyboardInterrupt
-        checkpoints.request_stop(checkpoints.INTERRUPTED)
-        if launch.LAUNCHER not in os.environ:  # that process says it
-            screen.say(launch.STOPPING, "bold")
-
-    start = resuming.folder_to_load(run)
-    try:
-        with launch.on_signals(stop), contextlib.closing(progress):
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
-    except callbacks.AlreadyTrained as done:
-        screen.say(str(done) or "All its steps were done already: nothing is trained.", "bold")
-    except (Exception, KeyboardInterrupt) as error:
-        return ending.failed(error, run, screen, loaded=checkpoints.begun, kept=_is_kept(run, trainer))
-    step, reason = trainer.state.global_step, checkpoints.stop_reason
-    if reason is None or step >= trainer.state.max_steps:
-        return 0
-    interrupted = reason == checkpoints.INTERRUPTED
-    if interrupted:
-        screen.say(f"\nStopped after step {step}. Resume: {ending.resume_command(run)}", "bold")
-    else:
-        screen.say(f"\nStopped after step {step}: {reason}.", "bold")
-        ending.say_failures(run, screen)
-        screen.say(f"Resume when it is fixed: {ending.resume_command(run)}", "bold")
-    trainer.accelerator.wait_for_everyone()  # the launcher kills all when one ends with an error
-    return launch.INTERRUPTED if interrupted else 1

@@ -1,7 +1,7 @@
 """A run's folder: where it is, what is written to it, and what a resumed run keeps.
 
 config.yaml, manifest.json, metrics.jsonl, samples.jsonl, reward_errors.jsonl, evaluations.jsonl, evaluation.json,
-run.log, tensorboard/, checkpoints/ and model/.
+report.html, run.log, tensorboard/, checkpoints/ and model/.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOPPED = ".stopped"  # made by the first process of a run that had to stop
 FOLDERS = ("tensorboard", "checkpoints", "model")
 WRITTEN = (
     *("config.yaml", manifest.FILE, *LOGS, *(f"{name}.damaged" for name in LOGS), "evaluation.json"),
-    *("run.log", *FOLDERS, STOP, SMALLER, STOPPED),
+    *("report.html", "run.log", *FOLDERS, STOP, SMALLER, STOPPED),
 )
 
 

@@ -1,0 +1,98 @@
+"""metrics.jsonl as columns of bounded length, whatever the length of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+POINTS = 2000  # of a curve, at most
+NO_CURVES = ("step", "time", "epoch")
+SUMMARY = "train_runtime"  # a key of the line at a run's end, whose figures are of the run as a whole
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; none of a file that is not there. Damaged lines are passed over."""
+    try:
+        stream = file.open("rb")
+    except OSError:
+        return
+    with stream:
+        for line in stream:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                yield found
+
+
+class Curves:
+    """Metrics by step. With more than `POINTS` steps, a point is the mean of several that follow each other, at the
+    last one's step.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.columns: dict[str, list[float | None]] = {}
+        self._each, self._taken = 1, 0  # steps to a point; those that the last point has
+        self._counts: dict[str, int] = {}  # values in the last point
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a line of metrics. Several lines of one step are one."""
+        step = row.get("step")
+        if isinstance(step, bool) or not isinstance(step, int) or SUMMARY in row:
+            return
+        if not self.steps or step != self.steps[-1]:
+            self._next(step)
+        self.steps[-1] = step
+        for name, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or name in NO_CURVES:
+                continue
+            column = self.columns.setdefault(name, [])
+            column.extend([None] * (len(self.steps) - len(column)))
+            count = self._counts.get(name, 0)
+            before = column[-1]
+            column[-1] = value if before is None else before + (value - before) / (count + 1)
+            self._counts[name] = count + 1
+
+    def _next(self, step: int) -> None:
+        """Begin a step: in the last point, if that has room, else in a new one."""
+        if self.steps and self._taken < self._each:
+            self._taken += 1
+            return
+        if len(self.steps) == POINTS:
+            self.steps = self.steps[1::2]
+            self.columns = {name: list(_halved(self._filled(column))) for name, column in self.columns.items()}
+            self._each *= 2
+        self.steps.append(step)
+        self._taken, self._counts = 1, {}
+
+    def _filled(self, column: list[float | None]) -> list[float | None]:
+        return column + [None] * (POINTS - len(column))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, with the digits that a curve can show."""
+        return {
+            "steps": self.steps,
+            "columns": {name: [_rounded(value) for value in column] for name, column in self.columns.items()},
+        }
+
+
+def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
+    curves = Curves()
+    for row in lines:
+        curves.add(row)
+    return curves
+
+
+def _halved(column: list[float | None]) -> Iterator[float | None]:
+    """The mean of every two values that follow each other."""
+    for one, other in zip(column[::2], column[1::2], strict=True):
+        known = [value for value in (one, other) if value is not None]
+        yield sum(known) / len(known) if known else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")

@@ -1,0 +1,243 @@
+"""The first screen of the page: what was trained on what, before and after, and the verdict in two sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.report.reading import RunRecord
+from rlhf_core.statistics import bootstrap_mean
+from rlhf_core.ui.screen import number
+from rlhf_core.ui.text import gb
+from rlhf_core.words import say
+
+SEED = 42  # of the intervals
+RECENT = 10  # logged steps whose mean stands for now, and for the beginning
+LOWER_IS_BETTER = ("loss", "nll_loss")
+NO_DIRECTION = ("length", "finished")
+MAIN = ("rewards/accuracies", "accuracy", "mean_token_accuracy", "loss")  # of a run without rewards, the first it has
+CHANCE = 0.5  # the accuracy of pairs by guessing
+Z = 1.96  # of a 95% interval
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure on held-out rows before and after; `low` and `high` are the 95% interval of the difference, by a
+    bootstrap over prompts, or from the number of pairs that a share is of; of what is after, if there is no `before`.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.before is None or self.after is None else self.after - self.before
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `even` (the interval contains 0), or nothing where that can't be told."""
+        if self.low is None or self.high is None or self.name in NO_DIRECTION:
+            return ""
+        zero = CHANCE if self.before is None else 0.0
+        up, down = self.low > zero, self.high < zero
+        if self.name in LOWER_IS_BETTER:
+            up, down = down, up
+        return "better" if up else "worse" if down else "even"
+
+
+def changes(run: RunRecord) -> list[Change]:
+    """The figures before and after, rewards first. Without an evaluation after, there is nothing in that column."""
+    before, after = run.before, run.after
+    if before is None:
+        return []
+    rows = [_reward(name, before, after) for name in before["rewards"]]
+    if len(rows) > 1 and (total := _total(run, before, after)):
+        rows.insert(0, total)
+    pairs = (run.manifest.get("data") or {}).get("held_out")
+    for name, value in before["metrics"].items():
+        then = after["metrics"].get(name) if after else None
+        alike = before["metrics"].get("rewards/margins") == 0  # the reference prefers no answer to itself
+        rows.append(
+            _share(name, None if alike else value, then, pairs) if name in MAIN[:2] else Change(name, value, then)
+        )
+    if before["answers"]:
+        rows += [Change(name, before[name], after[name] if after else None) for name in ("length", "finished")]
+    return rows
+
+
+def _reward(name: str, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> Change:
+    then, now = before["rewards"].get(name), after["rewards"].get(name) if after else None
+    differences = []
+    for one, other in zip(before["scores"], after["scores"] if after else [], strict=False):
+        pair = [scores.get(name) for scores in (one, other)]
+        if all(isinstance(score, int | float) for score in pair):
+            differences.append(pair[1] - pair[0])
+    estimate = bootstrap_mean(differences, SEED)
+    return Change(name, then, now, *((estimate.low, estimate.high) if estimate else ()))
+
+
+def _total(run: RunRecord, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> Change | None:
+    """The weighted sum of several rewards, over the answers that all have scored, each of both evaluations."""
+    entries = [*(run.config.get("reward") or []), *filter(None, [run.config.get("reward_model")])]
+    names = list(before["rewards"])
+    if len(entries) != len(names):
+        return None
+    with suppress(UserError):
+        weights = [RewardSpec.read(entry).weight for entry in entries]
+        sums = [_sums(evaluation, names, weights) for evaluation in (before, after) if evaluation]
+        means = [fmean(known) if (known := [one for one in each if one is not None]) else None for each in sums]
+        pairs = zip(*sums, strict=False) if len(sums) == 2 else ()
+        estimate = bootstrap_mean([b - a for a, b in pairs if a is not None and b is not None], SEED)
+        interval = (estimate.low, estimate.high) if estimate else (None, None)
+        return Change("reward", means[0], means[1] if after else None, *interval)
+    return None
+
+
+def _sums(evaluation: Mapping[str, Any], names: Sequence[str], weights: Sequence[float]) -> list[float | None]:
+    found: list[float | None] = []
+    for scores in evaluation["scores"]:
+        each = [scores.get(name) for name in names]
+        known = all(isinstance(score, int | float) for score in each)
+        found.append(sum(w * s for w, s in zip(weights, each, strict=True)) if known else None)
+    return found
+
+
+def _share(name: str, before: float | None, after: float | None, rows: Any) -> Change:
+    """A share of `rows` rows, with the interval of Agresti and Caffo (2000) for the difference of two proportions; of
+    Agresti and Coull (1998) for the one after, where there is no other.
+    """
+    if after is None or not isinstance(rows, int) or not rows:
+        return Change(name, before, after)
+    if before is None:
+        share = (after * rows + Z**2 / 2) / (rows + Z**2)
+        half = Z * math.sqrt(share * (1 - share) / (rows + Z**2))
+        return Change(name, None, after, max(0.0, share - half), min(1.0, share + half))
+    one, other = ((share * rows + 1) / (rows + 2) for share in (before, after))
+    half = Z * math.sqrt((one * (1 - one) + other * (1 - other)) / (rows + 2))
+    return Change(name, before, after, other - one - half, other - one + half)
+
+
+def main_change(rows: Sequence[Change], rewards: bool) -> Change | None:
+    """The figure that the verdict is about."""
+    if rewards:
+        return next(iter(rows), None)
+    return next((row for name in MAIN for row in rows if row.name == name), next(iter(rows), None))
+
+
+def verdict(run: RunRecord, rows: Sequence[Change], lang: str) -> list[str]:
+    """What came of the run, by its `changes`, and what looks wrong: two sentences."""
+    return [_outcome(run, rows, lang), _health(run, lang)]
+
+
+def _outcome(run: RunRecord, rows: Sequence[Change], lang: str) -> str:
+    change = main_change(rows, bool(run.before and run.before["rewards"]))
+    if change is not None and change.before is None and change.after is not None and change.low is not None:
+        sentence = "On held-out rows {name} is {after} (95% interval {low} to {high})."
+        figures = {"after": number(change.after), "low": number(change.low), "high": number(change.high)}
+        return say(lang, sentence, name=label(change.name, lang), **figures)
+    if change is not None and change.difference is not None:
+        values: dict[str, Any] = {"name": label(change.name, lang)}
+        values |= {"before": number(change.before), "after": number(change.after)}
+        if change.low is None or change.high is None:
+            return say(lang, "On held-out rows {name} went from {before} to {after}.", **values)
+        values |= {"low": signed(change.low), "high": signed(change.high), "difference": signed(change.difference)}
+        how = "rose" if change.difference > 0 else "fell"
+        sentence = (
+            f"On held-out rows {{name}} {how} from {{before}} to {{after}} "
+            "({difference}; 95% interval {low} to {high})."
+        )
+        if change.low <= 0 <= change.high:
+            sentence = (
+                "On held-out rows {name} did not change for certain: {before} before, {after} after "
+                "({difference}; 95% interval {low} to {high})."
+            )
+        return say(lang, sentence, **values)
+    return _progress(run, lang)
+
+
+def _progress(run: RunRecord, lang: str) -> str:
+    """Where a run is that was not evaluated at its end, by the metrics of training."""
+    column = next((run.curves.columns[name] for name in ("reward", "loss") if name in run.curves.columns), [])
+    known = [value for value in column if value is not None]
+    if not known:
+        return say(lang, "Nothing is logged yet.")
+    name = "reward" if "reward" in run.curves.columns else "loss"
+    values = {"step": run.step, "total": total_steps(run) or "?", "name": label(name, lang)}
+    first, last = number(fmean(known[:RECENT])), number(fmean(known[-RECENT:]))
+    return say(
+        lang,
+        "Step {step} of {total}: {name} went from {first} to {last} in training.",
+        **values,
+        first=first,
+        last=last,
+    )
+
+
+def _health(run: RunRecord, lang: str) -> str:
+    names = list(dict.fromkeys(str(one["name"]) for one in run.diagnoses))
+    if names:
+        return say(lang, "Something looks wrong: {names} (see below).", names=", ".join(names))
+    return say(lang, "Nothing in its metrics and samples looks wrong.")
+
+
+def total_steps(run: RunRecord) -> int | None:
+    steps = run.config.get("max_steps")
+    return steps if isinstance(steps, int) and steps > 0 else None
+
+
+def label(name: str, lang: str) -> str:
+    """A metric's name for people; a reward's is its own."""
+    return say(lang, LABELS[name]) if name in LABELS else f" {name} " if lang == "zh" else name
+
+
+LABELS = {
+    "reward": "the reward",
+    "loss": "the loss",
+    "accuracy": "the accuracy",
+    "rewards/accuracies": "the accuracy of pairs",
+    "rewards/margins": "the margin",
+    "margin": "the margin",
+    "mean_token_accuracy": "the accuracy of tokens",
+    "log_odds_chosen": "the log odds of the chosen answer",
+    "length": "length in tokens",
+    "finished": "ended before the limit",
+}
+
+
+def signed(value: float | None) -> str:
+    return "–" if value is None else f"{'+' if value >= 0 else '−'}{number(abs(value))}"
+
+
+def facts(run: RunRecord, lang: str) -> Iterator[tuple[str, str]]:
+    """(what, value) of what was trained on what."""
+    config, data = run.config, run.manifest.get("data") or {}
+
+    def row(name: str, value: Any) -> tuple[str, str]:
+        return say(lang, name), str(value)
+
+    yield row("method", config.get("method", "?"))
+    yield row("model", config.get("model", "?"))
+    rows = f" ({data['rows']:,} + {data.get('held_out', 0):,} {say(lang, 'held out')})" if "rows" in data else ""
+    yield row("data", ", ".join(map(str, data.get("source") or config.get("data") or ["?"])) + rows)
+    if rewards := [*(config.get("reward") or []), *filter(None, [config.get("reward_model")])]:
+        yield row("rewards", ", ".join(map(str, rewards)))
+    total = total_steps(run)
+    yield row("steps", f"{run.step:,}" + (f" / {total:,}" if total else ""))
+    for name in ("name", "tags"):
+        if config.get(name):
+            value = config[name]
+            yield row(name, ", ".join(value) if isinstance(value, list) else value)
+    memory = run.manifest.get("memory") or {}
+    if measured := memory.get("allocated_bytes", memory.get("resident_bytes")):
+        estimated = memory.get("estimated_bytes")
+        beside = f" ({say(lang, 'estimated')}: {gb(estimated)}, {measured / estimated - 1:+.0%})" if estimated else ""
+        yield row("memory at most", gb(measured) + beside)

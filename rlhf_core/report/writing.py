@@ -1,0 +1,27 @@
+"""Where the page is written: by `rlhf report`, and by a run while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_core.report.page import FILE, LARGEST, render
+from rlhf_core.report.reading import read_run
+from rlhf_core.report.samples import BYTES
+from rlhf_core.ui.page import page_file, write_page
+from rlhf_core.words import language
+
+
+def write_report(runs: Sequence[str | Path], output: str | None = None, lang: str | None = None) -> Path:
+    """Write the page of `runs` and return its file. Raises `UserError`."""
+    tongue = language(lang)
+    default = str(Path(runs[0]) / FILE) if len(runs) == 1 else FILE
+    size = BYTES // len(runs)
+    records = [read_run(run, size) for run in runs]
+    file = page_file(output or default, "--output" if output else "the page")
+    page = render(records, tongue)
+    if len(page.encode()) > LARGEST:
+        share = 0.8 * LARGEST / len(page.encode())
+        page = render([read_run(run, int(size * share)) for run in runs], tongue)
+    write_page(file, "--output" if output else "the page", page)
+    return file

@@ -1,0 +1,388 @@
+"""The page of a run: what is read of its folder, what the first screen says, and what a reader can do with it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from rlhf_core import chinese
+from rlhf_core.cli import rlhf
+from rlhf_core.errors import UserError
+from rlhf_core.report import metrics, summary
+from rlhf_core.report.page import render
+from rlhf_core.report.reading import read_run
+from rlhf_core.report.samples import read_samples
+from rlhf_core.report.writing import write_report
+from rlhf_core.training import pages
+from tests.browser import CHROMIUM, Browser
+
+HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> &lt;b&gt; \x1b[2J \u202e"
+THOUGHT = f"<think>why {HOSTILE}</think><answer>42</answer>"
+
+
+def lines(file: Path, rows: list) -> None:
+    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+
+
+def answers(step: int, prompt: str, scores: list, **more) -> list[dict]:
+    """A group as GRPO writes it."""
+    return [
+        {"step": step, "prompt": [{"role": "user", "content": prompt}], "completion": f"{THOUGHT} {step}/{i}"}
+        | {"rewards": {"fit": score, "odd <b>": 0.5}, "columns": {}, "tokens": 10 + i, "finished": i > 0}
+        | {"advantage": None if score is None else score - 0.5}
+        | more
+        for i, score in enumerate(scores)
+    ]
+
+
+def pair(step: int, margin: float) -> dict:
+    values = {"loss": 0.6, "rewards/margins": margin}
+    return {"step": step, "prompt": "why?", "chosen": "good", "rejected": "bad", "tokens": [3, 2], "metrics": values}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """made("name", samples, …) writes the folder of a run of 12 steps and returns it."""
+
+    def make(name: str = "one", samples: list | None = None, evaluation: dict | None = None, **config) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        given = {"method": "grpo", "reward": ["fit", "odd"], "model": f"m {HOSTILE}", "max_steps": 12, **config}
+        (folder / "config.yaml").write_text(yaml.safe_dump(given))
+        manifest = {"command": HOSTILE, "data": {"rows": 9, "held_out": 4, "source": [HOSTILE], "sha256": "ab"}}
+        lines(
+            folder / "manifest.json", [manifest | {"memory": {"estimated_bytes": 10**9, "resident_bytes": 2 * 10**9}}]
+        )
+        logged = [{"step": i, "time": 1.0, "reward": i / 12, "loss": -0.1, "kl": 0.0, HOSTILE: i} for i in range(1, 13)]
+        lines(folder / "metrics.jsonl", logged)
+        if samples is None:
+            samples = [row for i in range(1, 13) for p in "ab" for row in answers(i, p, [i / 12, 0.25, 1.0])]
+        lines(folder / "samples.jsonl", samples)
+        prompts = [[{"role": "user", "content": f"{i} {HOSTILE}"}] for i in range(4)]
+        one = {"rewards": {"fit": 0.25, "odd": 0.5}, "metrics": {}, "length": 9.0, "finished": 1.0, "prompts": prompts}
+        one |= {"answers": [HOSTILE] * 4, "scores": [{"fit": s, "odd": 0.5} for s in (0, 0, 0.5, 0.5)]}
+        after = {**one, "rewards": {"fit": 1.0, "odd": 0.5}, "scores": [{"fit": 1.0, "odd": 0.5}] * 4}
+        lines(folder / "evaluation.json", [evaluation or {"before": one, "after": after}])
+        found = {"name": "reward_hacked", "step": 7, "level": "error", "text": HOSTILE, "command": f"rlhf {HOSTILE}"}
+        lines(folder / "diagnoses.jsonl", [found | {"evidence": [HOSTILE], "samples": answers(3, HOSTILE, [0.5])}])
+        return folder
+
+    return make
+
+
+# Metrics
+
+
+def test_lines_of_one_step_are_one_point_and_what_is_missing_stays_missing():
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 3.0, "name": "x", "ok": True}]
+    curves = metrics.read_curves([*rows, {"step": 2, "train_runtime": 9.0}, {"loss": 7.0}, {"step": 3, "loss": None}])
+    plain = curves.plain()
+    assert plain == {"steps": [1, 2, 3], "columns": {"loss": [2.0, 1.0], "eval_loss": [None, 3.0]}}
+
+
+def test_a_long_run_has_bounded_curves_whose_mean_is_its_own(monkeypatch):
+    monkeypatch.setattr(metrics, "POINTS", 8)
+    curves = metrics.read_curves(
+        {"step": i, "loss": float(i), **({"eval": 5.0} if i == 3 else {})} for i in range(1, 65)
+    )
+    assert curves.steps[-1] == 64
+    assert len(curves.steps) == 8
+    assert curves.columns["loss"] == [8 * i + 4.5 for i in range(8)]
+    assert curves.columns["eval"][0] == 5.0
+    assert len(curves.columns["eval"]) <= 8
+
+
+def test_damaged_lines_are_passed_over(tmp_path):
+    (tmp_path / "m").write_bytes(b'{"step": 1}\n{"step": \n\xff\n[1]\n{"step": 2}\n')
+    assert list(metrics.read_lines(tmp_path / "m")) == [{"step": 1}, {"step": 2}]
+    assert list(metrics.read_lines(tmp_path / "nothing")) == []
+
+
+# Samples
+
+
+def test_answers_of_one_prompt_are_a_group(tmp_path):
+    rows = [
+        *answers(1, "a", [0.5, None]),
+        *answers(1, "b", [1.0]),
+        "{damaged\n",
+        *answers(2, "a", [0.0], errors={"fit": "no"}),
+    ]
+    lines(tmp_path / "s", rows)
+    found = read_samples(tmp_path / "s")
+    assert [(group[0], group[1], len(group[2])) for group in found.groups] == [(1, 0, 2), (1, 1, 1), (2, 0, 1)]
+    assert (found.kind, found.names, found.total) == ("answers", ["fit", "odd <b>"], 3)
+    text, scores, advantage, tokens, finished, errors = found.groups[0][2][1]
+    assert (scores, advantage, tokens, finished, errors) == ([None, 0.5], None, 11, True, None)
+    assert "\x1b" not in text
+    assert "␛" in text
+    assert found.groups[2][2][0][5] == {"fit": "no"}
+
+
+def test_pairs_are_groups_of_their_own(tmp_path):
+    lines(tmp_path / "s", [pair(1, 0.5), pair(1, -0.5)])
+    found = read_samples(tmp_path / "s")
+    assert (found.kind, found.names) == ("pairs", ["loss", "rewards/margins"])
+    assert [[answer[0] for answer in group[2]] for group in found.groups] == [["good", "bad"]] * 2
+    assert found.groups[1][2][0][1] == [0.6, -0.5]
+
+
+def test_where_there_is_no_room_every_step_keeps_a_group_and_what_is_notable_stays(tmp_path):
+    rows = [row for i in range(1, 101) for p in "abcdefgh" for row in answers(i, p, [0.1, 0.2])]
+    rows += [
+        *answers(50, "best", [9.0, 8.0]),
+        *answers(60, "failed", [0.1], errors={"fit": "no"}),
+        *answers(70, "tie", [0.3, 0.3]),
+    ]
+    rows.sort(key=lambda row: row["step"])
+    lines(tmp_path / "s", rows)
+    whole = (tmp_path / "s").stat().st_size
+    found = read_samples(tmp_path / "s", whole // 10)
+    assert found.total == 803
+    assert {group[0] for group in found.groups} == set(range(1, 101))
+    asked = {found.prompts[group[1]][0][1] for group in found.groups}
+    assert {"best", "failed", "tie"} <= asked
+    assert sum(len(answer[0]) for group in found.groups for answer in group[2]) < whole // 9
+
+
+def test_long_answers_lose_their_middle_before_steps_go(tmp_path):
+    rows = [row | {"completion": "x" * 5000 + "end"} for i in range(1, 41) for row in answers(i, "a", [0.1, 0.2])]
+    lines(tmp_path / "s", rows)
+    found = read_samples(tmp_path / "s", 40_000)
+    assert len(found.groups) == 40
+    text = found.groups[0][2][0][0]
+    assert text.startswith("xxx")
+    assert text.endswith("end")
+    assert "[…]" in text
+    assert len(text) <= 40_000 / 80 + 10
+    assert len(read_samples(tmp_path / "s", 4_000).groups) < 40
+
+
+# The first screen
+
+
+def change(run, name):
+    return next(one for one in summary.changes(run) if one.name == name)
+
+
+def test_the_interval_is_of_differences_on_the_same_prompt(made):
+    run = read_run(made())
+    fit = change(run, "fit")
+    assert (fit.before, fit.after, fit.difference) == (0.25, 1.0, 0.75)
+    assert 0.5 <= fit.low < 0.75 < fit.high <= 1.0
+    assert fit.verdict == "better"
+    odd = change(run, "odd")
+    assert (odd.low, odd.high, odd.verdict) == (0.0, 0.0, "even")
+    total = change(run, "reward")
+    assert (total.before, total.after) == (0.75, 1.5)
+    assert summary.main_change(summary.changes(run), True) == total
+
+
+def test_the_sum_of_rewards_is_weighted(made):
+    run = read_run(made(reward=["fit:weight=2", "odd"]))
+    assert (change(run, "reward").before, change(run, "reward").after) == (1.0, 2.5)
+
+
+def of_pairs(before: dict, after: dict) -> dict:
+    one = {"rewards": {}, "prompts": [], "answers": [], "scores": [], "length": None, "finished": None}
+    return {"before": {**one, "metrics": before}, "after": {**one, "metrics": after}}
+
+
+def test_the_accuracy_of_pairs_has_the_interval_of_a_share(made):
+    run = read_run(made(evaluation=of_pairs({"accuracy": 0.5, "loss": 1.0}, {"accuracy": 1.0, "loss": 0.5}), reward=[]))
+    found = change(run, "accuracy")  # 4 pairs: (2 + 1) / 6 and (4 + 1) / 6
+    half = 1.96 * ((1 / 2 * 1 / 2 + 5 / 6 * 1 / 6) / 6) ** 0.5
+    assert (found.low, found.high) == pytest.approx((1 / 3 - half, 1 / 3 + half))
+    assert change(run, "loss").low is None
+
+
+def test_the_accuracy_before_dpo_is_that_of_no_preference_and_is_left_out(made):
+    zero = {"rewards/accuracies": 0.0, "rewards/margins": 0.0}
+    run = read_run(made(evaluation=of_pairs(zero, {"rewards/accuracies": 0.75, "rewards/margins": 2.0}), reward=[]))
+    found = change(run, "rewards/accuracies")
+    assert found.before is None
+    assert 0.28 < found.low < 0.75 < found.high < 1.0
+    assert found.verdict == "even"  # four pairs are too few to tell it from chance
+    assert "is 0.750 (95% interval" in summary.verdict(run, summary.changes(run), "en")[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "sentence"),
+    [
+        ((1.0, 1.0, 1.0, 1.0), "rose from 0.250 to 1.000 (+0.750; 95% interval"),
+        ((-1.0, -1.0, -1.0, -1.0), "fell from 0.250 to -1.000 (−1.250; 95% interval"),
+        ((0.5, 0.0, 0.0, 0.5), "did not change for certain: 0.250 before, 0.250 after"),
+    ],
+)
+def test_the_verdict(made, after, sentence):
+    folder = made(reward=["fit"])
+    found = json.loads((folder / "evaluation.json").read_text())
+    for stage, scores in (("before", (0.0, 0.0, 0.5, 0.5)), ("after", after)):
+        found[stage] |= {"rewards": {"fit": sum(scores) / 4}, "scores": [{"fit": score} for score in scores]}
+    lines(folder / "evaluation.json", [found])
+    run = read_run(folder)
+    outcome, health = summary.verdict(run, summary.changes(run), "en")
+    assert sentence in outcome
+    assert health == "Something looks wrong: reward_hacked (see below)."
+
+
+def test_a_run_that_is_not_at_its_end_tells_where_it_is(made):
+    folder = made(evaluation={"before": None, "after": None})
+    (folder / "diagnoses.jsonl").unlink()
+    run = read_run(folder)
+    outcome, health = summary.verdict(run, summary.changes(run), "en")
+    assert outcome == "Step 12 of 12: the reward went from 0.458 to 0.625 in training."
+    assert health == "Nothing in its metrics and samples looks wrong."
+    assert "the run is not at its end" in render([run], "en")
+
+
+def test_a_run_of_which_nothing_but_its_configuration_is_left(made):
+    folder = made()
+    for file in folder.iterdir():
+        if file.name != "config.yaml":
+            file.write_bytes(b'{"half')
+    assert "Nothing is logged yet." in render([read_run(folder)], "en")
+
+
+# The page
+
+
+def packed(page: str, name: str):
+    found = re.search(f'<script type="application/json" id="{name}">([^<]*)</script>', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(found)) if name != "page" else found)
+
+
+def test_nothing_of_a_model_or_a_file_is_markup(made):
+    page = render([read_run(made())], "en")
+    body = re.sub(r"<(script|style)\b[^>]*>.*?</\1>", "", page, flags=re.DOTALL)
+    assert "<img" not in body
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert len(re.findall("<script", page)) == 5  # three of data, two of ours
+    assert "script-src 'sha256-" in page
+    assert "unsafe" not in page.split("</head>")[0]
+
+
+def test_every_sentence_of_the_page_has_a_chinese_one(made, monkeypatch):
+    missing = []
+
+    class Asked(dict):
+        def get(self, sentence, default=None):
+            missing.extend([sentence] * (sentence not in self))
+            return super().get(sentence, default)
+
+    monkeypatch.setattr(chinese, "CHINESE", Asked(chinese.CHINESE))
+    one, two = read_run(made("one")), read_run(made("two", evaluation={"before": None}))
+    page = render([one, two], "zh") + render([two], "zh") + render([one], "zh")
+    for title, says, _ in summary_charts():
+        for sentence in (title, says):
+            assert not sentence or sentence in chinese.CHINESE
+    assert set(summary.LABELS.values()) <= chinese.CHINESE.keys()
+    assert missing == []
+    assert '<html lang="zh">' in page
+    assert "结论" in page
+
+
+def summary_charts():
+    from rlhf_core.report.charts import CHARTS
+
+    return CHARTS
+
+
+def test_several_runs_show_what_differs_and_before_and_after(made):
+    page = render([read_run(made("one")), read_run(made("two", learning_rate=0.5))], "en")
+    assert "<code>learning_rate</code></td><td>–</td><td>0.5</td>" in page
+    assert page.count("0.250 → 1.000") == 2
+    assert packed(page, "page")["runs"] == ["one", "two"]
+
+
+def test_the_command(made, tmp_path, monkeypatch):
+    folder = made()
+    say = CliRunner().invoke(rlhf, ["report", str(folder), "--lang", "zh"], standalone_mode=False)
+    assert say.exception is None
+    assert "结论" in (folder / "report.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert write_report([folder, folder]) == Path("report.html")
+    for wrong, message in (([tmp_path], "no folder of a run"), ([folder, "nowhere"], "nowhere is no folder of a run")):
+        with pytest.raises(UserError, match=message):
+            write_report(wrong)
+    with pytest.raises(UserError, match="--lang xx: write en or zh"):
+        write_report([folder], lang="xx")
+    (folder / "report.html").write_text("mine")
+    with pytest.raises(UserError, match="is no page of this command"):
+        write_report([folder])
+
+
+def test_a_page_that_would_be_too_large_has_fewer_answers(made, monkeypatch):
+    folder = made()
+    monkeypatch.setattr("rlhf_core.report.writing.BYTES", (folder / "samples.jsonl").stat().st_size)
+    before = write_report([folder]).stat().st_size
+    monkeypatch.setattr("rlhf_core.report.writing.LARGEST", before - 1)
+    assert write_report([folder]).stat().st_size < before
+
+
+def test_pages_are_written_now_and_then_and_a_fault_of_theirs_ends_nothing(made, monkeypatch, caplog):
+    folder, now = made(), [100.0]
+    monkeypatch.setattr(pages.time, "monotonic", lambda: now[0])
+    written = []
+
+    def write(_):
+        now[0] += 2.0
+        written.append(now[0])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pages, "write_report", write)
+    callback, state = pages.Pages(folder), type("State", (), {"is_world_process_zero": True})()
+    for _ in range(1000):
+        callback.on_step_end(None, state, None)
+        now[0] += 1.0
+    assert written == [112.0, 514.0, 916.0]  # the first after ten seconds, and 2 s take 400 s
+    assert "the page of the run is not written" in caplog.text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (390, True)])
+def test_a_reader_clicks_through_it(made, tmp_path, width, dark):
+    samples = [row for i in range(1, 13) for p in (HOSTILE, "b") for row in answers(i, p, [i / 12, 0.25, 1.0])]
+    samples += answers(12, "tie", [0.5, 0.5]) + answers(12, "failed", [None], errors={"fit": HOSTILE})
+    browser = Browser(tmp_path / "profile")
+    try:
+        file = write_report([made(samples=samples)])
+        browser.open(file, width, dark=dark)
+        assert browser.run("document.title") == "one"
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        browser.run("document.getElementById('charts').scrollIntoView()")
+        browser.wait_for("document.querySelectorAll('.uplot').length > 0")
+        count = "document.querySelectorAll('.group').length"
+        assert browser.run(count) == 4  # of the last step
+        assert browser.run("document.querySelectorAll('.answer').length") == 9
+        assert browser.run("document.querySelector('.think').textContent").endswith("␛[2J \\u202e")
+        assert browser.run("document.querySelector('.final').lastChild.textContent") == "42"
+        browser.run("document.getElementById('before').click()")
+        assert browser.run("document.getElementById('at').textContent") == "step 11"
+        assert browser.run(count) == 2
+        choose = "((id, value) => { const s = document.getElementById(id); s.value = value; s.dispatchEvent(new Event('change')); })"
+        for value, groups in (("ties", 1), ("errors", 1), ("best", 8)):
+            browser.run(f"{choose}('filter', '{value}')")
+            assert browser.run(count) == groups, value
+        browser.run("document.getElementById('more').click()")
+        assert browser.run(count) == 26
+        browser.run("document.querySelector('.group button').click()")  # the same prompt over time
+        assert browser.run(count) == 12
+        browser.run(f"{choose}('source', 'held')")
+        assert browser.run("document.querySelector('.group header b').textContent") == "step 12"
+        browser.run(
+            "(() => { const s = document.getElementById('smoothing'); s.value = 0.9; s.dispatchEvent(new Event('input')); })()"
+        )
+        browser.run("document.getElementById('log').click()")
+        assert browser.run("document.title") == "one"
+        assert browser.problems() == []
+    finally:
+        browser.close()
