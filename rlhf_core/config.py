@@ -107,6 +107,9 @@ class RunConfig(BaseModel):
     tag: Annotated[list[Annotated[str, AfterValidator(label)]], BeforeValidator(_listed)] = Field(
         [], description="tag of the run, to find it by; repeatable"
     )
+    report_to: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        ["tensorboard"], description="tensorboard, wandb, trackio, mlflow, swanlab or none; repeatable, or with commas"
+    )
     callback: list[str] = Field([], description="trainer callback, by plugin name; repeatable")
     num_processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one for each GPU")
     num_machines: int = Field(1, ge=1, le=65_536, description="number of machines; the same command is started on each")
@@ -128,6 +131,12 @@ class RunConfig(BaseModel):
     set: dict[str, Any] = Field({}, description="name=value of the underlying training arguments; repeatable")
     options: SerializeAsAny[TrainingOptions] = Field(TrainingOptions(), exclude=True)
     preset: dict[str, Any] = Field({}, exclude=True)
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers of `report_to`, each once; empty for `none`."""
+        names = [name.strip() for each in self.report_to for name in each.split(",")]
+        return [name for name in dict.fromkeys(names) if name != "none"]
 
     @functools.cached_property
     def data_specs(self) -> list[DataSpec]:

@@ -18,6 +18,14 @@ from rlhf_core.errors import UserError
 
 VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "true",  # of huggingface_hub and MLflow, among others
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # what MLflow would tell its makers; runs go where MLFLOW_TRACKING_URI says
+    "GRADIO_ANALYTICS_ENABLED": "False",  # Trackio is made with it
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_QUIET": "true",  # no second table of results at a run's end
+    "WANDB_CONSOLE": "off",  # trackers would take the screen for a log, with answers in it
+    "SWANLAB_TERMINAL__PROXY_TYPE": "none",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",  # else each try to reach the Hub is a line
     "TOKENIZERS_PARALLELISM": "false",

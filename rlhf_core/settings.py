@@ -64,13 +64,8 @@ def given(name: str, value: object = True) -> Condition:
     return f"--set {name}={shown}", lambda config: config.set.get(name) == value
 
 
-def _tracker(*names: str) -> Condition:
-    def holds(config: RunConfig) -> bool:
-        given = config.set.get("report_to")
-        trackers = given if isinstance(given, list) else [given]
-        return any(name in trackers for name in names) if names else bool(given)
-
-    return f"--set report_to={names[0] if names else 'TRACKER'}", holds
+def _tracker(name: str) -> Condition:
+    return f"--report-to {name}", lambda config: name in config.trackers
 
 
 def _scheduler(*names: str) -> Condition:
@@ -118,7 +113,8 @@ TRAINING: dict[str, Setting] = {
     "adam_epsilon": used_with(within=(SMALLEST, 1.0)),
     **dict.fromkeys(("fp16", "tf32", "dataloader_pin_memory"), used_with(GPU)),
     "torch_empty_cache_steps": used_with(GPU, within=COUNT),
-    **dict.fromkeys(("full_determinism", "report_to"), USED),
+    "full_determinism": USED,
+    "report_to": refused("write --report-to NAME"),
     "data_seed": used_with(within=(0, 2**32 - 1)),
     **dict.fromkeys(("logging_strategy", "logging_first_step"), USED),
     **dict.fromkeys(
@@ -173,7 +169,7 @@ TRAINING: dict[str, Setting] = {
     "accelerator_config": refused("how rows are divided between processes decides what each of them weighs"),
     "local_rank": refused("write --num-processes"),
     # Logs
-    "run_name": used_with(_tracker()),
+    "run_name": refused("write --name NAME"),
     **dict.fromkeys(
         ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), used_with(_tracker("trackio"))
     ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.method import Method
 
 if TYPE_CHECKING:
@@ -14,6 +17,19 @@ if TYPE_CHECKING:
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 SPLIT = ("fsdp", "zero3")  # weights between processes
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "swanlab")
+# Variables that would have a tracker upload models, and values with which it does not.
+UPLOADS = {
+    "wandb": ("WANDB_LOG_MODEL", ("false",)),
+    "mlflow": ("HF_MLFLOW_LOG_ARTIFACTS", ("false", "0", "no", "off")),
+    "swanlab": ("SWANLAB_LOG_MODEL", ()),
+}
+# Those that send to a service: the variable that says whether, its values that do, that of the key, files with one.
+LOGINS = {
+    "wandb": ("WANDB_MODE", ("online", "shared"), "WANDB_API_KEY", ("~/.netrc", "~/_netrc")),
+    "swanlab": ("SWANLAB_MODE", ("online", "cloud"), "SWANLAB_API_KEY", ("~/.swanlab/.netrc",)),
+}
 
 
 def given_options(config: RunConfig, method: Method) -> dict[str, Any]:
@@ -64,4 +80,43 @@ def check(config: RunConfig, method: Method) -> None:
     if config.machine_rank >= config.num_machines:
         raise UserError(
             f"--machine-rank {config.machine_rank}: machines count from 0, and --num-machines is {config.num_machines}"
+        )
+    check_trackers(config)
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Raise `UserError` for trackers that are not known, not installed, not logged in, or told to upload models."""
+    names = config.trackers
+    if names and "none" in ",".join(config.report_to).replace(" ", "").split(","):
+        raise UserError(f"--report-to none goes alone: leave out {', '.join(names)}")
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(
+                f"--report-to {name}: it is one of {', '.join(TRACKERS)} or none.{did_you_mean(name, TRACKERS)} "
+                "Others are plugins: --callback NAME"
+            )
+        if not is_installed(name):
+            raise UserError(f"--report-to {name}: it is not installed. Install it: pip install {name}")
+        variable, harmless = UPLOADS.get(name, ("", ()))
+        if os.environ.get(variable, "").lower() not in ("", *harmless):
+            raise UserError(
+                f"the environment has {variable}={os.environ[variable]}, and no model is uploaded in a run: unset it, "
+                "and upload RUN/model after the run"
+            )
+        if name in LOGINS:
+            _check_login(name, *LOGINS[name])
+
+
+def is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _check_login(name: str, mode: str, online: tuple[str, ...], key: str, files: tuple[str, ...]) -> None:
+    """Raise `UserError` if a tracker sends to its service and has no key for it: it would ask once training begins."""
+    if os.environ.get(mode, online[0]) not in online or os.environ.get(key):
+        return
+    if not any(Path(file).expanduser().exists() for file in files):
+        raise UserError(
+            f"--report-to {name}: it sends to its service, and has no key for it. Log in: {name} login (or set {key}); "
+            f"or keep all on this machine: {mode}=offline"
         )

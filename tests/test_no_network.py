@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import rlhf_core
+from rlhf_core import environment
 from rlhf_core.cli import rlhf
 from rlhf_core.doctor import asking
 from rlhf_core.doctor.probes import PROBES
@@ -46,6 +51,7 @@ COMMANDS = {
         "1",
         "--model",
     ],
+    "runs": ["runs", "."],
     "data": ["data", "inspect", "d.jsonl", "--model"],
     "score": ["score", "d.jsonl", "--reward", "length"],
     "pipeline": ["pipeline", "orpo", "--data", "d.jsonl", "--only", "sft", "--output-dir", "p", "--dry-run", "--model"],
@@ -66,6 +72,46 @@ COMMANDS = {
         "a=A",
     ],
 }
+
+
+MODULES = [
+    info.name for info in pkgutil.walk_packages(rlhf_core.__path__, "rlhf_core.") if "templates" not in info.name
+]
+
+
+def test_no_module_reaches_for_the_network_when_it_is_imported():
+    calls: set[str] = set()
+    with no_network(calls):
+        for name in MODULES:
+            if not name.endswith("__main__"):
+                importlib.import_module(name)
+    assert calls == set()
+
+
+def test_libraries_are_told_to_send_no_telemetry(monkeypatch):
+    for name in environment.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_QUIET", "false")  # what the user has set stays
+    environment.prepare()
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
+        assert os.environ[name].lower() in ("1", "true")
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert os.environ["WANDB_QUIET"] == "false"
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "trackio"])
+def test_trackers_that_write_to_local_files_send_nothing(tracker, tiny_model, tmp_path, monkeypatch):
+    if importlib.util.find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Path("d.jsonl").write_text("\n".join(json.dumps({"prompt": f"q{i}", "completion": "a"}) for i in range(4)))
+    calls: set[str] = set()
+    with no_network(calls):
+        done = CliRunner().invoke(rlhf, [*COMMANDS["run"], str(tiny_model), "--report-to", tracker])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert calls == set()
 
 
 def ask_here(question: str) -> asking.Answer:

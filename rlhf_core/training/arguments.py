@@ -33,6 +33,7 @@ SHARED = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "max_grad_norm"),
     *("gradient_checkpointing", "logging_steps", "save_steps", "seed"),
 )
+PROJECT = "rlhf"  # of trackers, where their variables name no other
 NEED_THE_MODEL = ("galore", "apollo", "lomo")  # optimizers that look at its modules
 FOLLOWS = ("reduce_lr_on_plateau", "greedy")
 SCHEDULE = """'{"min_lr": 1e-6}'"""
@@ -61,7 +62,9 @@ def build(run: Run, cls: Any, values: dict[str, Any]) -> Any:
         "fp16": options.dtype == "float16",
         "logging_nan_inf_filter": False,  # a loss that is no number stops the run
         "ddp_timeout": max(1800, int(run.config.hang_timeout) + 60),  # gloo's and NCCL's, who don't say which hangs
-        "report_to": [],
+        "report_to": [],  # their callbacks are added by `trackers`
+        "run_name": run.name,
+        "project": PROJECT,
         "disable_tqdm": True,
         **launch.arguments_for(run.config.distributed),
         **{name: run.config.trust_remote_code for name in TRUST if name in cls.__dataclass_fields__},
@@ -73,7 +76,6 @@ def build(run: Run, cls: Any, values: dict[str, Any]) -> Any:
     with library_errors("the training arguments don't fit together"):
         arguments = cls(**values)
     _check_environment(arguments)
-    _check_trackers(arguments)
     _check_schedule(arguments, _check_optimizer(arguments, run.config), run.config)
     _check_loader(arguments, run.config)
     return arguments
@@ -139,16 +141,6 @@ def _check_environment(arguments: TrainingArguments) -> None:
                 f"the environment has {name}={os.environ[name]}, which would change what is trained, and is in no "
                 "record of the run: unset it. How a run computes is given by its options, such as --set bf16=true"
             )
-
-
-def _check_trackers(arguments: TrainingArguments) -> None:
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    for name in arguments.report_to:
-        if name == "tensorboard":
-            raise UserError("--set report_to=tensorboard: leave it out, the run's folder has tensorboard/ in any case")
-        with library_errors(f"--set report_to={name}"):
-            get_reporting_integration_callbacks([name])[0]()
 
 
 def _check_optimizer(arguments: TrainingArguments, config: RunConfig) -> torch.optim.Optimizer:

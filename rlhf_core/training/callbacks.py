@@ -11,13 +11,12 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from rlhf_core.models.checkpoints import Best, step, write_best
@@ -26,6 +25,9 @@ from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training import manifest
 from rlhf_core.training.checkpoint import WRITING, discard, list_checkpoints, seal
 from rlhf_core.training.run_folder import STOP
+
+if TYPE_CHECKING:
+    from rlhf_core.training.run import Run
 
 WINDOW_STEPS = 20
 FAILURE_SHARE = 0.2
@@ -182,13 +184,12 @@ class FailureMonitor(TrainerCallback):
                 self.checkpoints.request_stop(f"reward {name!r} {reason}")
 
 
-def observe(trainer: Any, callbacks: Sequence[TrainerCallback], folder: Path) -> None:
-    """Add `callbacks` in place of the ones that print, and TensorBoard in the run's folder."""
-    from torch.utils.tensorboard import SummaryWriter
-
+def observe(trainer: Any, callbacks: Sequence[TrainerCallback], run: Run) -> None:
+    """Add `callbacks` in place of the ones that print, and those of the run's trackers. Raises `UserError`."""
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
-    for callback in callbacks:
+    from rlhf_core.training import trackers
+
+    reporting = trackers.begin(run) if trainer.is_world_process_zero() else []
+    for callback in (*callbacks, *reporting):
         trainer.add_callback(callback)
-    if trainer.is_world_process_zero():
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard"))))

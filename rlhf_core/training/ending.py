@@ -55,7 +55,8 @@ def save_and_show(run: Run, method: Method, trainer: Any, held_out: HeldOut | No
         screen.results(held_out.before, held_out.after())
     say_failures(run, screen)
     screen.say(f"\nModel    {model}\nPage     {run.folder / REPORT}")
-    screen.say(f"Curves   tensorboard --logdir {run.folder / 'tensorboard'}")
+    if "tensorboard" in run.config.trackers:
+        screen.say(f"Curves   tensorboard --logdir {run_folder.tensorboard_folder(run.folder)}")
     screen.say(f"Next     {next_command(run, method)}", "bold")
 
 

@@ -44,7 +44,7 @@ def carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: 
     ours += [Pages(run.folder)]
     ours += [callbacks.Schedule(run.resumed.rate_ratio)] * run.resumed.changes_schedule
     others = catalog.load_callbacks(run.config.callback, run) if run.callbacks is None else run.callbacks
-    callbacks.observe(trainer, [*ours, *others], run.folder)
+    callbacks.observe(trainer, [*ours, *others], run)
     if run.resume_from:
         screen.say(f"Resuming after {run.resume_from.name}.", "bold")
     if code := _trained(trainer, run, checkpoints, progress, screen):

@@ -65,6 +65,8 @@ class Run:
         self.resume_from = resume_from
         self.resumed = resuming.Resumed()  # what is otherwise than at the checkpoint
         self.described: dict[str, Any] = {}  # what it is made of: its configuration and its manifest
+        self.at_end = contextlib.ExitStack()  # what ends with the run
+        self.name = plan.config.name or self.folder.resolve().name
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # processes of this run
 
     @functools.cached_property
@@ -153,7 +155,7 @@ def _train(
     with screen.working("Reading data and model configuration …") as progress:
         run = prepare(config, method, catalog, folder, checkpoint, allow_changed, progress)
     run.is_new = not resume
-    try:
+    with run.at_end, contextlib.closing(run.rewards):
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
         if first and estimate is not None:
@@ -180,8 +182,6 @@ def _train(
                     run_folder.discard(folder)
                 elif first:
                     Pages(folder).write()
-    finally:
-        run.rewards.close()
 
 
 def check(

@@ -1,7 +1,7 @@
 """A run's folder: where it is, what is written to it, and what a resumed run keeps.
 
 config.yaml, manifest.json, metrics.jsonl, samples.jsonl, reward_errors.jsonl, evaluations.jsonl, evaluation.json,
-report.html, run.log, tensorboard/, checkpoints/ and model/.
+report.html, run.log, trackers.json (the run's ids in trackers), tensorboard/, checkpoints/ and model/.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOPPED = ".stopped"  # made by the first process of a run that had to stop
 FOLDERS = ("tensorboard", "checkpoints", "model")
 WRITTEN = (
     *("config.yaml", manifest.FILE, *LOGS, *(f"{name}.damaged" for name in LOGS), "evaluation.json"),
-    *("report.html", "run.log", *FOLDERS, STOP, SMALLER, STOPPED),
+    *("report.html", "run.log", "trackers.json", *FOLDERS, STOP, SMALLER, STOPPED),
 )
 
 
@@ -141,6 +141,11 @@ def _is_before(line: Mapping[str, Any], steps: int) -> bool | None:
     """Whether a line of a log was written up to a checkpoint; None if it does not say when."""
     step = line.get("step")
     return None if isinstance(step, bool) or not isinstance(step, int | float) else step <= steps
+
+
+def tensorboard_folder(folder: Path) -> Path:
+    """Where TensorBoard's events of the run in `folder` are."""
+    return Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or folder / "tensorboard").expanduser()
 
 
 def first_to_stop(folder: Path) -> bool:
