@@ -82,6 +82,9 @@ def test_every_hook_has_a_kind_a_sentence_and_is_in_the_architecture():
         assert f"`{name}`" in architecture
 
 
+UNASKED = ("vllm", "wandb", "trackio", "mlflow", "swanlab")
+
+
 def test_pins_are_exact_and_within_the_ranges_that_are_declared():
     from packaging.requirements import Requirement
 
@@ -92,8 +95,8 @@ def test_pins_are_exact_and_within_the_ranges_that_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [
         *project["dependencies"],
-        # vLLM runs on GPUs alone and would bring CUDA with it, so nothing installs it unasked.
-        *(need for extra, needs in project["optional-dependencies"].items() if extra != "vllm" for need in needs),
+        # vLLM runs on GPUs alone and would bring CUDA with it, and a tracker brings a server: nothing installs them unasked.
+        *(need for extra, needs in project["optional-dependencies"].items() if extra not in UNASKED for need in needs),
     ]
     for need in map(Requirement, declared):
         assert need.specifier.contains(versions[need.name]), need
