@@ -6,6 +6,7 @@
 # ruff: noqa: F401  (all that is imported here is for plugins)
 
 from rlhf_core.config import read_file as read_config
+from rlhf_core.data.cache import folder as cache_folder
 from rlhf_core.data.chat_template import NO_SYSTEM
 from rlhf_core.data.encoding import tools_of
 from rlhf_core.data.left_out import BadData
@@ -33,6 +34,9 @@ from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.binding import bind_all as bind_rewards
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.statistics import Estimate, bootstrap_mean, mean, same
+from rlhf_core.training.manifest import contents as content_of
+from rlhf_core.training.manifest import of_reward as files_of_reward
+from rlhf_core.training.manifest import versions as library_versions
 from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document
 from rlhf_core.ui.screen import Screen, question, text

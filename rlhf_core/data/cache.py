@@ -30,9 +30,9 @@ ELSEWHERE = "Rows of large data are kept there: set XDG_CACHE_HOME for another p
 ROWS, ABOUT = "rows.arrow", "about.json"
 
 
-def folder() -> Path:
+def folder(kind: str = "data") -> Path:
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "data"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / kind
     except RuntimeError as error:
         raise UserError(
             "large data is kept in a cache folder, and there is no home folder: set XDG_CACHE_HOME"

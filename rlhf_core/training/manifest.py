@@ -171,13 +171,22 @@ def _named(run: Run) -> dict[str, str]:
     texts = {str(spec.source): "data" for spec in specs}
     for file in {python_file(spec.formatter or "") for spec in specs} - {""}:
         texts |= dict.fromkeys([file, *map(str, files_of(Path(file).expanduser())[1:])], "data")
-    for spec in config.reward_specs:
-        file = python_file(spec.target)
-        values = [file, *map(str, files_of(Path(file).expanduser())[1:] if file else ()), *spec.parameters.values()]
-        texts |= {value: "reward" for value in values if isinstance(value, str) and value}
+    texts |= {text: "reward" for spec in config.reward_specs for text in of_reward(spec)}
     models = [run.info.path, run.info.adapter, *(getattr(config, name) for name in PATHS)]
     texts |= {text: "model" for text in models if text}
     return {text: of for text, of in texts.items() if _exists(text)}
+
+
+def of_reward(spec: RewardSpec) -> list[str]:
+    """The texts of a reward that may name files: its own, those that it imports from its folder, its parameters."""
+    file = python_file(spec.target)
+    values = [file, *map(str, files_of(Path(file).expanduser())[1:] if file else ()), *spec.parameters.values()]
+    return [value for value in values if isinstance(value, str) and value]
+
+
+def contents(texts: Iterable[str]) -> list[str]:
+    """The digests of those that name something here."""
+    return [_file(text)["sha256"] for text in texts if _exists(text)]
 
 
 def _exists(text: str) -> bool:

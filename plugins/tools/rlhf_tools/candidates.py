@@ -13,6 +13,7 @@ from rlhf_core.commands import BoundReward, DataSpec, ModelReference, RewardSpec
 from rlhf_core.numbers import MAX_BAD_ROWS
 
 BUILTIN = "builtin"
+ALL = 10**9  # rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ def find_candidates(models: Sequence[str], catalog: Catalog, trust: bool = False
     if twice := [name for name, count in given_names.items() if count > 1]:
         raise UserError(f"the name {twice[0]!r} is given twice: give each model a different name, NAME=PATH")
     return [_candidate(name, given, catalog, trust) for name, (_, given) in zip(_unique(names), named, strict=True)]
+
+
+def find_candidate(text: str, catalog: Catalog, trust: bool = False) -> Candidate:
+    """One model. Raises `UserError` for what is no language model."""
+    name, given = _split(text)
+    return _candidate(name or _default_name(given), given, catalog, trust)
 
 
 def _split(text: str) -> tuple[str | None, str]:
@@ -114,13 +121,13 @@ def choose_max_completion_length(given: int | None, candidates: Sequence[Candida
 
 def choose_questions(
     data: Sequence[str],
-    count: int,
+    count: int | None,
     seed: int,
     candidates: Sequence[Candidate],
     catalog: Catalog,
     max_bad_rows: float = MAX_BAD_ROWS,
 ) -> Questions:
-    """At most `count` rows: of `data`, else those that the first run held out, else of the built-in data."""
+    """At most `count` rows, or all: of `data`, else those that the first run held out, else of the built-in data."""
     run = next((one for one in candidates if one.config), None)
     if data:
         found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog, max_bad_rows)
@@ -128,18 +135,18 @@ def choose_questions(
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:
         found = _held_out(run, count, seed, candidates, catalog)
-    if len(found.rows) < count:
+    if count is not None and len(found.rows) < count:
         warning = f"{len(found.rows)} prompts instead of {count}: there are no more"
         found = replace(found, warnings=[*found.warnings, warning])
     return found
 
 
 def _any_rows(
-    specs: Sequence[DataSpec], count: int, seed: int, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS
+    specs: Sequence[DataSpec], count: int | None, seed: int, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS
 ) -> Questions:
     source = ", ".join(spec.source for spec in specs)
     if source == BUILTIN:
-        rows = commands.load_data(specs, "prompts", catalog, held_out=count).held_out
+        rows = commands.load_data(specs, "prompts", catalog, held_out=count or ALL).held_out
         return Questions(list(rows), "builtin, its held-out part")
     data = commands.load_data(specs, "prompts", catalog, max_bad_rows=max_bad_rows)
     order = list(range(len(data.train)))
@@ -147,7 +154,9 @@ def _any_rows(
     return Questions([data.train[number] for number in order[:count]], source, data.warnings, data.text_prompts)
 
 
-def _held_out(run: Candidate, count: int, seed: int, candidates: Sequence[Candidate], catalog: Catalog) -> Questions:
+def _held_out(
+    run: Candidate, count: int | None, seed: int, candidates: Sequence[Candidate], catalog: Catalog
+) -> Questions:
     """What `run` held out. Which rows those are depends on its data, its method and its seed."""
     assert run.config is not None
     assert run.method is not None

@@ -31,18 +31,18 @@ def render(result: Mapping[str, Any]) -> str:
     """The HTML of the page."""
     names = [model["name"] for model in result["models"]]
     parts = [
-        _settings(result),
+        settings(result["models"], result["settings"]),
         *(f'<p class="note">{escape(note)}</p>' for note in result["notes"]),
         *(part for mode in MODES for part in _mode(mode, names, result)),
         "<h2>Answers</h2>",
-        *(_prompt(number, row) for number, row in enumerate(result["prompts"], start=1)),
+        *(prompt(number, row) for number, row in enumerate(result["prompts"], start=1)),
     ]
     return document(" and ".join([", ".join(names[:-1]), names[-1]]) + " compared", parts, STYLE)
 
 
-def _settings(result: Mapping[str, Any]) -> str:
-    settings = result["settings"]
-    rows = [(model["name"], model["given"]) for model in result["models"]]
+def settings(models: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """What was asked whom, with which rewards."""
+    rows = [(model["name"], model["given"]) for model in models]
     rows.append(("prompts", f"{settings['prompts']} of {settings['data']}"))
     rows.append(("rewards", ", ".join(reward["spec"] for reward in settings["rewards"]) or "none"))
     if settings["system_prompt"]:
@@ -96,7 +96,7 @@ def _bar(win_rate: Mapping[str, Any]) -> str:
     )
 
 
-def _prompt(number: int, row: Mapping[str, Any]) -> str:
+def prompt(number: int, row: Mapping[str, Any]) -> str:
     """One prompt and all answers to it, open for the first few."""
     cards = "".join(_card(name, answers) for name, answers in row["answers"].items())
     opened = " open" if number <= 3 else ""

@@ -267,7 +267,7 @@ def test_a_model_without_weights_is_named(compare, tiny_model, tmp_path):
 def test_a_comparison_is_not_overwritten(compare, tiny_model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "comparison.json").write_text("{}")
-    with pytest.raises(UserError, match="has a comparison already"):
+    with pytest.raises(UserError, match=r"has comparison\.json already"):
         compare(tiny_model, tiny_model)
 
 

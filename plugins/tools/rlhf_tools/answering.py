@@ -1,0 +1,199 @@
+"""Models and the same questions: checked, then asked, one model in memory at a time, and the answers scored.
+
+Greedy answers and sampled ones, with the same seed before each batch for every model, so that the same model twice
+gives the same answers. Weights load last, after all checks. `rlhf compare` and `rlhf eval` are made of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_core import Catalog, ChatTemplate, TrainingOptions, UserError, commands
+from rlhf_core.commands import ModelInfo, RewardRuntime, path_of
+from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
+from rlhf_tools import candidates as finding
+from rlhf_tools.candidates import Candidate, Questions
+from rlhf_tools.results import MODES, Answer, Answers, total
+
+ROWS = 16  # answers that are generated at once
+
+
+@dataclass
+class Asking:
+    """Everything but the weights, checked. `infos` are the candidates' tokenizers and configurations, `templates`
+    their chat templates."""
+
+    candidates: list[Candidate]
+    infos: list[ModelInfo]
+    templates: list[ChatTemplate]
+    questions: Questions
+    prompts: list[Any]
+    rewards: RewardRuntime
+    system_prompt: str | None
+    max_completion_length: int
+    samples: int
+    temperature: float
+    seed: int
+
+    @property
+    def reward_names(self) -> list[str]:
+        return [reward.name for reward in self.rewards.rewards]
+
+
+def choose_folder(output: str | None, kind: str, files: Sequence[str]) -> Path:
+    """The folder to write `files` to; unset: KIND-TIME. Raises `UserError` for one that has them."""
+    default = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = path_of(default if output is None else output, "--output")
+    if any(os.path.lexists(folder / name) for name in files):
+        raise UserError(f"--output {folder} has {files[0]} already: choose another folder, or remove it")
+    return folder
+
+
+def prepare(
+    candidates: list[Candidate],
+    catalog: Catalog,
+    *,
+    data: Sequence[str],
+    max_bad_rows: float,
+    prompts: int | None,
+    reward: Sequence[str],
+    samples: int,
+    temperature: float,
+    max_completion_length: int | None,
+    system_prompt: str | None,
+    chat_template_kwargs: dict[str, Any] | None,
+    seed: int,
+) -> Asking:
+    """Resolve and check, cheap checks first."""
+    rewards = finding.choose_rewards(reward, candidates, catalog)
+    questions = finding.choose_questions(data, prompts, seed, candidates, catalog, max_bad_rows)
+    runtime = RewardRuntime(rewards, lambda ids: "", text_prompts=questions.text_prompts)  # each model decodes its own
+    runtime.check_columns(list(questions.columns), questions.source)
+    system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
+    for row in questions.rows if system_prompt else ():
+        turns = "messages" if "messages" in row else "prompt"
+        row[turns] = commands.with_system(row[turns], system_prompt)
+    asked = [commands.prompt_of(row) for row in questions.rows]
+    limit = finding.choose_max_completion_length(max_completion_length, candidates)
+    shown = with_tools(questions)
+    inspected = [_inspect(candidate, shown, limit, chat_template_kwargs) for candidate in candidates]
+    infos, templates = [info for info, _ in inspected], [template for _, template in inspected]
+    return Asking(
+        candidates, infos, templates, questions, asked, runtime, system_prompt, limit, samples, temperature, seed
+    )
+
+
+def _inspect(
+    candidate: Candidate, prompts: Sequence[Any], limit: int, kwargs: dict[str, Any] | None
+) -> tuple[ModelInfo, ChatTemplate]:
+    """Configuration, tokenizer and chat template, with `kwargs` or the run's own as its variables.
+
+    Raises `UserError` if the prompts don't fit.
+    """
+    config = candidate.config
+    info = commands.inspect_model(candidate.model, chat_template=config.chat_template if config else None)
+    of_run = config.options.chat_template_kwargs if config else None
+    variables = of_run if kwargs is None else kwargs
+    escape = config is not None and config.options.control_tokens == "escape"
+    template = commands.template_of(info, variables, escape=escape)
+    most = commands.context_length(info.config)
+    longest = max(len(template.prompt_ids(*one)) for one in prompts)
+    if most is not None and longest + limit > most:
+        raise UserError(
+            f"{candidate.given} reads at most {most:,} tokens; the longest prompt has {longest:,}, and its answer may "
+            f"have {limit:,}: --max-completion-length {max(1, most - longest)}, or other --data"
+        )
+    return info, template
+
+
+def token_ids(asking: Asking, number: int) -> list[list[int]]:
+    """The questions as the model of this number gets them."""
+    return [asking.templates[number].prompt_ids(*one) for one in with_tools(asking.questions)]
+
+
+def with_tools(questions: Questions) -> list[tuple[Any, Any]]:
+    return [(commands.prompt_of(row), commands.tools_of(row)) for row in questions.rows]
+
+
+def resolved(asking: Asking, folder: Path, without_rewards: str) -> list[tuple[str, str]]:
+    """The lines shown before the weights load."""
+    rows = [
+        ("Model", f"{one.name}: {one.given}, {info.parameters:,} parameters{', adapter' if info.adapter else ''}")
+        for one, info in zip(asking.candidates, asking.infos, strict=True)
+    ]
+    rows.append(("Data", f"{asking.questions.source}, {len(asking.prompts)} prompts"))
+    rows += [("Reward", str(reward.spec)) for reward in asking.rewards.rewards]
+    if asking.system_prompt:
+        rows.append(("System", f"“{asking.system_prompt}”"))
+    rows += [("Note", warning) for info in asking.infos for warning in info.warnings]
+    rows += [("Note", warning) for warning in asking.questions.warnings]
+    if any(prompt[0]["role"] == "system" for prompt in asking.prompts):
+        without = [one for one in asking.templates if not one.has_system]
+        rows += [("Note", f"{called} {commands.NO_SYSTEM}") for called in dict.fromkeys(one.called for one in without)]
+    if not asking.rewards.rewards:
+        rows.append(("Note", without_rewards))
+    return [*rows, ("Output", str(folder))]
+
+
+def answers(asking: Asking, number: int) -> dict[str, Answers]:
+    """Both modes of one model, whose weights are then freed."""
+    info = asking.infos[number]
+    dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
+        model: Any = commands.load_model(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
+    model = model.to(commands.device()).eval()
+    try:
+        return {mode: _mode(asking, number, model, mode) for mode in MODES}
+    finally:
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _mode(asking: Asking, number: int, model: Any, mode: str) -> Answers:
+    info, template = asking.infos[number], asking.templates[number]
+    each = asking.samples if mode == "sampled" else 1
+    sampling = Sampling(
+        asking.max_completion_length,
+        eos_token_ids(model, info.tokenizer),
+        asking.temperature,
+        greedy=mode == "greedy",
+    )
+    rollouts = list(_rollouts(asking, number, model, sampling, each))
+    answers = _score(asking, template, rollouts, each)
+    return [answers[start : start + each] for start in range(0, len(answers), each)]
+
+
+def _rollouts(asking: Asking, number: int, model: Any, sampling: Sampling, each: int) -> Iterator[Rollout]:
+    ids = token_ids(asking, number)
+    size = max(1, ROWS // each)
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        for start in range(0, len(ids), size):
+            torch.manual_seed(asking.seed + start)
+            yield from rollout(model, ids[start : start + size], each, sampling)
+
+
+def _score(asking: Asking, template: ChatTemplate, rollouts: Sequence[Rollout], each: int) -> list[Answer]:
+    runtime = asking.rewards
+    runtime.decode, runtime.opening, runtime.finished = template.decode, template.opening, template.finished
+    rows = [row for row in asking.questions.rows for _ in range(each)]
+    batch = runtime.batch(rows, [one.completion for one in rollouts])
+    scored = runtime.evaluate(batch)
+    answers = [Answer(text, len(one.completion), one.finished) for text, one in zip(batch.texts, rollouts, strict=True)]
+    weights = {reward.name: reward.weight for reward in runtime.rewards}
+    for i, answer in enumerate(answers):
+        answer.scores = {name: column.scores[i] for name, column in scored.items()}
+        answer.errors = {name: error for name, column in scored.items() if (error := column.errors[i]) is not None}
+        answer.total = total(answer.scores, answer.errors, weights)
+    return answers
