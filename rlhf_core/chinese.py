@@ -99,7 +99,7 @@ CHINESE: dict[str, str] = {
     "model": "模型",
     "more": "更多",
     "name": "名称",
-    "of both answers": "两个回答的",
+    "of all answers": "所有回答的",
     "of both answers, in nats": "两个回答的，单位 nat",
     "of the distribution of a token, in nats": "每个词元分布的熵，单位 nat",
     "of the returns, by the value head": "价值头对回报的",

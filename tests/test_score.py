@@ -461,7 +461,7 @@ def test_the_page_is_complete_needs_no_network_and_escapes_all_text(here):
     assert "&lt;script&gt;" in html
     assert "prefers-color-scheme: dark" in html
     assert "2 × " not in html
-    assert "<td>2</td><td>ValueError: level 1 of &#x27;1&#x27; is odd</td>" in html
+    assert '<td>2</td><td class="left">ValueError: level 1 of &#39;1&#39; is odd</td>' in html
 
 
 def test_text_that_is_no_unicode_is_refused_and_no_page_is_written(here, write_jsonl):

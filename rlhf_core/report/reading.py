@@ -99,6 +99,7 @@ def held_out(run: RunRecord) -> dict[str, Any]:
                 "step": step,
                 "texts": [cut(str(text), LONGEST) for text in stage["answers"][:HELD_OUT]],
                 "scores": (stage.get("scores") or [])[:HELD_OUT],
+                "tokens": (stage.get("tokens") or [])[:HELD_OUT],
             }
             for step, stage in stages
         ],

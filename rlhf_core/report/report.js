@@ -114,7 +114,7 @@
   // The answers to held-out prompts as groups, too: one answer each, at every evaluation.
   const heldOut = held => held.answers.flatMap(stage => stage.texts.map((text, i) => {
     const scores = stage.scores[i] || {};
-    return [stage.step, i, [[text, held.names.map(name => scores[name] ?? null), null, null, true, null]]];
+    return [stage.step, i, [[text, held.names.map(name => scores[name] ?? null), null, stage.tokens[i] ?? null, true, null]]];
   }));
   for (const run of all) { run.held.names = [...new Set(run.held.answers.flatMap(stage => stage.scores.flatMap(Object.keys)))]; run.heldGroups = heldOut(run.held); }
   const source = () => {
@@ -161,6 +161,11 @@
     if (data.kind === "pairs") head.append(el("span", {className: "said soft"}, data.names.map((name, i) => `${name} ${figure(answers[0][1][i])}`).join(" · ")));
     return el("article", {className: "group"}, head, promptBox(data.prompts[number] || []), el("div", {className: "answers"}, ...boxes));
   };
+  // One prompt at several steps: the prompt once, then its answers in the order of steps.
+  const overTime = (groups, data) => {
+    const boxes = groups.flatMap(([step, , answers]) => answers.map(answer => answerBox(answer, data.names, `${t.step} ${step}`)));
+    return el("article", {className: "group"}, promptBox(data.prompts[shown.prompt] || []), el("div", {className: "answers"}, ...boxes));
+  };
   const steps = data => [...new Set(data.groups.map(group => group[0]))].sort((a, b) => a - b);
   const chosen = data => {
     let groups = data.groups;
@@ -204,6 +209,7 @@
     if (shown.prompt !== null) notes.push(el("p", {}, el("button", {onclick: () => { shown.prompt = null; list(); }}, t.back)));
     if (data.groups.length && !groups.length) notes.push(el("p", {}, t.none));
     const more = groups.length > shown.count ? [el("button", {id: "more", onclick: () => { shown.count += 20; list(); }}, `${t.more} (${groups.length - shown.count})`)] : [];
+    if (shown.prompt !== null && data.kind !== "pairs") { results.replaceChildren(...notes, overTime(groups, data)); return; }
     results.replaceChildren(...notes, ...groups.slice(0, shown.count).map(group => groupBox(group, data)), ...more);
   };
   const reset = () => { Object.assign(shown, {source: all[shown.run].groups.length ? "" : "held", step: null, prompt: null, count: 8, search: ""}); list(); };

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rlhf_core.ui.page import document
+from rlhf_core.ui.page import document, template
 from rlhf_core.ui.screen import Screen, number, text
 from rlhf_core.ui.text import shown
 
@@ -14,12 +14,9 @@ BARS = "▁▂▃▄▅▆▇█"
 EXAMPLES = 3  # best and worst answers that are shown
 FAILURES = 5  # kinds of errors that are shown
 STYLE = """
-figure { margin: 1rem 0; max-width: 34rem } figcaption { display: flex; justify-content: space-between }
-.bars { display: block; width: 100%; height: 8rem; border-bottom: 1px solid var(--line) }
-.warning { border-left: 3px solid var(--bad); padding-left: .8rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
-td:first-child { text-align: right }
+figure { margin: 0; max-width: 34rem } figcaption { display: flex; justify-content: space-between }
+.bars { display: block; width: 100%; height: 9rem; border-bottom: 1px solid var(--line) }
+.bars rect { fill: var(--accent) }
 """
 
 
@@ -118,61 +115,43 @@ def visible(content: str) -> str:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The result as one HTML page. Every text from data or rewards is escaped."""
-    completions, groups = f"{result['completions']:,}", f"{result['groups']:,}"
-    parts = [
-        _list([("completions", completions), ("read as", result["format"]), ("different prompts or pairs", groups)]),
-        *(f'<p class="warning">{escape(text)}</p>' for text in result["warnings"]),
-        *(part for name, reward in result["rewards"].items() for part in _reward_html(name, reward)),
+    """The result as one HTML page."""
+    counts = [("completions", f"{result['completions']:,}"), ("read as", result["format"])]
+    pairs = known(result["correlations"])
+    body = template(Path(__file__).parent, "score.html").render(
+        facts=[*counts, ("different prompts or pairs", f"{result['groups']:,}")],
+        warnings=result["warnings"],
+        rewards=[_reward(name, reward) for name, reward in result["rewards"].items()],
+        correlations=[(correlation(pair["spearman"]), " and ".join(pair["rewards"])) for pair in pairs],
+    )
+    return document(f"Rewards on {result['source']}", [body], STYLE)
+
+
+def _reward(name: str, reward: Mapping[str, Any]) -> dict[str, Any]:
+    """One reward as the page needs it."""
+    return {
+        "title": title(name, reward),
+        "facts": [(label, value) for label, value in facts(reward) if label != "distribution"],
+        "histogram": _bars(reward["histogram"]) if reward["histogram"] else None,
+        "failures": [{**kind, "count": f"{kind['count']:,}"} for kind in reward["failures"]],
+        "examples": [(kind, [_example(one) for one in reward[kind]]) for kind in kinds(reward) if reward[kind]],
+    }
+
+
+def _bars(histogram: Mapping[str, Any]) -> dict[str, Any]:
+    """A bar for each count, in percent of width and height."""
+    counts = histogram["counts"]
+    width, most = 100 / len(counts), max(counts)
+    bars = [
+        {"x": f"{i * width:.2f}", "width": f"{0.9 * width:.2f}", "count": f"{count:,}"}
+        | {"y": f"{100 - 100 * count / most:.1f}", "height": f"{100 * count / most:.1f}"}
+        for i, count in enumerate(counts)
     ]
-    if pairs := known(result["correlations"]):
-        rows = ((correlation(pair["spearman"]), " and ".join(pair["rewards"])) for pair in pairs)
-        parts.append(f"<h2>Correlation between rewards (Spearman)</h2>{_table(rows)}")
-    return document(f"Rewards on {result['source']}", parts, STYLE)
+    listed = ", ".join(f"{count:,}" for count in counts)
+    return {"low": number(histogram["low"]), "high": number(histogram["high"]), "listed": listed, "bars": bars}
 
 
-def _list(rows: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows) + "</dl>"
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    cells = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-
-
-def _reward_html(name: str, reward: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h2>{escape(title(name, reward))}</h2>"
-    yield _list((label, text) for label, text in facts(reward) if label != "distribution")
-    if reward["histogram"]:
-        yield _histogram(reward["histogram"])
-    if reward["failures"]:
-        rows = ((f"{kind['count']:,}", kind["message"], kind["location"]) for kind in reward["failures"])
-        yield f'<p class="soft">Failures, with the location of the first of each kind:</p>{_table(rows)}'
-    for kind in kinds(reward):
-        if reward[kind]:
-            yield f"<details><summary>{kind} completions</summary>{''.join(map(_example_html, reward[kind]))}</details>"
-
-
-def _histogram(histogram: Mapping[str, Any]) -> str:
-    """A bar for each count, with the count as a tooltip, above their range."""
-    low, high, counts = number(histogram["low"]), number(histogram["high"]), histogram["counts"]
-    most, listed = max(counts), ", ".join(f"{count:,}" for count in counts)
-    width, heights = 100 / len(counts), [100 * count / most for count in counts]
-    bars = "".join(
-        f'<rect x="{i * width:.2f}%" y="{100 - height:.1f}%" width="{0.9 * width:.2f}%" height="{height:.1f}%" '
-        f'fill="var(--even)"><title>{count:,}</title></rect>'
-        for i, (height, count) in enumerate(zip(heights, counts, strict=True))
-    )
-    return (
-        f'<figure><svg class="bars" role="img" aria-label="counts from {low} to {high}: {listed}">{bars}</svg>'
-        f'<figcaption class="soft"><span>{low}</span><span>{high}</span></figcaption></figure>'
-    )
-
-
-def _example_html(example: Mapping[str, Any]) -> str:
+def _example(example: Mapping[str, Any]) -> dict[str, str]:
     side = f", {example['side']}" if example["side"] else ""
-    return (
-        f'<div class="soft">{number(example["score"])} · {escape(example["location"])}{side}: '
-        f"{escape(example['prompt'])}</div>"
-        f'<div class="text">{escape(example["completion"].strip()) or "(empty)"}</div>'
-    )
+    said = f"{number(example['score'])} · {example['location']}{side}: {example['prompt']}"
+    return {"said": said, "text": example["completion"].strip()}
