@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from transformers import TrainerState
 
 from rlhf_core.training.evaluation import Evaluation
+from rlhf_core.training.pace import Pace, Rates
 from rlhf_core.training.progress import BARS, POINTS, Curve, ProgressCallback, curve
 from rlhf_core.ui.screen import Screen, Terminal
 
@@ -26,10 +29,11 @@ def screen(*, terminal: bool, width: int = 80) -> tuple[Screen, io.StringIO]:
 def train(shown: Screen, steps: int = 20, extra: dict | None = None) -> None:
     progress = ProgressCallback(shown.console, SimpleNamespace(samples=SimpleNamespace(last=[SAMPLE])))
     state = TrainerState(max_steps=steps)
-    progress.on_train_begin(None, state, None)
+    args = SimpleNamespace(world_size=2, train_batch_size=1, gradient_accumulation_steps=1)
+    progress.on_train_begin(args, state, None)
     for step in range(1, steps + 1):
         state.global_step = step
-        progress.on_step_end(None, state, None)
+        progress.on_step_end(args, state, None)
         logs = {"loss": 0.1, "reward": step / steps, "completions/mean_length": 40.0, "kl": 1e-5, **(extra or {})}
         progress.on_log(None, state, None, logs=logs)
     progress.on_log(None, state, None, logs={"train_runtime": 3.0})
@@ -128,3 +132,69 @@ def test_curves():
     assert curve([5.0], 10) == BARS[0]
     assert curve([0.0] * 50 + [1.0] * 50, 10) == BARS[0] * 5 + BARS[-1] * 5
     assert len(curve(list(range(97)), 40)) == 40
+
+
+@pytest.mark.parametrize(("width", "notes"), [(80, 0), (80, 3), (120, 1), (40, 1)])
+def test_the_view_fits_into_24_rows_and_says_rates_memory_and_notes(width, notes):
+    stream = io.StringIO()
+    console = Terminal(file=stream, force_terminal=True, width=width, height=24, color_system=None)
+    rows = [{**SAMPLE, "completion": "很长的回答。" * 400, "tokens": 50}] * 4
+    progress = ProgressCallback(console, SimpleNamespace(samples=SimpleNamespace(last=rows)))
+    progress.notes = [f"length explains the reward {i}: " + "x" * 200 for i in range(notes)]
+    state, args = TrainerState(max_steps=40), SimpleNamespace(world_size=2)
+    progress.on_train_begin(args, state, None)
+    progress.since -= 2.0
+    state.global_step = 3
+    progress.on_step_end(args, state, None)
+    logs = {"reward": 0.5, "eval_reward": 0.25, "kl": 0.1, "memory/peak_gb": 1.25, "memory/free_gb": 20.0}
+    progress.on_log(args, state, None, logs=logs | {f"rewards/很长的奖励名称很长很长{i}/mean": 0.5 for i in range(3)})
+    progress.close()
+    with console.capture() as capture:
+        console.print(progress._render())
+    lines = capture.get().splitlines()
+    assert len(lines) <= 23
+    assert max(map(cell_len, lines)) <= width
+    assert re.match(r"[34]\.\d answers/s · (19\d|200) tokens/s", lines[1])
+    if width > 40:
+        assert "1.2 GB of memory at most · 20.0 GB free" in lines[1]
+        assert any(line.startswith("held-out reward") for line in lines)
+    assert sum(line.startswith("! length explains") for line in lines) == min(2, notes)
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    shown, stream = screen(terminal=True)
+    train(shown)
+    assert "step 10/20  reward 0.500" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_the_time_left_of_steps_that_sample_by_turns_and_are_evaluated():
+    """The first step takes 9 s for 4: batches of answers serve three steps, 4 + 1 + 1 s; an evaluation takes 5 s."""
+    pace = Pace(0, 12, period=3, eval_steps=6)
+    assert pace.left() is None
+    for seconds in (9.0, 1.0, 1.0, 4.0, 1.0):
+        pace.add(seconds)
+    assert pace.left() == 1 + 6 + 6
+    pace.add(1.0)
+    pace.evaluated(5.0)
+    assert pace.left() == 12 + 5
+    for seconds in (4.0, 1.0, 1.0, 4.0, 1.0, 1.0):
+        pace.add(seconds)
+    assert pace.left() == 0
+
+
+def test_before_a_second_batch_of_answers_the_first_step_tells_what_one_takes():
+    pace = Pace(4, 12, period=4)
+    for seconds in (5.0, 1.0):
+        pace.add(seconds)
+    assert pace.left() == 1 + 1 + 5 + 3
+
+
+def test_rates_are_those_of_the_latest_seconds():
+    rates = Rates()
+    assert rates.by_name() == {}
+    rates.add(100.0, rows=1)
+    for _ in range(5):
+        rates.add(10.0, rows=20)
+    assert rates.by_name() == {"rows": 2.0}

@@ -25,7 +25,7 @@ GAP, NARROWEST = 2, 8  # columns between two columns, and of one that is cut
 NARROW_NAME = 12  # characters of a metric's name where there is little room
 WIDE = 100  # columns from which on models and data have room
 COMMANDS_SHOWN = 5
-STYLES = {past.TRAINING: "cyan", past.DONE: "green", past.STOPPED: "yellow", past.FAILED: "red", past.DAMAGED: "red"}
+STYLES = {past.TRAINING: "cyan", past.DONE: "green", past.STOPPED: "magenta", past.FAILED: "red", past.DAMAGED: "red"}
 # What --sort takes: the order of a run, and whether the highest comes first.
 ORDERS: dict[str, tuple[Callable[[PastRun], Any], bool]] = {
     "age": (lambda run: run.changed, True),

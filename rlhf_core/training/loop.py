@@ -38,7 +38,7 @@ def carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: 
     checkpoints = callbacks.Checkpoints(run.folder, run.options.save_total_limit, every, run.described)
     held_out = evaluation.HeldOut(trainer, method, run, screen, checkpoints)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
-    progress = ProgressCallback(screen.console, run.rewards)
+    progress = ProgressCallback(screen.console, run.rewards, every, run.options.eval_steps)
     ours = [Resources(memory), Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
     ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
     ours += [Pages(run.folder)]
