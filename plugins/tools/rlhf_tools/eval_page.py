@@ -21,13 +21,13 @@ def render(result: Mapping[str, Any]) -> str:
         "<h2>Answers</h2>",
         *(page.prompt(number, row) for number, row in enumerate(result["prompts"], start=1)),
     ]
-    return document(f"{result['model']['name']} evaluated", parts, page.STYLE)
+    return document(f"{result['model']['name']} evaluated", parts, page.STYLE + ".of { white-space: pre }\n")
 
 
 def _table(result: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in eval_table.titles(result))
     body = "".join(
-        f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        f'<tr><th class="of">{escape(label)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
         for label, cells in eval_table.rows(result)
     )
     return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
