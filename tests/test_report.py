@@ -165,6 +165,14 @@ def test_long_answers_lose_their_middle_before_steps_go(tmp_path):
     assert len(read_samples(tmp_path / "s", 4_000).groups) < 40
 
 
+def test_long_prompts_are_cut_too(tmp_path):
+    rows = [row for i in range(1, 41) for row in answers(i, f"{i}" + "y" * 5000, [0.1, 0.2])]
+    lines(tmp_path / "s", rows)
+    found = read_samples(tmp_path / "s", 40_000)
+    assert len(found.prompts) == len(found.groups) == 40
+    assert sum(len(turn[1]) for prompt in found.prompts for turn in prompt) <= 0.3 * 40_000 + 40 * 10
+
+
 # The first screen
 
 

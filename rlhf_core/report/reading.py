@@ -12,10 +12,11 @@ from rlhf_core.config import read_file
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, path_of, read_text
 from rlhf_core.report.metrics import Curves, read_curves, read_lines
-from rlhf_core.report.samples import BYTES, Samples, cut, prompt_turns, read_samples
+from rlhf_core.report.samples import BYTES, Samples, cut, fitting, prompt_turns, read_samples
 
 LIMIT = 1 << 28  # bytes of evaluation.json
 EVALUATIONS = 24  # of which the answers are kept, at most: the first, the last, and others between
+HELD_OUT_BYTES = 800_000  # of these answers
 HELD_OUT = 64  # prompts of which the answers are kept
 LONGEST = 4000  # characters of such an answer
 
@@ -92,12 +93,14 @@ def held_out(run: RunRecord) -> dict[str, Any]:
     if len(stages) > EVALUATIONS:
         last = len(stages) - 1
         stages = [stages[round(i * last / (EVALUATIONS - 1))] for i in range(EVALUATIONS)]
+    texts = [str(text) for _, stage in stages for text in stage["answers"][:HELD_OUT]]
+    longest = min(LONGEST, fitting(texts, HELD_OUT_BYTES))
     return {
-        "prompts": [prompt_turns(prompt) for prompt in run.before["prompts"][:HELD_OUT]],
+        "prompts": [prompt_turns(prompt, LONGEST) for prompt in run.before["prompts"][:HELD_OUT]],
         "answers": [
             {
                 "step": step,
-                "texts": [cut(str(text), LONGEST) for text in stage["answers"][:HELD_OUT]],
+                "texts": [cut(str(text), longest) for text in stage["answers"][:HELD_OUT]],
                 "scores": (stage.get("scores") or [])[:HELD_OUT],
                 "tokens": (stage.get("tokens") or [])[:HELD_OUT],
             }

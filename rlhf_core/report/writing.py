@@ -11,6 +11,8 @@ from rlhf_core.report.samples import BYTES
 from rlhf_core.ui.page import page_file, write_page
 from rlhf_core.words import language
 
+SMALLEST = 1000  # bytes of answers
+
 
 def write_report(runs: Sequence[str | Path], output: str | None = None, lang: str | None = None) -> Path:
     """Write the page of `runs` and return its file. Raises `UserError`."""
@@ -20,8 +22,8 @@ def write_report(runs: Sequence[str | Path], output: str | None = None, lang: st
     records = [read_run(run, size) for run in runs]
     file = page_file(output or default, "--output" if output else "the page")
     page = render(records, tongue)
-    if len(page.encode()) > LARGEST:
-        share = 0.8 * LARGEST / len(page.encode())
-        page = render([read_run(run, int(size * share)) for run in runs], tongue)
+    while (written := len(page.encode())) > LARGEST and size > SMALLEST:
+        size = int(size * 0.8 * LARGEST / written)
+        page = render([read_run(run, size) for run in runs], tongue)
     write_page(file, "--output" if output else "the page", page)
     return file
