@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
@@ -28,7 +29,7 @@ CURVES = {
 # What is measured on held-out rows in training; the first of these that is there has a curve.
 HELD_OUT = ("eval_reward", "eval_rewards/accuracies", "eval_accuracy", "eval_loss")
 NOTES, LABEL, LOWEST_SAMPLE = 2, 20, 5  # lines, characters of a curve's name, lines
-REDRAWN = 2  # times a second
+REDRAWN = 0.5  # times a second
 POINTS = 1024  # an even number, many to a character
 SAMPLES = 10  # sample answers shown in the course of a run
 
@@ -68,6 +69,7 @@ class ProgressCallback(TrainerCallback):
         self.memory: tuple[float | None, float | None] = (None, None)  # GB at most so far, and free now
         self.training = False
         self._sample_due = 0
+        self._drawn: tuple[Any, Segments] | None = None  # what is below the bar, and of when: it is dear to lay out
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun = self.since = time.monotonic()  # since the last step or evaluation
@@ -145,6 +147,17 @@ class ProgressCallback(TrainerCallback):
         bar.add_column(ratio=1)
         done = ProgressBar(self.total, self.step, complete_style="cyan", finished_style="green")
         bar.add_row(done, f"{self.step}/{self.total}", left)
+        return Group(bar, self._below_the_bar())
+
+    def _below_the_bar(self) -> Segments:
+        """Laid out anew where a step, a line of metrics, a note or the terminal's size came in between."""
+        logged = sum(len(each.points) for each in self.history.values())
+        now = (self.step, logged, len(self.notes), self.console.size)
+        if self._drawn is None or self._drawn[0] != now:
+            self._drawn = now, Segments(list(self.console.render(self._facts_and_curves())))
+        return self._drawn[1]
+
+    def _facts_and_curves(self) -> Group:
         notes = [text(f"! {note}", "bold magenta") for note in self.notes[-NOTES:]]
         for note in notes:
             note.truncate(self.console.width, overflow="ellipsis")
@@ -154,7 +167,7 @@ class ProgressCallback(TrainerCallback):
         panel = [self._sample_panel(self.sample, rest - 2)] if self.sample and rest >= LOWEST_SAMPLE else []
         facts = text(" · ".join(self._facts()), "dim")
         facts.truncate(self.console.width, overflow="ellipsis")
-        return Group(bar, facts, *notes, curves, *panel)
+        return Group(facts, *notes, curves, *panel)
 
     def _facts(self) -> list[str]:
         """Rates and memory, in words."""
