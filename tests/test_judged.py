@@ -27,8 +27,10 @@ def falling(completions, **_):
     '''1 at first, then ever less: the first evaluation between steps is the best of those.'''
     global calls
     calls += 1
-    random.random()
     return [1 / calls] * len(completions)
+
+def noisy(completions, **_):
+    return [random.random() for _ in completions]
 """
 
 
@@ -53,23 +55,23 @@ def kept(folder: Path) -> list[str]:
 
 
 def test_a_run_with_evaluations_is_the_run_without(judged, go):
-    _, without = go(output_dir="without")
-    code, folder = judged()
+    _, without = go(output_dir="without", max_steps=3)
+    code, folder = judged(max_steps=3)
     assert code == 0
     assert weights(folder / "model") == weights(without / "model")
     found = lines(folder)
-    assert [line["step"] for line in found] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in found] == [0, 1, 2, 3]
     assert found[1].keys() >= {"metrics", "rewards", "reward", "length", "finished", "answers", "scores", "tokens"}
     assert found[0]["metrics"]["loss"] > found[-1]["metrics"]["loss"]
     logged = {line["step"]: line for line in lines(folder, "metrics.jsonl") if "eval_reward" in line}
     assert [line["eval_reward"] for line in logged.values()] == [line["reward"] for line in found]
     assert logged[2].keys() >= {"eval_rewards/falling/mean", "eval_completions/mean_length"}
-    assert [line["step"] for line in lines(folder, "metrics.jsonl") if "eval_loss" in line] == [0, 1, 2, 3, 4]
-    assert kept(folder) == ["checkpoint-1", "checkpoint-4"], "the best is not among the --save-total-limit"
+    assert [line["step"] for line in lines(folder, "metrics.jsonl") if "eval_loss" in line] == [0, 1, 2, 3]
+    assert kept(folder) == ["checkpoint-1", "checkpoint-3"], "the best is not among the --save-total-limit"
 
 
 def test_a_run_that_gets_no_better_stops_and_its_model_is_the_best(judged, capsys):
-    code, folder = judged(early_stop=2, final_model="best", max_steps=9)
+    code, folder = judged(early_stop=2, final_model="best", max_steps=4)
     assert (code, kept(folder)) == (0, ["checkpoint-1", "checkpoint-3"])
     assert weights(folder / "model") == weights(folder / "checkpoints" / "checkpoint-1")
     said = capsys.readouterr().out
@@ -78,27 +80,27 @@ def test_a_run_that_gets_no_better_stops_and_its_model_is_the_best(judged, capsy
     assert json.loads((folder / "evaluation.json").read_text())["after"]["reward"] == lines(folder)[1]["reward"]
 
     before = (folder / "evaluations.jsonl").read_bytes()
-    assert judged(early_stop=2, final_model="best", max_steps=9, resume=True)[0] == 0, (
+    assert judged(early_stop=2, final_model="best", max_steps=4, resume=True)[0] == 0, (
         "killed while its model was saved"
     )
     assert "It had stopped early already" in capsys.readouterr().out
     assert (folder / "evaluations.jsonl").read_bytes() == before
 
-    assert judged(max_steps=9, resume=True)[0] == 0
-    assert [line["step"] for line in lines(folder)] == [*range(10)]
-    assert weights(folder / "model") == weights(folder / "checkpoints" / "checkpoint-9")
+    assert judged(max_steps=4, resume=True)[0] == 0
+    assert [line["step"] for line in lines(folder)] == [*range(5)]
+    assert weights(folder / "model") == weights(folder / "checkpoints" / "checkpoint-4")
 
 
 def test_a_run_that_is_killed_within_an_evaluation_goes_on_as_if_it_had_not(judged, monkeypatch):
-    _, whole = judged(keep_best="loss", save_steps=1, save_total_limit=2, output_dir="whole")
+    values = {"keep_best": "loss", "max_steps": 2, "save_steps": 1, "save_total_limit": 2}
+    _, whole = judged(**values, output_dir="whole")
     real = evaluation._answer
 
     def killed(result, model, run):
-        if len(lines(run.folder)) == 3:
+        if len(lines(run.folder)) == 2:
             raise KeyboardInterrupt
         real(result, model, run)
 
-    values = {"keep_best": "loss", "save_steps": 1, "save_total_limit": 2}
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "_answer", killed)
         assert judged(**values)[0] == 130
@@ -110,11 +112,13 @@ def test_a_run_that_is_killed_within_an_evaluation_goes_on_as_if_it_had_not(judg
     assert best_of[0] == best_of[1]
 
 
-def test_an_evaluation_within_a_batch_of_answers_waits_for_its_end(judged):
-    values = {"method": "ppo", "num_ppo_epochs": 2, "num_mini_batches": 1, "max_steps": 6, "eval_steps": 3}
-    code, folder = judged(**values, response_length=4)
-    assert code == 0
-    assert [line["step"] for line in lines(folder)] == [0, 4, 6]
+def test_an_evaluation_within_a_batch_of_answers_waits_for_its_end_and_draws_no_random_numbers(judged):
+    values = {"method": "ppo", "num_ppo_epochs": 2, "num_mini_batches": 1, "max_steps": 5, "response_length": 4}
+    values["reward"] = "./rewards.py:noisy"
+    _, without = judged(**values, output_dir="without", eval_steps=None, keep_best=None)
+    _, folder = judged(**values, eval_steps=3)
+    assert [line["step"] for line in lines(folder)] == [0, 4, 5]
+    assert weights(folder / "model") == weights(without / "model")
 
 
 @pytest.mark.parametrize(
