@@ -111,6 +111,9 @@ class RunConfig(BaseModel):
         ["tensorboard"], description="tensorboard, wandb, trackio, mlflow, swanlab or none; repeatable, or with commas"
     )
     callback: list[str] = Field([], description="trainer callback, by plugin name; repeatable")
+    stop_on: list[str] = Field(
+        [], description="stop with a checkpoint when this is found (rlhf diagnose --list), or any; repeatable"
+    )
     num_processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one for each GPU")
     num_machines: int = Field(1, ge=1, le=65_536, description="number of machines; the same command is started on each")
     machine_rank: int = Field(0, ge=0, description="number of this machine, from 0")

@@ -47,6 +47,10 @@ def check(config: RunConfig, method: Method) -> None:
         raise UserError("every --reward has weight 0: there is nothing to learn from")
     if method.rewards == "none" and config.reward_specs:
         raise UserError(f"method {method.name} uses no reward: leave out --reward")
+    if config.stop_on:
+        from rlhf_core.diagnoses.catalog import check_names
+
+        check_names(config.stop_on, method.name)
     options, unused = config.options, method.unused_options()
     needs = {
         "num_train_epochs": (options.max_steps == -1, f"--max-steps {options.max_steps} is given"),

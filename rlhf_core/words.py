@@ -26,6 +26,7 @@ def say(lang: str, sentence: str, **values: Any) -> str:
     """
     if lang == "zh":
         from rlhf_core.chinese import CHINESE
+        from rlhf_core.diagnoses.chinese import DIAGNOSES
 
-        sentence = CHINESE.get(sentence, sentence)
+        sentence = DIAGNOSES.get(sentence) or CHINESE.get(sentence, sentence)
     return sentence.format(**values) if values else sentence

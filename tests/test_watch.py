@@ -1,84 +1,21 @@
-"""A run that can't learn says so once, on the screen and in run.log, or stops at the step where it is seen."""
+"""A run that can't go on stops at the step where it is seen."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerState
 
 from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.training import watch
 
 ROWS = [{"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": "Run."} for i in range(8)]
 VALUES = {"max_completion_length": 32, "max_steps": 2}
-REWARDS = """
-def one(completions, **_): return [1.0] * len(completions)
-def none(completions, **_): return [None] * len(completions)
-def of_the_prompt(prompts, completions, **_): return [float(str(p).count("1")) for p in prompts]
-def differs(completions, **_): return [i / 7 for i in range(len(completions))]
-"""
-GRPO = {"method": "grpo", "num_generations": 4, "max_completion_length": 4}
-PPO = {"method": "ppo", "max_completion_length": 4}
-SAME = "no two answers to a prompt were scored differently, so there is nothing to learn from"
-CUT = "every answer was cut at --max-completion-length 4"
-
-
-@pytest.fixture
-def rewarded(go):
-    """rewarded("name", option=…): as go, with a reward of this file."""
-
-    def start(name: str, **values):
-        Path("rewards.py").write_text(REWARDS)
-        return go(reward=[f"rewards.py:{name}"], **values)
-
-    return start
-
-
-@pytest.mark.parametrize(
-    ("reward", "method", "said"),
-    [
-        ("one", GRPO, True),
-        ("none", GRPO, True),
-        ("of_the_prompt", GRPO, True),
-        ("differs", GRPO, False),
-        ("one", PPO, True),
-        ("none", PPO, True),
-        ("differs", PPO, False),
-    ],
-)
-def test_scores_that_never_differ_are_said_once(rewarded, capsys, reward, method, said):
-    code, folder = rewarded(reward, **method)
-    assert code == 0
-    assert capsys.readouterr().out.count(f" {SAME}") == said
-    assert (folder / "run.log").read_text().count(SAME) == said
-
-
-def test_answers_that_never_end_are_said(rewarded, capsys):
-    rewarded("differs", **GRPO, top_k=1)
-    assert capsys.readouterr().out.count(f"Warning: up to step 2 {CUT}") == 1
-
-
-def test_a_long_run_says_it_early_and_once(go, said):
-    """By the trainer's lines alone: after ten steps, unless one of them differed."""
-    go(method="sft", max_steps=1)
-    trainer = go.trainers[-1]
-    run = SimpleNamespace(train_rows=ROWS, folder=Path("out"), options=SimpleNamespace(max_completion_length=4))
-    run.config = SimpleNamespace(distributed="ddp")
-    for spread, expected in (([1.0] * 12, [10]), ([1.0, 0.75, *[1.0] * 12], [])):
-        one, when = watch.Watch(trainer, run), []
-        for step, value in enumerate(spread, 1):
-            before = len(said())
-            state = TrainerState(global_step=step, is_world_process_zero=True)
-            one.on_log(trainer.args, state, TrainerControl(), logs={"frac_reward_zero_std": value})
-            when += [step] * (len(said()) - before)
-        one.on_train_end(trainer.args, state, TrainerControl())
-        assert when == expected
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "reward_model"])

@@ -25,6 +25,7 @@ COMMANDS = {
     "estimate": ("cli.estimate", "estimate", "Tell a run's memory and time before it, and whether it fits."),
     "data": ("cli.data", "data", "Look at data, check it, count it or convert it."),
     "runs": ("cli.runs", "runs", "List the runs that are there, or remove some."),
+    "diagnose": ("cli.diagnose", "diagnose", "Tell what is wrong with a run, and what to do."),
     "score": ("cli.score", "score", "Try rewards on completions, before any training."),
     "report": ("cli.report", "report", "Write a page about a run, or about several beside each other."),
     "pipeline": ("cli.pipeline", "pipeline", "Run several stages, each feeding the next."),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.diagnoses.catalog import BY_NAME, text_of
 from rlhf_core.report import summary
 from rlhf_core.report.charts import charts
 from rlhf_core.report.reading import RunRecord, held_out
@@ -160,9 +161,7 @@ def _change(change: summary.Change, lang: str) -> dict[str, str]:
 
 def _diagnosis(one: Mapping[str, Any], lang: str) -> dict[str, Any]:
     samples = [sample for sample in one.get("samples") or [] if isinstance(sample, Mapping)]
-    params = one.get("params")
-    sentence = one.get("sentence")
-    text = say(lang, str(sentence), **params) if sentence and isinstance(params, Mapping) else str(one.get("text", ""))
+    text = text_of(str(one["name"]), lang) if one["name"] in BY_NAME else str(one.get("text", ""))
     return {
         **{name: one.get(name, "") for name in ("name", "step", "command")},
         "level": "error" if one.get("level") == "error" else "warning",

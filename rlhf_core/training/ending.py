@@ -26,6 +26,7 @@ from rlhf_core.ui.streams import OF_DISKS
 from rlhf_core.ui.text import gb
 
 if TYPE_CHECKING:
+    from rlhf_core.training.diagnosing import Diagnosing
     from rlhf_core.training.evaluation import HeldOut
     from rlhf_core.training.run import Run
 
@@ -33,7 +34,9 @@ SPACE = 1 << 20  # bytes: less is a full disk
 NOTHING_KEPT = "It had not done a step, so its folder is removed: run the same command, corrected where it needs to be."
 
 
-def save_and_show(run: Run, method: Method, trainer: Any, held_out: HeldOut | None, screen: Screen) -> None:
+def save_and_show(
+    run: Run, method: Method, trainer: Any, held_out: HeldOut | None, diagnosing: Diagnosing, screen: Screen
+) -> None:
     """Write the run's model, evaluate it on the held-out rows, and say what came of the run."""
     from rlhf_core.training import evaluation
 
@@ -53,6 +56,7 @@ def save_and_show(run: Run, method: Method, trainer: Any, held_out: HeldOut | No
         elif metric := run.options.keep_best:
             model += f", of the last step: no evaluation had a value of {metric}"
         screen.results(held_out.before, held_out.after())
+    diagnosing.at_the_end()
     say_failures(run, screen)
     screen.say(f"\nModel    {model}\nPage     {run.folder / REPORT}")
     if "tensorboard" in run.config.trackers:

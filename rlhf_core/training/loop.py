@@ -12,6 +12,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.method import Method
 from rlhf_core.training import callbacks, ending, evaluation, launch
 from rlhf_core.training import resume as resuming
+from rlhf_core.training.diagnosing import Diagnosing
 from rlhf_core.training.memory import PeakMemory
 from rlhf_core.training.pages import Pages
 from rlhf_core.training.progress import ProgressCallback
@@ -39,8 +40,10 @@ def carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: 
     held_out = evaluation.HeldOut(trainer, method, run, screen, checkpoints)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     progress = ProgressCallback(screen.console, run.rewards, every, run.options.eval_steps)
-    ours = [Resources(memory), Watch(trainer, run), callbacks.FailureMonitor(run.rewards, checkpoints), checkpoints]
-    ours += [callbacks.Metrics(run.folder / "metrics.jsonl"), *([held_out] if evaluates else []), progress]
+    diagnosing = Diagnosing(run, checkpoints)
+    ours = [Resources(memory), callbacks.Metrics(run.folder / "metrics.jsonl")]
+    ours += [Watch(trainer, run, diagnosing.no_number), diagnosing, callbacks.FailureMonitor(run.rewards, checkpoints)]
+    ours += [checkpoints, *([held_out] if evaluates else []), progress]
     ours += [Pages(run.folder)]
     ours += [callbacks.Schedule(run.resumed.rate_ratio)] * run.resumed.changes_schedule
     others = catalog.load_callbacks(run.config.callback, run) if run.callbacks is None else run.callbacks
@@ -49,7 +52,7 @@ def carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: 
         screen.say(f"Resuming after {run.resume_from.name}.", "bold")
     if code := _trained(trainer, run, checkpoints, progress, screen):
         return ending.note_stop(run, code, checkpoints.stop_reason) if trainer.is_world_process_zero() else code
-    ending.save_and_show(run, method, trainer, held_out if evaluates else None, screen)
+    ending.save_and_show(run, method, trainer, held_out if evaluates else None, diagnosing, screen)
     return 0
 
 

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     *("output_dir", "data", "eval_data", "data_config", "formatter", "callback", "machine_rank", "master_addr"),
     *("gradient_checkpointing", "logging_steps", "logging_first_step", "save_steps", "save_total_limit"),
     *("hang_timeout", "name", "tag", "report_to", "project", "eval_steps", "keep_best", "early_stop", "final_model"),
+    "stop_on",
 )
 # Of another kind or shape than what is in the checkpoint.
 NEVER = ("method", "lora", "lora_r", "lora_target_modules", "load_in_4bit", "load_in_8bit")

@@ -1,7 +1,7 @@
 """A run's folder: where it is, what is written to it, and what a resumed run keeps.
 
-config.yaml, manifest.json, metrics.jsonl, samples.jsonl, reward_errors.jsonl, evaluations.jsonl, evaluation.json,
-report.html, run.log, trackers.json (the run's ids in trackers), tensorboard/, checkpoints/ and model/.
+config.yaml, manifest.json, metrics.jsonl, samples.jsonl, reward_errors.jsonl, evaluations.jsonl, diagnoses.jsonl,
+evaluation.json, report.html, run.log, trackers.json (the run's ids in trackers), tensorboard/, checkpoints/ and model/.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
 log = logging.getLogger("rlhf")
-LOGS = ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl", "evaluations.jsonl")
+LOGS = ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl", "evaluations.jsonl", "diagnoses.jsonl")
 STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
 SMALLER = "smaller.json"  # the settings that a run which is out of memory is to be started again with
 LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one

@@ -1,9 +1,13 @@
-"""A run that can't learn says so: once, on the screen and in run.log, or it stops at the step where that is seen."""
+"""Stops a run that can't go on, at the step where that is seen, and says before it begins what will not act.
+
+What is said while it trains is in `rlhf_core.diagnoses`.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,26 +22,15 @@ from rlhf_core.unused import WITHOUT_WARMUP
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
-PATIENCE = 10  # steps after which it is said; in a shorter run at its end
-
-# Shares that TRL's trainers and PPO log, and what it means if one is 1 in every line.
-ALWAYS = {
-    "frac_reward_zero_std": "no two answers to a prompt were scored differently, so there is nothing to learn from. "
-    "Look at samples.jsonl in {folder}, and try the reward: rlhf score",
-    "completions/clipped_ratio": "every answer was cut at --max-completion-length {limit}: none ended by itself. Allow "
-    "more tokens; or teach the model to end its answers by supervised fine-tuning, where it is a base model",
-}
-
 log = logging.getLogger("rlhf")
 
 
 class Watch(TrainerCallback):
-    """Stops a run whose loss or weights are no numbers, warns of scores that never differ, answers that never end."""
+    """Stops a run whose loss or weights are no numbers. `told` is called first, with the step."""
 
-    def __init__(self, trainer: Any, run: Run) -> None:
-        self.run, self.model = run, trainer.model
+    def __init__(self, trainer: Any, run: Run, told: Callable[[int], None] = lambda step: None) -> None:
+        self.run, self.model, self.told = run, trainer.model, told
         self.loss: torch.Tensor | None = None  # the sum over the forward passes of this step
-        self.always = dict.fromkeys(ALWAYS, 0)  # the last step whose line had a 1, as had all before it
         self._training_step = trainer.training_step
         trainer.training_step = self._watched
 
@@ -62,6 +55,8 @@ class Watch(TrainerCallback):
             return
         loss, self.loss = reduce(self.loss.float(), "sum").item(), None  # of all processes, which stop together
         if not math.isfinite(loss):
+            if state.is_world_process_zero:
+                self.told(state.global_step)
             raise RunStopped(
                 f"The loss of step {state.global_step} is {loss}: from here on nothing can be learned. Use --dtype "
                 "bfloat16 or float32 where it is float16, or a smaller --learning-rate. If it is the first step, the "
@@ -83,17 +78,6 @@ class Watch(TrainerCallback):
                 "--dtype bfloat16 or float32 where it is float16."
             )
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
-        reward = logs.get("reward", 0.0)
-        unscored = reward is None or math.isnan(reward)  # as it is if no reward applied to any answer
-        for name in [name for name in self.always if name in logs]:
-            self.always[name] = state.global_step
-            if logs[name] < 1 and not (unscored and "reward" in name):
-                del self.always[name]
-            elif state.global_step >= PATIENCE:
-                self._say(name, state)
-
     def on_train_end(self, args, state, control, **kwargs):
         if state.global_step == 0:
             raise RunStopped(
@@ -101,14 +85,6 @@ class Watch(TrainerCallback):
                 "data, or smaller batches: --per-device-train-batch-size N --gradient-accumulation-steps N"
             )
         self._check_weights(state)
-        for name in [name for name, step in self.always.items() if step]:
-            self._say(name, state)
-
-    def _say(self, name: str, state: Any) -> None:
-        step = self.always.pop(name)
-        text = ALWAYS[name].format(folder=self.run.folder, limit=self.run.options.max_completion_length)
-        if state.is_world_process_zero:
-            log.warning("up to step %d %s", step, text)
 
 
 def warn_of_small_steps(trainer: Any, run: Run) -> None:

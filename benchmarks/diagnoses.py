@@ -1,0 +1,100 @@
+"""Is each diagnosis found where it is really wrong, and nothing where a run is clean?
+
+    python -m benchmarks.diagnoses [NAME …]           planted failures, each a short run of its own
+    python -m benchmarks.diagnoses --clean [FOLDER …] the runs of the learning benchmark, or those in these folders
+
+A planted run has one thing wrong; the diagnosis of that name must be found, and no other one. The clean runs are those
+of benchmarks/learning.py: six methods with their presets, three seeds each. Results: benchmarks/results/diagnoses.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.diagnoses_planted import PLANTED, Planted, trainer_state
+from benchmarks.record import record
+from rlhf_core.diagnoses import folder
+from rlhf_core.diagnoses.catalog import DIAGNOSES
+
+RESULTS = Path(__file__).parent / "results" / "diagnoses.json"
+RLHF = str(Path(sys.executable).with_name("rlhf"))
+LAYOUT = ["--reward", "medical_format"]
+METHODS = {"sft": [], "reward_model": [], "dpo": LAYOUT, "orpo": LAYOUT, "ppo": LAYOUT, "grpo": LAYOUT}
+
+
+def found_in(run: Path) -> list[dict[str, Any]]:
+    """What the run said of itself, and what `rlhf diagnose` says of it now: they must be the same."""
+    said = [line["name"] for line in folder.reading.by_step(run / folder.FILE)] if run.is_dir() else None
+    lines = [line for line in folder.diagnose(str(run))[1] if line["level"] != "info"]
+    names = [line["name"] for line in lines]
+    if said is not None and sorted(said) != sorted(names):
+        print(f"  said while it trained: {said}; said of its logs: {names}")
+    return lines
+
+
+def plant(one: Planted, here: Path) -> dict[str, Any]:
+    """{"name", "found": [name, …], "step", "seconds"} of a run in which something is wrong."""
+    flags = one.prepare(here) if one.prepare else []
+    (here / "rewards.py").write_text(one.rewards)
+    flags = ["--method", one.method, *one.flags, *flags, "--num-eval-prompts", "0", "--output-dir", str(here / "run")]
+    started = time.perf_counter()
+    log = here / "log"
+    with log.open("w") as stream:
+        code = subprocess.run([RLHF, "run", *flags], cwd=here, stdout=stream, stderr=stream).returncode
+    seconds = round(time.perf_counter() - started)
+    if code not in (0, 1) or not (here / "run").is_dir():
+        print(log.read_text()[-2000:])
+        return {"name": one.name, "found": [], "code": code}
+    found = found_in(trainer_state(here / "run") if one.by_state else here / "run")
+    for line in found:
+        print(f"  {line['name']}, step {line['step']}: {line['evidence']}")
+    names = [line["name"] for line in found]
+    step = next((line["step"] for line in found if line["name"] == one.name), None)
+    return {"name": one.name, "plant": one.what, "found": names, "step": step, "seconds": seconds}
+
+
+def clean(method: str, seed: int, run: Path) -> dict[str, Any]:
+    if not run.exists():
+        flags = ["--method", method, *METHODS[method], "--seed", str(seed), "--output-dir", str(run)]
+        subprocess.run([RLHF, "run", *flags], check=True, stdout=subprocess.DEVNULL)
+    lines = found_in(run)
+    return {"method": method, "seed": seed, "steps": folder.diagnose(str(run))[0].step, "found": lines}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--clean", action="store_true")
+    parser.add_argument("--keep", help="folder for the planted runs")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"] if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        if arguments.clean:
+            folders = [Path(name) for name in arguments.names]
+            folders = folders or [Path(temporary, f"{method}-{seed}") for method in METHODS for seed in (42, 43, 44)]
+            results["clean"] = []
+            for run in folders:
+                method, _, seed = run.name.rpartition("-")
+                results["clean"].append(clean(method, int(seed), run))
+                print(results["clean"][-1], flush=True)
+        else:
+            known = {one["name"]: one for one in results.get("planted", [])}
+            for one in [one for one in PLANTED if not arguments.names or one.name in arguments.names]:
+                here = Path(arguments.keep or temporary, one.name)
+                here.mkdir(parents=True)
+                known[one.name] = plant(one, here)
+                print(known[one.name], flush=True)
+            order = [one.name for one in DIAGNOSES]
+            results["planted"] = sorted(known.values(), key=lambda one: order.index(one["name"]))
+    record("diagnoses", results)
+
+
+if __name__ == "__main__":
+    main()

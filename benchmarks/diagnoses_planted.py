@@ -1,0 +1,218 @@
+"""The runs of benchmarks/diagnoses.py in which one thing is wrong each, on the built-in model and data."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlhf_core.builtin import MODEL, data_file
+
+REWARDS = """
+import hashlib
+import time
+
+def zero(completions, **_): return [0.0] * len(completions)
+def one(completions, **_): return [1.0] * len(completions)
+def none(completions, **_): return [None] * len(completions)
+def of_the_prompt(prompts, **_): return [len(str(p)) % 7 / 7 for p in prompts]
+def noise(completions: list[str], **_):
+    return [int(hashlib.md5(c.encode()).hexdigest(), 16) % 1000 / 1000 for c in completions]
+def longer(completion_ids, **_): return [len(ids) / 100 for ids in completion_ids]
+def keyword(completions: list[str], **_): return [min(c.count("建议"), 10) / 10 for c in completions]
+def plain(completions: list[str], **_): return [float("<answer>" not in c) for c in completions]
+def raises(completions: list[str], **_):
+    if any(hash(c) % 3 == 0 for c in completions): raise ValueError("no number in the answer")
+    return [float(len(c) % 10) for c in completions]
+def sleeps(completions: list[str], **_):
+    time.sleep(3)
+    return noise(completions)
+def grows(completions: list[str], trainer_state, **_):
+    return [value * (1 if trainer_state.global_step < 8 else 300) for value in noise(completions)]
+def repeats(completions: list[str], **_):
+    return [1 - len({c[i:i + 4] for i in range(len(c))}) / max(1, len(c)) for c in completions]
+def certain(completions: list[str], **_):
+    from difflib import SequenceMatcher
+    return [SequenceMatcher(None, c, TARGET, autojunk=False).ratio() for c in completions]
+TARGET = "<think>先看症状，再看病程。</think><answer>诊断：感冒。依据：发热、咳嗽。建议：休息，多喝水。</answer>"
+KEPT = []
+def leaks(completions: list[str], **_):
+    KEPT.append(bytearray(b"x" * 60_000_000))
+    return noise(completions)
+"""
+SMALL = ("--per-device-train-batch-size", "8", "--logging-steps", "1", "--save-steps", "1000")
+GRPO = (*SMALL, "--num-generations", "4")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """`prepare` writes what the run needs to its folder, and returns further flags."""
+
+    name: str
+    what: str
+    method: str
+    flags: tuple[str, ...]
+    prepare: Callable[[Path], list[str]] | None = None
+    rewards: str = REWARDS
+    by_state: bool = False  # diagnosed by its trainer_state.json alone
+
+
+def grpo(name: str, what: str, reward: str, *flags: str, steps: int = 12, **more) -> Planted:
+    rewards = [
+        word for one in reward.split() for word in ("--reward", one if "medical" in one else f"./rewards.py:{one}")
+    ]
+    return Planted(name, what, "grpo", (*GRPO, "--max-steps", str(steps), *rewards, *flags), **more)
+
+
+def ppo(name: str, what: str, reward: str, *flags: str, steps: int = 24) -> Planted:
+    given = reward if "medical" in reward else f"./rewards.py:{reward}"
+    return Planted(name, what, "ppo", (*SMALL, "--max-steps", str(steps), "--reward", given, *flags))
+
+
+ADAPTER = ("--lora", "--lora-target-modules", "o_proj,down_proj", "--max-completion-length", "96")
+
+
+def built_in(kind: Literal["prompts", "preferences", "conversations"], count: int = 1500) -> list[dict]:
+    return [json.loads(line) for line in data_file(kind, "train").read_text(encoding="utf-8").splitlines()[:count]]
+
+
+def write(here: Path, rows: list[dict]) -> list[str]:
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (here / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return ["--data", str(here / "data.jsonl")]
+
+
+def pairs(change: Callable[[str, str, random.Random], tuple[str, str]]) -> Callable[[Path], list[str]]:
+    """The built-in pairs, changed: a function of chosen, rejected and what draws."""
+
+    def prepare(here: Path) -> list[str]:
+        draw, rows = random.Random(0), built_in("preferences")
+        for row in rows:
+            row["response_chosen"], row["response_rejected"] = change(
+                row["response_chosen"], row["response_rejected"], draw
+            )
+        return write(here, rows)
+
+    return prepare
+
+
+def without_end_token(here: Path) -> list[str]:
+    """The built-in model, with an end token that is never likely."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL), AutoTokenizer.from_pretrained(MODEL)
+    ends = model.generation_config.eos_token_id
+    model.get_output_embeddings().weight.data[ends] = 0
+    model.save_pretrained(here / "model")
+    tokenizer.save_pretrained(here / "model")
+    return ["--model", str(here / "model"), *ADAPTER]
+
+
+def goes_on(here: Path) -> list[str]:
+    """A model that learned from transcripts, in which an answer goes on with the next turns."""
+    for row in (rows := built_in("conversations", 600)):
+        messages = row.get("messages") or row.get("conversations")
+        last = messages[-1]
+        key = "content" if "content" in last else "value"
+        last[key] = f"{last[key]}\n### Human: 还有呢？\n### Assistant: 注意休息。"
+    flags = ["--method", "sft", *write(here, rows), "--max-steps", "60", "--num-eval-prompts", "0"]
+    rlhf = str(Path(sys.executable).with_name("rlhf"))
+    command = [rlhf, "run", *flags, "--learning-rate", "2e-3", "--output-dir", str(here / "sft")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return ["--model", str(here / "sft" / "model"), "--data", "builtin", *ADAPTER]
+
+
+def swapped(chosen: str, rejected: str, draw: random.Random) -> tuple[str, str]:
+    return (chosen, rejected) if draw.random() < 0.5 else (rejected, chosen)
+
+
+def longer_chosen(chosen: str, rejected: str, draw: random.Random) -> tuple[str, str]:
+    sentence = "请注意休息，多喝水，按时复诊。"
+    few, more = sorted(draw.sample(range(1, 9), 2))
+    return sentence * more, sentence * few
+
+
+def alike(chosen: str, rejected: str, draw: random.Random) -> tuple[str, str]:
+    return chosen, chosen[: len(chosen) // 2] + chosen[len(chosen) // 2 + 1 :]
+
+
+def with_garbage(here: Path) -> list[str]:
+    """Every fortieth conversation is random characters."""
+    draw, rows = random.Random(0), built_in("conversations", 600)
+    for row in rows[::40]:
+        messages = row.get("messages") or row.get("conversations")
+        key = "content" if "content" in messages[-1] else "value"
+        messages[-1][key] = "".join(chr(draw.randrange(0x4E00, 0x9F00)) for _ in range(60))
+    return write(here, rows)
+
+
+def the_same(here: Path) -> list[str]:
+    return write(here, built_in("conversations", 1) * 64)
+
+
+def few_rows(here: Path) -> list[str]:
+    return write(here, built_in("prompts", 6) * 100)
+
+
+def trainer_state(run: Path) -> Path:
+    return max(run.glob("checkpoints/*/trainer_state.json"))
+
+
+PAIR = ("--per-device-train-batch-size", "16", "--logging-steps", "1", "--save-steps", "1000")
+
+PLANTED = [
+    Planted("nan", "float16, and a learning rate of 100", "sft", ("--max-steps", "8", "--logging-steps", "1",
+            "--per-device-train-batch-size", "2", "--dtype", "float16", "--lora", "--learning-rate", "100")),
+    grpo("kl-runaway", "100 times the preset's rate", "medical_format", "--learning-rate", "0.6", steps=20),
+    ppo("kl-negative", "a repetition penalty of 3 while sampling", "noise", "--repetition-penalty", "3", steps=40),
+    grpo("policy-still", "a rate of 1e-9", "noise", "--learning-rate", "1e-9", steps=52),
+    grpo(
+        "steps-rounded-away", "all weights in bfloat16, a rate of 1e-7", "noise",
+        "--learning-rate", "1e-7", "--no-lora", "--dtype", "bfloat16", "--beta", "0.001", steps=52,
+    ),
+    grpo("entropy-collapse", "a reward for one fixed answer", "certain", "--beta", "0", "--no-lora",
+         "--learning-rate", "1e-3", steps=100),
+    grpo("repetition", "a reward for what was said before", "repeats", steps=60),
+    grpo("clip-fraction", "a clip range of 0.00001", "noise", "--epsilon", "0.00001", "--num-iterations", "8",
+         steps=32),
+    grpo("reward-fails", "a reward that raises on some answers", "raises"),
+    grpo("reward-slow", "a reward that takes 3 seconds", "sleeps", steps=8),
+    grpo("length-explains-reward", "a reward of the answer's length", "longer", "--max-completion-length", "256",
+         steps=40),
+    grpo("feature-explains-reward", "a reward that counts a word", "keyword", steps=60),
+    grpo("other-reward-falls", "a layout, and a small reward for having none", "medical_format plain:weight=0.1",
+         steps=50),
+    grpo("answers-identical", "a top-k of 1", "noise", "--top-k", "1"),
+    grpo("reward-not-applicable", "a reward that returns None", "none"),
+    grpo("reward-always-zero", "a reward that is always 0", "zero"),
+    grpo("reward-always-full", "a reward that is always 1", "one"),
+    grpo("scores-tied", "a reward of the prompt alone", "of_the_prompt"),
+    grpo("template-not-learned", "a model trained on transcripts", "noise", prepare=goes_on),
+    grpo("end-token-not-learned", "a model without an end token", "noise", prepare=without_end_token),
+    grpo("limit-too-short", "a limit of 12 tokens", "noise", "--max-completion-length", "12"),
+    grpo("answers-cut", "the same, by trainer_state.json alone", "noise", "--max-completion-length", "12",
+         by_state=True),
+    Planted("preference-stuck", "a rate of 1e-9", "dpo", (*PAIR, "--max-steps", "32", "--learning-rate", "1e-9")),
+    Planted("preferences-contradict", "half of the pairs swapped", "dpo", (*PAIR, "--max-steps", "80"), pairs(swapped)),
+    Planted("chosen-falls", "answers that differ by a character, 10 times the rate", "dpo",
+            (*PAIR, "--max-steps", "40", "--learning-rate", "2e-3", "--beta", "0.05"), pairs(alike)),
+    Planted("margins-from-length", "the longer of two equal answers is chosen", "reward_model",
+            (*PAIR, "--max-steps", "40"), pairs(longer_chosen)),
+    Planted("reward-model-at-chance", "half of the pairs swapped", "reward_model", (*PAIR, "--max-steps", "60"),
+            pairs(swapped)),
+    Planted("scores-saturated", "ten times the rate", "reward_model",
+            (*PAIR, "--max-steps", "120", "--learning-rate", "1e-2")),
+    ppo("value-unexplained", "a value loss of weight 0 while the policy moves", "noise", "--vf-coef", "0", steps=60),
+    ppo("value-loss-explodes", "a reward that becomes 300 times as large", "grows", steps=40),
+    Planted("loss-diverges", "100 times the preset's rate", "sft", ("--max-steps", "20", "--learning-rate", "0.3")),
+    Planted("loss-zero", "the same row 64 times", "sft", ("--max-steps", "60", "--learning-rate", "3e-3"), the_same),
+    Planted("gradient-spikes", "every fortieth row is random characters", "sft",
+            (*SMALL, "--max-steps", "60"), with_garbage),
+    grpo("same-rows", "6 prompts, 100 times each", "noise", prepare=few_rows, steps=40),
+    grpo("memory-soon", "a reward that keeps 60 MB a step", "leaks", "--stop-on", "memory-soon", steps=4000),
+]  # fmt: skip
