@@ -27,7 +27,8 @@ class Diagnosing(TrainerCallback):
     resumed run has seen what was logged before its checkpoint, and says nothing again that is in diagnoses.jsonl.
     """
 
-    def __init__(self, run: Run, checkpoints: Checkpoints) -> None:
+    def __init__(self, run: Run, checkpoints: Checkpoints, notes: list[str]) -> None:
+        self.notes = notes  # lines of the live view
         self.folder, self.checkpoints, self.language = run.folder, checkpoints, language()
         self.stop_on = run.config.stop_on
         self.data = run.config.data_specs[0].source
@@ -92,6 +93,7 @@ class Diagnosing(TrainerCallback):
             name, text = line["name"], catalog.text_of(line["name"], self.language)
             evidence = "; ".join(line["evidence"])
             log.warning("%s, step %d: %s (%s) → %s", name, line["step"], text, evidence, line["command"])
+            self.notes.append(f"{name}, step {line['step']}: {evidence}")
             if {name, catalog.ANY} & {*self.stop_on}:
                 self.stopping = self.stopping or 1 + list(catalog.BY_NAME).index(name)
 

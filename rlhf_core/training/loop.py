@@ -40,7 +40,7 @@ def carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: 
     held_out = evaluation.HeldOut(trainer, method, run, screen, checkpoints)
     evaluates = bool(run.held_out) and (method.generates or trainer.eval_dataset is not None)
     progress = ProgressCallback(screen.console, run.rewards, every, run.options.eval_steps)
-    diagnosing = Diagnosing(run, checkpoints)
+    diagnosing = Diagnosing(run, checkpoints, progress.notes)
     ours = [Resources(memory), callbacks.Metrics(run.folder / "metrics.jsonl")]
     ours += [Watch(trainer, run, diagnosing.no_number), diagnosing, callbacks.FailureMonitor(run.rewards, checkpoints)]
     ours += [checkpoints, *([held_out] if evaluates else []), progress]
