@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from rlhf_core import chinese
 from rlhf_core.cli import rlhf
+from rlhf_core.diagnoses.catalog import text_of
 from rlhf_core.errors import UserError
 from rlhf_core.report import metrics, summary
 from rlhf_core.report.page import render
@@ -219,6 +221,14 @@ def test_the_accuracy_before_dpo_is_that_of_no_preference_and_is_left_out(made):
     assert 0.28 < found.low < 0.75 < found.high < 1.0
     assert found.verdict == "even"  # four pairs are too few to tell it from chance
     assert "is 0.750 (95% interval" in summary.verdict(run, summary.changes(run), "en")[0]
+
+
+def test_information_is_nothing_wrong_and_a_diagnosis_is_told_in_the_readers_language(made):
+    folder = made()
+    lines(folder / "diagnoses.jsonl", [{"name": "loss-zero-on-policy", "step": 3, "level": "info", "text": "x"}])
+    run = read_run(folder)
+    assert summary.verdict(run, [], "en")[1] == "Nothing in its metrics and samples looks wrong."
+    assert text_of("loss-zero-on-policy", "zh") in html.unescape(render([run], "zh"))
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def _diagnosis(one: Mapping[str, Any], lang: str) -> dict[str, Any]:
     text = text_of(str(one["name"]), lang) if one["name"] in BY_NAME else str(one.get("text", ""))
     return {
         **{name: one.get(name, "") for name in ("name", "step", "command")},
-        "level": "error" if one.get("level") == "error" else "warning",
+        "level": one["level"] if one.get("level") in ("error", "info") else "warning",
         "text": text,
         "evidence": [str(line) for line in one.get("evidence") or []],
         "samples": [{"said": _of_sample(sample), "text": _text_of(sample)} for sample in samples[:3]],

@@ -183,7 +183,7 @@ def _progress(run: RunRecord, lang: str) -> str:
 
 
 def _health(run: RunRecord, lang: str) -> str:
-    names = list(dict.fromkeys(str(one["name"]) for one in run.diagnoses))
+    names = list(dict.fromkeys(str(one["name"]) for one in run.diagnoses if one.get("level") != "info"))
     if names:
         return say(lang, "Something looks wrong: {names} (see below).", names=", ".join(names))
     return say(lang, "Nothing in its metrics and samples looks wrong.")
