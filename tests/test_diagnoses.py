@@ -325,3 +325,17 @@ def test_a_run_stops_where_it_is_told_to_and_goes_on_when_it_is_resumed(rewarded
     assert code == 0
     assert said_in(run)[: len(before)] == before
     assert all(one != other for (one, _), (other, _) in pairwise(sorted(said_in(run))))
+
+
+def test_a_fault_of_ours_ends_the_diagnoses_and_not_the_run(rewarded, monkeypatch):
+    looked = []
+
+    def look(*_):
+        looked.append(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(catalog, "look", look)
+    code, run = rewarded("differs", max_steps=4)
+    assert code == 0
+    assert len(looked) == 1
+    assert "it goes on without them" in (run / "run.log").read_text()

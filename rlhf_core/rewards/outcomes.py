@@ -107,6 +107,17 @@ def blank(columns: Sequence[Column]) -> None:
                 column.scores[i] = None
 
 
+def weighted(columns: Sequence[Column], weights: Sequence[float]) -> list[float | None]:
+    """Each row's weighted sum of the scores that it has; None where one failed, or where it has none."""
+    totals: list[float | None] = [None] * len(columns[0].scores) if columns else []
+    for column, weight in zip(columns, weights, strict=True):
+        for i, score in enumerate(column.scores):
+            if score is not None:
+                totals[i] = (totals[i] or 0.0) + weight * score
+    failed = {i for column in columns for i, error in enumerate(column.errors) if error is not None}
+    return [None if i in failed else total for i, total in enumerate(totals)]
+
+
 def failures(errors: Path, samples: Path) -> list[str]:
     """A line for each reward that failed in a run, from the run's reward_errors.jsonl and samples.jsonl."""
     found: dict[str, Counter[str]] = defaultdict(Counter)

@@ -27,7 +27,7 @@ from rlhf_core.rewards.batch import RewardBatch, callbacks_of, columns_of
 from rlhf_core.rewards.binding import CALLBACK_NAMES, FINISHED, LOGS, ROW, BoundReward, check_columns
 from rlhf_core.rewards.event_loop import BATCH_SECONDS, EventLoop
 from rlhf_core.rewards.guard import guarded
-from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, failure, join, out_of_time
+from rlhf_core.rewards.outcomes import Column, Inputs, blank, check, exception, failure, join, out_of_time, weighted
 from rlhf_core.rewards.samples import Samples, scores_by_prompt
 from rlhf_core.rewards.worker import Worker
 
@@ -148,13 +148,7 @@ class RewardRuntime:
         """Each row's weighted sum of scores. A reward that does not apply to a row adds nothing. None where one failed,
         or where none applies.
         """
-        totals: list[float | None] = [None] * len(next(iter(columns.values())).scores) if columns else []
-        for reward in self.rewards:
-            for i, score in enumerate(columns[reward.name].scores):
-                if score is not None:
-                    totals[i] = (totals[i] or 0.0) + reward.weight * score
-        failed = {i for column in columns.values() for i, error in enumerate(column.errors) if error is not None}
-        return [None if i in failed else total for i, total in enumerate(totals)]
+        return weighted([columns[reward.name] for reward in self.rewards], self.weights)
 
     @phase("rewards")
     def evaluate(self, batch: RewardBatch) -> dict[str, Column]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,7 @@ log = logging.getLogger("rlhf")
 class Diagnosing(TrainerCallback):
     """Looks at what is logged, in the first process; what it finds stops the run in all, if `--stop-on` names it.
 
-    It comes after what writes metrics.jsonl, and before what saves and stops. It reads the run's files, so that a
+    A fault of ours in a diagnosis ends the diagnoses, and not the run. It comes after what writes metrics.jsonl, and before what saves and stops. It reads the run's files, so that a
     resumed run has seen what was logged before its checkpoint, and says nothing again that is in diagnoses.jsonl.
     """
 
@@ -36,20 +38,33 @@ class Diagnosing(TrainerCallback):
         self.summary.weights = {reward.name: reward.weight for reward in run.rewards.rewards}
         self.logs = [reading.Lines(run.folder / name) for name in folder.LOGS]
         self.said: set[str] = set()
+        self.broken = False
         self.stopping = 0  # 1 + the number of the diagnosis that stops the run
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.summary.max_steps = state.max_steps
         if state.is_world_process_zero:
             self.said = {*folder.said_of(self.folder)}
-            self._read()
+            with self._guarded():
+                self._read()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and not self.broken:
             before = self.summary.lines
-            self._read()
-            if self.summary.lines > before and catalog.is_due(self.summary):
-                self._look()
+            with self._guarded():
+                self._read()
+                if self.summary.lines > before and catalog.is_due(self.summary):
+                    self._look()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # of the run's folder, which the run itself tells
+            raise
+        except Exception:
+            self.broken = True
+            log.exception("the diagnoses of this run failed: it goes on without them")
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self.stop_on:
@@ -60,17 +75,19 @@ class Diagnosing(TrainerCallback):
 
     def no_number(self, step: int) -> None:
         """The loss of `step` is no number, and the run stops before it logs that."""
-        self._read()
-        self.summary.add_metrics({"step": step, "loss": None})
-        for line in self._found():
-            self._write(line)
+        with self._guarded():
+            self._read()
+            self.summary.add_metrics({"step": step, "loss": None})
+            for line in self._found():
+                self._write(line)
 
     def at_the_end(self) -> None:
         """Look once more, after the last evaluation: in a short run less evidence is enough."""
-        if self.summary.lines:
-            self._read()
-            self.summary.ended = True
-            self._look()
+        if self.summary.lines and not self.broken:
+            with self._guarded():
+                self._read()
+                self.summary.ended = True
+                self._look()
 
     def _read(self) -> None:
         metrics, samples, evaluations = self.logs
