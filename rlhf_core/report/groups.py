@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
+import mmap
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from typing import Any
 CUT = " […] "
 # Of lines as samples.jsonl has them.
 STEP = re.compile(rb'\{"step": (\d+)')
-TOKENS = re.compile(rb'"tokens": (\d+)')
+TOKENS = b', "tokens": '
 COMPLETION, REWARDS, ERRORS = b', "completion": ', b', "rewards": {', b', "errors": {'
 TEXTS = ("completion", "chosen", "rejected")
 
@@ -45,38 +45,45 @@ class Group:
 def steps_of(file: Path) -> list[tuple[int, int, int]]:
     """(step, first byte, end) of each step's lines, which stand together."""
     found: list[tuple[int, int, int]] = []
-    at = 0
     try:
-        with file.open("rb") as stream:
-            for line in stream:
-                start, at = at, at + len(line)
-                if (match := STEP.match(line)) is None:
-                    continue
-                step = int(match[1])
-                if found and found[-1][0] == step:
-                    found[-1] = (step, found[-1][1], at)
-                else:
-                    found.append((step, start, at))
-    except OSError:
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = 0
+            while at < len(data):
+                end = data.find(b"\n", at) + 1 or len(data)
+                if (match := STEP.match(data, at)) is not None:
+                    step = int(match[1])
+                    if found and found[-1][0] == step:
+                        found[-1] = (step, found[-1][1], end)
+                    else:
+                        found.append((step, at, end))
+                at = end
+    except (OSError, ValueError):  # there is none, or it is empty
         return []
     return found
 
 
 def groups_of(data: bytes) -> Iterator[Group]:
     """The groups in a step's lines: one prompt's answers that follow each other, or a pair."""
-    for _, lines in itertools.groupby(data.splitlines(), key=_prompt):
-        group = list(lines)
-        match = STEP.match(group[0])
-        if match is not None:
-            yield Group(int(match[1]), group, _features(group))
+    group: list[bytes] = []
+    key = b""
+    for line in data.splitlines():
+        # What lines of one group have alike: all before the completion. Quotes within a text are escaped in JSON, so
+        # this is a key. Pairs have none, and are groups of their own.
+        end = line.find(COMPLETION)
+        here = line[:end] if end >= 0 else line
+        if here != key and group:
+            yield from _group(group)
+            group = []
+        key = here
+        group.append(line)
+    if group:
+        yield from _group(group)
 
 
-def _prompt(line: bytes) -> bytes:
-    """What lines of one group have alike: all before the completion. Quotes within a text are escaped in JSON, so that
-    this is a key. Pairs have none, and are groups of their own.
-    """
-    end = line.find(COMPLETION)
-    return line if end < 0 else line[:end]
+def _group(lines: list[bytes]) -> Iterator[Group]:
+    """The group of these lines, if they are samples."""
+    if (match := STEP.match(lines[0])) is not None:
+        yield Group(int(match[1]), lines, _features(lines))
 
 
 def _features(lines: Sequence[bytes]) -> dict[str, float]:
@@ -86,30 +93,36 @@ def _features(lines: Sequence[bytes]) -> dict[str, float]:
             return {}
         margin = rounded(row["metrics"].get("rewards/margins")) or 0.0
         return {"best": margin, "worst": -margin, "longest": float(len(row["chosen"]))}
-    totals = [total for line in lines if (total := _total(line)) is not None]
-    found = {"longest": float(max(int(match[1]) if (match := TOKENS.search(line)) else len(line) for line in lines))}
+    longest, failed, totals = 0, 0, []
+    for line in lines:
+        start = line.rfind(REWARDS)
+        rest = line[start + len(REWARDS) - 1 :] if start >= 0 else b""
+        total = _total(rest[: rest.find(b"}") + 1])
+        if total is not None:
+            totals.append(total)
+        at = rest.rfind(TOKENS) + len(TOKENS)
+        digits = rest[at : rest.find(b",", at)]
+        longest = max(longest, int(digits) if digits.isdigit() else len(line))
+        failed += ERRORS in rest
+    found = {"longest": float(longest)}
     if totals:
-        found |= {"best": max(totals), "worst": -min(totals), "spread": max(totals) - min(totals)}
-        if len(totals) > 1 and max(totals) == min(totals):
+        most, least = max(totals), min(totals)
+        found |= {"best": most, "worst": -least, "spread": most - least}
+        if len(totals) > 1 and most == least:
             found["ties"] = 1.0
-    if failed := sum(ERRORS in line for line in lines):
+    if failed:
         found["errors"] = float(failed)
     return found
 
 
-def _total(line: bytes) -> float | None:
-    """The sum of an answer's scores."""
-    start = line.find(REWARDS, line.find(COMPLETION)) + len(REWARDS) - 1
-    return _sum(line[start : line.find(b"}", start) + 1])
-
-
 @functools.lru_cache(4096)
-def _sum(written: bytes) -> float | None:
+def _total(scores: bytes) -> float | None:
+    """The sum of an answer's scores, of the object that holds them."""
     try:
-        scores = json.loads(written)
+        values = json.loads(scores)
     except ValueError:  # a name with a bracket in it
         return None
-    known = [score for score in scores.values() if isinstance(score, int | float)] if isinstance(scores, dict) else []
+    known = [score for score in values.values() if isinstance(score, int | float)] if isinstance(values, dict) else []
     return sum(known) if known else None
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.config import read_file
 from rlhf_core.errors import UserError
-from rlhf_core.inputs import parse_json, path_of, read_text
+from rlhf_core.inputs import parse_json, parse_yaml, path_of, read_text
 from rlhf_core.report.metrics import Curves, read_curves, read_lines
 from rlhf_core.report.samples import BYTES, Samples, cut, fitting, prompt_turns, read_samples
 
@@ -54,7 +53,8 @@ def read_run(given: str | Path, size: int = BYTES) -> RunRecord:
     folder = path_of(given, "run")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{given} is no folder of a run: there is no config.yaml in it")
-    run = RunRecord(folder, read_file(folder / "config.yaml"))
+    config = parse_yaml(read_text(folder / "config.yaml", "config.yaml"), f"{folder / 'config.yaml'}")
+    run = RunRecord(folder, config if isinstance(config, dict) else {})
     run.manifest = _object(folder / "manifest.json")
     run.curves = read_curves(read_lines(folder / "metrics.jsonl"))
     run.samples = read_samples(folder / "samples.jsonl", size)

@@ -25,8 +25,9 @@ log = logging.getLogger("rlhf")
 class Diagnosing(TrainerCallback):
     """Looks at what is logged, in the first process; what it finds stops the run in all, if `--stop-on` names it.
 
-    A fault of ours in a diagnosis ends the diagnoses, and not the run. It comes after what writes metrics.jsonl, and before what saves and stops. It reads the run's files, so that a
-    resumed run has seen what was logged before its checkpoint, and says nothing again that is in diagnoses.jsonl.
+    It comes after what writes metrics.jsonl, and before what saves and stops. It reads the run's files, so that a
+    resumed run has seen what was logged before its checkpoint, and says nothing again that is in diagnoses.jsonl. A
+    fault of ours in a diagnosis ends the diagnoses, and not the run.
     """
 
     def __init__(self, run: Run, checkpoints: Checkpoints, notes: list[str]) -> None:

@@ -95,7 +95,9 @@ def made(request, tmp_path, monkeypatch):
             args=TrainingArguments(str(tmp_path), per_device_train_batch_size=4 * copies, use_cpu=True, report_to=[]),
             options=options,
             reference=as_found,
-            rewards=SimpleNamespace(batch=lambda *asked: asked, score=lambda batch: scores),
+            rewards=SimpleNamespace(
+                batch=lambda *asked: asked, score=lambda batch: scores, samples=SimpleNamespace(advantages=list)
+            ),
             train_dataset=[{"prompt": prompt} for prompt in prompts],
             template=SimpleNamespace(prompt_ids=lambda prompt, tools=None: list(prompt)),
             processing_class=SimpleNamespace(eos_token_id=end),
