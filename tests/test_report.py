@@ -358,10 +358,10 @@ def test_pages_are_written_now_and_then_and_a_fault_of_theirs_ends_nothing(made,
 
     monkeypatch.setattr(pages, "write_report", write)
     callback, state = pages.Pages(folder), type("State", (), {"is_world_process_zero": True})()
-    for _ in range(1000):
+    for _ in range(1200):
         callback.on_step_end(None, state, None)
         now[0] += 1.0
-    assert written == [112.0, 514.0, 916.0]  # the first after ten seconds, and 2 s take 400 s
+    assert written == [132.0, 1134.0]  # the first after half a minute, and 2 s take 1,000 s
     assert "the page of the run is not written" in caplog.text
 
 

@@ -26,20 +26,17 @@ _WORDS = re.compile(r"[A-Za-z]{2,}|[\u3400-\u9fff]")
 CHARACTERS = {"!": "!！", "?": "?？", "digits": "0123456789", "*": "*", "line breaks": "\n", "#": "#"}
 
 
+@functools.lru_cache(maxsize=2)  # each answer is looked at twice
 def loops(text: str) -> bool:
     """Whether most of the second half stood earlier in the text, piece by piece."""
     text = text[-LONGEST:]
     if len(text) < 4 * PIECE:
         return False
-    seen: set[str] = set()
-    repeated = counted = 0
-    for i in range(len(text) - PIECE + 1):
-        piece = text[i : i + PIECE]
-        if i >= len(text) // 2:
-            counted += 1
-            repeated += piece in seen
-        seen.add(piece)
-    return repeated > LOOP * counted
+    pieces = [text[i : i + PIECE] for i in range(len(text) - PIECE + 1)]
+    first = dict(zip(reversed(pieces), range(len(pieces) - 1, -1, -1), strict=True))  # where each stands first
+    half = len(text) // 2
+    repeated = sum(first[pieces[i]] < i for i in range(half, len(pieces)))
+    return repeated > LOOP * (len(pieces) - half)
 
 
 def goes_on(text: str) -> bool:

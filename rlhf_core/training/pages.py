@@ -12,8 +12,8 @@ from rlhf_core.errors import UserError
 from rlhf_core.report.writing import write_report
 
 log = logging.getLogger("rlhf")
-SHARE = 0.005  # of the run's time, at most, goes into pages
-FIRST = 10.0  # seconds after which the first one is written
+SHARE = 0.002  # of the run's time, at most, goes into pages
+FIRST = 30.0  # seconds after which the first one is written
 
 
 class Pages(TrainerCallback):
