@@ -251,6 +251,11 @@ def test_the_verdict(made, after, sentence):
     assert health == "Something looks wrong: reward_hacked (see below)."
 
 
+def test_a_run_is_shown_with_its_tags(made):
+    known = dict(summary.facts(read_run(made(tag=["a", "b"])), "en"))
+    assert known["tags"] == "a, b"
+
+
 def test_a_run_that_is_not_at_its_end_tells_where_it_is(made):
     folder = made(evaluation={"before": None, "after": None})
     (folder / "diagnoses.jsonl").unlink()

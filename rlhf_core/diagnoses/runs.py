@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import linear_regression, median
 
 from rlhf_core.diagnoses.finding import (
     AGAIN,
@@ -88,21 +87,15 @@ def memory_soon(run: Summary) -> Finding | None:
     if len(free) < MEMORY_LINES or len(peak) < MEMORY_LINES or run.max_steps is None:
         return None
     steps, values = [float(step) for step, _ in free], [value for _, value in free]
-    slope = _slope(steps, values)
+    each_step = linear_regression(steps, values).slope
     ours = peak[-1][1] - peak[0][1] >= OURS * (values[0] - values[-1])  # others may take it, too
-    if correlation(steps, values) > STEADY or slope >= 0 or not ours:
+    if correlation(steps, values) > STEADY or each_step >= 0 or not ours:
         return None
-    left = values[-1] / -slope
+    left = values[-1] / -each_step
     if run.step + left > run.max_steps:
         return None
     lines = [series("memory/free_gb", free), series("memory/peak_gb", peak), f"0 GB: step {run.step + left:.0f}"]
     return Finding(lines)
-
-
-def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    x, y = fmean(xs), fmean(ys)
-    width = sum((one - x) ** 2 for one in xs)
-    return sum((one - x) * (other - y) for one, other in zip(xs, ys, strict=True)) / width if width else 0.0
 
 
 _AXOLOTL = "axolotl, training_stability"

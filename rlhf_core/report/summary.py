@@ -232,10 +232,10 @@ def facts(run: RunRecord, lang: str) -> Iterator[tuple[str, str]]:
         yield row("rewards", ", ".join(map(str, rewards)))
     total = total_steps(run)
     yield row("steps", f"{run.step:,}" + (f" / {total:,}" if total else ""))
-    for name in ("name", "tags"):
-        if config.get(name):
-            value = config[name]
-            yield row(name, ", ".join(value) if isinstance(value, list) else value)
+    if config.get("name"):
+        yield row("name", config["name"])
+    if config.get("tag"):
+        yield row("tags", ", ".join(config["tag"]))
     memory = run.manifest.get("memory") or {}
     if measured := memory.get("allocated_bytes", memory.get("resident_bytes")):
         estimated = memory.get("estimated_bytes")

@@ -53,7 +53,7 @@ def begin(run: Run) -> list[TrainerCallback]:
         run.at_end.callback(tracker.end)
         ids[name] = tracker.id
         found += [tracker.callback, Samples(run.folder / "samples.jsonl", tracker.table)]
-    if {*ids}:
+    if ids:
         write_whole(run.folder / FILE, json.dumps(ids) + "\n")
     return found
 
