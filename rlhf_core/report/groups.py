@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.report.metrics import parsed
+
 CUT = " […] "
 # Of lines as samples.jsonl has them.
-STEP = re.compile(rb'\{"step": (\d+)')
-TOKENS = b', "tokens": '
+STEP = re.compile(rb'\{"step": (\d+),')
+AFTER = re.compile(rb'(\{[^}]*\})(?:.*, "tokens": (\d+),)?')  # the scores of an answer, and its length
 COMPLETION, REWARDS, ERRORS = b', "completion": ', b', "rewards": {', b', "errors": {'
 TEXTS = ("completion", "chosen", "rejected")
 
@@ -27,14 +29,15 @@ class Group:
     """
 
     step: int
-    lines: list[bytes]
+    data: bytes
+    answers: int
     features: dict[str, float]
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def shrink(self, longest: int) -> None:
         """Parse the lines, once, and leave what a page may have room for: answers of about `longest` characters."""
-        self.rows = self.rows or [row for line in self.lines if (row := _sample(line)) is not None]
-        self.lines = []
+        self.rows = self.rows or [row for line in self.data.splitlines() if (row := _sample(line)) is not None]
+        self.data = b""
         for i, row in enumerate(self.rows):
             row.pop("columns", None)
             if i:
@@ -47,15 +50,14 @@ def steps_of(file: Path) -> list[tuple[int, int, int]]:
     found: list[tuple[int, int, int]] = []
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            at = 0
+            at, begins = 0, b""
             while at < len(data):
                 end = data.find(b"\n", at) + 1 or len(data)
-                if (match := STEP.match(data, at)) is not None:
-                    step = int(match[1])
-                    if found and found[-1][0] == step:
-                        found[-1] = (step, found[-1][1], end)
-                    else:
-                        found.append((step, at, end))
+                if begins and data[at : at + len(begins)] == begins:
+                    found[-1] = (found[-1][0], found[-1][1], end)
+                elif (match := STEP.match(data, at)) is not None:
+                    begins = match[0]
+                    found.append((int(match[1]), at, end))
                 at = end
     except (OSError, ValueError):  # there is none, or it is empty
         return []
@@ -64,46 +66,47 @@ def steps_of(file: Path) -> list[tuple[int, int, int]]:
 
 def groups_of(data: bytes) -> Iterator[Group]:
     """The groups in a step's lines: one prompt's answers that follow each other, or a pair."""
-    group: list[bytes] = []
-    key = b""
-    for line in data.splitlines():
+    at = 0
+    while at < len(data):
+        ends = [_end(data, at)]
         # What lines of one group have alike: all before the completion. Quotes within a text are escaped in JSON, so
         # this is a key. Pairs have none, and are groups of their own.
-        end = line.find(COMPLETION)
-        here = line[:end] if end >= 0 else line
-        if here != key and group:
-            yield from _group(group)
-            group = []
-        key = here
-        group.append(line)
-    if group:
-        yield from _group(group)
+        completion = data.find(COMPLETION, at, ends[0])
+        key = data[at : completion + len(COMPLETION)]
+        while completion >= 0 and data.startswith(key, ends[-1]):
+            ends.append(_end(data, ends[-1]))
+        if (match := STEP.match(data, at)) is not None:
+            starts = [at, *ends[:-1]]
+            features = _of_answers(data, starts, ends) if completion >= 0 else _of_pair(data[at : ends[0]])
+            yield Group(int(match[1]), data[at : ends[-1]], len(ends), features)
+        at = ends[-1]
 
 
-def _group(lines: list[bytes]) -> Iterator[Group]:
-    """The group of these lines, if they are samples."""
-    if (match := STEP.match(lines[0])) is not None:
-        yield Group(int(match[1]), lines, _features(lines))
+def _end(data: bytes, at: int) -> int:
+    """Where the line that begins at `at` ends."""
+    return data.find(b"\n", at) + 1 or len(data)
 
 
-def _features(lines: Sequence[bytes]) -> dict[str, float]:
-    if COMPLETION not in lines[0]:
-        row = _sample(lines[0])
-        if row is None:
-            return {}
-        margin = rounded(row["metrics"].get("rewards/margins")) or 0.0
-        return {"best": margin, "worst": -margin, "longest": float(len(row["chosen"]))}
+def _of_pair(line: bytes) -> dict[str, float]:
+    row = _sample(line)
+    if row is None:
+        return {}
+    margin = rounded(row["metrics"].get("rewards/margins")) or 0.0
+    return {"best": margin, "worst": -margin, "longest": float(len(row["chosen"]))}
+
+
+def _of_answers(data: bytes, starts: Sequence[int], ends: Sequence[int]) -> dict[str, float]:
     longest, failed, totals = 0, 0, []
-    for line in lines:
-        start = line.rfind(REWARDS)
-        rest = line[start + len(REWARDS) - 1 :] if start >= 0 else b""
-        total = _total(rest[: rest.find(b"}") + 1])
-        if total is not None:
+    for start, end in zip(starts, ends, strict=True):
+        scores = data.rfind(REWARDS, start, end)
+        match = AFTER.match(data, scores + len(REWARDS) - 1, end) if scores >= 0 else None
+        if match is None:  # of an earlier version, or damaged
+            longest = max(longest, end - start)
+            continue
+        if (total := _total(match[1])) is not None:
             totals.append(total)
-        at = rest.rfind(TOKENS) + len(TOKENS)
-        digits = rest[at : rest.find(b",", at)]
-        longest = max(longest, int(digits) if digits.isdigit() else len(line))
-        failed += ERRORS in rest
+        longest = max(longest, int(match[2]) if match[2] else end - start)
+        failed += data.find(ERRORS, scores, end) >= 0
     found = {"longest": float(longest)}
     if totals:
         most, least = max(totals), min(totals)
@@ -128,10 +131,7 @@ def _total(scores: bytes) -> float | None:
 
 def _sample(line: bytes) -> dict[str, Any] | None:
     """The object in a line; None if it is damaged, or no sample."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
+    row = parsed(line)
     if not isinstance(row, dict) or not isinstance(row.get("step"), int) or "prompt" not in row:
         return None
     if "chosen" in row:

@@ -58,7 +58,7 @@ def read_samples(file: Path, size: int = BYTES) -> Samples:
                 notable.add(group)
             keep = max(1, int(len(groups) * share))
             chosen = groups if keep >= len(groups) else _telling(groups, keep, turn)
-            answers = sum(len(group.lines) for group in chosen)
+            answers = sum(group.answers for group in chosen)
             for group in chosen:
                 group.shrink(max(2 * SHORTEST, 4 * size // (len(read) * answers)))
             kept += chosen
