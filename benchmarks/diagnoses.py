@@ -31,7 +31,7 @@ METHODS = {"sft": [], "reward_model": [], "dpo": LAYOUT, "orpo": LAYOUT, "ppo": 
 
 def found_in(run: Path) -> list[dict[str, Any]]:
     """What the run said of itself, and what `rlhf diagnose` says of it now: they must be the same."""
-    said = [line["name"] for line in folder.reading.by_step(run / folder.FILE)] if run.is_dir() else None
+    said = folder.said_of(run) if run.is_dir() else None
     lines = [line for line in folder.diagnose(str(run))[1] if line["level"] != "info"]
     names = [line["name"] for line in lines]
     if said is not None and sorted(said) != sorted(names):

@@ -217,8 +217,11 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, one at a time, without lines that hold none."""
-    return (value for _, value in _lines(path) if value is not None)
+    """The objects of a file of JSON lines, one at a time, without lines that hold none; none of a file that is not
+    there.
+    """
+    if path.is_file():
+        yield from (value for _, value in _lines(path) if value is not None)
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool | None]) -> int:
@@ -253,7 +256,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         within = False
         while line := stream.readline(LONGEST_LINE):
             ends = line.endswith(b"\n") or _is_cut(line)
-            yield line, _object(line) if ends and not within else None
+            yield line, object_in(line) if ends and not within else None
             within = not ends
 
 
@@ -262,7 +265,8 @@ def _is_cut(line: bytes) -> bool:
     return not line.endswith(b"\n") and len(line) < LONGEST_LINE
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def object_in(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in a line; None of one that is damaged or holds none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

@@ -25,7 +25,7 @@ from typing import Any
 
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.inputs import read_bytes
-from rlhf_core.outputs import LOCK
+from rlhf_core.outputs import LOCK, object_in
 
 CONFIG, MANIFEST, METRICS, EVALUATION = "config.yaml", "manifest.json", "metrics.jsonl", "evaluation.json"
 # Of a `new` one no step is done.
@@ -200,17 +200,10 @@ def _ends(file: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
         head = stream.read(TAIL).split(b"\n")[:-1]
         stream.seek(max(0, size - TAIL))
         tail = stream.read(TAIL).split(b"\n")[-2::-1]
-    step = next((_number(line.get("step")) for line in _objects(tail)), 0)
-    first, last = (next((line for line in _objects(part) if _is_step(line)), {}) for part in (head, tail))
+    beginning, end = ([line for line in map(object_in, part) if line] for part in (head, tail))
+    step = next((_number(line.get("step")) for line in end), 0)
+    first, last = (next(filter(_is_step, part), {}) for part in (beginning, end))
     return first, last, step
-
-
-def _objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                yield value
 
 
 def _is_step(line: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from rlhf_core.config import read_file
 from rlhf_core.diagnoses import catalog, reading
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, path_of, read_text
+from rlhf_core.outputs import read_lines
 
 FILE = "diagnoses.jsonl"
 STATE = "trainer_state.json"
@@ -33,7 +34,7 @@ def diagnose(given: str) -> tuple[reading.Summary, list[dict[str, Any]]]:
 def _run(folder: Path) -> tuple[reading.Summary, list[dict[str, Any]]]:
     summary, data = of_run(folder)
     found: list[dict[str, Any]] = []
-    metrics, samples, evaluations = (reading.by_step(folder / name) for name in LOGS)
+    metrics, samples, evaluations = (read_lines(folder / name) for name in LOGS)
     catalog.replay(summary, metrics, samples, evaluations, found.append, where=str(folder), data=data)
     if not summary.lines:
         raise UserError(f"RUN {folder}: its metrics.jsonl has no line of training yet")
@@ -83,7 +84,7 @@ def _trainer_state(file: Path) -> tuple[reading.Summary, list[dict[str, Any]]]:
 
 def said_of(folder: Path) -> list[str]:
     """The names in a run's diagnoses.jsonl."""
-    return [str(line.get("name")) for line in reading.by_step(folder / FILE)]
+    return [str(line.get("name")) for line in read_lines(folder / FILE)]
 
 
 def as_line(found: dict[str, Any]) -> str:

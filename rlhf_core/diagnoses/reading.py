@@ -5,7 +5,6 @@ It is fed line by line, so that a run of any length takes the same memory, while
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import deque
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.diagnoses import texts
-from rlhf_core.outputs import read_lines
+from rlhf_core.outputs import object_in
 
 FIRST, NEWEST = 20, 60  # lines of metrics
 EARLY, LATE = 256, 512  # answers, pairs
@@ -269,15 +268,5 @@ class Lines:
                 if HEAD <= self.position < size - TAIL:
                     stream.seek(size - TAIL)
                     self.position = size - TAIL + len(stream.readline())
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(value, dict):
+                if (value := object_in(line)) is not None:
                     yield value
-
-
-def by_step(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log that may not be there."""
-    if file.is_file():
-        yield from read_lines(file)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.report.metrics import parsed
+from pydantic_core import from_json
+
+from rlhf_core.outputs import object_in
 
 CUT = " […] "
 # Of lines as samples.jsonl has them.
@@ -131,7 +133,10 @@ def _total(scores: bytes) -> float | None:
 
 def _sample(line: bytes) -> dict[str, Any] | None:
     """The object in a line; None if it is damaged, or no sample."""
-    row = parsed(line)
+    try:
+        row = from_json(line)  # takes half the time, and refuses halves of characters
+    except ValueError:
+        row = object_in(line)
     if not isinstance(row, dict) or not isinstance(row.get("step"), int) or "prompt" not in row:
         return None
     if "chosen" in row:

@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-from pydantic_core import from_json
 
 POINTS = 2000  # of a curve, at most
 NO_CURVES = ("step", "time", "epoch")
 SUMMARY = "train_runtime"  # a key of the line at a run's end, whose figures are of the run as a whole
-
-
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines; none of a file that is not there. Damaged lines are passed over."""
-    try:
-        stream = file.open("rb")
-    except OSError:
-        return
-    with stream:
-        for line in stream:
-            if isinstance(found := parsed(line), dict):
-                yield found
-
-
-def parsed(line: bytes) -> Any:
-    """The value in a line of JSON; None of one that is damaged. pydantic's parser is the faster one, and refuses
-    halves of characters.
-    """
-    try:
-        return from_json(line)
-    except ValueError:
-        pass
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 class Curves:

@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import parse_json, parse_yaml, path_of, read_text
-from rlhf_core.report.metrics import Curves, read_curves, read_lines
+from rlhf_core.outputs import read_lines
+from rlhf_core.report.metrics import Curves, read_curves
 from rlhf_core.report.samples import BYTES, Samples, cut, fitting, prompt_turns, read_samples
 
 LIMIT = 1 << 28  # bytes of evaluation.json
