@@ -18,6 +18,7 @@ from rlhf_core.cli import rlhf
 from rlhf_core.diagnoses.catalog import text_of
 from rlhf_core.errors import UserError
 from rlhf_core.report import metrics, summary
+from rlhf_core.report.groups import groups_of
 from rlhf_core.report.page import render
 from rlhf_core.report.reading import read_run
 from rlhf_core.report.samples import read_samples
@@ -101,12 +102,6 @@ def test_a_long_run_has_bounded_curves_whose_mean_is_its_own(monkeypatch):
     assert len(curves.columns["eval"]) <= 8
 
 
-def test_damaged_lines_are_passed_over(tmp_path):
-    (tmp_path / "m").write_bytes(b'{"step": 1}\n{"step": \n\xff\n[1]\n{"step": 2}\n')
-    assert list(metrics.read_lines(tmp_path / "m")) == [{"step": 1}, {"step": 2}]
-    assert list(metrics.read_lines(tmp_path / "nothing")) == []
-
-
 # Samples
 
 
@@ -115,10 +110,11 @@ def test_answers_of_one_prompt_are_a_group(tmp_path):
         *answers(1, "a", [0.5, None]),
         *answers(1, "b", [1.0]),
         "{damaged\n",
-        *answers(2, "a", [0.0], errors={"fit": "no"}),
+        *answers(2, "a", [0.0], errors={"fit": "no"}, completion="half of a character: \ud83d"),
     ]
     lines(tmp_path / "s", rows)
     found = read_samples(tmp_path / "s")
+    assert read_samples(tmp_path / "nothing").groups == []
     assert [(group[0], group[1], len(group[2])) for group in found.groups] == [(1, 0, 2), (1, 1, 1), (2, 0, 1)]
     assert (found.kind, found.names, found.total) == ("answers", ["fit", "odd <b>"], 3)
     text, scores, advantage, tokens, finished, errors = found.groups[0][2][1]
@@ -126,6 +122,18 @@ def test_answers_of_one_prompt_are_a_group(tmp_path):
     assert "\x1b" not in text
     assert "␛" in text
     assert found.groups[2][2][0][5] == {"fit": "no"}
+    assert found.groups[2][2][0][0] == "half of a character: \\ud83d"
+
+
+def test_what_is_notable_of_a_group_is_found_without_parsing_it():
+    rows = answers(1, "a", [0.5, 0.0, 0.5], columns={"tokens": 7, "note": '", "tokens": 900,'}, errors={"}": "no"})
+    rows[2] |= {"completion": 'half: ", "rewards": {"fit": 9.0}', "tokens": 40}
+    earlier = {"step": 2, "prompt": "b", "completion": "x" * 50, "rewards": {"}": 1.0}}
+    text = "".join(json.dumps(row) + "\n" for row in [*rows, earlier]).encode()
+    first, second = groups_of(text)
+    assert first.features == {"longest": 40.0, "best": 1.0, "worst": -0.5, "spread": 0.5, "errors": 3.0}
+    assert (first.step, first.answers, second.step, second.answers) == (1, 3, 2, 1)
+    assert second.features == {"longest": float(len(json.dumps(earlier)) + 1)}
 
 
 def test_pairs_are_groups_of_their_own(tmp_path):
