@@ -139,6 +139,42 @@ def test_a_tracker_gets_name_tags_and_samples_and_goes_on_on_resume(tiny_model, 
     assert not Path("runs/one/tensorboard").exists()
 
 
+class Gone(TrainerCallback):
+    """Of a tracker whose server is gone after the first step."""
+
+    calls = 0
+
+    def on_log(self, args, state, control, **kwargs):
+        Gone.calls += 1
+        if state.global_step > 1:
+            raise ConnectionError("server gone")
+
+
+def test_a_tracker_that_fails_costs_neither_the_run_nor_the_other_trackers(tiny_model, monkeypatch, capsys):
+    class Failing(Fake):
+        def __init__(self, run, known):
+            if known:
+                raise ConnectionError("no server")
+            super().__init__(run, known)
+            self.callback = Gone()
+
+    monkeypatch.setattr(Fake, "begun", [], raising=False)
+    monkeypatch.setitem(trackers.TRACKERS, "fake", Fake)
+    monkeypatch.setitem(trackers.TRACKERS, "failing", Failing)
+    monkeypatch.setattr(unused, "TRACKERS", (*unused.TRACKERS, "fake", "failing"))
+    monkeypatch.setattr(unused, "is_installed", lambda name: True)
+    assert run(tiny_model, output_dir="out", max_steps=3, report_to="failing,fake") == 0
+    assert [step for _, _, step in Fake.last.tables] == [1, 2, 3]
+    assert (Gone.calls, Fake.last.ended) == (2, 1)
+    said = "--report-to failing failed (server gone), and the run goes on without it"
+    assert capsys.readouterr().out.count(said) == 2, "when it fails, and at the end"
+    assert "ConnectionError" in Path("out/run.log").read_text()
+
+    assert run(tiny_model, output_dir="out", max_steps=4, report_to="failing,fake", resume=True) == 0
+    assert "--report-to failing failed (no server)" in capsys.readouterr().out
+    assert json.loads(Path("out", trackers.FILE).read_text()) == {"failing": "id-1", "fake": "id-2"}
+
+
 def test_tensorboard_writes_where_its_variable_says_and_nowhere_else(tiny_model, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "events")
     assert run(tiny_model, output_dir="out") == 0

@@ -162,6 +162,8 @@ def say_failures(run: Run, screen: Screen) -> None:
     if lines := failures(file, run.folder / "samples.jsonl"):
         lines.append(f"A failed row counts neither for nor against its answer. The rows: {file}")
         screen.say("\n" + "\n".join(lines), "yellow")
+    for each in run.lost_trackers.values():
+        screen.say(f"\n{masked(each)}", "yellow")
 
 
 def resume_command(run: Run) -> str:

@@ -66,6 +66,7 @@ class Run:
         self.resumed = resuming.Resumed()  # what is otherwise than at the checkpoint
         self.described: dict[str, Any] = {}  # what it is made of: its configuration and its manifest
         self.at_end = contextlib.ExitStack()  # what ends with the run
+        self.lost_trackers: dict[str, str] = {}  # those that failed, and what is said of each
         self.name = plan.config.name or self.folder.resolve().name
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # processes of this run
 
@@ -155,7 +156,7 @@ def _train(
     with screen.working("Reading data and model configuration …") as progress:
         run = prepare(config, method, catalog, folder, checkpoint, allow_changed, progress)
     run.is_new = not resume
-    with run.at_end, contextlib.closing(run.rewards):
+    with contextlib.closing(run.rewards):
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
         if first and estimate is not None:
@@ -168,7 +169,7 @@ def _train(
         from rlhf_core.training import loop
         from rlhf_core.training.pages import Pages
 
-        with run_folder.log_file(folder, screen.say):
+        with run_folder.log_file(folder, screen.say), run.at_end:
             memory = PeakMemory()
             with screen.working("Loading the model …"):
                 trainer = building.build(run, method, planning.plugins_used(run.plan, catalog))

@@ -4,7 +4,8 @@
 
 The integrations send metrics and settings. What is ours: a tracker's run begins with the run's name, tags and
 configuration, goes on as the same one when the run is resumed (its id is in trackers.json), gets some of the run's
-answers as a table now and then, and ends when the run does. Where a tracker writes or sends to is for its own variables
+answers as a table now and then, and ends when the run does. One that fails in training is left out from then on: no
+run dies of its tracker. Where a tracker writes or sends to is for its own variables
 to say: WANDB_MODE, WANDB_PROJECT, TRACKIO_DIR, MLFLOW_TRACKING_URI, SWANLAB_MODE and so on. Only the first of several
 processes reports.
 """
@@ -12,7 +13,9 @@ processes reports.
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import logging
 import os
 import secrets
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from transformers import integrations as by_transformers
 
+from rlhf_core.errors import UserError, first_line
 from rlhf_core.inputs import library_errors
 from rlhf_core.outputs import write_whole
 from rlhf_core.training.arguments import PROJECT
@@ -31,7 +35,9 @@ from rlhf_core.training.run_folder import tensorboard_folder
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
 
+log = logging.getLogger("rlhf")
 FILE = "trackers.json"  # in the run's folder: the id of its run in each tracker
+EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 TABLES, ROWS = 10, 8  # in the course of a run, and rows of each
 TAIL = 1 << 18  # bytes of samples.jsonl in which the latest rows are looked for
 CELL = 4000  # characters
@@ -40,22 +46,54 @@ CELL = 4000  # characters
 def begin(run: Run) -> list[TrainerCallback]:
     """Begin the run in each of its trackers; returns their callbacks. They end with `run.at_end`.
 
-    Raises `UserError` for what a tracker refuses.
+    Raises `UserError` for what a tracker refuses; a resumed run goes on without it.
     """
     found: list[TrainerCallback] = []
     ids = _read_ids(run.folder) if run.resume_from else {}
     for name in run.config.trackers:
-        if name == "tensorboard":
-            found.append(_tensorboard(run.folder))
+        try:
+            with library_errors(f"--report-to {name}"):
+                callbacks = _begin_one(run, name, ids)
+        except UserError as error:
+            if run.resume_from is None:
+                raise
+            _lose(run, name, error)
             continue
-        with library_errors(f"--report-to {name}"):
-            tracker = TRACKERS[name](run, ids.get(name))
-        run.at_end.callback(tracker.end)
-        ids[name] = tracker.id
-        found += [tracker.callback, Samples(run.folder / "samples.jsonl", tracker.table)]
+        for callback in callbacks:
+            for event in EVENTS:
+                setattr(callback, event, functools.partial(_unless_lost, run, name, getattr(callback, event)))
+        found += callbacks
     if ids:
         write_whole(run.folder / FILE, json.dumps(ids) + "\n")
     return found
+
+
+def _begin_one(run: Run, name: str, ids: dict[str, str]) -> list[TrainerCallback]:
+    """Begin the run in the tracker called `name`, whose id goes to `ids`."""
+    if name == "tensorboard":
+        return [_tensorboard(run.folder)]
+    tracker = TRACKERS[name](run, ids.get(name))
+    ids[name] = tracker.id
+    run.at_end.callback(_unless_lost, run, name, tracker.end)
+    return [tracker.callback, Samples(run.folder / "samples.jsonl", tracker.table)]
+
+
+def _unless_lost(run: Run, name: str, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """What `call` returns. If it fails, the run goes on without the tracker called `name`."""
+    if name in run.lost_trackers:
+        return None
+    try:
+        return call(*arguments, **keywords)
+    except Exception as error:  # a server that is gone, a full disk, a fault of the library
+        _lose(run, name, error)
+        return None
+
+
+def _lose(run: Run, name: str, error: Exception) -> None:
+    why = first_line(error).removeprefix(f"--report-to {name}: ")
+    what = f"--report-to {name} failed ({why}), and the run goes on without it"
+    run.lost_trackers[name] = f"{what}: what it lacks is in metrics.jsonl and samples.jsonl of {run.folder}"
+    log.warning("%s", run.lost_trackers[name], exc_info=error)
 
 
 def _read_ids(folder: Path) -> dict[str, str]:
