@@ -26,18 +26,12 @@ from typing import Any
 from rlhf_core.errors import UserError, first_line
 from rlhf_core.inputs import read_bytes
 from rlhf_core.outputs import LOCK, object_in
+from rlhf_core.statistics import without_self
 
 CONFIG, MANIFEST, METRICS, EVALUATION = "config.yaml", "manifest.json", "metrics.jsonl", "evaluation.json"
 # Of a `new` one no step is done.
 TRAINING, DONE, STOPPED, FAILED, NEW, DAMAGED = "training", "done", "stopped", "failed", "new", "damaged"
-STATES = (  # Of a `new` one no step is done.
-    TRAINING,
-    DONE,
-    STOPPED,
-    FAILED,
-    NEW,
-    DAMAGED,
-)
+STATES = (TRAINING, DONE, STOPPED, FAILED, NEW, DAMAGED)
 DEPTH = 6  # folders within folders
 LIMIT = 1 << 26  # bytes of a manifest, an evaluation
 TAIL = 1 << 16  # bytes of a log in which its last line is looked for
@@ -70,6 +64,16 @@ class PastRun:
     in_training: bool = False  # whether these were measured on what it trains on
     changed: float = 0.0
     resume: str | None = None  # the command
+
+    @property
+    def answers(self) -> bool:
+        """Whether its model writes answers, which two can be compared by: a reward model does not."""
+        for name in ("config.json", "adapter_config.json"):
+            with contextlib.suppress(UserError, OSError):
+                model = _object(Path(self.folder) / "model" / name)
+                if model.get("task_type") == "SEQ_CLS" or "SequenceClassification" in str(model.get("architectures")):
+                    return False
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         changed = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.changed)) if self.changed else None
@@ -253,7 +257,7 @@ def _measure(run: PastRun, results: Mapping[str, Any], first: Mapping[str, Any],
     """Choose the main metric, and set it before and after."""
     before, after = (_means(results.get(when)) for when in ("before", "after"))
     names = [*before.get("rewards", {}), *(name for name in MAIN if name in before.get("metrics", {}))]
-    one, other = ({**each.get("metrics", {}), **each.get("rewards", {})} for each in (before, after))
+    one, other = ({**without_self(each.get("metrics", {})), **each.get("rewards", {})} for each in (before, after))
     run.in_training = not names
     if run.in_training:
         one, other = {**first}, {**last}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import StatisticsError, correlation, fmean, pstdev
 from typing import Any
@@ -49,6 +49,14 @@ def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate | None:
 
 def same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def without_self(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Means on held-out pairs, where the accuracy of a model that is its own reference is None: it prefers no answer to
+    itself, and its margins are all 0.
+    """
+    alike = {"rewards/accuracies"} & {*metrics} if metrics.get("rewards/margins") == 0 else ()
+    return {**metrics, **dict.fromkeys(alike)}
 
 
 def summary(scores: Sequence[float]) -> dict[str, float | None]:

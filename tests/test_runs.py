@@ -81,6 +81,22 @@ def test_each_run_is_told_with_its_state_steps_and_main_metric(here):
     }
 
 
+def test_two_that_are_done_are_compared_by_their_pages_and_by_their_answers_where_they_write_some(here):
+    for name in ("a", "b", "c d"):
+        make(here / "runs" / name, 10, ended={"state": "done"})
+    (here / "runs" / "b" / "model").mkdir()
+    (here / "runs" / "b" / "model" / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+    said = list_runs("--sort", "name").output.split("To compare two:\n")[1]
+    assert said == "  rlhf report runs/a runs/b\n  rlhf compare runs/a 'runs/c d'\n"
+
+
+def test_a_model_that_is_its_own_reference_has_no_accuracy_before(here):
+    means = {"before": {"metrics": {"rewards/accuracies": 0.0, "rewards/margins": 0.0}}}
+    means["after"] = {"metrics": {"rewards/accuracies": 0.75, "rewards/margins": 0.1}}
+    run = past.read(make(here / "runs" / "a", 10, results=means))
+    assert (run.metric, run.before, run.after) == ("rewards/accuracies", None, 0.75)
+
+
 DAMAGE = {
     "no YAML": ("config.yaml", b"method: [grpo\n\tmodel", "config.yaml is not YAML"),
     "not a mapping": ("config.yaml", b"- 1\n", "names no method"),

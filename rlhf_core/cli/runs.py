@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 import time
@@ -173,9 +174,13 @@ def _advise(found: Sequence[PastRun]) -> None:
         click.echo("\nTo go on:" * (not i) + "\n" * (not i) + f"  {plain(str(run.resume))}")
     if more := resumable[COMMANDS_SHOWN:]:
         click.echo(f"  and so on for {len(more)} more: rlhf run --resume FOLDER")
-    if len(done := [run for run in found if run.state == past.DONE]) > 1:
-        two = shlex.join(["rlhf", "compare", *(run.folder for run in done[:2])])
-        click.echo(f"\nTo compare two:\n  {plain(two)}")
+    done = [run for run in found if run.state == past.DONE]
+    if len(done) > 1:
+        click.echo("\nTo compare two:")
+    answering = list(itertools.islice((run for run in done if run.answers), 2))
+    for command, two in (("report", done[:2]), ("compare", answering)):
+        if len(two) > 1:
+            click.echo(f"  {plain(shlex.join(['rlhf', command, *(run.folder for run in two)]))}")
 
 
 def remove(names: Sequence[str], *, yes: bool) -> None:

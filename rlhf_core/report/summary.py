@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.report.reading import RunRecord
-from rlhf_core.statistics import bootstrap_mean
+from rlhf_core.statistics import bootstrap_mean, without_self
 from rlhf_core.ui.screen import number
 from rlhf_core.ui.text import gb
 from rlhf_core.words import say
@@ -63,12 +63,9 @@ def changes(run: RunRecord) -> list[Change]:
     if len(rows) > 1 and (total := _total(run, before, after)):
         rows.insert(0, total)
     pairs = (run.manifest.get("data") or {}).get("held_out")
-    for name, value in before["metrics"].items():
+    for name, value in without_self(before["metrics"]).items():
         then = after["metrics"].get(name) if after else None
-        alike = before["metrics"].get("rewards/margins") == 0  # the reference prefers no answer to itself
-        rows.append(
-            _share(name, None if alike else value, then, pairs) if name in MAIN[:2] else Change(name, value, then)
-        )
+        rows.append(_share(name, value, then, pairs) if name in MAIN[:2] else Change(name, value, then))
     if before["answers"]:
         rows += [Change(name, before[name], after[name] if after else None) for name in ("length", "finished")]
     return rows

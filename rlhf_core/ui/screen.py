@@ -23,6 +23,7 @@ from rich.text import Text
 
 from rlhf_core.credentials import masked
 from rlhf_core.data.progress import Progress, silent
+from rlhf_core.statistics import without_self
 from rlhf_core.ui.text import Output, shown
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def question(prompt: Any) -> str:
 
 def _numbers(evaluation: Evaluation) -> dict[str, float | None]:
     of_answers = {"length in tokens": evaluation.length, "ended before the limit": evaluation.finished}
-    return {**evaluation.metrics, **evaluation.rewards, **(of_answers if evaluation.answers else {})}
+    return {**without_self(evaluation.metrics), **evaluation.rewards, **(of_answers if evaluation.answers else {})}
 
 
 def scores_text(scores: Mapping[str, float | None]) -> str:
