@@ -10,6 +10,7 @@ of benchmarks/learning.py: six methods with their presets, three seeds each. Res
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def plant(one: Planted, here: Path) -> dict[str, Any]:
     """{"name", "found": [name, …], "step", "seconds"} of a run in which something is wrong."""
     flags = one.prepare(here) if one.prepare else []
     (here / "rewards.py").write_text(one.rewards)
-    flags = ["--method", one.method, *one.flags, *flags, "--num-eval-prompts", "0", "--output-dir", str(here / "run")]
+    flags = ["--method", one.method, "--num-eval-prompts", "0", *one.flags, *flags, "--output-dir", str(here / "run")]
     started = time.perf_counter()
     log = here / "log"
     with log.open("w") as stream:
@@ -68,32 +69,47 @@ def clean(method: str, seed: int, run: Path) -> dict[str, Any]:
     return {"method": method, "seed": seed, "steps": folder.diagnose(str(run))[0].step, "found": lines}
 
 
+def keep(new: dict[str, list[dict[str, Any]]]) -> None:
+    """Puts each result in the place of the one of the same run: several commands may be at work beside each other."""
+    with RESULTS.open("a+", encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        text = stream.read()
+        results = json.loads(text)["figures"] if text else {}
+        planted = {one["name"]: one for one in [*results.get("planted", []), *new.get("planted", [])]}
+        clean = {(one["method"], one["seed"]): one for one in [*results.get("clean", []), *new.get("clean", [])]}
+        order, methods = [one.name for one in DIAGNOSES], list(METHODS)
+        record(
+            "diagnoses",
+            {
+                "planted": sorted(planted.values(), key=lambda one: order.index(one["name"])),
+                "clean": sorted(clean.values(), key=lambda one: (methods.index(one["method"]), one["seed"])),
+            },
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--clean", action="store_true")
     parser.add_argument("--keep", help="folder for the planted runs")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"] if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.clean:
             folders = [Path(name) for name in arguments.names]
             folders = folders or [Path(temporary, f"{method}-{seed}") for method in METHODS for seed in (42, 43, 44)]
-            results["clean"] = []
             for run in folders:
                 method, _, seed = run.name.rpartition("-")
-                results["clean"].append(clean(method, int(seed), run))
-                print(results["clean"][-1], flush=True)
+                found = clean(method, int(seed), run)
+                print(found, flush=True)
+                keep({"clean": [found]})
         else:
-            known = {one["name"]: one for one in results.get("planted", [])}
             for one in [one for one in PLANTED if not arguments.names or one.name in arguments.names]:
                 here = Path(arguments.keep or temporary, one.name)
                 here.mkdir(parents=True)
-                known[one.name] = plant(one, here)
-                print(known[one.name], flush=True)
-            order = [one.name for one in DIAGNOSES]
-            results["planted"] = sorted(known.values(), key=lambda one: order.index(one["name"]))
-    record("diagnoses", results)
+                found = plant(one, here)
+                print(found, flush=True)
+                keep({"planted": [found]})
 
 
 if __name__ == "__main__":

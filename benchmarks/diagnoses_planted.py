@@ -23,8 +23,9 @@ def none(completions, **_): return [None] * len(completions)
 def of_the_prompt(prompts, **_): return [len(str(p)) % 7 / 7 for p in prompts]
 def noise(completions: list[str], **_):
     return [int(hashlib.md5(c.encode()).hexdigest(), 16) % 1000 / 1000 for c in completions]
-def longer(completion_ids, **_): return [len(ids) / 100 for ids in completion_ids]
-def keyword(completions: list[str], **_): return [min(c.count("建议"), 10) / 10 for c in completions]
+def shorter(completion_ids, **_): return [1 - len(ids) / 100 for ids in completion_ids]
+def keyword(completions: list[str], **_): return [min(c.count(" and "), 10) / 10 for c in completions]
+def right(completions: list[str], answer, **_): return [float(a in c) for c, a in zip(completions, answer)]
 def plain(completions: list[str], **_): return [float("<answer>" not in c) for c in completions]
 def raises(completions: list[str], **_):
     if any(hash(c) % 3 == 0 for c in completions): raise ValueError("no number in the answer")
@@ -36,14 +37,17 @@ def grows(completions: list[str], trainer_state, **_):
     return [value * (1 if trainer_state.global_step < 8 else 300) for value in noise(completions)]
 def repeats(completions: list[str], **_):
     return [1 - len({c[i:i + 4] for i in range(len(c))}) / max(1, len(c)) for c in completions]
-def certain(completions: list[str], **_):
-    from difflib import SequenceMatcher
-    return [SequenceMatcher(None, c, TARGET, autojunk=False).ratio() for c in completions]
-TARGET = "<think>先看症状，再看病程。</think><answer>诊断：感冒。依据：发热、咳嗽。建议：休息，多喝水。</answer>"
 KEPT = []
 def leaks(completions: list[str], **_):
     KEPT.append(bytearray(b"x" * 60_000_000))
     return noise(completions)
+"""
+STALE = """
+import rlhf_method_ppo.trainer as trainer
+def with_the_first_weights(policy, *arguments, rollout=trainer.rollout):
+    with policy.disable_adapter():
+        return rollout(policy, *arguments)
+trainer.rollout = with_the_first_weights
 """
 SMALL = ("--per-device-train-batch-size", "8", "--logging-steps", "1", "--save-steps", "1000")
 GRPO = (*SMALL, "--num-generations", "4")
@@ -69,9 +73,15 @@ def grpo(name: str, what: str, reward: str, *flags: str, steps: int = 12, **more
     return Planted(name, what, "grpo", (*GRPO, "--max-steps", str(steps), *rewards, *flags), **more)
 
 
-def ppo(name: str, what: str, reward: str, *flags: str, steps: int = 24) -> Planted:
+def learned(name: str, what: str, reward: str, *flags: str, steps: int = 40, **more) -> Planted:
+    """Of GRPO with the preset's batches of 32 answers, with which it learns."""
+    size = ("--per-device-train-batch-size", "32", "--num-generations", "8")
+    return grpo(name, what, reward, *size, *flags, steps=steps, **more)
+
+
+def ppo(name: str, what: str, reward: str, *flags: str, steps: int = 24, **more) -> Planted:
     given = reward if "medical" in reward else f"./rewards.py:{reward}"
-    return Planted(name, what, "ppo", (*SMALL, "--max-steps", str(steps), "--reward", given, *flags))
+    return Planted(name, what, "ppo", (*SMALL, "--max-steps", str(steps), "--reward", given, *flags), **more)
 
 
 ADAPTER = ("--lora", "--lora-target-modules", "o_proj,down_proj", "--max-completion-length", "96")
@@ -159,6 +169,30 @@ def few_rows(here: Path) -> list[str]:
     return write(here, built_in("prompts", 6) * 100)
 
 
+def eight_rows(here: Path) -> list[str]:
+    return write(here, built_in("prompts", 8))
+
+
+def of_kind(kind: str, language: str) -> list[dict]:
+    return [row for row in built_in("prompts", 3000) if (row["kind"], row["language"]) == (kind, language)]
+
+
+def in_english(here: Path) -> list[str]:
+    return write(here, of_kind("diagnosis", "en"))
+
+
+def one_department(here: Path) -> list[str]:
+    """To train on, patients who were all sent to one department; held out are patients of the others."""
+    rows = of_kind("department", "zh")
+    others = [row for row in rows if row["answer"] != "皮肤科"]
+    (here / "held_out.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in others[:32]), encoding="utf-8"
+    )
+    trained = [row for row in rows if row not in others[:32]]
+    flags = write(here, [{**row, "answer": "皮肤科"} for row in trained])
+    return [*flags, "--eval-data", str(here / "held_out.jsonl")]
+
+
 def trainer_state(run: Path) -> Path:
     return max(run.glob("checkpoints/*/trainer_state.json"))
 
@@ -169,24 +203,27 @@ PLANTED = [
     Planted("nan", "float16, and a learning rate of 100", "sft", ("--max-steps", "8", "--logging-steps", "1",
             "--per-device-train-batch-size", "2", "--dtype", "float16", "--lora", "--learning-rate", "100")),
     grpo("kl-runaway", "100 times the preset's rate", "medical_format", "--learning-rate", "0.6", steps=20),
-    ppo("kl-negative", "a repetition penalty of 3 while sampling", "noise", "--repetition-penalty", "3", steps=40),
+    ppo("kl-negative", "an engine that samples with the weights of the start", "noise", steps=40,
+        rewards=REWARDS + STALE),
     grpo("policy-still", "a rate of 1e-9", "noise", "--learning-rate", "1e-9", steps=52),
     grpo(
         "steps-rounded-away", "all weights in bfloat16, a rate of 1e-7", "noise",
         "--learning-rate", "1e-7", "--no-lora", "--dtype", "bfloat16", "--beta", "0.001", steps=52,
     ),
-    grpo("entropy-collapse", "a reward for one fixed answer", "certain", "--beta", "0", "--no-lora",
-         "--learning-rate", "1e-3", steps=100),
-    grpo("repetition", "a reward for what was said before", "repeats", steps=60),
+    learned("entropy-collapse", "8 prompts, without a KL penalty", "noise", "--beta", "0", steps=80,
+            prepare=eight_rows),
+    learned("repetition", "a reward for what was said before, without a KL penalty, 5 times the rate", "repeats",
+            "--beta", "0", "--learning-rate", "0.03"),
     grpo("clip-fraction", "a clip range of 0.00001", "noise", "--epsilon", "0.00001", "--num-iterations", "8",
          steps=32),
     grpo("reward-fails", "a reward that raises on some answers", "raises"),
     grpo("reward-slow", "a reward that takes 3 seconds", "sleeps", steps=8),
-    grpo("length-explains-reward", "a reward of the answer's length", "longer", "--max-completion-length", "256",
-         steps=40),
-    grpo("feature-explains-reward", "a reward that counts a word", "keyword", steps=60),
-    grpo("other-reward-falls", "a layout, and a small reward for having none", "medical_format plain:weight=0.1",
-         steps=50),
+    learned("length-explains-reward", "a reward for short answers", "shorter"),
+    learned("feature-explains-reward", "a reward that counts a word", "keyword", "--max-completion-length", "160",
+            prepare=in_english, steps=60),
+    learned("other-reward-falls", "a layout, and a small reward for having none", "medical_format plain:weight=0.1"),
+    learned("held-out-falls", "prompts with one right answer, others held out", "right", "--eval-steps", "10",
+            "--num-eval-prompts", "32", prepare=one_department),
     grpo("answers-identical", "a top-k of 1", "noise", "--top-k", "1"),
     grpo("reward-not-applicable", "a reward that returns None", "none"),
     grpo("reward-always-zero", "a reward that is always 0", "zero"),

@@ -173,6 +173,51 @@ def test_noisy_small_groups_are_no_signal_only_if_all_of_them_tie():
     assert found("grpo", {"frac_reward_zero_std": 1.0}, 10, each=10) == ["scores-tied"]
 
 
+# What looks like a fault in a run without one, by reports of other trainers and by our own.
+USUAL = {
+    "float16 halves its scale": ("sft", lambda s: {"grad_norm": None} if s < 6 else {}, {"options": {"dtype": "float16"}}),
+    "a type that is not known": ("sft", lambda s: {"grad_norm": None} if s < 6 else {}, {}),
+    "one estimate is large": ("grpo", lambda s: {"kl": 500.0} if s == 30 else {}, {}),
+    "warm-up of GRPO": ("grpo", lambda s: {"kl": s**3 / 1e11, "learning_rate": s * 1e-8}, {"max_steps": 600}),
+    "warm-up of DPO": (
+        "dpo", lambda s: {"rewards/margins": s * 1e-4, "loss": 0.692, "learning_rate": s * 1e-8}, {"max_steps": 600},
+    ),
+    "a slow start of DPO": (
+        "dpo", {"loss": 0.69, "rewards/accuracies": 0.5, "rewards/margins": 0.05},
+        {"max_steps": 600, "samples": lambda: pair_lines(lambda s, i, tokens: (-1) ** i / 2)},
+    ),
+    "a short answer first, one a step": ("dpo", lambda s: {"logps/chosen": -20.0 - (s - 1) * 37 % 100}, {}),
+    "easy rows first, one a step": ("sft", lambda s: {"loss": 0.6 + (s % 9 > 5)}, {}),
+    "ten pairs a prompt": (
+        "dpo", {}, {"rows": 2000, "samples": lambda: (
+            {**one, "prompt": "p", "chosen": str(i)} for i, one in enumerate(pair_lines(lambda s, i, tokens: (-1) ** i))
+        )},
+    ),
+    "the same last turn": (
+        "grpo", {}, {"rows": 2000, "samples": lambda: (
+            {**one, "prompt": [{"content": one["prompt"]}, {"content": "go on"}]} for one in answers(words, steps=80)
+        )},
+    ),
+    "groups of two that tie for a while": (
+        "grpo", lambda s: {"frac_reward_zero_std": float(s < 20)},
+        {"samples": lambda: (one for i, one in enumerate(answers(words, lambda s, i: 0.0)) if i % 4 == 0)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", USUAL)
+def test_what_is_usual_is_no_fault(what):
+    method, line, known = USUAL[what]
+    samples = known.get("samples", list)()
+    assert found(method, line, 60, samples, **{k: v for k, v in known.items() if k != "samples"}) == []
+
+
+def test_a_gradient_that_stays_no_number_is_found():
+    late = {"options": {"dtype": "float16"}}
+    assert found("sft", lambda step: {"grad_norm": None} if step > 30 else {}, **late) == ["nan"]
+    assert found("sft", lambda step: {"grad_norm": None} if step == 9 else {}, options={"dtype": "bfloat16"}) == ["nan"]
+
+
 def test_a_cause_is_said_and_not_what_follows_from_it():
     zero = {**TIED, **CUT, "reward": 0.0}
     samples = answers(words, lambda s, i: 0.0, finished=False)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
+from rlhf_core.diagnoses import folder as diagnoses
 from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.training import watch
 
@@ -30,6 +31,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(go, tiny_model, tmp_
     assert shown.out.count("The loss of step 1 is nan: from here on nothing can be learned.") == 1
     assert "Resume: rlhf run --resume out" in shown.out
     assert "Traceback" not in shown.out + shown.err
+    assert [one["name"] for one in diagnoses.diagnose("out")[1]] == ["nan"]
     assert not (folder / "checkpoints" / "checkpoint-2").exists()
     assert not (folder / "model").exists()
 

@@ -82,14 +82,14 @@ SAYS = {
 }  # fmt: skip
 
 # When they are found
-_TIES = "`frac_reward_zero_std` = 1 in the first 10 steps, or in 30 in a row; "
-_TIES_ZH = "前 10 步或连续 30 步 `frac_reward_zero_std` = 1；"
+_TIES = "`frac_reward_zero_std` = 1 in the first 10 steps, or in 30 in a row, of 64 answers or more; "
+_TIES_ZH = "前 10 步或连续 30 步 `frac_reward_zero_std` = 1，且不少于 64 个回答；"
 _CUT, _CUT_ZH = "`completions/clipped_ratio` > 0.8 over 10 steps", "10 步内 `completions/clipped_ratio` > 0.8"
 THRESHOLDS = {
-    "`loss`, `grad_norm` or `kl` is NaN or infinite, once": "`loss`、`grad_norm` 或 `kl` 有一次为 NaN 或无穷大",
-    "`kl` > 2 nats a token, mean of 5 steps": "5 步均值 `kl` > 2 nat/词元",
+    "`loss`, `grad_norm` or `kl` is NaN or infinite, once; in float16 `grad_norm` in more than 16 steps in a row": "`loss`、`grad_norm` 或 `kl` 有一次为 NaN 或无穷大；float16 下 `grad_norm` 连续超过 16 步",
+    "`kl` > 2 nats a token, median of 5 steps": "5 步中位数 `kl` > 2 nat/词元",
     "`kl` < -0.02 (or `objective/kl` < -0.5), mean of 10 steps, by 3 standard errors": "10 步均值 `kl` < -0.02（或 `objective/kl` < -0.5），超过 3 个标准误",
-    "`kl` < 1e-5 in all of 50 steps, and the reward rises by less than 2 standard errors": "50 步内 `kl` 始终 < 1e-5，且奖励上升不足 2 个标准误",
+    "`kl` < 1e-5, median of the newer half of 50 steps after warm-up; reward up by less than 2 standard errors": "预热之后的 50 步中，后一半的中位数 `kl` < 1e-5；奖励上升不足 2 个标准误",
     "as policy-still, with all weights trained in bfloat16 or float16": "同 policy-still，且全部权重以 bfloat16 或 float16 训练",
     "entropy < 0.01 nats a token over 5 steps, after 0.05 or more in the first 3": "5 步内熵 < 0.01 nat/词元，而前 3 步为 0.05 或更高",
     "half of the newest 64 answers repeat 60 % of their second half, under 20 % of the first 64 did": "最新 64 个回答中有一半重复了后半部分的 60 %，而最初 64 个中不到 20 %",
@@ -111,15 +111,15 @@ THRESHOLDS = {
     f"{_CUT}, and half of the cut answers repeat an end or themselves": f"{_CUT_ZH}，且被截断的回答有一半重复了结尾或自身",
     f"{_CUT}, and fewer than half of them do so": f"{_CUT_ZH}，且如此重复的不到一半",
     f"{_CUT}, without samples": f"{_CUT_ZH}，没有样本",
-    "from step 30 on: `loss` within 0.01 of ln 2 over 10 steps, every margin within 0.02 of 0": "第 30 步起：10 步内 `loss` 与 ln 2 相差不到 0.01，每个差距与 0 相差不到 0.02",
-    "from step 50 on: `loss` not below 0.683 and `rewards/accuracies` in 0.4 to 0.6, 30 steps; margins beyond 0.1": "第 50 步起：30 步 `loss` 不低于 0.683 且 `rewards/accuracies` 在 0.4 到 0.6；差距超过 0.1",
-    "`logps/chosen` below 1.5 times that of the first step, in all of 5 steps": "5 步内 `logps/chosen` 始终低于第一步的 1.5 倍",
+    "from step 30 and 30 steps after warm-up on: `loss` within 0.01 of ln 2 over 10 steps, margins within 0.02": "第 30 步且预热结束 30 步之后：10 步内 `loss` 与 ln 2 相差不到 0.01，每个差距与 0 相差不到 0.02",
+    "from half of the run on: `loss` not below 0.683, `rewards/accuracies` in 0.4 to 0.6, 30 steps; margins > 0.1": "运行过半起：30 步 `loss` 不低于 0.683 且 `rewards/accuracies` 在 0.4 到 0.6；差距超过 0.1",
+    "`logps/chosen` below 1.5 times that of the first 5 steps, mean of 10 steps, by 3 standard errors": "10 步均值 `logps/chosen` 低于前 5 步的 1.5 倍，且超过 3 个标准误",
     "rank correlation of a pair's margin with its difference in tokens beyond 0.8, in 100 pairs or more": "不少于 100 对中，差距与词元数之差的秩相关超过 0.8",
     "from step 50 and half of the run on: `loss` not below 0.683, `accuracy` in 0.4 to 0.6, 20 steps": "第 50 步且过半之后：20 步 `loss` 不低于 0.683，`accuracy` 在 0.4 到 0.6",
     "`margin` > 15 over 10 steps (sigmoid(15) = 1 - 3e-7)": "10 步 `margin` > 15（sigmoid(15) = 1 - 3e-7）",
-    "from step 40 on: `val/explained_variance` < -1, mean of 20 steps": "第 40 步起：20 步均值 `val/explained_variance` < -1",
-    "`loss/value_avg` > 1 and > 20 times that of the first 4 steps, mean of 5 steps": "5 步均值 `loss/value_avg` > 1 且超过前 4 步的 20 倍",
-    "`loss` above 1.5 times that of the first 3 lines, and 0.5 more, in the newest 3 of 5 steps": "5 步中最新 3 步 `loss` 高于最初 3 行的 1.5 倍，且高出 0.5",
+    "from step 40 on: `val/explained_variance` < -1, median of 20 steps": "第 40 步起：20 步中位数 `val/explained_variance` < -1",
+    "`loss/value_avg` > 1 and > 20 times that of the first 4 steps, median of 5 steps": "5 步中位数 `loss/value_avg` > 1 且超过前 4 步的 20 倍",
+    "`loss` above 1.5 times the largest of the first 3 lines, and 0.5 more: mean of 10 steps, and each of 3": "`loss` 高于最初 3 行最大值的 1.5 倍，且高出 0.5：10 步的均值，以及最新 3 步的每一步",
     "`loss` within 0.0001 of 0 over 10 steps; in GRPO `loss` and `grad_norm` exactly 0 although scores differ": "10 步内 `loss` 与 0 相差不到 0.0001；GRPO 中分数有差别而 `loss` 与 `grad_norm` 恰为 0",
     "`grad_norm` above 10 and above 10 times its median, in 3 of the newest 20 lines": "最新 20 行中有 3 行 `grad_norm` 大于 10 且大于中位数的 10 倍",
     "of the newest 64 prompts or more, a quarter or fewer are different ones, and the data has four times as many": "最新的不少于 64 个提示中，不同的至多四分之一，而数据至少多四倍",

@@ -9,7 +9,7 @@ from rlhf_core.diagnoses.reading import Answer, Summary
 
 PATIENCE = 10  # steps from the start in which every group ties
 LATER = 30  # steps in a row, once some group did not tie
-LEAST = 8  # answers
+LEAST, SURE = 8, 64  # answers at the end of a run, and before: if all of 64 get 0, under 5 % get more
 SAME = 0.9  # share of groups
 CUT = 0.8  # share of answers
 GOES_ON = 0.5  # of the cut answers
@@ -29,12 +29,12 @@ def tied(run: Summary) -> list[tuple[int, float]]:
 def kind(run: Summary) -> str | None:
     """Which kind of tie it is, if every group ties."""
     points = tied(run)
-    answers = [answer for answer in run.late if points and answer.step >= points[0][0]]
-    if not points or any(answer.failed for answer in answers) or 0 < len(answers) < LEAST:
+    answers = [answer for answer in run.late if points and answer.step > run.since(points)]
+    if not points or any(answer.failed for answer in answers) or 0 < len(answers) < (LEAST if run.ended else SURE):
         return None
     if not answers:
         return _kind_by_metrics(run)
-    groups = [group for group in run.groups() if group[0].step >= points[0][0]]
+    groups = [group for group in run.groups() if group[0].step > run.since(points)]
     identical = sum(len({answer.text for answer in group}) == 1 for group in groups)
     if run.method != "ppo" and groups and identical >= SAME * len(groups):
         return IDENTICAL
@@ -91,7 +91,8 @@ def cut(run: Summary) -> list[tuple[int, float]]:
 def why_cut(run: Summary) -> tuple[str | None, list[Answer]]:
     """(the name of what is wrong, answers that show it): by what the newest answers look like."""
     points = cut(run)
-    answers = [answer for answer in run.late if answer.finished is not True and points and answer.step >= points[0][0]]
+    start = run.since(points)
+    answers = [answer for answer in run.late if answer.finished is not True and points and answer.step > start]
     if not points or not answers:
         return ("answers-cut" if points and not run.late else None), []
     on = [answer for answer in answers if answer.goes_on]
@@ -124,7 +125,7 @@ def template(run: Summary) -> Finding | None:
     return Finding([line], samples=[answer.as_sample() for answer in found[-3:]])
 
 
-_TIES = "`frac_reward_zero_std` = 1 in the first 10 steps, or in 30 in a row; "
+_TIES = "`frac_reward_zero_std` = 1 in the first 10 steps, or in 30 in a row, of 64 answers or more; "
 _AXOLOTL = "axolotl, training_stability (1.0 on every step is a red flag)"
 _END = "axolotl, training_stability (`clipped_ratio` > 0.8)"
 

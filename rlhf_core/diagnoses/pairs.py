@@ -12,6 +12,7 @@ from rlhf_core.diagnoses.finding import (
     WARNING,
     Diagnosis,
     Finding,
+    change,
     correlation,
     mean,
     series,
@@ -23,7 +24,7 @@ STEPS = 30
 LN2 = math.log(2)  # the loss of a pair with margin 0
 STUCK_LOSS, STUCK_MARGIN = 0.01, 0.02
 CHANCE, CHANCE_STEPS = (0.4, 0.6), 50  # of the pairs ordered rightly
-FALLEN = 1.5  # times the log-probability at the start
+FALLEN, SURE = 1.5, 3.0  # times the log-probability at the start; standard errors
 LENGTH, LEAST_PAIRS = 0.8, 100
 SATURATED = 15.0  # difference of two scores: sigmoid(15) is 1 - 3e-7
 
@@ -34,15 +35,20 @@ def stuck(run: Summary) -> Finding | None:
     loss, margins = run.window("loss", 10, 3), run.window("rewards/margins", 10, 3)
     if not loss or not margins or max(run.values("learning_rate"), default=1.0) <= 0:
         return None
-    if abs(mean(loss) - LN2) > STUCK_LOSS or max(abs(value) for _, value in margins) > STUCK_MARGIN:
+    moved = abs(mean(loss) - LN2) > STUCK_LOSS or max(abs(value) for _, value in margins) > STUCK_MARGIN
+    if moved or run.warms_up(STEPS):
         return None
     factor = min(1000.0, max(10.0, 0.1 / max(abs(mean(margins)), 1e-12)))
     return Finding([series("loss", loss), series("rewards/margins", margins)], {"rate": rate_to_try(run, factor)})
 
 
+def _half_done(run: Summary) -> bool:
+    return run.step >= max(CHANCE_STEPS, (run.max_steps or 0) / 2)
+
+
 def contradict(run: Summary) -> Finding | None:
     """The policy moves, and orders no more pairs rightly than by chance."""
-    if run.option("loss_type", "sigmoid") != "sigmoid" or run.step < CHANCE_STEPS:
+    if run.option("loss_type", "sigmoid") != "sigmoid" or not _half_done(run):
         return None
     loss, right = run.window("loss", 30, 5), run.window("rewards/accuracies", 30, 5)
     margins = [abs(pair.margin) for pair in run.late_pairs if pair.margin is not None]
@@ -54,10 +60,12 @@ def contradict(run: Summary) -> Finding | None:
 
 
 def chosen_falls(run: Summary) -> Finding | None:
-    before, now = run.window("logps/chosen", 1, 1, early=True), run.window("logps/chosen", 5, 3)
-    if not before or not now or mean(before) >= 0 or run.step < 10:
+    """A sum over tokens: in small batches it varies with the length of the answers, so that standard errors count."""
+    before, now = run.window("logps/chosen", 5, 3, early=True), run.window("logps/chosen", 10, 3)
+    if not before or not now or mean(before) >= 0 or now[0][0] <= before[-1][0]:
         return None
-    if mean(now) > FALLEN * mean(before) or max(value for _, value in now) > FALLEN * mean(before):
+    falls = change([FALLEN * value for _, value in before], [value for _, value in now]) <= -SURE
+    if not falls or max(value for _, value in now[-3:]) > FALLEN * mean(before):
         return None
     samples = [pair.as_sample() for pair in list(run.late_pairs)[-3:]]
     rejected = [series("logps/rejected", run.window("logps/rejected", 5, 3))]
@@ -79,9 +87,8 @@ def margins_from_length(run: Summary) -> Finding | None:
 
 
 def at_chance(run: Summary) -> Finding | None:
-    half = run.max_steps is None or run.step >= run.max_steps / 2
     loss, right = run.window("loss", 20, 5), run.window("accuracy", 20, 5)
-    if run.step < CHANCE_STEPS or not half or not loss or not right:
+    if not _half_done(run) or not loss or not right:
         return None
     if mean(loss) < LN2 - STUCK_LOSS or not CHANCE[0] < mean(right) < CHANCE[1]:
         return None
@@ -104,7 +111,7 @@ DIAGNOSES = [
         "The loss stays at 0.693, that of a model which prefers neither answer: the policy has not moved.",
         "Use a larger learning rate: adapters need about ten times the rate of full fine-tuning.",
         f"{AGAIN} --learning-rate {{rate}}",
-        "from step 30 on: `loss` within 0.01 of ln 2 over 10 steps, every margin within 0.02 of 0",
+        "from step 30 and 30 steps after warm-up on: `loss` within 0.01 of ln 2 over 10 steps, margins within 0.02",
         "Rafailov et al., 2023 (https://arxiv.org/abs/2305.18290), equation 7 at margin 0",
         unless=("nan", "loss-zero"),
     ),
@@ -114,7 +121,7 @@ DIAGNOSES = [
         "other, or chosen and rejected are mixed up.",
         "Read some pairs; --label-smoothing helps where a known share of them is wrong.",
         "rlhf data inspect {data}",
-        "from step 50 on: `loss` not below 0.683 and `rewards/accuracies` in 0.4 to 0.6, 30 steps; margins beyond 0.1",
+        "from half of the run on: `loss` not below 0.683, `rewards/accuracies` in 0.4 to 0.6, 30 steps; margins > 0.1",
         "Chowdhury et al., 2024 (https://arxiv.org/abs/2403.00409): flipped pairs",
         unless=("nan", "loss-diverges", "preference-stuck", "chosen-falls"),
     ),
@@ -123,7 +130,7 @@ DIAGNOSES = [
         "The chosen answers become much less likely, too: the policy forgets both answers and writes others instead.",
         "Use a smaller learning rate, a larger --beta, or --sft-weight, which keeps the chosen answers likely (DPO).",
         f"{AGAIN} --learning-rate {{rate}}",
-        "`logps/chosen` below 1.5 times that of the first step, in all of 5 steps",
+        "`logps/chosen` below 1.5 times that of the first 5 steps, mean of 10 steps, by 3 standard errors",
         "Razin et al., 2024 (https://arxiv.org/abs/2410.08847); Pal et al., 2024 (https://arxiv.org/abs/2402.13228)",
         unless=("nan", "loss-diverges"),
     ),

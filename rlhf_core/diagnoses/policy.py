@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean
+from statistics import fmean, median
 
 from rlhf_core.diagnoses.finding import (
     AGAIN,
@@ -44,11 +44,11 @@ def _last_rate(run: Summary) -> float:
 
 def still(run: Summary) -> list[tuple[int, float]]:
     """The KL of a policy that has not moved although there was something to learn; [] otherwise."""
-    points = run.window("kl", STILL_STEPS, 5) if not run.ended or run.step >= STILL_STEPS else []
+    points = run.window("kl", STILL_STEPS, 5) if run.step >= STILL_STEPS and not run.warms_up(STILL_STEPS) else []
     ties = run.values("frac_reward_zero_std")
     learns = (not ties or fmean(ties) < 0.8) and max(run.values("learning_rate"), default=1.0) > 0
     rises = change([v for _, v in run.window("reward", 10, 5, early=True)], [v for _, v in run.window("reward", 10, 5)])
-    moved = max((abs(value) for _, value in points), default=1.0) >= STILL_KL
+    moved = not points or median(abs(value) for _, value in points[len(points) // 2 :]) >= STILL_KL
     return points if learns and not moved and rises < 2 else []
 
 
@@ -74,8 +74,9 @@ def steps_rounded(run: Summary) -> Finding | None:
 
 
 def away(run: Summary) -> Finding | None:
+    """By the median: a single token can make the estimate of one step very large."""
     points = run.window("kl", 5, 3)
-    if not points or mean(points) <= AWAY_KL or points[-1][1] <= AWAY_KL / 2:
+    if not points or median(value for _, value in points) <= AWAY_KL or points[-1][1] <= AWAY_KL / 2:
         return None
     return Finding([series("kl", points)], {"rate": rate_to_try(run, 0.1)}, _last(run))
 
@@ -155,7 +156,7 @@ DIAGNOSES = [
         "nothing that makes sense.",
         "Use a smaller learning rate; a larger weight of the KL penalty (--beta, --kl-coef) holds it back, too.",
         f"{AGAIN} --learning-rate {{rate}}",
-        "`kl` > 2 nats a token, mean of 5 steps", f"{_AXOLOTL} (`kl` > 2.0); 0.1 at most in our clean runs",
+        "`kl` > 2 nats a token, median of 5 steps", f"{_AXOLOTL} (`kl` > 2.0); 0.1 at most in our clean runs",
         unless=("nan",),
     ),
     Diagnosis(
@@ -173,7 +174,7 @@ DIAGNOSES = [
         "The policy has not moved: the KL divergence is about 0 and the reward is flat, although scores differ.",
         "Use a larger learning rate: adapters need about ten times the rate of full fine-tuning.",
         f"{AGAIN} --learning-rate {{rate}}",
-        "`kl` < 1e-5 in all of 50 steps, and the reward rises by less than 2 standard errors",
+        "`kl` < 1e-5, median of the newer half of 50 steps after warm-up; reward up by less than 2 standard errors",
         "Schulman et al., 2025 (LoRA without regret): ten times the rate; our own: 1e-5 is 0.5 % of a probability",
         unless=("scores-tied", "reward-always-zero", "reward-always-full", "answers-identical", "limit-too-short"),
     ),

@@ -25,9 +25,12 @@ Points = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One line of samples.jsonl. `total` is the weighted sum of its scores, None where no reward gave one."""
+    """One line of samples.jsonl. `row` tells prompts apart, `prompt` is the last turn of one. `total` is the weighted
+    sum of its scores, None where no reward gave one.
+    """
 
     step: int
+    row: int
     prompt: str
     text: str
     scores: Mapping[str, float]
@@ -52,6 +55,7 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Pair:
     step: int
+    row: int
     prompt: str
     chosen: str
     rejected: str
@@ -128,6 +132,7 @@ class Summary:
         finished, tokens = line.get("finished"), line.get("tokens")
         return Answer(
             step=_whole(line.get("step")),
+            row=hash(json.dumps(line.get("prompt"))),
             prompt=last_turn(line.get("prompt")),
             text=text[:LONGEST],
             scores=scores,
@@ -168,11 +173,20 @@ class Summary:
         """Those of the newest lines, without what is no number."""
         return [line[key] for line in self.newest if _is_finite(line.get(key))]
 
+    def since(self, points: Points) -> int:
+        """The step after which the first line of a window begins: it stands for all steps since the line before."""
+        return next((line["from"] for line in self.newest if points and line["step"] == points[0][0]), 0)
+
+    def warms_up(self, steps: int) -> bool:
+        """Whether the learning rate rises over the newest `steps` steps."""
+        rates = self.window("learning_rate", steps, 2)
+        return bool(rates) and rates[-1][1] > rates[0][1]
+
     def groups(self, least: int = 2) -> list[list[Answer]]:
         """The newest answers by step and prompt; of a method that answers each prompt once, by step."""
-        found: dict[tuple[int, str], list[Answer]] = {}
+        found: dict[tuple[int, int], list[Answer]] = {}
         for answer in self.late:
-            key = (answer.step, "" if self.method == "ppo" else answer.prompt)
+            key = (answer.step, 0 if self.method == "ppo" else answer.row)
             found.setdefault(key, []).append(answer)
         return [group for group in found.values() if len(group) >= least]
 
@@ -206,7 +220,9 @@ def _pair(line: Mapping[str, Any]) -> Pair | None:
     margin = next((metrics[key] for key in ("rewards/margins", "log_odds_chosen", "margin") if key in metrics), None)
     prompt, chosen, rejected = (str(line.get(key))[:LONGEST] for key in ("prompt", "chosen", "rejected"))
     lengths = (_whole(tokens[0]), _whole(tokens[1]))
-    return Pair(_whole(line.get("step")), prompt, chosen, rejected, lengths, margin if _is_finite(margin) else None)
+    row = hash(json.dumps([line.get(key) for key in ("prompt", "chosen", "rejected")]))
+    margin = margin if _is_finite(margin) else None
+    return Pair(_whole(line.get("step")), row, prompt, chosen, rejected, lengths, margin)
 
 
 # What only this method's lines have, most particular first.

@@ -21,6 +21,7 @@ from rlhf_core.diagnoses.reading import Summary
 
 SUPERVISED = ("sft", "dpo", "orpo", "reward_model")
 SPIKE, LARGE, SPIKES = 10.0, 10.0, 3  # times the median; a norm from which it counts; in the newest 20 lines
+HALVED = 16  # times, from 2^16 to 1
 ZERO, ZERO_STEPS = 1e-4, 10
 DIVERGED, MORE = 1.5, 0.5  # times the loss at the start; and as much more
 PROMPTS, AGAIN_AND_AGAIN = 64, 0.25  # answered prompts; share of them that are different ones
@@ -30,8 +31,22 @@ MEMORY_LINES, STEADY, OURS = 20, -0.95, 0.5  # rank correlation; share of the fa
 def no_number(run: Summary) -> Finding | None:
     """`null` in metrics.jsonl, NaN in trainer_state.json. Rewards have it where none applies."""
     line = run.newest[-1] if run.newest else {}
-    wrong = [key for key in ("loss", "grad_norm", "kl") if key in line and not _finite(line[key])]
+    seen = {"loss": line, "kl": line, "grad_norm": line if _no_gradient(run) else {}}
+    wrong = [key for key, where in seen.items() if key in where and not _finite(line[key])]
     return Finding([f"{', '.join(wrong)}: NaN (step {run.step})"], {"rate": rate_to_try(run, 0.1)}) if wrong else None
+
+
+def _no_gradient(run: Summary) -> bool:
+    """In float16 the gradients' scale, 2^16 at first, is halved until none overflows: those steps are no fault. Where
+    the type is not known, it may be that.
+    """
+    scaled = str(run.option("dtype", "float16")) == "float16"
+    steps, lines = 0, 0
+    for line in reversed(run.newest):
+        if "grad_norm" not in line or _finite(line["grad_norm"]):
+            break
+        steps, lines = steps + line["step"] - line["from"], lines + 1
+    return lines > 0 if not scaled else steps > HALVED and lines > 1
 
 
 def _finite(value: object) -> bool:
@@ -60,11 +75,13 @@ def loss_zero(run: Summary) -> Finding | None:
 
 
 def diverges(run: Summary) -> Finding | None:
-    before, now = run.window("loss", 1, 3, early=True), run.window("loss", 5, 3)
-    if not before or not now or now[0][0] <= before[-1][0]:
+    """Above the largest of the first three, which in small batches are far apart."""
+    before, now = run.window("loss", 1, 3, early=True), run.window("loss", 10, 3)
+    if not before or not now or now[-3][0] <= before[-1][0]:
         return None
-    least = min(max(DIVERGED * mean(before), mean(before) + MORE), 1e9)
-    if min(value for _, value in now[-3:]) < least:
+    usual = max(value for _, value in before)
+    least = min(max(DIVERGED * usual, usual + MORE), 1e9)
+    if min(value for _, value in now[-3:]) < least or mean(now) < least:
         return None
     return Finding([series("loss", before), series("loss", now)], {"rate": rate_to_try(run, 0.1)})
 
@@ -72,8 +89,8 @@ def diverges(run: Summary) -> Finding | None:
 def same_rows(run: Summary) -> Finding | None:
     if run.rows is None:
         return None
-    asked = [key[1] for key in dict.fromkeys((answer.step, answer.prompt) for answer in run.late)]
-    asked = asked or [pair.prompt for pair in run.late_pairs]
+    asked: list[int] = [row for _, row in dict.fromkeys((answer.step, answer.row) for answer in run.late)]
+    asked = asked or [pair.row for pair in run.late_pairs]
     different = len(set(asked))
     if len(asked) < PROMPTS or different > AGAIN_AND_AGAIN * min(len(asked), run.rows):
         return None
@@ -106,7 +123,8 @@ FIRST = [
         "The loss or the gradient is no number (NaN or infinite): from here on nothing can be learned.",
         "Use a smaller learning rate, and bfloat16 or float32 where it is float16.",
         f"{AGAIN} --learning-rate {{rate}}",
-        "`loss`, `grad_norm` or `kl` is NaN or infinite, once", f"{_AXOLOTL}, NaN and Inf",
+        "`loss`, `grad_norm` or `kl` is NaN or infinite, once; in float16 `grad_norm` in more than 16 steps in a row",
+        f"{_AXOLOTL}, NaN and Inf; PyTorch, GradScaler: its scale of 2^16 is halved 16 times",
     ),
 ]  # fmt: skip
 DIAGNOSES = [
@@ -115,7 +133,7 @@ DIAGNOSES = [
         "The loss is far above where it began: steps are too large, and the model forgets what it knew.",
         "Use a smaller learning rate, or more steps of warm-up.",
         f"{AGAIN} --learning-rate {{rate}}",
-        "`loss` above 1.5 times that of the first 3 lines, and 0.5 more, in the newest 3 of 5 steps",
+        "`loss` above 1.5 times the largest of the first 3 lines, and 0.5 more: mean of 10 steps, and each of 3",
         f"{_AXOLOTL}, loss spikes",
         unless=("nan",),
     ),

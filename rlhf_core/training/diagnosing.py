@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -75,10 +77,13 @@ class Diagnosing(TrainerCallback):
             self.checkpoints.request_stop(f"--stop-on {catalog.DIAGNOSES[stopping - 1].name}")
 
     def no_number(self, step: int) -> None:
-        """The loss of `step` is no number, and the run stops before it logs that."""
+        """The loss of `step` is no number, and the run stops before the trainer logs that: it is logged here, so that
+        the logs say it afterwards, too.
+        """
         with self._guarded():
+            with (self.folder / folder.LOGS[0]).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, "time": round(time.time(), 2), "loss": None}) + "\n")
             self._read()
-            self.summary.add_metrics({"step": step, "loss": None})
             for line in self._found():
                 self._write(line)
 
