@@ -5,6 +5,7 @@ It is fed line by line, so that a run of any length takes the same memory, while
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import deque
