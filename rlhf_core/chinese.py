@@ -33,7 +33,16 @@ CHINESE: dict[str, str] = {
     "None.": "没有。",
     "Nothing in its metrics and samples looks wrong.": "指标和样本里没有看出问题。",
     "Nothing is logged yet.": "还没有记录。",
-    "On held-out rows {name} did not change for certain: {before} before, {after} after "
+    "Failed at {step}": "出错于{step}",
+    "Stopped at {step}": "停在{step}",
+    "step {step}": "第 {step} 步",
+    "step {step} of {total}": "第 {step} 步，共 {total} 步",
+    "which answers": "哪些回答",
+    "{step} ({reason})": "{step}（{reason}）",
+    "{where}: nothing is logged yet.": "{where}：还没有记录。",
+    "{where}: {name} is {last} in training.": "{where}：训练中{name}是 {last}。",
+    "{where}: {name} went from {first} to {last} in training.": "{where}：训练中{name}从 {first} 变为 {last}。",
+    "On held-out rows {name} did not clearly change: {before} before, {after} after "
     "({difference}; 95% interval {low} to {high}).": "留出数据上，{name}没有确定的变化：训练前 {before}，训练后 {after}"
     "（{difference}；95% 区间 {low} 到 {high}）。",
     "On held-out rows {name} fell from {before} to {after} ({difference}; 95% interval {low} to {high}).": (
@@ -55,14 +64,12 @@ CHINESE: dict[str, str] = {
     "Settings that differ": "不同的设置",
     "Something looks wrong: {names} (see below).": "有可疑之处：{names}（见下文）。",
     "Spread of rewards": "奖励的离散程度",
-    "Step {step} of {total}: {name} went from {first} to {last} in training.": (
-        "第 {step} 步，共 {total} 步：训练中{name}从 {first} 变为 {last}。"
-    ),
     "There is none.": "没有符合的。",
     "This command repeats the run. It was started by: {command}": "这条命令可以重做这次训练。当时的命令：{command}",
     "This run has no answers: its method samples none.": "这次训练没有回答：它的方法不采样。",
     "Time of a reward": "奖励函数的时间",
     "Time of a step": "每步的时间",
+    "Values of 0 and below are left out here.": "这里不画 0 和负值。",
     "Verdict": "结论",
     "What was trained": "训练了什么",
     "Without signal": "没有信号的组",
@@ -80,6 +87,7 @@ CHINESE: dict[str, str] = {
     "data": "数据",
     "difference": "差",
     "divergence from the reference, per token": "与参考模型的散度，每个词元",
+    "earlier step": "前一步",
     "ended before the limit": "在上限之前结束",
     "estimated": "估计",
     "fingerprint of the data": "数据指纹",
@@ -90,6 +98,7 @@ CHINESE: dict[str, str] = {
     "implicit rewards of both answers": "两个回答的隐式奖励",
     "largest spread": "得分相差最大",
     "length in tokens": "长度（词元）",
+    "later step": "后一步",
     "log axis": "对数坐标",
     "longest": "最长",
     "mean of each reward": "每个奖励的平均值",

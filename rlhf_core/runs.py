@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -278,8 +278,8 @@ def _means(value: Any) -> dict[str, dict[str, Any]]:
 
 
 def _float(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if usable and abs(value) <= sys.float_info.max else None  # NaN is not, either
 
 
 def _changed(file: Path) -> float:

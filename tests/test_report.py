@@ -244,7 +244,7 @@ def test_information_is_nothing_wrong_and_a_diagnosis_is_told_in_the_readers_lan
     [
         ((1.0, 1.0, 1.0, 1.0), "rose from 0.250 to 1.000 (+0.750; 95% interval"),
         ((-1.0, -1.0, -1.0, -1.0), "fell from 0.250 to -1.000 (−1.250; 95% interval"),
-        ((0.5, 0.0, 0.0, 0.5), "did not change for certain: 0.250 before, 0.250 after"),
+        ((0.5, 0.0, 0.0, 0.5), "did not clearly change: 0.250 before, 0.250 after"),
     ],
 )
 def test_the_verdict(made, after, sentence):
@@ -269,7 +269,7 @@ def test_a_run_that_is_not_at_its_end_tells_where_it_is(made):
     (folder / "diagnoses.jsonl").unlink()
     run = read_run(folder)
     outcome, health = summary.verdict(run, summary.changes(run), "en")
-    assert outcome == "Step 12 of 12: the reward went from 0.458 to 0.625 in training."
+    assert outcome == "Stopped at step 12 of 12: the reward went from 0.292 to 0.792 in training."
     assert health == "Nothing in its metrics and samples looks wrong."
     assert "the run is not at its end" in render([run], "en")
 
@@ -279,7 +279,66 @@ def test_a_run_of_which_nothing_but_its_configuration_is_left(made):
     for file in folder.iterdir():
         if file.name != "config.yaml":
             file.write_bytes(b'{"half')
-    assert "Nothing is logged yet." in render([read_run(folder)], "en")
+    page = render([read_run(folder)], "en")
+    assert "Step 0 of 12: nothing is logged yet." in page
+    assert "looks wrong" not in page  # there is nothing to judge by
+
+
+@pytest.mark.parametrize(
+    ("logged", "ended", "sentence"),
+    [
+        ([0.5], None, "Stopped at step 1 of 12: the reward is 0.500 in training."),
+        ([0.1, 0.2, 0.6], {"state": "done"}, "Step 3 of 12: the reward went from 0.100 to 0.600 in training."),
+        ([], {"state": "failed"}, "Failed at step 0 of 12: nothing is logged yet."),
+        (
+            [0.1, 0.2],
+            {"state": "stopped", "reason": "no-signal"},
+            "Stopped at step 2 of 12 (no-signal): the reward went from 0.100 to 0.200 in training.",
+        ),
+    ],
+)
+def test_where_a_run_without_an_evaluation_is(made, logged, ended, sentence):
+    folder = made(evaluation={"before": None})
+    lines(folder / "metrics.jsonl", [{"step": i, "reward": value} for i, value in enumerate(logged, 1)])
+    lines(folder / "manifest.json", [{"ended": ended}])
+    run = read_run(folder)
+    assert summary.verdict(run, summary.changes(run), "en")[0] == sentence
+
+
+def test_a_reward_may_be_called_as_a_metric_is(made):
+    run = read_run(made(evaluation=of_rewards({"length": 0.2}, {"length": 0.9})))
+    assert [row.label("en") for row in summary.changes(run)] == ["length", "length in tokens", "ended before the limit"]
+    assert change(run, "length").verdict == "better"
+
+
+def of_rewards(before: dict, after: dict) -> dict:
+    one = {"metrics": {}, "answers": ["x"] * 3, "length": 9.0, "finished": 1.0}
+    stages = {"before": before, "after": after}
+    return {name: {**one, "rewards": rewards, "scores": [rewards] * 3} for name, rewards in stages.items()}
+
+
+WRONG = [None, "1", 3, [1], {"a": None}, float("nan"), 10**400, [None, {"rewards": [1], "prompt": [1, {"role": "x"}]}]]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=range(len(WRONG)))
+def test_a_damaged_run_has_a_page(made, wrong):
+    """Whatever stands where something else should."""
+    parts = ("command", "data", "memory", "versions", "plugins", "ended", "max_steps")
+    evaluation = dict.fromkeys(("metrics", "rewards", "prompts", "answers", "scores", "length", "finished"), wrong)
+    samples = [
+        row | {name: wrong} for name in ("rewards", "tokens", "errors", "prompt") for row in answers(1, "p", [1])
+    ]
+    samples += [pair(1, 0.5) | {name: wrong} for name in ("tokens", "metrics")]
+    folder = made(evaluation={"before": evaluation, "after": evaluation}, samples=samples)
+    config = dict.fromkeys(("method", "model", "reward", "data", "tag", "max_steps", "name"), wrong)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    lines(folder / "manifest.json", [dict.fromkeys(parts, wrong)])
+    deep = '{"step": 1, "reward": ' + "[" * 50_000
+    lines(folder / "metrics.jsonl", [deep, {"step": 1, "reward": wrong}, {"step": wrong, "loss": 1.0}])
+    lines(folder / "evaluations.jsonl", [{"step": 1, **evaluation}])
+    lines(folder / "diagnoses.jsonl", [{"name": "x", "evidence": wrong, "samples": wrong, "text": wrong}])
+    page = render([read_run(folder)], "en")
+    assert "NaN" not in json.dumps([packed(page, name) for name in ("curves", "answers")])
 
 
 # The page
@@ -340,7 +399,9 @@ def test_the_command(made, tmp_path, monkeypatch):
     assert say.exception is None
     assert "结论" in (folder / "report.html").read_text()
     monkeypatch.chdir(tmp_path)
-    assert write_report([folder, folder]) == Path("report.html")
+    assert write_report([folder, made("two")]) == Path("report.html")
+    with pytest.raises(UserError, match="is given twice"):
+        write_report([folder, f"{folder}/."])
     for wrong, message in (([tmp_path], "no folder of a run"), ([folder, "nowhere"], "nowhere is no folder of a run")):
         with pytest.raises(UserError, match=message):
             write_report(wrong)
@@ -417,5 +478,30 @@ def test_a_reader_clicks_through_it(made, tmp_path, width, dark):
         browser.run("document.getElementById('log').click()")
         assert browser.run("document.title") == "one"
         assert browser.problems() == []
+        if dark:
+            _names_of_every_object(made, browser, width)
     finally:
         browser.close()
+
+
+def _names_of_every_object(made, browser, width):
+    """Rewards and metrics of one run alone that JavaScript has on every object, and a very long one."""
+    names = ["__proto__", "constructor", "x" * 900, "\u202e"]
+    scores = dict.fromkeys(names, 0.5)
+    folder = made("names", samples=answers(1, "p", [1.0], rewards=scores), evaluation=of_rewards(scores, scores))
+    lines(folder / "metrics.jsonl", [{"step": 1, "reward": float("nan"), **scores}, {"step": 2, **scores}])
+    browser.open(write_report([folder, made("other")], str(folder.parent / "both.html")), width)
+    browser.run("document.getElementById('others').open = true")
+    browser.run("document.getElementById('others').scrollIntoView()")
+    browser.wait_for("document.querySelectorAll('#others .uplot').length >= 4")
+    assert "constructor 0.5" in browser.run("document.querySelector('.answer').textContent")
+    assert "\\u202e 0.5" in browser.run("document.querySelector('.answer').textContent")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    # A step by the keyboard: the control has the focus afterwards, too.
+    browser.run(
+        "(() => { const s = document.getElementById('run'); s.value = 1; s.focus(); s.dispatchEvent(new Event('change')); })()"
+    )
+    assert browser.run("document.activeElement.id") == "run"
+    browser.run("(() => { const s = document.getElementById('before'); s.focus(); s.click(); })()")
+    assert browser.run("document.activeElement.id") == "before"
+    assert browser.problems() == []

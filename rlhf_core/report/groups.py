@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import mmap
 import re
 from collections.abc import Iterator, Sequence
@@ -15,11 +14,12 @@ from typing import Any
 from pydantic_core import from_json
 
 from rlhf_core.outputs import object_in
+from rlhf_core.report.metrics import finite
 
 CUT = " […] "
 # Of lines as samples.jsonl has them.
 STEP = re.compile(rb'\{"step": (\d+),')
-AFTER = re.compile(rb'(\{[^}]*\})(?:.*, "tokens": (\d+),)?')  # the scores of an answer, and its length
+AFTER = re.compile(rb'(\{[^}]*\})(?:.*, "tokens": (\d{1,9}),)?')  # the scores of an answer, and its length
 COMPLETION, REWARDS, ERRORS = b', "completion": ', b', "rewards": {', b', "errors": {'
 TEXTS = ("completion", "chosen", "rejected")
 
@@ -127,7 +127,8 @@ def _total(scores: bytes) -> float | None:
         values = json.loads(scores)
     except ValueError:  # a name with a bracket in it
         return None
-    known = [score for score in values.values() if isinstance(score, int | float)] if isinstance(values, dict) else []
+    figures = map(finite, values.values() if isinstance(values, dict) else ())
+    known = [figure for figure in figures if figure is not None]
     return sum(known) if known else None
 
 
@@ -151,5 +152,5 @@ def without_middle(text: str, longest: int) -> str:
 
 
 def rounded(value: Any) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(f"{value:.4g}") if known else None
+    known = finite(value)
+    return None if known is None else float(f"{known:.4g}")

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rlhf_core.ui.text import shown
+
 POINTS = 2000  # of a curve, at most
+MOST_STEPS = 1 << 53  # beyond which JavaScript can't count
 NO_CURVES = ("step", "time", "epoch")
+LARGEST = 1e300  # of a number
 SUMMARY = "train_runtime"  # a key of the line at a run's end, whose figures are of the run as a whole
+
+
+def finite(value: Any) -> float | None:
+    """A number that a page can show; None for what is none, is infinite, or too large to be counted with."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) <= LARGEST else None
 
 
 class Curves:
@@ -24,13 +35,13 @@ class Curves:
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a line of metrics. Several lines of one step are one."""
         step = row.get("step")
-        if isinstance(step, bool) or not isinstance(step, int) or SUMMARY in row:
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < MOST_STEPS or SUMMARY in row:
             return
         if not self.steps or step != self.steps[-1]:
             self._next(step)
         self.steps[-1] = step
-        for name, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or name in NO_CURVES:
+        for name, given in row.items():
+            if name in NO_CURVES or (value := finite(given)) is None:
                 continue
             column = self.columns.setdefault(name, [])
             column.extend([None] * (len(self.steps) - len(column)))
@@ -63,9 +74,11 @@ class Curves:
 
 
 def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
+    """The curves of lines of metrics, the names as they are shown."""
     curves = Curves()
     for row in lines:
         curves.add(row)
+    curves.columns = {shown(name): column for name, column in curves.columns.items()}
     return curves
 
 

@@ -15,16 +15,20 @@ from typing import Any
 from rlhf_core.diagnoses.catalog import BY_NAME, text_of
 from rlhf_core.report import summary
 from rlhf_core.report.charts import charts
-from rlhf_core.report.reading import RunRecord, held_out
-from rlhf_core.report.samples import cut
+from rlhf_core.report.metrics import finite
+from rlhf_core.report.reading import RunRecord, held_out, listed, mapped
+from rlhf_core.report.samples import cut, prompt_turns
+from rlhf_core.runs import DONE
 from rlhf_core.ui.page import HERE as UI
 from rlhf_core.ui.page import document, template
-from rlhf_core.ui.screen import number, question
+from rlhf_core.ui.screen import number
+from rlhf_core.ui.text import shown
 from rlhf_core.words import say
 
 HERE = Path(__file__).parent
 LARGEST = 2_900_000  # bytes of a page of one run
 FILE = "report.html"
+LONGEST, LINE = 4000, 400  # characters of a setting, or a text; of a line of evidence, or a name
 PLACES = ("output_dir",)  # options that every run has otherwise
 
 # What the script says, by the names that it has for it.
@@ -32,6 +36,7 @@ WORDS = {
     "step": "step",
     "smoothing": "smoothing",
     "log": "log axis",
+    "below_zero": "Values of 0 and below are left out here.",
     "zoom": "Drag to zoom, double-click to see all.",
     "nothing": "Nothing is logged yet.",
     "advantage": "advantage",
@@ -58,6 +63,9 @@ WORDS = {
     "back": "back to all",
     "none": "There is none.",
     "more": "more",
+    "earlier": "earlier step",
+    "later": "later step",
+    "which": "which answers",
 }
 
 
@@ -79,7 +87,8 @@ def render(runs: Sequence[RunRecord], lang: str) -> str:
     page = {"runs": names, "words": {name: t(text) for name, text in WORDS.items()}, "charts": _charts(runs, lang)}
     answers = [
         {
-            **{name: getattr(run.samples, name) for name in ("kind", "names", "prompts", "groups", "total")},
+            **{name: getattr(run.samples, name) for name in ("kind", "prompts", "groups", "total")},
+            "names": [cut(name, LINE) for name in run.samples.names],
             "held": held_out(run),
         }
         for run in runs
@@ -112,12 +121,12 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
-    return names
+    return [shown(name) for name in names]
 
 
 def _written(runs: Sequence[RunRecord], lang: str) -> str:
     now = time.strftime("%Y-%m-%d %H:%M")
-    if len(runs) == 1 and not runs[0].done:
+    if len(runs) == 1 and runs[0].state != DONE:
         return say(lang, "Written {time}, at step {step}; the run is not at its end.", time=now, step=runs[0].step)
     return say(lang, "Written {time}.", time=now)
 
@@ -139,10 +148,14 @@ def _view(run: RunRecord, changes: Sequence[summary.Change], lang: str) -> dict[
         "verdict": summary.verdict(run, changes, lang),
         "changes": [_change(change, lang) for change in changes],
         "diagnoses": [_diagnosis(one, lang) for one in run.diagnoses],
-        "config": [(name, _value(value)) for name, value in run.config.items() if value not in (None, [], {})],
+        "config": [
+            (cut(str(name), LINE), cut(_value(value), LONGEST))
+            for name, value in run.config.items()
+            if value not in (None, [], {})
+        ],
         "made_of": list(_made_of(run, lang)),
         "repeat": shlex.join(repeat),
-        "command": run.manifest.get("command", "?"),
+        "command": cut(str(run.manifest.get("command") or "?"), LONGEST),
     }
 
 
@@ -150,7 +163,7 @@ def _change(change: summary.Change, lang: str) -> dict[str, str]:
     said = number if change.before is None else summary.signed
     interval = "" if change.low is None else f"{said(change.low)} … {said(change.high)}"
     return {
-        "label": summary.label(change.name, lang),
+        "label": cut(change.label(lang), LINE),
         "before": number(change.before),
         "after": number(change.after),
         "difference": "" if change.difference is None else summary.signed(change.difference),
@@ -160,38 +173,35 @@ def _change(change: summary.Change, lang: str) -> dict[str, str]:
 
 
 def _diagnosis(one: Mapping[str, Any], lang: str) -> dict[str, Any]:
-    samples = [sample for sample in one.get("samples") or [] if isinstance(sample, Mapping)]
-    text = text_of(str(one["name"]), lang) if one["name"] in BY_NAME else str(one.get("text", ""))
+    samples = [sample for sample in listed(one.get("samples")) if isinstance(sample, Mapping)]
+    text = text_of(one["name"], lang) if one["name"] in BY_NAME else str(one.get("text", ""))
     return {
-        **{name: one.get(name, "") for name in ("name", "step", "command")},
+        **{name: cut(str(one.get(name, "")), LINE) for name in ("name", "step", "command")},
         "level": one["level"] if one.get("level") in ("error", "info") else "warning",
-        "text": text,
-        "evidence": [str(line) for line in one.get("evidence") or []],
+        "text": cut(text, LONGEST),
+        "evidence": [cut(str(line), LINE) for line in listed(one.get("evidence"))],
         "samples": [{"said": _of_sample(sample), "text": _text_of(sample)} for sample in samples[:3]],
     }
 
 
 def _of_sample(sample: Mapping[str, Any]) -> str:
-    scores = sample.get("rewards") or sample.get("metrics") or {}
-    said = ", ".join(
-        f"{name} {number(value) if isinstance(value, int | float) else '–'}" for name, value in scores.items()
-    )
-    prompt = sample.get("prompt")
-    asked = question(prompt) if isinstance(prompt, list) else str(prompt or "")
-    return f"{sample.get('step', '?')} · {said} · {cut(asked, 300)}"
+    scores = mapped(sample.get("rewards")) or mapped(sample.get("metrics"))
+    said = ", ".join(f"{cut(str(name), LINE)} {number(finite(value))}" for name, value in scores.items())
+    asked = prompt_turns(sample.get("prompt"), LINE)
+    return f"{cut(str(sample.get('step', '?')), LINE)} · {said} · {asked[-1][1] if asked else ''}"
 
 
 def _text_of(sample: Mapping[str, Any]) -> str:
-    return cut(str(sample.get("completion") or sample.get("chosen") or ""), 2000)
+    return cut(str(sample.get("completion") or sample.get("chosen") or ""), LONGEST // 2)
 
 
 def _made_of(run: RunRecord, lang: str) -> Iterator[tuple[str, str]]:
     manifest = run.manifest
-    yield from ((name, str(value)) for name, value in (manifest.get("versions") or {}).items())
-    for plugin in manifest.get("plugins") or []:
+    yield from ((name, str(value)) for name, value in manifest.get("versions", {}).items())
+    for plugin in manifest.get("plugins", []):
         kind, _, rest = str(plugin).partition(": ")
         yield kind, rest
-    data = manifest.get("data") or {}
+    data = manifest.get("data", {})
     if "sha256" in data:
         yield say(lang, "fingerprint of the data"), f"sha256 {data['sha256']}"
     for name in ("python", "platform", "seed", "git_commit"):
@@ -200,7 +210,7 @@ def _made_of(run: RunRecord, lang: str) -> Iterator[tuple[str, str]]:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _differing(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
@@ -208,19 +218,20 @@ def _differing(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
     for name in dict.fromkeys(name for run in runs for name in run.config if name not in PLACES):
         values = [_value(run.config.get(name)) for run in runs]
         if len(set(values)) > 1:
-            yield name, ["–" if value == "null" else value for value in values]
+            yield cut(str(name), LINE), ["–" if value == "null" else cut(value, LONGEST) for value in values]
 
 
 def _side_by_side(runs: Sequence[Sequence[summary.Change]], lang: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Before and after of several runs, a line for each figure."""
     if len(runs) == 1:
         return
-    known = [{change.name: change for change in rows} for rows in runs]
+    known = [{(change.is_reward, change.name): change for change in rows} for rows in runs]
     for name in dict.fromkeys(name for changes in known for name in changes):
+        label = next(changes[name] for changes in known if name in changes).label(lang)
         cells = []
         for changes in known:
             cell = _change(changes[name], lang) if name in changes else None
             text = f"{cell['before']} → {cell['after']}" if cell else "–"
             below = f"{cell['difference']}  {cell['interval']}" if cell else ""
             cells.append({"text": text, "below": below, "colour": cell["colour"] if cell else ""})
-        yield summary.label(name, lang), cells
+        yield cut(label, LINE), cells

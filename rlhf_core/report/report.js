@@ -17,6 +17,7 @@
     node.append(...children.filter(child => child !== null && child !== undefined));
     return node;
   };
+  const own = (object, name) => object && Object.hasOwn(object, name) ? object[name] : undefined;  // not what all objects have
   const options = (pairs, current) => pairs.map(([value, text]) => el("option", {value, selected: value === current}, text));
   const figure = value => value === null || value === undefined ? "–" : Math.abs(value) >= 1000 ? Math.round(value).toString()
     : value === 0 ? "0" : Math.abs(value) < 0.001 ? value.toExponential(1) : String(+value.toPrecision(3));
@@ -40,11 +41,18 @@
     });
   };
   const positive = values => view.log ? values.map(value => value > 0 ? value : null) : values;
-  const lines = chart => page.runs.flatMap((run, r) => chart.names.filter(name => curves[r].columns[name]).map((name, n) => ({
+  const lines = chart => page.runs.flatMap((run, r) => chart.names.filter(name => own(curves[r].columns, name)).map((name, n) => ({
     label: several ? (chart.names.length > 1 ? `${run} · ${name}` : run) : name,
     colour: shade(several ? r : n), dash: several && n ? [6, 4] : name.startsWith("eval_") ? [4, 3] : undefined,
     steps: curves[r].steps, values: curves[r].columns[name],
   })));
+  // A line that is flat, or a point alone, has room around it.
+  const xRange = (u, low, high) => low === null ? [0, 1] : low === high ? [low - 1, high + 1] : [low, high];
+  const yRange = (u, low, high) => {
+    if (low === null) return [0, 1];
+    if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
+    return uPlot.rangeNum(low, high, 0.1, true);
+  };
   const draw = (chart, box) => {
     const found = lines(chart), series = [{label: t.step}], tables = [];
     const sparse = values => values.filter(value => value !== null).length < 30;
@@ -61,10 +69,11 @@
     }
     const axis = {stroke: colour("--soft"), grid: {stroke: colour("--line"), width: 1}, ticks: {stroke: colour("--line")},
       font: "11px system-ui, sans-serif"};
-    box.replaceChildren();
+    const leftOut = view.log && found.some(line => line.values.some(value => value !== null && value <= 0));
+    box.replaceChildren(...(leftOut ? [el("p", {className: "soft"}, t.below_zero)] : []));
     return new uPlot({
       width: Math.max(200, box.clientWidth), height: 190, series,
-      scales: {x: {time: false}, y: {distr: view.log ? 3 : 1}},
+      scales: {x: {time: false, range: xRange}, y: {distr: view.log ? 3 : 1, ...(view.log ? {} : {range: yRange})}},
       axes: [{...axis, size: 28}, {...axis, size: 52, values: (u, ticks) => ticks.map(tick => tick === null ? "" : figure(tick))}],
       cursor: {sync: {key: "steps"}, drag: {x: true, y: false}, points: {size: 6}},
     }, uPlot.join(tables.map(([x, y]) => [x, y])), box);
@@ -114,7 +123,7 @@
   // The answers to held-out prompts as groups, too: one answer each, at every evaluation.
   const heldOut = held => held.answers.flatMap(stage => stage.texts.map((text, i) => {
     const scores = stage.scores[i] || {};
-    return [stage.step, i, [[text, held.names.map(name => scores[name] ?? null), null, stage.tokens[i] ?? null, true, null]]];
+    return [stage.step, i, [[text, held.names.map(name => own(scores, name) ?? null), null, stage.tokens[i] ?? null, true, null]]];
   }));
   for (const run of all) { run.held.names = [...new Set(run.held.answers.flatMap(stage => stage.scores.flatMap(Object.keys)))]; run.heldGroups = heldOut(run.held); }
   const source = () => {
@@ -141,7 +150,7 @@
   };
   const answerBox = (answer, names, title) => {
     const [text, scores, advantage, tokens, finished, errors] = answer;
-    const said = names.map((name, i) => scores[i] === null && errors && errors[name] ? null : el("span", {}, `${name} `, el("b", {}, figure(scores[i]))));
+    const said = names.map((name, i) => scores[i] === null && own(errors, name) ? null : el("span", {}, `${name} `, el("b", {}, figure(scores[i]))));
     if (advantage !== null) said.push(el("span", {className: advantage > 0 ? "good" : advantage < 0 ? "bad" : ""}, `${t.advantage} `, el("b", {}, (advantage > 0 ? "+" : "") + figure(advantage))));
     if (tokens) said.push(el("span", {className: "soft"}, `${tokens} ${t.tokens}`));
     if (!finished) said.push(el("span", {className: "cut"}, t.cut));
@@ -179,34 +188,45 @@
     const measured = groups.map(group => [group, measure(group, data.kind)]);
     const only = {ties: m => m.ties, errors: m => m.errors > 0, cut: m => m.cut > 0}[shown.filter];
     if (only) return measured.filter(([, m]) => only(m)).map(([group]) => group);
-    return measured.sort((a, b) => b[1][shown.filter] - a[1][shown.filter]).map(([group]) => group);
+    return measured.sort((a, b) => b[1][shown.filter] - a[1][shown.filter] || 0).map(([group]) => group);
   };
   const bar = el("div", {className: "bar"}), results = el("div", {id: "groups"});
   byId("browser").append(bar, results);
+  // Show what is chosen; who works with the keyboard stays where he was, or comes to where he can go on.
   const list = () => {
+    const last = document.activeElement, here = byId("browser").contains(last);
+    fill();
+    if (here && !last.isConnected) {
+      const next = [last.id, {before: "after", after: "before"}[last.id], "back", "filter"].map(id => id && byId(id));
+      next.find(node => node && !node.disabled)?.focus({preventScroll: true});
+    }
+  };
+  const fill = () => {
     const data = source(), there = steps(data);
     if (shown.step === null || !there.includes(shown.step)) shown.step = there[there.length - 1] ?? null;
     const groups = chosen(data);
     const at = there.indexOf(shown.step);
     const go = to => { shown.step = there[Math.max(0, Math.min(there.length - 1, to))]; shown.filter = "step"; shown.prompt = null; shown.count = 8; list(); };
-    const filters = [["step", t.by_step], ["spread", t.spread], ["ties", t.ties], ["best", t.best], ["worst", t.worst], ["longest", t.longest], ["cut", t.cut_ones], ["errors", t.errors]];
+    const some = data.kind === "answers" && shown.source !== "held";  // of others nothing was cut or failed
+    const filters = [["step", t.by_step], ["spread", t.spread], ["ties", t.ties], ["best", t.best], ["worst", t.worst], ["longest", t.longest], ...(some ? [["cut", t.cut_ones], ["errors", t.errors]] : [])];
+    if (!filters.some(([name]) => name === shown.filter)) { shown.filter = "step"; fill(); return; }
     const run = all[shown.run], sources = [];
     if (run.groups.length) sources.push(["", t.training]);
     if (run.heldGroups.length) sources.push(["held", t.held_out]);
     const controls = [];
-    if (several) controls.push(el("select", {id: "run", onchange: event => { shown.run = +event.target.value; reset(); }}, ...options(page.runs.map((name, i) => [String(i), name]), String(shown.run))));
-    if (sources.length > 1) controls.push(el("select", {id: "source", onchange: event => { shown.source = event.target.value; shown.step = null; shown.prompt = null; list(); }}, ...options(sources, shown.source)));
-    controls.push(el("select", {id: "filter", onchange: event => { shown.filter = event.target.value; shown.prompt = null; shown.count = 8; list(); }}, ...options(filters, shown.filter)));
-    if (shown.filter === "step" && there.length > 1) controls.push(el("label", {className: "grow"},
-      el("button", {id: "before", onclick: () => go(at - 1)}, "‹"),
-      el("input", {type: "range", id: "step", className: "grow", min: 0, max: there.length - 1, value: at, onchange: event => go(+event.target.value), oninput: event => { byId("at").textContent = `${t.step} ${there[+event.target.value]}`; }}),
-      el("button", {id: "after", onclick: () => go(at + 1)}, "›"), el("span", {id: "at"}, `${t.step} ${shown.step}`)));
-    controls.push(el("input", {type: "search", id: "search", placeholder: t.search, value: shown.search, onchange: event => { shown.search = event.target.value; shown.count = 8; list(); }}));
+    if (several) controls.push(el("select", {id: "run", "aria-label": t.which, onchange: event => { shown.run = +event.target.value; reset(); }}, ...options(page.runs.map((name, i) => [String(i), name]), String(shown.run))));
+    if (sources.length > 1) controls.push(el("select", {id: "source", "aria-label": t.which, onchange: event => { shown.source = event.target.value; shown.step = null; shown.prompt = null; list(); }}, ...options(sources, shown.source)));
+    controls.push(el("select", {id: "filter", "aria-label": t.which, onchange: event => { shown.filter = event.target.value; shown.prompt = null; shown.count = 8; list(); }}, ...options(filters, shown.filter)));
+    if (shown.filter === "step" && there.length > 1) controls.push(el("div", {className: "grow turn"},
+      el("button", {id: "before", "aria-label": t.earlier, disabled: at === 0, onclick: () => go(at - 1)}, "‹"),
+      el("input", {type: "range", id: "step", "aria-label": t.step, className: "grow", min: 0, max: there.length - 1, value: at, onchange: event => go(+event.target.value), oninput: event => { byId("at").textContent = `${t.step} ${there[+event.target.value]}`; }}),
+      el("button", {id: "after", "aria-label": t.later, disabled: at === there.length - 1, onclick: () => go(at + 1)}, "›"), el("span", {id: "at"}, `${t.step} ${shown.step}`)));
+    controls.push(el("input", {type: "search", id: "search", "aria-label": t.search, placeholder: t.search, value: shown.search, onchange: event => { shown.search = event.target.value; shown.count = 8; list(); }}));
     bar.replaceChildren(...controls);
     const notes = [];
     if (!data.groups.length) notes.push(el("p", {}, t.no_answers));
     else if (shown.source !== "held" && run.groups.length < run.total) notes.push(el("p", {className: "soft"}, t.some.replace("{kept}", run.groups.length).replace("{total}", run.total)));
-    if (shown.prompt !== null) notes.push(el("p", {}, el("button", {onclick: () => { shown.prompt = null; list(); }}, t.back)));
+    if (shown.prompt !== null) notes.push(el("p", {}, el("button", {id: "back", onclick: () => { shown.prompt = null; list(); }}, t.back)));
     if (data.groups.length && !groups.length) notes.push(el("p", {}, t.none));
     const more = groups.length > shown.count ? [el("button", {id: "more", onclick: () => { shown.count += 20; list(); }}, `${t.more} (${groups.length - shown.count})`)] : [];
     if (shown.prompt !== null && data.kind !== "pairs") { results.replaceChildren(...notes, overTime(groups, data)); return; }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.report.groups import TEXTS, Group, groups_of, rounded, steps_of, without_middle
+from rlhf_core.report.metrics import finite
 from rlhf_core.ui.text import shown
 
 BYTES = 4_000_000  # of samples.jsonl that are kept for a page
@@ -134,10 +135,11 @@ def _add(samples: Samples, group: list[dict[str, Any]], numbers: dict[str, int],
     if not samples.names:
         samples.kind, samples.names = "pairs" if pair else "answers", [str(name) for name in scores]
     if pair:
-        tokens = first.get("tokens") or [None, None]
+        tokens = first.get("tokens")
+        tokens = tokens if isinstance(tokens, list) and len(tokens) == 2 else [None, None]
         metrics = [rounded(scores.get(name)) for name in samples.names]
         answers = [
-            [cut(first[side], longest), metrics, None, tokens[i], True, None]
+            [cut(first[side], longest), metrics, None, finite(tokens[i]), True, None]
             for i, side in enumerate(("chosen", "rejected"))
         ]
     else:
@@ -153,7 +155,7 @@ def _answer(row: dict[str, Any], names: Sequence[str], longest: int) -> list[Any
     scores = [rounded(row["rewards"].get(name)) for name in names]
     return [
         *(cut(row["completion"], longest), scores, rounded(row.get("advantage"))),
-        *(row.get("tokens"), row.get("finished", True) is not False, said),
+        *(finite(row.get("tokens")), row.get("finished", True) is not False, said),
     ]
 
 

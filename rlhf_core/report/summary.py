@@ -11,7 +11,9 @@ from typing import Any
 
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
-from rlhf_core.report.reading import RunRecord
+from rlhf_core.report.groups import without_middle
+from rlhf_core.report.reading import RunRecord, texts
+from rlhf_core.runs import FAILED, STOPPED
 from rlhf_core.statistics import bootstrap_mean, without_self
 from rlhf_core.ui.screen import number
 from rlhf_core.ui.text import gb
@@ -19,6 +21,7 @@ from rlhf_core.words import say
 
 SEED = 42  # of the intervals
 RECENT = 10  # logged steps whose mean stands for now, and for the beginning
+REASON = 300  # characters of why a run stopped
 LOWER_IS_BETTER = ("loss", "nll_loss")
 NO_DIRECTION = ("length", "finished")
 MAIN = ("rewards/accuracies", "accuracy", "mean_token_accuracy", "loss")  # of a run without rewards, the first it has
@@ -30,6 +33,7 @@ Z = 1.96  # of a 95% interval
 class Change:
     """A figure on held-out rows before and after; `low` and `high` are the 95% interval of the difference, by a
     bootstrap over prompts, or from the number of pairs that a share is of; of what is after, if there is no `before`.
+    A reward (`is_reward`) may be called as a metric is.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Change:
     after: float | None
     low: float | None = None
     high: float | None = None
+    is_reward: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -45,13 +50,16 @@ class Change:
     @property
     def verdict(self) -> str:
         """`better`, `worse`, `even` (the interval contains 0), or nothing where that can't be told."""
-        if self.low is None or self.high is None or self.name in NO_DIRECTION:
+        if self.low is None or self.high is None or (self.name in NO_DIRECTION and not self.is_reward):
             return ""
         zero = CHANCE if self.before is None else 0.0
         up, down = self.low > zero, self.high < zero
-        if self.name in LOWER_IS_BETTER:
+        if self.name in LOWER_IS_BETTER and not self.is_reward:
             up, down = down, up
         return "better" if up else "worse" if down else "even"
+
+    def label(self, lang: str) -> str:
+        return _own_name(self.name, lang) if self.is_reward else label(self.name, lang)
 
 
 def changes(run: RunRecord) -> list[Change]:
@@ -62,7 +70,7 @@ def changes(run: RunRecord) -> list[Change]:
     rows = [_reward(name, before, after) for name in before["rewards"]]
     if len(rows) > 1 and (total := _total(run, before, after)):
         rows.insert(0, total)
-    pairs = (run.manifest.get("data") or {}).get("held_out")
+    pairs = run.manifest.get("data", {}).get("held_out")
     for name, value in without_self(before["metrics"]).items():
         then = after["metrics"].get(name) if after else None
         rows.append(_share(name, value, then, pairs) if name in MAIN[:2] else Change(name, value, then))
@@ -79,12 +87,13 @@ def _reward(name: str, before: Mapping[str, Any], after: Mapping[str, Any] | Non
         if all(isinstance(score, int | float) for score in pair):
             differences.append(pair[1] - pair[0])
     estimate = bootstrap_mean(differences, SEED)
-    return Change(name, then, now, *((estimate.low, estimate.high) if estimate else ()))
+    low, high = (estimate.low, estimate.high) if estimate else (None, None)
+    return Change(name, then, now, low, high, is_reward=True)
 
 
 def _total(run: RunRecord, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> Change | None:
     """The weighted sum of several rewards, over the answers that all have scored, each of both evaluations."""
-    entries = [*(run.config.get("reward") or []), *filter(None, [run.config.get("reward_model")])]
+    entries = rewards(run)
     names = list(before["rewards"])
     if len(entries) != len(names):
         return None
@@ -131,8 +140,8 @@ def main_change(rows: Sequence[Change], rewards: bool) -> Change | None:
 
 
 def verdict(run: RunRecord, rows: Sequence[Change], lang: str) -> list[str]:
-    """What came of the run, by its `changes`, and what looks wrong: two sentences."""
-    return [_outcome(run, rows, lang), _health(run, lang)]
+    """What came of the run, by its `changes`, and what looks wrong: two sentences, or one of a run without metrics."""
+    return [sentence for sentence in (_outcome(run, rows, lang), _health(run, lang)) if sentence]
 
 
 def _outcome(run: RunRecord, rows: Sequence[Change], lang: str) -> str:
@@ -140,9 +149,9 @@ def _outcome(run: RunRecord, rows: Sequence[Change], lang: str) -> str:
     if change is not None and change.before is None and change.after is not None and change.low is not None:
         sentence = "On held-out rows {name} is {after} (95% interval {low} to {high})."
         figures = {"after": number(change.after), "low": number(change.low), "high": number(change.high)}
-        return say(lang, sentence, name=label(change.name, lang), **figures)
+        return say(lang, sentence, name=change.label(lang), **figures)
     if change is not None and change.difference is not None:
-        values: dict[str, Any] = {"name": label(change.name, lang)}
+        values: dict[str, Any] = {"name": change.label(lang)}
         values |= {"before": number(change.before), "after": number(change.after)}
         if change.low is None or change.high is None:
             return say(lang, "On held-out rows {name} went from {before} to {after}.", **values)
@@ -154,7 +163,7 @@ def _outcome(run: RunRecord, rows: Sequence[Change], lang: str) -> str:
         )
         if change.low <= 0 <= change.high:
             sentence = (
-                "On held-out rows {name} did not change for certain: {before} before, {after} after "
+                "On held-out rows {name} did not clearly change: {before} before, {after} after "
                 "({difference}; 95% interval {low} to {high})."
             )
         return say(lang, sentence, **values)
@@ -163,37 +172,58 @@ def _outcome(run: RunRecord, rows: Sequence[Change], lang: str) -> str:
 
 def _progress(run: RunRecord, lang: str) -> str:
     """Where a run is that was not evaluated at its end, by the metrics of training."""
-    column = next((run.curves.columns[name] for name in ("reward", "loss") if name in run.curves.columns), [])
-    known = [value for value in column if value is not None]
-    if not known:
-        return say(lang, "Nothing is logged yet.")
     name = "reward" if "reward" in run.curves.columns else "loss"
-    values = {"step": run.step, "total": total_steps(run) or "?", "name": label(name, lang)}
-    first, last = number(fmean(known[:RECENT])), number(fmean(known[-RECENT:]))
-    return say(
-        lang,
-        "Step {step} of {total}: {name} went from {first} to {last} in training.",
-        **values,
-        first=first,
-        last=last,
-    )
+    known = [value for value in run.curves.columns.get(name, []) if value is not None]
+    values = {"where": _where(run, lang), "name": label(name, lang)}
+    if not known:
+        return say(lang, "{where}: nothing is logged yet.", **values)
+    recent = max(1, min(RECENT, len(known) // 2))
+    values |= {"first": number(fmean(known[:recent])), "last": number(fmean(known[-recent:]))}
+    if len(known) == 1:
+        return say(lang, "{where}: {name} is {last} in training.", **values)
+    return say(lang, "{where}: {name} went from {first} to {last} in training.", **values)
+
+
+def _where(run: RunRecord, lang: str) -> str:
+    """The step that a run is at, or where and why it ended before its last one."""
+    total, state = total_steps(run), run.state
+    step = say(lang, "step {step} of {total}", step=run.step, total=total) if total else ""
+    step = step or say(lang, "step {step}", step=run.step)
+    reason = run.manifest.get("ended", {}).get("reason")
+    if state == STOPPED:
+        step = say(lang, "Stopped at {step}", step=step)
+    elif state == FAILED:
+        step = say(lang, "Failed at {step}", step=step)
+    if state in (STOPPED, FAILED) and isinstance(reason, str):
+        step = say(lang, "{step} ({reason})", step=step, reason=without_middle(reason, REASON))
+    return step[:1].upper() + step[1:]
 
 
 def _health(run: RunRecord, lang: str) -> str:
+    """Whether something looks wrong; empty for a run of which there is nothing to look at."""
     names = list(dict.fromkeys(str(one["name"]) for one in run.diagnoses if one.get("level") != "info"))
     if names:
         return say(lang, "Something looks wrong: {names} (see below).", names=", ".join(names))
-    return say(lang, "Nothing in its metrics and samples looks wrong.")
+    return say(lang, "Nothing in its metrics and samples looks wrong.") if run.curves.steps else ""
 
 
 def total_steps(run: RunRecord) -> int | None:
-    steps = run.config.get("max_steps")
-    return steps if isinstance(steps, int) and steps > 0 else None
+    """As it was noted when the training began, else as it was asked for."""
+    given = (run.manifest.get("max_steps"), run.config.get("max_steps"))
+    return next((steps for steps in given if isinstance(steps, int) and steps > 0), None)
+
+
+def rewards(run: RunRecord) -> list[str]:
+    return [*texts(run.config.get("reward")), *texts(run.config.get("reward_model"))]
 
 
 def label(name: str, lang: str) -> str:
-    """A metric's name for people; a reward's is its own."""
-    return say(lang, LABELS[name]) if name in LABELS else f" {name} " if lang == "zh" else name
+    """A metric's name for people."""
+    return say(lang, LABELS[name]) if name in LABELS else _own_name(name, lang)
+
+
+def _own_name(name: str, lang: str) -> str:
+    return f" {name} " if lang == "zh" else name
 
 
 LABELS = {
@@ -216,24 +246,24 @@ def signed(value: float | None) -> str:
 
 def facts(run: RunRecord, lang: str) -> Iterator[tuple[str, str]]:
     """(what, value) of what was trained on what."""
-    config, data = run.config, run.manifest.get("data") or {}
+    config, data = run.config, run.manifest.get("data", {})
 
     def row(name: str, value: Any) -> tuple[str, str]:
         return say(lang, name), str(value)
 
-    yield row("method", config.get("method", "?"))
-    yield row("model", config.get("model", "?"))
+    yield row("method", config.get("method") or "?")
+    yield row("model", config.get("model") or "?")
     rows = f" ({data['rows']:,} + {data.get('held_out', 0):,} {say(lang, 'held out')})" if "rows" in data else ""
-    yield row("data", ", ".join(map(str, data.get("source") or config.get("data") or ["?"])) + rows)
-    if rewards := [*(config.get("reward") or []), *filter(None, [config.get("reward_model")])]:
-        yield row("rewards", ", ".join(map(str, rewards)))
+    yield row("data", ", ".join(texts(data.get("source")) or texts(config.get("data")) or ["?"]) + rows)
+    if named := rewards(run):
+        yield row("rewards", ", ".join(named))
     total = total_steps(run)
     yield row("steps", f"{run.step:,}" + (f" / {total:,}" if total else ""))
     if config.get("name"):
         yield row("name", config["name"])
-    if config.get("tag"):
-        yield row("tags", ", ".join(config["tag"]))
-    memory = run.manifest.get("memory") or {}
+    if tags := texts(config.get("tag")):
+        yield row("tags", ", ".join(tags))
+    memory = run.manifest.get("memory", {})
     if measured := memory.get("allocated_bytes", memory.get("resident_bytes")):
         estimated = memory.get("estimated_bytes")
         beside = f" ({say(lang, 'estimated')}: {gb(estimated)}, {measured / estimated - 1:+.0%})" if estimated else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_core.errors import UserError
 from rlhf_core.report.page import FILE, LARGEST, render
 from rlhf_core.report.reading import read_run
 from rlhf_core.report.samples import BYTES
@@ -17,6 +18,10 @@ SMALLEST = 1000  # bytes of answers
 def write_report(runs: Sequence[str | Path], output: str | None = None, lang: str | None = None) -> Path:
     """Write the page of `runs` and return its file. Raises `UserError`."""
     tongue = language(lang)
+    places = [Path(run).resolve() for run in runs]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            raise UserError(f"{runs[i]} is given twice")
     default = str(Path(runs[0]) / FILE) if len(runs) == 1 else FILE
     size = BYTES // len(runs)
     records = [read_run(run, size) for run in runs]
