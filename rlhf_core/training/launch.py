@@ -143,6 +143,14 @@ def on_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def outlive_others() -> None:
+    """Ignore the signal that the launcher sends to the other processes of a run once one has ended with an error code:
+    this one has said why, and has its page to write.
+    """
+    if LAUNCHER in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def check_distributed(config: RunConfig) -> None:
     """Raise `UserError` for a kind of distribution that is not available, before anything is loaded or started."""
     kind, started = config.distributed, os.environ.get("LOCAL_WORLD_SIZE", "")

@@ -89,5 +89,6 @@ def _trained(
         screen.say(f"\nStopped after step {step}: {reason}.", "bold")
         ending.say_failures(run, screen)
         screen.say(f"Resume when it is fixed: {ending.resume_command(run)}", "bold")
-    trainer.accelerator.wait_for_everyone()  # the launcher kills all when one ends with an error
+    trainer.accelerator.wait_for_everyone()  # the launcher ends all when one ends with an error
+    launch.outlive_others()
     return launch.INTERRUPTED if interrupted else 1

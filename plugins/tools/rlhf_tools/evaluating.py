@@ -57,8 +57,7 @@ def _given(asking: Asking, screen: Screen, fresh: bool) -> tuple[dict[str, Answe
             given = answers(asking, 0)
     finally:
         asking.rewards.close()
-    if key:
-        kept.keep(key, given)
+    against = against or kept.keep(key, given)
     return given, f"not kept for another time: {against}" if against else ""
 
 

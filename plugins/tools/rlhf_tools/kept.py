@@ -26,7 +26,7 @@ from rlhf_core.commands import (
     write_whole,
 )
 from rlhf_tools.answering import Asking, token_ids
-from rlhf_tools.results import Answer, Answers
+from rlhf_tools.results import MODES, Answer, Answers
 
 MOST = 200  # entries; those used longest ago go
 
@@ -47,7 +47,7 @@ def reason_against(asking: Asking) -> str:
 def key_of(asking: Asking) -> str:
     info = asking.infos[0]
     decides = {
-        "model": content_of([one for one in (info.path, info.adapter) if one]),
+        "model": [content_of([one]) + _written(one) for one in (info.path, info.adapter) if one],
         "prompts": token_ids(asking, 0),
         "rows": asking.questions.rows,
         "rewards": [
@@ -61,27 +61,36 @@ def key_of(asking: Asking) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _written(folder: str) -> list[int]:
+    """When each file was: of large ones the content is only sampled."""
+    return [file.stat().st_mtime_ns for file in sorted(Path(folder).glob("*"))]
+
+
 def find(key: str) -> tuple[dict[str, Answers], str] | None:
     """(the answers by mode, when they were given), if there are any."""
     file = cache_folder("eval") / f"{key}.json"
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
         os.utime(file)
-        modes = {
-            mode: [[Answer(**answer) for answer in group] for group in groups]
-            for mode, groups in written["answers"].items()
-        }
+        modes = {mode: [[Answer(**answer) for answer in group] for group in written["answers"][mode]] for mode in MODES}
         return modes, str(written["time"])
     except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged
         return None
 
 
-def keep(key: str, answers: Mapping[str, Answers]) -> None:
-    place = cache_folder("eval")
-    place.mkdir(parents=True, exist_ok=True)
+def keep(key: str, answers: Mapping[str, Answers]) -> str:
+    """Keep the answers; returns why they are not kept, if so."""
+    if any(answer.errors for groups in answers.values() for group in groups for answer in group):
+        return "a reward failed"
     modes: dict[str, Any] = {mode: [[asdict(a) for a in group] for group in groups] for mode, groups in answers.items()}
-    write_whole(place / f"{key}.json", json.dumps({"time": time.strftime("%Y-%m-%d %H:%M"), "answers": modes}))
-    entries = sorted(place.glob("*.json"), key=lambda file: file.stat().st_mtime)
+    place = cache_folder("eval")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        write_whole(place / f"{key}.json", json.dumps({"time": time.strftime("%Y-%m-%d %H:%M"), "answers": modes}))
+        entries = sorted(place.glob("*.json"), key=lambda file: file.stat().st_mtime)
+    except OSError as error:  # a full disk, a home that can't be written to, an entry that another process deletes
+        return f"{place}: {error.strerror}"
     for file in entries[:-MOST]:
         with suppress(OSError):  # another process deletes as well
             file.unlink()
+    return ""

@@ -12,7 +12,7 @@ from rlhf_tools.results import Answer
 
 _MARKED = (
     re.compile(r"<answer>(.*?)(?:</answer>|$)", re.S),
-    re.compile(r"\\boxed\{([^{}]*)\}"),
+    re.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"),  # braces within braces, as of \frac{1}{2}
     re.compile(r"####(.*)"),
 )
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from click.testing import CliRunner
-from rlhf_tools import evaluating
+from rlhf_tools import evaluating, kept
 from rlhf_tools.measures import final, ks, majority, pass_at_k, passing
 from rlhf_tools.results import Answer
 
@@ -54,6 +54,8 @@ def test_the_majority_is_of_what_answers_come_to():
     ("text", "said"),
     [
         ("<think>\\boxed{1}</think>\nIt is\n\\boxed{ 42 }.", "42"),
+        ("so \\boxed{\\frac{1}{\\sqrt{2}}}, or half", "\\frac{1}{\\sqrt{2}}"),
+        ("\\boxed{" * 9999, "\\boxed{" * 9999),
         ("work\n#### 18", "18"),
         ("<answer>one</answer> no, <answer>Two  words", "two words"),
         ("first\nThe  last。\n\n", "the last"),
@@ -62,6 +64,21 @@ def test_the_majority_is_of_what_answers_come_to():
 )
 def test_what_an_answer_comes_to(text, said):
     assert final(text) == said
+
+
+def test_answers_that_can_not_be_kept_are_not_lost_and_damaged_ones_are_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    answers = {"greedy": [group(("a", 1.0))], "sampled": [group(("b", 0.0))]}
+    assert kept.keep("k", answers) == ""
+    assert kept.find("k")[0] == answers
+    failed = [Answer("a", 1, True, {"r": None}, {"r": "timeout"})]
+    assert kept.keep("other", {**answers, "sampled": [failed]}) == "a reward failed"
+    for text in ("", "[]", '{"answers": [], "time": ""}', '{"answers": {"greedy": []}, "time": ""}'):
+        (tmp_path / "rlhf" / "eval" / "k.json").write_text(text)
+        assert kept.find("k") is None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "Not a directory" in kept.keep("k", answers)
 
 
 def test_a_model_is_asked_once(tiny_model, tmp_path, monkeypatch, write_jsonl):
