@@ -38,6 +38,6 @@ from rlhf_core.training.manifest import contents as content_of
 from rlhf_core.training.manifest import of_reward as files_of_reward
 from rlhf_core.training.manifest import versions as library_versions
 from rlhf_core.training.plan import system_prompt_for
-from rlhf_core.ui.page import document
+from rlhf_core.ui.page import document, template
 from rlhf_core.ui.screen import Screen, question, text
 from rlhf_core.ui.text import duration, gb, shown, to_json
