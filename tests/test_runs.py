@@ -82,12 +82,12 @@ def test_each_run_is_told_with_its_state_steps_and_main_metric(here):
 
 
 def test_two_that_are_done_are_compared_by_their_pages_and_by_their_answers_where_they_write_some(here):
-    for name in ("a", "b", "c d"):
+    for name in ("a", "b", "c  d"):
         make(here / "runs" / name, 10, ended={"state": "done"})
     (here / "runs" / "b" / "model").mkdir()
     (here / "runs" / "b" / "model" / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
     said = list_runs("--sort", "name").output.split("To compare two:\n")[1]
-    assert said == "  rlhf report runs/a runs/b\n  rlhf compare runs/a 'runs/c d'\n"
+    assert said == "  rlhf report runs/a runs/b\n  rlhf compare runs/a 'runs/c  d'\n"
 
 
 def test_a_model_that_is_its_own_reference_has_no_accuracy_before(here):
@@ -237,6 +237,9 @@ def test_rm_asks_and_refuses(here, monkeypatch):
     with pytest.raises(UserError, match="--yes has no effect"):
         list_runs("--yes")
     assert (folder / "config.yaml").exists()
+    monkeypatch.chdir(folder)
+    assert list_runs("rm", ".", "--yes").exit_code == 0
+    assert not folder.exists()
 
 
 def test_who_looks_at_a_lock_keeps_nobody_from_it(here):

@@ -22,6 +22,7 @@ from rlhf_core.runs import PastRun
 from rlhf_core.ui.screen import Terminal, number
 from rlhf_core.ui.text import duration, gb, shown
 
+LINES = {"\n": "␊", "\r": "␍", "\t": "␉"}  # as `shown` writes other control characters
 GAP, NARROWEST = 2, 8  # columns between two columns, and of one that is cut
 NARROW_NAME = 12  # characters of a metric's name where there is little room
 WIDE = 100  # columns from which on models and data have room
@@ -140,8 +141,8 @@ def _name(run: PastRun, within: Path) -> str:
 
 
 def plain(cell: str) -> str:
-    """Text of a file for one line of a terminal."""
-    return " ".join(shown(cell).split())
+    """Text of a file for one line of a terminal; all its spaces are there, which a command needs."""
+    return "".join(LINES.get(sign, " " if sign.isspace() else sign) for sign in shown(cell))
 
 
 def _steps(run: PastRun) -> str:
@@ -200,7 +201,7 @@ def remove(names: Sequence[str], *, yes: bool) -> None:
             raise UserError("rlhf runs rm asks before it removes, and nobody can answer here: write --yes")
         click.confirm(f"Remove {'it' if len(sizes) == 1 else f'these {len(sizes)}'}? It can't be undone.", abort=True)
     for folder in sizes:
-        for name in remove_run(folder):
+        for name in remove_run(folder.resolve()):  # the current one can't be removed as `.`
             click.echo(plain(f"{folder / name} stays: the run did not write it."))
     click.echo(f"{gb(sum(sizes.values()))} are free.")
 
