@@ -165,6 +165,9 @@ def test_the_best_evaluation_is_the_first_of_the_highest_or_of_the_lowest_loss()
     assert best.find(HISTORY, "loss", every) == Best(step=20, metric="loss", value=1.0)
     assert best.find(HISTORY, "reward", every) == Best(step=20, metric="reward", value=0.7), "30 is as good, not better"
     assert best.find(HISTORY, "loss", [10, 30]).step == 30
+    assert (
+        best.find({1: {"weight_loss": 2.0}, 2: {"weight_loss": 1.0}}, "weight_loss", [1, 2], ["weight_loss"]).step == 1
+    )
     assert best.find(HISTORY, "reward", [40, 50]) is None
     assert best.without_better(HISTORY, best.find(HISTORY, "loss", every)) == 2
     assert best.without_better(HISTORY, None) == 4, "that before training is none of them"

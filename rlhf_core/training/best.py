@@ -53,19 +53,22 @@ def name_of(metric: str, names: Collection[str]) -> str | None:
     return next((name for name in (metric, *ALSO.get(metric, ())) if name in names), None)
 
 
-def find(history: History, metric: str, steps: Iterable[int]) -> Best | None:
-    """The first evaluation, among those after `steps`, than which none has a better value."""
+def find(history: History, metric: str, steps: Iterable[int], rewards: Collection[str] = ()) -> Best | None:
+    """The first evaluation, among those after `steps`, than which none has a better value: a higher one, or a lower
+    one of a loss. `rewards` are names of the run's rewards, of which one may be called weight_loss.
+    """
+    lower = metric.endswith("loss") and metric not in rewards
     found: Best | None = None
     for step in sorted(steps):
         values = history.get(step, {})
         value = values.get(name_of(metric, values) or "")
-        if value is not None and math.isfinite(value) and (found is None or is_better(value, found.value, metric)):
+        if (
+            value is not None
+            and math.isfinite(value)
+            and (found is None or (value < found.value if lower else value > found.value))
+        ):
             found = Best(step=step, metric=metric, value=float(value))
     return found
-
-
-def is_better(value: float, than: float, metric: str) -> bool:
-    return value < than if metric.endswith("loss") else value > than
 
 
 def without_better(history: History, best: Best | None) -> int:

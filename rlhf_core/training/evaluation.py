@@ -125,7 +125,7 @@ class HeldOut(TrainerCallback):
             trainer.control = handler.on_evaluate(trainer.args, trainer.state, trainer.control, values)
         if metric is not None:
             at, kept = trainer.state.global_step, self.checkpoints.best
-            found = best.find(self.history, metric, [*([kept.step] if kept else []), at])
+            found = self._find_best(metric, [*([kept.step] if kept else []), at])
             if found != kept:
                 self.checkpoints.best = found
                 self.checkpoints.save(trainer.args, trainer.control)
@@ -133,6 +133,9 @@ class HeldOut(TrainerCallback):
                 trainer.control.should_training_stop = True
                 self.checkpoints.save(trainer.args, trainer.control)
         return values
+
+    def _find_best(self, metric: str, steps: list[int]) -> Best | None:
+        return best.find(self.history, metric, steps, [reward.name for reward in self.run.rewards.rewards])
 
     @property
     def _patience_is_over(self) -> bool:
@@ -212,7 +215,8 @@ class HeldOut(TrainerCallback):
             with self.lines.open(encoding="utf-8") as stream:
                 history = {line["step"]: best.values_of(line) for line in map(json.loads, stream)}
             there = [step(path) for path in list_checkpoints(folder)]
-            found = [history, best.find(history, metric, there) if metric else None]
+            self.history = history
+            found = [history, self._find_best(metric, there) if metric else None]
             write_best(folder, found[1])
         self.history, self.checkpoints.best = broadcast_object_list(found)
 
