@@ -305,16 +305,20 @@ def test_a_trainer_state_is_read_as_its_trainer_wrote_it(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text if step == 10 else "{}")
     summary, lines = folder.diagnose(str(tmp_path))
     assert summary.method == "grpo"
-    assert [one["name"] for one in lines] == ["reward-always-zero"]
+    assert [(one["name"], one["command"]) for one in lines] == [("reward-always-zero", "")]  # no run of ours to score
     broken = tmp_path / "broken.json"
     for content, message in (
         ("{}", "no log_history"),
         ("[", "not JSON"),
         ('{"log_history": []}', "no line of training"),
+        ('{"log_history": [{"step": 1%s, "loss": 1}]}' % ("0" * 40), "no line of training"),
     ):
         broken.write_text(content)
         with pytest.raises(UserError, match=message):
             folder.diagnose(str(broken))
+    vast = [{**line, "loss": 10**400, "kl": 1e308, "reward": -1e308} for line in history]
+    broken.write_text(json.dumps({"log_history": vast}))
+    assert "nan" in [one["name"] for one in folder.diagnose(str(broken))[1]]
     with pytest.raises(UserError, match="neither metrics.jsonl"):
         folder.diagnose(str(tmp_path.parent))
 
@@ -366,8 +370,9 @@ def test_a_run_stops_where_it_is_told_to_and_goes_on_when_it_is_resumed(rewarded
     # As after kill -9: the log has a line of a step that comes again.
     with (run / "diagnoses.jsonl").open("a") as file:
         file.write(json.dumps({"name": "nan", "step": 14}) + "\n")
-    code, run = rewarded("tied", resume=True, output_dir=str(run), stop_on=["kl-runaway"])
+    code, run = rewarded("tied", resume=True, output_dir=str(run), stop_on=[before[0][0]])
     assert code == 0
+    assert f"{before[0][0]} was found before, and does not stop the run again" in capsys.readouterr().out
     assert said_in(run)[: len(before)] == before
     assert all(one != other for (one, _), (other, _) in pairwise(sorted(said_in(run))))
 

@@ -51,9 +51,11 @@ def line_of(one: Diagnosis, finding: Finding, run: Summary, where: str, data: st
     model = str(run.option("model", "MODEL"))
     params = {"run": shlex.quote(where), "data": shlex.quote(data or "FILE"), "model": shlex.quote(model)}
     params |= {name: str(value) for name, value in finding.values.items()}
-    command = one.command.format(**params)
-    if not run.options:  # logs of another trainer: only what to set can be said
-        command = one.command.removeprefix(AGAIN).strip().format(**params)
+    command = one.command
+    if not run.options:  # logs of another trainer: what to set can be said, and nothing that needs a run of ours
+        command = command.removeprefix(AGAIN).strip()
+        command = "" if "{run}" in command else command
+    command = command.format(**params)
     return {
         "name": one.name,
         "step": run.step,

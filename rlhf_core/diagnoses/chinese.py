@@ -119,7 +119,7 @@ THRESHOLDS = {
     "`margin` > 15 over 10 steps (sigmoid(15) = 1 - 3e-7)": "10 步 `margin` > 15（sigmoid(15) = 1 - 3e-7）",
     "from step 40 on: `val/explained_variance` < -1, median of 20 steps": "第 40 步起：20 步中位数 `val/explained_variance` < -1",
     "`loss/value_avg` > 1 and > 20 times that of the first 4 steps, median of 5 steps": "5 步中位数 `loss/value_avg` > 1 且超过前 4 步的 20 倍",
-    "`loss` above 1.5 times the largest of the first 3 lines, and 0.5 more: mean of 10 steps, and each of 3": "`loss` 高于最初 3 行最大值的 1.5 倍，且高出 0.5：10 步的均值，以及最新 3 步的每一步",
+    "`loss` above 1.5 times the median of the first 3 lines, and 0.5 more: mean of 10 steps, and each of 3": "`loss` 高于最初 3 行中位数的 1.5 倍，且高出 0.5：10 步的均值，以及最新 3 步的每一步",
     "`loss` within 0.0001 of 0 over 10 steps; in GRPO `loss` and `grad_norm` exactly 0 although scores differ": "10 步内 `loss` 与 0 相差不到 0.0001；GRPO 中分数有差别而 `loss` 与 `grad_norm` 恰为 0",
     "`grad_norm` above 10 and above 10 times its median, in 3 of the newest 20 lines": "最新 20 行中有 3 行 `grad_norm` 大于 10 且大于中位数的 10 倍",
     "of the newest 64 prompts or more, a quarter or fewer are different ones, and the data has four times as many": "最新的不少于 64 个提示中，不同的至多四分之一，而数据至少多四倍",

@@ -109,9 +109,10 @@ def _cut(name: str):
         lines = [series("completions/clipped_ratio", cut(run))]
         if answers:
             lines.append(f"goes on after an end: {sum(a.goes_on for a in run.late)} / {len(run.late)}")
-        limit = run.option("max_completion_length", 256)
+        given = run.option("max_completion_length")
+        limit = given if isinstance(given, int) and 0 < given < 1e9 else 256
         samples = [answer.as_sample() for answer in answers[-3:]]
-        return Finding(lines, {"limit": 2 * int(limit)}, samples)
+        return Finding(lines, {"limit": 2 * limit}, samples)
 
     return check
 

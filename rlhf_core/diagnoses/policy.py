@@ -35,7 +35,9 @@ def _entropy_key(run: Summary) -> str:
 
 def rate_to_try(run: Summary, factor: float) -> str:
     """The run's peak rate times `factor`, in one digit."""
-    return f"{float(run.option('learning_rate') or _last_rate(run)) * factor:.0e}".replace("e-0", "e-")
+    given = run.option("learning_rate")
+    known = isinstance(given, int | float) and 0 < given < 1e9  # a configuration may have been edited since
+    return f"{(given if known else _last_rate(run)) * factor:.0e}".replace("e-0", "e-")
 
 
 def _last_rate(run: Summary) -> float:

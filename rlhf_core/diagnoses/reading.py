@@ -21,6 +21,7 @@ FIRST, NEWEST = 20, 60  # lines of metrics
 EARLY, LATE = 256, 512  # answers, pairs
 LONGEST = 4000  # characters of a text that are kept
 EVALUATIONS = 50
+VAST, LARGEST = 1e100, 1 << 53  # a number; a step, a number of tokens
 Points = list[tuple[int, float]]
 
 
@@ -90,14 +91,14 @@ class Summary:
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         step = line.get("step")
-        if isinstance(step, bool) or not isinstance(step, int) or "train_runtime" in line:
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < LARGEST or "train_runtime" in line:
             return
         if not any(key in line for key in ("loss", "reward", "objective/kl")):  # an evaluation
             return
         if self.newest and step <= self.newest[-1]["step"]:  # the last line is there twice
             return
         self.step, self.lines = step, self.lines + 1
-        kept = {key: value for key, value in line.items() if value is None or _is_number(value)}
+        kept: dict[str, Any] = {k: _number(v) for k, v in line.items() if v is None or _is_number(v)}
         kept["step"], kept["from"] = step, self.newest[-1]["step"] if self.newest else 0
         if len(self.first) < FIRST:
             self.first.append(kept)
@@ -126,7 +127,7 @@ class Summary:
 
     def _answer(self, line: Mapping[str, Any]) -> Answer:
         given = line.get("rewards")
-        scores = {k: float(v) for k, v in given.items() if _is_number(v)} if isinstance(given, Mapping) else {}
+        scores = {k: v for k, v in given.items() if _is_finite(_number(v))} if isinstance(given, Mapping) else {}
         weighed = {name: self.weights.get(name, 1.0) for name in scores}
         counted = [weight * scores[name] for name, weight in weighed.items() if weight]
         text = str(line["completion"])
@@ -139,7 +140,7 @@ class Summary:
             scores=scores,
             total=sum(counted) if counted else None,
             finished=finished if isinstance(finished, bool) else None,
-            tokens=tokens if isinstance(tokens, int) else None,
+            tokens=_whole(tokens) or None,
             failed=bool(line.get("errors")),
             loops=texts.loops(text),
             goes_on=texts.goes_on(text),
@@ -203,8 +204,14 @@ def _is_finite(value: Any) -> bool:
     return _is_number(value) and math.isfinite(value)
 
 
+def _number(value: Any) -> Any:
+    """A number too large to compute with its square is infinite."""
+    vast = _is_number(value) and abs(value) > VAST
+    return (math.inf if value > 0 else -math.inf) if vast else value
+
+
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and abs(value) < LARGEST else 0
 
 
 def last_turn(prompt: Any) -> str:
@@ -222,7 +229,7 @@ def _pair(line: Mapping[str, Any]) -> Pair | None:
     prompt, chosen, rejected = (str(line.get(key))[:LONGEST] for key in ("prompt", "chosen", "rejected"))
     lengths = (_whole(tokens[0]), _whole(tokens[1]))
     row = hash(json.dumps([line.get(key) for key in ("prompt", "chosen", "rejected")]))
-    margin = margin if _is_finite(margin) else None
+    margin = margin if _is_finite(_number(margin)) else None
     return Pair(_whole(line.get("step")), row, prompt, chosen, rejected, lengths, margin)
 
 
@@ -252,7 +259,7 @@ def of_config(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Summary
         method=config.get("method"),
         options=config,
         weights={spec.name or re.split("[:/.]", spec.target)[-1]: spec.weight for spec in specs},
-        rows=data.get("rows") if isinstance(data, Mapping) else None,
+        rows=(_whole(data.get("rows")) or None) if isinstance(data, Mapping) else None,
         max_steps=steps if isinstance(steps, int) and steps > 0 else None,
     )
 

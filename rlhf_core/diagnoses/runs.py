@@ -75,11 +75,10 @@ def loss_zero(run: Summary) -> Finding | None:
 
 
 def diverges(run: Summary) -> Finding | None:
-    """Above the largest of the first three, which in small batches are far apart."""
     before, now = run.window("loss", 1, 3, early=True), run.window("loss", 10, 3)
     if not before or not now or now[-3][0] <= before[-1][0]:
         return None
-    usual = max(value for _, value in before)
+    usual = median(value for _, value in before)
     least = min(max(DIVERGED * usual, usual + MORE), 1e9)
     if min(value for _, value in now[-3:]) < least or mean(now) < least:
         return None
@@ -133,7 +132,7 @@ DIAGNOSES = [
         "The loss is far above where it began: steps are too large, and the model forgets what it knew.",
         "Use a smaller learning rate, or more steps of warm-up.",
         f"{AGAIN} --learning-rate {{rate}}",
-        "`loss` above 1.5 times the largest of the first 3 lines, and 0.5 more: mean of 10 steps, and each of 3",
+        "`loss` above 1.5 times the median of the first 3 lines, and 0.5 more: mean of 10 steps, and each of 3",
         f"{_AXOLOTL}, loss spikes",
         unless=("nan",),
     ),

@@ -33,7 +33,8 @@ def show(screen: Screen, run: Summary, found: Sequence[dict[str, Any]], lang: st
             screen.say(f"  {evidence}")
         for sample in line["samples"]:
             screen.say(f"  │ {_sample(sample)}", "dim")
-        screen.say(f"→ {line['command']}", "bold")
+        if line["command"]:
+            screen.say(f"→ {line['command']}", "bold")
 
 
 def _sample(sample: dict[str, Any]) -> str:

@@ -48,6 +48,9 @@ class Diagnosing(TrainerCallback):
         self.summary.max_steps = state.max_steps
         if state.is_world_process_zero:
             self.said = {*folder.said_of(self.folder)}
+            again = self.said if catalog.ANY in self.stop_on else self.said & {*self.stop_on}
+            if again:
+                log.warning("--stop-on: %s was found before, and does not stop the run again", ", ".join(sorted(again)))
             with self._guarded():
                 self._read()
 
