@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from types import SimpleNamespace
 
@@ -82,6 +83,18 @@ def test_a_terminal_gets_a_bar_and_the_time_that_is_left(monkeypatch):
 def test_a_terminal_of_no_columns_shows_everything_all_the_same(monkeypatch):
     monkeypatch.setenv("COLUMNS", "0")
     assert Terminal(file=io.StringIO(), force_terminal=True).width == 80
+
+
+def test_the_width_follows_the_terminals(monkeypatch):
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    sizes = [os.terminal_size((100, 30))]
+    monkeypatch.setattr("os.get_terminal_size", lambda descriptor: sizes[-1])
+    terminal = Terminal(file=io.StringIO(), force_terminal=True)
+    assert terminal.size == (100, 30)
+    sizes.append(os.terminal_size((60, 20)))
+    assert terminal.size == (60, 20)
 
 
 def test_several_rewards_each_get_a_curve():

@@ -46,7 +46,8 @@ class Terminal(Console):
         while isinstance(stream, Output | FileProxy):  # both are for what others print
             stream = stream.stream if isinstance(stream, Output) else stream.rich_proxied_file
         super().__init__(**{"file": stream, **settings}, highlight=False, markup=False, emoji=False)
-        self.width = self.width or 80  # COLUMNS=0
+        if not self.width:  # COLUMNS=0. A width that is set no longer follows the terminal's
+            self.width = 80
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
