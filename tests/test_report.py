@@ -305,6 +305,16 @@ def test_where_a_run_without_an_evaluation_is(made, logged, ended, sentence):
     assert summary.verdict(run, summary.changes(run), "en")[0] == sentence
 
 
+def test_a_run_that_is_made_longer_is_not_judged_by_its_end_before(made):
+    folder = made()
+    lines(folder / "evaluations.jsonl", [{"step": 0, "answers": []}, {"step": 8, "answers": []}])
+    run = read_run(folder)
+    assert summary.verdict(run, summary.changes(run), "en")[0].startswith("Stopped at step 12 of 12: ")
+    lines(folder / "manifest.json", [{"ended": {"state": "done"}}])  # whose best checkpoint is of step 8
+    run = read_run(folder)
+    assert summary.verdict(run, summary.changes(run), "en")[0].startswith("On held-out rows ")
+
+
 def test_a_reward_may_be_called_as_a_metric_is(made):
     run = read_run(made(evaluation=of_rewards({"length": 0.2}, {"length": 0.9})))
     assert [row.label("en") for row in summary.changes(run)] == ["length", "length in tokens", "ended before the limit"]

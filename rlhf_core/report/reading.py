@@ -70,6 +70,8 @@ def read_run(given: str | Path, size: int = BYTES) -> RunRecord:
         for row in read_lines(folder / "evaluations.jsonl")
         if isinstance(row.get("step"), int) and (parts := _evaluation(row))
     ]
+    if run.evaluations and run.evaluations[-1]["step"] < run.step and run.state != runs.DONE:
+        run.after = None  # of a run that was made longer since
     run.diagnoses = [row for row in read_lines(folder / "diagnoses.jsonl") if isinstance(row.get("name"), str)]
     return run
 
