@@ -153,6 +153,11 @@ MISTAKES = {
     "no such folder": ({"stages": {"sft": {"model": "./nowhere"}}}, "is neither a model nor an earlier stage"),
     "forward": ({"stages": {"dpo": {"model": "sft"}, "sft": {}}}, "'sft' is not an earlier stage"),
     "itself": ({"stages": {"sft": {"model": "sft"}}}, "'sft' is not an earlier stage"),
+    "a checkpoint of a stage": (
+        {"stages": {"sft": {}, "dpo": {"model": "sft@best"}}},
+        "model: 'sft@best': a stage hands on its model. Write 'sft', and final_model: best in stage sft",
+    ),
+    "no such checkpoint": ({"stages": {"sft": {"model": "r@7"}}}, "there is no such checkpoint. There are @3, @last"),
     "a scorer that writes": (
         {"stages": {"reward_model": {}, "dpo": {"model": "reward_model"}}},
         "trains a model that scores answers, which can't be used as model",
@@ -177,6 +182,8 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_found_before_anything_runs(case):
     description, message = MISTAKES[case]
+    Path("r/checkpoints/checkpoint-3").mkdir(parents=True)
+    assert plan({"stages": {"sft": {"model": "r@3"}}})["sft"].origin == "r@3"
     with pytest.raises(UserError) as caught:
         plan(description)
     assert message in str(caught.value)

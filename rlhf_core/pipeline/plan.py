@@ -14,6 +14,7 @@ from rlhf_core.config import BUILTIN, MAIN, RunConfig, builtin_name, preset_for,
 from rlhf_core.errors import UserError, did_you_mean
 from rlhf_core.inputs import path_of
 from rlhf_core.method import Method
+from rlhf_core.models.checkpoints import find_named
 from rlhf_core.models.resolve import is_hub_id
 
 GUIDE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -186,7 +187,16 @@ class _Planner:
                 feeds[key] = value
             elif value in self.written:
                 raise UserError(f"{key}: {value!r} is not an earlier stage: a stage can only use stages above it")
-            elif not (value == BUILTIN or path_of(value, key).is_dir() or (key == "model" and is_hub_id(value))):
+            elif (stage := value.rpartition("@")[0]) in self.written:
+                raise UserError(
+                    f"{key}: {value!r}: a stage hands on its model. Write {stage!r}, and final_model: best in stage {stage}"
+                )
+            elif not (
+                value == BUILTIN
+                or path_of(value, key).is_dir()
+                or find_named(value, key)
+                or (key == "model" and is_hub_id(value))
+            ):
                 hint = did_you_mean(value, self.stages)
                 raise UserError(
                     f"{key}: {value!r} is neither a model nor an earlier stage.{hint} {_listed(self.stages)}"
