@@ -189,7 +189,8 @@ class _Planner:
                 raise UserError(f"{key}: {value!r} is not an earlier stage: a stage can only use stages above it")
             elif (stage := value.rpartition("@")[0]) in self.written:
                 raise UserError(
-                    f"{key}: {value!r}: a stage hands on its model. Write {stage!r}, and final_model: best in stage {stage}"
+                    f"{key}: {value!r}: a stage hands on its model. Write {stage!r}, and final_model: best in stage "
+                    f"{stage}"
                 )
             elif not (
                 value == BUILTIN

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -83,7 +84,7 @@ def measure(
             "threshold": limits,
             "seed": asking.seed,
         },
-        "notes": [*asking.questions.warnings, *notes],
+        "notes": [*asking.questions.warnings, *notes, *failures(given)],
         "results": {mode: _mode(given[mode], limits, voted=voted, seed=asking.seed) for mode in MODES},
         "prompts": [
             {
@@ -94,6 +95,16 @@ def measure(
             for i, prompt in enumerate(asking.prompts)
         ],
     }
+
+
+def failures(given: Mapping[str, Answers]) -> list[str]:
+    """Why each reward that failed did so most often."""
+    every = (answer for groups in given.values() for group in groups for answer in group)
+    causes = Counter(cause for answer in every for cause in answer.errors.items())
+    most: dict[str, str] = {}
+    for (name, error), times in causes.most_common():
+        most.setdefault(name, f"reward {name} failed on {times} answers: {error}")
+    return list(most.values())
 
 
 def _highest(limits: tuple[float, float] | None) -> float | None:

@@ -73,6 +73,7 @@ def test_answers_that_can_not_be_kept_are_not_lost_and_damaged_ones_are_none(tmp
     assert kept.find("k")[0] == answers
     failed = [Answer("a", 1, True, {"r": None}, {"r": "timeout"})]
     assert kept.keep("other", {**answers, "sampled": [failed]}) == "a reward failed"
+    assert evaluating.failures({"sampled": [failed, failed]}) == ["reward r failed on 2 answers: timeout"]
     for text in ("", "[]", '{"answers": [], "time": ""}', '{"answers": {"greedy": []}, "time": ""}'):
         (tmp_path / "rlhf" / "eval" / "k.json").write_text(text)
         assert kept.find("k") is None
