@@ -21,7 +21,7 @@ from rlhf_core.words import say
 
 SEED = 42  # of the intervals
 RECENT = 10  # logged steps whose mean stands for now, and for the beginning
-REASON = 300  # characters of why a run stopped
+REASON, NAME, FACT = 300, 200, 1000  # characters of why a run stopped, of a name, of what was trained
 LOWER_IS_BETTER = ("loss", "nll_loss")
 NO_DIRECTION = ("length", "finished")
 MAIN = ("rewards/accuracies", "accuracy", "mean_token_accuracy", "loss")  # of a run without rewards, the first it has
@@ -223,6 +223,7 @@ def label(name: str, lang: str) -> str:
 
 
 def _own_name(name: str, lang: str) -> str:
+    name = without_middle(name, NAME)
     return f" {name} " if lang == "zh" else name
 
 
@@ -249,7 +250,7 @@ def facts(run: RunRecord, lang: str) -> Iterator[tuple[str, str]]:
     config, data = run.config, run.manifest.get("data", {})
 
     def row(name: str, value: Any) -> tuple[str, str]:
-        return say(lang, name), str(value)
+        return say(lang, name), without_middle(str(value), FACT)
 
     yield row("method", config.get("method") or "?")
     yield row("model", config.get("model") or "?")
