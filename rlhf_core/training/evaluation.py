@@ -149,9 +149,10 @@ class HeldOut(TrainerCallback):
         if not self._patience_is_over or at >= self.trainer.state.max_steps:
             return ""
         than = f" than {number(kept.value)} after step {kept.step}" if kept else ""
+        count = f"{options.early_stop} evaluation{'s' * (options.early_stop > 1)}"
         return (
-            f"Stopped early after step {at}: {options.early_stop} evaluations without a better {options.keep_best}"
-            f"{than}. To go on: rlhf run --resume {self.run.folder} --early-stop 0"
+            f"Stopped early after step {at}: {count} without a better {options.keep_best}{than}. To go on: "
+            f"rlhf run --resume {self.run.folder} --early-stop 0"
         )
 
     def after(self) -> Evaluation:

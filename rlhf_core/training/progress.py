@@ -24,7 +24,7 @@ from rlhf_core.ui.screen import clock, number, question, scores_text, showing, s
 BARS = "▁▂▃▄▅▆▇█"
 CURVES = {
     **{"reward": "reward", "eval_reward": "held-out reward", "completions/mean_length": "length", "kl": "kl"},
-    **{"loss": "loss", "eval_loss": "eval loss"},
+    **{"loss": "loss", "eval_loss": "held-out loss"},
 }
 # What is measured on held-out rows in training; the first of these that is there has a curve.
 HELD_OUT = ("eval_reward", "eval_rewards/accuracies", "eval_accuracy", "eval_loss")
