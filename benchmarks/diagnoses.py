@@ -41,7 +41,11 @@ def found_in(run: Path) -> list[dict[str, Any]]:
 
 
 def plant(one: Planted, here: Path) -> dict[str, Any]:
-    """{"name", "found": [name, …], "step", "seconds"} of a run in which something is wrong."""
+    """{"name", "found": [name, …], "step", "seconds"} of a run in which something is wrong. One that is there already
+    is not trained again.
+    """
+    if (here / "run" / "metrics.jsonl").is_file():
+        return looked_at(one, here / "run")
     flags = one.prepare(here) if one.prepare else []
     (here / "rewards.py").write_text(one.rewards)
     flags = ["--method", one.method, "--num-eval-prompts", "0", *one.flags, *flags, "--output-dir", str(here / "run")]
@@ -53,12 +57,15 @@ def plant(one: Planted, here: Path) -> dict[str, Any]:
     if code not in (0, 1) or not (here / "run").is_dir():
         print(log.read_text()[-2000:])
         return {"name": one.name, "found": [], "code": code}
-    found = found_in(trainer_state(here / "run") if one.by_state else here / "run")
+    return {**looked_at(one, here / "run"), "seconds": seconds}
+
+
+def looked_at(one: Planted, run: Path) -> dict[str, Any]:
+    found = found_in(trainer_state(run) if one.by_state else run)
     for line in found:
         print(f"  {line['name']}, step {line['step']}: {line['evidence']}")
-    names = [line["name"] for line in found]
     step = next((line["step"] for line in found if line["name"] == one.name), None)
-    return {"name": one.name, "plant": one.what, "found": names, "step": step, "seconds": seconds}
+    return {"name": one.name, "plant": one.what, "found": [line["name"] for line in found], "step": step}
 
 
 def clean(method: str, seed: int, run: Path) -> dict[str, Any]:
@@ -76,7 +83,9 @@ def keep(new: dict[str, list[dict[str, Any]]]) -> None:
         stream.seek(0)
         text = stream.read()
         results = json.loads(text)["figures"] if text else {}
-        planted = {one["name"]: one for one in [*results.get("planted", []), *new.get("planted", [])]}
+        planted = {one["name"]: one for one in results.get("planted", [])}
+        for one in new.get("planted", []):
+            planted[one["name"]] = {**planted.get(one["name"], {}), **one}
         clean = {(one["method"], one["seed"]): one for one in [*results.get("clean", []), *new.get("clean", [])]}
         order, methods = [one.name for one in DIAGNOSES], list(METHODS)
         record(
@@ -106,7 +115,7 @@ def main() -> None:
         else:
             for one in [one for one in PLANTED if not arguments.names or one.name in arguments.names]:
                 here = Path(arguments.keep or temporary, one.name)
-                here.mkdir(parents=True)
+                here.mkdir(parents=True, exist_ok=True)
                 found = plant(one, here)
                 print(found, flush=True)
                 keep({"planted": [found]})

@@ -224,6 +224,15 @@ def test_a_cause_is_said_and_not_what_follows_from_it():
     assert found("grpo", zero, samples=samples) == ["limit-too-short"]
 
 
+def test_of_two_that_explain_each_other_the_first_to_be_found_is_said():
+    def line(explodes: int, away: int):
+        return lambda step: {"loss/value_avg": 0.1 if step < explodes else 50.0, "kl": 0.01 if step < away else 3.0}
+
+    assert found("ppo", line(20, 40)) == ["value-loss-explodes"]
+    assert found("ppo", line(40, 20)) == ["kl-runaway"]
+    assert found("ppo", line(20, 20)) == ["kl-runaway"]
+
+
 def test_a_loss_about_zero_on_policy_is_information():
     lines: list[dict] = []
     metrics = ({"step": step, **GRPO, "loss": 1e-4 * (-1) ** step} for step in range(1, 20))

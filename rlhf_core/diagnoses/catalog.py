@@ -42,9 +42,13 @@ def look(run: Summary, said: Collection[str], where: str = "", data: str = "") -
             continue
         if (finding := one.check(run)) is not None:
             found[one.name] = finding
+    earlier: set[str] = set()
     for name, finding in found.items():
-        if not {*BY_NAME[name].unless} & ({*said} | {*found} - {name}):
+        # Of two that explain each other, the first
+        causes = {one for one in found if one in earlier or name not in BY_NAME[one].unless} - {name}
+        if not {*BY_NAME[name].unless} & {*said, *causes}:
             yield line_of(BY_NAME[name], finding, run, where, data)
+        earlier.add(name)
 
 
 def line_of(one: Diagnosis, finding: Finding, run: Summary, where: str, data: str) -> dict[str, Any]:

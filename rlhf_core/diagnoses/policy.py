@@ -159,7 +159,7 @@ DIAGNOSES = [
         "Use a smaller learning rate; a larger weight of the KL penalty (--beta, --kl-coef) holds it back, too.",
         f"{AGAIN} --learning-rate {{rate}}",
         "`kl` > 2 nats a token, median of 5 steps", f"{_AXOLOTL} (`kl` > 2.0); 0.1 at most in our clean runs",
-        unless=("nan",),
+        unless=("nan", "value-loss-explodes"),
     ),
     Diagnosis(
         "kl-negative", ERROR, SAMPLING, negative,
