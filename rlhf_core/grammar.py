@@ -59,6 +59,11 @@ class RewardSpec:
             raise UserError(f"--reward {target}: name must be text that can be printed, not {name!r}")
         return cls(target, values, float(weight), None if name is None else str(name), concurrent)
 
+    @property
+    def label(self) -> str:
+        """Its name in metrics and samples: that of the entry point, or the last part of the path."""
+        return self.name or re.split("[:/.]", self.target)[-1]
+
     def __str__(self) -> str:
         """The text that `read` reads back."""
         weight = None if self.weight == 1.0 else self.weight

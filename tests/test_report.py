@@ -90,11 +90,9 @@ def test_lines_of_one_step_are_one_point_and_what_is_missing_stays_missing():
     assert plain == {"steps": [1, 2, 3], "columns": {"loss": [2.0, 1.0], "eval_loss": [None, 3.0]}}
 
 
-def test_a_long_run_has_bounded_curves_whose_mean_is_its_own(monkeypatch):
-    monkeypatch.setattr(metrics, "POINTS", 8)
-    curves = metrics.read_curves(
-        {"step": i, "loss": float(i), **({"eval": 5.0} if i == 3 else {})} for i in range(1, 65)
-    )
+def test_a_long_run_has_bounded_curves_whose_mean_is_its_own():
+    rows = [{"step": i, "loss": float(i), **({"eval": 5.0} if i == 3 else {})} for i in range(1, 65)]
+    curves = metrics.read_curves(rows, points=8)
     assert curves.steps[-1] == 64
     assert len(curves.steps) == 8
     assert curves.columns["loss"] == [8 * i + 4.5 for i in range(8)]
@@ -208,6 +206,11 @@ def test_the_sum_of_rewards_is_weighted(made):
     assert (change(run, "reward").before, change(run, "reward").after) == (1.0, 2.5)
 
 
+def test_the_best_group_is_that_of_the_weighted_sum():
+    text = "".join(json.dumps(row) + "\n" for row in answers(1, "a", [0.5, 1.0])).encode()
+    assert next(groups_of(text, (("fit", -1.0), ("odd <b>", 3.0)))).features["best"] == 1.0  # -0.5 + 3 * 0.5
+
+
 def of_pairs(before: dict, after: dict) -> dict:
     one = {"rewards": {}, "prompts": [], "answers": [], "scores": [], "length": None, "finished": None}
     return {"before": {**one, "metrics": before}, "after": {**one, "metrics": after}}
@@ -311,6 +314,7 @@ def test_a_run_that_is_made_longer_is_not_judged_by_its_end_before(made):
     lines(folder / "evaluations.jsonl", [{"step": 0, "answers": []}, {"step": 8, "answers": []}])
     run = read_run(folder)
     assert summary.verdict(run, summary.changes(run), "en")[0].startswith("Stopped at step 12 of 12: ")
+    assert "<th>step 8</th>" in render([run], "en")  # where the newest evaluation is
     lines(folder / "manifest.json", [{"ended": {"state": "done"}}])  # whose best checkpoint is of step 8
     run = read_run(folder)
     assert summary.verdict(run, summary.changes(run), "en")[0].startswith("On held-out rows ")

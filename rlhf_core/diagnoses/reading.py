@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,7 +257,7 @@ def of_config(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Summary
     return Summary(
         method=config.get("method"),
         options=config,
-        weights={spec.name or re.split("[:/.]", spec.target)[-1]: spec.weight for spec in specs},
+        weights={spec.label: spec.weight for spec in specs},
         rows=(_whole(data.get("rows")) or None) if isinstance(data, Mapping) else None,
         max_steps=steps if isinstance(steps, int) and steps > 0 else None,
     )

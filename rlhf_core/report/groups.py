@@ -21,6 +21,7 @@ CUT = " […] "
 STEP = re.compile(rb'\{"step": (\d+),')
 AFTER = re.compile(rb'(\{[^}]*\})(?:.*, "tokens": (\d{1,9}),)?')  # the scores of an answer, and its length
 COMPLETION, REWARDS, ERRORS = b', "completion": ', b', "rewards": {', b', "errors": {'
+Weights = tuple[tuple[str, float], ...]  # of rewards, by name; 1 of those that are not in it
 TEXTS = ("completion", "chosen", "rejected")
 
 
@@ -66,7 +67,7 @@ def steps_of(file: Path) -> list[tuple[int, int, int]]:
     return found
 
 
-def groups_of(data: bytes) -> Iterator[Group]:
+def groups_of(data: bytes, weights: Weights = ()) -> Iterator[Group]:
     """The groups in a step's lines: one prompt's answers that follow each other, or a pair."""
     at = 0
     while at < len(data):
@@ -79,7 +80,7 @@ def groups_of(data: bytes) -> Iterator[Group]:
             ends.append(_end(data, ends[-1]))
         if (match := STEP.match(data, at)) is not None:
             starts = [at, *ends[:-1]]
-            features = _of_answers(data, starts, ends) if completion >= 0 else _of_pair(data[at : ends[0]])
+            features = _of_answers(data, starts, ends, weights) if completion >= 0 else _of_pair(data[at : ends[0]])
             yield Group(int(match[1]), data[at : ends[-1]], len(ends), features)
         at = ends[-1]
 
@@ -97,7 +98,7 @@ def _of_pair(line: bytes) -> dict[str, float]:
     return {"best": margin, "worst": -margin, "longest": float(len(row["chosen"]))}
 
 
-def _of_answers(data: bytes, starts: Sequence[int], ends: Sequence[int]) -> dict[str, float]:
+def _of_answers(data: bytes, starts: Sequence[int], ends: Sequence[int], weights: Weights) -> dict[str, float]:
     longest, failed, totals = 0, 0, []
     for start, end in zip(starts, ends, strict=True):
         scores = data.rfind(REWARDS, start, end)
@@ -105,7 +106,7 @@ def _of_answers(data: bytes, starts: Sequence[int], ends: Sequence[int]) -> dict
         if match is None:  # of an earlier version, or damaged
             longest = max(longest, end - start)
             continue
-        if (total := _total(match[1])) is not None:
+        if (total := _total(match[1], weights)) is not None:
             totals.append(total)
         longest = max(longest, int(match[2]) if match[2] else end - start)
         failed += data.find(ERRORS, scores, end) >= 0
@@ -121,14 +122,15 @@ def _of_answers(data: bytes, starts: Sequence[int], ends: Sequence[int]) -> dict
 
 
 @functools.lru_cache(4096)
-def _total(scores: bytes) -> float | None:
-    """The sum of an answer's scores, of the object that holds them."""
+def _total(scores: bytes, weights: Weights) -> float | None:
+    """The weighted sum of an answer's scores, of the object that holds them."""
     try:
         values = json.loads(scores)
     except ValueError:  # a name with a bracket in it
         return None
-    figures = map(finite, values.values() if isinstance(values, dict) else ())
-    known = [figure for figure in figures if figure is not None]
+    scored = {name: finite(score) for name, score in (values if isinstance(values, dict) else {}).items()}
+    weight = dict(weights)
+    known = [weight.get(name, 1.0) * score for name, score in scored.items() if score is not None]
     return sum(known) if known else None
 
 

@@ -22,11 +22,12 @@ def finite(value: Any) -> float | None:
 
 
 class Curves:
-    """Metrics by step. With more than `POINTS` steps, a point is the mean of several that follow each other, at the
-    last one's step.
+    """Metrics by step. With more than `points` steps, which is even, a point is the mean of several that follow each
+    other, at the last one's step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, points: int = POINTS) -> None:
+        self.points = points
         self.steps: list[int] = []
         self.columns: dict[str, list[float | None]] = {}
         self._each, self._taken = 1, 0  # steps to a point; those that the last point has
@@ -55,7 +56,7 @@ class Curves:
         if self.steps and self._taken < self._each:
             self._taken += 1
             return
-        if len(self.steps) == POINTS:
+        if len(self.steps) == self.points:
             self.steps = self.steps[1::2]
             self.columns = {name: list(_halved(self._filled(column))) for name, column in self.columns.items()}
             self._each *= 2
@@ -63,7 +64,7 @@ class Curves:
         self._taken, self._counts = 1, {}
 
     def _filled(self, column: list[float | None]) -> list[float | None]:
-        return column + [None] * (POINTS - len(column))
+        return column + [None] * (self.points - len(column))
 
     def plain(self) -> dict[str, Any]:
         """As JSON, with the digits that a curve can show."""
@@ -73,9 +74,9 @@ class Curves:
         }
 
 
-def read_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
+def read_curves(lines: Iterable[Mapping[str, Any]], points: int = POINTS) -> Curves:
     """The curves of lines of metrics, the names as they are shown."""
-    curves = Curves()
+    curves = Curves(points)
     for row in lines:
         curves.add(row)
     curves.columns = {shown(name): column for name, column in curves.columns.items()}

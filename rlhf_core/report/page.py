@@ -89,6 +89,7 @@ def render(runs: Sequence[RunRecord], lang: str) -> str:
         {
             **{name: getattr(run.samples, name) for name in ("kind", "prompts", "groups", "total")},
             "names": [cut(name, LINE) for name in run.samples.names],
+            "weights": {cut(name, LINE): weight for name, weight in run.weights.items()},
             "held": held_out(run),
         }
         for run in runs
@@ -146,6 +147,7 @@ def _view(run: RunRecord, changes: Sequence[summary.Change], lang: str) -> dict[
     return {
         "facts": list(summary.facts(run, lang)),
         "verdict": summary.verdict(run, changes, lang),
+        "after": say(lang, "step {step}", step=run.after_step) if run.after_step else say(lang, "after"),
         "changes": [_change(change, lang) for change in changes],
         "diagnoses": [_diagnosis(one, lang) for one in run.diagnoses],
         "config": [

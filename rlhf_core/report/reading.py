@@ -10,9 +10,10 @@ from typing import Any
 
 from rlhf_core import runs
 from rlhf_core.errors import UserError
+from rlhf_core.grammar import RewardSpec
 from rlhf_core.inputs import parse_json, parse_yaml, path_of, read_text
 from rlhf_core.outputs import read_lines
-from rlhf_core.report.metrics import Curves, finite, read_curves
+from rlhf_core.report.metrics import POINTS, Curves, finite, read_curves
 from rlhf_core.report.samples import BYTES, Samples, cut, fitting, prompt_turns, read_samples
 from rlhf_core.ui.text import shown
 
@@ -25,7 +26,9 @@ LONGEST = 4000  # characters of such an answer
 
 @dataclass
 class RunRecord:
-    """A run as its page needs it. `evaluations`: lines of evaluations.jsonl, from before training on."""
+    """A run as its page needs it. `evaluations`: lines of evaluations.jsonl, from before training on. `after` is the
+    newest of them, after `after_step`, in a run that is not at its end. `weights`: of the rewards, by name.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -34,6 +37,8 @@ class RunRecord:
     samples: Samples = field(default_factory=Samples)
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
+    after_step: int | None = None
+    weights: dict[str, float] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     diagnoses: list[dict[str, Any]] = field(default_factory=list)
 
@@ -53,16 +58,18 @@ class RunRecord:
         return noted if noted in (runs.DONE, runs.STOPPED, runs.FAILED) else runs.read(self.folder).state
 
 
-def read_run(given: str | Path, size: int = BYTES) -> RunRecord:
-    """The run in a folder. Raises `UserError` if there is none."""
+def read_run(given: str | Path, size: int = BYTES, points: int = POINTS) -> RunRecord:
+    """The run in a folder, with `size` bytes of answers and curves of `points` points. Raises `UserError`."""
     folder = path_of(given, "run")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{given} is no folder of a run: there is no config.yaml in it")
     config = parse_yaml(read_text(folder / "config.yaml", "config.yaml"), f"{folder / 'config.yaml'}")
     run = RunRecord(folder, config if isinstance(config, dict) else {})
     run.manifest = _manifest(_object(folder / "manifest.json"))
-    run.curves = read_curves(read_lines(folder / "metrics.jsonl"))
-    run.samples = read_samples(folder / "samples.jsonl", size)
+    run.curves = read_curves(read_lines(folder / "metrics.jsonl"), points)
+    with suppress(UserError):
+        run.weights = {spec.label: spec.weight for spec in map(RewardSpec.read, texts(run.config.get("reward")))}
+    run.samples = read_samples(folder / "samples.jsonl", size, tuple(run.weights.items()))
     evaluation = _object(folder / "evaluation.json")
     run.before, run.after = (_evaluation(evaluation.get(name)) for name in ("before", "after"))
     run.evaluations = [
@@ -72,6 +79,8 @@ def read_run(given: str | Path, size: int = BYTES) -> RunRecord:
     ]
     if run.evaluations and run.evaluations[-1]["step"] < run.step and run.state != runs.DONE:
         run.after = None  # of a run that was made longer since
+    if run.after is None and run.evaluations and run.evaluations[-1]["step"] > 0:
+        run.after, run.after_step = run.evaluations[-1], run.evaluations[-1]["step"]
     run.diagnoses = [row for row in read_lines(folder / "diagnoses.jsonl") if isinstance(row.get("name"), str)]
     return run
 

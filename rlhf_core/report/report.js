@@ -110,7 +110,11 @@
 
   const all = await inflate("answers");
   const shown = {run: 0, source: "", step: null, filter: "step", search: "", prompt: null, count: 8};
-  const total = scores => { const known = scores.filter(score => score !== null); return known.length ? known.reduce((a, b) => a + b) : null; };
+  const total = scores => {  // weighted
+    const run = all[shown.run], names = shown.source === "held" ? run.held.names : run.names;
+    const known = scores.map((score, i) => score === null ? null : score * (own(run.weights, names[i]) ?? 1)).filter(score => score !== null);
+    return known.length ? known.reduce((a, b) => a + b) : null;
+  };
   const measure = (group, kind) => {
     const answers = group[2];
     if (kind === "pairs") { const margin = answers[0][1][all[shown.run].names.indexOf("rewards/margins")] ?? answers[0][1][0] ?? 0;

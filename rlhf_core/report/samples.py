@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.report.groups import TEXTS, Group, groups_of, rounded, steps_of, without_middle
+from rlhf_core.report.groups import TEXTS, Group, Weights, groups_of, rounded, steps_of, without_middle
 from rlhf_core.report.metrics import finite
 from rlhf_core.ui.text import shown
 
@@ -40,8 +40,8 @@ class Samples:
     total: int = 0
 
 
-def read_samples(file: Path, size: int = BYTES) -> Samples:
-    """The groups of a run, those that fit into `size` bytes."""
+def read_samples(file: Path, size: int = BYTES, weights: Weights = ()) -> Samples:
+    """The groups of a run, those that fit into `size` bytes. `weights` are those of the rewards."""
     steps = steps_of(file)
     samples = Samples()
     if not steps:
@@ -53,7 +53,7 @@ def read_samples(file: Path, size: int = BYTES) -> Samples:
     with file.open("rb") as stream:
         for turn, (_, start, end) in enumerate(read):
             stream.seek(start)
-            groups = list(groups_of(stream.read(end - start)))
+            groups = list(groups_of(stream.read(end - start), weights))
             samples.total += len(groups)
             for group in groups:
                 notable.add(group)

@@ -145,6 +145,8 @@ def verdict(run: RunRecord, rows: Sequence[Change], lang: str) -> list[str]:
 
 
 def _outcome(run: RunRecord, rows: Sequence[Change], lang: str) -> str:
+    if run.after_step:
+        return _progress(run, lang)
     change = main_change(rows, bool(run.before and run.before["rewards"]))
     if change is not None and change.before is None and change.after is not None and change.low is not None:
         sentence = "On held-out rows {name} is {after} (95% interval {low} to {high})."
