@@ -18,6 +18,7 @@ from rlhf_core.cli import rlhf
 from rlhf_core.diagnoses.catalog import text_of
 from rlhf_core.errors import UserError
 from rlhf_core.report import metrics, summary
+from rlhf_core.report.charts import charts
 from rlhf_core.report.groups import groups_of
 from rlhf_core.report.page import render
 from rlhf_core.report.reading import read_run
@@ -393,6 +394,13 @@ def test_every_sentence_of_the_page_has_a_chinese_one(made, monkeypatch):
     assert missing == []
     assert '<html lang="zh">' in page
     assert "结论" in page
+
+
+def test_a_single_rewards_mean_and_spread_are_shown_once():
+    names = ["reward", "reward_std", "rewards/a/mean", "rewards/a/std", "eval_rewards/a/mean"]
+    assert [chart["names"] for chart in charts(names, [], "en")] == [["reward"], ["reward_std"]]
+    assert len(charts([*names, "rewards/b/mean", "rewards/b/std"], [], "en")) == 4
+    assert len(charts(names[2:], [], "en")) == 2  # of a trainer that logs no sum
 
 
 def summary_charts():

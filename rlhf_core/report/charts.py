@@ -8,13 +8,15 @@ from typing import Any
 
 from rlhf_core.words import say
 
-EACH = "Each reward"
+# Of a single reward these are the same as the metric named.
+EACH = {"Each reward": "reward", "Spread of each reward": "reward_std"}
 # (title, what it says, patterns of metrics, of training and with `eval_` of evaluations). A chart without a metric is
 # left out; a reward's name may be anything.
 CHARTS = (
     ("Reward", "mean of the answers in training, and on held-out prompts", (r"reward",)),
-    (EACH, "mean of each reward", (r"rewards/.+/mean",)),
-    ("Spread of rewards", "standard deviation of the reward", (r"reward_std", r"rewards/.+/std")),
+    ("Each reward", "mean of each reward", (r"rewards/.+/mean",)),
+    ("Spread of rewards", "standard deviation of the reward", (r"reward_std",)),
+    ("Spread of each reward", "standard deviation", (r"rewards/.+/std",)),
     ("Accuracy of pairs", "share of pairs whose chosen answer is preferred", (r"rewards/accuracies|accuracy",)),
     ("Margin", "how much more the chosen answer is preferred", (r"rewards/margins|margin", r"log_odds_chosen")),
     ("Rewards of pairs", "implicit rewards of both answers", (r"rewards/(chosen|rejected)",)),
@@ -44,16 +46,16 @@ QUIET = re.compile(r"rewards/.+/(error|timeout)_rate")  # of which only those th
 
 def charts(names: Iterable[str], zero: Iterable[str], lang: str) -> list[dict[str, Any]]:
     """The charts for metrics of these `names`, as JSON. `zero`: those that are 0 throughout."""
-    left = [name for name in names if not NOT_SHOWN.fullmatch(name)]
-    still = set(zero)
+    known = [name for name in names if not NOT_SHOWN.fullmatch(name)]
+    still, left = set(zero), known
     found = []
     for title, says, patterns in CHARTS:
         taken = [name for pattern in patterns for name in left if re.fullmatch(f"(eval_)?({pattern})", name)]
         taken = list(dict.fromkeys(taken))
         left = [name for name in left if name not in taken]
         taken = [name for name in taken if not (QUIET.fullmatch(name) and name in still)]
-        if title == EACH and sum(not name.startswith("eval_") for name in taken) == 1:
-            continue  # it is the reward
+        if EACH.get(title) in known and sum(not name.startswith("eval_") for name in taken) == 1:
+            continue
         if taken:
             found.append({"title": say(lang, title), "says": say(lang, says) if says else "", "names": taken})
     return [*found, *({"title": name, "says": "", "names": [name], "other": True} for name in sorted(left))]
