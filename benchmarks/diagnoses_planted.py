@@ -23,8 +23,8 @@ def none(completions, **_): return [None] * len(completions)
 def of_the_prompt(prompts, **_): return [len(str(p)) % 7 / 7 for p in prompts]
 def noise(completions: list[str], **_):
     return [int(hashlib.md5(c.encode()).hexdigest(), 16) % 1000 / 1000 for c in completions]
-def shorter(completion_ids, **_): return [1 - len(ids) / 100 for ids in completion_ids]
-def keyword(completions: list[str], **_): return [min(c.count(" and "), 10) / 10 for c in completions]
+def shorter(completion_ids, **_): return [10 - len(ids) / 10 for ids in completion_ids]
+def keyword(completions: list[str], **_): return [min(c.count(" and "), 10) for c in completions]
 def right(completions: list[str], answer, **_): return [float(a in c) for c, a in zip(completions, answer)]
 def plain(completions: list[str], **_): return [float("<answer>" not in c) for c in completions]
 def raises(completions: list[str], **_):
@@ -35,8 +35,14 @@ def sleeps(completions: list[str], **_):
     return noise(completions)
 def grows(completions: list[str], trainer_state, **_):
     return [value * (1 if trainer_state.global_step < 8 else 300) for value in noise(completions)]
-def repeats(completions: list[str], **_):
-    return [1 - len({c[i:i + 4] for i in range(len(c))}) / max(1, len(c)) for c in completions]
+def outliers(completions: list[str], trainer_state, **_):
+    return [value * (1000 if trainer_state.global_step % 5 == 4 else 1) for value in noise(completions)]
+def hardly(completions: list[str], **_): return [1 + value / 200 for value in noise(completions)]
+def agrees(prompts, completions: list[str], **_):
+    from difflib import SequenceMatcher
+    def alike(a, b): return SequenceMatcher(None, a, b, autojunk=False).ratio()
+    groups = [[d for q, d in zip(prompts, completions) if q == p] for p in prompts]
+    return [10 * sum(alike(c, d) for d in group) / len(group) for c, group in zip(completions, groups)]
 KEPT = []
 def leaks(completions: list[str], **_):
     KEPT.append(bytearray(b"x" * 60_000_000))
@@ -147,30 +153,25 @@ def longer_chosen(chosen: str, rejected: str, draw: random.Random) -> tuple[str,
     return sentence * more, sentence * few
 
 
+def backwards(chosen: str, rejected: str, draw: random.Random) -> tuple[str, str]:
+    """Few pairs can't be learned, all others are easy."""
+    return (chosen, chosen[::-1]) if draw.random() < 0.98 else swapped(chosen, rejected, draw)
+
+
 def alike(chosen: str, rejected: str, draw: random.Random) -> tuple[str, str]:
     return chosen, chosen[: len(chosen) // 2] + chosen[len(chosen) // 2 + 1 :]
-
-
-def with_garbage(here: Path) -> list[str]:
-    """Every fortieth conversation is random characters."""
-    draw, rows = random.Random(0), built_in("conversations", 600)
-    for row in rows[::40]:
-        messages = row.get("messages") or row.get("conversations")
-        key = "content" if "content" in messages[-1] else "value"
-        messages[-1][key] = "".join(chr(draw.randrange(0x4E00, 0x9F00)) for _ in range(60))
-    return write(here, rows)
 
 
 def the_same(here: Path) -> list[str]:
     return write(here, built_in("conversations", 1) * 64)
 
 
-def few_rows(here: Path) -> list[str]:
-    return write(here, built_in("prompts", 6) * 100)
-
-
 def eight_rows(here: Path) -> list[str]:
     return write(here, built_in("prompts", 8))
+
+
+def few_rows(here: Path) -> list[str]:
+    return write(here, built_in("prompts", 6) * 100)
 
 
 def of_kind(kind: str, language: str) -> list[dict]:
@@ -210,16 +211,16 @@ PLANTED = [
         "steps-rounded-away", "all weights in bfloat16, a rate of 1e-7", "noise",
         "--learning-rate", "1e-7", "--no-lora", "--dtype", "bfloat16", "--beta", "0.001", steps=52,
     ),
-    learned("entropy-collapse", "8 prompts, without a KL penalty", "noise", "--beta", "0", steps=80,
+    learned("entropy-collapse", "a reward for what the other answers say, 8 prompts, without a KL penalty", "agrees",
+            "--beta", "0", "--temperature", "0.7", "--lr-scheduler-type", "constant", steps=100, prepare=eight_rows),
+    learned("repetition", "a reward that is noise, 8 prompts, without a KL penalty", "noise", "--beta", "0", steps=80,
             prepare=eight_rows),
-    learned("repetition", "a reward for what was said before, without a KL penalty, 5 times the rate", "repeats",
-            "--beta", "0", "--learning-rate", "0.03"),
     grpo("clip-fraction", "a clip range of 0.00001", "noise", "--epsilon", "0.00001", "--num-iterations", "8",
          steps=32),
     grpo("reward-fails", "a reward that raises on some answers", "raises"),
     grpo("reward-slow", "a reward that takes 3 seconds", "sleeps", steps=8),
-    learned("length-explains-reward", "a reward for short answers", "shorter", "--learning-rate", "0.02"),
-    learned("feature-explains-reward", "a reward that counts a word", "keyword", "--learning-rate", "0.02",
+    learned("length-explains-reward", "a reward for short answers, without a KL penalty", "shorter", "--beta", "0"),
+    learned("feature-explains-reward", "a reward that counts a word", "keyword", "--beta", "0",
             "--max-completion-length", "160", prepare=in_english),
     learned("other-reward-falls", "a layout, and a small reward for having none", "medical_format plain:weight=0.1"),
     learned("held-out-falls", "prompts with one right answer, others held out", "right", "--eval-steps", "10",
@@ -242,14 +243,14 @@ PLANTED = [
             (*PAIR, "--max-steps", "40"), pairs(longer_chosen)),
     Planted("reward-model-at-chance", "half of the pairs swapped", "reward_model", (*PAIR, "--max-steps", "60"),
             pairs(swapped)),
-    Planted("scores-saturated", "ten times the rate", "reward_model",
-            (*PAIR, "--max-steps", "120", "--learning-rate", "1e-2")),
-    ppo("value-unexplained", "a value loss of weight 0 while the policy moves", "noise", "--vf-coef", "0", steps=60),
+    Planted("scores-saturated", "rejected answers that run backwards, 50 times the rate", "reward_model",
+            (*PAIR, "--max-steps", "100", "--learning-rate", "5e-2", "--lr-scheduler-type", "constant"),
+            pairs(backwards)),
+    ppo("value-unexplained", "a reward that hardly varies", "hardly", steps=60),
     ppo("value-loss-explodes", "a reward that becomes 300 times as large", "grows", steps=40),
     Planted("loss-diverges", "100 times the preset's rate", "sft", ("--max-steps", "20", "--learning-rate", "0.3")),
     Planted("loss-zero", "the same row 64 times", "sft", ("--max-steps", "60", "--learning-rate", "3e-3"), the_same),
-    Planted("gradient-spikes", "every fortieth row is random characters", "sft",
-            (*SMALL, "--max-steps", "60"), with_garbage),
+    grpo("gradient-spikes", "a reward that is 1,000 times as large in every fifth step", "outliers", steps=40),
     grpo("same-rows", "6 prompts, 100 times each", "noise", prepare=few_rows, steps=40),
     grpo("memory-soon", "a reward that keeps 60 MB a step", "leaks", "--stop-on", "memory-soon", steps=4000),
 ]  # fmt: skip
