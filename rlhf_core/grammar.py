@@ -61,8 +61,11 @@ class RewardSpec:
 
     @property
     def label(self) -> str:
-        """Its name in metrics and samples: that of the entry point, or the last part of the path."""
-        return self.name or re.split("[:/.]", self.target)[-1]
+        """Its name in metrics and samples, as far as the text tells: of the entry point, or of what is at the path.
+        A `Reward` that is given by path may have a name of its own.
+        """
+        _, colon, attribute = self.target.rpartition(":")
+        return self.name or (attribute.rpartition(".")[2] if colon else attribute.rpartition("/")[2])
 
     def __str__(self) -> str:
         """The text that `read` reads back."""

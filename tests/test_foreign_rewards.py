@@ -156,3 +156,11 @@ def test_as_a_plugin(distribution, tmp_path, monkeypatch, name):
     distribution("foreign", {"foreign_code": CODE, "foreign": hook}, {"rlhf.rewards": {name: "foreign"}})
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the worker
     assert scores(name) == expected
+
+
+@pytest.mark.parametrize(
+    "entry", ["length", "rlhf-reward-length/length", "trl.rewards:think_format_reward", "length:name=x"]
+)
+def test_a_label_is_the_name_under_which_a_reward_is_bound(entry):
+    spec = RewardSpec.read(entry)
+    assert spec.label == bind(spec, Catalog()).name

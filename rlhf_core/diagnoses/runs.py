@@ -103,11 +103,11 @@ def memory_soon(run: Summary) -> Finding | None:
     if len(free) < MEMORY_LINES or len(peak) < MEMORY_LINES or run.max_steps is None:
         return None
     steps, values = [float(step) for step, _ in free], [value for _, value in free]
-    each_step = linear_regression(steps, values).slope
+    slope, _ = linear_regression(steps, values)  # GB a step
     ours = peak[-1][1] - peak[0][1] >= OURS * (values[0] - values[-1])  # others may take it, too
-    if correlation(steps, values) > STEADY or each_step >= 0 or not ours:
+    if correlation(steps, values) > STEADY or slope >= 0 or not ours:
         return None
-    left = values[-1] / -each_step
+    left = values[-1] / -slope
     if run.step + left > run.max_steps:
         return None
     lines = [series("memory/free_gb", free), series("memory/peak_gb", peak), f"0 GB: step {run.step + left:.0f}"]

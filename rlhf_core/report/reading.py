@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class RunRecord:
         """The last step that was logged."""
         return self.curves.steps[-1] if self.curves.steps else 0
 
-    @property
+    @functools.cached_property
     def state(self) -> str:
         """As `rlhf runs` tells it; of a process that writes the page of its own run, what it has noted."""
         noted = self.manifest.get("ended", {}).get("state")
@@ -153,8 +154,8 @@ def held_out(run: RunRecord) -> dict[str, Any]:
     if len(stages) > EVALUATIONS:
         last = len(stages) - 1
         stages = [stages[round(i * last / (EVALUATIONS - 1))] for i in range(EVALUATIONS)]
-    texts = [text for _, stage in stages for text in stage["answers"][:HELD_OUT]]
-    longest = min(LONGEST, fitting(texts, HELD_OUT_BYTES))
+    every = [text for _, stage in stages for text in stage["answers"][:HELD_OUT]]
+    longest = min(LONGEST, fitting(every, HELD_OUT_BYTES))
     return {
         "prompts": [prompt_turns(prompt, LONGEST) for prompt in run.before["prompts"][:HELD_OUT]],
         "answers": [
