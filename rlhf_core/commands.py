@@ -41,3 +41,4 @@ from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document, template
 from rlhf_core.ui.screen import Screen, question, text
 from rlhf_core.ui.text import duration, gb, shown, to_json
+from rlhf_core.words import language, say
