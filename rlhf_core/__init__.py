@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rlhf_core.models.router import router_loss_coefficient
     from rlhf_core.models.trainable import switch_off_dropout
     from rlhf_core.phases import phase
-    from rlhf_core.reward import Reward
+    from rlhf_core.reward import Planned, Reward
     from rlhf_core.rewards.batch import RewardBatch
     from rlhf_core.rewards.runtime import RewardRuntime
     from rlhf_core.training.pair_trainer import PairLogps, PairScores, PairTrainer
@@ -47,7 +47,7 @@ _MODULES = {
     "models.router": ("router_loss_coefficient",),
     "models.trainable": ("switch_off_dropout",),
     "phases": ("phase",),
-    "reward": ("Reward",),
+    "reward": ("Planned", "Reward"),
     "rewards.batch": ("RewardBatch",),
     "rewards.runtime": ("RewardRuntime",),
     "training.pair_trainer": ("PairLogps", "PairScores", "PairTrainer"),

@@ -4,8 +4,7 @@ class Options(TrainingOptions, defaults={"learning_rate": 1e-6}):
     beta: float = Field(0.04, description="weight of the KL penalty")
 
 class GRPO(Method):
-    name, data, rewards, config = "grpo", "prompts", "required", "trl:GRPOConfig"
-    Options = Options
+    name, data, rewards, config, Options = "grpo", "prompts", "required", "trl:GRPOConfig", Options
 
     def trainer(self, run):
         return trl.GRPOTrainer(run.model, args=run.arguments(trl.GRPOConfig, beta=run.options.beta), …)
@@ -14,6 +13,7 @@ class GRPO(Method):
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -277,6 +277,12 @@ class Method:
 
     def check_rows(self, config: RunConfig, rows: int) -> None:
         """Raise `UserError` if a run can't train on this number of rows. Called before weights load."""
+
+    def scored_answers(self, options: Any, prompts: int, processes: int, *, group: int = 1, reuse: int = 1) -> int:
+        """How many answers are scored in training, `group` of each prompt, each used in `reuse` optimizer steps."""
+        step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes
+        epochs, steps = prompts * group * options.num_train_epochs, options.max_steps * step / reuse
+        return math.ceil(steps if steps > 0 else epochs) if self.data == "prompts" else 0
 
     def trainer(self, run: Run) -> transformers.Trainer:
         """Build the trainer from the run's model, data, rewards and `run.arguments(cls, **fields)`."""

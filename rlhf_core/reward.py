@@ -6,7 +6,8 @@ A reward is a TRL reward function:
 
 Its named arguments without a default are columns of the data, those with a default are parameters that a user can
 set. A class whose instances are called, a partial, a factory that returns the function and an async function are
-rewards too. `None` for a row means that the reward does not apply to it.
+rewards too. `None` for a row means that the reward does not apply to it, an exception in the place of a score that it
+failed for that row; a `RunStopped` there ends the run, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,9 +15,24 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import InitVar, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rlhf_core.formatter import Messages
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a reward will be asked: `answers` to `prompts`, of which these are some, `group` to each; an answer has
+    `tokens` at most.
+    """
+
+    prompts: Sequence[Messages]
+    answers: int
+    tokens: int
+    group: int = 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,11 @@ class Reward:
     `batchwise`: scores depend on the full batch, so its rows are never scored one by one, not even after an error.
     `concurrent`: each row is scored in its own call, many at the same time on threads: for functions that wait, such as
     for an API. A run can set it for any reward: `--reward NAME:concurrent=true`.
+    `before_run`: called with the reward as it is built and with what it will be asked, before weights load. It returns
+    a line to show, such as what the run will cost, and raises `UserError` if it can't work.
+    `pairwise`: an async function of the reward as it is built, prompts, and two answers to each, as text. Above 0 the
+    first is better, below 0 the second, 0 is a tie, an exception means that it failed for this pair. Whoever calls it
+    asks in both orders.
     `name`: needed where it differs from the function's name, or where there is none (partials, instances).
     """
 
@@ -51,6 +72,10 @@ class Reward:
     batchwise: bool = False
     name: str | None = None
     concurrent: bool = False
+    before_run: Callable[[Any, Planned], str] | None = None
+    pairwise: (
+        Callable[[Any, Sequence[Messages], Sequence[str], Sequence[str]], Awaitable[Sequence[float | Exception]]] | None
+    ) = None
     instruction: InitVar[str | None] = None
 
     def __post_init__(self, instruction: str | None) -> None:
@@ -65,6 +90,9 @@ class Reward:
             raise ValueError(f"isolation must be 'inline' or 'process', not {self.isolation!r}")
         if self.timeout is not None and self.isolation == "inline" and not is_async(self.function):
             raise ValueError("timeout needs isolation='process' or an async function: a thread can't be stopped")
+        for name in ("before_run", "pairwise"):
+            if getattr(self, name) is not None and self.isolation == "process":
+                raise ValueError(f"{name} needs isolation='inline': a reward in a worker process is not built here")
         if self.memory_gb is not None and self.isolation == "inline":
             raise ValueError("memory_gb needs isolation='process': the trainer's memory can't be limited")
         if self.concurrent and self.batchwise:

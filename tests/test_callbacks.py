@@ -16,6 +16,7 @@ class Rewards:
 
     def __init__(self, **counts):
         self.counts = {name: list(pair) for name, pair in counts.items()}
+        self.stop_reason = None
 
 
 @pytest.fixture
@@ -108,6 +109,16 @@ def steps(monitor, arguments, counts, number):
     for step in range(1, number + 1):
         monitor.rewards.counts.update({name: list(pair) for name, pair in counts.items()})
         after_step(monitor, arguments, step)
+
+
+def test_the_monitor_stops_the_run_when_a_reward_asks_for_it(tmp_path, arguments):
+    checkpoints = Checkpoints(tmp_path, keep=2, every=1)
+    monitor = FailureMonitor(Rewards(judge=(0, 0)), checkpoints)
+    after_step(monitor, arguments, 1)
+    assert checkpoints.stop_reason is None
+    monitor.rewards.stop_reason = "reward 'judge': max_cost=5 is spent"
+    after_step(monitor, arguments, 2)
+    assert checkpoints.stop_reason == "reward 'judge': max_cost=5 is spent"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ SIZE = 4
 
 CODE = """
 import asyncio, os, sys, threading, time
-from rlhf_core import Reward
+from rlhf_core import Reward, RunStopped
 
 def fine(completions, **_): return [float(len(c)) if isinstance(c, str) else 1.0 for c in completions]
 def ints(completions, **_): return (1, 2, 3, None)[: len(completions)]
@@ -88,6 +88,14 @@ def slow_row(completions, row, **_):
     if len(row) > 1: raise ValueError("rows")
     if 1 in row: time.sleep(0.8)
     return [1.0]
+def some_errors(completions, **_): return [1.0, ValueError("unreadable"), TimeoutError("late"), 1.0]
+p_errors = Reward(some_errors, isolation="process", name="p_errors")
+def spent(completions, **_): return [1.0, *[RunStopped("max_cost=5 is spent")] * (len(completions) - 1)]
+def spent_all(completions, **_):
+    with open(__file__ + ".calls", "a") as calls: calls.write("x")
+    raise RunStopped("all of it")
+def spent_there(completions, **_): raise RunStopped("all of it")
+p_spent = Reward(spent_there, isolation="process", name="p_spent")
 PARENT = int(os.environ["TEST_PARENT"])
 
 whole = Reward(one_row, name="whole", batchwise=True)
@@ -510,3 +518,24 @@ def test_a_function_on_the_rows_of_others_threads_does_not_log(runtime):
     rewards = runtime("logs:name=whole", "logs:name=rows,concurrent=true")
     columns = rewards.evaluate(batch(log_metric=print))
     assert {name: column.scores for name, column in columns.items()} == {"whole": [1.0] * 4, "rows": [0.0] * 4}
+
+
+def test_an_exception_in_a_rows_place_is_the_error_of_that_row_alone(runtime):
+    found = runtime("some_errors", "p_errors").evaluate(batch())
+    for name in ("some_errors", "p_errors"):
+        assert found[name].scores == [1.0, None, None, 1.0]
+        assert found[name].errors == [None, "ValueError: unreadable", "TimeoutError: late", None]
+        assert (found[name].failed, found[name].timed_out, found[name].stop_run) == (2, 1, None)
+
+
+def test_a_run_stopped_for_a_row_is_its_error_and_the_reason_to_stop(runtime, tmp_path):
+    one = runtime("spent", "fine")
+    found = one.evaluate(batch())["spent"]
+    assert found.scores == [1.0, None, None, None]
+    assert found.failed == 3
+    assert one.stop_reason == "reward 'spent': max_cost=5 is spent"
+    raised = runtime("spent_all", "p_spent")
+    found = raised.evaluate(batch())
+    assert found["spent_all"].failed == found["p_spent"].failed == SIZE
+    assert next(tmp_path.glob("*.calls")).read_text() == "x"  # its rows were not tried again
+    assert raised.stop_reason == "reward 'spent_all': all of it"

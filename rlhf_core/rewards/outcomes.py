@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.credentials import masked
-from rlhf_core.errors import describe
+from rlhf_core.errors import RunStopped, describe
 from rlhf_core.outputs import read_lines
 
 Inputs = tuple[dict[str, list[Any]], dict[str, Any]]  # the data's columns, TRL's names
@@ -28,6 +28,7 @@ class Column:
     """One reward's outcome for a batch: `scores[i]` is a number or None, `errors[i]` says why row i failed, or is None.
 
     `raised`: the function itself raised. `stopped`: it took too long. In either case its rows may be tried one by one.
+    `stop_run`: why the run should end, by a row's `RunStopped`.
     """
 
     scores: list[float | None]
@@ -36,6 +37,7 @@ class Column:
     seconds: float = 0.0
     raised: bool = False
     stopped: bool = False
+    stop_run: str | None = None
 
     @property
     def failed(self) -> int:
@@ -53,9 +55,10 @@ def out_of_time(message: str, size: int, stopped: bool = True) -> Column:
 
 
 def exception(error: BaseException, size: int) -> Column:
-    """All rows failed because the function raised `error`."""
+    """All rows failed because the function raised `error`. After a `RunStopped` they are not tried again."""
     timed_out = size if isinstance(error, TimeoutError) else 0
-    return Column([None] * size, [masked(describe(error))] * size, timed_out, raised=True)
+    stop = _stop_of([error])
+    return Column([None] * size, [masked(describe(error))] * size, timed_out, raised=stop is None, stop_run=stop)
 
 
 def check(result: Any, size: int) -> Column:
@@ -71,11 +74,18 @@ def check(result: Any, size: int) -> Column:
         many = len(result) if isinstance(result, Sized) else f"more than {size}" if len(found) > size else len(found)
         return failure(f"returned {many} scores for {size} completions", size)
     scored = [(None, None) if value is None else _number(value) for value in found]
-    return Column([score for score, _ in scored], [error for _, error in scored])
+    late = sum(isinstance(value, TimeoutError) for value in found)
+    return Column([score for score, _ in scored], [error for _, error in scored], late, stop_run=_stop_of(found))
+
+
+def _stop_of(found: Sequence[Any]) -> str | None:
+    return next((masked(str(value)) for value in found if isinstance(value, RunStopped)), None)
 
 
 def _number(value: Any) -> tuple[float | None, str | None]:
-    """(score, None) or (None, error)."""
+    """(score, None) or (None, error). An exception is the error of its row."""
+    if isinstance(value, BaseException):
+        return None, masked(describe(value))
     if isinstance(value, str | bytes):
         return None, f"{_SHORT.repr(value)} is text, not a number"
     try:
@@ -96,6 +106,7 @@ def join(parts: Sequence[Column]) -> Column:
         [error for part in parts for error in part.errors],
         sum(part.timed_out for part in parts),
         sum(part.seconds for part in parts),
+        stop_run=next((part.stop_run for part in parts if part.stop_run), None),
     )
 
 

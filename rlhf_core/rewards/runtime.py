@@ -42,10 +42,9 @@ class RewardRuntime:
 
     An answer's text is what its prompt has opened of it, `opening`, and its decoded tokens. `rows` are the run's, by
     their number in the column `ROW`; `text_prompts`: their prompts were plain text. `finished` says of an answer's
-    tokens whether it ended by itself.
-
-    `samples` are those of the last batch. A trainer that says what it made of the scores sets
-    `samples.wait_for_advantages`, and calls `samples.advantages` after each batch.
+    tokens whether it ended by itself. `stop_reason`: what a reward's `RunStopped` said. `samples` are those of the last
+    batch. A trainer that says what it made of the scores sets `samples.wait_for_advantages`, and calls
+    `samples.advantages` after each batch.
     """
 
     def __init__(
@@ -65,6 +64,7 @@ class RewardRuntime:
         self.counts: dict[str, list[int]] = {reward.name: [0, 0] for reward in rewards}  # failed, seen since last taken
         self.spread: dict[str, list[int]] = {r.name: [0, 0] for r in rewards}  # groups, those whose scores differ
         self.samples = Samples(folder)
+        self.stop_reason: str | None = None
         self._elsewhere: dict[str, Worker | EventLoop] = {r.name: Worker(r) for r in rewards if r.kind == "process"}
         self._elsewhere |= {r.name: EventLoop(r) for r in rewards if r.kind == "async"}
         self._batches = ThreadPoolExecutor(len(self.rewards) or 1)
@@ -166,6 +166,8 @@ class RewardRuntime:
                 columns[reward.name] = self._score(reward, batch)
                 self._advise(reward, columns[reward.name], time.process_time() - processor)
         columns |= {name: column.result() for name, column in others.items()}
+        stops = (f"reward {name!r}: {column.stop_run}" for name, column in columns.items() if column.stop_run)
+        self.stop_reason = self.stop_reason or next(stops, None)
         return {reward.name: columns[reward.name] for reward in self.rewards}
 
     def _score(self, reward: BoundReward, batch: RewardBatch) -> Column:

@@ -161,7 +161,9 @@ class Metrics(TrainerCallback):
 
 
 class FailureMonitor(TrainerCallback):
-    """Requests a stop when more than a fifth of a reward's rows failed in the last twenty steps, in all processes."""
+    """Requests a stop when a reward asks for it, and when more than a fifth of a reward's rows failed in the last
+    twenty steps, in all processes.
+    """
 
     def __init__(self, rewards: RewardRuntime, checkpoints: Checkpoints) -> None:
         self.rewards = rewards
@@ -172,6 +174,8 @@ class FailureMonitor(TrainerCallback):
         counts = self.rewards.counts
         if not counts:
             return
+        if self.rewards.stop_reason:
+            self.checkpoints.request_stop(self.rewards.stop_reason)
         step = torch.tensor(list(counts.values()), dtype=torch.float32, device=args.device)
         counts.update({name: [0, 0] for name in counts})
         self._window.append(reduce(step, "sum"))

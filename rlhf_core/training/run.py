@@ -19,9 +19,12 @@ from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
 from rlhf_core.data.progress import Progress, silent
+from rlhf_core.data.projecting import prompt_of
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models.adapters import new_adapter
+from rlhf_core.reward import Planned
+from rlhf_core.rewards.before_run import PROMPTS, said_before
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.rewards.smoke_test import smoke_test
@@ -157,11 +160,12 @@ def _train(
         run = prepare(config, method, catalog, folder, checkpoint, allow_changed, progress)
     run.is_new = not resume
     with contextlib.closing(run.rewards):
+        asked = say_before(run, method) if first else []
         encode = functools.partial(run.tokenizer.encode, add_special_tokens=False)
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
         if first and estimate is not None:
             run.expected = estimate(run, method, catalog, screen)
-        screen.resolved([*planning.summary(run.plan, tested, catalog), *run.expected.lines])
+        screen.resolved([*planning.summary(run.plan, tested, catalog), *asked, *run.expected.lines])
         if dry_run:
             building.try_to_build(run, method, screen)
             planning.dry_run(run.plan, tested, screen)
@@ -195,7 +199,24 @@ def check(
     if resume:
         checkpoint = resuming.whole_checkpoint(Path(str(config.output_dir)), Screen(), allow_changed)
         os.environ[resuming.CHECKED] = checkpoint.name if checkpoint else ""
-    prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed).rewards.close()
+    run = prepare(config, method, catalog, resume_from=checkpoint, allow_changed=allow_changed)
+    with contextlib.closing(run.rewards):
+        say_before(run, method)
+
+
+def say_before(run: Run, method: Method) -> list[tuple[str, str]]:
+    """What the rewards say of the run that is planned. Raises `UserError` for one that can't work."""
+    options, config = run.options, run.config
+    processes = max(run.world_size, config.num_processes * config.num_machines)
+    trained = method.scored_answers(options, len(run.train_rows), processes)
+    asked = [prompt for row in run.held_out if (prompt := prompt_of(row))] if method.generates else []
+    times = 2  # before and after
+    if options.eval_steps and options.max_steps > 0:
+        times += options.max_steps // options.eval_steps
+    prompts = asked or [prompt_of(row) for row in run.train_rows[:PROMPTS]]
+    group = options.model_dump().get("num_generations", 1)
+    answers = trained + times * len(asked)
+    return said_before(run.rewards.rewards, Planned(prompts[:PROMPTS], answers, options.max_completion_length, group))
 
 
 def prepare(

@@ -140,6 +140,10 @@ class GRPO(Method):
             unset["scale_rewards"] = "group"  # which it is, whatever the preset says
         return options.model_copy(update=unset)
 
+    def scored_answers(self, options, prompts, processes):
+        each, reuse = options.num_generations, options.num_iterations
+        return super().scored_answers(options, prompts, processes, group=each, reuse=reuse)
+
     def steps_per_rollout(self, trainer) -> int:
         args = trainer.args
         forwards = args.steps_per_generation * args.num_iterations

@@ -166,6 +166,11 @@ class PPO(Method):
             processing_class=run.tokenizer,
         )
 
+    def scored_answers(self, options, prompts, processes):
+        if options.max_steps <= 0 and options.total_episodes:
+            return options.total_episodes
+        return super().scored_answers(options, prompts, processes, reuse=options.num_ppo_epochs)
+
     def steps_per_rollout(self, trainer):
         return trainer.steps_per_rollout
 
