@@ -46,6 +46,7 @@ def test_a_plugin_folder_is_a_distribution(folder):
 PUBLIC = (
     "rlhf_core",
     "rlhf_core.commands",
+    "rlhf_core.endpoint",
     "rlhf_core.numbers",
     "rlhf_core.prefix",
     "rlhf_core.settings",

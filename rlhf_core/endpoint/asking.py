@@ -1,0 +1,322 @@
+"""Asks an endpoint for replies: within its limits and the budget, from the cache where it was asked before.
+
+`openai` does the requests, with its retries: those that were cut, refused for their rate (after what Retry-After says)
+or answered by a fault of the server. What an endpoint does not support (a schema, a temperature) is left out from then
+on, once it has said so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
+
+from rlhf_core.credentials import masked
+from rlhf_core.endpoint.budget import Budget, Spent, price_of
+from rlhf_core.endpoint.cache import Cache
+from rlhf_core.endpoint.limits import Rate
+from rlhf_core.errors import UserError, excerpt
+
+if TYPE_CHECKING:
+    import openai
+
+OPENAI = "https://api.openai.com/v1"
+VERSION = 1  # of what a request is made of: another one finds nothing of this one's in the cache
+# Parts of a request that some endpoints refuse, and by which word of their message that is seen.
+OPTIONAL = {"response_format": ("response_format", "json_schema", "schema", "guided"), "temperature": ("temperature",)}
+OPTIONAL |= {"seed": ("seed",)}
+FATAL = (401, 403, 404)
+
+log = logging.getLogger("rlhf")
+
+
+class EndpointError(Exception):
+    """A call that failed. `fatal`: every other one will, too: the key, the address or the model is wrong."""
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.fatal = fatal
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`finished`: it was not cut at the limit. `refusal`: what the model or a filter said instead of an answer.
+    `cached`: it cost nothing this time.
+    """
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finished: bool = True
+    refusal: str | None = None
+    cached: bool = False
+
+
+class Endpoint:
+    """`base_url`: unset, OPENAI_BASE_URL or OpenAI's. `api_key_env`: the variable that holds the key; unset,
+    OPENAI_API_KEY for an endpoint that was not named by `base_url`, and no key for one that was.
+
+    `requests_per_minute`, `tokens_per_minute`, `max_cost` (dollars) and `max_calls` are of a run: each of its processes
+    has an equal share. `prices`: `IN/OUT` in dollars for a million tokens, or a YAML file of `MODEL: [IN, OUT]`.
+    `timeout`: seconds that one request may take. Raises `UserError` for what can't work.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key_env: str | None = None,
+        *,
+        concurrency: int = 16,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        retries: int = 5,
+        timeout: float = 120.0,
+        max_cost: float | None = None,
+        max_calls: int | None = None,
+        prices: str | None = None,
+        cache: bool = True,
+    ) -> None:
+        self.model, self.concurrency, self.retries, self.timeout = model, concurrency, retries, timeout
+        self.base_url = _address(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
+        self.key_name = api_key_env or (None if base_url else "OPENAI_API_KEY")
+        self._key = _key(self.key_name, self.host)
+        _import()
+        price = price_of(model, prices)
+        if max_cost is not None and price is None:
+            raise UserError(
+                f"max_cost={max_cost:g}: the price of {model!r} is not known. Give it: prices=IN/OUT, in dollars for a "
+                "million tokens read and written (0/0 where it is free), or limit the calls: max_calls=N"
+            )
+        share = 1 / int(os.environ.get("WORLD_SIZE", 1))
+        self.budget = Budget(price, max_cost, max_calls, share)
+        self.cache = Cache() if cache else None
+        self._requests, self._tokens = (Rate(_part(n, share)) for n in (requests_per_minute, tokens_per_minute))
+        self._left_out: set[str] = set()  # of OPTIONAL, what the endpoint does not support
+        self._limit_name = "max_tokens"
+        self._place: tuple[int, asyncio.AbstractEventLoop] | None = None  # of which process
+        self._client: openai.AsyncOpenAI | None = None
+        self._at_once: asyncio.Semaphore
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.base_url).netloc
+
+    @property
+    def spent(self) -> Spent:
+        return self.budget.spent
+
+    async def ask(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Reply:
+        """The reply to `messages`. `schema`: a JSON schema that it should follow, where the endpoint can make it so.
+
+        Another `seed` asks again; the same request is answered from the cache. Raises `EndpointError`, and `RunStopped`
+        if the budget is spent.
+        """
+        request = {"messages": [dict(turn) for turn in messages], "max_tokens": max_tokens, "temperature": temperature}
+        request |= {"seed": seed} if seed is not None else {}
+        if schema is not None:
+            form = {"name": "reply", "strict": True, "schema": dict(schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": form}
+        # On a loop of the endpoint's own, since its connections belong to one, and callers' loops come and go.
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._answer(request), self._loop()))
+
+    async def check(self) -> None:
+        """Raise `UserError` if no call can be answered: by one of a few tokens."""
+        try:
+            await self.ask([{"role": "user", "content": "Say yes."}], max_tokens=16)
+        except EndpointError as error:
+            if error.fatal:
+                raise UserError(str(error)) from error
+
+    def estimate(self, calls: int, prompt_tokens: float, reply_tokens: float) -> str:
+        """What that many calls of this mean size will take, for people."""
+        read, written = calls * prompt_tokens, calls * reply_tokens
+        sizes = f"{calls:,} calls, about {_short(read)} tokens read and {_short(written)} written"
+        price = self.budget.price
+        if price is None:
+            return f"{sizes}; the price of {self.model} is not known (prices=IN/OUT)"
+        return f"{sizes}: about ${price.of(read, written):.2f} ({price})"
+
+    # In the endpoint's own thread
+
+    async def _answer(self, request: dict[str, Any]) -> Reply:
+        key = self._cache_key(request)
+        lock = self._asking.setdefault(key, asyncio.Lock())
+        async with lock:  # the same request is made once
+            if self.cache is not None and (found := self.cache.find(key)) is not None:
+                self.budget.found_in_cache()
+                return replace(Reply(**json.loads(found)), cached=True)
+            async with self._at_once:
+                reply = await self._within_limits(request)
+            if self.cache is not None:
+                self.cache.keep(key, json.dumps(asdict(reply)))
+            return reply
+
+    def _cache_key(self, request: Mapping[str, Any]) -> str:
+        text = json.dumps([VERSION, self.base_url, self.model, request], sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    async def _within_limits(self, request: dict[str, Any]) -> Reply:
+        prompt = sum(tokens(turn["content"]) for turn in request["messages"])
+        held = self.budget.reserve(prompt, request["max_tokens"])
+        used = (0, 0)
+        try:
+            wait = max(self._requests.take(1), self._tokens.take(prompt + request["max_tokens"]))
+            if wait:
+                await asyncio.sleep(wait)
+            reply = await self._supported(request)
+            used = (reply.prompt_tokens, reply.completion_tokens)
+            return reply
+        finally:
+            self.budget.settle(held, *used)
+
+    async def _supported(self, request: dict[str, Any]) -> Reply:
+        """The reply to the parts of the request that the endpoint supports."""
+        while True:
+            body = {name: value for name, value in request.items() if name not in self._left_out}
+            body[self._limit_name] = body.pop("max_tokens")
+            status, answered = await self._post({"model": self.model, **body})
+            if status is None:
+                return self._read(answered, request)
+            if status not in (400, 422) or not self._leave_out(str(answered), body):
+                raise self._failure(status, str(answered))
+
+    def _leave_out(self, message: str, body: Mapping[str, Any]) -> bool:
+        """Whether the refusal names something that can be left out, and was not yet."""
+        said = message.lower()
+        if "max_completion_tokens" in said and "max_tokens" in body:
+            self._limit_name = "max_completion_tokens"
+            return True
+        for name, words in OPTIONAL.items():
+            if name in body and any(word in said for word in words):
+                if name not in self._left_out and name == "temperature":
+                    log.warning("%s takes no temperature: the same question may get another reply", self.host)
+                self._left_out.add(name)
+                return True
+        return False
+
+    async def _post(self, body: dict[str, Any]) -> tuple[int | None, Any]:
+        """(None, what was answered) or (the status of a refusal, its message)."""
+        import openai
+
+        assert self._client is not None
+        try:
+            return None, await self._client.post("/chat/completions", cast_to=object, body=body)
+        except openai.APITimeoutError as error:
+            raise TimeoutError(f"{self.host}: no answer within {self.timeout:g} s") from error
+        except openai.APIConnectionError as error:
+            why = error.__cause__ or error
+            raise EndpointError(self._clean(f"{self.host} can't be reached: {why}"), fatal=True) from None
+        except openai.APIStatusError as error:
+            return error.status_code, f"{error.message} {error.param or ''}".strip()
+        except (openai.APIError, ValueError) as error:  # no JSON, or not what it says that it is
+            raise EndpointError(self._clean(f"{self.host}: {error}")) from None
+
+    def _failure(self, status: int, message: str) -> EndpointError:
+        said = excerpt(message, 300)
+        if status in (401, 403):
+            key = f"the key in {self.key_name}" if self.key_name else "calls without a key: name its variable, api_key_env="
+            return EndpointError(self._clean(f"{self.host} does not accept {key} ({status}: {said})"), fatal=True)
+        if status == 404:
+            return EndpointError(
+                self._clean(f"{self.base_url} has no model {self.model!r}, or is no such address (404: {said})"), fatal=True
+            )
+        quota = "quota" in message.lower() or status == 402
+        return EndpointError(self._clean(f"{self.host} answered {status}: {said}"), fatal=quota)
+
+    def _read(self, answered: Any, request: Mapping[str, Any]) -> Reply:
+        try:
+            choice = answered["choices"][0]
+            message = choice["message"]
+            text = message.get("content") or ""
+            reason = choice.get("finish_reason")
+            refusal = message.get("refusal") or ("stopped by its filter" if reason == "content_filter" else None)
+            if not isinstance(text, str):  # a list of parts
+                text = "".join(part["text"] for part in text if part.get("type") == "text")
+            used = answered.get("usage") or {}
+            read, written = used.get("prompt_tokens"), used.get("completion_tokens")
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise EndpointError(self._clean(f"{self.host}: no chat completion: {excerpt(answered, 200)}")) from error
+        read = read if isinstance(read, int) else sum(tokens(turn["content"]) for turn in request["messages"])
+        written = written if isinstance(written, int) else tokens(text)
+        return Reply(text, read, written, reason != "length", refusal)
+
+    def _clean(self, text: str) -> str:
+        """`text` without the key, which an endpoint may repeat."""
+        return masked(text.replace(self._key, "***") if self._key else text)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        if self._place is None or self._place[0] != os.getpid():
+            import openai
+
+            loop = asyncio.new_event_loop()
+            self._place = (os.getpid(), loop)
+            self._at_once = asyncio.Semaphore(self.concurrency)
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key or "none",
+                base_url=self.base_url,
+                max_retries=self.retries,
+                timeout=self.timeout,
+                organization=None if self.key_name == "OPENAI_API_KEY" else "",
+            )
+            threading.Thread(target=loop.run_forever, name=f"endpoint-{self.host}", daemon=True).start()
+        return self._place[1]
+
+
+def tokens(text: str) -> int:
+    """About as many as a tokenizer would make of it: one for four characters of ASCII, one for each other."""
+    plain = sum(character.isascii() for character in text)
+    return -(-plain // 4) + len(text) - plain
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"base_url={masked(url)}: write an address such as http://localhost:8000/v1")
+    return url.rstrip("/")
+
+
+def _key(name: str | None, host: str) -> str | None:
+    if name is None:
+        return None
+    if found := os.environ.get(name, "").strip():
+        return found
+    raise UserError(
+        f"{host} needs a key, and the variable {name} is not set: export {name}=…, or name another one, "
+        "api_key_env=VARIABLE; for a server without keys give its address, base_url=http://localhost:8000/v1"
+    )
+
+
+def _part(limit: float | None, share: float) -> float | None:
+    return None if limit is None else limit * share
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _import() -> None:
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        raise UserError("an endpoint needs openai: pip install 'rlhf-core[endpoint]'") from error
