@@ -232,11 +232,16 @@ class Endpoint:
     def _failure(self, status: int, message: str) -> EndpointError:
         said = excerpt(message, 300)
         if status in (401, 403):
-            key = f"the key in {self.key_name}" if self.key_name else "calls without a key: name its variable, api_key_env="
+            key = (
+                f"the key in {self.key_name}"
+                if self.key_name
+                else "calls without a key: name its variable, api_key_env="
+            )
             return EndpointError(self._clean(f"{self.host} does not accept {key} ({status}: {said})"), fatal=True)
         if status == 404:
             return EndpointError(
-                self._clean(f"{self.base_url} has no model {self.model!r}, or is no such address (404: {said})"), fatal=True
+                self._clean(f"{self.base_url} has no model {self.model!r}, or is no such address (404: {said})"),
+                fatal=True,
             )
         quota = "quota" in message.lower() or status == 402
         return EndpointError(self._clean(f"{self.host} answered {status}: {said}"), fatal=quota)

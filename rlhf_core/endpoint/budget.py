@@ -44,7 +44,7 @@ class Spent:
 
 
 def price_of(model: str, prices: str | None) -> Price | None:
-    """The price by `prices`, `IN/OUT` or a YAML file, else as shipped; None where it is not known. Raises `UserError`."""
+    """The price by `prices`, `IN/OUT` or a YAML file, else as shipped; None if it is not known. Raises `UserError`."""
     if prices is not None and (pair := _PAIR.fullmatch(prices.strip())):
         return Price(float(pair[1]), float(pair[2]))
     file = SHIPPED if prices is None else path_of(prices, "prices")
@@ -55,7 +55,9 @@ def price_of(model: str, prices: str | None) -> Price | None:
     if found is None:
         return None
     if not (isinstance(found, list) and len(found) == 2 and all(_is_price(value) for value in found)):
-        raise UserError(f"{file}: the price of {model} is {found!r:.80}; write {model}: [IN, OUT], dollars for a million tokens")
+        raise UserError(
+            f"{file}: the price of {model} is {found!r:.80}; write {model}: [IN, OUT], dollars for a million tokens"
+        )
     return Price(float(found[0]), float(found[1]))
 
 
@@ -85,8 +87,8 @@ class Budget:
                 raise RunStopped(f"max_calls={self.max_calls} calls are made{self._of_share()}. {MORE}")
             if self.max_cost is not None and spent + self._held + most > self.max_cost * self.share:
                 raise RunStopped(
-                    f"max_cost={self.max_cost:g} dollars are spent: {spent:.2f}{self._of_share()}, and the next call may "
-                    f"take {most:.2g}. {MORE}"
+                    f"max_cost={self.max_cost:g} dollars are spent: {spent:.2f}{self._of_share()}, and the next call "
+                    f"may take {most:.2g}. {MORE}"
                 )
             self._held += most
             self._calls_held += 1

@@ -1,7 +1,8 @@
 """Replies by the content of their requests, in the user's cache folder, for all runs and processes.
 
-`rlhf/endpoint` in `$XDG_CACHE_HOME` (or `~/.cache`) may be deleted at any time. It holds prompts' hashes and replies, no
-keys. SQLite keeps several processes apart. Where it can't be used, that is said once, and every call is made.
+`rlhf/endpoint` in `$XDG_CACHE_HOME` (or `~/.cache`) may be deleted at any time. It holds hashes of requests and their
+replies, no keys. SQLite keeps several processes apart. Where it can't be used, that is said once, and every call is
+made.
 """
 
 from __future__ import annotations

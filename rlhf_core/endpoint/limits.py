@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ class Rate:
     def __init__(self, per_minute: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_second = None if per_minute is None else per_minute / 60
         self.clock = clock
-        self._free_at = 0.0  # when all units that were taken have been given
+        self._free_at = -math.inf  # when all units that were taken have been given
         self._lock = threading.Lock()
 
     def take(self, units: float) -> float:
