@@ -27,7 +27,7 @@ TURN_KEYS = ("role", "content", "system", "user", "assistant", "tool", "function
 COLUMN_KEYS = (
     *("prompt", "question", "instruction", "input", "system", "history", "messages", "conversations", "tools"),
     *("completion", "response", "answer", "output", "chosen", "rejected", "options", "query", "text"),
-    *("response_chosen", "response_rejected", "rejected_response"),
+    *("response_chosen", "response_rejected", "rejected_response", "score"),
 )
 
 

@@ -2,13 +2,12 @@
 
 A verdict is 1 (the first answer is better), -1 (the second) or 0 (a tie); None where there is none. Agreement is given
 with ties as a class of their own, and of the pairs alone that both decide. Where one side is always the same, as the
-chosen answer of a file, put the two answers of a pair in an order of their own (`in_own_order`): kappa compares with
+chosen answer of a file, put the two answers of a pair in an order of their own (`data.labels.own_order`): kappa compares with
 what judges would agree on by chance, and a judge who always says the same agrees by chance alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,12 +18,6 @@ Z = 1.959963984540054  # of an interval of 95%
 
 def sign(value: float) -> int:
     return (value > 0) - (value < 0)
-
-
-def in_own_order(first: str, second: str) -> int:
-    """1 if the two texts are in an order that depends on them alone, -1 if they are in the other one."""
-    keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in (first, second)]
-    return 1 if keys[0] <= keys[1] else -1
 
 
 def wilson(successes: float, count: int) -> tuple[float, float] | None:

@@ -81,7 +81,7 @@ def read_answers(
         spec = DataSpec(str(path))
     left_out = LeftOut(spec.source, max_bad_rows)
     rows, warnings = read(spec, "train", left_out.add)
-    return _answers(spec, rows[:limit], described + warnings, catalog, left_out)
+    return answers_of(spec, rows[:limit], described + warnings, catalog, left_out)
 
 
 def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[str]], bool]) -> Answers:
@@ -90,13 +90,15 @@ def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[s
     def answers(kind: Literal["preferences", "prompts"]) -> Answers:
         rows = read_file(builtin.data_file(kind, "train"))[:limit]
         spec = DataSpec(f"builtin {kind}")
-        return _answers(spec, rows, [], catalog, LeftOut(spec.source))
+        return answers_of(spec, rows, [], catalog, LeftOut(spec.source))
 
     pairs = answers("preferences")
     return pairs if fits(pairs.columns) else answers("prompts")
 
 
-def _answers(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, left_out: LeftOut) -> Answers:
+def answers_of(
+    spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, left_out: LeftOut
+) -> Answers:
     """The answers of `rows`. Those rows that can't be read are `left_out`."""
     source, total = spec.source, len(rows) + left_out.rows()
     left_out.check(total)

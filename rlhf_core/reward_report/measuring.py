@@ -32,6 +32,11 @@ _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")  # differ between
 
 def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
     """All results, for JSON. Raises `UserError` for a missing column, and if every reward failed on all rows."""
+    return measured(rewards, answers, *scored(rewards, answers))
+
+
+def scored(rewards: Sequence[BoundReward], answers: Answers) -> tuple[list[Answer], dict[str, Column]]:
+    """(the answers, those of a group beside each other; each reward's column for all of them). Raises as `score`."""
     text = all(row.text_prompt for row in answers.rows)
     runtime = RewardRuntime(rewards, lambda ids: "".join(map(chr, ids)), text_prompts=text)
     runtime.check_columns(answers.columns, answers.source)
@@ -43,6 +48,13 @@ def score(rewards: Sequence[BoundReward], answers: Answers) -> dict[str, Any]:
     if all(column.failed == len(rows) for column in columns.values()):
         failed = "".join(f"\n  {name}: {_failures(column, rows)[0]['message']}" for name, column in columns.items())
         raise UserError(f"{answers.source}: every reward failed on all of its {len(rows):,} completions:{failed}")
+    return rows, columns
+
+
+def measured(
+    rewards: Sequence[BoundReward], answers: Answers, rows: list[Answer], columns: dict[str, Column]
+) -> dict[str, Any]:
+    """What the scores of all rows come to."""
     results = {reward.name: _result(reward, columns[reward.name], rows) for reward in rewards}
     about_ids = (
         f"{reward.name} takes completion_ids: without a tokenizer it got one id per character, so its lengths are in "

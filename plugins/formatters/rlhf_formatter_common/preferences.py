@@ -140,7 +140,7 @@ COMPARED = (
 BY_NUMBER = {"0": 0, "1": 1}
 BY_NAME = {"a": 0, "b": 1, "model_a": 0, "model_b": 1, "response_a": 0, "response_b": 1}
 BY_STRENGTH = {**{f"-{i}": 0 for i in (1, 2, 3)}, **{str(i): 1 for i in (1, 2, 3)}}
-TIES = ("0", "tie", "tie (bothbad)", "both", "neither", "none", "equal", "same")
+TIES = ("0", "tie", "tie (bothbad)", "both", "neither", "none", "equal", "same", "skip")
 VERDICTS: Mapping[str, Mapping[str, int]] = {
     "better_response_id": BY_NUMBER,  # PKU-SafeRLHF
     "overall_preference": BY_STRENGTH,  # HelpSteer 3

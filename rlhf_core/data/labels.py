@@ -1,0 +1,233 @@
+"""Labels of people: which of two answers is better. A file of JSON lines that only grows, one label a line.
+
+{"id", "question", "response_a", "response_b", "better": "a"|"b"|"tie"|"skip", "labeller", "seconds",
+ "shown_first": "a"|"b", "time"}
+
+A prompt of more than a user's turn is in `prompt`, as messages, in the place of `question`. Several processes may
+write to one file: each line is appended under a lock, flushed and on disk before the next row is shown. Where a
+labeller has labelled a row twice, the later label counts. What is no label, such as half a line that a killed process
+left, is passed over and told. A label of ours can be read as a pair by the formatter `compared`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.data.pairs import is_turns, question_of, reply, turns_of
+from rlhf_core.errors import UserError
+from rlhf_core.formatter import Messages
+from rlhf_core.inputs import is_text, open_file
+from rlhf_core.outputs import LONGEST_LINE, object_in
+
+BETTER = {"a": 1, "b": -1, "tie": 0, "skip": None}
+SUFFIX = ".labels.jsonl"
+
+
+def pair_id(prompt: Messages, one: Messages, other: Messages) -> str:
+    """Of a prompt and two answers, whichever comes first."""
+    parts = [_text(prompt), *sorted((_text(one), _text(other)))]
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def own_order(one: Messages, other: Messages) -> int:
+    """1 if two answers are in an order that depends on them alone, -1 if they are in the other one."""
+    keys = [hashlib.blake2b(_text(turns).encode("utf-8", "surrogatepass")).digest() for turns in (one, other)]
+    return 1 if keys[0] <= keys[1] else -1
+
+
+def _text(turns: Messages) -> str:
+    return json.dumps(turns, ensure_ascii=False, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one labeller said of one pair. `seconds`: None where it is not known."""
+
+    id: str
+    prompt: Messages
+    a: Messages
+    b: Messages
+    better: str
+    labeller: str
+    seconds: float | None
+    shown_first: str
+    time: str = ""
+    location: str = ""
+
+    @functools.cached_property
+    def order(self) -> int:
+        return own_order(self.a, self.b)
+
+    @property
+    def verdict(self) -> int | None:
+        """1, -1 or 0 for a tie, from the side of the answer that is first in the pair's own order; None if skipped."""
+        better = BETTER[self.better]
+        return None if better is None else better * self.order
+
+    @property
+    def first_shown(self) -> int:
+        """1 if the answer that is first in the pair's own order was shown first, else -1."""
+        return self.order if self.shown_first == "a" else -self.order
+
+    def line(self) -> dict[str, Any]:
+        asked = question_of(self.prompt)
+        return {
+            "id": self.id,
+            **({"prompt": self.prompt} if "history" in asked else asked),
+            "response_a": reply(self.a),
+            "response_b": reply(self.b),
+            "better": self.better,
+            "labeller": self.labeller,
+            "seconds": self.seconds,
+            "shown_first": self.shown_first,
+            "time": self.time,
+        }
+
+
+@dataclass
+class Labels:
+    """What a file holds: labels in their order, and (location, why) of each line that is none."""
+
+    path: Path
+    labels: list[Label] = field(default_factory=list)
+    others: list[tuple[str, str]] = field(default_factory=list)
+
+    def current(self) -> dict[tuple[str, str], Label]:
+        """{(id, labeller): the label that counts}, in the order of their first labels."""
+        return {(label.id, label.labeller): label for label in self.labels}
+
+    def warnings(self) -> list[str]:
+        if not self.others:
+            return []
+        (where, why), count = self.others[0], len(self.others)
+        return [f"{self.path}: {count:,} line{'s' * (count > 1)} passed over, which hold no label: {where}, {why}"]
+
+
+def is_label(values: Mapping[str, Any]) -> bool:
+    """Whether a row looks like one of a file of labels."""
+    return {"response_a", "response_b", "better", "labeller"} <= values.keys()
+
+
+def labels_file(path: Path) -> bool:
+    """Whether the first object in a file of JSON lines is a label."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with open_file(path, "labels") as stream:
+        for _ in range(20):
+            line = stream.readline(LONGEST_LINE)
+            if not line:
+                return path.name.endswith(SUFFIX)
+            if (values := object_in(line)) is not None:
+                return is_label(values)
+    return False
+
+
+def read_labels(path: Path) -> Labels:
+    """All labels of a file; none of one that is not there. Raises `UserError` for a file that can't be read."""
+    found = Labels(path)
+    if not os.path.lexists(path):
+        return found
+    with open_file(path, "labels") as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
+            location = f"{path.name} line {number}"
+            if not line.strip():
+                continue
+            values = object_in(line)
+            label = "not one JSON object" if values is None else parse_label(values, location)
+            if isinstance(label, Label):
+                found.labels.append(label)
+            else:
+                found.others.append((location, label))
+    return found
+
+
+def parse_label(values: Mapping[str, Any], location: str = "") -> Label | str:
+    """The label in a line, or why it is none."""
+    prompt = _prompt(values)
+    one, other = turns_of(values.get("response_a")), turns_of(values.get("response_b"))
+    better, labeller, seconds = values.get("better"), values.get("labeller"), values.get("seconds")
+    if prompt is None:
+        return "it has no question"
+    if one is None or other is None:
+        return "it has no response_a and response_b"
+    if not isinstance(better, str) or better not in BETTER:
+        return f"better is {better!r:.40}, not one of {', '.join(BETTER)}"
+    if not isinstance(labeller, str) or not labeller.strip():
+        return "it has no labeller"
+    if not is_text([prompt, one, other, labeller]):
+        return "it has half of a character, a lone surrogate"
+    timed = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds) and seconds >= 0
+    shown = values.get("shown_first")
+    return Label(
+        pair_id(prompt, one, other), prompt, one, other, better, labeller, float(seconds) if timed else None,
+        shown if shown in ("a", "b") else "a", str(values.get("time", "")), location,
+    )  # fmt: skip
+
+
+def _prompt(values: Mapping[str, Any]) -> Messages | None:
+    question, system, given = values.get("question"), values.get("system"), values.get("prompt")
+    if isinstance(given, str):
+        question = given
+    elif is_turns(given):
+        return given
+    if not isinstance(question, str) or not question.strip():
+        return None
+    before = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
+    return [*before, {"role": "user", "content": question}]
+
+
+def now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def append_label(path: Path, label: Label) -> None:
+    """Write a label, on disk when this returns. Raises `OSError`."""
+    line = json.dumps(label.line(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # half a line, of a process that was killed
+            line = b"\n" + line
+        written = os.write(descriptor, line)
+        if written < len(line):  # the disk is full
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raise `UserError` if labels can't be added to a file, before anybody has labelled anything."""
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(f"{flag} {path} is no file")
+    place = path if path.is_file() else path.parent
+    if not place.exists():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{flag} {path} can't be written: permission denied. Name another file: --labels FILE")
+
+
+def by_pair(labels: Iterable[Label]) -> dict[str, list[Label]]:
+    """{id: its labels}, in the order of their first labels."""
+    found: dict[str, list[Label]] = {}
+    for label in labels:
+        found.setdefault(label.id, []).append(label)
+    return found
+
+
+def votes(labels: Iterable[Label]) -> Iterator[int]:
+    """The verdicts of labels that are not skipped, in the pair's own order."""
+    return (verdict for label in labels if (verdict := label.verdict) is not None)
