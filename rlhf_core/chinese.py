@@ -148,4 +148,40 @@ CHINESE: dict[str, str] = {
     "{kept} of {total} groups are in this page; samples.jsonl has all.": (
         "本页有 {total} 组中的 {kept} 组；全部在 samples.jsonl 里。"
     ),
+    # Rewards beside people: rlhf score --against, rlhf preferences audit
+    "Against people: {source}, {count} answers with a score": "和人的判断比较：{source}，{count} 条带分数的回答",
+    "Against people: {source}, {count} pairs": "和人的判断比较：{source}，{count} 对回答",
+    "agrees with people": "和人一致",
+    "asked which of two answers is better, in both orders:": "两种先后顺序各问一遍哪个回答更好：",
+    "failed": "失败",
+    "intervals take the pairs of a prompt as one case ({count:,} prompts)": (
+        "区间把同一提示的各对回答算作一例（共 {count:,} 条提示）"
+    ),
+    "labellers": "标注者",
+    "labellers agree": "标注者之间一致",
+    "left out": "未计入",
+    "longer wins": "较长的回答胜出",
+    "no pair has both verdicts": "没有一对回答两边都有判断",
+    "no verdict": "没有判断",
+    "on {count:,} pairs": "{count:,} 对回答",
+    "{share} of {count} pairs that several labelled, Krippendorff's alpha {alpha} ({without} without ties)": (
+        "多人标注的 {count} 对中占 {share}，Krippendorff α {alpha}（不计平局 {without}）"
+    ),
+    "orders differ": "两种顺序结论不同",
+    "people": "人",
+    "people {human:,}, the reward {own:,}": "人 {human:,}，奖励 {own:,}",
+    "rank correlation": "秩相关",
+    "read first wins": "先读到的回答胜出",
+    "shown first wins": "先显示的回答胜出",
+    "ties": "平局",
+    "within a prompt": "同一提示之内",
+    "without ties": "不计平局",
+    "{accuracy} of {pairs} pairs, kappa {kappa}": "{pairs} 对中的 {accuracy}，kappa {kappa}",
+    "{count} pairs are few: the intervals are wide": "只有 {count} 对，区间很宽",
+    "{count} pairs on which the labellers differ": "{count} 对，标注者意见不一",
+    "{name} scores both answers alike in more than half of the pairs": "{name} 在超过一半的对里给两个回答同样的分数",
+    "{share}, opposite in {count:,} pairs": "{share}，其中 {count:,} 对结论相反",
+    "{share}, without a bias half": "{share}，没有偏向时是一半",
+    "{value} (Spearman, of {count} answers)": "{value}（Spearman，{count} 条回答）",
+    "–, no pair was labelled by several": "–，没有一对由多人标注",
 }

@@ -9,8 +9,23 @@ from rlhf_core.config import read_file as read_config
 from rlhf_core.data.cache import folder as cache_folder
 from rlhf_core.data.chat_template import NO_SYSTEM
 from rlhf_core.data.encoding import tools_of
+from rlhf_core.data.labels import (
+    SUFFIX,
+    Label,
+    Labels,
+    append_label,
+    by_pair,
+    check_writable,
+    labels_file,
+    now,
+    own_order,
+    pair_id,
+    read_labels,
+    votes,
+)
 from rlhf_core.data.left_out import BadData
 from rlhf_core.data.loading import load as load_data
+from rlhf_core.data.pairs import Pair, Pairs, pair_row, read_pairs, text_of
 from rlhf_core.data.preparing import with_system
 from rlhf_core.data.projecting import prompt_of
 from rlhf_core.estimate.answer import REWARD as ESTIMATED_REWARD
@@ -29,6 +44,9 @@ from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
 from rlhf_core.models.template import template_of
 from rlhf_core.outputs import claim, write_whole
+from rlhf_core.reward_report import agreeing, agreement
+from rlhf_core.reward_report.against import compared
+from rlhf_core.reward_report.human import Human, Judged, of_labels, of_people
 from rlhf_core.rewards.batch import columns_of
 from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.binding import bind_all as bind_rewards

@@ -20,6 +20,12 @@ from rlhf_core.numbers import COUNT, max_bad_rows
 @click.option(
     "--reward", multiple=True, metavar="SPEC", help="Reward, as for rlhf run; repeatable; unset: those of the run."
 )
+@click.option(
+    "--against",
+    metavar="FILE",
+    help="What people said: labels of `rlhf preferences label`, pairs of any format (chosen is better), or answers "
+    "with a score (FILE:score=COLUMN). How far the rewards agree with them is shown, too.",
+)
 @click.option("--limit", type=COUNT, metavar="N", help="Only the first N rows.")
 @max_bad_rows
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
@@ -27,6 +33,7 @@ from rlhf_core.numbers import COUNT, max_bad_rows
 def score(
     source: str | None,
     reward: tuple[str, ...],
+    against: str | None,
     limit: int | None,
     max_bad_rows: float,
     as_json: bool,
@@ -36,13 +43,15 @@ def score(
 
     Each row of FILE has a prompt, a completion (or completions, a list) and the columns that the rewards need; several
     completions of one prompt are a group. FILE may also be a run's folder, to score its samples, or any data that
-    `rlhf run --data` takes, to score its answers. Without FILE: the built-in data.
+    `rlhf run --data` takes, to score its answers. Without FILE: the answers of --against, or the built-in data.
 
     rlhf score my_data.jsonl --reward verifier --reward length:max=300
     """
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import BUILTIN, builtin_name
     from rlhf_core.reward_report import answers, measuring, report
+    from rlhf_core.reward_report.against import compared
+    from rlhf_core.reward_report.human import read_human
     from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.page import page_file, write_page
     from rlhf_core.ui.screen import Screen
@@ -52,12 +61,22 @@ def score(
     catalog, screen = Catalog(), Screen(quiet=as_json)
     with _stdout_to_stderr() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)
-        if source is None or builtin_name(source) == BUILTIN:
+        human = None if against is None else read_human(against, catalog, max_bad_rows)
+        if source is None and human is not None:
+            human = human.first(limit)
+            found = human.answers
+        elif source is None or builtin_name(source) == BUILTIN:
             found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
         else:
             found = answers.read_answers(source, catalog, limit, max_bad_rows)
         with screen.working(f"Scoring {len(found.rows):,} completions …"):
-            result = measuring.score(rewards, found)
+            rows, columns = measuring.scored(rewards, found)
+            result = measuring.measured(rewards, found, rows, columns)
+        if human is not None:
+            with screen.working(f"Scoring {len(human.answers.rows):,} completions that people judged …") as progress:
+                if human.answers is not found:
+                    rows, columns = measuring.scored(rewards, human.answers)
+                result["against"] = compared(rewards, human, rows, columns, progress)
     if as_json:
         click.echo(to_json(result))
     else:

@@ -156,7 +156,7 @@ def parse_label(values: Mapping[str, Any], location: str = "") -> Label | str:
     """The label in a line, or why it is none."""
     prompt = _prompt(values)
     one, other = turns_of(values.get("response_a")), turns_of(values.get("response_b"))
-    better, labeller, seconds = values.get("better"), values.get("labeller"), values.get("seconds")
+    better, labeller = values.get("better"), values.get("labeller")
     if prompt is None:
         return "it has no question"
     if one is None or other is None:
@@ -167,12 +167,18 @@ def parse_label(values: Mapping[str, Any], location: str = "") -> Label | str:
         return "it has no labeller"
     if not is_text([prompt, one, other, labeller]):
         return "it has half of a character, a lone surrogate"
-    timed = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds) and seconds >= 0
     shown = values.get("shown_first")
     return Label(
-        pair_id(prompt, one, other), prompt, one, other, better, labeller, float(seconds) if timed else None,
+        pair_id(prompt, one, other), prompt, one, other, better, labeller, number(values.get("seconds")),
         shown if shown in ("a", "b") else "a", str(values.get("time", "")), location,
     )  # fmt: skip
+
+
+def number(value: Any) -> float | None:
+    """A number that is one, from 0 on."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) and value >= 0 else None
 
 
 def _prompt(values: Mapping[str, Any]) -> Messages | None:

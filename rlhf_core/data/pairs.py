@@ -44,10 +44,10 @@ class Pairs:
     warnings: list[str]
 
 
-def read_pairs(
-    source: str, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS, progress: Progress = silent
-) -> Pairs:
-    """The pairs of `--data`-like text. Rows without one are left out and counted; too many are an error (`UserError`)."""
+def read_pairs(source: str, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS, progress: Progress = silent) -> Pairs:
+    """The pairs of a source, as `--data` takes it. Rows without one are left out and told; too many are an error
+    (`UserError`).
+    """
     spec, described = resolved(DataSpec.read(source))
     left_out = LeftOut(spec.source, max_bad_rows)
     progress(f"Reading {spec.source} …")
@@ -157,4 +157,3 @@ def text_of(turns: Messages) -> str:
         if turn.get("tool_calls"):
             parts.append(json.dumps(turn["tool_calls"], ensure_ascii=False, default=str))
     return "\n".join(part for part in parts if part)
-

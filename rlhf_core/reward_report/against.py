@@ -32,6 +32,7 @@ def compared(
     order = [number[id(answer)] for answer in human.answers.rows]
     scores = {name: [column.scores[i] for i in order] for name, column in columns.items()}
     found: dict[str, Any] = {"source": human.source, "kind": human.kind, "people": human.about}
+    found["warnings"] = list(human.warnings)
     if not human.pairs:
         groups = [answer.group for answer in human.answers.rows]
         found["scores"] = sum(score is not None for score in human.scores)
@@ -69,9 +70,7 @@ def text(turns: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(turn["content"] for turn in turns)
 
 
-def of_pairs(
-    pairs: Sequence[Judged], said: Sequence[int | None], lengths: Sequence[tuple[int, int]]
-) -> dict[str, Any]:
+def of_pairs(pairs: Sequence[Judged], said: Sequence[int | None], lengths: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """A judge's verdicts beside those of people."""
     human = [pair.verdict for pair in pairs]
     return {
@@ -103,9 +102,7 @@ def of_pairwise(
     }
 
 
-def _of_scores(
-    human: Sequence[float | None], given: Sequence[float | None], groups: Sequence[str]
-) -> dict[str, Any]:
+def _of_scores(human: Sequence[float | None], given: Sequence[float | None], groups: Sequence[str]) -> dict[str, Any]:
     """A reward's scores beside people's: their order over all answers, and pairs of one prompt."""
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):

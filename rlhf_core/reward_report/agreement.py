@@ -1,9 +1,9 @@
 """How far two judges of pairs agree: pure functions of verdicts, with results for JSON.
 
 A verdict is 1 (the first answer is better), -1 (the second) or 0 (a tie); None where there is none. Agreement is given
-with ties as a class of their own, and of the pairs alone that both decide. Where one side is always the same, as the
-chosen answer of a file, put the two answers of a pair in an order of their own (`data.labels.own_order`): kappa compares with
-what judges would agree on by chance, and a judge who always says the same agrees by chance alone.
+with ties as a class of their own, and of the pairs alone that both decide. Where one side is always the better one, as
+the chosen answer of a file, put the two answers of a pair in an order of their own (`data.labels.own_order`): kappa
+compares with what judges would agree on by chance, and a judge who always says the same agrees by chance alone.
 """
 
 from __future__ import annotations

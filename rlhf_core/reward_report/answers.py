@@ -96,9 +96,7 @@ def read_builtin(catalog: Catalog, limit: int | None, fits: Callable[[Sequence[s
     return pairs if fits(pairs.columns) else answers("prompts")
 
 
-def answers_of(
-    spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, left_out: LeftOut
-) -> Answers:
+def answers_of(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, left_out: LeftOut) -> Answers:
     """The answers of `rows`. Those rows that can't be read are `left_out`."""
     source, total = spec.source, len(rows) + left_out.rows()
     left_out.check(total)

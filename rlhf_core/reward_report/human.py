@@ -6,14 +6,15 @@ The two answers of a pair stand in an order of their own, so that `1` is not alw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.data import sources
 from rlhf_core.data.files import Row
-from rlhf_core.data.labels import Label, by_pair, is_label, own_order, parse_label, read_labels, votes
+from rlhf_core.data.labels import Label, by_pair, is_label, own_order, read_labels, votes
 from rlhf_core.data.left_out import LeftOut
 from rlhf_core.data.llama_factory import resolved
 from rlhf_core.data.pairs import pairs_of
@@ -54,6 +55,14 @@ class Human:
     about: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def first(self, limit: int | None) -> Human:
+        """The first pairs, or answers with a score."""
+        if limit is None or limit >= len(self.pairs or self.scores):
+            return self
+        pairs, scores = self.pairs[:limit], self.scores[:limit]
+        answers = replace(self.answers, rows=self.answers.rows[: limit * (2 if pairs else 1)])
+        return replace(self, pairs=pairs, scores=scores, answers=answers)
+
 
 def read_human(source: str, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS) -> Human:
     """Raises `UserError` where nothing can be compared."""
@@ -65,7 +74,8 @@ def read_human(source: str, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS
         raise UserError(f"--against {source}: there is no row in it")
     path = path_of(spec.source, "--against")
     if path.suffix == ".jsonl" and path.is_file() and any(is_label(row.values) for row in rows[:20]):
-        return of_labels(source, read_labels(path).labels, read_labels(path).warnings())
+        labels = read_labels(path)
+        return of_labels(source, labels.labels, labels.warnings())
     if any(_has_score(row, spec) for row in rows):
         return _of_scores(spec, rows, described + warnings, catalog, left_out)
     try:
@@ -96,7 +106,9 @@ def of_labels(source: str, labels: list[Label], warnings: list[str]) -> Human:
             pairs.append(Judged(label.location, label.prompt, first, second, verdict))
     if not pairs:
         raise UserError(f"--against {source}: none of its pairs has a verdict of more than half of its labellers")
-    return _of_pairs(source, "labels", pairs, {**of_people(list(current)), "no_majority": undecided, "skipped": skipped}, warnings)
+    return _of_pairs(
+        source, "labels", pairs, {**of_people(list(current)), "no_majority": undecided, "skipped": skipped}, warnings
+    )
 
 
 def of_people(current: list[Label]) -> dict[str, Any]:
@@ -127,8 +139,13 @@ def _of_pairs(source: str, kind: str, pairs: list[Judged], about: dict[str, Any]
 
 def _has_score(row: Row, spec: DataSpec) -> bool:
     """Whether the row is an answer with a score, and not one of several with a score each."""
-    value = row.values.get(spec.columns.get(SCORE, SCORE))
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return _number(row.values.get(spec.columns.get(SCORE, SCORE))) is not None
+
+
+def _number(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _of_scores(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Catalog, left_out: LeftOut) -> Human:
@@ -137,12 +154,10 @@ def _of_scores(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Ca
     plain = DataSpec(spec.source, spec.weight, spec.config, spec.formatter, spec.first_option, others, spec.turns)
     found = answers_of(plain, rows, warnings, catalog, left_out)
     if any(answer.side for answer in found.rows):
-        raise UserError(f"--against {spec.source}: its rows have pairs and a column {column!r}: which is it? Leave one out")
-    scores = []
-    for answer in found.rows:
-        value = answer.columns.get(column)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
-        scores.append(float(value) if number else None)
+        raise UserError(
+            f"--against {spec.source}: its rows have pairs and a column {column!r}: which is it? Leave one out"
+        )
+    scores = [_number(answer.columns.get(column)) for answer in found.rows]
     if sum(score is not None for score in scores) < 3:
         raise UserError(f"--against {spec.source}: fewer than three of its answers have a number in {column!r}")
     return Human(spec.source, f"scores in {column!r}", found, [], scores, {}, [])
@@ -150,6 +165,3 @@ def _of_scores(spec: DataSpec, rows: list[Row], warnings: list[str], catalog: Ca
 
 def prompts_of(pairs: list[Judged]) -> list[Hashable]:
     return [repr(pair.prompt) for pair in pairs]
-
-
-__all__ = ["Human", "Judged", "of_labels", "of_people", "parse_label", "prompts_of", "read_human"]

@@ -6,9 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
+from rlhf_core.reward_report import agreeing
 from rlhf_core.ui.page import document, template
 from rlhf_core.ui.screen import Screen, number, text
 from rlhf_core.ui.text import shown
+from rlhf_core.words import language
 
 BARS = "▁▂▃▄▅▆▇█"
 EXAMPLES = 3  # best and worst answers that are shown
@@ -33,6 +37,8 @@ def show(screen: Screen, result: Mapping[str, Any]) -> None:
             screen.say(f"  {sum(kind['count'] for kind in left):,} × errors of {len(left)} other kinds", "red")
         for kind in kinds(reward):
             _examples(screen, kind, reward[kind][:EXAMPLES])
+    if "against" in result:
+        against(screen, result["against"])
     if pairs := known(result["correlations"]):
         screen.say("\nCorrelation between rewards (Spearman)", "bold")
         for pair in pairs:
@@ -41,6 +47,22 @@ def show(screen: Screen, result: Mapping[str, Any]) -> None:
         screen.say("")
     for warning in result["warnings"]:
         screen.say(f"Warning: {warning}", "yellow")
+
+
+def against(screen: Screen, found: Mapping[str, Any]) -> None:
+    """How far the rewards agree with people."""
+    lang = language()
+    screen.say("\n" + visible(agreeing.title(found, lang)), "bold")
+    for name, lines in agreeing.sections(found, lang):
+        screen.say(f"  {visible(name)}", "bold")
+        for label, value in lines:
+            screen.say(f"    {padded(label, 18)}  {visible(value)}")
+    for note in agreeing.notes(found, lang):
+        screen.say(f"  {visible(note)}", "yellow")
+
+
+def padded(label: str, width: int) -> str:
+    return label + " " * max(0, width - cell_len(label))
 
 
 def title(name: str, reward: Mapping[str, Any]) -> str:
@@ -122,9 +144,16 @@ def render(result: Mapping[str, Any]) -> str:
         facts=[*counts, ("different prompts or pairs", f"{result['groups']:,}")],
         warnings=result["warnings"],
         rewards=[_reward(name, reward) for name, reward in result["rewards"].items()],
+        against=_against(result["against"]) if "against" in result else None,
         correlations=[(correlation(pair["spearman"]), " and ".join(pair["rewards"])) for pair in pairs],
     )
     return document(f"Rewards on {result['source']}", [body], STYLE)
+
+
+def _against(found: Mapping[str, Any]) -> dict[str, Any]:
+    lang = language()
+    sections, notes = list(agreeing.sections(found, lang)), agreeing.notes(found, lang)
+    return {"title": agreeing.title(found, lang), "sections": sections, "notes": notes}
 
 
 def _reward(name: str, reward: Mapping[str, Any]) -> dict[str, Any]:
