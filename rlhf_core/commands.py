@@ -23,11 +23,12 @@ from rlhf_core.data.labels import (
     read_labels,
     votes,
 )
-from rlhf_core.data.left_out import BadData
+from rlhf_core.data.left_out import BadData, LeftOut
 from rlhf_core.data.loading import load as load_data
 from rlhf_core.data.pairs import Pair, Pairs, pair_row, read_pairs, text_of
 from rlhf_core.data.preparing import with_system
 from rlhf_core.data.projecting import prompt_of
+from rlhf_core.data.sources import read as read_rows
 from rlhf_core.estimate.answer import REWARD as ESTIMATED_REWARD
 from rlhf_core.estimate.answer import Question
 from rlhf_core.estimate.hardware import Device, device_of
@@ -43,21 +44,23 @@ from rlhf_core.models.precision import device, gpu_has_bfloat16
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
 from rlhf_core.models.template import template_of
-from rlhf_core.outputs import claim, write_whole
+from rlhf_core.outputs import claim, new_file, read_lines, write_whole
+from rlhf_core.report.groups import read_all as read_samples
 from rlhf_core.reward_report import agreeing, agreement
 from rlhf_core.reward_report.against import compared
 from rlhf_core.reward_report.human import Human, Judged, of_labels, of_people
-from rlhf_core.rewards.batch import columns_of
+from rlhf_core.rewards.batch import RewardBatch, columns_of
 from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.binding import bind_all as bind_rewards
 from rlhf_core.rewards.pairwise import Comparison, check_pairwise, compare_answers
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.statistics import Estimate, bootstrap_mean, mean, same
+from rlhf_core.statistics import Estimate, bootstrap_mean, histogram, mean, same
 from rlhf_core.training.manifest import contents as content_of
 from rlhf_core.training.manifest import of_reward as files_of_reward
 from rlhf_core.training.manifest import versions as library_versions
 from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document, template
 from rlhf_core.ui.screen import Screen, question, text
+from rlhf_core.ui.streams import stdout_to_stderr
 from rlhf_core.ui.text import duration, gb, shown, to_json
 from rlhf_core.words import language, say

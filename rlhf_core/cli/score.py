@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -55,11 +52,12 @@ def score(
     from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.page import page_file, write_page
     from rlhf_core.ui.screen import Screen
+    from rlhf_core.ui.streams import stdout_to_stderr
     from rlhf_core.ui.text import to_json
 
     page = None if html is None else page_file(html, "--html")
     catalog, screen = Catalog(), Screen(quiet=as_json)
-    with _stdout_to_stderr() if as_json else nullcontext():
+    with stdout_to_stderr() if as_json else nullcontext():
         rewards = bind_all(_specs(source, reward), catalog)
         human = None if against is None else read_human(against, catalog, max_bad_rows)
         if source is None and human is not None:
@@ -84,20 +82,6 @@ def score(
     if page is not None:
         write_page(page, "--html", report.render(result))
         screen.say(f"\nPage     {page}", "bold")
-
-
-@contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Send the output of rewards, also of their own processes, to stderr: stdout is for the result alone."""
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(stdout, 1)
-        os.close(stdout)
 
 
 def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:

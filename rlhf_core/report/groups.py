@@ -67,6 +67,14 @@ def steps_of(file: Path) -> list[tuple[int, int, int]]:
     return found
 
 
+def read_all(file: Path) -> Iterator[dict[str, Any] | None]:
+    """Every sample of a run, in their order; None for a line that holds none. Raises `OSError`."""
+    with file.open("rb") as stream:
+        for line in stream:
+            if line.strip():
+                yield _sample(line)
+
+
 def groups_of(data: bytes, weights: Weights = ()) -> Iterator[Group]:
     """The groups in a step's lines: one prompt's answers that follow each other, or a pair."""
     at = 0

@@ -6,6 +6,8 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)  # errors, not of the program
@@ -57,3 +59,17 @@ def _is_of(stream: Any, number: int) -> bool:
 def outlast_streams() -> None:
     """Let this process go on when nobody reads what it prints any more, or the disk that it is printed to is full."""
     _Stream.outlasted = True
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what is printed, also by other processes, to stderr: stdout is for a command's result alone."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rlhf_core import Catalog, commands
 from rlhf_core.commands import BadData, DataSpec, RewardRuntime, RewardSpec
+from rlhf_tools.lengths import WARNING, decided_by_length
 
 Kind = Literal["pairs", "checkable", "conversations", "text", "prompts"]
 CALLED: Mapping[Kind, str] = {
@@ -24,7 +25,6 @@ FEW, SMALL = 50, 500  # different rows: with fewer a model learns them by heart,
 JUDGES = ("verifier", "medical_keyword")  # rewards that compare an answer with the data's
 JUDGED = 200  # reference answers that they are given
 SHARE = 0.5  # of which they must find that many right
-DECIDED = 0.9  # share of pairs from which on their length alone tells the better answer
 
 
 @dataclass
@@ -112,13 +112,8 @@ def _check(found: Findings, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _decided_by_length(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning if the length of the answers tells which is better."""
-    differences = [_length(row["chosen"]) - _length(row["rejected"]) for row in pairs]
-    for which, sign in (("longer", 1), ("shorter", -1)):
-        share = sum(sign * difference > 0 for difference in differences) / len(pairs)
-        if share >= DECIDED:
-            what = f"the better answer is the {which} one in {share:.0%} of the pairs"
-            return [f"{what}: a model may learn nothing but the length"]
-    return []
+    found = decided_by_length([_length(row["chosen"]) - _length(row["rejected"]) for row in pairs])
+    return [WARNING.format(which=found[0], share=f"{found[1]:.0%}")] if found else []
 
 
 def _text(row: Mapping[str, Any]) -> str:

@@ -11,7 +11,10 @@ from typing import Any
 import click
 
 # name -> (module of this package, attribute, help line)
-SUBCOMMANDS: dict[str, tuple[str, str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
+    "from-run": ("from_run", "from_run", "Make pairs of the answers that a run sampled."),
+    "from-scores": ("from_scores", "from_scores", "Make pairs of answers that the data has rated."),
+}
 
 
 class Subcommands(click.Group):
