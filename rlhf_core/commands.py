@@ -50,6 +50,7 @@ from rlhf_core.reward_report import agreeing, agreement
 from rlhf_core.reward_report.against import compared
 from rlhf_core.reward_report.human import Human, Judged, of_labels, of_people
 from rlhf_core.rewards.batch import RewardBatch, columns_of
+from rlhf_core.rewards.before_run import said_before
 from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.binding import bind_all as bind_rewards
 from rlhf_core.rewards.pairwise import Comparison, check_pairwise, compare_answers

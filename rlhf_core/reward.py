@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Planned:
     """What a reward will be asked: `answers` to `prompts`, of which these are some, `group` to each; an answer has
-    `tokens` at most.
+    `tokens` at most. `comparisons`: of two answers each, instead of scores.
     """
 
     prompts: Sequence[Messages]
     answers: int
     tokens: int
     group: int = 1
+    comparisons: int = 0
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def resolved(asking: Asking, folder: Path, without_rewards: str) -> list[tuple[s
     if any(prompt[0]["role"] == "system" for prompt in asking.prompts):
         without = [one for one in asking.templates if not one.has_system]
         rows += [("Note", f"{called} {commands.NO_SYSTEM}") for called in dict.fromkeys(one.called for one in without)]
-    if not asking.rewards.rewards:
+    if not asking.rewards.rewards and without_rewards:
         rows.append(("Note", without_rewards))
     return [*rows, ("Output", str(folder))]
 

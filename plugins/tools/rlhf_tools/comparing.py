@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlhf_core import Catalog
+from rlhf_core import Catalog, RunStopped
 from rlhf_core.commands import Screen, claim, write_whole
-from rlhf_tools import page, table
+from rlhf_tools import judging, page, table
 from rlhf_tools.answering import Asking, answers, choose_folder, prepare, resolved
 from rlhf_tools.candidates import Candidate
 from rlhf_tools.results import MODES, Answers, summarize
@@ -21,13 +21,21 @@ FILES = ("comparison.json", "comparison.html")
 WITHOUT_REWARDS = "no reward: lengths and answers only. Rewards decide the win rate: --reward NAME"
 
 
-def run(candidates: list[Candidate], catalog: Catalog, *, output: str | None, **values: Any) -> None:
+def run(
+    candidates: list[Candidate], catalog: Catalog, *, output: str | None, judge: str | None = None, **values: Any
+) -> None:
     """Compare, show, and write comparison.json and comparison.html. Raises `UserError` before weights load."""
     screen = Screen()
+    bound = None if judge is None else judging.bind_judge(judge, catalog)
     with claim(choose_folder(output, "compare", FILES), "--output", rename=output is None) as folder:
         with screen.working("Reading data and model configurations …"):
             comparison = prepare(candidates, catalog, **values)
-        screen.resolved(resolved(comparison, folder, WITHOUT_REWARDS))
+        lines = resolved(comparison, folder, "" if bound else WITHOUT_REWARDS)
+        if bound is not None:
+            tokens, others = comparison.max_completion_length, len(candidates) - 1
+            lines += [("Judge", str(bound.spec))]
+            lines += judging.said(bound, comparison.prompts, others, comparison.samples, tokens)
+        screen.resolved(lines)
         try:
             comparison.rewards.start()
             given = {}
@@ -36,10 +44,27 @@ def run(candidates: list[Candidate], catalog: Catalog, *, output: str | None, **
                     given[candidate.name] = answers(comparison, number)
         finally:
             comparison.rewards.close()
-        result = gather(comparison, given)
+        result, stopped = gather(comparison, given), None
         _write(folder, result)
+        if bound is not None:
+            try:
+                with screen.working(f"{bound.name} compares the answers …") as progress:
+                    add_judged(result, judging.judged(bound, comparison.prompts, given, progress), str(bound.spec))
+            except RunStopped as error:
+                stopped = error
+            _write(folder, result)
     table.show(screen, result)
     screen.say(f"\n{folder / 'comparison.html'}  {folder / 'comparison.json'}", "bold")
+    if stopped is not None:
+        raise stopped
+
+
+def add_judged(result: dict[str, Any], judged: dict[str, dict[str, Any]], spec: str) -> None:
+    """Put each model's win rate by the judge beside that by the rewards."""
+    result["settings"]["judge"] = spec
+    for mode, others in judged.items():
+        for name, found in others.items():
+            result["results"][mode]["against_baseline"][name]["judged"] = found
 
 
 def gather(comparison: Asking, answers: dict[str, dict[str, Answers]]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def settings(models: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
     rows = [(model["name"], model["given"]) for model in models]
     rows.append(("prompts", f"{settings['prompts']} of {settings['data']}"))
     rows.append(("rewards", ", ".join(reward["spec"] for reward in settings["rewards"]) or "none"))
+    rows += [("judge", settings["judge"])] if settings.get("judge") else []
     if settings["system_prompt"]:
         rows.append(("system prompt", settings["system_prompt"]))
     rows.append(("longest answer", f"{settings['max_completion_length']} tokens"))
@@ -57,6 +58,7 @@ def _mode(mode: str, names: Sequence[str], result: Mapping[str, Any]) -> dict[st
         "title": table.title(mode, result),
         "rows": list(table.rows(names, summary)),
         "wins": list(_wins(summary["against_baseline"])),
+        "judged": list(_wins({name: other.get("judged") or {} for name, other in summary["against_baseline"].items()})),
         "notes": list(table.notes(summary)),
     }
 
@@ -64,7 +66,7 @@ def _mode(mode: str, names: Sequence[str], result: Mapping[str, Any]) -> dict[st
 def _wins(others: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Win rates as dots on their intervals, in percent."""
     for name, other in others.items():
-        if not (found := other["win_rate"]):
+        if not (found := other.get("win_rate")):
             continue
         low, high, rate = (100 * found[key] for key in ("low", "high", "rate"))
         side = "better" if low > 50 else "worse" if high < 50 else "even"

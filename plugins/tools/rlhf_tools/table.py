@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LABEL, FIRST, COLUMN = 22, 10, 24  # characters, for labels, the first model and each other one
 
+AGREE = 0.8  # share of pairs on which both orders agree, below which that is said
+
 Cell = tuple[str, str]  # the value, and below it the difference to the first model
 
 
@@ -79,6 +81,13 @@ def rows(names: Sequence[str], summary: Mapping[str, Any]) -> Iterator[tuple[str
         rates = [others[name]["win_rate"] if i else None for i, name in enumerate(names)]
         yield f"wins against {names[0]}", [(wins(rate) if i else "", "") for i, rate in enumerate(rates)]
         yield "won / tied / lost", [(counts(rate) if i else "", "") for i, rate in enumerate(rates)]
+    judged = [others[name].get("judged") if i else None for i, name in enumerate(names)]
+    if any(judged):
+        yield "wins by the judge", [(wins(one["win_rate"]) if one else "", "") for one in judged]
+        yield "won / tied / lost", [(counts(one["win_rate"]) if one else "", "") for one in judged]
+        yield "both orders agree", [(share(one["orders_agree"]) if one else "", "") for one in judged]
+        if any(one and one["failed"] for one in judged):
+            yield "comparisons that failed", [(str(one["failed"]) if one else "", "") for one in judged]
 
 
 def wins(win_rate: Mapping[str, Any] | None) -> str:
@@ -103,8 +112,25 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
     return ("+" if rounded[0] > 0 else "") + mean + (f" [{', '.join(interval)}]" if interval else "")
 
 
+def share(value: float | None) -> str:
+    return "–" if value is None else percent(value)
+
+
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    return [other["note"] for other in summary["against_baseline"].values() if other["note"]]
+    """What to know of lengths, of a judge that goes by the order, and of comparisons that failed."""
+    said = []
+    for name, other in summary["against_baseline"].items():
+        judged = other.get("judged") or {}
+        said += [other["note"]] if other["note"] else []
+        said += [f"By the judge, {judged['note']}"] if judged.get("note") else []
+        said += [f"{name}: a comparison failed: {judged['error']}"] if judged.get("error") else []
+        agree, first = judged.get("orders_agree"), judged.get("first_wins")
+        if agree is not None and first is not None and agree < AGREE:
+            said.append(
+                f"{name}: the judge says the same in both orders in only {percent(agree)} of the pairs; what it reads "
+                f"first wins {percent(first)}. Where the orders disagree it is a tie."
+            )
+    return said
 
 
 def number(value: float | None) -> str:
