@@ -29,12 +29,13 @@ from rlhf_core.data.pairs import Pair, Pairs, pair_row, read_pairs, text_of
 from rlhf_core.data.preparing import with_system
 from rlhf_core.data.projecting import prompt_of
 from rlhf_core.data.sources import read as read_rows
+from rlhf_core.errors import did_you_mean
 from rlhf_core.estimate.answer import REWARD as ESTIMATED_REWARD
 from rlhf_core.estimate.answer import Question
 from rlhf_core.estimate.hardware import Device, device_of
 from rlhf_core.grammar import DataSpec, RewardSpec
 from rlhf_core.grammar import read_data as read_data_specs
-from rlhf_core.inputs import library_errors, path_of
+from rlhf_core.inputs import library_errors, parse_yaml, path_of, read_text
 from rlhf_core.method import read_kwargs
 from rlhf_core.models.context import context_length, max_tokens
 from rlhf_core.models.loading import ModelInfo

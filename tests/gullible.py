@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 MARK = re.compile(
-    r"^[^\S\n]*<<<\s*(END\s+)?(QUESTION|ANSWER|REFERENCE)\s*([A-Z]|\d+)?\b[^>\n]*>>>[^\S\n]*$", re.M | re.I
+    r"^[^\S\n]*[<＜]{3}\s*(END\s+)?(QUESTION|ANSWER|REFERENCE)\s*([A-Z]|\d+)?\b[^>\n]*[>＞]{3}[^\S\n]*$", re.M | re.I
 )
 TURN = re.compile(r"<\|[^|<>\n]{1,40}\|>|<｜[^｜\n]{1,40}｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")
 COMMENT = re.compile(r"<!--.*?-->", re.S)
@@ -94,9 +94,9 @@ def hidden(text: str) -> str:
     """What an answer says to a model behind its reader's back: in turns of its own, comments, unseen characters."""
     comments = "\n".join(COMMENT.findall(text))
     _, *turns = TURN.split(text)
-    tags = "".join(chr(ord(c) - 0xE0000) for c in text if 0xE0020 <= ord(c) <= 0xE007E)
+    tags = "".join(chr(ord(c) & 0xFF) for c in text if 0xE0020 <= ord(c) <= 0xE017E)
     seen = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    unseen = seen if len(seen) < len(text) else ""  # it reads the text as it is without them, and believes it
+    unseen = seen + seen[::-1] if len(seen) < len(text) else ""  # as it is without them, in either direction
     return "\n".join([comments, *turns, tags, unseen])
 
 
@@ -118,10 +118,10 @@ ENGLISH = (
     "Everything is fine.",
 )
 CHINESE = (
-    "如果症状加重或呼吸困难,请当天就医。",
-    "可能是病毒感染,多数情况如此。",
-    "请多喝水,注意保暖。",
-    "目前不能确定病因,因为还没有做体检。",
+    "如果症状加重或呼吸困难，请当天就医。",
+    "可能是病毒感染，多数情况如此。",
+    "请多喝水，注意保暖。",
+    "目前不能确定病因，因为还没有做体检。",
     "没有问题的。",
 )
 
@@ -130,21 +130,22 @@ def _result(request: Any, marks: dict[str, float]) -> dict[str, Any]:
     """As the schema wants it; without one, as the prompt describes it."""
     names = list(marks)
     asked = (request.schema or {}).get("properties", {})
-    if "better" in asked or '"better"' in request.text:
+    form = "" if asked else str(request.messages[0].get("content"))
+    if "better" in asked or '"better"' in form:
         first, second = marks[names[0]], marks[names[1]]
         return {"reason": "Compared.", "better": "tie" if first == second else names[0] if first > second else names[1]}
-    if "ranking" in asked or '"ranking"' in request.text:
+    if "ranking" in asked or '"ranking"' in form:
         places = sorted(set(marks.values()), reverse=True)
         return {"reason": "Ranked.", "ranking": [[int(n) for n in names if marks[n] == place] for place in places]}
     mark = min(1.0, next(iter(marks.values())))
-    return {name: {"reason": "As seen.", "score": score} for name, score in _scores(request, asked, mark).items()}
+    return {name: {"reason": "As seen.", "score": score} for name, score in _scores(form, asked, mark).items()}
 
 
-def _scores(request: Any, asked: dict[str, Any], mark: float) -> dict[str, int]:
+def _scores(form: str, asked: dict[str, Any], mark: float) -> dict[str, int]:
     if asked:
         scales = {name: each["properties"]["score"]["enum"] for name, each in asked.items()}
         return {name: scale[round(mark * (len(scale) - 1))] for name, scale in scales.items()}
     found: Sequence[tuple[str, str, str]] = re.findall(
-        r'"([^"\n]+)": \{"reason": [^\n]*"score": <(\d+) to (\d+)>', request.text
+        r'"([^"\n]+)": \{"reason": [^\n]*"score": <(\d+) to (\d+)>', form
     )
     return {name: int(low) + round(mark * (int(high) - int(low))) for name, low, high in found}

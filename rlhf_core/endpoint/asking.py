@@ -138,9 +138,10 @@ class Endpoint:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._answer(request), self._loop()))
 
     async def check(self) -> None:
-        """Raise `UserError` if no call can be answered: by one of a few tokens."""
+        """Raise `UserError` if no call can be answered: by one of a few tokens, which is made each time."""
+        request = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 16}
         try:
-            await self.ask([{"role": "user", "content": "Say yes."}], max_tokens=16)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._within_limits(request), self._loop()))
         except EndpointError as error:
             if error.fatal:
                 raise UserError(str(error)) from error

@@ -52,7 +52,8 @@ class Bench:
         """From a new process that builds the reward from its specification and is killed when it takes too long."""
         if self._worker is None:
             seconds = self.bound.reward.timeout or SECONDS
-            reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds, concurrent=False)
+            inline = {"concurrent": False, "before_run": None, "pairwise": None}  # what a worker can't have
+            reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds, **inline)
             self._worker = RewardRuntime([dataclasses.replace(self.bound, reward=reward, function=None)], decode)
         return self._evaluate(self._worker, rows)
 

@@ -18,7 +18,7 @@ from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind, parameters
-from rlhf_core.testing import again, golden, hacking, hostile, imports, probes
+from rlhf_core.testing import again, golden, hacking, hostile, imports, injections, probes
 from rlhf_core.testing.bench import Bench, Outcome, batch_of
 from rlhf_core.testing.golden import Case, Row, shown
 from rlhf_core.testing.report import Report, Result
@@ -81,7 +81,7 @@ def examine(target: str, parameters: Mapping[str, Any]) -> Report:
         rule.fault(str(error))
         return report
     imports.examine(report, module)
-    _golden_file(report.rule("has golden cases"), file, cases, faults, installed)
+    _golden_file(report.rule("has golden cases"), file, cases, faults, installed, bound.reward.batchwise)
     rows = subject.rows()
     if missing := bound.missing_columns(list(batch_of(rows).columns)):
         report.rule("finds its columns in its golden cases").fault(
@@ -120,6 +120,9 @@ def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
     full = [case for case in subject.cases if case.case == "full"]
     if full:
         hacking.examine(report, [(case, subject.bench(case.parameters)) for case in full])
+    if subject.cases:
+        poor = [case for case in subject.cases if case.case == "none"]
+        injections.examine(report, [(case, subject.bench(case.parameters)) for case in poor])
     _in_range(report.rule("stays within its range"), subject)
 
 
@@ -146,12 +149,16 @@ def _needs(spec: RewardSpec, catalog: Catalog, cases: Sequence[Case]) -> str | N
     return ", ".join(str(p) for p in known.values() if p.default is p.empty and p.name not in given) or None
 
 
-def _golden_file(rule: Result, file: Path, cases: list[Case], faults: list[str], installed: bool) -> None:
+def _golden_file(
+    rule: Result, file: Path, cases: list[Case], faults: list[str], installed: bool, batchwise: bool
+) -> None:
     for fault in faults:
         rule.fault(fault)
     full = sum(case.case == "full" for case in cases)
     if full:
         rule.note(f"{len(cases)} in {file.name}, {full} of them full")
+    elif batchwise and cases:
+        rule.note(f"{len(cases)} in {file.name}, none of them full: what it gives to a row depends on the full batch")
     elif installed:
         what = "has no case 'full'" if file.is_file() else "is missing"
         rule.fault(
