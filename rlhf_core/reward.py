@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,6 +58,7 @@ class Reward:
     `pairwise`: an async function of the reward as it is built, prompts, and two answers to each, as text. Above 0 the
     first is better, below 0 the second, 0 is a tie, an exception means that it failed for this pair. Whoever calls it
     asks in both orders.
+    `describe`: called with the reward as it is built: what a run's manifest notes of it, such as the hash of a file.
     `name`: needed where it differs from the function's name, or where there is none (partials, instances).
     """
 
@@ -77,6 +78,7 @@ class Reward:
     pairwise: (
         Callable[[Any, Sequence[Messages], Sequence[str], Sequence[str]], Awaitable[Sequence[float | Exception]]] | None
     ) = None
+    describe: Callable[[Any], Mapping[str, str]] | None = None
     instruction: InitVar[str | None] = None
 
     def __post_init__(self, instruction: str | None) -> None:
@@ -91,7 +93,7 @@ class Reward:
             raise ValueError(f"isolation must be 'inline' or 'process', not {self.isolation!r}")
         if self.timeout is not None and self.isolation == "inline" and not is_async(self.function):
             raise ValueError("timeout needs isolation='process' or an async function: a thread can't be stopped")
-        for name in ("before_run", "pairwise"):
+        for name in ("before_run", "pairwise", "describe"):
             if getattr(self, name) is not None and self.isolation == "process":
                 raise ValueError(f"{name} needs isolation='inline': a reward in a worker process is not built here")
         if self.memory_gb is not None and self.isolation == "inline":

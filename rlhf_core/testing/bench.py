@@ -52,8 +52,15 @@ class Bench:
         """From a new process that builds the reward from its specification and is killed when it takes too long."""
         if self._worker is None:
             seconds = self.bound.reward.timeout or SECONDS
-            inline = {"concurrent": False, "before_run": None, "pairwise": None}  # what a worker can't have
-            reward = dataclasses.replace(self.bound.reward, isolation="process", timeout=seconds, **inline)
+            reward = dataclasses.replace(
+                self.bound.reward,
+                isolation="process",
+                timeout=seconds,
+                concurrent=False,  # as what follows, of which a worker has nothing
+                before_run=None,
+                pairwise=None,
+                describe=None,
+            )
             self._worker = RewardRuntime([dataclasses.replace(self.bound, reward=reward, function=None)], decode)
         return self._evaluate(self._worker, rows)
 

@@ -54,6 +54,7 @@ def describe(run: Run, plugins: Sequence[str]) -> dict[str, Any]:
         "plugins": list(plugins),
         "data": describe_data(run),
         "files": {text: {"of": of, **_file(text)} for text, of in _named(run).items()},
+        "rewards": {r.name: dict(r.reward.describe(r.function)) for r in run.rewards.rewards if r.reward.describe},
         "folder": str(run.folder.resolve()),
         "trust_remote_code": run.config.trust_remote_code,
         "seed": run.options.seed,

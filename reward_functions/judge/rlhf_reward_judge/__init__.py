@@ -22,6 +22,7 @@ def rlhf_rewards():
         "deterministic": False,
         "before_run": before_run,
         "pairwise": Judge.compare,
+        "describe": Judge.describe,
     }
     return [
         Reward(Judge, name="judge", **common),

@@ -117,6 +117,10 @@ class Judge:
     async def ask(self, messages: list[dict[str, str]], schema: Mapping[str, Any]) -> Reply:
         return await self.endpoint.ask(messages, max_tokens=self.max_tokens, schema=schema)
 
+    def describe(self) -> dict[str, str]:
+        """What a run's manifest notes: a rubric is known by its hash, also a shipped one."""
+        return {"rubric": self.rubric.name, "sha256": self.rubric.digest}
+
     def judged(self, answer: str) -> str:
         """What of an answer is judged: what the person who asked sees of it."""
         return answer.strip() if self.thought else without_thought(answer)
