@@ -14,6 +14,7 @@ from rlhf_core import testing
 from rlhf_core.catalog import Catalog
 from rlhf_core.cli import rlhf
 from rlhf_core.testing import check_formatter, check_method, check_reward, formatters, golden, imports, probes
+from tests.endpoint_server import EndpointServer
 
 ROOT = Path(__file__).parent.parent
 MEASURE, MEASURED = imports._measure, {}
@@ -45,10 +46,20 @@ def scorer(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
+@pytest.fixture
+def endpoint(tmp_path, monkeypatch):
+    """The address of a judge."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with EndpointServer() as server:
+        yield server.url
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", offered("rewards"))
 def test_our_rewards_keep_the_rules(name, request):
     parameters = {"path": str(request.getfixturevalue("scorer"))} if name == "reward_model" else {}
+    if name.startswith("judge"):
+        parameters = {"model": "loopback", "base_url": request.getfixturevalue("endpoint")}
     check_reward(name, **parameters)
 
 
@@ -436,7 +447,7 @@ def test_without_names_every_plugin_gets_a_line(distribution, monkeypatch):
     assert result.exit_code == 1
     lines = result.output.splitlines()
     assert lines[0].startswith("✗ reward ends (odd 1.0): 1 of 1 rule broken")
-    assert lines[1] == "✓ reward length (rlhf-reward-length 0.1.0): keeps 15 rules"
+    assert lines[1] == "✓ reward length (rlhf-reward-length 0.1.0): keeps 16 rules"
     assert lines[2].startswith("– reward reward_model")
     assert "check it with" in lines[2]
     assert [line[0] for line in lines[3:6]] == ["✓", "✗", "✓"]

@@ -16,6 +16,7 @@ import yaml
 
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import DataSpec, RewardSpec
+from rlhf_core.reward import Reward
 from rlhf_core.training import checkpoint, manifest, resume
 
 CONFIG = {
@@ -37,8 +38,18 @@ def a_run(folder: Path, config=(), train=ROWS, held_out=()) -> SimpleNamespace:
     )
     plan = SimpleNamespace(data=SimpleNamespace(train=list(train), rows=[*train, *held_out]))
     info, options = SimpleNamespace(path=values["model"], adapter=None), SimpleNamespace(seed=values["seed"])
+    bound = [
+        SimpleNamespace(name=spec.label, function="built", reward=Reward(print, name=spec.label)) for spec in rewards
+    ]
     return SimpleNamespace(
-        folder=folder, config=config, plan=plan, held_out=list(held_out), info=info, options=options, resume_from=None
+        folder=folder,
+        config=config,
+        plan=plan,
+        held_out=list(held_out),
+        info=info,
+        options=options,
+        resume_from=None,
+        rewards=SimpleNamespace(rewards=bound),
     )
 
 
@@ -410,7 +421,9 @@ def test_what_a_run_is_made_of(tmp_path, monkeypatch):
     for name in ("d.jsonl", "r.py", "m"):
         Path(name).write_text("{}")
     run = a_run(Path("out"), {"model": "m", "reward": ["./r.py:f:n=3,empty=''"]})
+    run.rewards.rewards[0].reward = Reward(print, describe=lambda function: {"of": function})
     described = manifest.describe(run, PLUGINS)
+    assert described["rewards"] == {"f": {"of": "built"}}
     assert described["command"] == "rlhf run --data 'a b'"
     assert (described["folder"], described["seed"]) == (str(tmp_path / "out"), 42)
     assert (described["trust_remote_code"], described["git_commit"]) == (False, None)
