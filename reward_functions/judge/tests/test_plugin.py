@@ -251,3 +251,42 @@ def test_a_group_that_can_not_be_read_fails_as_a_whole_and_the_others_do_not(ser
     found = outcomes(bound(server, "judge_rank"), [f"{GOOD} (x)", POOR, GOOD, POOR], prompts)
     assert [score for score, _ in found] == [None, None, 1.0, 0.0]
     assert all("not each of the answers 1 to 2 once" in error for _, error in found[:2])
+
+
+# A run
+
+KEY = "kq7-93ba1f-lantern-0417"  # in no format of keys that is known by its look
+ROWS = [{"prompt": f"What helps with a cough of {days} days?", "answer": "rest"} for days in range(2, 12)]
+VALUES = {
+    "method": "grpo",
+    "per_device_train_batch_size": 4,
+    "num_generations": 2,
+    "max_completion_length": 8,
+    "max_steps": 2,
+}
+
+
+def test_a_key_is_in_nothing_that_a_run_writes(server, go, tmp_path, monkeypatch, capfd):
+    """Nor in what it says, when the endpoint repeats it in an error. The scores of the other rows are kept."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server.key = KEY
+    echoed = Reply(
+        status=401, error=f"Incorrect API key provided: {KEY}. You can find it at https://example.com?key={KEY}"
+    )
+    honest = Gullible()
+    server.answer = lambda request: echoed if request.number > 6 and request.number % 2 else honest(request)
+    judge = f"judge:model=loopback,base_url={server.url},api_key_env=JUDGE_KEY,prices=1/2,retries=0"
+    code, folder = go(reward=[judge])
+    assert code == 0
+    assert all(request.headers["authorization"] == f"Bearer {KEY}" for request in server.requests)
+    said = "".join(capfd.readouterr())
+    assert "rubric" in json.loads((folder / "manifest.json").read_text())["rewards"]["judge"]
+    metrics = (folder / "metrics.jsonl").read_text()
+    assert "judge/cost" in metrics
+    written = [path for place in (folder, tmp_path / "cache") for path in place.rglob("*") if path.is_file()]
+    assert {"config.yaml", "manifest.json", "run.log", "samples.jsonl", "replies.sqlite"} <= {
+        path.name for path in written
+    }
+    assert KEY not in said
+    assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+    assert "does not accept the key in JUDGE_KEY" in (folder / "reward_errors.jsonl").read_text()
