@@ -326,3 +326,4 @@ def _import() -> None:
         import openai  # noqa: F401
     except ImportError as error:
         raise UserError("an endpoint needs openai: pip install 'rlhf-core[endpoint]'") from error
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line of run.log for each call

@@ -289,4 +289,5 @@ def test_a_key_is_in_nothing_that_a_run_writes(server, go, tmp_path, monkeypatch
     }
     assert KEY not in said
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+    assert "HTTP Request" not in (folder / "run.log").read_text()
     assert "does not accept the key in JUDGE_KEY" in (folder / "reward_errors.jsonl").read_text()
