@@ -97,9 +97,12 @@ class Label:
 
 @dataclass
 class Labels:
-    """What a file holds: labels in their order, and (location, why) of each line that is none."""
+    """What a file holds: labels in their order, and (location, why) of each line that is none. `end`: the bytes of the
+    lines that were read.
+    """
 
     path: Path
+    end: int = 0
     labels: list[Label] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
 
@@ -119,8 +122,8 @@ def is_label(values: Mapping[str, Any]) -> bool:
     return {"response_a", "response_b", "better", "labeller"} <= values.keys()
 
 
-def labels_file(path: Path) -> bool:
-    """Whether the first object in a file of JSON lines is a label."""
+def labels_in(path: Path) -> bool:
+    """Whether a file of JSON lines holds labels, by its first object."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
     with open_file(path, "labels") as stream:
@@ -133,23 +136,31 @@ def labels_file(path: Path) -> bool:
     return False
 
 
-def read_labels(path: Path) -> Labels:
-    """All labels of a file; none of one that is not there. Raises `UserError` for a file that can't be read."""
-    found = Labels(path)
+def read_labels(path: Path, start: int = 0, *, growing: bool = False) -> Labels:
+    """All labels of a file, or those from the byte `start` on; none of one that is not there. `growing`: what is after
+    the last line end is being written. Raises `UserError` for a file that can't be read.
+    """
+    found = Labels(path, start)
     if not os.path.lexists(path):
         return found
     with open_file(path, "labels") as stream:
+        stream.seek(start)
         for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
-            location = f"{path.name} line {number}"
-            if not line.strip():
-                continue
-            values = object_in(line)
-            label = "not one JSON object" if values is None else parse_label(values, location)
-            if isinstance(label, Label):
-                found.labels.append(label)
-            else:
-                found.others.append((location, label))
+            if growing and not line.endswith(b"\n"):
+                break
+            found.end += len(line)
+            if line.strip():
+                _add(found, line, f"{path.name} {f'after byte {start}, ' if start else ''}line {number}")
     return found
+
+
+def _add(found: Labels, line: bytes, location: str) -> None:
+    values = object_in(line)
+    label = "not one JSON object" if values is None else parse_label(values, location)
+    if isinstance(label, Label):
+        found.labels.append(label)
+    else:
+        found.others.append((location, label))
 
 
 def parse_label(values: Mapping[str, Any], location: str = "") -> Label | str:

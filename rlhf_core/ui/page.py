@@ -61,18 +61,20 @@ def document(
     lang: str = "en",
     scripts: Sequence[str] = (),
     data: Mapping[str, str] | None = None,
+    connects: bool = False,
 ) -> str:
     """The HTML of a page with `title`, which is escaped, and `parts`, which are not. Control characters are shown.
 
-    `scripts` are ours, and nothing else runs; `data` is text for them, by id: JSON or base64, without `<`.
+    `scripts` are ours, and nothing else runs; `data` is text for them, by id: JSON or base64, without `<`. `connects`:
+    they may ask the server that the page is from.
     """
     style = shown((HERE / "page.css").read_text(encoding="utf-8") + style)
     if wrong := [name for name, text in (data or {}).items() if "<" in text]:
         raise ValueError(f"data of a page must not hold <: {wrong}")
     allowed = " ".join(map(_source, scripts)) or "'none'"
-    policy = (
-        f"default-src 'none'; style-src {_source(style)}; script-src {allowed}; base-uri 'none'; form-action 'none'"
-    )
+    policy = f"default-src 'none'; style-src {_source(style)}; script-src {allowed}; "
+    policy += "connect-src 'self'; " if connects else ""
+    policy += "base-uri 'none'; form-action 'none'"
     return (
         _environment()
         .get_template("frame.html")
