@@ -15,7 +15,6 @@ SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
     "from-run": ("from_run", "from_run", "Make pairs of the answers that a run sampled."),
     "from-scores": ("from_scores", "from_scores", "Make pairs of answers that the data has rated."),
     "label": ("label", "label", "Let people say which of two answers is better."),
-    "audit": ("audit", "audit", "Look for pairs that contradict people, or each other."),
 }
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
 from rlhf_core import UserError
 from rlhf_core.commands import (
     Screen,
@@ -174,4 +176,6 @@ def summary(result: Mapping[str, Any], lang: str) -> Iterator[tuple[str, str]]:
 
 def show(screen: Screen, result: Mapping[str, Any], lang: str) -> None:
     rows = [(say(lang, "labels"), result["labels_file"]), *summary(result, lang)]
-    screen.resolved(rows)
+    width = max(cell_len(name) for name, _ in rows)
+    for name, content in rows:
+        screen.say(f"{name}{' ' * (width - cell_len(name))}  {content}")

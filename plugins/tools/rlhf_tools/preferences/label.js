@@ -152,11 +152,12 @@ at("who").addEventListener("submit", async event => {
   draw();
   take(await ask("/next"));
 });
-at("other").addEventListener("click", () => {
+for (const one of document.querySelectorAll(".other")) one.addEventListener("click", () => {
   name = task = progress = finished = null;
   draw();
   at("name").focus();
 });
+at("again").addEventListener("click", () => act("b"));
 at("lang").addEventListener("click", () => {
   lang = lang === "zh" ? "en" : "zh";
   remembered("rlhf-lang", lang);

@@ -43,11 +43,10 @@ def label(source: str, **given: Any) -> None:
 
     rlhf preferences label pairs.jsonl --output labelled.jsonl
     """
-    from rlhf_core.commands import language, quiet_libraries
+    from rlhf_core.commands import language
 
     given["lang"] = language(given["lang"])
-    with quiet_libraries():
-        sys.exit(run(source, **given))
+    sys.exit(run(source, **given))
 
 
 def run(

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -69,7 +70,9 @@ class Server(ThreadingHTTPServer):
         return name in own or is_address(name)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that is cut is no error of ours."""
+        """Show what went wrong here; a connection that is cut or silent is no error of ours."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 def is_address(host: str) -> bool:
@@ -155,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _label(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
         work, row, better, first = self.server.work, given.get("id"), given.get("better"), given.get("shown_first")
+        if not all(isinstance(value, str) for value in (row, better, first)):
+            raise Refused(HTTPStatus.BAD_REQUEST, "this is no label")
         if row not in work.rows or better not in ANSWERS or first not in ("a", "b"):
             raise Refused(HTTPStatus.BAD_REQUEST, "this is no label of a row that is here")
         try:

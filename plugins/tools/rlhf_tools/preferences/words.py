@@ -10,8 +10,9 @@ from typing import Any
 
 from rlhf_core import commands
 from rlhf_tools.preferences.chinese import CHINESE
+from rlhf_tools.preferences.label_chinese import LABEL
 
-TRANSLATIONS: tuple[Mapping[str, str], ...] = (CHINESE,)
+TRANSLATIONS: tuple[Mapping[str, str], ...] = (CHINESE, LABEL)
 
 
 def say(lang: str, sentence: str, **values: Any) -> str:
