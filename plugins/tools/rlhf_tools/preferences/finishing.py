@@ -27,9 +27,12 @@ from rlhf_core.commands import (
 )
 from rlhf_tools.preferences.labelling import PAUSE, Row, Work
 from rlhf_tools.preferences.words import say
+from rlhf_tools.preferences.writing import copied
 
 LEFT_OUT = ("tie", "no majority", "only skipped", "not labelled")
 MADE_BY = "rlhf preferences label"
+MARGINS = {"margin", "score_margin"}
+OF_ANSWERS = {"score_chosen", "score_rejected", "model_chosen", "model_rejected", *MARGINS}  # what a judge wrote
 
 
 def sheet_of(output: Path) -> Path:
@@ -103,12 +106,14 @@ def pair_of(row: Row, verdict: int, agree: int, count: int) -> dict[str, Any]:
     """A row of pairs.jsonl. What a judge wrote of either answer goes with the answer."""
     swapped = verdict != own_order(row.a, row.b)  # people prefer `b`
     chosen, rejected = (row.b, row.a) if swapped else (row.a, row.b)
-    columns = {name: value for name, value in row.columns.items() if name not in ("judge", "orders_agree")}
+    columns = {
+        name: value for name, value in row.columns.items() if name in OF_ANSWERS or name in copied(row.columns)[0]
+    }
     if swapped:
         columns = {_other_side(name): value for name, value in columns.items()}
-        margin = columns.get("margin")
-        if isinstance(margin, int | float) and not isinstance(margin, bool):
-            columns["margin"] = -margin
+        for name in MARGINS & columns.keys():
+            value = columns[name]
+            columns[name] = -value if isinstance(value, int | float) and not isinstance(value, bool) else value
     pair = pair_row(row.prompt, chosen, rejected)
     own = {"judge": "people", "labellers": count, "labellers_agree": agree}
     return {**pair, **{name: value for name, value in columns.items() if name not in pair}, **own}
