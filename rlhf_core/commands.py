@@ -62,11 +62,7 @@ from rlhf_core.training.manifest import of_reward as files_of_reward
 from rlhf_core.training.manifest import versions as library_versions
 from rlhf_core.training.plan import system_prompt_for
 from rlhf_core.ui.page import document, template
-<<<<<<< HEAD
-from rlhf_core.ui.screen import Screen, question, text
-from rlhf_core.ui.streams import stdout_to_stderr
-=======
 from rlhf_core.ui.screen import Screen, Terminal, question, text
->>>>>>> fc03910 (rlhf preferences label: in the terminal and as a page)
+from rlhf_core.ui.streams import stdout_to_stderr
 from rlhf_core.ui.text import duration, gb, shown, to_json
 from rlhf_core.words import language, say
