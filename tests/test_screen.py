@@ -160,6 +160,7 @@ def test_the_view_fits_into_24_rows_and_says_rates_memory_and_notes(width, notes
     state.global_step = 3
     progress.on_step_end(args, state, None)
     logs = {"reward": 0.5, "eval_reward": 0.25, "kl": 0.1, "memory/peak_gb": 1.25, "memory/free_gb": 20.0}
+    logs |= {"judge/cost": 1.5, "other/cost": 0.25}
     progress.on_log(args, state, None, logs=logs | {f"rewards/很长的奖励名称很长很长{i}/mean": 0.5 for i in range(3)})
     progress.close()
     with console.capture() as capture:
@@ -169,7 +170,7 @@ def test_the_view_fits_into_24_rows_and_says_rates_memory_and_notes(width, notes
     assert max(map(cell_len, lines)) <= width
     assert re.match(r"[34]\.\d answers/s · (19\d|200) tokens/s", lines[1])
     if width > 40:
-        assert "1.2 GB of memory at most · 20.0 GB free" in lines[1]
+        assert "$1.75 spent · 1.2 GB of memory at most · 20.0 GB" in lines[1]
         assert any(line.startswith("held-out reward") for line in lines)
     assert sum(line.startswith("! length explains") for line in lines) == min(2, notes)
 

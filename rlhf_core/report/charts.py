@@ -37,6 +37,8 @@ CHARTS = (
     ("Time of a step", "seconds", (r"time/(sampling|rewards|learning)",)),
     ("Memory", "GB", (r"memory/(peak|free)_gb",)),
     ("Failed rewards", "share of rows", (r"rewards/.+/(error|timeout)_rate",)),
+    ("Spent", "dollars so far", (r".+/cost",)),
+    ("Calls of an endpoint", "so far: made, and answered from the cache", (r".+/(calls|cached)",)),
     ("Time of a reward", "seconds for a batch", (r"rewards/.+/latency",)),
 )
 # Of evaluations and of the run as a whole: how long they took, and counts.

@@ -16,7 +16,7 @@ from rlhf_core.report.reading import RunRecord, texts
 from rlhf_core.runs import FAILED, STOPPED
 from rlhf_core.statistics import bootstrap_mean, without_self
 from rlhf_core.ui.screen import number
-from rlhf_core.ui.text import gb
+from rlhf_core.ui.text import COST, dollars, gb
 from rlhf_core.words import say
 
 SEED = 42  # of the intervals
@@ -271,3 +271,11 @@ def facts(run: RunRecord, lang: str) -> Iterator[tuple[str, str]]:
         estimated = memory.get("estimated_bytes")
         beside = f" ({say(lang, 'estimated')}: {gb(estimated)}, {measured / estimated - 1:+.0%})" if estimated else ""
         yield row("memory at most", gb(measured) + beside)
+    columns = run.curves.columns.items()
+    spent = [known[-1] for name, values in columns if name.endswith(COST) and (known := _known(values))]
+    if spent:
+        yield row("spent", dollars(sum(spent)))
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from rlhf_core.rewards.runtime import RewardRuntime
 from rlhf_core.training.pace import Pace, Rates
 from rlhf_core.ui.screen import clock, number, question, scores_text, showing, shown, text
+from rlhf_core.ui.text import COST, dollars
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVES = {
@@ -67,6 +68,7 @@ class ProgressCallback(TrainerCallback):
         self.sample: Mapping[str, Any] | None = None
         self.live: ExitStack | None = None
         self.memory: tuple[float | None, float | None] = (None, None)  # GB at most so far, and free now
+        self.spent: dict[str, float] = {}  # dollars so far, by the metrics of the rewards that cost something
         self.training = False
         self._sample_due = 0
         self._drawn: tuple[Any, Segments] | None = None  # what is below the bar, and of when: it is dear to lay out
@@ -120,9 +122,11 @@ class ProgressCallback(TrainerCallback):
             self.history.setdefault(name, Curve()).add(value)
         if "memory/free_gb" in logs:
             self.memory = logs.get("memory/peak_gb"), logs["memory/free_gb"]
+        self.spent |= {name: value for name, value in logs.items() if name.endswith(COST)}
         if self.live is None and metrics and "train_runtime" not in logs:
             numbers = "  ".join(f"{name} {number(value)}" for name, value in metrics.items())
-            line = f"step {self.step}/{self.total}  {numbers}  {self._left()} left"
+            spent = f"  {dollars(sum(self.spent.values()))} spent" if self.spent else ""
+            line = f"step {self.step}/{self.total}  {numbers}{spent}  {self._left()} left"
             self.console.print(text(line), soft_wrap=True)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -172,6 +176,7 @@ class ProgressCallback(TrainerCallback):
     def _facts(self) -> list[str]:
         """Rates and memory, in words."""
         facts = [f"{rate(value)} {name}/s" for name, value in self.rates.by_name().items()]
+        facts += [f"{dollars(sum(self.spent.values()))} spent"] if self.spent else []
         peak, free = self.memory
         for what, size in (("{:.1f} GB of memory at most", peak), ("{:.1f} GB free", free)):
             if size is not None:

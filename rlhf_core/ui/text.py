@@ -69,6 +69,13 @@ def _symbol(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+COST = "/cost"  # the end of a metric's name that is dollars so far, as a judge logs it
+
+
+def dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 0.1 or amount == 0 else f"${amount:.2g}"
+
+
 def gb(size: float) -> str:
     """Bytes as people say them."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
