@@ -133,3 +133,20 @@ def test_how_many_answers_a_run_will_score(name, given, answers):
     method = Catalog().load("methods", name)[0]()
     options: TrainingOptions = method.Options(**given)
     assert method.scored_answers(options, 100, 2) == answers
+
+
+def test_score_says_what_it_costs_and_a_budget_that_ends_is_told_after_what_was_scored(tmp_path):
+    from click.testing import CliRunner
+
+    from rlhf_core.cli import rlhf
+
+    (tmp_path / "judge.py").write_text(
+        "from rlhf_core import Reward, RunStopped\n"
+        "def score(completions, **_): return [0.5, *[RunStopped('max_calls=1')] * (len(completions) - 1)]\n"
+        "judge = Reward(score, before_run=lambda function, planned: f'{planned.answers} calls', name='judge')\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completions": ["b", "c"]}\n' * 2)
+    done = CliRunner().invoke(rlhf, ["score", str(tmp_path / "rows.jsonl"), "--reward", f"{tmp_path}/judge.py:judge"])
+    assert isinstance(done.exception, RunStopped)
+    assert "judge: 4 calls" in done.output
+    assert "scored                1, not applicable 0, errors 3" in done.output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.numbers import COUNT, max_bad_rows
 
@@ -67,6 +67,8 @@ def score(
             found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
         else:
             found = answers.read_answers(source, catalog, limit, max_bad_rows)
+        for label, line in measuring.said(rewards, found):
+            screen.say(f"{label:8}{line}")
         with screen.working(f"Scoring {len(found.rows):,} completions …"):
             rows, columns = measuring.scored(rewards, found)
             result = measuring.measured(rewards, found, rows, columns)
@@ -82,6 +84,8 @@ def score(
     if page is not None:
         write_page(page, "--html", report.render(result))
         screen.say(f"\nPage     {page}", "bold")
+    if stop := next((column.stop_run for column in columns.values() if column.stop_run), None):
+        raise RunStopped(stop)
 
 
 def _specs(source: str | None, given: tuple[str, ...]) -> list[RewardSpec]:

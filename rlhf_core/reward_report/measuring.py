@@ -12,8 +12,10 @@ from typing import Any
 
 from rlhf_core import statistics
 from rlhf_core.errors import UserError
+from rlhf_core.reward import Planned
 from rlhf_core.reward_report.answers import Answer, Answers
 from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
+from rlhf_core.rewards.before_run import PROMPTS, said_before
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.outcomes import Column, join
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -49,6 +51,14 @@ def scored(rewards: Sequence[BoundReward], answers: Answers) -> tuple[list[Answe
         failed = "".join(f"\n  {name}: {_failures(column, rows)[0]['message']}" for name, column in columns.items())
         raise UserError(f"{answers.source}: every reward failed on all of its {len(rows):,} completions:{failed}")
     return rows, columns
+
+
+def said(rewards: Sequence[BoundReward], answers: Answers) -> list[tuple[str, str]]:
+    """(label, text) of what rewards say of all that they will be asked. Raises `UserError` for one that can't work."""
+    prompts = list({row.group: row.prompt for row in answers.rows}.values())
+    length = sum(len(row.text) for row in answers.rows) // max(1, len(answers.rows))
+    planned = Planned(prompts[:PROMPTS], len(answers.rows), length, -(-len(answers.rows) // max(1, len(prompts))))
+    return said_before(rewards, planned)
 
 
 def measured(

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rlhf_core import Catalog, ChatTemplate, TrainingOptions, UserError, commands
+from rlhf_core import Catalog, ChatTemplate, Planned, TrainingOptions, UserError, commands
 from rlhf_core.commands import ModelInfo, RewardRuntime, path_of
 from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_tools import candidates as finding
@@ -25,6 +25,7 @@ from rlhf_tools.candidates import Candidate, Questions
 from rlhf_tools.results import MODES, Answer, Answers, total
 
 ROWS = 16  # answers that are generated at once
+SHOWN = 64  # prompts that rewards are shown before
 
 
 @dataclass
@@ -132,6 +133,9 @@ def resolved(asking: Asking, folder: Path, without_rewards: str) -> list[tuple[s
     ]
     rows.append(("Data", f"{asking.questions.source}, {len(asking.prompts)} prompts"))
     rows += [("Reward", str(reward.spec)) for reward in asking.rewards.rewards]
+    answers, each = len(asking.candidates) * len(asking.prompts) * (1 + asking.samples), asking.samples
+    planned = Planned(asking.prompts[:SHOWN], answers, asking.max_completion_length, each)
+    rows += commands.said_before(asking.rewards.rewards, planned)
     if asking.system_prompt:
         rows.append(("System", f"“{asking.system_prompt}”"))
     rows += [("Note", warning) for info in asking.infos for warning in info.warnings]

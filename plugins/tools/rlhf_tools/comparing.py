@@ -55,8 +55,8 @@ def run(
             _write(folder, result)
     table.show(screen, result)
     screen.say(f"\n{folder / 'comparison.html'}  {folder / 'comparison.json'}", "bold")
-    if stopped is not None:
-        raise stopped
+    if stopped or comparison.rewards.stop_reason:
+        raise stopped or RunStopped(comparison.rewards.stop_reason)
 
 
 def add_judged(result: dict[str, Any], judged: dict[str, dict[str, Any]], spec: str) -> None:

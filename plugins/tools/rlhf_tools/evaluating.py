@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rlhf_core import Catalog
+from rlhf_core import Catalog, RunStopped
 from rlhf_core.commands import Screen, bootstrap_mean, claim, mean, write_whole
 from rlhf_tools import eval_page, eval_table, kept
 from rlhf_tools.answering import Asking, answers, choose_folder, prepare, resolved
@@ -44,6 +44,8 @@ def run(
         write_whole(folder / FILES[1], eval_page.render(result))
     eval_table.show(screen, result)
     screen.say(f"\n{folder / FILES[1]}  {folder / FILES[0]}", "bold")
+    if asking.rewards.stop_reason:
+        raise RunStopped(asking.rewards.stop_reason)
 
 
 def _given(asking: Asking, screen: Screen, fresh: bool) -> tuple[dict[str, Answers], str]:
