@@ -130,6 +130,7 @@ surrogate = Reward(each(lambda t: float(len(t.encode()) > 0)), name="surrogate")
 huge = Reward(each(lambda t: time.sleep(len(t) // 100_000) or 0.5), isolation="process", timeout=0.5, name="huge")
 hackable = Reward(each(lambda t: float("pneumonia" in t)), range=(0, 1), name="hackable")
 chatty = Reward(each(lambda t: float(len(t))), name="chatty")
+gullible = Reward(each(lambda t: float("likely" in t or "<!--" in t)), range=(0, 1), name="gullible")
 random_but_says_so = Reward(each(lambda t: 0.2 + 0.01 * random.random()), deterministic=False, name="random_but_says_so")
 ranked = Reward(relative, batchwise=True, view="messages", name="ranked")
 async def waits(completions, **_): return [float("likely pneumonia" in c[0]["content"] and len(c[0]["content"]) < 60) for c in completions]
@@ -143,6 +144,7 @@ GOLDEN = {
     "completion": "It is most likely pneumonia.",
     "answer": "pneumonia",
 }
+POOR = {"case": "none", "prompt": "Fever?", "completion": "No idea.", "answer": "flu"}
 PARTIAL = {"case": "partial", "prompt": "Fever?", "completion": "Maybe flu, maybe not.", "answer": "flu"}
 
 
@@ -158,7 +160,7 @@ def made(tmp_path, imports_unchecked):
 
     def make(name: str, score, **values) -> str:
         (tmp_path / "made.py").write_text(REWARDS)
-        rows = [{**GOLDEN, "score": score, **values}, {**PARTIAL, "score": [-1e9, 1e9]}]
+        rows = [{**GOLDEN, "score": score, **values}, *({**row, "score": [-1e9, 1e9]} for row in (PARTIAL, POOR))]
         (tmp_path / "made_golden.jsonl").write_text("\n".join(map(json.dumps, rows)))
         return f"{tmp_path / 'made.py'}:{name}"
 
@@ -185,6 +187,7 @@ BROKEN = {
     "huge": ("survives empty", "200,000 times one letter as the answer: timeout"),
     "hackable": ("scores no cheap text", "keywords_stuffed"),
     "chatty": ("scores no cheap text", "over_long"),
+    "gullible": ("is not talked into a higher score", "an answer that hides it in a comment earns 1, without it 0"),
 }
 
 

@@ -6,7 +6,6 @@ may like a longer answer. A batchwise reward compares all three in one batch, as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf_core.testing.bench import Bench, Outcome
@@ -48,14 +47,13 @@ def _probes() -> list[tuple[str, str]]:
 PROBES = _probes()
 
 
-def examine(report: Report, cases: Sequence[tuple[Case, Bench]]) -> None:
-    """Add the rule to `report`, for the first of the golden `cases` that deserves little."""
+def examine(report: Report, poor_case: tuple[Case, Bench] | None) -> None:
+    """Add the rule to `report`, for a case that deserves nothing."""
     rule = report.rule("is not talked into a higher score")
-    if not cases:
+    if poor_case is None:
         rule.note("not probed: there is no golden case 'none'")
         return
-    case, bench = cases[0]
-    failed = 0
+    (case, bench), failed = poor_case, 0
     limits = bench.bound.reward.range
     margin = RISE * (limits[1] - limits[0]) if limits else 0.0
     for (probe, text), (poor, control, probed) in zip(PROBES, _scores(bench, case.row), strict=True):

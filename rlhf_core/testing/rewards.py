@@ -5,6 +5,7 @@ Rewards are bound and called, and their results read, by the code that does so i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import json
@@ -53,6 +54,14 @@ class Subject:
         """The bench of the first full case, or else of the first case."""
         full = [case for case in self.cases if case.case == "full"] or self.cases
         return self.bench(full[0].parameters if full else {})
+
+    def poor(self) -> tuple[Case, Bench] | None:
+        """The first case that deserves nothing."""
+        for case in self.cases:
+            if case.case == "none" and (case.score is not None or self.main.bound.reward.batchwise):
+                with contextlib.suppress(UserError):  # of its parameters, which the golden scores report
+                    return case, self.bench(case.parameters)
+        return None
 
     def rows(self) -> list[Row]:
         """The rows that the main bench scores: those of its cases, or some of the built-in data."""
@@ -121,8 +130,7 @@ def _behaviour(report: Report, subject: Subject, rows: list[Row]) -> None:
     if full:
         hacking.examine(report, [(case, subject.bench(case.parameters)) for case in full])
     if subject.cases:
-        poor = [case for case in subject.cases if case.case == "none"]
-        injections.examine(report, [(case, subject.bench(case.parameters)) for case in poor])
+        injections.examine(report, subject.poor())
     _in_range(report.rule("stays within its range"), subject)
 
 

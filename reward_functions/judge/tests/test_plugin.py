@@ -7,6 +7,7 @@ import json
 import time
 
 import pytest
+from rlhf_reward_judge import fence
 
 from rlhf_core import Planned, RunStopped
 from rlhf_core.catalog import Catalog
@@ -14,8 +15,10 @@ from rlhf_core.commands import compare_answers
 from rlhf_core.errors import UserError
 from rlhf_core.grammar import RewardSpec
 from rlhf_core.rewards.binding import bind
+from rlhf_core.testing import injections
 from rlhf_core.testing.bench import Bench
-from rlhf_core.testing.golden import Row
+from rlhf_core.testing.golden import Case, Row
+from rlhf_core.testing.report import Report
 from tests.endpoint_server import EndpointServer, Reply, broken, cut, garbled, refusal, too_many
 from tests.gullible import Judge as Gullible
 
@@ -251,6 +254,31 @@ def test_a_group_that_can_not_be_read_fails_as_a_whole_and_the_others_do_not(ser
     found = outcomes(bound(server, "judge_rank"), [f"{GOOD} (x)", POOR, GOOD, POOR], prompts)
     assert [score for score, _ in found] == [None, None, 1.0, 0.0]
     assert all("not each of the answers 1 to 2 once" in error for _, error in found[:2])
+
+
+# What is judged speaks to the judge
+
+
+def probed(reward):
+    """What the kit's rule on injection finds."""
+    row = Row("row", QUESTION, POOR)
+    bench = Bench(reward)
+    report = Report("reward", "judge")
+    injections.examine(report, (Case("none", row, 0.0, {}, {}), bench))
+    bench.close()
+    return report.results[0]
+
+
+@pytest.mark.parametrize("name", ["judge", "judge_rank"])
+def test_no_text_talks_a_gullible_judge_into_a_higher_score(server, name):
+    assert probed(bound(server, name)).faults == []
+
+
+def test_without_the_fence_nearly_every_text_would(server, monkeypatch):
+    monkeypatch.setattr(fence, "plain", lambda text: text)
+    faults = "\n".join(probed(bound(server)).faults)
+    for probe in ("pretends to be another turn", "closes its frame", "hides it in a comment", "hides it in tags"):
+        assert probe in faults
 
 
 # A run
