@@ -33,7 +33,7 @@ from rlhf_core.errors import did_you_mean
 from rlhf_core.estimate.answer import REWARD as ESTIMATED_REWARD
 from rlhf_core.estimate.answer import Question
 from rlhf_core.estimate.hardware import Device, device_of
-from rlhf_core.grammar import DataSpec, RewardSpec
+from rlhf_core.grammar import DataSpec, RewardSpec, read_entry
 from rlhf_core.grammar import read_data as read_data_specs
 from rlhf_core.inputs import library_errors, parse_yaml, path_of, read_text
 from rlhf_core.method import read_kwargs

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from rlhf_core.environment import Ended, comes_again
-from rlhf_core.errors import UserError
+from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.ui.streams import OF_DISKS, open_streams
 from rlhf_core.ui.text import protect_output
 
@@ -138,6 +138,12 @@ def _carry_out() -> Any:
         with suppress(OSError):
             say_error(str(error))
         return 2
+    except RunStopped as error:
+        from rlhf_core.ui.screen import say_error
+
+        with suppress(OSError):
+            say_error(str(error))
+        return 1
     except KeyboardInterrupt:
         _say_interrupted()
         return 130

@@ -11,6 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,11 @@ def prepare(
     system_prompt: str | None,
     chat_template_kwargs: dict[str, Any] | None,
     seed: int,
+    training: bool = False,
 ) -> Asking:
-    """Resolve and check, cheap checks first."""
+    """Resolve and check, cheap checks first. `training`: of the built-in data, the part to learn from."""
     rewards = finding.choose_rewards(reward, candidates, catalog)
-    questions = finding.choose_questions(data, prompts, seed, candidates, catalog, max_bad_rows)
+    questions = finding.choose_questions(data, prompts, seed, candidates, catalog, max_bad_rows, training)
     runtime = RewardRuntime(rewards, lambda ids: "", text_prompts=questions.text_prompts)  # each model decodes its own
     runtime.check_columns(list(questions.columns), questions.source)
     system_prompt = finding.choose_system_prompt(system_prompt, candidates, rewards)
@@ -150,6 +152,13 @@ def resolved(asking: Asking, folder: Path, without_rewards: str) -> list[tuple[s
 
 def answers(asking: Asking, number: int) -> dict[str, Answers]:
     """Both modes of one model, whose weights are then freed."""
+    with loaded(asking, number) as model:
+        return {mode: _mode(asking, number, model, mode) for mode in MODES}
+
+
+@contextmanager
+def loaded(asking: Asking, number: int) -> Iterator[Any]:
+    """One model, whose weights are freed at the end."""
     info = asking.infos[number]
     dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
     with warnings.catch_warnings():
@@ -157,7 +166,7 @@ def answers(asking: Asking, number: int) -> dict[str, Answers]:
         model: Any = commands.load_model(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
     model = model.to(commands.device()).eval()
     try:
-        return {mode: _mode(asking, number, model, mode) for mode in MODES}
+        yield model
     finally:
         del model
         gc.collect()
@@ -166,26 +175,31 @@ def answers(asking: Asking, number: int) -> dict[str, Answers]:
 
 
 def _mode(asking: Asking, number: int, model: Any, mode: str) -> Answers:
-    info, template = asking.infos[number], asking.templates[number]
     each = asking.samples if mode == "sampled" else 1
-    sampling = Sampling(
-        asking.max_completion_length,
-        eos_token_ids(model, info.tokenizer),
-        asking.temperature,
-        greedy=mode == "greedy",
-    )
-    rollouts = list(_rollouts(asking, number, model, sampling, each))
-    answers = _score(asking, template, rollouts, each)
+    rollouts = [one for batch in sampled(asking, number, model, each, greedy=mode == "greedy") for one in batch]
+    answers = _score(asking, asking.templates[number], rollouts, each)
     return [answers[start : start + each] for start in range(0, len(answers), each)]
 
 
-def _rollouts(asking: Asking, number: int, model: Any, sampling: Sampling, each: int) -> Iterator[Rollout]:
+def at_once(each: int) -> int:
+    """Prompts of a batch, of `each` answers."""
+    return max(1, ROWS // each)
+
+
+def sampled(
+    asking: Asking, number: int, model: Any, each: int, *, greedy: bool = False, start: int = 0
+) -> Iterator[list[Rollout]]:
+    """`each` answers to every prompt from the number `start` on, which begins a batch, batch by batch. A batch is the
+    same whatever came before it.
+    """
+    ends = eos_token_ids(model, asking.infos[number].tokenizer)
+    sampling = Sampling(asking.max_completion_length, ends, asking.temperature, greedy=greedy)
     ids = token_ids(asking, number)
-    size = max(1, ROWS // each)
+    size = at_once(each)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        for start in range(0, len(ids), size):
-            torch.manual_seed(asking.seed + start)
-            yield from rollout(model, ids[start : start + size], each, sampling)
+        for first in range(start, len(ids), size):
+            torch.manual_seed(asking.seed + first)
+            yield rollout(model, ids[first : first + size], each, sampling)
 
 
 def _score(asking: Asking, template: ChatTemplate, rollouts: Sequence[Rollout], each: int) -> list[Answer]:

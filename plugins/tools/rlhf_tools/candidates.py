@@ -126,11 +126,14 @@ def choose_questions(
     candidates: Sequence[Candidate],
     catalog: Catalog,
     max_bad_rows: float = MAX_BAD_ROWS,
+    training: bool = False,
 ) -> Questions:
-    """At most `count` rows, or all: of `data`, else those that the first run held out, else of the built-in data."""
+    """At most `count` rows, or all: of `data`, else those that the first run held out, else of the built-in data.
+    `training`: of the built-in data, the part to learn from, else the held-out one.
+    """
     run = next((one for one in candidates if one.config), None)
     if data:
-        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog, max_bad_rows)
+        found = _any_rows(commands.read_data_specs(data, None, None), count, seed, catalog, max_bad_rows, training)
     elif run is None:
         found = _any_rows([DataSpec(BUILTIN)], count, seed, catalog)
     else:
@@ -142,10 +145,15 @@ def choose_questions(
 
 
 def _any_rows(
-    specs: Sequence[DataSpec], count: int | None, seed: int, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS
+    specs: Sequence[DataSpec],
+    count: int | None,
+    seed: int,
+    catalog: Catalog,
+    max_bad_rows: float = MAX_BAD_ROWS,
+    training: bool = False,
 ) -> Questions:
     source = ", ".join(spec.source for spec in specs)
-    if source == BUILTIN:
+    if source == BUILTIN and not training:
         rows = commands.load_data(specs, "prompts", catalog, held_out=count or ALL).held_out
         return Questions(list(rows), "builtin, its held-out part")
     data = commands.load_data(specs, "prompts", catalog, max_bad_rows=max_bad_rows)

@@ -183,9 +183,10 @@ def select(
         selected.answers.update(reason for _, reason in others)
         refused = [prompt.answers[one].text for one, reason in others if reason == "refusal"]
         selected.refusals += refused[: SHOWN - len(selected.refusals)]
-        for one in [one for one in kept if prompt.answers[one].score is None]:
-            selected.answers["not_scored" if prompt.answers[one].error is None else "failed"] += 1
-        kept = [one for one in kept if prompt.answers[one].score is not None]
+        if len(kept) > 1:  # of one alone there was nothing to judge
+            without = [prompt.answers[one].error for one in kept if prompt.answers[one].score is None]
+            selected.answers.update("not_scored" if error is None else "failed" for error in without)
+            kept = [one for one in kept if prompt.answers[one].score is not None]
         if len(kept) > 1:
             rated.append((number, kept))
         else:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core import UserError
-from rlhf_core.commands import new_file, path_of, write_whole
-from rlhf_tools.preferences.selecting import Pair, Prompt, Rated
+from rlhf_core.commands import new_file, pair_row, path_of, write_whole
+from rlhf_tools.preferences.selecting import Pair, Prompt
 
 # Columns of a source that are not copied: what the row itself has, what its prompt was made of, and names by which
 # another format would be read, or a column be expected to change what is learned.
@@ -46,12 +46,10 @@ def copied(columns: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def row_of(pair: Pair, prompt: Prompt, judge: str | None) -> dict[str, Any]:
-    """A line of pairs.jsonl, read by the formatter `preference`, or `prompt_preference` where a prompt does not end
-    with a user's text.
-    """
+    """A line of pairs.jsonl."""
     sides = (("chosen", pair.chosen), ("rejected", pair.rejected))
     row = {
-        **_asked(prompt.messages, _reply(pair.chosen), _reply(pair.rejected)),
+        **pair_row(prompt.messages, *([{"role": "assistant", "content": answer.text}] for _, answer in sides)),
         **{f"score_{side}": answer.score for side, answer in sides},
         "score_margin": pair.margin,
         **{f"model_{side}": answer.model for side, answer in sides if answer.model is not None},
@@ -67,31 +65,6 @@ def row_of(pair: Pair, prompt: Prompt, judge: str | None) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _asked(messages: Sequence[Mapping[str, Any]], chosen: Any, rejected: Any) -> dict[str, Any]:
-    """The prompt and the replies."""
-    *before, last = messages
-    if last.keys() != {"role", "content"} or last["role"] != "user" or not _is_said(last["content"]):
-        return {"prompt": list(messages), "chosen": chosen, "rejected": rejected}
-    asked = {"question": last["content"]}
-    if before and before[0].keys() == {"role", "content"} and before[0]["role"] == "system":
-        asked["system"] = before.pop(0)["content"]
-    return {
-        **asked,
-        **({"history": before} if before else {}),
-        "response_chosen": chosen,
-        "response_rejected": rejected,
-    }
-
-
-def _is_said(content: Any) -> bool:
-    return isinstance(content, str) and bool(content.strip())
-
-
-def _reply(answer: Rated) -> Any:
-    """The text; as a turn where it would be read as a list of turns."""
-    return [{"role": "assistant", "content": answer.text}] if answer.text.lstrip().startswith("[") else answer.text
 
 
 def lines_of(pairs: Iterable[Pair], prompts: Sequence[Prompt], judge: str | None) -> Iterator[str]:
