@@ -56,6 +56,7 @@ from rlhf_core.rewards.binding import BoundReward, check_columns
 from rlhf_core.rewards.binding import bind_all as bind_rewards
 from rlhf_core.rewards.pairwise import Comparison, check_pairwise, compare_answers
 from rlhf_core.rewards.runtime import RewardRuntime
+from rlhf_core.rewards.smoke_test import PLACEHOLDERS
 from rlhf_core.statistics import Estimate, bootstrap_mean, histogram, mean, same
 from rlhf_core.training.manifest import contents as content_of
 from rlhf_core.training.manifest import of_reward as files_of_reward

@@ -46,6 +46,11 @@ def find_candidates(models: Sequence[str], catalog: Catalog, trust: bool = False
     """Raises `UserError` for fewer than two models, for what is no language model and for a name given twice."""
     if len(models) < 2:
         raise UserError("comparing takes at least two models: rlhf compare builtin runs/grpo-20260101-120000")
+    return find_models(models, catalog, trust)
+
+
+def find_models(models: Sequence[str], catalog: Catalog, trust: bool = False) -> list[Candidate]:
+    """Raises `UserError` for what is no language model and for a name given twice."""
     named = [_split(text) for text in models]
     names = [name or _default_name(given) for name, given in named]
     given_names = Counter(name for name, _ in named if name)

@@ -2,6 +2,24 @@
 
 CHINESE: dict[str, str] = {
     "Reading {what} …": "读取 {what} …",
+    # make
+    "Data": "数据",
+    "Going on with what is in {folder}": "接着 {folder} 里已有的继续",
+    "Judging answers": "评判回答",
+    "Note": "说明",
+    "Nothing was sampled.": "没有采样。",
+    "Plan": "计划",
+    "Prompt {number}, as the model gets it": "第 {number} 个提示，模型看到的样子",
+    "Reading data and model configurations …": "读取数据和模型配置 …",
+    "Sampling answers …": "采样回答 …",
+    "System": "系统提示",
+    "What was done is in {folder}: the same command goes on from there": "已完成的在 {folder}：同样的命令会接着做",
+    "parameters": "个参数",
+    "{name} answers": "{name} 回答",
+    "{name} takes completion_ids: it got one id per character, so its lengths are in characters": (
+        "{name} 用到 completion_ids：每个字符给它一个 id，所以它的长度以字符计"
+    ),
+    "{prompts} prompts with {each} answers each: {answers}": "{prompts} 个提示，每个 {each} 个回答：{answers}",
     # A data sheet
     "Answers": "回答",
     "Judge": "评判",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core import UserError
-from rlhf_core.commands import say, write_whole
+from rlhf_core.commands import write_whole
 
 
 class Journal:
@@ -61,7 +61,7 @@ def _whole_lines(file: Path) -> Iterator[tuple[dict[str, Any], int]]:
             yield value, len(line)
 
 
-def same_settings(folder: Path, settings: Mapping[str, Any], lang: str) -> bool:
+def same_settings(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Whether `folder` was begun before, with the same settings; else they are written down. Raises `UserError` that
     names those that differ.
     """
@@ -74,9 +74,12 @@ def same_settings(folder: Path, settings: Mapping[str, Any], lang: str) -> bool:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read: remove {folder}, and what it has is lost") from error
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        differ = "; ".join(f"{name}: {_short(before.get(name))}, {say(lang, 'now')} {_short(now.get(name))}" for name in names)
+    differ = "; ".join(
+        f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    )
+    if differ:
         raise UserError(
             f"{folder} was begun with other settings ({differ}). Give them as before to go on, or another --output, or "
             f"remove {folder}"

@@ -92,9 +92,7 @@ class EndpointModel:
 
         seed = (self.seed + number) % 2**31
         try:
-            reply = await self.endpoint.ask(
-                prompt, max_tokens=self.max_tokens, temperature=self.temperature, seed=seed
-            )
+            reply = await self.endpoint.ask(prompt, max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
         except (EndpointError, TimeoutError) as error:
             return {"text": "", "tokens": 0, "finished": False, "error": str(error)}
         if reply.refusal:
@@ -127,7 +125,7 @@ def open_endpoint(given: str) -> Endpoint:
     from rlhf_core.endpoint import Endpoint
 
     _, values = commands.read_entry(given, "--model", "endpoint")
-    known = [name for name in inspect.signature(Endpoint).parameters]
+    known = list(inspect.signature(Endpoint).parameters)
     if unknown := next((name for name in values if name not in known), None):
         raise UserError(f"--model {given}: an endpoint has no {unknown}. It takes {', '.join(known)}")
     if not values.get("model"):

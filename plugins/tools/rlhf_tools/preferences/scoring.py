@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rlhf_core import RunStopped
-from rlhf_core.commands import BoundReward, RewardRuntime, compare_answers
+from rlhf_core.commands import PLACEHOLDERS, BoundReward, RewardRuntime, compare_answers
 from rlhf_tools.preferences.selecting import Prompt, Verdict, usable
 from rlhf_tools.results import total
 
@@ -63,7 +63,7 @@ class Pointwise:
         return [[[number, *next(scores)] for number in numbers] for _, numbers in judged]
 
     def _scores(self, rows: Sequence[Any], texts: Sequence[str]) -> list[tuple[float | None, str | None]]:
-        logs = {"log_metric": self.spent.__setitem__, "log_extra": lambda *_: None, "trainer_state": None}
+        logs = {**PLACEHOLDERS, "log_metric": self.spent.__setitem__}
         columns = self.runtime.evaluate(self.runtime.batch(rows, [list(map(ord, text)) for text in texts], logs))
         if self.runtime.stop_reason:
             raise RunStopped(self.runtime.stop_reason)

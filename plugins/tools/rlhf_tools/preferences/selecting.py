@@ -72,11 +72,14 @@ class Verdict:
 
 @dataclass
 class Prompt:
-    """Messages and the answers to them. `verdicts`: of two answers by their numbers, the smaller first."""
+    """Messages and the answers to them. `row`: as the data has it, for rewards; `columns`: what else it has, for who
+    learns of the pairs. `verdicts`: of two answers by their numbers, the smaller first.
+    """
 
     messages: Any
     answers: list[Rated]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict)
     verdicts: Mapping[tuple[int, int], Verdict] = field(default_factory=dict)
 
     def verdict(self, a: int, b: int) -> Verdict | None:

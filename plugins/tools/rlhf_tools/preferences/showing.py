@@ -93,8 +93,8 @@ def rows(found: Mapping[str, Any], lang: str) -> Iterator[tuple[str, str]]:
         yield line("Orders", "both agree in {share} of {count} comparisons", share=share, count=f"{both['compared']:,}")
     if found.get("judge"):
         yield say(lang, "Judge"), ", ".join(one["spec"] for one in found["judge"])
-    for text in found.get("spent") or ():
-        yield say(lang, "Spent"), text
+    if spent := found.get("spent"):
+        yield say(lang, "Spent"), say(lang, ", ").join(f"{name} {value:,.6g}" for name, value in spent.items())
     if found.get("seconds") is not None:
         yield say(lang, "Time"), duration(found["seconds"])
 
