@@ -70,10 +70,10 @@ class Plan:
 
     def said_before(self) -> list[Line]:
         """What the judges say of all that they will be asked. Raises `UserError` for one that can't work."""
-        prompts, comparisons = self.asking.prompts, self.each * (self.each - 1) * self.pairwise  # in both orders
-        answers = len(prompts) * self.each * (self.each - 1 if self.pairwise else 1)
-        tokens = self.asking.max_completion_length
-        asked = Planned(prompts[:SHOWN], answers, tokens, self.each, comparisons=len(prompts) * comparisons)
+        prompts, tokens = self.asking.prompts, self.asking.max_completion_length
+        comparisons = len(prompts) * self.each * (self.each - 1) if self.pairwise else 0  # in both orders
+        answers = 2 * comparisons if self.pairwise else len(prompts) * self.each
+        asked = Planned(prompts[:SHOWN], answers, tokens, self.each, comparisons=comparisons)
         return said_before(self.judges, asked)
 
     def lines(self) -> list[Line]:
