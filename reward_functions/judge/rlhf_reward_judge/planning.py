@@ -12,11 +12,12 @@ ANSWERS = ("Yes.", "No.", "It depends.")  # judged to measure a call
 
 @dataclass(frozen=True)
 class Plan:
-    """The calls of a run, and the tokens that one reads and writes on average."""
+    """The calls of a run, the tokens that one reads and writes on average, and how many there are for a prompt."""
 
     calls: int
     read: float
     written: float
+    for_a_prompt: int
 
 
 def before_run(judge: Judge, planned: Planned) -> str:
@@ -29,7 +30,7 @@ def before_run(judge: Judge, planned: Planned) -> str:
         plan = asyncio.run(_measured(judge, planned))
     except RunStopped as error:
         raise UserError(f"the budget does not pay for one call: {error}") from error
-    _check_budget(judge, plan, max(1, planned.group) if not isinstance(judge, JudgeRank) else 1)
+    _check_budget(judge, plan)
     line = f"{judge.rubric.name} by {judge.endpoint.model}: "
     return line + judge.endpoint.estimate(plan.calls, plan.read, plan.written) + _short_of(judge, plan)
 
@@ -38,27 +39,42 @@ async def _measured(judge: Judge, planned: Planned) -> Plan:
     from rlhf_reward_judge import prompt as prompts
 
     await judge.endpoint.check()
-    ranks = isinstance(judge, JudgeRank)
-    group = max(1, planned.group) if ranks else 1
-    schema = prompts.schema_of_ranking() if ranks else prompts.schema_of_scores(judge.rubric)
+    calls, together, for_a_prompt = _calls(judge, planned)
+    answers = [f"{number}. {ANSWERS[number % len(ANSWERS)]}" for number in range(together)]
+    schema = prompts.schema_of_scores(judge.rubric)
+    if planned.comparisons:
+        schema = prompts.schema_of_comparison()
+    elif isinstance(judge, JudgeRank):
+        schema = prompts.schema_of_ranking()
 
     def messages(prompt: Messages) -> list[dict[str, str]]:
         question = prompts.question_of(prompt)
-        if ranks:
-            answers = [f"{number}. {ANSWERS[number % len(ANSWERS)]}" for number in range(group)]
+        if planned.comparisons:
+            return prompts.to_compare(judge.rubric, question, *answers)
+        if isinstance(judge, JudgeRank):
             return prompts.to_rank(judge.rubric, question, answers)
-        return prompts.to_score(judge.rubric, question, ANSWERS[0])
+        return prompts.to_score(judge.rubric, question, *answers)
 
     asked = [messages(prompt) for prompt in planned.prompts or [[{"role": "user", "content": "?"}]]]
     reply = await judge.ask(asked[0], schema)
     sizes = [sum(len(turn["content"]) for turn in each) for each in asked]
     read = reply.prompt_tokens * sum(sizes) / len(sizes) / sizes[0]
-    return Plan(-(-planned.answers // group), read + group * planned.tokens, reply.completion_tokens)
+    return Plan(calls, read + together * planned.tokens, reply.completion_tokens, for_a_prompt)
 
 
-def _check_budget(judge: Judge, plan: Plan, calls: int) -> None:
-    """Raise `UserError` if the budget does not pay for the `calls` that the answers to one prompt take."""
-    budget = judge.endpoint.budget
+def _calls(judge: Judge, planned: Planned) -> tuple[int, int, int]:
+    """(how many calls, the answers in each, the calls for one prompt)."""
+    if planned.comparisons:
+        return planned.comparisons, 2, 2
+    group = max(1, planned.group)
+    if isinstance(judge, JudgeRank):
+        return -(-planned.answers // group), group, 1
+    return planned.answers, 1, group
+
+
+def _check_budget(judge: Judge, plan: Plan) -> None:
+    """Raise `UserError` if the budget does not pay for the calls that the answers to one prompt take."""
+    budget, calls = judge.endpoint.budget, plan.for_a_prompt
     if budget.max_calls is not None and budget.max_calls < calls:
         raise UserError(f"max_calls={budget.max_calls} is less than the {calls} calls for the answers to one prompt")
     cost = 0.0 if budget.price is None else budget.price.of(calls * plan.read, calls * plan.written)

@@ -159,8 +159,10 @@ def test_the_estimate_is_measured_by_a_call(server):
         line = reward.reward.before_run(reward.function, planned())
         assert f"helpful by loopback: {calls}, about " in line
         assert "Warning" not in line
+    reward = bound(server)
+    assert "30 calls" in reward.reward.before_run(reward.function, Planned([QUESTION], 60, 100, comparisons=30))
     measured = [request for request in server.requests if "<<<ANSWER" in request.text]
-    assert len(measured) == 2
+    assert [list(request.schema["properties"])[-1] for request in measured] == ["clarity", "ranking", "better"]
 
 
 def test_a_budget_below_the_estimate_is_told_and_one_below_a_prompts_answers_is_refused(server):
