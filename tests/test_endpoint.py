@@ -159,6 +159,9 @@ def test_what_can_not_work_is_said_at_once(server, monkeypatch, tmp_path):
         ({"base_url": "localhost:8000"}, "write an address"),
         ({"base_url": server.url, "max_cost": 5}, "price of 'loopback' is not known"),
         ({"base_url": server.url, "prices": "1-2"}, "prices"),
+        ({"base_url": server.url, "api_key_env": "kq7-93ba1f"}, "takes the name of an environment variable"),
+        ({"base_url": server.url, "concurrency": 0}, "concurrency=0: a number from 1"),
+        ({"base_url": server.url, "timeout": float("nan")}, "timeout=nan: a number from 0.01"),
     ):
         with pytest.raises(UserError, match=says):
             Endpoint("loopback", **given)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from weakref import WeakValueDictionary
 from rlhf_core.credentials import masked
 from rlhf_core.endpoint.budget import Budget, Spent, price_of
 from rlhf_core.endpoint.cache import Cache
-from rlhf_core.endpoint.limits import Rate
+from rlhf_core.endpoint.limits import Rate, check_bounds
 from rlhf_core.errors import UserError, excerpt
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class Endpoint:
         prices: str | None = None,
         cache: bool = True,
     ) -> None:
+        check_bounds({"concurrency": concurrency, "retries": retries, "timeout": timeout, "max_calls": max_calls})
+        check_bounds({"max_cost": max_cost, "requests_per_minute": requests_per_minute})
+        check_bounds({"tokens_per_minute": tokens_per_minute})
         self.model, self.concurrency, self.retries, self.timeout = model, concurrency, retries, timeout
         self.base_url = _address(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
         self.key_name = api_key_env or (None if base_url else "OPENAI_API_KEY")
@@ -302,6 +306,8 @@ def _address(url: str) -> str:
 def _key(name: str | None, host: str) -> str | None:
     if name is None:
         return None
+    if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
+        raise UserError("api_key_env takes the name of an environment variable, such as JUDGE_API_KEY, and not a key")
     if found := os.environ.get(name, "").strip():
         return found
     raise UserError(

@@ -5,7 +5,20 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from rlhf_core.errors import UserError
+
+LEAST = {"concurrency": 1, "retries": 0, "timeout": 0.01, "max_calls": 1, "max_cost": 0, "max_tokens": 1}
+LEAST |= {"requests_per_minute": 0.01, "tokens_per_minute": 1}
+MOST = 1_000_000_000
+
+
+def check_bounds(given: Mapping[str, float | None]) -> None:
+    """Raise `UserError` for a number of an endpoint's that can't be meant; None is no limit."""
+    for name, value in given.items():
+        if value is not None and not LEAST[name] <= value <= MOST:
+            raise UserError(f"{name}={value:g}: a number from {LEAST[name]:g} to {MOST:,} is needed")
 
 
 class Rate:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rlhf_core.endpoint import Reply
 
 SECONDS = 1740.0  # that the calls of one batch may take; those that are not back by then are errors of their rows
+LEAST_TOKENS = 64
 
 log = logging.getLogger("rlhf")
 
@@ -54,9 +55,12 @@ class Judge:
         cache: bool = True,
         thought: bool = False,
     ) -> None:
+        from rlhf_core import UserError
         from rlhf_core.endpoint import Endpoint
         from rlhf_reward_judge import rubric as rubrics
 
+        if max_tokens < LEAST_TOKENS:
+            raise UserError(f"max_tokens={max_tokens}: a judgement needs {LEAST_TOKENS} tokens and more")
         self.rubric, self.max_tokens, self.thought = rubrics.load(rubric), max_tokens, thought
         self.endpoint = Endpoint(
             model,

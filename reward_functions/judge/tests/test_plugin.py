@@ -193,6 +193,8 @@ def test_what_can_not_work_is_said_before_a_run(monkeypatch):
             assert "sk-wrong" not in str(refused.value)
     with pytest.raises(UserError, match="no rubric 'helpfull'. Did you mean 'helpful'"):
         bound(server, rubric="helpfull")
+    with pytest.raises(UserError, match="max_tokens=5: a judgement needs 64"):
+        bound(server, max_tokens=5)
     with EndpointServer(models=["other"]) as server:
         reward = bound(server)
         with pytest.raises(UserError, match="no model 'loopback'"):
