@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rlhf_reward_judge import fence, reading
@@ -60,6 +61,12 @@ def test_a_shipped_rubric_is_whole_and_has_examples_of_both_ends(name):
 def test_a_mistake_in_a_rubric_is_named(text, message):
     with pytest.raises(UserError, match=re.escape(message)):
         parsed(text, "rubric my.yaml")
+
+
+def test_the_readmes_rubric_can_be_read():
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rubric = parsed(text.split("```yaml\n")[1].split("```")[0], "README.md")
+    assert (rubric.reference, [criterion.weight for criterion in rubric.criteria]) == (True, [3, 1])
 
 
 def test_an_unknown_rubric_is_named_with_the_nearest():
