@@ -146,6 +146,8 @@ class Endpoint:
         request = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 16}
         try:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._within_limits(request), self._loop()))
+        except TimeoutError as error:
+            raise UserError(str(error)) from error
         except EndpointError as error:
             if error.fatal:
                 raise UserError(str(error)) from error

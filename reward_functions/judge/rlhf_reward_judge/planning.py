@@ -26,8 +26,12 @@ def before_run(judge: Judge, planned: Planned) -> str:
     """
     import asyncio
 
+    from rlhf_core.endpoint import EndpointError
+
     try:
         plan = asyncio.run(_measured(judge, planned))
+    except (EndpointError, TimeoutError) as error:  # after its retries
+        raise UserError(f"the judge does not answer: {error}") from error
     except RunStopped as error:
         raise UserError(f"the budget does not pay for one call: {error}") from error
     _check_budget(judge, plan)

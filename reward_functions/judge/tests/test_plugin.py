@@ -201,6 +201,14 @@ def test_what_can_not_work_is_said_before_a_run(monkeypatch):
             reward.reward.before_run(reward.function, planned())
 
 
+def test_an_endpoint_that_is_down_is_said_before_a_run(server):
+    for reply, message in ((broken(500), "answered 500"), (Reply(wait=0.5), "no answer within 0.2 s")):
+        server.answer = lambda request, reply=reply: reply
+        reward = bound(server, retries=0, timeout=0.2)
+        with pytest.raises(UserError, match=f"the judge does not answer: .*{message}"):
+            reward.reward.before_run(reward.function, planned())
+
+
 def test_a_budget_that_is_spent_ends_the_run_and_the_scores_so_far_are_kept(server):
     reward = bound(server, max_calls=2, concurrency=1)
     scores = asyncio.run(reward.function([QUESTION] * 3, [GOOD, FAIR, POOR]))
