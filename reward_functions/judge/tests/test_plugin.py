@@ -205,7 +205,7 @@ def test_an_endpoint_that_is_down_is_said_before_a_run(server):
     for reply, message in ((broken(500), "answered 500"), (Reply(wait=0.5), "no answer within 0.2 s")):
         server.answer = lambda request, reply=reply: reply
         reward = bound(server, retries=0, timeout=0.2)
-        with pytest.raises(UserError, match=f"the judge does not answer: .*{message}"):
+        with pytest.raises(UserError, match=message):
             reward.reward.before_run(reward.function, planned())
 
 
