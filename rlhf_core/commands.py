@@ -29,6 +29,8 @@ from rlhf_core.data.pairs import Pair, Pairs, pair_row, read_pairs, text_of
 from rlhf_core.data.preparing import with_system
 from rlhf_core.data.projecting import prompt_of
 from rlhf_core.data.sources import read as read_rows
+from rlhf_core.data_report.near import THRESHOLD as SIMILAR
+from rlhf_core.data_report.near import runs, similarity
 from rlhf_core.errors import did_you_mean
 from rlhf_core.estimate.answer import REWARD as ESTIMATED_REWARD
 from rlhf_core.estimate.answer import Question
@@ -48,8 +50,10 @@ from rlhf_core.models.template import template_of
 from rlhf_core.outputs import claim, new_file, read_lines, write_whole
 from rlhf_core.report.groups import read_all as read_samples
 from rlhf_core.reward_report import agreeing, agreement
-from rlhf_core.reward_report.against import compared
-from rlhf_core.reward_report.human import Human, Judged, of_labels, of_people
+from rlhf_core.reward_report.against import verdicts
+from rlhf_core.reward_report.answers import Answer, Answers
+from rlhf_core.reward_report.human import of_people
+from rlhf_core.reward_report.measuring import scored as score_answers
 from rlhf_core.rewards.batch import RewardBatch, columns_of
 from rlhf_core.rewards.before_run import said_before
 from rlhf_core.rewards.binding import BoundReward, check_columns

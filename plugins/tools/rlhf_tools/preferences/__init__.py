@@ -15,6 +15,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
     "make": ("make", "make", "Make pairs of answers that models give to prompts."),
     "from-run": ("from_run", "from_run", "Make pairs of the answers that a run sampled."),
     "from-scores": ("from_scores", "from_scores", "Make pairs of answers that the data has rated."),
+    "audit": ("audit", "audit", "Look for pairs that contradict people, or each other."),
     "label": ("label", "label", "Let people say which of two answers is better."),
 }
 

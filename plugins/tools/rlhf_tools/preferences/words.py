@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_core import commands
+from rlhf_tools.preferences.audit_chinese import AUDIT
 from rlhf_tools.preferences.chinese import CHINESE
 from rlhf_tools.preferences.label_chinese import LABEL
 
-TRANSLATIONS: tuple[Mapping[str, str], ...] = (CHINESE, LABEL)
+TRANSLATIONS: tuple[Mapping[str, str], ...] = (CHINESE, LABEL, AUDIT)
 
 
 def say(lang: str, sentence: str, **values: Any) -> str:
