@@ -148,6 +148,8 @@ def pair_row(prompt: Messages, chosen: Messages, rejected: Messages) -> dict[str
 
 def text_of(turns: Messages) -> str:
     """All that an answer says, with its thoughts (in `<think>`) and its calls of tools."""
+    if len(turns) == 1 and turns[0].keys() == {"role", "content"}:
+        return str(turns[0]["content"])
     parts = []
     for turn in turns:
         thought = turn.get("reasoning_content")

@@ -22,7 +22,7 @@ AUDIT: dict[str, str] = {
     "chosen here, rejected there": "此处被选、彼处被拒",
     "copies": "重复行",
     "cycles": "循环",
-    "half of them within {seconds:g} s": "一半在 {seconds:g} 秒以内",
+    "half of them within {seconds:.1f} s": "一半在 {seconds:.1f} 秒以内",
     "labelled faster than it can be read": "标注快于阅读",
     "labellers disagree": "标注者意见不一",
     "longer wins": "较长的回答胜出",

@@ -118,7 +118,7 @@ def of_labeller(one: Mapping[str, Any], lang: str) -> Lines:
     parts = [say(lang, "{count:,} labels", count=one["labels"])]
     parts += [say(lang, "ties {count:,}", count=one["ties"]), say(lang, "skipped {count:,}", count=one["skipped"])]
     if one["median_seconds"] is not None:
-        parts.append(say(lang, "half of them within {seconds:g} s", seconds=one["median_seconds"]))
+        parts.append(say(lang, "half of them within {seconds:.1f} s", seconds=one["median_seconds"]))
     if one["too_fast"]:
         parts.append(say(lang, "{count:,} faster than they can be read", count=one["too_fast"]))
     yield "", ", ".join(parts)

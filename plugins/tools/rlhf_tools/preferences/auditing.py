@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import statistics
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from rlhf_tools.preferences.likeness import likeness
 FASTEST = 100.0  # characters a second: several times what the quickest readers read
 AT_LEAST = 1.0  # seconds for any pair
 ENOUGH = 20.0  # seconds after which a verdict on an answer of any length may be one
+SIDES = {1: "chosen", 0: "tie", -1: "rejected"}
 EXAMPLES = 5  # locations of each kind that are named
 # What a row is looked at for, with its weight; those that weigh most together come first.
 WEIGHTS = {
@@ -41,6 +44,11 @@ class Said:
     chosen: Messages
     rejected: Messages
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def order(self) -> int:
+        """1 if the chosen answer is first in the pair's own order, else -1: a side that is not always the same."""
+        return own_order(self.chosen, self.rejected)
 
 
 @dataclass
@@ -78,7 +86,7 @@ def key(turns: Messages) -> Hashable:
     """What is equal for equal turns."""
     if len(turns) == 1 and turns[0].keys() == {"role", "content"}:
         return turns[0]["content"]
-    return repr(turns)
+    return json.dumps(turns, sort_keys=True, default=str)
 
 
 def _of_answers(rows: Sequence[Said], doubts: Doubts) -> dict[str, Any]:
@@ -130,22 +138,24 @@ def _of_people(
     verdicts: list[int | None] = []
     theirs: list[Label] = []
     seen: set[str] = set()
+    prompts, labelled = [key(row.prompt) for row in rows], {key(label.prompt) for label in current}
     for number, row in enumerate(rows):
-        name = pair_id(row.prompt, row.chosen, row.rejected)
-        order = own_order(row.chosen, row.rejected)
+        name = pair_id(row.prompt, row.chosen, row.rejected) if prompts[number] in labelled else ""
         own = said.get(name, [])
-        found = [verdict * order for verdict in votes(own)]
+        if not own:
+            verdicts.append(None)
+            continue
+        found = [verdict * row.order for verdict in votes(own)]
         verdicts.append(agreement.majority(found))
         _doubt_labels(number, found, own, doubts)
         if name not in seen:
             theirs += own
             seen.add(name)
-    sides = [own_order(row.chosen, row.rejected) for row in rows]  # so that 1 is not always the chosen one
-    prompts = [key(row.prompt) for row in rows]
+    sides = [0 if verdict is None else row.order for row, verdict in zip(rows, verdicts, strict=True)]
     return {
         **of_people(theirs),
         "labels_of_other_pairs": len(current) - len(theirs),
-        "labelled": sum(bool(said.get(name)) for name in seen),
+        "labelled": len(seen),
         "file": agreement.agreement(_turned(verdicts, sides), sides, prompts),
         "longer_wins": agreement.length_bias(verdicts, lengths),
         "file_longer_wins": agreement.length_bias([1 if v else None for v in verdicts], lengths),
@@ -161,7 +171,7 @@ def _turned(verdicts: Sequence[int | None], sides: Sequence[int]) -> list[int | 
 def _doubt_labels(number: int, found: Sequence[int], own: Sequence[Label], doubts: Doubts) -> None:
     """What labels of a row make doubtful; `found` are the verdicts on the chosen answer."""
     verdict = agreement.majority(found)
-    counts = f"{found.count(1)} : {found.count(0)} : {found.count(-1)}"
+    counts = "/".join(f"{found.count(value)} {name}" for value, name in SIDES.items() if value in found)
     if verdict == -1:
         doubts.add(number, "people prefer the rejected answer", counts if len(found) > 1 else own[0].labeller)
     elif verdict == 0:
@@ -169,7 +179,7 @@ def _doubt_labels(number: int, found: Sequence[int], own: Sequence[Label], doubt
     if len(set(found)) > 1:
         doubts.add(number, "labellers disagree", counts)
     if quick := [label for label in own if too_fast(label)]:
-        doubts.add(number, "labelled faster than it can be read", f"{quick[0].labeller} {quick[0].seconds:g} s")
+        doubts.add(number, "labelled faster than it can be read", f"{quick[0].labeller} {quick[0].seconds:.1f} s")
 
 
 def too_fast(label: Label) -> bool:

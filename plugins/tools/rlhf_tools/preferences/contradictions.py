@@ -31,9 +31,15 @@ def contradictions(prompts: Sequence[Hashable], edges: Sequence[Edge]) -> Found:
         groups.setdefault(prompt, []).append(number)
     found = Found()
     for numbers in groups.values():
-        if len(numbers) > 1:
+        if len(numbers) > 1 and _share_answers([edges[number] for number in numbers]):
             _of_prompt({number: edges[number] for number in numbers}, found)
     return found
+
+
+def _share_answers(edges: Sequence[Edge]) -> bool:
+    """Whether rows of a prompt can contradict or repeat each other: most have answers of their own."""
+    chosen = {edge[0] for edge in edges}
+    return len(chosen) < len(edges) or not chosen.isdisjoint(edge[1] for edge in edges)
 
 
 def _of_prompt(edges: Mapping[int, Edge], found: Found) -> None:

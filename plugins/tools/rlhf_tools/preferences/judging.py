@@ -13,7 +13,6 @@ from rlhf_core.commands import (
     agreement,
     by_pair,
     compare_answers,
-    own_order,
     pair_id,
     score_answers,
     text_of,
@@ -39,7 +38,7 @@ def judged(
         found |= more
     else:
         said = _scored(reward, rows)
-    sides = [own_order(row.chosen, row.rejected) for row in rows]
+    sides = [row.order for row in rows]
     prompts = [key(row.prompt) for row in rows]
     own = [None if verdict is None else verdict * side for verdict, side in zip(said, sides, strict=True)]
     lengths = [(len(text_of(row.chosen)), len(text_of(row.rejected))) for row in rows]

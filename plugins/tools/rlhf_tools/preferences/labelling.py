@@ -230,6 +230,8 @@ class Work:
 def thoughts_apart(turns: Messages) -> list[tuple[bool, str]]:
     """(whether it is a thought, text) of the parts of an answer. A thought may have been begun by the prompt."""
     text = text_of(turns)
+    if "think>" not in text:
+        return [(False, text.strip())] if text.strip() else []
     if "</think>" in text and "<think>" not in text.partition("</think>")[0]:
         text = "<think>" + text
     parts, at = [], 0
