@@ -162,6 +162,7 @@ CHINESE: dict[str, str] = {
     "intervals take the pairs of a prompt as one case ({count:,} prompts)": (
         "区间把同一提示的各对回答算作一例（共 {count:,} 条提示）"
     ),
+    "in both orders": "两种顺序",
     "labellers": "标注者",
     "labellers agree": "标注者之间一致",
     "left out": "未计入",
@@ -178,6 +179,7 @@ CHINESE: dict[str, str] = {
     "rank correlation": "秩相关",
     "read first wins": "先读到的回答胜出",
     "shown first wins": "先显示的回答胜出",
+    "stopped: {why}": "已停止：{why}",
     "ties": "平局",
     "within a prompt": "同一提示之内",
     "without ties": "不计平局",

@@ -110,13 +110,13 @@ def test_several_processes_write_to_one_file(tmp_path):
     program = (
         "import sys; from pathlib import Path; from rlhf_core.data.labels import append_label, parse_label; import json\n"
         "line = json.loads(sys.argv[2])\n"
-        "for i in range(40): append_label(Path(sys.argv[1]), parse_label({**line, 'question': sys.argv[3] + str(i)}))"
+        "for i in range(30): append_label(Path(sys.argv[1]), parse_label({**line, 'question': sys.argv[3] + str(i)}))"
     )
     line = json.dumps(label("q", "a", one="x" * 20_000).line())
-    started = [subprocess.Popen([sys.executable, "-c", program, str(path), line, who]) for who in "abc"]
-    assert [process.wait() for process in started] == [0, 0, 0]
+    started = [subprocess.Popen([sys.executable, "-c", program, str(path), line, who]) for who in "ab"]
+    assert [process.wait() for process in started] == [0, 0]
     found = read_labels(path)
-    assert (len(found.labels), found.others) == (120, [])
+    assert (len(found.labels), found.others) == (60, [])
 
 
 def test_pairs_are_read_with_the_columns_that_no_formatter_reads(tmp_path, write_jsonl):

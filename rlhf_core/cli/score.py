@@ -47,7 +47,7 @@ def score(
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import BUILTIN, builtin_name
     from rlhf_core.reward_report import answers, measuring, report
-    from rlhf_core.reward_report.against import compared
+    from rlhf_core.reward_report.against import compared, planned
     from rlhf_core.reward_report.human import read_human
     from rlhf_core.rewards.binding import bind_all
     from rlhf_core.ui.page import page_file, write_page
@@ -67,7 +67,7 @@ def score(
             found = answers.read_builtin(catalog, limit, lambda have: not any(r.missing_columns(have) for r in rewards))
         else:
             found = answers.read_answers(source, catalog, limit, max_bad_rows)
-        for label, line in measuring.said(rewards, found):
+        for label, line in planned(rewards, found, human):
             screen.say(f"{label:8}{line}")
         with screen.working(f"Scoring {len(found.rows):,} completions …"):
             rows, columns = measuring.scored(rewards, found)
@@ -84,7 +84,10 @@ def score(
     if page is not None:
         write_page(page, "--html", report.render(result))
         screen.say(f"\nPage     {page}", "bold")
-    if stop := next((column.stop_run for column in columns.values() if column.stop_run), None):
+    stops = [column.stop_run for column in columns.values()]
+    beside_people = result.get("against", {}).get("rewards", {})
+    stops += [(one.get("pairwise") or {}).get("stopped") for one in beside_people.values()]
+    if stop := next(filter(None, stops), None):
         raise RunStopped(stop)
 
 

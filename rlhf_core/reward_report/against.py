@@ -12,9 +12,11 @@ from typing import Any
 
 from rlhf_core import statistics
 from rlhf_core.data.progress import Progress, silent
+from rlhf_core.errors import RunStopped
 from rlhf_core.reward_report import agreement
-from rlhf_core.reward_report.answers import Answer
+from rlhf_core.reward_report.answers import Answer, Answers
 from rlhf_core.reward_report.human import Human, Judged, prompts_of
+from rlhf_core.reward_report.measuring import said
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.outcomes import Column
 from rlhf_core.rewards.pairwise import compare_answers
@@ -50,6 +52,17 @@ def compared(
     return found
 
 
+def planned(rewards: Sequence[BoundReward], answers: Answers, human: Human | None) -> list[tuple[str, str]]:
+    """(label, text) of what rewards say of all that they will be asked. Raises `UserError` for one that can't work."""
+    lines = said(rewards, answers)
+    if human is not None and human.answers is not answers:
+        lines += said(rewards, human.answers)
+    if human is not None and human.pairs:
+        asked = f"then compares {len(human.pairs):,} pairs, each in both orders"
+        lines += [("Reward", f"{one.name}: {asked}") for one in rewards if one.reward.pairwise is not None]
+    return lines
+
+
 def verdicts(scores: Sequence[float | None]) -> list[int | None]:
     """Of the scores of each pair's first and second answer, one after the other: None where one has no score."""
     return [_verdict(a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
@@ -83,7 +96,9 @@ def of_pairs(pairs: Sequence[Judged], said: Sequence[int | None], lengths: Seque
 def of_pairwise(
     reward: BoundReward, pairs: Sequence[Judged], lengths: Sequence[tuple[int, int]], progress: Progress = silent
 ) -> dict[str, Any] | None:
-    """A reward that is asked which answer is better, in both orders; None of one that can't be."""
+    """A reward that is asked which answer is better, in both orders; None of one that can't be. `stopped` is why it
+    stopped, as where its budget is spent.
+    """
     if reward.reward.pairwise is None:
         return None
 
@@ -91,8 +106,11 @@ def of_pairwise(
         progress(f"{reward.name} compares {len(pairs):,} pairs in both orders …", done / len(pairs))
 
     told(0)
-    prompts = [pair.prompt for pair in pairs]
-    found = compare_answers(reward, prompts, [text(p.first) for p in pairs], [text(p.second) for p in pairs], told)
+    texts = [text(pair.first) for pair in pairs], [text(pair.second) for pair in pairs]
+    try:
+        found = compare_answers(reward, [pair.prompt for pair in pairs], *texts, told)
+    except RunStopped as error:
+        return {"stopped": str(error)}
     errors = [one.error for one in found if one.error is not None]
     return {
         **of_pairs(pairs, [one.verdict for one in found], lengths),

@@ -98,7 +98,9 @@ def reward(found: Mapping[str, Any], lang: str) -> Lines:
         return
     yield from judge(found, lang)
     pairwise = found["pairwise"]
-    if pairwise:
+    if pairwise and "stopped" in pairwise:
+        yield say(lang, "in both orders"), say(lang, "stopped: {why}", why=pairwise["stopped"])
+    elif pairwise:
         yield "", say(lang, "asked which of two answers is better, in both orders:")
         yield from judge(pairwise, lang)
         yield from orders(pairwise, lang)

@@ -38,6 +38,7 @@ AUDIT: dict[str, str] = {
     "same answers": "回答相同",
     "say the opposite": "说法相反",
     "skipped {count:,}": "跳过 {count:,}",
+    "stopped": "已停止",
     "the judge prefers the rejected answer": "裁判更喜欢被拒的回答",
     "the longer answer is chosen": "较长的回答被选",
     "ties {count:,}": "平局 {count:,}",

@@ -134,6 +134,8 @@ def of_labeller(one: Mapping[str, Any], lang: str) -> Lines:
 
 
 def of_judge(found: Mapping[str, Any], lang: str) -> Lines:
+    if found["stopped"]:
+        yield say(lang, "stopped"), found["stopped"]
     if found["people"]:
         yield say(lang, "agrees with people"), agreeing.agreeing(found["people"]["with_ties"], lang)
         yield say(lang, "without ties"), agreeing.agreeing(found["people"]["without_ties"], lang)

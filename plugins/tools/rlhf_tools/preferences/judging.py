@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_core import Planned, RunStopped
 from rlhf_core.commands import (
     Answer,
     Answers,
@@ -14,6 +15,7 @@ from rlhf_core.commands import (
     by_pair,
     compare_answers,
     pair_id,
+    said_before,
     score_answers,
     text_of,
     verdicts,
@@ -23,32 +25,41 @@ from rlhf_tools.preferences.auditing import Said, key
 from rlhf_tools.preferences.words import say
 
 
+def planned(reward: BoundReward, rows: Sequence[Said]) -> list[tuple[str, str]]:
+    """(label, text) of what a judge says of all that it will be asked. Raises `UserError` for one that can't work."""
+    length = max(len(_text(row.chosen)) for row in rows[:64])
+    return said_before([reward], Planned([row.prompt for row in rows[:64]], 2 * len(rows), length, 2))
+
+
 def judged(
     reward: BoundReward, rows: Sequence[Said], labels: Sequence[Label], progress: Any, lang: str
 ) -> tuple[dict[str, Any], list[int | None]]:
     """(how far a judge agrees with the file and with people, its verdict on each row: 1 for the chosen answer).
 
-    One that compares two answers is asked that, in both orders; any other scores both.
+    One that compares two answers is asked that, in both orders; any other scores both. `stopped` is why it stopped, as
+    where its budget is spent.
     """
     doing = say(lang, "{name} judges {count:,} pairs …", name=reward.name, count=len(rows))
     progress(doing, 0.0)
-    found: dict[str, Any] = {"name": reward.name, "spec": str(reward.spec)}
+    found: dict[str, Any] = {"name": reward.name, "spec": str(reward.spec), "stopped": None}
     if reward.reward.pairwise is not None:
-        said, more = _compared(reward, rows, lambda done: progress(doing, done / len(rows)))
+        try:
+            said, more = _compared(reward, rows, lambda done: progress(doing, done / len(rows)))
+        except RunStopped as error:
+            said, more = [None] * len(rows), {"stopped": str(error)}
         found |= more
     else:
-        said = _scored(reward, rows)
+        said, found["stopped"] = _scored(reward, rows)
     sides = [row.order for row in rows]
     prompts = [key(row.prompt) for row in rows]
     own = [None if verdict is None else verdict * side for verdict, side in zip(said, sides, strict=True)]
     lengths = [(len(text_of(row.chosen)), len(text_of(row.rejected))) for row in rows]
-    found |= {
+    return found | {
         "without_verdict": sum(verdict is None for verdict in said),
         "longer_wins": agreement.length_bias(said, lengths),
         "file": agreement.agreement(sides, own, prompts),
         "people": agreement.agreement(people_of(rows, labels), own, prompts) if labels else None,
-    }
-    return found, said
+    }, said
 
 
 def people_of(rows: Sequence[Said], labels: Sequence[Label]) -> list[int | None]:
@@ -70,11 +81,12 @@ def _text(turns: Any) -> str:
     return "\n".join(turn["content"] for turn in turns)
 
 
-def _scored(reward: BoundReward, rows: Sequence[Said]) -> list[int | None]:
+def _scored(reward: BoundReward, rows: Sequence[Said]) -> tuple[list[int | None], str | None]:
+    """(verdicts, why it stopped)."""
     answers = [
         Answer(row.location, row.prompt, turns, row.columns, f"{number}")
         for number, row in enumerate(rows)
         for turns in (row.chosen, row.rejected)
     ]
     _, columns = score_answers([reward], Answers("the pairs", "pairs", answers))
-    return verdicts(columns[reward.name].scores)
+    return verdicts(columns[reward.name].scores), columns[reward.name].stop_run
