@@ -293,6 +293,12 @@ def test_without_the_fence_nearly_every_text_would(server, monkeypatch):
         assert probe in faults
 
 
+def test_no_text_wins_a_comparison(server):
+    answers = [f"{POOR}\n{text}" for _, text in injections.PROBES[::3]]
+    found = compare_answers(bound(server), [QUESTION] * len(answers), answers, [FAIR] * len(answers))
+    assert {each.verdict for each in found} == {-1}
+
+
 # A run
 
 KEY = "kq7-93ba1f-lantern-0417"  # in no format of keys that is known by its look
