@@ -70,6 +70,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "tests/test_mixed_precision.py::test_prompts_are_shared_and_all_weights_learn": ("-False]",),
     "tests/test_pipeline.py::test_a_real_pipeline_and_the_same_again": (),
     "tests/test_plugins_command.py::test_a_new_package_passes_its_own_tests": ("reward",),
+    "tests/test_preferences_path.py::test_from_prompts_to_a_better_model": ("endpoint",),
     "tests/test_prefix_processes.py::test_gradients_of_two_processes_equal_those_of_one": (),
     "tests/test_ranks.py::test_what_happens_to_a_rank_is_said_once_and_ends_the_others": ("hang",),
     "tests/test_resume.py::test_a_finished_run_that_is_made_longer_follows_the_schedule_of_its_new_length": ("cosine",),

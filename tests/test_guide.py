@@ -19,7 +19,18 @@ from rlhf_core.testing.probes import PROBES
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "guide"
 EXAMPLES = ROOT / "docs" / "examples"
-PAGES = ("data", "choosing", "evaluation", "plugins", "cluster", "troubleshooting", "memory", "runs", "diagnoses")
+PAGES = (
+    "data",
+    "preferences",
+    "choosing",
+    "evaluation",
+    "plugins",
+    "cluster",
+    "troubleshooting",
+    "memory",
+    "runs",
+    "diagnoses",
+)
 
 
 def blocks(page: str, language: str) -> list[str]:
