@@ -213,7 +213,7 @@ def test_a_sheet_by_hand():
     assert found["models"]["a"] == {"answers": 2, "mean_score": 0.6, "chosen": 1, "rejected": 1, "wins": 0.5}
     assert found["margins"]["quantiles"]["0"] == pytest.approx(0.4)
     assert (found["orders"]["compared"], found["orders"]["agreement"]) == (1, 1.0)
-    assert [sentence.partition(" pairs")[0] for sentence, _ in warnings(found, select(prompts).pairs)] == ["{count}"]
+    assert [values["count"] for _, values in warnings(found, select(prompts).pairs)] == [2]
     assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson (1927), as statsmodels computes it
 
 

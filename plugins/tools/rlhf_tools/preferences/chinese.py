@@ -16,8 +16,8 @@ CHINESE: dict[str, str] = {
     "What was done is in {folder}: the same command goes on from there": "已完成的在 {folder}：同样的命令会接着做",
     "parameters": "个参数",
     "{name} answers": "{name} 回答",
-    "{name} takes completion_ids: it got one id per character, so its lengths are in characters": (
-        "{name} 用到 completion_ids：每个字符给它一个 id，所以它的长度以字符计"
+    "{name} counts tokens: of answers from an endpoint it got one per character": (
+        "{name} 按词元计数：来自接口的回答，每个字符算一个词元"
     ),
     "{prompts} prompts with {each} answers each: {answers}": "{prompts} 个提示，每个 {each} 个回答：{answers}",
     # A data sheet
@@ -62,10 +62,10 @@ CHINESE: dict[str, str] = {
     "compared with each other, the two say otherwise": "对直接比较的结果不支持",
     "left out to balance the lengths": "对为平衡长度而去掉",
     # Warnings
-    "{count} pairs are very few: a model would learn them by heart. {few} are few, {small} a beginning": (
+    "very few pairs ({count}): a model would learn them by heart. {few} are few, {small} a beginning": (
         "只有 {count} 对，太少：模型会把它们背下来。{few} 对算少，{small} 对才够开始"
     ),
-    "{count} pairs are few: enough for a first try": "{count} 对比较少：够第一次尝试",
+    "few pairs ({count}): enough for a first try": "{count} 对比较少：够第一次尝试",
     "the better answer is the {which} one in {share} of the pairs: a model may learn nothing but the length": (
         "{share} 的对里，较好的回答是{which}的那个：模型可能只学到长度"
     ),

@@ -113,7 +113,7 @@ def carry_out(work: Work, folder: Path, progress: Progress) -> tuple[dict[str, f
 
 
 def _rated(answer: Mapping[str, Any], model: str) -> Rated:
-    return Rated(answer["text"], None, model, answer.get("error"), answer["finished"])
+    return Rated(answer["text"], None, model, answer.get("error"), answer["finished"], {}, answer.get("ids"))
 
 
 def _sample(sampler: Sampler, journal: Journal, progress: Callable[[float], None], total: int) -> None:

@@ -64,7 +64,8 @@ class Plan:
         asking = self.asking
         rows = zip(asking.prompts, asking.questions.rows, strict=True)
         prompts = [Prompt(messages, [], _columns(row), row) for messages, row in rows]
-        local = [LocalModel(asking, number, self.n) for number in range(len(asking.candidates))]
+        ids = bool(self.by_tokens)
+        local = [LocalModel(asking, number, self.n, ids) for number in range(len(asking.candidates))]
         judge = Pairwise(self.judges[0]) if self.pairwise else Pointwise(asking.rewards)
         return Work(prompts, [*local, *self.endpoints], judge, self.each, self.keep_refusals, self.lang)
 
@@ -96,11 +97,15 @@ class Plan:
         plan = say(lang, "{prompts} prompts with {each} answers each: {answers}", each=self.each, **counts)
         return [*rows, (say(lang, "Plan"), plan)]
 
+    @property
+    def by_tokens(self) -> list[str]:
+        """The judges that ask for the tokens of answers."""
+        return [] if self.pairwise else [one.name for one in self.judges if "completion_ids" in one.signature.trl]
+
     def told(self) -> list[tuple[str, dict[str, Any]]]:
         """What to know of the judges."""
-        sentence = "{name} takes completion_ids: it got one id per character, so its lengths are in characters"
-        by_ids = [one.name for one in self.judges if "completion_ids" in one.signature.trl]
-        return [(sentence, {"name": name}) for name in by_ids]
+        sentence = "{name} counts tokens: of answers from an endpoint it got one per character"
+        return [(sentence, {"name": name}) for name in self.by_tokens if self.endpoints]
 
     def about(self) -> dict[str, Any]:
         """What a data sheet begins with."""

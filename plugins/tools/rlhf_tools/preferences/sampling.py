@@ -33,11 +33,14 @@ class Sampler(Protocol):
 
 @dataclass
 class LocalModel:
-    """The model of this number; its weights are in memory while its batches are asked for."""
+    """The model of this number; its weights are in memory while its batches are asked for. `with_ids`: a judge asks
+    for the tokens of answers.
+    """
 
     asking: Asking
     number: int
     each: int
+    with_ids: bool = False
 
     @property
     def name(self) -> str:
@@ -54,6 +57,7 @@ class LocalModel:
                         "text": template.opening(*rows[start + i // self.each]) + template.decode(one.completion),
                         "tokens": len(one.completion),
                         "finished": one.finished,
+                        **({"ids": list(one.completion)} if self.with_ids else {}),
                     }
                     for i, one in enumerate(rollouts)
                 ]

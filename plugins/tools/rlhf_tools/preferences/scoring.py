@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rlhf_core import RunStopped
-from rlhf_core.commands import PLACEHOLDERS, BoundReward, RewardRuntime, compare_answers
-from rlhf_tools.preferences.selecting import Prompt, Verdict, usable
+from rlhf_core.commands import PLACEHOLDERS, BoundReward, RewardBatch, RewardRuntime, columns_of, compare_answers
+from rlhf_tools.preferences.selecting import Prompt, Rated, Verdict, usable
 from rlhf_tools.results import total
 
 AT_ONCE = 64  # answers, or comparisons, before they are on the disk
@@ -47,29 +47,33 @@ class Pointwise:
     runtime: RewardRuntime
     spent: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        # There is no one tokenizer: an answer has an id for each character, as in `rlhf score`.
-        self.runtime.decode = lambda ids: "".join(map(chr, ids))
-
     def size(self, answers: int) -> int:
         """Prompts of a batch, each with that many answers."""
         return max(1, AT_ONCE // answers)
 
     def judge(self, prompts: Sequence[Prompt], keep_refusals: bool) -> list[Any]:
         judged = [(prompt, worth_judging(prompt, keep_refusals)) for prompt in prompts]
-        rows = [prompt.row for prompt, numbers in judged for _ in numbers]
-        texts = [prompt.answers[number].text for prompt, numbers in judged for number in numbers]
-        scores = iter(self._scores(rows, texts) if rows else [])
+        rows = [prompt for prompt, numbers in judged for _ in numbers]
+        answers = [prompt.answers[number] for prompt, numbers in judged for number in numbers]
+        scores = iter(self._scores(rows, answers) if rows else [])
         return [[[number, *next(scores)] for number in numbers] for _, numbers in judged]
 
-    def _scores(self, rows: Sequence[Any], texts: Sequence[str]) -> list[tuple[float | None, str | None]]:
-        logs = {**PLACEHOLDERS, "log_metric": self.spent.__setitem__}
-        columns = self.runtime.evaluate(self.runtime.batch(rows, [list(map(ord, text)) for text in texts], logs))
+    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Rated]) -> list[tuple[float | None, str | None]]:
+        """An answer whose tokens are not known has an id for each character, as in `rlhf score`."""
+        batch = RewardBatch(
+            [prompt.messages for prompt in prompts],
+            [[{"role": "assistant", "content": answer.text}] for answer in answers],
+            [list(map(ord, answer.text)) if answer.ids is None else answer.ids for answer in answers],
+            columns_of([prompt.row for prompt in prompts]),
+            {**PLACEHOLDERS, "log_metric": self.spent.__setitem__},
+            [answer.text for answer in answers],
+        )
+        columns = self.runtime.evaluate(batch)
         if self.runtime.stop_reason:
             raise RunStopped(self.runtime.stop_reason)
         weights = {reward.name: reward.weight for reward in self.runtime.rewards}
         found = []
-        for i in range(len(texts)):
+        for i in range(len(answers)):
             errors = {name: error for name, column in columns.items() if (error := column.errors[i]) is not None}
             score = total({name: column.scores[i] for name, column in columns.items()}, errors, weights)
             found.append((score, next((f"{name}: {error}" for name, error in errors.items()), None)))

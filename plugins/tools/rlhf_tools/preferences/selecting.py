@@ -49,7 +49,7 @@ PAIRS = {
 @dataclass(slots=True)
 class Rated:
     """An answer. `score` is None where it has none: `error` says why, if the judge failed. `columns` are written with
-    it, each with `_chosen` or `_rejected` after its name.
+    it, each with `_chosen` or `_rejected` after its name. `ids`: its tokens, if they are known and asked for.
     """
 
     text: str
@@ -58,6 +58,7 @@ class Rated:
     error: str | None = None
     finished: bool = True
     columns: Mapping[str, Any] = field(default_factory=dict)
+    ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -131,11 +131,11 @@ def warnings(found: Mapping[str, Any], pairs: Sequence[Pair]) -> list[tuple[str,
         return []
     if count < FEW:
         told.append(
-            ("{count} pairs are very few: a model would learn them by heart. {few} are few, {small} a beginning",
+            ("very few pairs ({count}): a model would learn them by heart. {few} are few, {small} a beginning",
              {"count": count, "few": FEW, "small": SMALL})
         )  # fmt: skip
     elif count < SMALL:
-        told.append(("{count} pairs are few: enough for a first try", {"count": count}))
+        told.append(("few pairs ({count}): enough for a first try", {"count": count}))
     decided = decided_by_length([len(pair.chosen.text) - len(pair.rejected.text) for pair in pairs])
     if decided and count >= FEW:
         told.append((WARNING, {"which": decided[0], "share": f"{decided[1]:.0%}"}))
