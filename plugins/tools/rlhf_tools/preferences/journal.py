@@ -89,4 +89,4 @@ def same_settings(folder: Path, settings: Mapping[str, Any]) -> bool:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return text if len(text) <= 300 else f"{text[:299]}…"

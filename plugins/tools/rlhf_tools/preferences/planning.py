@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ from rlhf_core.commands import (
     said_before,
     to_json,
 )
+from rlhf_core.endpoint import Endpoint
 from rlhf_tools.answering import Asking, at_once, prepare, with_tools
 from rlhf_tools.candidates import find_models
 from rlhf_tools.preferences.making import Work
@@ -140,10 +142,7 @@ class Plan:
         return {
             "--data": f"{asking.questions.source}, {len(asking.prompts)} prompts, {_digest(asking.questions.rows)}",
             "--model": models,
-            "--judge": [
-                f"{one.spec}, {one.distribution or ''} {_digest(content_of(files_of_reward(one.spec)))}"
-                for one in self.judges
-            ],
+            "--judge": [_identity(one) for one in self.judges],
             "--pairwise": self.pairwise,
             "--n": self.n,
             "--temperature": asking.temperature,
@@ -154,6 +153,14 @@ class Plan:
             "--seed": asking.seed,
             "batches": [at_once(self.n), AT_ONCE],
         }
+
+
+def _identity(judge: BoundReward) -> str:
+    """What decides its scores: not what limits its calls, such as a budget that was spent."""
+    limits = {*signature(Endpoint).parameters} - {"model", "base_url"}
+    spec = replace(judge.spec, parameters={k: v for k, v in judge.spec.parameters.items() if k not in limits})
+    described = judge.reward.describe(judge.function) if judge.reward.describe else {}
+    return f"{spec}, {judge.distribution or ''} {_digest([content_of(files_of_reward(judge.spec)), dict(described)])}"
 
 
 def _columns(row: Any) -> dict[str, Any]:
