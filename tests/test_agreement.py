@@ -85,12 +85,12 @@ def test_length_and_position():
     shown = a.first_shown_bias([1, -1, -1, 0, None], [1, 1, -1, 1, 1])
     assert (shown["count"], shown["share"]) == (3, pytest.approx(2 / 3))
     # Each from the first answer's side; the second number is of the order in which the second answer came first.
-    orders = a.order_bias([(1.0, 1.0), (1.0, -1.0), (-0.5, 1.0), (0.0, -2.0), (None, 1.0)])
-    assert orders["orders_differ"]["count"] == 4
-    assert orders["orders_differ"]["share"] == pytest.approx(3 / 4)
-    assert orders["opposite"] == 2
-    # Decided: 1, 1, 1, -1, -0.5, 1, -2. Shown first and won: the first of rows 1 and 2, the second of rows 2 and 4.
-    assert orders["first_shown_wins"]["share"] == pytest.approx(4 / 7)
+    orders = a.order_bias([(1.0, 1.0), (1.0, -1.0), (-0.5, 1.0), (0.0, -2.0), (3.0, -1.0), (None, 1.0)])
+    assert orders["orders_differ"]["count"] == 5
+    assert orders["orders_differ"]["share"] == pytest.approx(4 / 5)
+    assert orders["opposite"] == 3
+    # Decided: all but the 0. Shown first and won: the first of rows 1, 2 and 5, the second of rows 2, 4 and 5.
+    assert orders["first_shown_wins"]["share"] == pytest.approx(6 / 9)
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,19 @@ def test_two_processes_share_a_file_and_a_row_gets_as_many_labels_as_asked_for(w
             here.answer(who, task.row.id, "a", task.first)
     assert sorted(seen) == sorted(one.rows)
     assert one.next("ann") is None
-    both = work(6, 2)
-    reading = both.next("cid")
-    assert both.next("dan").row.id != reading.row.id  # cid reads it, and one label is there
-    assert both.counts[reading.row.id] == 1
+
+
+def test_a_row_that_another_labeller_reads_is_not_given_twice(work, monkeypatch):
+    here = work(1, 1)
+    reading = here.next("ann")
+    assert here.next("bob") is None
+    assert here.next("ann").row.id == reading.row.id
+    monkeypatch.setattr(labelling.time, "monotonic", lambda: reading.since + labelling.AWAY + 1)
+    assert here.next("bob").row.id == reading.row.id  # ann went away
+    here.answer("bob", reading.row.id, "skip", "a")
+    assert here.next("ann") is not None  # a skip is no label
+    here.answer("ann", reading.row.id, "a", "a")
+    assert here.next("cid") is None
 
 
 def test_a_pause_is_cut_and_told(work, monkeypatch):
