@@ -15,17 +15,19 @@ from rlhf_core.cli import rlhf
 from rlhf_core.data.labels import Label, append_label, by_pair, is_label, pair_id, parse_label, read_labels
 from rlhf_core.data.loading import load
 from rlhf_core.data.pairs import pair_row, question_of, read_pairs, reply, text_of
-from rlhf_core.errors import UserError
+from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.grammar import DataSpec
 from rlhf_core.reward_report.human import read_human
 
 LONG, SHORT = "a long and careful answer", "short"
 REWARD = """
-from rlhf_core import Reward, hookimpl
+from rlhf_core import Reward, RunStopped
 def size(completions, **_): return [float(len(c[0]["content"])) for c in completions]
 def some(completions, **_): return [None if "short" in c[0]["content"] else 1.0 for c in completions]
 async def first(function, prompts, first, second):  # prefers what it reads first
     return [ValueError("no") if "broken" in p[-1]["content"] else 1.0 for p in prompts]
+async def spent(function, prompts, first, second): raise RunStopped("the budget is spent")
+stops = Reward(size, pairwise=spent, view="messages", name="stops")
 judge = Reward(size, pairwise=first, view="messages", name="judge")
 """
 
@@ -208,6 +210,16 @@ def test_a_reward_is_compared_with_pairs_and_with_scores(here, write_jsonl):
     assert (found["within_prompts"]["with_ties"]["agree"], found["within_prompts"]["with_ties"]["pairs"]) == (2, 3)
     both = score(path, "--reward", reward, "--against", write_jsonl("p.jsonl", pairs))
     assert (both["completions"], both["against"]["pairs"]) == (3, 40)
+
+
+def test_a_judge_whose_budget_is_spent_ends_the_command_after_what_is_known(here):
+    path = here / "l.labels.jsonl"
+    append_label(path, label("q", "a"))
+    result = CliRunner().invoke(rlhf, ["score", "--reward", f"./r{here.name}.py:stops", "--against", str(path)])
+    assert isinstance(result.exception, RunStopped)
+    assert "stops: then compares 1 pairs, each in both orders" in result.output
+    assert "agrees with people  100.0%" in result.output
+    assert "stopped: the budget is spent" in result.output
 
 
 @pytest.mark.parametrize(
