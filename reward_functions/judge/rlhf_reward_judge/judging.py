@@ -86,7 +86,7 @@ class Judge:
         answer: Sequence[Any] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
-    ) -> list[Outcome]:
+    ) -> Sequence[Outcome]:
         references = self.references(answer, len(completions))
         rows = zip(prompts, completions, references, strict=True)
         scores = await in_time([self.score(*row) for row in rows])
@@ -133,7 +133,8 @@ class Judge:
         """The reference of each row, where the rubric wants one."""
         if not self.rubric.reference:
             return [None] * size
-        found = [reference(answer) for answer in answers] if answers is not None else [None] * size
+        given = [None] * size if answers is None else answers
+        found = [reference(answer) for answer in given]
         if None in found and not self._said:
             self._said = True
             log.warning(
@@ -170,7 +171,7 @@ class JudgeRank(Judge):
         answer: Sequence[Any] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
-    ) -> list[Outcome]:
+    ) -> Sequence[Outcome]:
         references = self.references(answer, len(completions))
         groups = [[row for row, _ in each] for _, each in groupby(enumerate(prompts), key=lambda pair: pair[1])]
         found = await in_time(
@@ -235,7 +236,7 @@ async def in_time(calls: Sequence[Awaitable[Found]]) -> list[Found | Exception]:
     ]
 
 
-def _outcome(task: asyncio.Future[Found]) -> Found | Exception:
+def _outcome(task: asyncio.Future[Any]) -> Any:
     error = task.exception()
     return error if isinstance(error, Exception) else task.result()
 

@@ -126,7 +126,7 @@ def _told(error: dict[str, Any]) -> str:
     """One error of pydantic, as a sentence that says where it is."""
     place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        parts = {"criteria": Criterion, "examples": Scored}
+        parts: dict[str, type[BaseModel]] = {"criteria": Criterion, "examples": Scored}
         model = parts.get(str(error["loc"][0]), Rubric) if len(error["loc"]) > 1 else Rubric
         known, key = list(model.model_fields), str(error["loc"][-1])
         return f"unknown key {place!r}.{did_you_mean(key, known)} Keys: {', '.join(known)}"
