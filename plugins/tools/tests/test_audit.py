@@ -187,7 +187,10 @@ def test_a_judge_in_an_audit(file):
 
 def test_labels_alone_are_audited(file):
     found = run("p.labels.jsonl")
-    assert (found["rows"], found["people"]["file"]["with_ties"]["accuracy"]) == (4, 1)
+    assert (found["rows"], found["people"]["file"], found["people"]["labels"]) == (7, None, 11)
+    assert found["chosen_longer"]["count"] == 3  # with a majority for one answer, and of two lengths
+    reasons = {one["location"]: [why["reason"] for why in one["reasons"]] for one in found["look_at"]}
+    assert reasons["p.labels.jsonl line 5"] == ["labellers disagree"]
     with pytest.raises(UserError, match="--labels has no effect"):
         CliRunner().invoke(audit, ["p.labels.jsonl", "--labels", "x"], catch_exceptions=False)
     with pytest.raises(UserError, match="holds no labels"):

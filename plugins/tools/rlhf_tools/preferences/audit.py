@@ -54,7 +54,10 @@ def audit(
                     screen.say(f"{name:8}{line}")
                 result["judge"], verdicts = judged(reward, rows, said, progress, lang)
             progress(say(lang, "Comparing {count:,} pairs …", count=len(rows)))
-            found, doubts = audited(rows, said, verdicts)
+            of_labels = told["labels_file"] == source
+            found, doubts = audited(rows, said, verdicts, of_labels=of_labels)
+            if of_labels and rewards:
+                result["judge"]["file"] = None
         ranked = doubts.ranked()
         result |= found | {
             "labels_file": told.pop("labels_file"),
@@ -87,14 +90,14 @@ def read(
     from rlhf_core import UserError
     from rlhf_core.commands import SUFFIX, DataSpec, labels_in, path_of, read_labels, read_pairs
     from rlhf_tools.preferences.auditing import Said
-    from rlhf_tools.preferences.majorities import decided
+    from rlhf_tools.preferences.majorities import pairs_in
 
     path = path_of(source, "FILE")
     if labels_in(path):
         if labels is not None:
             raise UserError(f"--labels has no effect: {source} has labels itself")
         found = read_labels(path)
-        return decided(found.labels, source), found.labels, {"labels_file": source, "warnings": found.warnings()}
+        return pairs_in(found.labels, source), found.labels, {"labels_file": source, "warnings": found.warnings()}
     pairs = read_pairs(source, catalog, max_bad_rows, progress)
     rows = [Said(pair.location, pair.prompt, pair.chosen, pair.rejected, pair.columns) for pair in pairs.rows]
     place = path_of(DataSpec.read(source).source, "FILE")

@@ -90,8 +90,9 @@ def of_people(found: Mapping[str, Any], lang: str) -> Lines:
         )
     if len(found["labellers"]) > 1:
         yield from agreeing.several(found, lang)
-    yield say(lang, "agree with the file"), agreeing.agreeing(found["file"]["with_ties"], lang)
-    if found["file"]["ties"][0]:
+    if found["file"]:
+        yield say(lang, "agree with the file"), agreeing.agreeing(found["file"]["with_ties"], lang)
+    if found["file"] and found["file"]["ties"][0]:
         yield say(lang, "without ties"), agreeing.agreeing(found["file"]["without_ties"], lang)
     for half, name in zip(found["by_margin"], ("of small margins", "of large margins"), strict=False):
         text = say(
@@ -103,11 +104,10 @@ def of_people(found: Mapping[str, Any], lang: str) -> Lines:
             high=half["to"],
         )
         yield say(lang, name), text
-    both = (agreeing.percent(found["longer_wins"]), agreeing.percent(found["file_longer_wins"]))
-    yield (
-        say(lang, "longer wins"),
-        say(lang, "people {people}, the file {file}, of the same pairs", people=both[0], file=both[1]),
-    )
+    longer, file = agreeing.percent(found["longer_wins"]), agreeing.percent(found["file_longer_wins"])
+    if found["file"]:
+        longer = say(lang, "people {people}, the file {file}, of the same pairs", people=longer, file=file)
+    yield say(lang, "longer wins"), longer
     yield (
         say(lang, "shown first wins"),
         say(lang, "{share}, without a bias half", share=agreeing.percent(found["first_shown_wins"])),
@@ -139,7 +139,8 @@ def of_judge(found: Mapping[str, Any], lang: str) -> Lines:
     if found["people"]:
         yield say(lang, "agrees with people"), agreeing.agreeing(found["people"]["with_ties"], lang)
         yield say(lang, "without ties"), agreeing.agreeing(found["people"]["without_ties"], lang)
-    yield say(lang, "agrees with the file"), agreeing.agreeing(found["file"]["with_ties"], lang)
+    if found["file"]:
+        yield say(lang, "agrees with the file"), agreeing.agreeing(found["file"]["with_ties"], lang)
     yield say(lang, "longer wins"), agreeing.percent(found["longer_wins"])
     if "orders_differ" in found:
         yield from agreeing.orders(found, lang)

@@ -37,13 +37,16 @@ WEIGHTS = {
 
 @dataclass(frozen=True)
 class Said:
-    """What a row says: the chosen answer is better than the rejected one."""
+    """What a row says: the chosen answer is better than the rejected one, if it is `decided`. It is not for labels
+    without a majority.
+    """
 
     location: str
     prompt: Messages
     chosen: Messages
     rejected: Messages
     columns: Mapping[str, Any] = field(default_factory=dict)
+    decided: bool = True
 
     @functools.cached_property
     def order(self) -> int:
@@ -67,17 +70,25 @@ class Doubts:
 
 
 def audited(
-    rows: Sequence[Said], labels: Sequence[Label], others: Sequence[int | None] | None = None
+    rows: Sequence[Said],
+    labels: Sequence[Label],
+    others: Sequence[int | None] | None = None,
+    *,
+    of_labels: bool = False,
 ) -> tuple[dict[str, Any], Doubts]:
-    """(what is found, the rows to look at). `others`: a judge's verdict on each row, 1 for the chosen answer."""
+    """(what is found, the rows to look at). `others`: a judge's verdict on each row, 1 for the chosen answer.
+    `of_labels`: rows say what the labels say, so there is nothing to compare them with.
+    """
     doubts = Doubts()
     lengths = [(len(text_of(row.chosen)), len(text_of(row.rejected))) for row in rows]
     found: dict[str, Any] = {"rows": len(rows), "prompts": len({key(row.prompt) for row in rows})}
     found |= _of_answers(rows, doubts) | _of_each_other(rows, doubts)
-    found["chosen_longer"] = agreement.length_bias([1] * len(rows), lengths)
+    found["chosen_longer"] = agreement.length_bias([1 if row.decided else None for row in rows], lengths)
     found["people"] = _of_people(rows, labels, lengths, doubts) if labels else None
+    if of_labels and found["people"]:
+        found["people"] |= {"file": None, "by_margin": []}
     for number, verdict in enumerate(others or ()):
-        if verdict == -1:
+        if verdict == -1 and rows[number].decided:
             doubts.add(number, "the judge prefers the rejected answer")
     return found, doubts
 
@@ -103,7 +114,9 @@ def _of_answers(rows: Sequence[Said], doubts: Doubts) -> dict[str, Any]:
 
 def _of_each_other(rows: Sequence[Said], doubts: Doubts) -> dict[str, Any]:
     """Rows that contradict, or repeat, each other."""
-    found = contradictions([key(row.prompt) for row in rows], [(key(row.chosen), key(row.rejected)) for row in rows])
+    decided = [number for number, row in enumerate(rows) if row.decided]
+    edges = [(key(rows[number].chosen), key(rows[number].rejected)) for number in decided]
+    found = contradictions([key(rows[number].prompt) for number in decided], edges).numbered(decided)
     for name, groups in (("another row says the opposite", found.opposite), ("part of a cycle", found.cycles)):
         for numbers in groups:
             for number in numbers:

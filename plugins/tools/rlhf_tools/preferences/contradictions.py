@@ -23,6 +23,13 @@ class Found:
     duplicates: list[list[int]] = field(default_factory=list)
     mixed: int = 0
 
+    def numbered(self, numbers: Sequence[int]) -> Found:
+        """With other numbers for the rows."""
+        groups = (
+            [[numbers[i] for i in group] for group in kind] for kind in (self.opposite, self.cycles, self.duplicates)
+        )
+        return Found(*groups, self.mixed)
+
 
 def contradictions(prompts: Sequence[Hashable], edges: Sequence[Edge]) -> Found:
     """Of all rows: `edges[i]` is what row i says of two answers to `prompts[i]`."""

@@ -9,16 +9,18 @@ from rlhf_core.commands import Label, agreement, by_pair, votes
 from rlhf_tools.preferences.auditing import Said
 
 
-def decided(labels: Sequence[Label], source: str) -> list[Said]:
-    """Raises `UserError` where no pair has a majority."""
+def pairs_in(labels: Sequence[Label], source: str) -> list[Said]:
+    """All pairs that are labelled; those without a majority, or with one for a tie, say nothing (`decided`).
+
+    Raises `UserError` for a file without a label.
+    """
     current = {(label.id, label.labeller): label for label in labels}.values()
     rows = []
     for same in by_pair(current).values():
-        verdict = agreement.majority(votes(same))
-        if verdict:
-            label = same[0]
-            chosen, rejected = (label.a, label.b) if verdict == label.order else (label.b, label.a)
-            rows.append(Said(label.location, label.prompt, chosen, rejected))
+        verdict, label = agreement.majority(votes(same)), same[0]
+        turned = bool(verdict) and verdict != label.order
+        chosen, rejected = (label.b, label.a) if turned else (label.a, label.b)
+        rows.append(Said(label.location, label.prompt, chosen, rejected, decided=bool(verdict)))
     if not rows:
-        raise UserError(f"{source}: there is no pair in it of which more than half of its labellers say the same")
+        raise UserError(f"{source}: there is no label in it")
     return rows
