@@ -11,10 +11,10 @@ import time
 import pytest
 
 from rlhf_core.endpoint import Endpoint, EndpointError
-from rlhf_core.endpoint.asking import tokens
 from rlhf_core.endpoint.budget import Budget, Price, price_of
 from rlhf_core.endpoint.cache import MOST, Cache
 from rlhf_core.endpoint.limits import Rate
+from rlhf_core.endpoint.replies import tokens
 from rlhf_core.errors import RunStopped, UserError
 from tests.endpoint_server import EndpointServer, Reply, broken, cut, garbled, refusal, slow, too_many
 
@@ -149,7 +149,7 @@ def test_what_an_endpoint_does_not_support_is_left_out():
         assert len(server.requests) == before + 1  # it is remembered
         (error,) = ask(Endpoint("other", server.url), "a")
         assert error.fatal
-        assert "has no model 'other'" in str(error)
+        assert "there is no model 'other'" in str(error)
 
 
 def test_what_can_not_work_is_said_at_once(server, monkeypatch, tmp_path):
@@ -165,7 +165,7 @@ def test_what_can_not_work_is_said_at_once(server, monkeypatch, tmp_path):
     ):
         with pytest.raises(UserError, match=says):
             Endpoint("loopback", **given)
-    with pytest.raises(UserError, match="has no model"):
+    with pytest.raises(UserError, match="there is no model 'other'"):
         asyncio.run(Endpoint("other", server.url).check())
     asyncio.run(Endpoint("loopback", server.url).check())
     with pytest.raises(UserError, match="can't be reached"):
@@ -192,11 +192,21 @@ def test_a_budget_is_never_exceeded(server):
     assert "max_calls=3" in str(stopped[0])
     assert len(server.requests) == 3
     assert ask(endpoint, "a")[0].cached  # what was answered still is
-    dear = Endpoint("loopback", server.url, max_cost=0.05, prices="0/1000")
+    dear = Endpoint("loopback", server.url, max_cost=0.05, prices="0/1000", concurrency=5)
+    server.next = [slow(0.1)] * 2
     found = ask(dear, *"vwxyz", max_tokens=20)  # each may take 2 cents, and takes 0.1
-    assert sum(isinstance(one, RunStopped) for one in found) == 3
-    assert dear.spent.cost == pytest.approx(2 * 0.001)
-    assert not isinstance(ask(dear, "s", max_tokens=20)[0], RunStopped)  # what was held back is free again
+    assert not any(isinstance(one, RunStopped) for one in found)  # three waited for what two did not need
+    assert server.most_at_once == 2
+    assert dear.spent.cost == pytest.approx(5 * 0.001)
+    (stopped,) = ask(dear, "longer", max_tokens=46)
+    assert "of max_cost=0.05 dollars $0.005 are spent, and the next call may take $0.046" in str(stopped)
+
+
+def test_a_call_that_is_too_late_counts_as_the_most_that_it_may_cost(server):
+    late = Endpoint("loopback", server.url, timeout=0.1, retries=0, prices="0/1000")
+    server.next = [slow(0.5)]
+    assert isinstance(ask(late, "late", max_tokens=20)[0], TimeoutError)
+    assert late.spent.cost == pytest.approx(0.02)
 
 
 def test_each_of_several_processes_has_its_share(monkeypatch):

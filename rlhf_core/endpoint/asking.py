@@ -14,8 +14,9 @@ import logging
 import os
 import re
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -24,41 +25,20 @@ from rlhf_core.credentials import masked
 from rlhf_core.endpoint.budget import Budget, Spent, price_of
 from rlhf_core.endpoint.cache import Cache
 from rlhf_core.endpoint.limits import Rate, check_bounds
-from rlhf_core.errors import UserError, excerpt
+from rlhf_core.endpoint.replies import EndpointError, Reply, failure, read_reply, tokens_of
+from rlhf_core.errors import UserError
 
 if TYPE_CHECKING:
     import openai
 
 OPENAI = "https://api.openai.com/v1"
+LOOK = 0.02  # seconds between two looks at whether a budget has room again
 VERSION = 1  # of what a request is made of: another one finds nothing of this one's in the cache
 # Parts of a request that some endpoints refuse, and by which word of their message that is seen.
 OPTIONAL = {"response_format": ("response_format", "json_schema", "schema", "guided"), "temperature": ("temperature",)}
 OPTIONAL |= {"seed": ("seed",)}
-FATAL = (401, 403, 404)
 
 log = logging.getLogger("rlhf")
-
-
-class EndpointError(Exception):
-    """A call that failed. `fatal`: every other one will, too: the key, the address or the model is wrong."""
-
-    def __init__(self, message: str, *, fatal: bool = False) -> None:
-        super().__init__(message)
-        self.fatal = fatal
-
-
-@dataclass(frozen=True)
-class Reply:
-    """`finished`: it was not cut at the limit. `refusal`: what the model or a filter said instead of an answer.
-    `cached`: it cost nothing this time.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finished: bool = True
-    refusal: str | None = None
-    cached: bool = False
 
 
 class Endpoint:
@@ -181,16 +161,20 @@ class Endpoint:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     async def _within_limits(self, request: dict[str, Any]) -> Reply:
-        prompt = sum(tokens(turn["content"]) for turn in request["messages"])
-        held = self.budget.reserve(prompt, request["max_tokens"])
+        prompt, most = tokens_of(request["messages"]), request["max_tokens"]
+        while (held := self.budget.reserve(prompt, most)) is None:  # calls under way may take less than they could
+            await asyncio.sleep(LOOK)
         used = (0, 0)
         try:
-            wait = max(self._requests.take(1), self._tokens.take(prompt + request["max_tokens"]))
+            wait = max(self._requests.take(1), self._tokens.take(prompt + most))
             if wait:
                 await asyncio.sleep(wait)
             reply = await self._supported(request)
             used = (reply.prompt_tokens, reply.completion_tokens)
             return reply
+        except TimeoutError:
+            used = (prompt, most)  # it may have been answered, and billed
+            raise
         finally:
             self.budget.settle(held, *used)
 
@@ -200,10 +184,13 @@ class Endpoint:
             body = {name: value for name, value in request.items() if name not in self._left_out}
             body[self._limit_name] = body.pop("max_tokens")
             status, answered = await self._post({"model": self.model, **body})
-            if status is None:
-                return self._read(answered, request)
-            if status not in (400, 422) or not self._leave_out(str(answered), body):
-                raise self._failure(status, str(answered))
+            try:
+                if status is None:
+                    return read_reply(answered, request)
+                if status not in (400, 422) or not self._leave_out(str(answered), body):
+                    raise failure(status, str(answered), self.model, self.base_url, self.key_name)
+            except EndpointError as error:
+                raise EndpointError(self._clean(f"{self.host}: {error}"), fatal=error.fatal) from None
 
     def _leave_out(self, message: str, body: Mapping[str, Any]) -> bool:
         """Whether the refusal names something that can be left out, and was not yet."""
@@ -236,40 +223,6 @@ class Endpoint:
         except (openai.APIError, ValueError) as error:  # no JSON, or not what it says that it is
             raise EndpointError(self._clean(f"{self.host}: {error}")) from None
 
-    def _failure(self, status: int, message: str) -> EndpointError:
-        said = excerpt(message, 300)
-        if status in (401, 403):
-            key = (
-                f"the key in {self.key_name}"
-                if self.key_name
-                else "calls without a key: name its variable, api_key_env="
-            )
-            return EndpointError(self._clean(f"{self.host} does not accept {key} ({status}: {said})"), fatal=True)
-        if status == 404:
-            return EndpointError(
-                self._clean(f"{self.base_url} has no model {self.model!r}, or is no such address (404: {said})"),
-                fatal=True,
-            )
-        quota = "quota" in message.lower() or status == 402
-        return EndpointError(self._clean(f"{self.host} answered {status}: {said}"), fatal=quota)
-
-    def _read(self, answered: Any, request: Mapping[str, Any]) -> Reply:
-        try:
-            choice = answered["choices"][0]
-            message = choice["message"]
-            text = message.get("content") or ""
-            reason = choice.get("finish_reason")
-            refusal = message.get("refusal") or ("stopped by its filter" if reason == "content_filter" else None)
-            if not isinstance(text, str):  # a list of parts
-                text = "".join(part["text"] for part in text if part.get("type") == "text")
-            used = answered.get("usage") or {}
-            read, written = used.get("prompt_tokens"), used.get("completion_tokens")
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
-            raise EndpointError(self._clean(f"{self.host}: no chat completion: {excerpt(answered, 200)}")) from error
-        read = read if isinstance(read, int) else sum(tokens(turn["content"]) for turn in request["messages"])
-        written = written if isinstance(written, int) else tokens(text)
-        return Reply(text, read, written, reason != "length", refusal)
-
     def _clean(self, text: str) -> str:
         """`text` without the key, which an endpoint may repeat."""
         return masked(text.replace(self._key, "***") if self._key else text)
@@ -289,13 +242,19 @@ class Endpoint:
                 organization=None if self.key_name == "OPENAI_API_KEY" else "",
             )
             threading.Thread(target=loop.run_forever, name=f"endpoint-{self.host}", daemon=True).start()
+            weakref.finalize(self, _end, loop, self._client, os.getpid())
         return self._place[1]
 
 
-def tokens(text: str) -> int:
-    """About as many as a tokenizer would make of it: one for four characters of ASCII, one for each other."""
-    plain = sum(character.isascii() for character in text)
-    return -(-plain // 4) + len(text) - plain
+def _end(loop: asyncio.AbstractEventLoop, client: openai.AsyncOpenAI, process: int) -> None:
+    """Close the connections of an endpoint that nobody has any more, and end its thread."""
+
+    async def close() -> None:
+        await client.close()
+        loop.call_soon(loop.stop)
+
+    if process == os.getpid() and loop.is_running():
+        asyncio.run_coroutine_threadsafe(close(), loop)
 
 
 def _address(url: str) -> str:

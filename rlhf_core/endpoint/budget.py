@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.inputs import parse_yaml, path_of, read_text
+from rlhf_core.ui.text import dollars
 
 SHIPPED = Path(__file__).parent / "prices.yaml"
 MILLION = 1_000_000
@@ -78,18 +79,22 @@ class Budget:
         self._calls_held = 0
         self._lock = threading.Lock()
 
-    def reserve(self, prompt_tokens: int, reply_tokens: int) -> float:
-        """What is held back for a call, in dollars. Raises `RunStopped` if the budget has no room for it."""
+    def reserve(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+        """What is held back for a call, in dollars; None while there is room only if calls under way take less than
+        they may. Raises `RunStopped` if the budget has no room for it.
+        """
         most = 0.0 if self.price is None else self.price.of(prompt_tokens, reply_tokens)
         with self._lock:
-            spent, calls = (self.spent.cost or 0.0), self.spent.calls + self._calls_held
-            if self.max_calls is not None and calls + 1 > self.max_calls * self.share:
+            spent = self.spent.cost or 0.0
+            if self.max_calls is not None and self.spent.calls + self._calls_held + 1 > self.max_calls * self.share:
                 raise RunStopped(f"max_calls={self.max_calls} calls are made{self._of_share()}. {MORE}")
-            if self.max_cost is not None and spent + self._held + most > self.max_cost * self.share:
+            if self.max_cost is not None and spent + most > self.max_cost * self.share:
                 raise RunStopped(
-                    f"max_cost={self.max_cost:g} dollars are spent: {spent:.2f}{self._of_share()}, and the next call "
-                    f"may take {most:.2g}. {MORE}"
+                    f"of max_cost={self.max_cost:g} dollars {dollars(spent)} are spent{self._of_share()}, and the next "
+                    f"call may take {dollars(most)}. {MORE}"
                 )
+            if self.max_cost is not None and spent + self._held + most > self.max_cost * self.share:
+                return None
             self._held += most
             self._calls_held += 1
         return most

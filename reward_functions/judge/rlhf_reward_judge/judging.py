@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -144,16 +145,17 @@ class Judge:
         return found
 
     def log_spent(self, name: str, log_metric: Callable[[str, float], None] | None) -> None:
-        """What was spent so far, by this process, as metrics."""
+        """What was spent so far, as metrics. Those of several processes are averaged, so each logs that of all, as if
+        the others had spent as much.
+        """
         if log_metric is None:
             return
-        spent = self.endpoint.spent
-        counts = {
-            each: getattr(spent, each) for each in ("calls", "cached", "prompt_tokens", "completion_tokens", "cost")
-        }
+        spent, processes = self.endpoint.spent, int(os.environ.get("WORLD_SIZE", 1))
+        counts = {"calls": spent.calls, "cached": spent.cached, "cost": spent.cost}
+        counts |= {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens}
         for each, count in counts.items():
             if count is not None:
-                log_metric(f"{name}/{each}", count)
+                log_metric(f"{name}/{each}", count * processes)
 
 
 class JudgeRank(Judge):
