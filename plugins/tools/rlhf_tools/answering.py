@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,9 @@ def prepare(
     seed: int,
     training: bool = False,
 ) -> Asking:
-    """Resolve and check, cheap checks first. `training`: of the built-in data, the part to learn from."""
+    """Resolve and check, cheap checks first. `training`: the answers are to learn from. Then the built-in data is its
+    part for that, and prompts that are too long for a model are left out, which are an error else.
+    """
     rewards = finding.choose_rewards(reward, candidates, catalog)
     questions = finding.choose_questions(data, prompts, seed, candidates, catalog, max_bad_rows, training)
     runtime = RewardRuntime(rewards, lambda ids: "", text_prompts=questions.text_prompts)  # each model decodes its own
@@ -85,37 +87,51 @@ def prepare(
     for row in questions.rows if system_prompt else ():
         turns = "messages" if "messages" in row else "prompt"
         row[turns] = commands.with_system(row[turns], system_prompt)
-    asked = [commands.prompt_of(row) for row in questions.rows]
     limit = finding.choose_max_completion_length(max_completion_length, candidates)
-    shown = with_tools(questions)
-    inspected = [_inspect(candidate, shown, limit, chat_template_kwargs) for candidate in candidates]
-    infos, templates = [info for info, _ in inspected], [template for _, template in inspected]
+    infos, templates = [], []
+    for candidate in candidates:
+        info, template = _inspect(candidate, chat_template_kwargs)
+        questions = _fitting(candidate, info, template, questions, limit, leave_out=training)
+        infos.append(info)
+        templates.append(template)
+    asked = [commands.prompt_of(row) for row in questions.rows]
     return Asking(
         candidates, infos, templates, questions, asked, runtime, system_prompt, limit, samples, temperature, seed
     )
 
 
-def _inspect(
-    candidate: Candidate, prompts: Sequence[Any], limit: int, kwargs: dict[str, Any] | None
-) -> tuple[ModelInfo, ChatTemplate]:
-    """Configuration, tokenizer and chat template, with `kwargs` or the run's own as its variables.
-
-    Raises `UserError` if the prompts don't fit.
-    """
+def _inspect(candidate: Candidate, kwargs: dict[str, Any] | None) -> tuple[ModelInfo, ChatTemplate]:
+    """Configuration, tokenizer and chat template, with `kwargs` or the run's own as its variables."""
     config = candidate.config
     info = commands.inspect_model(candidate.model, chat_template=config.chat_template if config else None)
     of_run = config.options.chat_template_kwargs if config else None
     variables = of_run if kwargs is None else kwargs
     escape = config is not None and config.options.control_tokens == "escape"
-    template = commands.template_of(info, variables, escape=escape)
+    return info, commands.template_of(info, variables, escape=escape)
+
+
+def _fitting(
+    candidate: Candidate, info: ModelInfo, template: ChatTemplate, questions: Questions, limit: int, *, leave_out: bool
+) -> Questions:
+    """The questions that a model can read, and answer in `limit` tokens. Raises `UserError` for others, or if all are
+    left out.
+    """
     most = commands.context_length(info.config)
-    longest = max(len(template.prompt_ids(*one)) for one in prompts)
-    if most is not None and longest + limit > most:
+    lengths = [len(template.prompt_ids(*one)) for one in with_tools(questions)]
+    longest = max(lengths)
+    if most is None or longest + limit <= most:
+        return questions
+    kept = [row for row, length in zip(questions.rows, lengths, strict=True) if length + limit <= most]
+    if not leave_out or not kept:
         raise UserError(
             f"{candidate.given} reads at most {most:,} tokens; the longest prompt has {longest:,}, and its answer may "
             f"have {limit:,}: --max-completion-length {max(1, most - longest)}, or other --data"
         )
-    return info, template
+    told = (
+        f"left out {len(lengths) - len(kept):,} of {len(lengths):,} prompts: {candidate.given} reads at most {most:,} "
+        f"tokens, and an answer may have {limit:,}"
+    )
+    return replace(questions, rows=kept, warnings=[*questions.warnings, told])
 
 
 def token_ids(asking: Asking, number: int) -> list[list[int]]:

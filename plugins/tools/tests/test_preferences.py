@@ -140,6 +140,14 @@ def test_balanced_lengths_exchange_pairs_then_leave_some_out():
     )
 
 
+def test_no_more_pairs_are_exchanged_than_balance_needs():
+    """Of eight prompts that could, four do: those whose other pair is the least narrower."""
+    prompts = [prompt(("long" * 9, 1.0), ("a", 0.2 + i / 100), ("medium", 0.0)) for i in range(8)]
+    found = select(prompts, balance=True)
+    assert [pair.longer for pair in found.pairs] == [1] * 4 + [-1] * 4
+    assert not found.left_out
+
+
 def test_balancing_many_answers_finds_the_widest_of_each_kind():
     """Against all pairs of random answers."""
     import random

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from rlhf_tools.preferences import making, sampling, writing
+from rlhf_tools.preferences import sampling, writing
 from rlhf_tools.preferences.journal import Journal, same_settings
 from rlhf_tools.preferences.making import Work, carry_out
 from rlhf_tools.preferences.scoring import Pairwise, Pointwise, share_of_wins
@@ -103,6 +103,7 @@ def test_cut_anywhere_it_goes_on_to_the_same_bytes(kind, judges, tmp_path):
             (folder / file.name).write_bytes(data[:cut])
             found, samplers = made(folder, judge)
             assert found == expected, (file.name, cut)
+            assert made(folder, judge)[0] == expected, "the file is whole again"
             assert samplers[0].asked == (0 if number else 5 - 2 * data[:cut].count(b"\n") if cut < len(data) else 0)
     assert cuts > 15
 
@@ -132,6 +133,12 @@ def test_what_fails_on_everything_stops_and_is_not_kept(bound, tmp_path):
         made(tmp_path, Pointwise(RewardRuntime(bound("broken"), lambda ids: "")))
     assert not (tmp_path / "scores.jsonl").exists()
     assert len(Journal(tmp_path / "answers-1.jsonl").lines) == 2, "what was sampled is"
+
+
+def test_one_answer_alone_is_not_judged(judges):
+    prompt = Prompt([{"role": "user", "content": "x"}], [Rated("a"), Rated("a"), Rated("b", finished=False)])
+    for judge in judges.values():
+        assert judge().judge([prompt], keep_refusals=False) == [[]]
 
 
 def test_shares_of_wins_by_hand(bound):
@@ -181,25 +188,31 @@ def unending(monkeypatch):
 
 
 def test_a_model_answers_and_dpo_reads_the_pairs(arguments, unending, tmp_path, monkeypatch):
+    with (tmp_path / "rows.jsonl").open("a") as data:
+        data.write("\n" + json.dumps({"question": "long " * 9999, "answer": "9"}))
     dry = call(*arguments, "--dry-run", "--lang", "zh")
     assert dry.exit_code == 0, dry.output
     assert "4 个提示，每个 3 个回答：12" in dry.output
     assert dry.output.count("Be kind.") == 3
+    assert "left out 1 of 5 prompts" in dry.output
     assert not (tmp_path / "pairs.making").exists()
 
-    stopped = making._judge
-    monkeypatch.setattr(making, "_judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("rlhf_tools.answering.ROWS", 3)  # a batch for each prompt
+    assert call(*arguments[:-1], tmp_path / "whole.jsonl").exit_code == 0
+    add, made = Journal.add, []
+    monkeypatch.setattr(Journal, "add", lambda *a, **b: interrupt() if len(made) == 2 else made.append(add(*a, **b)))
     interrupted = call(*arguments)
     assert "the same command goes on from there" in interrupted.output
     assert not (tmp_path / "pairs.jsonl").exists()
-    monkeypatch.setattr(making, "_judge", stopped)
-    monkeypatch.setattr("rlhf_tools.answering.loaded", lambda *_: pytest.fail("it was sampled already"))
+    monkeypatch.setattr(Journal, "add", add)
+    assert Journal(tmp_path / "pairs.making" / "answers-0.jsonl").prompts == 2
     other = call(*arguments[:-2], "--seed", "7", *arguments[-2:])
     assert "--seed: 42, now 7" in str(other.exception)
 
     done = call(*arguments, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     rows = load_data([DataSpec(str(tmp_path / "pairs.jsonl"))], "preferences", Catalog()).train
     assert len(rows) == found["pairs"] > 0
     assert [turn["role"] for turn in rows[0]["prompt"]] == ["system", "user", "assistant", "user"]
@@ -209,6 +222,10 @@ def test_a_model_answers_and_dpo_reads_the_pairs(arguments, unending, tmp_path, 
     assert json.loads((tmp_path / "pairs.sheet.json").read_text())["pairs"] == found["pairs"]
     assert not (tmp_path / "pairs.making").exists()
     assert "exists already" in str(call(*arguments).exception)
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 REFUSED = {
