@@ -68,10 +68,13 @@ def compare_answers(
 async def _both_orders(
     reward: BoundReward, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
 ) -> list[Comparison]:
-    there, back = await asyncio.gather(
-        _ask(reward, prompts, first, second),
-        _ask(reward, prompts, second, first),
-    )
+    both = (_ask(reward, prompts, first, second), _ask(reward, prompts, second, first))
+    there, back = await asyncio.gather(*both, return_exceptions=True)  # so that none is left under way
+    for found in (there, back):
+        if isinstance(found, BaseException):
+            raise found
+    assert isinstance(there, list)
+    assert isinstance(back, list)
     return [_comparison(one, other) for one, other in zip(there, back, strict=True)]
 
 
