@@ -48,29 +48,30 @@ def run(output: str, as_json: bool, lang: str | None, dry_run: bool, selection: 
     files = writing.places(output)
     folder = files[0].with_name(f"{files[0].stem}.making")
     writing.refuse_existing(files[0], *([] if folder.exists() else [files[1]]))
-    with planning.planned(screen, lang, selection["keep_refusals"], **values) as plan:
-        with stdout_to_stderr() if as_json else nullcontext():
-            said = plan.said_before()
-            plan.asking.rewards.start()
-        if dry_run:
-            planning.dry_run(screen, plan, said, as_json=as_json)
-            return
-        work = plan.work()
-        with claim(folder, "--output"), stdout_to_stderr() if as_json else nullcontext():
-            begun = same_settings(folder, plan.settings())
-            screen.resolved([*plan.lines(), *said])
-            if begun:
-                screen.say(say(lang, "Going on with what is in {folder}", folder=folder))
-            with going_on(folder, lang), screen.working(say(lang, "Sampling answers …")) as progress:
-                spent, seconds = carry_out(work, folder, progress)
-        selected = select(
-            work.prompts, margin=selection["margin"], every=selection["all_pairs"],
-            balance=selection["balance_length"], keep_refusals=work.keep_refusals, seed=values["seed"],
-        )  # fmt: skip
-        showing.finish(
-            screen, lang, files, work.prompts, selected, plan.judged_by, as_json=as_json, extra=plan.told(),
-            **plan.about(), selection=selection, versions=library_versions(), seconds=seconds, spent=spent,
-        )  # fmt: skip
+    quiet = stdout_to_stderr() if as_json else nullcontext()  # of what rewards print
+    with quiet, planning.planned(screen, lang, selection["keep_refusals"], **values) as plan:
+        said = plan.said_before()
+        plan.asking.rewards.start()
+        work, spent, seconds = plan.work(), {}, 0.0
+        if not dry_run:
+            with claim(folder, "--output"):
+                begun = same_settings(folder, plan.settings())
+                screen.resolved([*plan.lines(), *said])
+                if begun:
+                    screen.say(say(lang, "Going on with what is in {folder}", folder=folder))
+                with going_on(folder, lang), screen.working(say(lang, "Sampling answers …")) as progress:
+                    spent, seconds = carry_out(work, folder, progress)
+    if dry_run:
+        planning.dry_run(screen, plan, said, as_json=as_json)
+        return
+    selected = select(
+        work.prompts, margin=selection["margin"], every=selection["all_pairs"], balance=selection["balance_length"],
+        keep_refusals=work.keep_refusals, seed=values["seed"],
+    )  # fmt: skip
+    showing.finish(
+        screen, lang, files, work.prompts, selected, plan.judged_by, as_json=as_json, extra=plan.told(),
+        **plan.about(), selection=selection, versions=library_versions(), seconds=seconds, spent=spent,
+    )  # fmt: skip
     shutil.rmtree(folder)
 
 
