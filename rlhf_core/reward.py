@@ -57,7 +57,7 @@ class Reward:
     a line to show, such as what the run will cost, and raises `UserError` if it can't work.
     `pairwise`: an async function of the reward as it is built, prompts, and two answers to each, as text. Above 0 the
     first is better, below 0 the second, 0 is a tie, an exception means that it failed for this pair. Whoever calls it
-    asks in both orders.
+    asks in both orders. It may take `log_metric`, too, as a reward may.
     `describe`: called with the reward as it is built: what a run's manifest notes of it, such as the hash of a file.
     `name`: needed where it differs from the function's name, or where there is none (partials, instances).
     """
@@ -75,9 +75,7 @@ class Reward:
     name: str | None = None
     concurrent: bool = False
     before_run: Callable[[Any, Planned], str] | None = None
-    pairwise: (
-        Callable[[Any, Sequence[Messages], Sequence[str], Sequence[str]], Awaitable[Sequence[float | Exception]]] | None
-    ) = None
+    pairwise: Callable[..., Awaitable[Sequence[float | Exception]]] | None = None
     describe: Callable[[Any], Mapping[str, str]] | None = None
     instruction: InitVar[str | None] = None
 

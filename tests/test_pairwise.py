@@ -62,6 +62,16 @@ def test_both_orders_are_seen_from_the_first_answer():
     assert [one.agree for one in found] == [True, True, True, None, True]
 
 
+def test_a_reward_that_logs_what_it_spends_is_heard():
+    async def logs(function, prompts, first, second, *, log_metric):
+        log_metric("judge/cost", 0.5)
+        return [0.0] * len(prompts)
+
+    spent: dict[str, float] = {}
+    compare_answers(bound(pairwise=logs), PROMPTS, ["x"] * 5, ["y"] * 5, log_metric=spent.__setitem__)
+    assert spent == {"judge/cost": 0.5}
+
+
 def test_a_judge_that_goes_by_the_order_says_nothing():
     found = compare_answers(bound(pairwise=first_read), PROMPTS, ["x"] * 5, ["y"] * 5)
     assert {(one.verdict, one.orders, one.agree) for one in found} == {(0, (1.0, -1.0), False)}

@@ -6,6 +6,8 @@ Needs no torch.
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,24 +53,29 @@ def compare_answers(
     first: Sequence[str],
     second: Sequence[str],
     progress: Callable[[int], None] = lambda done: None,
+    log_metric: Callable[[str, float], None] = lambda name, value: None,
 ) -> list[Comparison]:
-    """Each pair in both orders. `progress` is told how many are done. Raises `UserError` for a reward that can't
-    compare, and `RunStopped` as the reward does, after which nothing further is asked.
+    """Each pair in both orders. `progress` is told how many are done, `log_metric` what a reward logs that takes it.
+    Raises `UserError` for a reward that can't compare, and `RunStopped` as the reward does, after which nothing further
+    is asked.
     """
     check_pairwise(reward)
+    assert reward.reward.pairwise is not None
+    logs = {"log_metric": log_metric} if "log_metric" in inspect.signature(reward.reward.pairwise).parameters else {}
+    call = functools.partial(reward.reward.pairwise, reward.function, **logs)
     found: list[Comparison] = []
     with asyncio.Runner() as runner, guarded(reward.name):
         for start in range(0, len(prompts), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            found += runner.run(_both_orders(reward, prompts[part], first[part], second[part]))
+            found += runner.run(_both_orders(call, prompts[part], first[part], second[part]))
             progress(len(found))
     return found
 
 
 async def _both_orders(
-    reward: BoundReward, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
+    call: Callable[..., Any], prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
 ) -> list[Comparison]:
-    both = (_ask(reward, prompts, first, second), _ask(reward, prompts, second, first))
+    both = (_ask(call, prompts, first, second), _ask(call, prompts, second, first))
     there, back = await asyncio.gather(*both, return_exceptions=True)  # so that none is left under way
     for found in (there, back):
         if isinstance(found, BaseException):
@@ -79,11 +86,10 @@ async def _both_orders(
 
 
 async def _ask(
-    reward: BoundReward, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
+    call: Callable[..., Any], prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
 ) -> list[float | Exception]:
-    assert reward.reward.pairwise is not None
     try:
-        said = list(await reward.reward.pairwise(reward.function, prompts, list(first), list(second)))
+        said = list(await call(prompts, list(first), list(second)))
     except RunStopped:
         raise
     except Exception as error:  # a reward may raise anything

@@ -197,21 +197,16 @@ def _mode(asking: Asking, number: int, model: Any, mode: str) -> Answers:
     return [answers[start : start + each] for start in range(0, len(answers), each)]
 
 
-def at_once(each: int) -> int:
-    """Prompts of a batch, of `each` answers."""
-    return max(1, ROWS // each)
-
-
 def sampled(
-    asking: Asking, number: int, model: Any, each: int, *, greedy: bool = False, start: int = 0
+    asking: Asking, number: int, model: Any, each: int, *, greedy: bool = False, start: int = 0, rows: int = ROWS
 ) -> Iterator[list[Rollout]]:
-    """`each` answers to every prompt from the number `start` on, which begins a batch, batch by batch. A batch is the
-    same whatever came before it.
+    """`each` answers to every prompt from the number `start` on, which begins a batch, batch by batch, of
+    `rows` answers. A batch is the same whatever came before it.
     """
     ends = eos_token_ids(model, asking.infos[number].tokenizer)
     sampling = Sampling(asking.max_completion_length, ends, asking.temperature, greedy=greedy)
     ids = token_ids(asking, number)
-    size = at_once(each)
+    size = max(1, rows // each)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         for first in range(start, len(ids), size):
             torch.manual_seed(asking.seed + first)

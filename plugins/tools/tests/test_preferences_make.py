@@ -48,6 +48,10 @@ class StandIn:
     def __init__(self, name: str, size: int, each: int = 3) -> None:
         self.name, self.size, self.each, self.asked = name, size, each, 0
 
+    @property
+    def spent(self):
+        return {f"{self.name}/calls": self.asked}
+
     def batches(self, start):
         for first in range(start, 5, self.size):
             numbers = range(first, min(5, first + self.size))
@@ -77,6 +81,20 @@ def judges(bound):
         "one by one": lambda: Pointwise(RewardRuntime(bound("size"), lambda ids: "")),
         "two by two": lambda: Pairwise(bound("compares")[0]),
     }
+
+
+def test_what_endpoints_spend_is_summed_over_all_starts(judges, tmp_path):
+    samplers = StandIn("a", 2), StandIn("b", 3)
+    assert carry_out(work(judges["one by one"](), *samplers), tmp_path, lambda *_: None)[0] == {
+        "a/calls": 5,
+        "b/calls": 5,
+    }
+    lines = (tmp_path / "answers-1.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "answers-1.jsonl").write_text(lines[0])
+    (tmp_path / "scores.jsonl").unlink()
+    again = StandIn("a", 2), StandIn("b", 3)
+    assert carry_out(work(judges["one by one"](), *again), tmp_path, lambda *_: None)[0] == {"a/calls": 5, "b/calls": 5}
+    assert (again[0].asked, again[1].asked) == (0, 2)
 
 
 @pytest.mark.parametrize("kind", ["one by one", "two by two"])

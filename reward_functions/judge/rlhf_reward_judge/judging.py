@@ -104,10 +104,17 @@ class Judge:
         return self.rubric.total(read(reply, lambda text: reading.scores(text, self.rubric)))
 
     async def compare(
-        self, prompts: Sequence[Sequence[Mapping[str, Any]]], first: Sequence[str], second: Sequence[str]
+        self,
+        prompts: Sequence[Sequence[Mapping[str, Any]]],
+        first: Sequence[str],
+        second: Sequence[str],
+        *,
+        log_metric: Callable[[str, float], None] | None = None,
     ) -> list[Any]:
         """For each prompt 1.0 where the first answer is better, -1.0 where the second is, 0.0 for a tie."""
-        return await in_time([self._better(*pair) for pair in zip(prompts, first, second, strict=True)])
+        verdicts = await in_time([self._better(*pair) for pair in zip(prompts, first, second, strict=True)])
+        self.log_spent("judge", log_metric)
+        return verdicts
 
     async def _better(self, prompt: Sequence[Mapping[str, Any]], first: str, second: str) -> float:
         from rlhf_reward_judge import prompt as prompts

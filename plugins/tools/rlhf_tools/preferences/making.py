@@ -89,8 +89,8 @@ def going_on(folder: Path, lang: str) -> Iterator[None]:
 
 
 def carry_out(work: Work, folder: Path, progress: Progress) -> tuple[dict[str, float], float]:
-    """Sample and judge what is not in `folder` yet; the prompts then have rated answers. Returns what the judge says
-    that it spent, and the seconds that all of it took, both of all starts.
+    """Sample and judge what is not in `folder` yet; the prompts then have rated answers. Returns what endpoints and
+    judges say that they spent, and the seconds that all of it took, both of all starts.
     """
     total, seconds = len(work.prompts), 0.0
     journals = [Journal(folder / f"answers-{number}.jsonl") for number in range(len(work.samplers))]
@@ -107,10 +107,14 @@ def carry_out(work: Work, folder: Path, progress: Progress) -> tuple[dict[str, f
     for prompt, kept in zip(work.prompts, (each for line in journal.lines for each in line["kept"]), strict=True):
         work.judge.put(prompt, kept)
     spent: dict[str, float] = {}
-    for line in journal.lines:
+    for line in (line for each in (*journals, journal) for line in each.lines):
         for name, value in line["spent"].items():
             spent[name] = spent.get(name, 0.0) + value
     return spent, seconds + sum(line["seconds"] for line in journal.lines)
+
+
+def _since(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    return {name: value - before.get(name, 0.0) for name, value in now.items()}
 
 
 def _rated(answer: Mapping[str, Any], model: str) -> Rated:
@@ -118,19 +122,19 @@ def _rated(answer: Mapping[str, Any], model: str) -> Rated:
 
 
 def _sample(sampler: Sampler, journal: Journal, progress: Callable[[float], None], total: int) -> None:
+    """`spent` in a line is what was spent since the line before it, in the same process."""
     progress(journal.prompts / total)
-    started = time.monotonic()
+    started, before = time.monotonic(), sampler.spent
     for answers in sampler.batches(journal.prompts):
-        now = time.monotonic()
-        journal.add(len(answers), answers=answers, seconds=now - started)
+        now, spent = time.monotonic(), sampler.spent
+        journal.add(len(answers), answers=answers, seconds=now - started, spent=_since(spent, before))
         progress(journal.prompts / total)
-        started = now
+        started, before = now, spent
     if journal.prompts != total:
         raise UserError(f"{sampler.name} answered {journal.prompts:,} of {total:,} prompts")
 
 
 def _judge(work: Work, journal: Journal, progress: Callable[[float], None]) -> None:
-    """`spent` in a line is what was spent since the line before it, in the same process."""
     size, before = work.judge.size(work.each), {**work.judge.spent}
     while journal.prompts < len(work.prompts):
         progress(journal.prompts / len(work.prompts))
@@ -138,6 +142,5 @@ def _judge(work: Work, journal: Journal, progress: Callable[[float], None]) -> N
         prompts = work.prompts[journal.prompts : journal.prompts + size]
         kept = work.judge.judge(prompts, work.keep_refusals)
         now = {**work.judge.spent}
-        spent = {name: value - before.get(name, 0.0) for name, value in now.items()}
-        journal.add(len(prompts), kept=kept, seconds=time.monotonic() - started, spent=spent)
+        journal.add(len(prompts), kept=kept, seconds=time.monotonic() - started, spent=_since(now, before))
         before = now

@@ -25,10 +25,17 @@ from rlhf_core.commands import (
     to_json,
 )
 from rlhf_core.endpoint import Endpoint
-from rlhf_tools.answering import Asking, at_once, prepare, with_tools
+from rlhf_tools.answering import Asking, prepare, with_tools
 from rlhf_tools.candidates import find_models
 from rlhf_tools.preferences.making import Work
-from rlhf_tools.preferences.sampling import AT_ONCE, EndpointModel, LocalModel, open_endpoint, split_endpoints
+from rlhf_tools.preferences.sampling import (
+    AT_ONCE,
+    ROWS,
+    EndpointModel,
+    LocalModel,
+    open_endpoint,
+    split_endpoints,
+)
 from rlhf_tools.preferences.scoring import Pairwise, Pointwise
 from rlhf_tools.preferences.selecting import Prompt
 from rlhf_tools.preferences.words import say
@@ -151,7 +158,7 @@ class Plan:
             "--chat-template-kwargs": [_digest(one.identity()) for one in asking.templates],
             "--keep-refusals": self.keep_refusals,
             "--seed": asking.seed,
-            "batches": [at_once(self.n), AT_ONCE],
+            "batches": [ROWS, AT_ONCE],
         }
 
 

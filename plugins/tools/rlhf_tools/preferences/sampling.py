@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlhf_core import RunStopped, UserError, commands
@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 
 ENDPOINT = "endpoint:"
 AT_ONCE = 16  # prompts that an endpoint is asked before they are on the disk
+ROWS = 128  # answers that a model here generates at once, before they are on the disk
 BYTES = 4  # of a token, about, in English; in Chinese it has three, so that what is told is a little high
 
 
 class Sampler(Protocol):
     """`batches(start)`: for the prompts from the number `start` on, batch by batch, the answers to each, as
-    `{"text", "tokens", "finished", "error"}`.
+    `{"text", "tokens", "finished", "error"}`. `spent`: what was spent so far, in this process.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spent(self) -> dict[str, float]: ...
 
     def batches(self, start: int) -> Iterator[list[list[dict[str, Any]]]]: ...
 
@@ -46,12 +51,16 @@ class LocalModel:
     def name(self) -> str:
         return self.asking.candidates[self.number].name
 
+    @property
+    def spent(self) -> dict[str, float]:
+        return {}
+
     def batches(self, start: int) -> Iterator[list[list[dict[str, Any]]]]:
         from rlhf_tools import answering
 
         template, rows = self.asking.templates[self.number], answering.with_tools(self.asking.questions)
         with answering.loaded(self.asking, self.number) as model:
-            for rollouts in answering.sampled(self.asking, self.number, model, self.each, start=start):
+            for rollouts in answering.sampled(self.asking, self.number, model, self.each, start=start, rows=ROWS):
                 answers = [
                     {
                         "text": template.opening(*rows[start + i // self.each]) + template.decode(one.completion),
@@ -77,6 +86,11 @@ class EndpointModel:
     max_tokens: int
     temperature: float
     seed: int
+
+    @property
+    def spent(self) -> dict[str, float]:
+        known = {name: value for name, value in asdict(self.endpoint.spent).items() if value is not None}
+        return {f"{self.name}/{name}": value for name, value in known.items()}
 
     def batches(self, start: int) -> Iterator[list[list[dict[str, Any]]]]:
         for first in range(start, len(self.prompts), AT_ONCE):

@@ -100,7 +100,10 @@ class Pairwise:
         pairs = [list(itertools.combinations(worth_judging(prompt, keep_refusals), 2)) for prompt in prompts]
         asked = [(prompt, pair) for prompt, each in zip(prompts, pairs, strict=True) for pair in each]
         first, second = ([prompt.answers[pair[side]].text for prompt, pair in asked] for side in (0, 1))
-        said = compare_answers(self.reward, [prompt.messages for prompt, _ in asked], first, second) if asked else []
+        prompts_of = [prompt.messages for prompt, _ in asked]
+        said = (
+            compare_answers(self.reward, prompts_of, first, second, log_metric=self.spent.__setitem__) if asked else []
+        )
         _stop_if_all_failed([one.error for one in said])
         found = iter(said)
         return [
