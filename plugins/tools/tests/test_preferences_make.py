@@ -89,8 +89,8 @@ def test_what_endpoints_spend_is_summed_over_all_starts(judges, tmp_path):
         "a/calls": 5,
         "b/calls": 5,
     }
-    lines = (tmp_path / "answers-1.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "answers-1.jsonl").write_text(lines[0])
+    lines = (tmp_path / "answers-1.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "answers-1.jsonl").write_bytes(lines[0])
     (tmp_path / "scores.jsonl").unlink()
     again = StandIn("a", 2), StandIn("b", 3)
     assert carry_out(work(judges["one by one"](), *again), tmp_path, lambda *_: None)[0] == {"a/calls": 5, "b/calls": 5}
@@ -215,7 +215,7 @@ def test_a_model_answers_and_dpo_reads_the_pairs(arguments, unending, tmp_path, 
     assert "left out 1 of 5 prompts" in dry.output
     assert not (tmp_path / "pairs.making").exists()
 
-    monkeypatch.setattr("rlhf_tools.answering.ROWS", 3)  # a batch for each prompt
+    monkeypatch.setattr(sampling, "ROWS", 3)  # a batch for each prompt
     assert call(*arguments[:-1], tmp_path / "whole.jsonl").exit_code == 0
     add, made = Journal.add, []
     monkeypatch.setattr(Journal, "add", lambda *a, **b: interrupt() if len(made) == 2 else made.append(add(*a, **b)))
