@@ -49,6 +49,7 @@ from rlhf_core.models.resolve import find as find_model
 from rlhf_core.models.template import template_of
 from rlhf_core.outputs import claim, new_file, read_lines, write_whole
 from rlhf_core.report.groups import read_all as read_samples
+from rlhf_core.report.metrics import finite
 from rlhf_core.reward_report import agreeing, agreement
 from rlhf_core.reward_report.against import verdicts
 from rlhf_core.reward_report.answers import Answer, Answers

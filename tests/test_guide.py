@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-from rlhf_core import testing
+from rlhf_core import Catalog, testing
 from rlhf_core.cli import rlhf
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import parameters
 from rlhf_core.testing.probes import PROBES
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +70,15 @@ def parse(command: str) -> None:
     group.parse_args(context, words)
 
 
+def check_rewards(command: str) -> None:
+    """The installed rewards that a command names have the parameters that it gives them."""
+    words = command.split()
+    for option, given in itertools.pairwise(words):
+        if option in ("--reward", "--judge") and ".py" not in given and not given.startswith("trl."):
+            spec = RewardSpec.read(given)
+            assert spec.parameters.keys() <= parameters(Catalog().load("rewards", spec.target)[0]).keys(), given
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_the_guide_exists_with_its_flags(page, installed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -75,12 +87,18 @@ def test_every_command_of_the_guide_exists_with_its_flags(page, installed, tmp_p
     assert len(commands(f"{page}.md")) > 4
     for command in commands(f"{page}.md"):
         parse(command)
+        check_rewards(command)
 
 
 @pytest.mark.parametrize("wrong", ["rlhf plugins make reward x", "rlhf run --method simpo --betta 2"])
 def test_a_command_that_does_not_exist_is_an_error(wrong, installed):
     with pytest.raises((AssertionError, click.UsageError)):
         parse(wrong)
+
+
+def test_a_parameter_that_a_reward_lacks_is_an_error():
+    with pytest.raises(AssertionError):
+        check_rewards("rlhf run --method grpo --reward length:target=300")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -362,6 +362,7 @@ def test_the_page_refuses_what_is_not_its_own(server):
     good = {"labeller": "ann"}
     assert ask(server, "/next", good, Host="evil.example:80")[0] == 403  # DNS rebinding
     assert ask(server, "/", method="GET", Host="evil.example")[0] == 403
+    assert ask(server, "/", method="GET", Host="[evil")[0] == 403
     assert ask(server, "/", method="GET", Host="localhost:9")[0] == 200  # a port that is forwarded
     assert ask(server, "/next", good, **{serving.TOKEN.replace("-", "_"): None})[0] == 403
     assert ask(server, "/next", good, **{serving.TOKEN.replace("-", "_"): "x" + server.token})[0] == 403

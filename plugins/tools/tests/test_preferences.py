@@ -342,6 +342,23 @@ def test_mistakes_of_from_run(tmp_path, monkeypatch, arguments, message):
     assert not list(tmp_path.glob("p.*"))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"prompt": prompt} for prompt in ("text", [], [5], [{"role": "user"}])),
+        *({"rewards": {"length": score}} for score in ("1", [1], float("nan"), True)),
+        *({"errors": errors} for errors in ("no", [1], {"length": 5})),
+    ],
+)
+def test_a_damaged_sample_is_counted_and_left_out(tmp_path, damage):
+    rows = [(1, ASKED, "one", 1.0, 0.0, {}), (1, ASKED, "two", 0.0, 0.0, {}), (1, ASKED, "three", 2.0, 0.0, damage)]
+    output = tmp_path / "pairs.jsonl"
+    done = call("from-run", samples(tmp_path / "run", rows), "--output", output)
+    assert done.exit_code == 0, done.output
+    assert "2 lines of samples.jsonl are damaged" in done.output
+    assert json.loads(output.read_text())["response_chosen"] == "one"
+
+
 def test_steps():
     assert (read_steps("2-5"), read_steps("7"), read_steps("-5")) == ((2, 5.0), (7, 7), (0, 5.0))
     assert read_steps(None) == read_steps("0-") == (0, float("inf"))
@@ -361,7 +378,8 @@ SCORED = {
     "UltraFeedback": ([ULTRA], [], ("4", "5"), 8.5, {"model_chosen": "a", "model_rejected": "b", "source": "x"}),
     "a score within": ([ULTRA], ["--score", "annotations.help.Rating"], ("5", "4"), 5.0, {}),
     "two rows": (STEER, ["--score", "helpfulness"], ("4", "5"), 4.0, {"id": 7, "question": "2+2?"}),
-    "lists": ([{"prompt": "q", "completions": ["a", "b"], "scores": [1, 2]}], ["--score", "scores"], ("b", "a"), 2.0, {}),
+    "lists": ([{"prompt": "q", "completions": ["a", "b"], "scores": ["1", "2"]}], [], ("b", "a"), 2.0, {}),
+    "a list of ranks": ([{"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2]}], [], ("a", "b"), -1.0, {}),
     "ranks": ([{"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]}], [], ("a", "b"), -1.0, {}),
     "turns": ([{**TURNS, "completion": "x", "score": i} for i in (0,)] + [{**TURNS, "completion": "y", "score": 1}], [],
               ("y", "x"), 1.0, {"question": "c", "history": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
@@ -387,3 +405,14 @@ def test_scores_that_are_not_named_are(tmp_path, write_jsonl):
         "from-scores", write_jsonl("none.jsonl", [{"prompt": "x", "score": 1}]), "--output", tmp_path / "p.jsonl"
     )
     assert "no answer: neither a list" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("rows", "score", "meant"), [(STEER, "helpfullness", "helpfulness"), ([ULTRA], "overal_score", "overall_score")]
+)
+def test_a_score_that_no_answer_has_is_refused(tmp_path, write_jsonl, rows, score, meant):
+    output = tmp_path / "pairs.jsonl"
+    done = call("from-scores", write_jsonl("rows.jsonl", rows), "--output", output, "--score", score)
+    assert isinstance(done.exception, UserError)
+    assert f"has such a number. Did you mean '{meant}'?" in str(done.exception)
+    assert not output.exists()

@@ -102,6 +102,8 @@ def read(
     rows = [Said(pair.location, pair.prompt, pair.chosen, pair.rejected, pair.columns) for pair in pairs.rows]
     place = path_of(DataSpec.read(source).source, "FILE")
     file = path_of(labels, "--labels") if labels else place.with_name(place.name.partition(".")[0] + SUFFIX)
+    if labels is not None and not Path(file).is_file():
+        raise UserError(f"--labels {file}: there is no such file")
     if labels is not None and not labels_in(file):
         raise UserError(f"--labels {file} holds no labels of rlhf preferences label")
     if not Path(file).is_file():

@@ -16,7 +16,7 @@ from rlhf_tools.preferences.options import OWN_SEED, selection_options
     "--score",
     metavar="COLUMN",
     help="What rates an answer: a column, or a key of an answer (annotations.helpfulness.Rating for one within "
-    "another).  [overall_score, score, rating, fine-grained_score or rank]",
+    "another).  [overall_score, score(s), rating(s), fine-grained_score or rank(s)]",
 )
 @max_bad_rows
 @selection_options

@@ -4,6 +4,7 @@ the next one begins. A second start goes on after the last whole line.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,8 @@ class Journal:
         line = {"start": self.prompts, "count": count, **values}
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         with self.file.open("ab", buffering=0) as stream:
-            stream.write(data)
+            if stream.write(data) < len(data):  # the disk is full; the half line is cut off by the next start
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
             os.fsync(stream.fileno())
         self.lines.append(json.loads(data.decode("utf-8", "surrogatepass")))
         self.prompts += count

@@ -81,7 +81,7 @@ def going_on(folder: Path, lang: str) -> Iterator[None]:
     told = say(lang, "What was done is in {folder}: the same command goes on from there", folder=folder)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):  # a full disk
         click.echo(told, err=True)
         raise
     except RunStopped as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core import UserError
-from rlhf_core.commands import RewardSpec, Screen, language, path_of, read_config, read_samples
+from rlhf_core.commands import RewardSpec, Screen, finite, language, path_of, read_config, read_samples
 from rlhf_tools.preferences import showing, writing
 from rlhf_tools.preferences.selecting import Prompt, Rated, select
 from rlhf_tools.preferences.words import say
@@ -79,11 +79,11 @@ def read(folder: Path, weights: Mapping[str, float], steps: tuple[int, float]) -
     found: dict[str, Prompt] = {}
     damaged, prompt = 0, None
     for sample in read_samples(folder / SAMPLES):
-        if sample is None:
+        if sample is not None and "chosen" in sample:
+            raise UserError(f"{folder}: its samples are pairs already, those that it was trained on")
+        if sample is None or not _is_whole(sample):
             damaged += 1
             continue
-        if "chosen" in sample:
-            raise UserError(f"{folder}: its samples are pairs already, those that it was trained on")
         if steps[0] <= sample["step"] <= steps[1]:
             columns = given if isinstance(given := sample.get("columns"), dict) else {}
             if prompt is None or prompt.messages != sample["prompt"] or prompt.columns != columns:
@@ -91,6 +91,19 @@ def read(folder: Path, weights: Mapping[str, float], steps: tuple[int, float]) -
                 prompt = found.setdefault(repr([sample["prompt"], columns]), new)
             prompt.answers.append(_rated(sample, weights, folder.name))
     return list(found.values()), damaged
+
+
+def _is_whole(sample: Mapping[str, Any]) -> bool:
+    """Whether the prompt is turns, the scores are numbers or None, and the errors texts."""
+    prompt, scores, errors = sample["prompt"], sample["rewards"], sample.get("errors") or {}
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in prompt)
+        and all(score is None or finite(score) is not None for score in scores.values())
+        and isinstance(errors, dict)
+        and all(isinstance(error, str) for error in errors.values())
+    )
 
 
 def _rated(sample: Mapping[str, Any], weights: Mapping[str, float], run: str) -> Rated:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_core import Catalog, Formatter, UserError
-from rlhf_core.commands import DataSpec, LeftOut, Screen, language, library_errors, read_rows
+from rlhf_core.commands import DataSpec, LeftOut, Screen, did_you_mean, language, library_errors, read_rows
 from rlhf_tools.preferences import showing, writing
 from rlhf_tools.preferences.selecting import Prompt, Rated, select
 from rlhf_tools.preferences.words import say
 
 LISTS = ("completions", "answers", "responses")
 TEXTS = ("response", "completion", "answer", "text", "content", "output")
-SCORES = ("overall_score", "score", "rating", "fine-grained_score", "rank")
+SCORES = ("overall_score", "score", "scores", "rating", "ratings", "fine-grained_score", "rank", "ranks")
+RANKS = ("rank", "ranks")
 STAND_IN = [{"response": "a", "score": 1}, {"response": "b", "score": 0}]
 NAMED = ("model", "model_name", "generator")  # who wrote an answer
 
@@ -51,7 +52,7 @@ def read(spec: DataSpec, score: str | None, max_bad_rows: float) -> tuple[list[P
         raise UserError(f"{spec.source}: there is no row in it")
     total = len(rows) + left_out.rows()
     values = [{name: value for name, value in row.values.items() if value is not None} for row in rows]
-    name = score or _score_of(values, spec.source)
+    name = _score_of(values, spec.source) if score is None else _checked(score, values, spec.source)
     formatter: Formatter = Catalog().load("formatters", "ranked")[0]
     found: dict[str, Prompt] = {}
     for row, given in zip(rows, values, strict=True):
@@ -70,16 +71,36 @@ def read(spec: DataSpec, score: str | None, max_bad_rows: float) -> tuple[list[P
 
 def _score_of(rows: Sequence[Mapping[str, Any]], source: str) -> str:
     """What rates the answers of the first row that can be told. Raises `UserError` that names the numbers it has."""
-    numbers: dict[str, None] = {}
     for row in rows[:100]:
         answers = _answers(row)
         for name in SCORES:
-            if all(_number(_within(answer, name)) is not None for answer in answers):
+            if answers and all(_number(_within(answer, name)) is not None for answer in answers):
                 return name
-        first = answers[0] if answers else row
-        numbers |= dict.fromkeys(k for k, v in first.items() if not isinstance(v, str) and _number(v) is not None)
+    numbers = _numbers(rows)
     have = f"numbers that it has: {', '.join(numbers)}" if numbers else "it has no number either"
     raise UserError(f"{source}: no answer has a score ({', '.join(SCORES)}); {have}. Name it: --score COLUMN")
+
+
+def _checked(score: str, rows: Sequence[Mapping[str, Any]], source: str) -> str:
+    """`score`. Raises `UserError` if it is no number of any answer."""
+    if any(_number(_within(answer, score)) is not None for row in rows for answer in _answers(row)):
+        return score
+    numbers = _numbers(rows)
+    have = f" Numbers that they have: {', '.join(numbers)}." if numbers else ""
+    raise UserError(f"--score {score}: no answer of {source} has such a number.{did_you_mean(score, numbers)}{have}")
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What answers have a number by, also within another value."""
+
+    def named(value: Mapping[str, Any], before: str = "") -> Iterator[str]:
+        for key, one in value.items():
+            if isinstance(one, Mapping):
+                yield from named(one, f"{before}{key}.")
+            elif _number(one) is not None and not (isinstance(one, str) and not before):  # an answer may be "4"
+                yield f"{before}{key}"
+
+    return list(dict.fromkeys(name for row in rows[:100] for answer in _answers(row)[:1] for name in named(answer)))
 
 
 def _read_row(
@@ -93,7 +114,7 @@ def _read_row(
     asked = {**others, "completions": STAND_IN}
     with library_errors(f"{location}: formatter {formatter.name}"):
         messages = formatter.convert(formatter.view(asked, formatter.renamed(asked))).prompt
-    sign = -1.0 if score.rpartition(".")[2] == "rank" else 1.0
+    sign = -1.0 if score.rpartition(".")[2] in RANKS else 1.0
     answers = []
     for answer in _answers(row):
         text, value = answer.get(_first(answer, TEXTS) or ""), _number(_within(answer, score))

@@ -45,6 +45,7 @@ class Refused(Exception):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128  # connections that wait: those of a few browsers at once
 
     def __init__(self, work: Work, host: str, port: int, lang: str) -> None:
         self.work, self.host, self.lang = work, host, lang
@@ -63,7 +64,10 @@ class Server(ThreadingHTTPServer):
 
     def allows(self, host: str) -> bool:
         """Whether a request may name us so: no name that others can point at us."""
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # a bracket that is not closed
+            return False
         if self.local:
             return name in LOCAL or name == self.host
         own = {*LOCAL, self.host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
