@@ -140,8 +140,16 @@ def finished_run(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
+STAGES = "rlhf pipeline --config pipeline.yaml"  # a process for each of its stages; another pipeline is tried, too
+TRIED = [
+    pytest.param(command, marks=pytest.mark.thorough) if command == STAGES else command
+    for command in commands(READMES[0])
+    if "Qwen" not in command and "--resume" not in command
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands(READMES[0]) if "Qwen" not in c and "--resume" not in c])
+@pytest.mark.parametrize("command", TRIED)
 def test_the_readmes_commands_run(command, tmp_path, monkeypatch, finished_run):
     """Commands that train only check everything; the demo itself is run by `make demo` and by benchmarks/demo.py."""
     monkeypatch.chdir(tmp_path)
