@@ -45,7 +45,8 @@ class Reply:
     """What the server does with a request. `text=None`: it says what it would say otherwise.
 
     `wait`: seconds before it answers. `cut`: the connection ends before the answer, or inside it. `body`: bytes that are
-    sent instead of the JSON. `refusal`: as OpenAI has it, beside an empty text.
+    sent instead of the JSON. `usage`: the tokens that it reports. `pause`: seconds between two pieces of the answer.
+    `refusal`: as OpenAI has it, beside an empty text.
     """
 
     text: str | None = None
@@ -55,6 +56,8 @@ class Reply:
     wait: float = 0.0
     cut: Literal["before", "inside"] | None = None
     body: bytes | None = None
+    usage: dict[str, Any] | None = None
+    pause: float = 0.0
     refusal: str | None = None
     finish_reason: str = "stop"
 
@@ -195,15 +198,26 @@ class _Handler(BaseHTTPRequestHandler):
         elif reply.status != 200:
             self._send(reply.status, _error(reply.error, reply.status), reply.headers)
         else:
-            self._send(200, reply.body or _completion(request, reply), reply.headers, half=reply.cut == "inside")
+            body = reply.body or _completion(request, reply)
+            self._send(200, body, reply.headers, half=reply.cut == "inside", pause=reply.pause)
 
-    def _send(self, status: int, value: Any, headers: Sequence[tuple[str, str]] = (), *, half: bool = False) -> None:
+    def _send(
+        self,
+        status: int,
+        value: Any,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        half: bool = False,
+        pause: float = 0.0,
+    ) -> None:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         for name, text in (("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers):
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if half else body)
+        for start in range(0, len(body), 16 if pause else len(body) or 1):
+            time.sleep(pause)
+            self.wfile.write(body[start : start + 16] if pause else body[: len(body) // 2] if half else body)
         self.close_connection = self.close_connection or half
 
     def handle(self) -> None:
@@ -236,7 +250,7 @@ def _completion(request: Request, reply: Reply) -> dict[str, Any]:
         "created": 0,
         "model": request.model,
         "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason, "logprobs": None}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said},
+        "usage": reply.usage or {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said},
     }
 
 

@@ -193,7 +193,7 @@ def test_a_budget_is_never_exceeded(server):
     assert len(server.requests) == 3
     assert ask(endpoint, "a")[0].cached  # what was answered still is
     dear = Endpoint("loopback", server.url, max_cost=0.05, prices="0/1000", concurrency=5)
-    server.next = [slow(0.1)] * 2
+    server.next, server.most_at_once = [slow(0.1)] * 2, 0
     found = ask(dear, *"vwxyz", max_tokens=20)  # each may take 2 cents, and takes 0.1
     assert not any(isinstance(one, RunStopped) for one in found)  # three waited for what two did not need
     assert server.most_at_once == 2
@@ -278,3 +278,84 @@ def test_a_full_cache_drops_what_was_used_longest_ago(tmp_path, monkeypatch):
         table.execute("UPDATE replies SET used = CAST(key AS INTEGER)")
     opened = Cache(tmp_path)
     assert [opened.find(str(i)) for i in range(4)] == [None, None, None, "x"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cost"),
+    [(cut("inside"), 0.02), (cut("before"), 0.02), (garbled(), 0.02), (broken(500), 0.0), (too_many(0), 0.0)],
+    ids=str,
+)
+def test_what_may_have_been_billed_counts_as_the_most_that_it_may_cost(server, trouble, cost):
+    endpoint = Endpoint("loopback", server.url, retries=0, prices="0/1000")
+    server.next = [trouble]
+    ask(endpoint, "a", max_tokens=20)
+    assert endpoint.spent.cost == pytest.approx(cost)
+
+
+def test_a_request_that_is_made_again_needs_a_budget_of_its_own(server):
+    endpoint = Endpoint("loopback", server.url, retries=5, max_calls=1)
+    server.next = [cut("inside")]
+    (stopped,) = ask(endpoint, "a")
+    assert isinstance(stopped, RunStopped)
+    assert len(server.requests) == endpoint.spent.calls == 1
+    nowhere = Endpoint("loopback", "http://127.0.0.1:9/v1", retries=0, prices="1/1")
+    ask(nowhere, "a")
+    assert nowhere.spent.cost == 0  # nothing was sent
+
+
+@pytest.mark.parametrize("count", [-1_000_000, 10**40, 1.5, "many", True, None])
+def test_numbers_of_tokens_that_can_not_be_are_estimated(server, count):
+    server.next = [Reply("fine", usage={"prompt_tokens": count, "completion_tokens": count})]
+    (reply,) = ask(Endpoint("loopback", server.url, cache=False), "a question")
+    assert (reply.prompt_tokens, reply.completion_tokens) == (3, 1)
+
+
+def test_a_redirect_is_not_followed(server):
+    with EndpointServer() as other:
+        target = f"{other.url}/chat/completions"
+        server.next = [Reply(status=307, headers=(("Location", target),))]
+        (error,) = ask(Endpoint("loopback", server.url), "a")
+        assert error.fatal
+        assert target in str(error)
+        assert not other.requests
+
+
+def test_an_answer_has_an_end(server, monkeypatch):
+    monkeypatch.setattr("rlhf_core.endpoint.client.LARGEST", 1000)
+    server.next = [
+        Reply(body=b"x" * 2000),
+        Reply(body=b"x", headers=(("Content-Encoding", "gzip"),)),
+        Reply("slow", pause=0.05),
+    ]
+    large, packed, slowly = (ask(Endpoint("loopback", server.url, retries=0, timeout=0.2), text)[0] for text in "abc")
+    assert "more than" in str(large)
+    assert "compressed" in str(packed)
+    assert isinstance(slowly, TimeoutError)
+
+
+@pytest.mark.parametrize("key", ["sk-first\nsk-second-12345", "two keys", "schlüssel"])
+def test_a_key_that_can_not_be_one_is_refused_unseen(server, monkeypatch, key):
+    monkeypatch.setenv("MY_JUDGE", key)
+    with pytest.raises(UserError, match="MY_JUDGE holds spaces") as error:
+        Endpoint("loopback", server.url, "MY_JUDGE")
+    assert key[:3] not in str(error.value)
+    with pytest.raises(UserError) as error:
+        Endpoint("loopback", server.url, "abcdef0123456789")
+    assert "abcdef0123456789" not in str(error.value)
+
+
+def test_a_key_that_is_repeated_in_a_reply_is_kept_nowhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("MY_JUDGE", KEY)
+    with EndpointServer(lambda request: f"got {request.headers['authorization']}, {KEY[:12]}…") as server:
+        (reply,) = ask(Endpoint("loopback", server.url, "MY_JUDGE"), "a")
+    assert reply.text == "got Bearer ***, ***…"
+    assert not any(KEY[:12].encode() in file.read_bytes() for file in (tmp_path / "cache").rglob("replies*"))
+
+
+def test_what_the_environment_says_of_openai_is_not_sent_to_another_host(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
+    ask(Endpoint("loopback", server.url), "a")
+    assert "proj-mine" not in str(server.requests[0].headers)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://bob:hunter2@localhost:1/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert Endpoint("loopback").host == "localhost:1"

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from weakref import WeakValueDictionary
 from rlhf_core.credentials import masked
 from rlhf_core.endpoint.budget import Budget, Spent, price_of
 from rlhf_core.endpoint.cache import Cache
+from rlhf_core.endpoint.client import SENT, Sent, address, connect, read_key, without_key
 from rlhf_core.endpoint.limits import Rate, check_bounds
 from rlhf_core.endpoint.replies import EndpointError, Reply, failure, read_reply, tokens_of
 from rlhf_core.errors import UserError
@@ -70,9 +70,9 @@ class Endpoint:
         check_bounds({"max_cost": max_cost, "requests_per_minute": requests_per_minute})
         check_bounds({"tokens_per_minute": tokens_per_minute})
         self.model, self.concurrency, self.retries, self.timeout = model, concurrency, retries, timeout
-        self.base_url = _address(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
+        self.base_url = address(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
         self.key_name = api_key_env or (None if base_url else "OPENAI_API_KEY")
-        self._key = _key(self.key_name, self.host)
+        self._key = read_key(self.key_name, self.host)
         _import()
         price = price_of(model, prices)
         if max_cost is not None and price is None:
@@ -93,7 +93,7 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        return urlsplit(self.base_url).netloc
+        return urlsplit(self.base_url).netloc.rpartition("@")[2]
 
     @property
     def spent(self) -> Spent:
@@ -162,21 +162,31 @@ class Endpoint:
 
     async def _within_limits(self, request: dict[str, Any]) -> Reply:
         prompt, most = tokens_of(request["messages"]), request["max_tokens"]
-        while (held := self.budget.reserve(prompt, most)) is None:  # calls under way may take less than they could
-            await asyncio.sleep(LOOK)
-        used = (0, 0)
+
+        async def again(sent: Sent) -> None:
+            held, sent.held, sent.open = sent.held, None, False
+            self.budget.settle(held or 0.0, prompt, most)
+            sent.held = await self._reserve(prompt, most)
+
+        sent = Sent(await self._reserve(prompt, most), again)
+        SENT.set(sent)
         try:
             wait = max(self._requests.take(1), self._tokens.take(prompt + most))
             if wait:
                 await asyncio.sleep(wait)
             reply = await self._supported(request)
-            used = (reply.prompt_tokens, reply.completion_tokens)
+            sent.open = False
+            self.budget.settle(sent.held or 0.0, reply.prompt_tokens, reply.completion_tokens)
+            sent.held = None
             return reply
-        except TimeoutError:
-            used = (prompt, most)  # it may have been answered, and billed
-            raise
         finally:
-            self.budget.settle(held, *used)
+            if sent.held is not None:
+                self.budget.settle(sent.held, *((prompt, most) if sent.open else (0, 0)))
+
+    async def _reserve(self, prompt: int, most: int) -> float:
+        while (held := self.budget.reserve(prompt, most)) is None:  # calls under way may take less than they could
+            await asyncio.sleep(LOOK)
+        return held
 
     async def _supported(self, request: dict[str, Any]) -> Reply:
         """The reply to the parts of the request that the endpoint supports."""
@@ -186,7 +196,9 @@ class Endpoint:
             status, answered = await self._post({"model": self.model, **body})
             try:
                 if status is None:
-                    return read_reply(answered, request)
+                    reply = read_reply(answered, request)
+                    refusal = None if reply.refusal is None else without_key(reply.refusal, self._key)
+                    return replace(reply, text=without_key(reply.text, self._key), refusal=refusal)
                 if status not in (400, 422) or not self._leave_out(str(answered), body):
                     raise failure(status, str(answered), self.model, self.base_url, self.key_name)
             except EndpointError as error:
@@ -219,27 +231,28 @@ class Endpoint:
             why = error.__cause__ or error
             raise EndpointError(self._clean(f"{self.host} can't be reached: {why}"), fatal=True) from None
         except openai.APIStatusError as error:
-            return error.status_code, f"{error.message} {error.param or ''}".strip()
+            to = error.response.headers.get("location", "")
+            return error.status_code, f"{error.message} {error.param or to}".strip()
+        except EndpointError as error:
+            raise EndpointError(f"{self.host}: {error}") from None
         except (openai.APIError, ValueError) as error:  # no JSON, or not what it says that it is
-            raise EndpointError(self._clean(f"{self.host}: {error}")) from None
+            raise EndpointError(self._clean(f"{self.host}: its answer can't be read: {error}")) from None
 
     def _clean(self, text: str) -> str:
         """`text` without the key, which an endpoint may repeat."""
-        return masked(text.replace(self._key, "***") if self._key else text)
+        return masked(without_key(text, self._key))
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         if self._place is None or self._place[0] != os.getpid():
-            import openai
-
             loop = asyncio.new_event_loop()
             self._place = (os.getpid(), loop)
             self._at_once = asyncio.Semaphore(self.concurrency)
-            self._client = openai.AsyncOpenAI(
-                api_key=self._key or "none",
-                base_url=self.base_url,
-                max_retries=self.retries,
+            self._client = connect(
+                self._key,
+                self.base_url,
+                retries=self.retries,
                 timeout=self.timeout,
-                organization=None if self.key_name == "OPENAI_API_KEY" else "",
+                is_openai=self.key_name == "OPENAI_API_KEY",
             )
             threading.Thread(target=loop.run_forever, name=f"endpoint-{self.host}", daemon=True).start()
             weakref.finalize(self, _end, loop, self._client, os.getpid())
@@ -255,26 +268,6 @@ def _end(loop: asyncio.AbstractEventLoop, client: openai.AsyncOpenAI, process: i
 
     if process == os.getpid() and loop.is_running():
         asyncio.run_coroutine_threadsafe(close(), loop)
-
-
-def _address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"base_url={masked(url)}: write an address such as http://localhost:8000/v1")
-    return url.rstrip("/")
-
-
-def _key(name: str | None, host: str) -> str | None:
-    if name is None:
-        return None
-    if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
-        raise UserError("api_key_env takes the name of an environment variable, such as JUDGE_API_KEY, and not a key")
-    if found := os.environ.get(name, "").strip():
-        return found
-    raise UserError(
-        f"{host} needs a key, and the variable {name} is not set: export {name}=…, or name another one, "
-        "api_key_env=VARIABLE; for a server without keys give its address, base_url=http://localhost:8000/v1"
-    )
 
 
 def _part(limit: float | None, share: float) -> float | None:

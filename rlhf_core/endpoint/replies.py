@@ -8,6 +8,8 @@ from typing import Any
 
 from rlhf_core.errors import excerpt
 
+MOST = 1_000_000_000  # tokens of a call, which no endpoint reads
+
 
 class EndpointError(Exception):
     """A call that failed. `fatal`: every other one will, too: the key, the address or the model is wrong."""
@@ -41,13 +43,19 @@ def read_reply(answered: Any, request: Mapping[str, Any]) -> Reply:
         refusal = message.get("refusal") or ("stopped by its filter" if reason == "content_filter" else None)
         if not isinstance(text, str):  # a list of parts
             text = "".join(part["text"] for part in text if part.get("type") == "text")
-        used = answered.get("usage") or {}
-        read, written = used.get("prompt_tokens"), used.get("completion_tokens")
+        used = answered.get("usage")
+        read, written = (_count(used, name) for name in ("prompt_tokens", "completion_tokens"))
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise EndpointError(f"no chat completion: {excerpt(answered, 200)}") from error
-    read = read if isinstance(read, int) else tokens_of(request["messages"])
-    written = written if isinstance(written, int) else tokens(text)
+    read = tokens_of(request["messages"]) if read is None else read
+    written = tokens(text) if written is None else written
     return Reply(text, read, written, reason != "length", refusal)
+
+
+def _count(used: Any, name: str) -> int | None:
+    """A number of tokens that an endpoint reports, if it can be one."""
+    value = used.get(name) if isinstance(used, dict) else None
+    return value if type(value) is int and 0 <= value <= MOST else None
 
 
 def failure(status: int, message: str, model: str, base_url: str, key_name: str | None) -> EndpointError:
@@ -57,6 +65,8 @@ def failure(status: int, message: str, model: str, base_url: str, key_name: str 
         without = "calls without a key: name its variable, api_key_env="
         key = f"the key in {key_name}" if key_name else without
         return EndpointError(f"it does not accept {key} ({said})", fatal=True)
+    if 300 <= status < 400:
+        return EndpointError(f"it sends requests on to another address, which is not followed ({said})", fatal=True)
     if status == 404:
         return EndpointError(f"there is no model {model!r}, or no such address as {base_url} ({said})", fatal=True)
     return EndpointError(f"it answered {said}", fatal="quota" in message.lower() or status == 402)

@@ -79,8 +79,11 @@ def fenced(texts: Mapping[str, str]) -> tuple[str, str]:
 
 
 def without_thought(answer: str) -> str:
-    """What users see of an answer: what follows `</think>`; nothing where a thought never ends."""
-    _, ended, after = answer.rpartition("</think>")
-    if ended:
-        return after.strip()
-    return answer.partition("<think>")[0].strip()
+    """What users see of an answer: all but the thought that it begins with, which a chat template may have opened;
+    nothing where that never ends. Tags further on hide nothing.
+    """
+    thought, ended, after = answer.partition("</think>")
+    opened = "<think>" in thought
+    if opened and not thought.lstrip().startswith("<think>"):  # something is seen before it
+        return answer.strip()
+    return after.strip() if ended else "" if opened else answer.strip()

@@ -78,6 +78,7 @@ class Judge:
             cache=cache,
         )
         self._said = False  # that the data has no reference
+        self._said_of_pairs = False
 
     async def __call__(
         self,
@@ -112,6 +113,9 @@ class Judge:
         log_metric: Callable[[str, float], None] | None = None,
     ) -> list[Any]:
         """For each prompt 1.0 where the first answer is better, -1.0 where the second is, 0.0 for a tie."""
+        if self.rubric.reference and not self._said_of_pairs:
+            self._said_of_pairs = True
+            log.warning("rubric %s asks for a reference: two answers are compared without one", self.rubric.name)
         verdicts = await in_time([self._better(*pair) for pair in zip(prompts, first, second, strict=True)])
         self.log_spent("judge", log_metric)
         return verdicts

@@ -6,16 +6,16 @@ What can't be read raises `Unreadable`, which says what came back: an error of i
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from rlhf_reward_judge.rubric import Rubric
+from rlhf_reward_judge.rubric import Rubric, plain
 
 SHOWN = 160  # characters of a reply in an error
 LONGEST = 50_000  # characters of a reply that are read
+LARGEST = 1e9  # of a score
 SCORES = ("score", "rating", "points", "value", "分数", "得分", "评分")
 NAMES = ("criterion", "name", "标准", "维度")
 _CODE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)```", re.DOTALL)
@@ -100,7 +100,7 @@ def _scores(value: dict[str, Any], rubric: Rubric) -> dict[str, float] | str:
     given = _by_criterion(value, rubric)
     found: dict[str, float] = {}
     for criterion in rubric.criteria:
-        if (key := _plain(criterion.name)) not in given:
+        if (key := plain(criterion.name)) not in given:
             return f"{criterion.name} is missing"
         score = _number(given[key], rubric.high)
         if score is None or not rubric.low <= score <= rubric.high:
@@ -111,12 +111,12 @@ def _scores(value: dict[str, Any], rubric: Rubric) -> dict[str, float] | str:
 
 def _by_criterion(value: dict[str, Any], rubric: Rubric) -> dict[str, Any]:
     """What is given for each criterion: at the top, or within one key more; as an object or as a list of them."""
-    wanted = {_plain(criterion.name) for criterion in rubric.criteria}
+    wanted = {plain(criterion.name) for criterion in rubric.criteria}
     found: dict[str, Any] = {}
     for each in (value, *value.values()):
         for name, inner in _pairs(each):
-            if _plain(name) in wanted:
-                found.setdefault(_plain(name), inner)
+            if plain(name) in wanted:
+                found.setdefault(plain(name), inner)
         if found:
             break
     return found
@@ -131,31 +131,27 @@ def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
                 yield str(name), each
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name).casefold()
-
-
 def _number(value: Any, high: int) -> float | None:
     """A score: a number, or text that is one, such as "4" or "4/5"; also as the score of an object."""
     if isinstance(value, dict):
-        keys = {_plain(str(key)): inner for key, inner in value.items()}
+        keys = {plain(str(key)): inner for key, inner in value.items()}
         value = next((keys[key] for key in SCORES if key in keys), None)
     if isinstance(value, str) and (number := _NUMBER.fullmatch(value.strip())):
         value = float(number[1]) if number[2] in (None, str(high)) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
         return None
     return float(value)
 
 
 def _better(value: dict[str, Any]) -> float | str:
-    keys = {_plain(str(key)): inner for key, inner in value.items()}
+    keys = {plain(str(key)): inner for key, inner in value.items()}
     said = next((keys[key] for key in ("better", "winner", "preferred") if key in keys), None)
     verdict = _BETTER.get(str(said).strip().casefold())
     return f"better is {said!r:.60}, not A, B or tie" if verdict is None else verdict
 
 
 def _ranking(value: dict[str, Any], size: int) -> list[list[int]] | str:
-    keys = {_plain(str(key)): inner for key, inner in value.items()}
+    keys = {plain(str(key)): inner for key, inner in value.items()}
     said = next((keys[key] for key in ("ranking", "ranks", "order") if key in keys), None)
     if not isinstance(said, list):
         return f"ranking is {said!r:.60}, not a list"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -80,9 +81,9 @@ class Rubric(_Part):
     def _fits(self) -> Rubric:
         if not 0 < self.high - self.low <= WIDEST:
             raise ValueError(f"scale is [lowest, highest] with 1 to {WIDEST} steps, such as [1, 5], not {self.scale}")
-        names = [criterion.name.casefold() for criterion in self.criteria]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"two criteria are called {twice!r}")
+        names = [plain(criterion.name) for criterion in self.criteria]
+        if twice := next((each.name for each in self.criteria if names.count(plain(each.name)) > 1), None):
+            raise ValueError(f"two criteria are called {twice!r}, or differ only in signs and capitals")
         for number, example in enumerate(self.examples, start=1):
             if {*example.scores} != {criterion.name for criterion in self.criteria}:
                 wanted = ", ".join(criterion.name for criterion in self.criteria)
@@ -96,6 +97,11 @@ class Rubric(_Part):
         share = {name: (score - self.low) / (self.high - self.low) for name, score in scores.items()}
         weights = sum(criterion.weight for criterion in self.criteria)
         return sum(criterion.weight * share[criterion.name] for criterion in self.criteria) / weights
+
+
+def plain(name: str) -> str:
+    """What of a criterion's name tells it from others: judges spell names in their own way."""
+    return re.sub(r"[\W_]+", "", name).casefold()
 
 
 def load(rubric: str) -> Rubric:

@@ -134,6 +134,8 @@ def test_the_reference_is_shown_where_a_rubric_wants_it(server, tmp_path, said):
     assert sum("<<<REFERENCE" in text for text in texts) == 1
     assert any("A virus / a cold" in text for text in texts)
     assert said() == ["rubric mine asks for a reference, and rows have no column answer: they are judged without"]
+    compare_answers(reward, [QUESTION], [GOOD], [POOR])
+    assert said()[1:] == ["rubric mine asks for a reference: two answers are compared without one"]
 
 
 def test_what_was_spent_is_logged(server):

@@ -49,6 +49,7 @@ def test_a_shipped_rubric_is_whole_and_has_examples_of_both_ends(name):
         "weight that is text": (RUBRIC.replace("3", "much"), "criteria.1.weight: input should be a valid number"),
         "scale": (RUBRIC.replace("[0, 10]", "[5, 1]"), "scale is [lowest, highest] with 1 to 100 steps"),
         "twice": (RUBRIC.replace("Clear Words", "Correctness"), "two criteria are called 'correctness'"),
+        "alike": (RUBRIC.replace("Clear Words", "correctness++"), "or differ only in signs and capitals"),
         "no criteria": ("name: x\n", "criteria is missing"),
         "language": (RUBRIC + "language: fr", "language: input should be 'zh' or 'en'"),
         "example": (
@@ -141,7 +142,11 @@ def test_a_text_that_is_too_long_is_cut_and_says_so():
 
 @pytest.mark.parametrize(
     ("answer", "seen"),
-    [("<think>a</think>\nb", "b"), ("<think>a", ""), ("b", "b"), ("x</think><think>y</think> z", "z"), ("", "")],
+    [
+        *(("<think>a</think>\nb", "b"), ("<think>a", ""), ("b", "b"), ("x</think>y", "y"), ("", "")),
+        *(("<think>a</think>bad</think>good", "bad</think>good"), ("good<think>bad", "good<think>bad")),
+        *(("bad<think>a</think>good",) * 2, ("x</think>bad<think>y</think>z", "bad<think>y</think>z")),
+    ],
 )
 def test_the_thought_is_left_out(answer, seen):
     assert fence.without_thought(answer) == seen
@@ -216,6 +221,7 @@ UNREADABLE = {
     "no number": ('{"correctness": "high", "Clear Words": 6}', "correctness is 'high'"),
     "true": ('{"correctness": true, "Clear Words": 6}', "correctness is True"),
     "null": ('{"correctness": null, "Clear Words": 6}', "correctness is None"),
+    "too large": (f'{{"correctness": 1{"0" * 400}, "Clear Words": 6}}', "correctness is 1"),
     "not finite": ('{"correctness": NaN, "Clear Words": 6}', "correctness is nan"),
     "two results": (f'{TEXT} or {TEXT.replace("8", "2")}', "2 different results"),
     "a key twice": ('{"correctness": 2, "correctness": 9, "Clear Words": 6}', "a key twice"),
