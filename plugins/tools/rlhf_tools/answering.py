@@ -45,6 +45,7 @@ class Asking:
     samples: int
     temperature: float
     seed: int
+    load_in_4bit: bool = False
 
     @property
     def reward_names(self) -> list[str]:
@@ -74,11 +75,14 @@ def prepare(
     system_prompt: str | None,
     chat_template_kwargs: dict[str, Any] | None,
     seed: int,
+    load_in_4bit: bool = False,
     training: bool = False,
 ) -> Asking:
     """Resolve and check, cheap checks first. `training`: the answers are to learn from. Then the built-in data is its
     part for that, and prompts that are too long for a model are left out, which are an error else.
     """
+    if load_in_4bit and not candidates:
+        raise UserError("--load-in-4bit has no effect: no model is loaded here")
     rewards = finding.choose_rewards(reward, candidates, catalog)
     questions = finding.choose_questions(data, prompts, seed, candidates, catalog, max_bad_rows, training)
     runtime = RewardRuntime(rewards, lambda ids: "", text_prompts=questions.text_prompts)  # each model decodes its own
@@ -91,13 +95,16 @@ def prepare(
     infos, templates = [], []
     for candidate in candidates:
         info, template = _inspect(candidate, chat_template_kwargs)
+        if info.quantized and load_in_4bit:
+            raise UserError(f"{candidate.given} is quantized already ({info.quantized}): leave out --load-in-4bit")
         questions = _fitting(candidate, info, template, questions, limit, leave_out=training)
         infos.append(info)
         templates.append(template)
     asked = [commands.prompt_of(row) for row in questions.rows]
     return Asking(
-        candidates, infos, templates, questions, asked, runtime, system_prompt, limit, samples, temperature, seed
-    )
+        candidates, infos, templates, questions, asked, runtime, system_prompt, limit, samples, temperature, seed,
+        load_in_4bit,
+    )  # fmt: skip
 
 
 def _inspect(candidate: Candidate, kwargs: dict[str, Any] | None) -> tuple[ModelInfo, ChatTemplate]:
@@ -177,10 +184,14 @@ def loaded(asking: Asking, number: int) -> Iterator[Any]:
     """One model, whose weights are freed at the end."""
     info = asking.infos[number]
     dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
+    lora = info.adapter is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
-        model: Any = commands.load_model(info, TrainingOptions(dtype=dtype, lora=info.adapter is not None))
-    model = model.to(commands.device()).eval()
+        options = TrainingOptions(dtype=dtype, lora=lora, load_in_4bit=asking.load_in_4bit)
+        model: Any = commands.load_model(info, options)
+    if not (asking.load_in_4bit or info.quantized):  # those are there already
+        model = model.to(commands.device())
+    model.eval()
     try:
         yield model
     finally:

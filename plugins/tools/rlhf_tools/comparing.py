@@ -86,6 +86,7 @@ def gather(comparison: Asking, answers: dict[str, dict[str, Answers]]) -> dict[s
             "system_prompt": comparison.system_prompt,
             "rewards": [{"name": r.name, "spec": str(r.spec), "weight": r.weight} for r in comparison.rewards.rewards],
             "seed": comparison.seed,
+            "load_in_4bit": comparison.load_in_4bit,
         },
         "notes": list(comparison.questions.warnings),
         "results": {

@@ -85,6 +85,7 @@ def measure(
             "rewards": [{"name": r.name, "spec": str(r.spec), "weight": r.weight} for r in rewards],
             "threshold": limits,
             "seed": asking.seed,
+            "load_in_4bit": asking.load_in_4bit,
         },
         "notes": [*asking.questions.warnings, *notes, *failures(given)],
         "results": {mode: _mode(given[mode], limits, voted=voted, seed=asking.seed) for mode in MODES},

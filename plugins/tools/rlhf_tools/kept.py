@@ -53,7 +53,13 @@ def key_of(asking: Asking) -> str:
         "rewards": [
             [str(one.spec), one.distribution, content_of(files_of_reward(one.spec))] for one in asking.rewards.rewards
         ],
-        "settings": [asking.samples, asking.temperature, asking.max_completion_length, asking.seed],
+        "settings": [
+            asking.samples,
+            asking.temperature,
+            asking.max_completion_length,
+            asking.seed,
+            asking.load_in_4bit,
+        ],
         "device": [str(device()), gpu_has_bfloat16()],
         "versions": library_versions(),
     }

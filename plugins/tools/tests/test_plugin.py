@@ -354,3 +354,13 @@ def test_a_comparison_that_fails_leaves_no_folder(tmp_path, monkeypatch):
             comparing.run([], Catalog(), output=str(folder))
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
     assert not any((tmp_path / "own").iterdir())
+
+
+def test_models_answer_in_4_bits(tiny_model, compare, tmp_path):
+    """Which changes what they say: what is written down says so."""
+    _, whole = compare(f"a={tiny_model}", f"b={tiny_model}", *SHORT)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    _, result = compare(f"a={tiny_model}", f"b={tiny_model}", "--load-in-4bit", *SHORT)
+    assert (whole["settings"]["load_in_4bit"], result["settings"]["load_in_4bit"]) == (False, True)
+    said = [[row["answers"]["a"]["greedy"][0]["text"] for row in each["prompts"]] for each in (whole, result)]
+    assert said[0] != said[1]

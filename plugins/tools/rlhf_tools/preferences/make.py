@@ -51,7 +51,7 @@ def asking(*names: str) -> Callable[..., Any]:
 @click.option("--n", type=click.IntRange(1, 1000), default=4, metavar="N", help="Answers of each model.  [4]")
 @click.option("--prompts", type=COUNT, metavar="N", help="How many prompts, at most.  [all]")
 @asking("temperature", "max_completion_length", "system_prompt", "chat_template_kwargs", "max_bad_rows", "seed")
-@asking("trust_remote_code")
+@asking("load_in_4bit", "trust_remote_code")
 @selection_options
 @click.option("--dry-run", is_flag=True, help="Check everything, show the plan and three prompts, and sample nothing.")
 def make(output: str, as_json: bool, lang: str | None, dry_run: bool, **values: Any) -> None:

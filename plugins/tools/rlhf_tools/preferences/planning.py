@@ -126,6 +126,7 @@ class Plan:
         settings |= {
             "max_completion_length": asking.max_completion_length,
             "system_prompt": asking.system_prompt,
+            "load_in_4bit": asking.load_in_4bit,
         }
         judges = [
             {"spec": str(one.spec), "distribution": one.distribution, "range": one.reward.range} for one in self.judges
@@ -158,6 +159,7 @@ class Plan:
             "--chat-template-kwargs": [_digest(one.identity()) for one in asking.templates],
             "--keep-refusals": self.keep_refusals,
             "--seed": asking.seed,
+            "--load-in-4bit": asking.load_in_4bit,
             "batches": [ROWS, AT_ONCE],
         }
 
