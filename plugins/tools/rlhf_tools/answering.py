@@ -184,7 +184,7 @@ def loaded(asking: Asking, number: int) -> Iterator[Any]:
     """One model, whose weights are freed at the end."""
     info = asking.infos[number]
     dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
-    lora = info.adapter is not None
+    lora = info.adapter is not None or asking.load_in_4bit  # else an adapter would be merged; none is added
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
         options = TrainingOptions(dtype=dtype, lora=lora, load_in_4bit=asking.load_in_4bit)
