@@ -71,6 +71,22 @@ def test_a_stop_file_asks_for_a_stop(tmp_path, arguments):
     assert checkpoints.stop_reason == Checkpoints.INTERRUPTED
 
 
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        ([None, "the budget is spent"], "the budget is spent"),
+        (["interrupted", "the budget is spent"], "the budget is spent"),
+        ([None, "interrupted"], "interrupted"),
+    ],
+)
+def test_several_processes_stop_for_the_same_reason(tmp_path, arguments, monkeypatch, reasons, told):
+    monkeypatch.setattr("rlhf_core.training.callbacks.reduce", lambda asked, how: asked + 1)
+    monkeypatch.setattr("rlhf_core.training.callbacks.gather_object", lambda own: reasons)
+    checkpoints = Checkpoints(tmp_path, keep=2, every=1)
+    assert after_step(checkpoints, arguments, 1).should_training_stop
+    assert checkpoints.stop_reason == told
+
+
 def save(checkpoints, arguments, tmp_path, step: int) -> None:
     folder = tmp_path / "checkpoints" / WRITING / f"checkpoint-{step}"
     folder.mkdir(parents=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather_object, reduce
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -88,7 +88,9 @@ class Checkpoints(TrainerCallback):
             self._due = False
             if stop:
                 control.should_training_stop = True
-                self.request_stop(self.INTERRUPTED)
+                reasons = [reason for reason in gather_object([self.stop_reason]) if reason is not None]
+                # The same one for all, whose exit code it decides: a fault that one of them found rather than Ctrl-C.
+                self.stop_reason = next((each for each in reasons if each != self.INTERRUPTED), self.INTERRUPTED)
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()  # every process has written its part
