@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -139,6 +140,22 @@ def test_damage_within_the_work_is_said_and_nothing_is_lost(tmp_path):
         assert journal.file.read_bytes() == damaged
 
 
+def test_half_a_line_on_a_full_disk_is_an_error_and_the_next_start_goes_on(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.add(2, x="whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.file.stat().st_size + 5, before[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            journal.add(1, x="cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [line["x"] for line in journal.lines] == ["whole"]
+    again = Journal(journal.file)
+    again.add(1, x="after")
+    assert [line["x"] for line in Journal(journal.file).lines] == ["whole", "after"]
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     assert not same_settings(tmp_path, {"--n": 4, "--seed": 1})
     assert same_settings(tmp_path, {"--n": 4, "--seed": 1})
@@ -195,12 +212,13 @@ def arguments(tmp_path, tiny_model, bound, write_jsonl):
 
 @pytest.fixture
 def unending(monkeypatch):
-    """The two-layer model hardly ever ends an answer; here each is taken as whole."""
+    """The two-layer model hardly ever ends an answer, and writes broken characters; here each is taken as whole."""
     own = sampling.LocalModel.batches
 
     def batches(self, start):
         for found in own(self, start):
-            yield [[{**answer, "finished": True} for answer in answers] for answers in found]
+            yield [[answer | {"finished": True, "text": answer["text"].replace("\ufffd", "?")} for answer in answers]
+                   for answers in found]  # fmt: skip
 
     monkeypatch.setattr(sampling.LocalModel, "batches", batches)
 

@@ -52,10 +52,10 @@ CHINESE: dict[str, str] = {
     "cut at the length limit": "个到长度上限被截断",
     "refuse to answer": "个是拒答",
     "empty": "个是空的",
-    "not text (half of a character)": "个不是文本（有半个字符）",
+    "with broken characters": "个含有损坏的字符",
     "the same as another answer to the prompt": "个和同一提示的另一个回答相同",
     "the judge failed on them": "个评判出错",
-    "the judge does not apply to them": "个评判不适用",
+    "without a score": "个没有分数",
     "fewer than two answers that can be compared": "个提示可以比较的回答少于两个",
     "tied": "对打平",
     "nearly tied": "对几乎打平",
@@ -80,4 +80,7 @@ CHINESE: dict[str, str] = {
     ),
     "{damaged} lines of samples.jsonl are damaged, and left out": "samples.jsonl 有 {damaged} 行损坏，没有用",
     "no pair is left, and nothing is written": "没有剩下偏好对，什么也没有写",
+    ". What was sampled and judged is in {folder}: another --margin, or --all-pairs, goes on from there": (
+        "。采样和评判的结果在 {folder} 里：换一个 --margin，或加上 --all-pairs，可以从那里继续"
+    ),
 }

@@ -69,7 +69,7 @@ def run(output: str, as_json: bool, lang: str | None, dry_run: bool, selection: 
         keep_refusals=work.keep_refusals, seed=values["seed"],
     )  # fmt: skip
     showing.finish(
-        screen, lang, files, work.prompts, selected, plan.judged_by, as_json=as_json, extra=plan.told(),
+        screen, lang, files, work.prompts, selected, plan.judged_by, as_json=as_json, extra=plan.told(), kept=folder,
         **plan.about(), selection=selection, versions=library_versions(), seconds=seconds, spent=spent,
     )  # fmt: skip
     shutil.rmtree(folder)

@@ -32,10 +32,10 @@ ANSWERS = {
     "cut": "cut at the length limit",
     "refusal": "refuse to answer",
     "empty": "empty",
-    "damaged": "not text (half of a character)",
+    "damaged": "with broken characters",
     "repeated": "the same as another answer to the prompt",
     "failed": "the judge failed on them",
-    "not_scored": "the judge does not apply to them",
+    "not_scored": "without a score",
 }
 PROMPTS = {"too_few": "fewer than two answers that can be compared"}
 PAIRS = {
@@ -140,6 +140,9 @@ def why_not(answer: Rated, seen: set[str], keep_refusals: bool = False) -> str |
 
 
 def _is_damaged(text: str) -> bool:
+    """Whether a character is broken: half of a pair, or U+FFFD, which stands where tokens made none."""
+    if "\ufffd" in text:
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -18,6 +18,7 @@ from rlhf_tools.preferences.words import say
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN = 2  # refusals
 WIDTH = 60  # characters of one
+KEPT = ". What was sampled and judged is in {folder}: another --margin, or --all-pairs, goes on from there"
 
 
 def finish(
@@ -30,10 +31,11 @@ def finish(
     *,
     as_json: bool,
     extra: Sequence[tuple[str, dict[str, Any]]] = (),
+    kept: Path | None = None,
     **about: Any,
 ) -> None:
-    """Write the pairs and their sheet, and show it. `extra` are more warnings. Raises `UserError` where no pair is
-    left: then nothing is written.
+    """Write the pairs and their sheet, and show it. `extra` are more warnings; `kept` has what was sampled. Raises
+    `UserError` where no pair is left: then nothing is written.
     """
     found = sheet(prompts, selected, **about)
     told = [*extra, *warnings(found, selected.pairs)]
@@ -49,7 +51,8 @@ def finish(
         if selected.pairs:
             screen.say(f"\n{files[0]}  {files[1]}", "bold")
     if not selected.pairs:
-        raise UserError(say(lang, "no pair is left, and nothing is written"))
+        told = say(lang, KEPT, folder=kept) if kept else ""
+        raise UserError(say(lang, "no pair is left, and nothing is written") + told)
 
 
 def _values(values: Mapping[str, Any], lang: str) -> dict[str, Any]:
