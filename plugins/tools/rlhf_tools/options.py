@@ -56,7 +56,7 @@ OPTIONS = {
     "load_in_4bit": click.option(
         "--load-in-4bit",
         is_flag=True,
-        help="4-bit NF4 weights: an 8B model answers on a card of 12 GB. For all models that are here.",
+        help="4-bit NF4 weights, as for rlhf run, of all models that are loaded here.",
     ),
     "trust_remote_code": click.option(
         "--trust-remote-code",

@@ -30,10 +30,10 @@ from rlhf_tools.candidates import find_models
 from rlhf_tools.preferences.making import Work
 from rlhf_tools.preferences.sampling import (
     AT_ONCE,
-    ROWS,
     EndpointModel,
     LocalModel,
     open_endpoint,
+    rows_at_once,
     split_endpoints,
 )
 from rlhf_tools.preferences.scoring import Pairwise, Pointwise
@@ -160,7 +160,7 @@ class Plan:
             "--keep-refusals": self.keep_refusals,
             "--seed": asking.seed,
             "--load-in-4bit": asking.load_in_4bit,
-            "batches": [ROWS, AT_ONCE],
+            "batches": [rows_at_once(asking), AT_ONCE],
         }
 
 
