@@ -195,6 +195,8 @@ def test_labels_alone_are_audited(file):
         CliRunner().invoke(audit, ["p.labels.jsonl", "--labels", "x"], catch_exceptions=False)
     with pytest.raises(UserError, match="holds no labels"):
         CliRunner().invoke(audit, ["p.jsonl", "--labels", "p.jsonl"], catch_exceptions=False)
+    with pytest.raises(UserError, match="there is no such file"):
+        CliRunner().invoke(audit, ["p.jsonl", "--labels", "nowhere.jsonl"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
