@@ -66,7 +66,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "tests/test_methods.py::test_a_resumed_run_equals_one_that_was_never_stopped": ("grpo",),
     "tests/test_methods.py::test_quantized_weights": ("4bit",),
     "tests/test_methods.py::test_the_saved_model_computes_the_same_logits": ("True",),
-    "tests/test_mixed_precision.py::test_a_method_keeps_the_rules_of_the_kit": ("ppo",),
+    "tests/test_mixed_precision.py::test_a_method_keeps_the_rules_of_the_kit": (),
     "tests/test_mixed_precision.py::test_prompts_are_shared_and_all_weights_learn": ("-False]",),
     "tests/test_pipeline.py::test_a_real_pipeline_and_the_same_again": (),
     "tests/test_plugins_command.py::test_a_new_package_passes_its_own_tests": ("reward",),

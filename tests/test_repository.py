@@ -140,9 +140,10 @@ def finished_run(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
-STAGES = "rlhf pipeline --config pipeline.yaml"  # a process for each of its stages; another pipeline is tried, too
+# A process for each of its stages, as another pipeline has, and all that tests/test_doctor.py tries by itself.
+LONG = ("rlhf pipeline --config pipeline.yaml", "rlhf doctor")
 TRIED = [
-    pytest.param(command, marks=pytest.mark.thorough) if command == STAGES else command
+    pytest.param(command, marks=pytest.mark.thorough) if command in LONG else command
     for command in commands(READMES[0])
     if "Qwen" not in command and "--resume" not in command
 ]
