@@ -23,6 +23,7 @@ from rlhf_core.data.labels import (
     read_labels,
     votes,
 )
+from rlhf_core.data.labels import current as current_labels
 from rlhf_core.data.left_out import BadData, LeftOut
 from rlhf_core.data.loading import load as load_data
 from rlhf_core.data.pairs import Pair, Pairs, pair_row, read_pairs, text_of

@@ -160,3 +160,63 @@ def test_score_says_what_it_costs_and_a_budget_that_ends_is_told_after_what_was_
     assert isinstance(done.exception, RunStopped)
     assert "judge: 4 calls" in done.output
     assert "scored                1, not applicable 0, errors 3" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "answers"),
+    [
+        ("grpo", {"max_steps": 10, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}, 80 + 2 * 3),
+        (
+            "grpo",
+            {"max_steps": 10, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "eval_steps": 4},
+            80 + 4 * 3,
+        ),
+        (
+            "grpo",
+            {
+                "num_train_epochs": 2,
+                "num_generations": 4,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "eval_steps": 40,
+            },
+            800 + 4 * 3,
+        ),
+        (
+            "grpo",
+            {
+                "num_train_epochs": 2,
+                "num_generations": 4,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "num_iterations": 2,
+                "eval_steps": 40,
+            },
+            800 + 7 * 3,
+        ),
+        (
+            "dpo",
+            {
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "eval_steps": 10,
+            },
+            4 * 3,
+        ),
+    ],
+)
+def test_what_a_run_will_ask_counts_every_evaluation(name, given, answers):
+    """A hundred rows, three of them held out and answered before, after, and each time in between."""
+    from types import SimpleNamespace
+
+    from rlhf_core.catalog import Catalog
+    from rlhf_core.training.run import say_before
+
+    method = Catalog().load("methods", name)[0]()
+    rows = [{"prompt": prompt} for prompt in PROMPTS * 20]
+    run = SimpleNamespace(options=method.Options(**given), world_size=1, train_rows=rows, held_out=rows[:3])
+    run.config = SimpleNamespace(num_processes=1, num_machines=1)
+    says = bound(before_run=lambda function, planned: f"{planned.answers}")
+    run.rewards = SimpleNamespace(rewards=[says])
+    assert say_before(run, method) == [("Reward", f"judge: {answers}")]

@@ -54,5 +54,5 @@ def test_from_prompts_to_a_better_model(kind, tmp_path, monkeypatch):
         result = walk(["--pairwise", "--judge", f"judge:model=loopback,base_url={server.url},prices=1/1"])
         assert len(server.requests) > 12
     judged = result["results"]["sampled"]["against_baseline"]["dpo"]["judged"]
-    assert (judged["orders_agree"], judged["failed"]) == (1.0, 0)
+    assert (judged["orders_differ"]["share"], judged["failed"]) == (0.0, 0)
     assert json.loads(Path("pairs.sheet.json").read_text())["judge"]

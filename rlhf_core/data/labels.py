@@ -111,10 +111,6 @@ class Labels:
     labels: list[Label] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
 
-    def current(self) -> dict[tuple[str, str], Label]:
-        """{(id, labeller): the label that counts}, in the order of their first labels."""
-        return {(label.id, label.labeller): label for label in self.labels}
-
     def warnings(self) -> list[str]:
         if not self.others:
             return []
@@ -241,6 +237,11 @@ def check_writable(path: Path, flag: str) -> None:
         raise UserError(f"{flag} {path}: there is no folder {path.parent}")
     if not os.access(place, os.W_OK):
         raise UserError(f"{flag} {path} can't be written: permission denied. Name another file: --labels FILE")
+
+
+def current(labels: Iterable[Label]) -> list[Label]:
+    """The labels that count, of each labeller the latest of a pair, in the order of their first ones."""
+    return list({(label.id, label.labeller): label for label in labels}.values())
 
 
 def by_pair(labels: Iterable[Label]) -> dict[str, list[Label]]:

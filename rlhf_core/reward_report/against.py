@@ -13,10 +13,12 @@ from typing import Any
 from rlhf_core import statistics
 from rlhf_core.data.progress import Progress, silent
 from rlhf_core.errors import RunStopped
+from rlhf_core.reward import Planned
 from rlhf_core.reward_report import agreement
 from rlhf_core.reward_report.answers import Answer, Answers
 from rlhf_core.reward_report.human import Human, Judged, prompts_of
 from rlhf_core.reward_report.measuring import said
+from rlhf_core.rewards.before_run import said_before
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.outcomes import Column
 from rlhf_core.rewards.pairwise import compare_answers
@@ -58,8 +60,13 @@ def planned(rewards: Sequence[BoundReward], answers: Answers, human: Human | Non
     if human is not None and human.answers is not answers:
         lines += said(rewards, human.answers)
     if human is not None and human.pairs:
-        asked = f"then compares {len(human.pairs):,} pairs, each in both orders"
-        lines += [("Reward", f"{one.name}: {asked}") for one in rewards if one.reward.pairwise is not None]
+        comparing = [one for one in rewards if one.reward.pairwise is not None]
+        told = f"then compares {len(human.pairs):,} pairs, each in both orders"
+        lines += [("Reward", f"{one.name}: {told}") for one in comparing]
+        count = 2 * len(human.pairs)
+        length = sum(map(sum, lengths_of(human.pairs))) // count
+        asked = Planned([pair.prompt for pair in human.pairs], count, length, comparisons=count)
+        lines += said_before(comparing, asked)
     return lines
 
 

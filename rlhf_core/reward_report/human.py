@@ -14,7 +14,7 @@ from typing import Any
 from rlhf_core.catalog import Catalog
 from rlhf_core.data import sources
 from rlhf_core.data.files import Row
-from rlhf_core.data.labels import Label, by_pair, is_label, own_order, read_labels, votes
+from rlhf_core.data.labels import Label, by_pair, current, is_label, own_order, read_labels, votes
 from rlhf_core.data.left_out import LeftOut
 from rlhf_core.data.llama_factory import resolved
 from rlhf_core.data.pairs import pairs_of
@@ -93,9 +93,9 @@ def read_human(source: str, catalog: Catalog, max_bad_rows: float = MAX_BAD_ROWS
 
 def of_labels(source: str, labels: list[Label], warnings: list[str]) -> Human:
     """One verdict for each pair: that of more than half of those who did not skip it."""
-    current = {(label.id, label.labeller): label for label in labels}.values()
+    counting = current(labels)
     pairs, undecided, skipped = [], 0, 0
-    for same in by_pair(current).values():
+    for same in by_pair(counting).values():
         said = list(votes(same))
         verdict = agreement.majority(said)
         skipped += not said
@@ -107,19 +107,19 @@ def of_labels(source: str, labels: list[Label], warnings: list[str]) -> Human:
     if not pairs:
         raise UserError(f"--against {source}: none of its pairs has a verdict of more than half of its labellers")
     return _of_pairs(
-        source, "labels", pairs, {**of_people(list(current)), "no_majority": undecided, "skipped": skipped}, warnings
+        source, "labels", pairs, {**of_people(counting), "no_majority": undecided, "skipped": skipped}, warnings
     )
 
 
-def of_people(current: list[Label]) -> dict[str, Any]:
-    """Who labelled, how far they agree, and whether they prefer the side that they see first."""
-    pairs = by_pair(current)
+def of_people(labels: list[Label]) -> dict[str, Any]:
+    """Who labelled, how far they agree, and whether they prefer the side that they see first; of labels that count."""
+    pairs = by_pair(labels)
     units = [list(votes(same)) for same in pairs.values()]
     several = [unit for unit in units if len(unit) > 1]
-    said = [label for label in current if label.verdict is not None]
+    said = [label for label in labels if label.verdict is not None]
     return {
-        "labellers": sorted({label.labeller for label in current}),
-        "labels": len(current),
+        "labellers": sorted({label.labeller for label in labels}),
+        "labels": len(labels),
         "labelled_by_several": len(several),
         "krippendorff_alpha": agreement.krippendorff_alpha(several),
         "alpha_without_ties": agreement.krippendorff_alpha([[v for v in unit if v] for unit in several]),

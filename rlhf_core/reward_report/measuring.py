@@ -15,7 +15,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.reward import Planned
 from rlhf_core.reward_report.answers import Answer, Answers
 from rlhf_core.rewards.batch import RewardBatch, columns_left_out, columns_of
-from rlhf_core.rewards.before_run import PROMPTS, said_before
+from rlhf_core.rewards.before_run import said_before
 from rlhf_core.rewards.binding import BoundReward
 from rlhf_core.rewards.outcomes import Column, join
 from rlhf_core.rewards.runtime import RewardRuntime
@@ -57,7 +57,7 @@ def said(rewards: Sequence[BoundReward], answers: Answers) -> list[tuple[str, st
     """(label, text) of what rewards say of all that they will be asked. Raises `UserError` for one that can't work."""
     prompts = list({row.group: row.prompt for row in answers.rows}.values())
     length = sum(len(row.text) for row in answers.rows) // max(1, len(answers.rows))
-    planned = Planned(prompts[:PROMPTS], len(answers.rows), length, -(-len(answers.rows) // max(1, len(prompts))))
+    planned = Planned(prompts, len(answers.rows), length, -(-len(answers.rows) // max(1, len(prompts))))
     return said_before(rewards, planned)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rlhf_core.errors import UserError
 from rlhf_core.reward import Planned
@@ -12,7 +13,8 @@ PROMPTS = 64  # that a reward is shown
 
 
 def said_before(rewards: Sequence[BoundReward], planned: Planned) -> list[tuple[str, str]]:
-    """(label, text) of what rewards say. Raises `UserError` for one that can't work."""
+    """(label, text) of what rewards say, who see some of the prompts. Raises `UserError` for one that can't work."""
+    planned = replace(planned, prompts=planned.prompts[:PROMPTS])
     lines = []
     for reward in rewards:
         if reward.reward.before_run is not None:

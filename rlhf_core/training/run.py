@@ -211,12 +211,16 @@ def say_before(run: Run, method: Method) -> list[tuple[str, str]]:
     trained = method.scored_answers(options, len(run.train_rows), processes)
     asked = [prompt for row in run.held_out if (prompt := prompt_of(row))] if method.generates else []
     times = 2  # before and after
-    if options.eval_steps and options.max_steps > 0:
-        times += options.max_steps // options.eval_steps
+    if options.eval_steps and asked:
+        of_step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes
+        if trained:
+            of_step = method.scored_answers(options.model_copy(update={"max_steps": 1}), 0, processes)
+        rows = trained or len(run.train_rows) * options.num_train_epochs
+        times += int((options.max_steps if options.max_steps > 0 else rows / of_step) // options.eval_steps)
     prompts = asked or [prompt_of(row) for row in run.train_rows[:PROMPTS]]
     group = options.model_dump().get("num_generations", 1)
     answers = trained + times * len(asked)
-    return said_before(run.rewards.rewards, Planned(prompts[:PROMPTS], answers, options.max_completion_length, group))
+    return said_before(run.rewards.rewards, Planned(prompts, answers, options.max_completion_length, group))
 
 
 def prepare(

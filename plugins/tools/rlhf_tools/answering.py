@@ -26,7 +26,6 @@ from rlhf_tools.candidates import Candidate, Questions
 from rlhf_tools.results import MODES, Answer, Answers, total
 
 ROWS = 16  # answers that are generated at once
-SHOWN = 64  # prompts that rewards are shown before
 
 
 @dataclass
@@ -159,7 +158,7 @@ def resolved(asking: Asking, folder: Path, without_rewards: str) -> list[tuple[s
     rows.append(("Data", f"{asking.questions.source}, {len(asking.prompts)} prompts"))
     rows += [("Reward", str(reward.spec)) for reward in asking.rewards.rewards]
     answers, each = len(asking.candidates) * len(asking.prompts) * (1 + asking.samples), asking.samples
-    planned = Planned(asking.prompts[:SHOWN], answers, asking.max_completion_length, each)
+    planned = Planned(asking.prompts, answers, asking.max_completion_length, each)
     rows += commands.said_before(asking.rewards.rewards, planned)
     if asking.system_prompt:
         rows.append(("System", f"“{asking.system_prompt}”"))

@@ -11,6 +11,7 @@ from rlhf_core.commands import (
     BoundReward,
     Comparison,
     RewardSpec,
+    agreement,
     bind_rewards,
     check_pairwise,
     compare_answers,
@@ -20,22 +21,25 @@ from rlhf_tools import statistics
 from rlhf_tools.results import MODES, Answers
 from rlhf_tools.statistics import Pair
 
-SHOWN = 64  # prompts that the judge is shown before
-
 
 def bind_judge(given: str, catalog: Catalog) -> BoundReward:
     """Raises `UserError` for what can't compare answers."""
     [judge] = bind_rewards([RewardSpec.read(given)], catalog)
+    check_judge(judge)
+    return judge
+
+
+def check_judge(judge: BoundReward) -> None:
+    """Raises `UserError` for what can't compare answers, and for a weight."""
     check_pairwise(judge)
     if judge.weight != 1:
-        raise UserError(f"--judge {given}: a weight has no effect on who wins")
-    return judge
+        raise UserError(f"--judge {judge.spec}: a weight has no effect on which of two answers is better")
 
 
 def said(judge: BoundReward, prompts: Sequence[Any], others: int, samples: int, tokens: int) -> list[tuple[str, str]]:
     """What the judge says of all that it will be asked: each pair in both orders. Raises `UserError`."""
     comparisons = 2 * len(prompts) * others * (1 + samples)
-    planned = Planned(prompts[:SHOWN], 2 * comparisons, tokens, comparisons=comparisons)
+    planned = Planned(prompts, 2 * comparisons, tokens, comparisons=comparisons)
     return said_before([judge], planned)
 
 
@@ -73,26 +77,18 @@ def _rows(first: Answers, second: Answers) -> list[tuple[int, str, str]]:
 
 
 def summary(name: str, rows: Sequence[tuple[int, str, str]], result: Sequence[Comparison]) -> dict[str, Any]:
-    """Win rate, the share of pairs on which both orders agree, how often what is read first wins, and what failed."""
+    """Win rate, on how many pairs the orders differ, how often what is read first wins, and what failed."""
     pairs = [
         Pair(i, 0.0, float(one.verdict), len(old), len(new))
         for (i, old, new), one in zip(rows, result, strict=True)
         if one.verdict is not None
     ]
     wins, length = statistics.win_rate(pairs), statistics.length_effect(pairs)
-    answered = [one for one in result if one.agree is not None]
     errors = [one.error for one in result if one.error is not None]
     return {
         "win_rate": asdict(wins) if wins else None,
-        "orders_agree": sum(bool(one.agree) for one in answered) / len(answered) if answered else None,
-        "first_wins": _first_wins(answered),
+        **agreement.order_bias([one.orders for one in result]),
         "failed": len(errors),
         "error": errors[0] if errors else None,
         "note": statistics.length_note(name, wins, length) if wins else None,
     }
-
-
-def _first_wins(result: Sequence[Comparison]) -> float | None:
-    """How often the answer that was read first won, of the verdicts that were no tie; None without any."""
-    verdicts = [value for one in result for value in (one.orders[0], -(one.orders[1] or 0.0)) if value]
-    return sum(value > 0 for value in verdicts) / len(verdicts) if verdicts else None

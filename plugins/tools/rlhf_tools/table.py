@@ -85,7 +85,7 @@ def rows(names: Sequence[str], summary: Mapping[str, Any]) -> Iterator[tuple[str
     if any(judged):
         yield "wins by the judge", [(wins(one["win_rate"]) if one else "", "") for one in judged]
         yield "won / tied / lost", [(counts(one["win_rate"]) if one else "", "") for one in judged]
-        yield "both orders agree", [(share(one["orders_agree"]) if one else "", "") for one in judged]
+        yield "both orders agree", [(share(agreeing(one)) if one else "", "") for one in judged]
         if any(one and one["failed"] for one in judged):
             yield "comparisons that failed", [(str(one["failed"]) if one else "", "") for one in judged]
 
@@ -112,6 +112,12 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
     return ("+" if rounded[0] > 0 else "") + mean + (f" [{', '.join(interval)}]" if interval else "")
 
 
+def agreeing(judged: Mapping[str, Any]) -> float | None:
+    """The share of pairs on which both orders say the same."""
+    differ: float | None = judged["orders_differ"]["share"]
+    return None if differ is None else 1 - differ
+
+
 def share(value: float | None) -> str:
     return "–" if value is None else percent(value)
 
@@ -124,7 +130,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         said += [other["note"]] if other["note"] else []
         said += [f"By the judge, {judged['note']}"] if judged.get("note") else []
         said += [f"{name}: a comparison failed: {judged['error']}"] if judged.get("error") else []
-        agree, first = judged.get("orders_agree"), judged.get("first_wins")
+        agree = agreeing(judged) if judged else None
+        first = judged["first_shown_wins"]["share"] if judged else None
         if agree is not None and first is not None and agree < AGREE:
             said.append(
                 f"{name}: the judge says the same in both orders in only {percent(agree)} of the pairs; what it reads "

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from rlhf_tools import comparing, judging, page, table
+from rlhf_tools import judging, page, table
 from rlhf_tools.results import Answer
 
 from rlhf_core.catalog import Catalog
@@ -49,9 +49,9 @@ def test_the_verdicts_are_counted_from_the_other_models_side():
     ]
     result = judging.summary("new", rows, found)
     assert (result["win_rate"]["wins"], result["win_rate"]["ties"], result["win_rate"]["losses"]) == (1, 1, 1)
-    assert result["orders_agree"] == pytest.approx(2 / 3)
+    assert result["orders_differ"]["share"] == pytest.approx(1 / 3)
     # what was read first won in the first order of 1, the second of -1, and in both of the third: 4 of 6
-    assert result["first_wins"] == pytest.approx(4 / 6)
+    assert result["first_shown_wins"]["share"] == pytest.approx(4 / 6)
     assert (result["failed"], result["error"]) == (1, "OSError: x")
 
 
@@ -74,7 +74,7 @@ def test_compare_asks_the_judge_both_ways_and_writes_it_down(tiny_model, tmp_pat
     assert "wins by the judge" in done.output
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     judged = result["results"]["greedy"]["against_baseline"]["b"]["judged"]
-    assert (judged["win_rate"]["ties"], judged["orders_agree"]) == (3, 1.0)  # the same model twice
+    assert (judged["win_rate"]["ties"], judged["orders_differ"]["share"]) == (3, 0.0)  # the same model twice
     assert "by the judge" in page.render(result)
     stopped = CliRunner().invoke(
         rlhf, [*given[:-4], "--judge", f"{tmp_path}/judge.py:poor", "--output", str(tmp_path / "two")]
@@ -86,4 +86,3 @@ def test_compare_asks_the_judge_both_ways_and_writes_it_down(tiny_model, tmp_pat
 def test_a_reward_that_only_scores_is_no_judge():
     with pytest.raises(UserError, match="can't compare"):
         judging.bind_judge("length", Catalog())
-    assert comparing.FILES

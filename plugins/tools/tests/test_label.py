@@ -26,7 +26,7 @@ from rlhf_tools.preferences.labelling import Row, Task, Work, thoughts_apart
 from rlhf_tools.preferences.words import TRANSLATIONS
 
 from rlhf_core import Catalog, UserError
-from rlhf_core.commands import Screen, Terminal, pair_id, read_labels
+from rlhf_core.commands import Screen, Terminal, current_labels, pair_id, read_labels
 
 HERE = Path(preferences.__file__).parent
 
@@ -91,8 +91,8 @@ def test_back_shows_what_was_said_and_the_later_label_counts(work):
     assert here.back("ann") is None
     here.answer("ann", task.row.id, task.better("1"), task.first)
     assert here.progress("ann")["done"] == 2
-    current = read_labels(here.path).current()
-    assert current[first.row.id, "ann"].better == first.first
+    counting = {label.id: label.better for label in current_labels(read_labels(here.path).labels)}
+    assert counting == {first.row.id: first.first, second.row.id: "skip"}
     assert here.counts[second.row.id] == 0  # a skip says nothing
 
 

@@ -24,7 +24,7 @@ from rlhf_tools.preferences.selecting import (
     select,
     usable,
 )
-from rlhf_tools.preferences.sheet import sheet, warnings, wilson
+from rlhf_tools.preferences.sheet import sheet, warnings
 
 from rlhf_core import Catalog
 from rlhf_core.cli import rlhf
@@ -223,7 +223,6 @@ def test_a_sheet_by_hand():
     assert found["margins"]["quantiles"]["0"] == pytest.approx(0.4)
     assert (found["orders"]["compared"], found["orders"]["agreement"]) == (1, 1.0)
     assert [values["count"] for _, values in warnings(found, select(prompts).pairs)] == [2]
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson (1927), as statsmodels computes it
 
 
 def test_length_that_decides_is_warned_of():

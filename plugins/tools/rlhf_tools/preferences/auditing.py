@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core import Messages
-from rlhf_core.commands import Label, agreement, by_pair, of_people, own_order, pair_id, text_of, votes
+from rlhf_core.commands import Label, agreement, by_pair, current_labels, of_people, own_order, pair_id, text_of, votes
 from rlhf_tools.preferences.contradictions import contradictions
 from rlhf_tools.preferences.labelling import thoughts_apart
 from rlhf_tools.preferences.likeness import likeness
@@ -146,7 +146,7 @@ def _of_people(
     rows: Sequence[Said], labels: Sequence[Label], lengths: Sequence[tuple[int, int]], doubts: Doubts
 ) -> dict[str, Any]:
     """The file beside what people said of its pairs."""
-    current = list({(label.id, label.labeller): label for label in labels}.values())
+    current = current_labels(labels)
     said = by_pair(current)
     verdicts: list[int | None] = []
     theirs: list[Label] = []

@@ -14,6 +14,7 @@ from rlhf_core.commands import (
     agreement,
     by_pair,
     compare_answers,
+    current_labels,
     pair_id,
     said_before,
     score_answers,
@@ -24,11 +25,15 @@ from rlhf_core.commands import (
 from rlhf_tools.preferences.auditing import Said, key
 from rlhf_tools.preferences.words import say
 
+SOME = 64  # rows by whose lengths the cost is estimated
+
 
 def planned(reward: BoundReward, rows: Sequence[Said]) -> list[tuple[str, str]]:
     """(label, text) of what a judge says of all that it will be asked. Raises `UserError` for one that can't work."""
-    length = max(len(_text(row.chosen)) for row in rows[:64])
-    return said_before([reward], Planned([row.prompt for row in rows[:64]], 2 * len(rows), length, 2))
+    length = max(len(_text(row.chosen)) for row in rows[:SOME])
+    comparisons = 0 if reward.reward.pairwise is None else 2 * len(rows)
+    asked = Planned([row.prompt for row in rows[:SOME]], 2 * len(rows), length, 2, comparisons)
+    return said_before([reward], asked)
 
 
 def judged(
@@ -64,8 +69,7 @@ def judged(
 
 def people_of(rows: Sequence[Said], labels: Sequence[Label]) -> list[int | None]:
     """What people say of each row, in the own order of its answers."""
-    current = {(label.id, label.labeller): label for label in labels}.values()
-    majorities = {name: agreement.majority(votes(same)) for name, same in by_pair(current).items()}
+    majorities = {name: agreement.majority(votes(same)) for name, same in by_pair(current_labels(labels)).items()}
     return [majorities.get(pair_id(row.prompt, row.chosen, row.rejected)) for row in rows]
 
 

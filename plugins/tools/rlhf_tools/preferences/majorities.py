@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_core import UserError
-from rlhf_core.commands import Label, agreement, by_pair, votes
+from rlhf_core.commands import Label, agreement, by_pair, current_labels, votes
 from rlhf_tools.preferences.auditing import Said
 
 
@@ -14,9 +14,8 @@ def pairs_in(labels: Sequence[Label], source: str) -> list[Said]:
 
     Raises `UserError` for a file without a label.
     """
-    current = {(label.id, label.labeller): label for label in labels}.values()
     rows = []
-    for same in by_pair(current).values():
+    for same in by_pair(current_labels(labels)).values():
         verdict, label = agreement.majority(votes(same)), same[0]
         turned = bool(verdict) and verdict != label.order
         chosen, rejected = (label.b, label.a) if turned else (label.a, label.b)

@@ -17,7 +17,6 @@ from rlhf_core import Catalog, Planned, UserError
 from rlhf_core.commands import (
     BoundReward,
     Screen,
-    check_pairwise,
     content_of,
     files_of_reward,
     read_kwargs,
@@ -27,6 +26,7 @@ from rlhf_core.commands import (
 from rlhf_core.endpoint import Endpoint
 from rlhf_tools.answering import Asking, prepare, with_tools
 from rlhf_tools.candidates import find_models
+from rlhf_tools.judging import check_judge
 from rlhf_tools.preferences.making import Work
 from rlhf_tools.preferences.sampling import (
     AT_ONCE,
@@ -40,7 +40,6 @@ from rlhf_tools.preferences.scoring import Pairwise, Pointwise
 from rlhf_tools.preferences.selecting import Prompt
 from rlhf_tools.preferences.words import say
 
-SHOWN = 64  # prompts that a judge is shown before
 EXAMPLES = 3  # prompts that a dry run shows
 Line = tuple[str, str]
 
@@ -83,7 +82,7 @@ class Plan:
         prompts, tokens = self.asking.prompts, self.asking.max_completion_length
         comparisons = len(prompts) * self.each * (self.each - 1) if self.pairwise else 0  # in both orders
         answers = 2 * comparisons if self.pairwise else len(prompts) * self.each
-        asked = Planned(prompts[:SHOWN], answers, tokens, self.each, comparisons=comparisons)
+        asked = Planned(prompts, answers, tokens, self.each, comparisons=comparisons)
         return said_before(self.judges, asked)
 
     def lines(self) -> list[Line]:
@@ -210,9 +209,7 @@ def _check_judges(judges: Sequence[BoundReward], pairwise: bool) -> None:
     if pairwise and len(judges) > 1:
         raise UserError("--pairwise takes one --judge, which compares two answers")
     if pairwise:
-        check_pairwise(judges[0])
-        if judges[0].weight != 1:
-            raise UserError(f"--judge {judges[0].spec}: a weight has no effect on which of two answers is better")
+        check_judge(judges[0])
 
 
 def _endpoints(asking: Asking, behind: Sequence[tuple[str, str]], n: int) -> list[EndpointModel]:

@@ -4,17 +4,15 @@ nobody meant. Pure.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from rlhf_core.commands import histogram
+from rlhf_core.commands import agreement, histogram
 from rlhf_tools.lengths import WARNING, decided_by_length
 from rlhf_tools.looking import FEW, SMALL
 from rlhf_tools.preferences.selecting import Pair, Prompt, Selected
-from rlhf_tools.statistics import Z
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 AGREEMENT = 0.8  # of both orders, below which the judge's opinion is mostly the order
@@ -62,25 +60,17 @@ def lengths(pairs: Sequence[Pair]) -> dict[str, Any]:
     """
     kinds = Counter(pair.longer for pair in pairs)
     differ = [pair for pair in pairs if pair.longer]
-    share = kinds[1] / len(differ) if differ else None
-    interval = (None, None) if share is None else wilson(share, len({pair.prompt for pair in differ}))
+    longer = agreement.share(kinds[1], len(differ), len({pair.prompt for pair in differ}))
     return {
         "chosen": fmean(len(pair.chosen.text) for pair in pairs),
         "rejected": fmean(len(pair.rejected.text) for pair in pairs),
         "chosen_longer": kinds[1],
         "chosen_shorter": kinds[-1],
         "equal": kinds[0],
-        "longer": share,
-        "longer_low": interval[0],
-        "longer_high": interval[1],
+        "longer": longer["share"],
+        "longer_low": longer["low"],
+        "longer_high": longer["high"],
     }
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95% interval of a share of `count`, after Wilson (1927)."""
-    centre = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def models(answers: Sequence[Any], pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
