@@ -21,13 +21,13 @@ def model():
     return random_model(Qwen3Config(**SIZES))
 
 
-def blind(metadata, layer, query, key, value, scale):
+def blind(metadata, layer, query, key, value, scale, window=None):
     """Completions do not see their prompts."""
     metadata.prefix_spans = SpanPairs([], causal=False)
     return ATTEND(metadata, layer, query, key, value, scale)
 
 
-def short_sighted(metadata, layer, query, key, value, scale):
+def short_sighted(metadata, layer, query, key, value, scale, window=None):
     """Completions do not see the last token of their prompts."""
     pairs = [
         (completions, (start, max(start + 1, end - 1))) for completions, (start, end) in metadata.prefix_spans.pairs
@@ -36,11 +36,11 @@ def short_sighted(metadata, layer, query, key, value, scale):
     return ATTEND(metadata, layer, query, key, value, scale)
 
 
-def scaled(metadata, layer, query, key, value, scale):
+def scaled(metadata, layer, query, key, value, scale, window=None):
     return ATTEND(metadata, layer, query, key, value, 1.3 * (scale or query.shape[-1] ** -0.5))
 
 
-def with_sinks(metadata, layer, query, key, value, scale):
+def with_sinks(metadata, layer, query, key, value, scale, window=None):
     """As if a part of the attention went to a token that is not there, as in gpt-oss."""
     return 0.8 * ATTEND(metadata, layer, query, key, value, scale)
 

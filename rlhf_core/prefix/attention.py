@@ -43,9 +43,13 @@ class GroupSpans(NamedTuple):
 
 
 class AttentionMetadata(Protocol):
-    """What a call does instead of causal attention. `layer`: its number; tensors are (rows, heads, tokens, size)."""
+    """What a call does instead of causal attention. `layer`: its number; tensors are (rows, heads, tokens, size). With
+    `window` the layer sees so many tokens, each itself among them.
+    """
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor: ...
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor: ...
 
 
 def attention(
@@ -56,6 +60,7 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    sliding_window: int | None = None,
     shared_prefix: AttentionMetadata | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
@@ -74,7 +79,8 @@ def attention(
     if torch.is_autocast_enabled(kind):  # which knows sdpa, but not the kernels within it
         query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return shared_prefix.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None
+    output = shared_prefix.attend(module.layer_idx, query, key, value, scaling, sliding_window)
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, attention)
@@ -93,7 +99,9 @@ class PackedAttention:
         self.use_cache = use_cache
         self.cache: Cache = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         if self.use_cache and layer not in self.cache:  # checkpointing comes a second time, with tensors of its own
             self.cache[layer] = (key, value)
         return _SelfAndPrefix.apply(query, key, value, None, None, self.self_spans, self.prefix_spans, scale)
@@ -115,7 +123,9 @@ class ContinuedAttention:
         self.self_spans = SpanPairs([((0, tokens), (0, tokens))], causal=True)
         self.prefix_spans = SpanPairs([((0, tokens), (0, self.start))], causal=False)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         spans = self.self_spans, self.prefix_spans
         return _SelfAndPrefix.apply(query, key, value, *self.cache[layer], *spans, scale)
 

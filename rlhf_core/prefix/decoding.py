@@ -143,7 +143,9 @@ class DecodingCache:
             at = torch.tensor(lengths, device=self.device)
             self.at = torch.arange(len(lengths), device=self.device), slice(None), at
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         rows, heads, _, size = query.shape
         groups = key.shape[1]
         query = query.reshape(rows, groups, heads // groups, size)

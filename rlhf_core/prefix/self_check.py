@@ -168,9 +168,11 @@ class _Counted(packed.PackedAttention):
         super().__init__(groups)
         self.calls: Counter[int] = Counter()
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         self.calls[layer] += 1
-        return super().attend(layer, query, key, value, scale)
+        return super().attend(layer, query, key, value, scale, window)
 
 
 def _rounding(eps: float) -> Callable[..., Tensor]:
