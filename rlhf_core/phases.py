@@ -14,6 +14,7 @@ from typing import Literal
 
 Phase = Literal["sampling", "rewards"]
 seconds: dict[Phase, float] = {"sampling": 0.0, "rewards": 0.0}
+interrupted: set[Phase] = set()  # those that an error left, and that have not begun since
 _open: set[Phase] = set()
 
 
@@ -24,9 +25,13 @@ def phase(name: Phase) -> Iterator[None]:
         yield
         return
     _open.add(name)
+    interrupted.discard(name)
     began = time.perf_counter()
     try:
         yield
+    except BaseException:
+        interrupted.add(name)
+        raise
     finally:
         seconds[name] += time.perf_counter() - began
         _open.remove(name)

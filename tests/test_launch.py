@@ -22,14 +22,15 @@ import transformers
 from packaging.version import Version
 from safetensors.torch import load_file
 
-from rlhf_core import environment
+from rlhf_core import environment, phase
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
 from rlhf_core.prefix import sampler
-from rlhf_core.training import launch
+from rlhf_core.training import ending, launch
 from rlhf_core.training.checkpoint import list_checkpoints
 from rlhf_core.training.run import train
+from rlhf_core.ui.screen import Screen
 
 TRANSFORMERS_5_17 = Version(transformers.__version__) < Version("5.18")
 LOADS_NOTHING = "transformers 5.17 can't load the optimizer's state into several processes on a CPU"
@@ -81,6 +82,7 @@ import json, sys
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 from rlhf_core.training.run import train
+from rlhf_core.ui.screen import Screen
 for values in json.loads(sys.argv[1]):
     config, method = resolve(values, Catalog())
     assert train(config, method, Catalog()) == 0, values["method"]
@@ -255,6 +257,39 @@ def test_processes_with_a_gpu_each_or_none_are_taken(with_gpus, gpus):
 
 
 @pytest.mark.parametrize(
+    ("visible", "processes", "rank", "used"),
+    [
+        (None, 1, None, "0"),
+        ("3,5", 1, None, "3"),
+        ("GPU-8d,GPU-5c", 1, None, "GPU-8d"),
+        (None, 2, None, None),
+        (None, 1, "0", None),  # of another launcher
+    ],
+)
+def test_one_process_uses_the_first_of_several_gpus_and_says_so(with_gpus, monkeypatch, visible, processes, rank, used):
+    config = with_gpus(2)[0].model_copy(update={"num_processes": processes})
+    for name, value in {"CUDA_VISIBLE_DEVICES": visible, "RANK": rank}.items():
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    said = launch.use_one_gpu(config)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == (used or visible)
+    assert [text for _, text in said] == ["the first of 2 is used; for all of them: --num-processes 2"] * bool(used)
+
+
+def test_a_run_that_would_split_its_batches_between_gpus_is_refused(with_gpus):
+    """As it is where something has started CUDA before."""
+    config = with_gpus(2)[0].model_copy(update={"num_processes": 1})
+    with pytest.raises(UserError, match="write CUDA_VISIBLE_DEVICES=0 before it"):
+        launch.check(config, SimpleNamespace(args=SimpleNamespace(world_size=1, n_gpu=2)))
+
+
+def test_zero_stage_3_saves_models_that_load():
+    """transformers saves the shares of the processes without this, which `from_pretrained` can't load."""
+    assert launch.arguments_for("zero3")["deepspeed"]["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"distributed": "fsdp"}, "add --num-processes N"),
@@ -301,7 +336,7 @@ def test_an_environment_that_no_launcher_makes_is_refused(monkeypatch, variables
 
 def trainer(world: int, kind: str):
     return SimpleNamespace(
-        args=SimpleNamespace(world_size=world), accelerator=SimpleNamespace(distributed_type=SimpleNamespace(name=kind))
+        args=SimpleNamespace(world_size=world, n_gpu=1), accelerator=SimpleNamespace(distributed_type=SimpleNamespace(name=kind))
     )
 
 
@@ -334,7 +369,7 @@ def test_several_machines_need_an_address():
 ENDING = """
 import atexit, sys
 from torch import distributed
-from rlhf_core.training import launch
+from rlhf_core.training import ending, launch
 launch.end_process(1)  # alone: nothing
 atexit.register(print, "its last words", end="")
 if len(sys.argv) > 1:
@@ -372,6 +407,25 @@ def test_another_launchers_processes_do_not_ask_to_be_started_again(tmp_path, mo
     assert not launch.ask_for_smaller(tmp_path, options)
     monkeypatch.setenv(launch.LAUNCHER, "1")
     assert launch.ask_for_smaller(tmp_path, options)
+
+
+def test_no_smaller_micro_batch_is_tried_where_memory_ran_out_in_sampling(settings, tmp_path, capsys):
+    """Sampling takes as many answers as a step has, whatever the micro-batch: the run says what would help."""
+    config, _ = resolve({**settings, **CHATS, "method": "grpo", "reward": ["length"]}, Catalog())
+    run, screen = SimpleNamespace(folder=tmp_path, options=config.options, resume_from=None, config=config), Screen()
+    outside, inside = torch.OutOfMemoryError("tried to allocate"), torch.OutOfMemoryError("no room for a cache")
+    assert ending.failed(outside, run, screen, loaded=True, kept=True) == launch.OUT_OF_MEMORY
+    (tmp_path / launch.SMALLER).unlink()
+    with pytest.raises(torch.OutOfMemoryError), phase("sampling"):
+        raise inside
+    assert ending.failed(inside, run, screen, loaded=True, kept=True) == 1
+    assert not (tmp_path / launch.SMALLER).exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ran out of memory while it sampled answers: no room for a cache Try a smaller --max-completion-length" in said
+    assert "fewer answers at a time (--num-generations, --gradient-accumulation-steps" in said
+    with phase("sampling"):  # it went well after that
+        pass
+    assert ending.failed(outside, run, screen, loaded=True, kept=True) == launch.OUT_OF_MEMORY
 
 
 RUNS_OUT = """

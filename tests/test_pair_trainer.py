@@ -61,15 +61,6 @@ def test_each_pair_of_a_step_has_the_same_weight_though_no_batch_is_full(made_ru
         assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
 
 
-def test_a_process_that_sees_several_gpus_is_refused(made_run, monkeypatch):
-    from transformers import TrainingArguments
-
-    run = made_run()
-    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
-    with pytest.raises(UserError, match="--num-processes"):
-        PairTrainer.from_run(run, lambda pairs: (pairs.chosen, {}))
-
-
 def test_only_what_is_learned_counts(tiny_model):
     """A user's turn inside a reply is read and not learned: in float64, one row at a time, with plain transformers."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn import DataParallel
 from transformers import AutoModelForCausalLM
 
-from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, rollout
+from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, rollout, share, shares
 
 GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
 ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
@@ -56,6 +61,29 @@ def test_completion_hidden(model):
     for i, (prompt, completion) in enumerate(ROWS):
         hidden = by_definition(model, prompt, completion, 1.0)[2]
         torch.testing.assert_close(result.states[i, : len(completion) + 1], hidden, atol=1e-9, rtol=0)
+
+
+def test_a_model_in_deepspeeds_engine_shares_its_prompts(tiny_model):
+    """Its engine has the model as `module`, and as its `config` a dictionary of its own."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert share(model) is None
+
+    class Engine(nn.Module):
+        config: ClassVar = {"zero_optimization": {"stage": 2}}
+
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **inputs):
+            return self.module(**inputs)
+
+    adapted = get_peft_model(model, LoraConfig(target_modules=["o_proj"], init_lora_weights=False))
+    for inner in (model, adapted):
+        engine = Engine(DataParallel(inner))
+        assert shares(engine, GROUPS)
+        found, wanted = completion_logps(engine, GROUPS).logps, completion_logps(inner, GROUPS).logps
+        torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
 def test_an_empty_prompt_or_completion_is_refused():

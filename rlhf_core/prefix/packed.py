@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from rlhf_core.prefix.attention import NO_MASK, AttentionMetadata, GroupSpans, NotShared, PackedAttention
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
@@ -192,9 +192,18 @@ def call(
     )
 
 
+def within_wrappers(model: Any) -> Any:
+    """The model, with its adapter, in what several processes train: torch's wrappers, DeepSpeed's engine and others have
+    it as their child `module`.
+    """
+    while not isinstance(model, PreTrainedModel | PeftModel) and "module" in dict(model.named_children()):
+        model = model.module
+    return model
+
+
 def unwrap(model: Any) -> Any:
-    """The transformers model within wrappers."""
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+    """The transformers model within wrappers and adapters."""
+    model = within_wrappers(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

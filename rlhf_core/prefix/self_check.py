@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.parallel import DistributedDataParallel
 
 from rlhf_core.prefix import attention, packed, padded
 from rlhf_core.prefix.groups import Group
-from rlhf_core.prefix.packed import evaluating, unwrap
+from rlhf_core.prefix.packed import evaluating, unwrap, within_wrappers
 
 LONGEST = 48  # tokens of a prompt with its completion
 STEPS = 3  # tokens that `generate` is compared on
@@ -110,7 +109,7 @@ Values = Callable[[Any, list[Group]], Tensor]
 
 @torch.no_grad()
 def _compared(model: Any, longest: int | None, ours: Values, alone: Values = _alone_values) -> str | None:
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+    model = within_wrappers(model)
     plain = unwrap(model)
     # Results are in float32, whatever the weights are in.
     eps = max(torch.finfo(dtype).eps for dtype in (compute_dtype(plain), torch.float32))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core import runs
+from rlhf_core import phases, runs
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN
 from rlhf_core.credentials import masked
@@ -83,12 +83,12 @@ def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool, kept
             return 1
         screen, what = Screen(), str(error)
     elif isinstance(error, torch.OutOfMemoryError):
-        if launch.ask_for_smaller(run.folder, run.options):
+        sampled = "sampling" in phases.interrupted  # which a smaller micro-batch would not change
+        if not sampled and launch.ask_for_smaller(run.folder, run.options):
             return launch.OUT_OF_MEMORY
-        what = (
-            f"The device ran out of memory: {first_line(error)}\n"
-            "Try a smaller --max-completion-length or --max-prompt-length, or --load-in-4bit."
-        )
+        if not run_folder.first_to_stop(run.folder):
+            return 1
+        screen, what = Screen(), _of_memory(error, run, sampled)
     elif (run.folder / launch.SMALLER).exists():  # another process ran out of memory and is gone
         return launch.OUT_OF_MEMORY
     elif problem := _of_the_disk(error, run):
@@ -105,6 +105,18 @@ def failed(error: BaseException, run: Run, screen: Screen, *, loaded: bool, kept
         what = f"{callback or 'This is a bug, or a fault of the machine.'}{log}"
     screen.say(f"\n{masked(what)}\n{resume}", "bold")
     return 1
+
+
+def _of_memory(error: BaseException, run: Run, sampled: bool) -> str:
+    """What the device had no memory for, and what to try."""
+    while_sampling = " while it sampled answers" if sampled else ""
+    fewer = ["--num-generations"] * (sampled and "num_generations" in type(run.options).model_fields)
+    fewer += ["--gradient-accumulation-steps", "--per-device-train-batch-size"] * sampled
+    fewer_answers = f", fewer answers at a time ({', '.join(fewer)})" if fewer else ""
+    return (
+        f"The device ran out of memory{while_sampling}: {first_line(error)}\n"
+        f"Try a smaller --max-completion-length or --max-prompt-length{fewer_answers}, or --load-in-4bit."
+    )
 
 
 def _of_the_disk(error: BaseException, run: Run) -> str | None:

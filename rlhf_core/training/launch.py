@@ -182,6 +182,18 @@ def _check_gpus(processes: int) -> None:
         )
 
 
+def use_one_gpu(config: RunConfig) -> list[tuple[str, str]]:
+    """Let a run in one process see the first of several GPUs alone, before CUDA starts: libraries would split each batch
+    between all of them, in threads. Returns the line that says so.
+    """
+    import torch
+
+    if config.num_processes * config.num_machines > 1 or "RANK" in os.environ or (gpus := torch.cuda.device_count()) < 2:
+        return []
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return [("GPUs", f"the first of {gpus} is used; for all of them: --num-processes {gpus}")]
+
+
 def check_environment() -> None:
     """Raise `UserError` for what no launcher sets: no numbers, a process that is not there, only some variables."""
     names = environment.OF_SEVERAL
@@ -206,6 +218,8 @@ def check(config: RunConfig, trainer: Any) -> None:
     wanted, got = config.num_processes * config.num_machines, trainer.args.world_size
     if got < wanted:
         raise UserError(f"the run asked for {wanted} processes and got {got}: stopping instead of training with fewer")
+    if trainer.args.n_gpu > 1:
+        raise UserError("CUDA was started before the run, with several GPUs: write CUDA_VISIBLE_DEVICES=0 before it")
     kind = trainer.accelerator.distributed_type.name
     expected = {"ddp": ("MULTI",), "fsdp": ("FSDP",), "zero2": ("DEEPSPEED",), "zero3": ("DEEPSPEED",)}
     if max(wanted, got) > 1 and not kind.startswith(expected[config.distributed]):
@@ -218,8 +232,11 @@ def arguments_for(distributed: str) -> dict[str, Any]:
         return {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "use_orig_params": True}}
     if distributed in ("zero2", "zero3"):
         zero = {"stage": int(distributed[-1]), "overlap_comm": True, "contiguous_gradients": True}
+        if distributed == "zero3":
+            zero["stage3_gather_16bit_weights_on_model_save"] = True  # else no model that loads is saved
         auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-        return {"deepspeed": {"zero_optimization": zero, "bf16": {"enabled": "auto"}, **dict.fromkeys(auto, "auto")}}
+        kinds = {name: {"enabled": "auto"} for name in ("bf16", "fp16")}
+        return {"deepspeed": {"zero_optimization": zero, **kinds, **dict.fromkeys(auto, "auto")}}
     return {}
 
 

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from rlhf_core.errors import UserError
 from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.trainable import switch_off_dropout
 from rlhf_core.prefix import Group, completion_hidden, completion_logps, shares, stacked, unwrap
@@ -83,11 +82,6 @@ class PairTrainer(Trainer):
         self, *, loss: PairLoss, reference: ReferenceModel | None = None, scores: bool = False, **arguments: Any
     ) -> None:
         super().__init__(**arguments, data_collator=collate_pairs, compute_metrics=self._held_out_means)
-        if self.args.n_gpu > 1:
-            raise UserError(
-                "a process trains on one GPU, and this one sees several: add --num-processes to use them all, or set "
-                "CUDA_VISIBLE_DEVICES=0 to use one"
-            )
         self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
         self.pair_loss, self.reference, self.scores = loss, reference, scores
         self.metric_names: list[str] = []
