@@ -336,7 +336,8 @@ def test_an_environment_that_no_launcher_makes_is_refused(monkeypatch, variables
 
 def trainer(world: int, kind: str):
     return SimpleNamespace(
-        args=SimpleNamespace(world_size=world, n_gpu=1), accelerator=SimpleNamespace(distributed_type=SimpleNamespace(name=kind))
+        args=SimpleNamespace(world_size=world, n_gpu=1),
+        accelerator=SimpleNamespace(distributed_type=SimpleNamespace(name=kind)),
     )
 
 
@@ -421,7 +422,9 @@ def test_no_smaller_micro_batch_is_tried_where_memory_ran_out_in_sampling(settin
     assert ending.failed(inside, run, screen, loaded=True, kept=True) == 1
     assert not (tmp_path / launch.SMALLER).exists()
     said = " ".join(capsys.readouterr().out.split())
-    assert "ran out of memory while it sampled answers: no room for a cache Try a smaller --max-completion-length" in said
+    assert (
+        "ran out of memory while it sampled answers: no room for a cache Try a smaller --max-completion-length" in said
+    )
     assert "fewer answers at a time (--num-generations, --gradient-accumulation-steps" in said
     with phase("sampling"):  # it went well after that
         pass

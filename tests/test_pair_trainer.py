@@ -17,7 +17,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from rlhf_core import PairTrainer, UserError
+from rlhf_core import UserError
 from rlhf_core.prefix import Group
 from rlhf_core.training.pair_trainer import Pair, _trainable, pair_logps
 

@@ -193,8 +193,8 @@ def call(
 
 
 def within_wrappers(model: Any) -> Any:
-    """The model, with its adapter, in what several processes train: torch's wrappers, DeepSpeed's engine and others have
-    it as their child `module`.
+    """The model, with its adapter, in what several processes train: torch's wrappers and DeepSpeed's engine have it as
+    their child `module`.
     """
     while not isinstance(model, PreTrainedModel | PeftModel) and "module" in dict(model.named_children()):
         model = model.module

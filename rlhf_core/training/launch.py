@@ -183,12 +183,16 @@ def _check_gpus(processes: int) -> None:
 
 
 def use_one_gpu(config: RunConfig) -> list[tuple[str, str]]:
-    """Let a run in one process see the first of several GPUs alone, before CUDA starts: libraries would split each batch
+    """Let a run in one process see the first of several GPUs alone, before CUDA starts: libraries would split batches
     between all of them, in threads. Returns the line that says so.
     """
     import torch
 
-    if config.num_processes * config.num_machines > 1 or "RANK" in os.environ or (gpus := torch.cuda.device_count()) < 2:
+    if (
+        config.num_processes * config.num_machines > 1
+        or "RANK" in os.environ
+        or (gpus := torch.cuda.device_count()) < 2
+    ):
         return []
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return [("GPUs", f"the first of {gpus} is used; for all of them: --num-processes {gpus}")]
