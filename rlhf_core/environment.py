@@ -46,6 +46,8 @@ class Ended(KeyboardInterrupt):
 
 # What a launcher tells each of several processes. torch reads the variables, and waits for the other processes.
 OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What torch's launcher tells besides, and what transformers tells accelerate once it has read the training arguments.
+OF_LAUNCHERS = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_", "FSDP_")
 STARTED_BY = "RLHF_STARTED_BY"  # environment: the process that a command's process ends with
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SAME_SIGNAL = 0.5  # seconds
@@ -77,8 +79,19 @@ def starting() -> Iterator[None]:
 
 def be_alone() -> None:
     """Forget that this is one of several processes."""
-    for name in (*OF_SEVERAL, "LOCAL_WORLD_SIZE"):
+    others = [name for name in os.environ if name.startswith(OF_LAUNCHERS)]
+    for name in (*OF_SEVERAL, "LOCAL_WORLD_SIZE", *others):
         os.environ.pop(name, None)
+
+
+def see_one_gpu() -> None:
+    """Let one of several processes, and what it starts, see no GPU but its own. It acts before CUDA starts."""
+    rank, visible = os.environ.get("LOCAL_RANK", ""), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not (rank.isascii() and rank.isdecimal()):
+        return
+    gpus = [rank] if visible is None else visible.split(",")[int(rank) :]
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
 
 
 def end_with(parent: int) -> None:

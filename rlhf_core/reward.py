@@ -45,8 +45,8 @@ class Reward:
     TRL passes chat data, `[{"role": "assistant", "content": …}]` each.
     `isolation`: `"process"` runs the function in its own worker process, killed after `timeout` seconds a batch.
     `timeout`: seconds a batch may take; needs a worker process or an async function.
-    `memory_gb`: gigabytes that the worker may allocate after the reward is built (Linux only). Above it a `MemoryError`
-    fails the batch, and the worker is restarted.
+    `memory_gb`: gigabytes of the machine's memory that the worker may take after the reward is built (Linux only).
+    Above it a `MemoryError` fails the batch, and the worker is restarted. A GPU's memory is not limited.
     `system_prompt`: used where the data and the user give none. (`instruction` is its old name.)
     `optional`: columns that may be missing from the data although the function declares them with a default.
     `deterministic`: the same input gets the same scores.

@@ -8,12 +8,16 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from socket import socketpair
 from types import SimpleNamespace
 
 import pytest
 
+from rlhf_core.catalog import Catalog
+from rlhf_core.grammar import RewardSpec
+from rlhf_core.rewards.binding import bind
 from rlhf_core.rewards.outcomes import Column
 from rlhf_core.rewards.worker import KEY, LENGTH, Worker, _ending, _read, _send
 
@@ -163,3 +167,63 @@ def test_what_the_process_started_is_killed_with_it(worker, monkeypatch):
     worker.process.pid = 1 << 30  # of no process
     worker.score(({}, {}), 2, 60.0)
     assert killed == [(1 << 30, signal.SIGKILL)]
+
+
+REWARD = """
+import json, mmap, os
+from rlhf_core import Reward
+def told(completions, *, log_extra=None, **_):
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "GROUP_RANK", "ACCELERATE_USE_FSDP", "CUDA_VISIBLE_DEVICES")
+    raise ValueError(json.dumps({name: os.environ[name] for name in names if name in os.environ}))
+def reserves(completions, **_):
+    with mmap.mmap(-1, 64 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0):
+        return [1.0] * len(completions)
+def fills(completions, **_):
+    return [float(len([bytes(1 << 20) for _ in range(300)]))] * len(completions)
+told = Reward(told, isolation="process", name="told")
+reserves = Reward(reserves, isolation="process", memory_gb=0.2, name="reserves")
+fills = Reward(fills, isolation="process", memory_gb=0.2, name="fills")
+enough = Reward(fills.function, isolation="process", memory_gb=0.5, name="enough")
+"""
+
+
+@pytest.fixture
+def forked(tmp_path, monkeypatch):
+    """forked(name) -> the outcome of one answer, of a reward of the file above, in a worker that is a copy of this
+    process: a new one would import all libraries.
+    """
+    (tmp_path / "of_worker.py").write_text(REWARD)
+    monkeypatch.setattr("rlhf_core.rewards.worker.WATCH_SECONDS", 0.01)
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
+
+    def make(name: str) -> Column:
+        worker = Worker(bind(RewardSpec.read(f"{tmp_path}/of_worker.py:{name}"), Catalog()))
+        try:
+            return worker.score(({}, {"completions": ["a"]}), 1, 60.0)
+        finally:
+            worker.stop()
+
+    return make
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
+def test_memory_counts_that_is_written_to_not_addresses_that_are_reserved(forked):
+    """CUDA reserves tens of gigabytes of addresses when it starts."""
+    assert forked("reserves").errors == [None]
+    assert forked("enough").errors == [None]
+    assert forked("fills").errors == ["MemoryError: over the reward's limit of 0.2 GB"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "visible", "seen"),
+    [(None, "4,6", "4,6"), ("1", None, "1"), ("1", "4,6", "6"), ("1", "4", "4"), ("0", "", "")],
+)
+def test_a_worker_is_none_of_several_processes_and_sees_the_gpu_of_its_own(forked, monkeypatch, rank, visible, seen):
+    launcher = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "GROUP_RANK": "0", "ACCELERATE_USE_FSDP": "true"}
+    for name, value in {**launcher, "LOCAL_RANK": rank, "CUDA_VISIBLE_DEVICES": visible}.items():
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    error = forked("told").errors[0]
+    assert json.loads(error.removeprefix("ValueError: ")) == {"CUDA_VISIBLE_DEVICES": seen}

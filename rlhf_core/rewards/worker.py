@@ -27,6 +27,7 @@ from pathlib import Path
 from socket import socket, socketpair
 from typing import Any
 
+from rlhf_core import environment
 from rlhf_core.catalog import Catalog
 from rlhf_core.errors import UserError
 from rlhf_core.rewards.binding import BoundReward, bind
@@ -154,6 +155,8 @@ def _read(pipe: socket, size: int, wait_longer: Callable[[], float | None]) -> b
 
 def _work(pipe: socket) -> None:
     """The worker's main thread: build the reward, then answer batches until the pipe closes."""
+    environment.see_one_gpu()
+    environment.be_alone()
     if os.name == "posix":
         os.setsid()  # its own group, which is killed as one; Ctrl-C is handled by the trainer
         _end_with_the_trainer(pipe)
@@ -217,11 +220,14 @@ def _end_with_the_trainer(pipe: socket) -> None:
 
 
 def _limit_memory(gigabytes: float) -> None:
-    """Let the process allocate `gigabytes` more than now, then fail with a `MemoryError`."""
+    """Let the process write to `gigabytes` of memory more than now, then fail with a `MemoryError`.
+
+    Addresses that are only reserved don't count: CUDA takes tens of gigabytes of them when it starts.
+    """
     if sys.platform != "linux":
         return
     import resource
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data and stack
     limit = pages * resource.getpagesize() + int(gigabytes * 1e9)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -188,11 +188,8 @@ def use_one_gpu(config: RunConfig) -> list[tuple[str, str]]:
     """
     import torch
 
-    if (
-        config.num_processes * config.num_machines > 1
-        or "RANK" in os.environ
-        or (gpus := torch.cuda.device_count()) < 2
-    ):
+    gpus = torch.cuda.device_count()
+    if gpus < 2 or config.num_processes * config.num_machines > 1 or "RANK" in os.environ:
         return []
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return [("GPUs", f"the first of {gpus} is used; for all of them: --num-processes {gpus}")]
