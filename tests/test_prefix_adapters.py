@@ -179,7 +179,9 @@ def test_quantized_weights(way, tiny_model, bits, values, grads):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_chunks_of_the_head_equal_one_chunk(monkeypatch, frozen):
-    """16 rows of logits at a time and all at once; with a head that requires gradients and one that does not."""
+    """A few rows of logits at a time, in blocks and not, and all at once; with a head that requires gradients and one
+    that does not.
+    """
     torch.manual_seed(0)
     layer = torch.nn.Linear(32, 300, dtype=torch.float64).requires_grad_(not frozen)
     states, tokens = torch.randn(50, 32, dtype=torch.float64), torch.randint(300, (50,))
@@ -188,8 +190,9 @@ def test_chunks_of_the_head_equal_one_chunk(monkeypatch, frozen):
     real = head.linear
     monkeypatch.setattr(head, "linear", lambda *args: calls.append(len(args[0])) or real(*args))
 
-    def found(chunk_bytes):
-        monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    def found(rows, block_bytes=1):
+        monkeypatch.setattr(head, "chunk_rows", lambda *args: rows)
+        monkeypatch.setattr(head, "BLOCK_BYTES", block_bytes)
         calls.clear()
         layer.zero_grad()
         leaf = states.clone().requires_grad_()
@@ -197,11 +200,11 @@ def test_chunks_of_the_head_equal_one_chunk(monkeypatch, frozen):
         (logps * grad_output).sum().backward()
         return [logps.detach(), entropies, leaf.grad] + [weight.grad for weight in layer.parameters() if not frozen]
 
-    one = found(1 << 23)
+    one = found(1024, 1 << 23)
     assert max(calls) == 50
-    many = found(1)
-    assert max(calls) == 16
-    assert len(calls) == (4 if frozen else 8)  # with a frozen head no logits are computed again
+    many = found(20)
+    assert max(calls) == 20
+    assert len(calls) == (3 if frozen else 6)  # with a frozen head no logits are computed again
     leaf = states.clone().requires_grad_()
     layer.zero_grad()
     distribution = (layer(leaf) / 0.7).log_softmax(-1)
@@ -214,9 +217,9 @@ def test_chunks_of_the_head_equal_one_chunk(monkeypatch, frozen):
         torch.testing.assert_close(b, c, atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 1 << 23])
-def test_a_head_that_is_not_a_plain_linear_layer_is_recomputed_in_its_backward(base, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+@pytest.mark.parametrize("rows", [32, 1024])
+def test_a_head_that_is_not_a_plain_linear_layer_is_recomputed_in_its_backward(base, monkeypatch, rows):
+    monkeypatch.setattr(head, "chunk_rows", lambda *args: rows)
     model = adapted(base, target_modules=["lm_head"])
     calls = []
     layer = unwrap(model).get_output_embeddings()
@@ -229,7 +232,7 @@ def test_a_head_that_is_not_a_plain_linear_layer_is_recomputed_in_its_backward(b
     logps, _ = head.token_logps(layer, states, tokens)
     forwards = len(calls)
     ours = torch.autograd.grad(logps.sum(), [w for w in layer.parameters() if w.requires_grad])
-    assert (forwards, len(calls)) == ((3, 6) if chunk_bytes == 1 else (1, 2))
+    assert (forwards, len(calls)) == ((3, 6) if rows == 32 else (1, 2))
     torch.testing.assert_close(logps, plain)
     for one, other in zip(ours, by_weight, strict=True):
         torch.testing.assert_close(one, other)

@@ -21,7 +21,18 @@ from rlhf_core.estimate.meter import ANSWERS, BETWEEN, Meter
 from rlhf_core.estimate.quantized import bits_of, quantize
 from rlhf_core.estimate.weightless import without_values
 from rlhf_core.models import loading, precision, weights
-from rlhf_core.prefix import attention, decoding, kernels, packed, padded, rollouts, self_check, sharing, two_phase
+from rlhf_core.prefix import (
+    attention,
+    decoding,
+    head,
+    kernels,
+    packed,
+    padded,
+    rollouts,
+    self_check,
+    sharing,
+    two_phase,
+)
 from rlhf_core.prefix.groups import CompletionLogps, Group
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer states"
@@ -68,6 +79,7 @@ def _of_engine(meter: Meter, device: Device) -> list[Patch]:
     return [
         (self_check, "_compared", functools.partial(_tried, meter)),
         (sharing, "_free_bytes", lambda _: max(0, device.memory - meter.total)),
+        (head, "_gpu_memory", lambda _: device.memory if device.is_gpu else None),
         (attention, "kernel_for", lambda *_: kernel),
         (decoding, "rollout", functools.partial(sampling.shared, meter)),
         (cache, "with_capacity", sampling.counted_as_cache(meter, cache.with_capacity)),

@@ -1,11 +1,14 @@
 """Log-probabilities and entropies of tokens from the model's last hidden states, a few rows of logits at a time.
 
 The logits of a batch are the largest tensor of a step (tokens × vocabulary); here they never exist all at once, neither
-forward nor backward.
+forward nor backward. A chunk of them is one product, so that the head's weights are read once for many rows; what
+follows is in float32 and goes over a chunk block by block, so that only small buffers are that wide. The gradient is
+written over the logits that it belongs to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf_core.prefix.kernels import upcast
 
-CHUNK_BYTES = 1 << 25  # of logits in float32 at a time
+BLOCK_BYTES = 1 << 25  # of logits in float32 at a time; on a CPU, also all of a chunk
+# On a GPU, where a product of fewer rows waits for the weights. 1,024 rows of 152k logits in bfloat16 are 311 MB.
+GPU_ROWS = 1024
+GPU_SHARE = 32  # of its memory one part is the most that a chunk may take: 1,024 such rows from 10 GB on
 
 
 def token_logps(head: Any, states: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -23,22 +29,53 @@ def token_logps(head: Any, states: Tensor, tokens: Tensor, temperature: float = 
 
     `states`: (N, hidden size); `tokens`: (N,). The first is differentiable, the second is not.
     """
-    rows = max(16, CHUNK_BYTES // (4 * head.out_features))
-    if type(head) is nn.Linear:
+    plain = type(head) is nn.Linear
+    rows = chunk_rows(head.out_features, _computed_in(head.weight if plain else states), _gpu_memory(states.device))
+    if plain:
         return _TokenLogps.apply(states, head.weight, head.bias, tokens, temperature, rows)
     parts = [
-        checkpoint(_plain, head, states[i : i + rows], tokens[i : i + rows], temperature, use_reentrant=False)
-        for i in range(0, len(tokens), rows)
+        checkpoint(_module_logps, head, states[part], tokens[part], temperature, use_reentrant=False)
+        for part in _parts(len(tokens), max(1, rows // 2))  # what such a head keeps beside its logits is as wide
     ]
     logps, entropies = zip(*parts, strict=True)
     return torch.cat(logps), torch.cat(entropies)
 
 
-def _plain(head: Any, states: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = head(states)
-    distribution = torch.log_softmax(logits.to(upcast(logits.dtype)) / temperature, dim=-1)
-    entropies = -(distribution.exp() * distribution).sum(-1)
-    return distribution.gather(-1, tokens[:, None])[:, 0], entropies.detach()
+def chunk_rows(vocabulary: int, dtype: torch.dtype, gpu_memory: int | None) -> int:
+    """Rows of logits in `dtype` that are computed at a time. `gpu_memory`: bytes of a GPU; None elsewhere."""
+    if gpu_memory is None:
+        return max(16, BLOCK_BYTES // (4 * vocabulary))
+    return max(16, min(GPU_ROWS, gpu_memory // GPU_SHARE // (dtype.itemsize * vocabulary)))
+
+
+def _gpu_memory(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def _computed_in(weight: Tensor) -> torch.dtype:
+    """The type of a product with `weight`, as autocast has it now."""
+    kind = weight.device.type
+    casts = torch.is_autocast_enabled(kind) and weight.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else weight.dtype
+
+
+def _module_logps(head: Any, states: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    return _LogpsOfLogits.apply(head(states), tokens, temperature)
+
+
+class _LogpsOfLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, tokens, temperature):
+        ctx.save_for_backward(logits, tokens)
+        ctx.temperature = temperature
+        logps, entropies = _scores(logits, tokens, temperature)
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(ctx, grad_logps, _):
+        logits, tokens = ctx.saved_tensors
+        return _gradient(logits, tokens, ctx.temperature, grad_logps, torch.empty_like(logits)), None, None
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -49,23 +86,21 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, bias, tokens, temperature, rows):
-        logps = states.new_empty(len(tokens), dtype=upcast(states.dtype))
-        entropies = torch.empty_like(logps)
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         ctx.frozen_head = needs_states and not needs_weight and not needs_bias
+        dtype = _computed_in(weight)
+        cast, cast_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         by_states = torch.empty_like(states) if ctx.frozen_head else None
-        for i in range(0, len(tokens), rows):
-            part = slice(i, i + rows)
-            logits = _logits(states[part], weight, bias, temperature)
-            logits -= logits.logsumexp(-1, keepdim=True)
-            logps[part] = logits.gather(-1, tokens[part, None])[:, 0]
-            probs = logits.exp()
-            entropies[part] = -(logits.mul_(probs)).sum(-1)
+        found = []
+        for part in _parts(len(tokens), rows):
+            logits = linear(states[part].to(dtype), cast, cast_bias)
+            found.append(_scores(logits, tokens[part], temperature, gradient=ctx.frozen_head))
             if by_states is not None:
-                by_logits = _minus_probs(probs, tokens[part, None]).div_(temperature)
-                by_states[part] = by_logits.to(weight.dtype) @ weight
-        ctx.save_for_backward(*((by_states,) if ctx.frozen_head else (states, weight, bias, tokens, logps)))
-        ctx.temperature, ctx.rows, ctx.precision = temperature, rows, precision(states.device)
+                by_states[part] = logits @ cast
+            del logits
+        logps, entropies = map(torch.cat, zip(*found, strict=True))
+        ctx.save_for_backward(*((by_states,) if ctx.frozen_head else (states, weight, bias, tokens)))
+        ctx.temperature, ctx.rows, ctx.dtype = temperature, rows, dtype
         ctx.mark_non_differentiable(entropies)
         return logps, entropies
 
@@ -74,25 +109,23 @@ class _TokenLogps(torch.autograd.Function):
         if ctx.frozen_head:
             (by_states,) = ctx.saved_tensors
             return by_states * grad_logps[:, None].to(by_states.dtype), *[None] * 5
-        states, weight, bias, tokens, logps = ctx.saved_tensors
+        states, weight, bias, tokens = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        cast, cast_bias = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
         grad_states = torch.empty_like(states) if needs_states else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        for i in range(0, len(tokens), ctx.rows):
-            part = slice(i, i + ctx.rows)
-            chosen = tokens[part, None]
-            with torch.autocast(*ctx.precision):
-                logits = _logits(states[part], weight, bias, ctx.temperature)
-            normalizer = logits.gather(-1, chosen) - logps[part, None]  # the log-sum-exp of the logits
-            by_logits = _minus_probs(logits.sub_(normalizer).exp_(), chosen)
-            by_logits = by_logits.mul_(grad_logps[part, None] / ctx.temperature).to(weight.dtype)
+        for part in _parts(len(tokens), ctx.rows):
+            inputs = states[part].to(ctx.dtype)
+            logits = linear(inputs, cast, cast_bias)
+            by_logits = _gradient(logits, tokens[part], ctx.temperature, grad_logps[part], logits)
             if grad_states is not None:
-                grad_states[part] = by_logits @ weight
+                grad_states[part] = by_logits @ cast
             if grad_weight is not None:
-                grad_weight.addmm_(by_logits.t(), states[part].to(weight.dtype))
+                _add_product(grad_weight, by_logits.t(), inputs)
             if grad_bias is not None:
                 grad_bias += by_logits.sum(0)
+            del logits, by_logits
         return grad_states, grad_weight, grad_bias, None, None, None
 
 
@@ -102,11 +135,54 @@ def precision(device: torch.device) -> tuple[str, torch.dtype, bool]:
     return kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
 
 
-def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = linear(states, weight, bias)
-    return logits.to(upcast(logits.dtype)).div_(temperature)
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
-def _minus_probs(probs: Tensor, chosen: Tensor) -> Tensor:
-    """one-hot - `probs`, in place: the gradient of log softmax at `chosen` (rows, 1)."""
-    return probs.neg_().scatter_add_(1, chosen, torch.ones_like(probs[:, :1]))
+def _parts(count: int, rows: int) -> Iterator[slice]:
+    return (slice(i, min(i + rows, count)) for i in range(0, count, rows))
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Of as many rows as may be in float32 at a time."""
+    return _parts(len(logits), max(16, BLOCK_BYTES // (4 * logits.shape[1])))
+
+
+def _scores(logits: Tensor, tokens: Tensor, temperature: float, *, gradient: bool = False) -> tuple[Tensor, Tensor]:
+    """(log-probabilities of `tokens`, entropies). With `gradient`, that of the former is written over `logits`."""
+    logps = logits.new_empty(len(logits), dtype=upcast(logits.dtype))
+    entropies = torch.empty_like(logps)
+    for block in _blocks(logits):
+        chosen = tokens[block, None]
+        distribution = torch.log_softmax(*_tempered(logits[block], temperature))
+        logps[block] = distribution.gather(-1, chosen)[:, 0]
+        probs = distribution.exp()
+        entropies[block] = -distribution.mul_(probs).sum(-1)
+        if gradient:
+            logits[block] = _minus_one_hot(probs, chosen).mul_(-1 / temperature)
+        del distribution, probs  # before those of the next block
+    return logps, entropies
+
+
+def _gradient(logits: Tensor, tokens: Tensor, temperature: float, grad_logps: Tensor, out: Tensor) -> Tensor:
+    """By `logits`, of the sum of the log-probabilities of `tokens`, each times `grad_logps`; in `out`."""
+    factors = grad_logps[:, None] / -temperature
+    for block in _blocks(logits):
+        probs = torch.softmax(*_tempered(logits[block], temperature))
+        out[block] = _minus_one_hot(probs, tokens[block, None]).mul_(factors[block])
+        del probs
+    return out
+
+
+def _tempered(logits: Tensor, temperature: float) -> tuple[Tensor, int, torch.dtype]:
+    """What a softmax takes: logits / temperature, the dimension, and the type that it computes in."""
+    dtype = upcast(logits.dtype)
+    return (logits if temperature == 1 else logits.to(dtype, copy=True).div_(temperature)), -1, dtype
+
+
+def _minus_one_hot(probs: Tensor, chosen: Tensor) -> Tensor:
+    """`probs` - one-hot, in place. `chosen`: (rows, 1)."""
+    return probs.scatter_add_(1, chosen, torch.full_like(probs[:, :1], -1))
