@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl, router_loss_coefficient
 from rlhf_method_grpo.generation import check_generation
-from rlhf_method_grpo.settings import SETTINGS, check, check_prompts
+from rlhf_method_grpo.settings import SETTINGS, check, check_prompts, check_vllm
 
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
 EPSILON = 0.2
@@ -189,6 +189,8 @@ class GRPO(Method):
         from trl import GRPOConfig
 
         options = run.options
+        if run.info.quantized:
+            check_vllm(options, f"weights quantized by {run.info.quantized}")
         lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
         aggregation = options.multi_objective_aggregation or "sum_then_normalize"
         if len(run.rewards.weights) > 1:

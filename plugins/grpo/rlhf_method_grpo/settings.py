@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from rlhf_core import RunConfig, UserError
+from rlhf_core import RunConfig, TrainingOptions, UserError
 from rlhf_core.settings import COUNT, ROLLOUTS, SHARE, SIZE, USED, Condition, given, refused, used_as, used_with
 
 LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
@@ -82,6 +82,8 @@ def check(config: RunConfig) -> None:
             f"--scale-rewards {scaled} has no effect with --multi-objective-aggregation normalize_then_sum, which "
             "divides each reward by its standard deviation in the group"
         )
+    if options.quantized:
+        check_vllm(options, "4-bit and 8-bit weights")
     if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
     batch, product = _answers(config)
@@ -89,6 +91,17 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"a batch of answers has {product} = {batch} answers, which can't be split into groups of num_generations "
             f"= {options.num_generations}: make it a multiple"
+        )
+
+
+def check_vllm(options: TrainingOptions, quantized: str) -> None:
+    """Raise `UserError` for vLLM with quantized weights: it is sent them with the adapter merged in, which rounds them
+    again before each batch of answers, so that the frozen weights drift away.
+    """
+    if options.rollouts == "vllm":
+        raise UserError(
+            f"--rollouts vllm can't sample from {quantized}: the adapter would be merged into them and taken out again "
+            "for every batch of answers, which changes them each time. Use --rollouts shared, or weights in bfloat16"
         )
 
 

@@ -37,6 +37,12 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     rewards: RewardRuntime | None = None  # of the run, whose samples are told their advantages
     sampled_logps: list[list[float]] | None = None  # of the rollouts, until they are used as old log-probabilities
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.args.cast_lm_head_to_fp32:
+            for model in filter(None, (self.model, self.ref_model)):
+                _keep_in_float32(self.accelerator.unwrap_model(model).get_output_embeddings())
+
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
         if sampler.shuffle:
@@ -177,6 +183,11 @@ class SyncedReference(TrainerCallback):
 
     def load(self, checkpoint: Path) -> None:
         load_model(self.model, checkpoint / self.FILE)
+
+
+def _keep_in_float32(head: Any) -> None:
+    """Under autocast too, which TRL turns off where it scores answers and not where they are sampled."""
+    head.forward = torch.autocast(head.weight.device.type, enabled=False)(head.forward)
 
 
 def grouped(input_ids, attention_mask, completion_width: int) -> tuple[list[Group], list[int]]:

@@ -159,6 +159,13 @@ def test_a_head_in_float32(train_both, same, caplog):
     assert said[0].endswith("cast_lm_head_to_fp32 is set")
 
 
+def test_answers_are_sampled_with_a_head_in_float32_under_autocast(trainer):
+    made = trainer(SharedPrefixGRPOTrainer, False, cast_lm_head_to_fp32=True, dtype=torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = made.model(torch.tensor([[5, 6, 7]])).logits
+    assert not logits.equal(logits.bfloat16().float())  # which would lose nothing of what bfloat16 has computed
+
+
 def test_a_mixture_of_experts(train_both, same, tiny_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.save_pretrained(tmp_path / "moe")

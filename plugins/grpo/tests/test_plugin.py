@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from types import SimpleNamespace
 
+import bitsandbytes
 import pytest
 import torch
 from peft import LoKrConfig, LoraConfig, get_peft_model
@@ -229,6 +230,40 @@ def test_what_is_private_in_trl_is_where_we_expect_it():
 def test_vllm_is_asked_for_before_anything_loads(run):
     with pytest.raises(UserError, match=r"needs vLLM: pip install 'rlhf-core\[vllm\]'"):
         GRPO().trainer(run(rollouts="vllm"))
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_vllm_does_not_sample_from_quantized_weights(bits):
+    with pytest.raises(UserError, match="can't sample from 4-bit and 8-bit weights: .* Use --rollouts shared"):
+        resolve({"method": "grpo", "reward": ["length"], "rollouts": "vllm", bits: True}, Catalog())
+
+
+def test_vllm_does_not_sample_from_weights_that_are_quantized_in_their_files():
+    made = SimpleNamespace(options=GRPO.Options(rollouts="vllm"), info=SimpleNamespace(quantized="gptq"))
+    with pytest.raises(UserError, match="can't sample from weights quantized by gptq"):
+        GRPO().trainer(made)
+
+
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_merging_an_adapter_into_quantized_weights_and_out_again_changes_them(kind):
+    """Which TRL does for vLLM before each batch of answers. Once it does not, vLLM may sample from them."""
+    torch.manual_seed(0)
+    weight = 0.02 * torch.randn(64, 64)
+    layer = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+    layer.weight = bitsandbytes.nn.Int8Params(weight, has_fp16_weights=False, requires_grad=False)
+    if kind == "4bit":
+        layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4")
+        layer.weight = bitsandbytes.nn.Params4bit(weight, quant_type="nf4", requires_grad=False)
+    plain = torch.nn.Sequential(layer)
+    setattr(plain, f"is_loaded_in_{kind}", True)
+    model = get_peft_model(plain.to("cpu"), LoraConfig(target_modules=["0"], init_lora_weights=False))
+    rows = torch.eye(64)
+    with model.disable_adapter(), torch.no_grad():
+        before = model(rows)
+        for _ in range(3):
+            model.merge_adapter()
+            model.unmerge_adapter()
+        assert (model(rows) - before).norm() > 0.01 * before.norm()
 
 
 @pytest.mark.slow
