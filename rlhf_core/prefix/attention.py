@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from rlhf_core.prefix.kernels import Span, SpanPairs, kernel_for
+from rlhf_core.prefix.recurrent import PackedRows, Run, States, carry_on, joined
 
 NAME = "shared_prefix"
 PLAIN = "sdpa"  # which it stands beside
@@ -43,13 +44,16 @@ class GroupSpans(NamedTuple):
 
 
 class AttentionMetadata(Protocol):
-    """What a call does instead of causal attention. `layer`: its number; tensors are (rows, heads, tokens, size). With
-    `window` the layer sees so many tokens, each itself among them.
+    """What a call does instead of causal attention, on tensors (rows, heads, tokens, size), and instead of carrying a
+    state through the whole row, on states (1, tokens, size). `layer`: its number. With `window` the layer sees so many
+    tokens, each itself among them.
     """
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor: ...
+
+    def carry(self, layer: int, run: Run, states: Tensor) -> Tensor: ...
 
 
 def attention(
@@ -96,8 +100,10 @@ class PackedAttention:
         below = [((g.completions[0][0], g.completions[-1][1]), g.prompt) for g in groups if g.completions]
         self.self_spans = SpanPairs([(span, span) for span in alone], causal=True)
         self.prefix_spans = SpanPairs(below, causal=False)
+        self.rows = PackedRows(groups, keep=use_cache)
         self.use_cache = use_cache
         self.cache: Cache = {}
+        self.states: States = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
@@ -106,20 +112,28 @@ class PackedAttention:
             self.cache[layer] = (key, value)
         return _SelfAndPrefix.apply(query, key, value, None, None, self.self_spans, self.prefix_spans, scale)
 
-    def take_cache(self) -> Cache:
-        """The keys and values, of which no more are kept: gradient checkpointing keeps this object in their graph, and
-        together they would never be freed.
+    def carry(self, layer: int, run: Run, states: Tensor) -> Tensor:
+        output, after = self.rows.carry(run, states)
+        if self.use_cache and layer not in self.states:
+            self.states[layer] = joined(after)
+        return output
+
+    def take_cache(self) -> tuple[Cache, States]:
+        """The keys and values, and the recurrent layers' states, of which no more are kept: gradient checkpointing
+        keeps this object in their graph, and together they would never be freed.
         """
-        cache, self.cache, self.use_cache = self.cache, {}, False
-        return cache
+        taken = self.cache, self.states
+        self.cache, self.states, self.use_cache = {}, {}, False
+        return taken
 
 
 class ContinuedAttention:
-    """A completion of `tokens` tokens alone in the row, behind a prompt whose keys and values are in `cache`."""
+    """A completion of `tokens` tokens alone in the row, behind a prompt of `start` tokens, which left `cache` and
+    `states`.
+    """
 
-    def __init__(self, cache: Cache, tokens: int) -> None:
-        self.cache = cache
-        self.start = next(iter(cache.values()))[0].shape[2]  # tokens of the prompt
+    def __init__(self, cache: Cache, states: States, start: int, tokens: int) -> None:
+        self.cache, self.states, self.start = cache, states, start
         self.self_spans = SpanPairs([((0, tokens), (0, tokens))], causal=True)
         self.prefix_spans = SpanPairs([((0, tokens), (0, self.start))], causal=False)
 
@@ -128,6 +142,9 @@ class ContinuedAttention:
     ) -> Tensor:
         spans = self.self_spans, self.prefix_spans
         return _SelfAndPrefix.apply(query, key, value, *self.cache[layer], *spans, scale)
+
+    def carry(self, layer: int, run: Run, states: Tensor) -> Tensor:
+        return carry_on(run, states, self.states[layer])
 
 
 class _SelfAndPrefix(torch.autograd.Function):

@@ -58,7 +58,7 @@ class Batch:
             ends = torch.tensor([spans.prompt[1] - 1 for spans in packed.spans], device=self.device)
             logits = call(self.model, packed.input_ids, packed.position_ids, metadata, ends).logits[0]
             last |= {tuple(group.prompt): row for group, row in zip(part, logits, strict=True)}
-            self.cache.add_prompts(part, [spans.prompt for spans in packed.spans], metadata.take_cache())
+            self.cache.add_prompts(part, [spans.prompt for spans in packed.spans], metadata.take_cache()[0])
         entering = torch.stack([last[row.prompt] for row in rows])
         self.logits = torch.cat([self.logits, entering]) if self.rows else entering
         self.rows += rows

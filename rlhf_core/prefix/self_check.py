@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlhf_core.prefix import attention, packed, padded
+from rlhf_core.prefix import attention, packed, padded, recurrent
 from rlhf_core.prefix.groups import Group
 from rlhf_core.prefix.packed import evaluating, unwrap, within_wrappers
 
@@ -84,14 +84,16 @@ def _rows(groups: list[Group]) -> list[list[int]]:
 
 
 def _packed_values(model: Any, groups: list[Group]) -> Tensor:
-    """Raises `NotShared` if a layer does not attend exactly once: the others would mix what prompts and completions
-    hold in a way that is not known here.
+    """Raises `NotShared` if a layer does not attend exactly once, or carry its state exactly once: the others would mix
+    what prompts and completions hold in a way that is not known here.
     """
-    row = packed.pack(groups, model.device)
+    row, plain = packed.pack(groups, model.device), unwrap(model)
     counted = _Counted(row.spans)
     packed.last_states(model, row.input_ids, row.position_ids, counted)
-    layers = unwrap(model).config.get_text_config().num_hidden_layers
-    if counted.calls != Counter(range(layers)):
+    if counted.carried != Counter(layer.layer_idx for layer in recurrent.layers(plain)):
+        raise attention.NotShared("not every recurrent layer carries its state exactly once")
+    others = set(range(plain.config.get_text_config().num_hidden_layers)) - set(counted.carried)
+    if Counter(others) - counted.attended or max(counted.attended.values(), default=1) > 1:
         raise attention.NotShared("not every layer attends exactly once")
     return _values(model, groups, packed)
 
@@ -161,17 +163,22 @@ def _values(model: Any, groups: list[Group], way: Any, **how: bool) -> Tensor:
 
 
 class _Counted(packed.PackedAttention):
-    """Counts how often each layer attends."""
+    """Counts how often each layer attends, and carries a state."""
 
     def __init__(self, groups: Sequence[attention.GroupSpans]) -> None:
         super().__init__(groups)
-        self.calls: Counter[int] = Counter()
+        self.attended: Counter[int] = Counter()
+        self.carried: Counter[int] = Counter()
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
-        self.calls[layer] += 1
+        self.attended[layer] += 1
         return super().attend(layer, query, key, value, scale, window)
+
+    def carry(self, layer: int, run: recurrent.Run, states: Tensor) -> Tensor:
+        self.carried[layer] += 1
+        return super().carry(layer, run, states)
 
 
 def _rounding(eps: float) -> Callable[..., Tensor]:

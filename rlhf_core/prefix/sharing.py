@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from rlhf_core.prefix import attention, packed, padded, two_phase
+from rlhf_core.prefix import attention, packed, padded, recurrent, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.packed import size, unwrap
 from rlhf_core.prefix.self_check import compute_dtype, logps_disagree, padding_disagrees, sharing_disagrees
@@ -55,6 +55,7 @@ def share(model: Any) -> str | None:
     reason = unsupported(model)
     if reason is None:
         plain.set_attn_implementation(attention.NAME)
+        recurrent.share(plain)
     else:
         log.warning("each completion is computed with a prompt of its own: %s", reason)
     return reason
@@ -140,7 +141,7 @@ def unsupported(model: Any) -> str | None:
         return "the model is an encoder with a decoder"
     if config is not plain.config:
         return "the model takes more than text"
-    if other := sorted(set(settings.get("layer_types") or []) - PLAIN_LAYERS):
+    if other := sorted(set(settings.get("layer_types") or []) - PLAIN_LAYERS - _carried(plain)):
         return f"the model has layers that are not attention over all tokens ({', '.join(other)})"
     if changes := [name for name in CHANGES_LOGITS if settings.get(name) not in (None, 1.0)]:
         return f"the model changes its logits after its head ({', '.join(changes)})"
@@ -152,9 +153,23 @@ def unsupported(model: Any) -> str | None:
         return "the model drops attention at random"
     if (name := attention.implementation(plain)) not in (attention.PLAIN, attention.NAME):
         return f"the model's attention is {name}, and prompts are shared beside {attention.PLAIN} alone"
-    if mixing := sorted({type(module).__name__ for module in plain.modules() if isinstance(module, MIXING_LAYERS)}):
+    known = {part for layer in recurrent.layers(plain) for part in layer.modules()}
+    others = [module for module in plain.modules() if isinstance(module, MIXING_LAYERS) and module not in known]
+    if mixing := sorted({type(module).__name__ for module in others}):
         return f"tokens take from their neighbours outside of attention ({', '.join(mixing)})"
     return None
+
+
+def _carried(model: Any) -> set[str]:
+    """Kinds of layers that carry a state in a way that is known."""
+    kinds = model.config.get_text_config().to_dict().get("layer_types") or []
+    known = {layer.layer_idx for layer in recurrent.layers(model)}
+    return {kind for kind in kinds if all(number in known for number, other in enumerate(kinds) if other == kind)}
+
+
+def decodes(model: Any) -> bool:
+    """Whether rows of a model that shares its prompts can be sampled by `decoding.py`, which keeps keys and values."""
+    return not recurrent.layers(unwrap(model))
 
 
 def token_budget() -> int:

@@ -20,6 +20,7 @@ from rlhf_core.prefix.attention import Cache, ContinuedAttention, PackedAttentio
 from rlhf_core.prefix.groups import CompletionLogps, Group
 from rlhf_core.prefix.head import precision, token_logps
 from rlhf_core.prefix.packed import Values, last_states, pack, unwrap
+from rlhf_core.prefix.recurrent import States
 
 
 def completion_logps(
@@ -38,32 +39,53 @@ def completion_logps(
 Gradients = Sequence[Tensor | None]
 
 
+class Prompt(NamedTuple):
+    """What completions go on from: the prompt's length, keys and values and recurrent states of each layer, and the
+    last hidden state of its last token (1, size).
+    """
+
+    tokens: int
+    cache: Cache
+    states: States
+    last: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        kept = [*self.cache.values(), *self.states.values()]
+        return [tensor for several in kept for tensor in several] + [self.last]
+
+    def holding(self, tensors: Sequence[Tensor]) -> Prompt:
+        """The same with other tensors, in the order of `tensors()`."""
+        others = iter(tensors)
+        cache = {layer: (next(others), next(others)) for layer in self.cache}
+        states = {layer: tuple(next(others) for _ in state) for layer, state in self.states.items()}
+        return Prompt(self.tokens, cache, states, next(others))
+
+
 class Job(NamedTuple):
     model: Any
     groups: Sequence[Group]
     temperature: float
 
-    def prompt(self, tokens: Sequence[int]) -> tuple[Cache, Tensor]:
-        """(keys and values of each layer, the last token's state (1, size))."""
+    def prompt(self, tokens: Sequence[int]) -> Prompt:
         packed = pack([Group(tokens, [])], self.model.device)
         metadata = PackedAttention(packed.spans, use_cache=True)
         states = last_states(self.model, packed.input_ids, packed.position_ids, metadata)
-        return metadata.take_cache(), states[0, -1:]
+        return Prompt(len(tokens), *metadata.take_cache(), states[0, -1:])
 
-    def completion(self, tokens: Sequence[int], cache: Cache, state: Tensor) -> Values:
-        """Of one completion, behind a prompt with this `cache` and `state`."""
-        metadata = ContinuedAttention(cache, len(tokens))
+    def completion(self, tokens: Sequence[int], prompt: Prompt) -> Values:
+        """Of one completion."""
+        metadata = ContinuedAttention(prompt.cache, prompt.states, prompt.tokens, len(tokens))
         ids = torch.tensor(tokens, device=self.model.device)
         positions = torch.arange(metadata.start, metadata.start + len(tokens), device=self.model.device)
         states = last_states(self.model, ids[None], positions[None], metadata)[0]
-        previous = torch.cat([state, states[:-1]])
+        previous = torch.cat([prompt.last, states[:-1]])
         logps, entropies = token_logps(self.model.get_output_embeddings(), previous, ids, self.temperature)
         return Values(logps, entropies, previous, states[-1:])
 
     def values(self, group: Group) -> list[Values]:
         """Of each of a group's completions."""
-        cache, state = self.prompt(group.prompt)
-        return [self.completion(tokens, cache, state) for tokens in group.completions]
+        prompt = self.prompt(group.prompt)
+        return [self.completion(tokens, prompt) for tokens in group.completions]
 
     def add_gradients(
         self, group: Group, grad_outputs: Sequence[Gradients], weights: Sequence[Tensor], totals: list[Tensor | None]
@@ -71,14 +93,13 @@ class Job(NamedTuple):
         """Add the gradients of `weights` that a group gives to `totals`. `grad_outputs`: for each completion, those of
         its log-probabilities, previous states and last state.
         """
-        cache, state = self.prompt(group.prompt)
-        roots = [tensor for pair in cache.values() for tensor in pair] + [state]
+        prompt = self.prompt(group.prompt)
+        roots = prompt.tensors()
         leaves = [root.detach().requires_grad_() for root in roots]
-        pairs = zip(leaves[:-1:2], leaves[1:-1:2], strict=True)
-        detached = dict(zip(cache, pairs, strict=True))
+        detached = prompt.holding(leaves)
         root_grads: list[Tensor | None] = [None] * len(roots)
         for tokens, grads in zip(group.completions, grad_outputs, strict=True):
-            values = self.completion(tokens, detached, leaves[-1])
+            values = self.completion(tokens, detached)
             found = _gradients((values.logps, values.previous, values.last), [*weights, *leaves], grads)
             _add(found[: len(totals)], totals)
             _add(found[len(totals) :], root_grads)

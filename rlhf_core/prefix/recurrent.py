@@ -1,0 +1,186 @@
+"""Layers that carry a state from token to token: linear attention (gated delta rule, Kimi's), state space (Mamba 2) and
+short convolutions. A completion goes on from the state that its prompt's last token left, as attention goes on from keys
+and values: the last inputs of the convolution, and the recurrent state. Gradients flow back into the prompt through both.
+
+transformers' layers take and leave that state by a cache, which copies it into buffers; `LayerCache` speaks the same
+interface and keeps the tensors. `share` sets `forward` of each such layer, which without the keyword `shared_prefix` is
+the layer's own. What is private of transformers in this is in `LAYERS` and `LayerCache` alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rlhf_core.prefix.kernels import Span
+
+# transformers' layers, and their argument for a cache. Each computes whole rows from a state, not single tokens only.
+LAYERS = {
+    **dict.fromkeys(("Qwen3NextGatedDeltaNet", "Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet"), "cache_params"),
+    **dict.fromkeys(("OlmoHybridGatedDeltaNet", "KimiLinearDeltaAttention"), "cache_params"),
+    **dict.fromkeys(("BailingHybridDeltaAttention", "BambaMixer", "FalconH1Mixer"), "cache_params"),
+    **dict.fromkeys(("GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer"), "cache_params"),
+    **dict.fromkeys(("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv"), "past_key_values"),
+}
+FILLED = 0.75  # of the longest row in a batch: a row shorter than that stands in another
+# Tokens that a row has at least: for one alone the layers choose kernels that decode, which have no gradient.
+SHORTEST = 2
+
+# The last inputs of the convolution (rows, channels, kernel size), and, but of a short convolution, the recurrent state.
+State = tuple[Tensor, ...]
+States = dict[int, State]  # for each layer
+# states (rows, tokens, size), and what stands before each row -> the layer's output, and the state behind the rows
+Run = Callable[[Tensor, State | None], tuple[Tensor, State]]
+
+
+class LayerCache:
+    """What one layer is given as transformers' cache. `state`: before the call what it goes on from, if anything."""
+
+    record_past = True  # transformers' word for: never a token by itself
+
+    def __init__(self, state: State | None) -> None:
+        self.state: State = state or ()
+        self.given = state is not None
+        self.layers = defaultdict(lambda: self)  # as transformers before 5.18 reads states
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return self.given
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return self.record_past
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.state[0] if self.given else None
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.state[1] if self.given else None
+
+    @property
+    def conv_states(self) -> tuple[Tensor | None, ...]:
+        return (self.get_conv_state(0),)
+
+    @property
+    def recurrent_states(self) -> tuple[Tensor | None, ...]:
+        return (self.get_recurrent_state(0),)
+
+    def update_conv_state(self, inputs: Tensor, layer_idx: int, state_idx: int = 0, *, conv_kernel_size: int) -> Tensor:
+        """The inputs with those before them, of which the convolution's output has more columns than asked for."""
+        whole = torch.cat([self.state[0], inputs], dim=-1) if self.given else inputs
+        missing = max(0, conv_kernel_size - whole.shape[-1])
+        self.state = (pad(whole, (missing, 0))[..., -conv_kernel_size:], *self.state[1:])
+        return whole
+
+    def update_recurrent_state(self, state: Tensor, layer_idx: int, state_idx: int = 0) -> Tensor:
+        self.state = (self.state[0], state)
+        return state
+
+
+def layers(model: Any) -> list[Any]:
+    """The modules of a model (without wrappers) that are known here."""
+    return [module for module in model.modules() if type(module).__name__ in LAYERS]
+
+
+def share(model: Any) -> None:
+    """Let such layers read the keyword `shared_prefix`."""
+    for layer in layers(model):
+        layer.forward = MethodType(_forward, layer)  # a bound method, so that a copy of the model has its own
+
+
+def _forward(layer: Any, hidden_states: Tensor, *, shared_prefix: Any = None, **rest: Any) -> Tensor:
+    if shared_prefix is None:
+        return type(layer).forward(layer, hidden_states, **rest)
+    # Nothing of `rest` is for such a layer but a cache and a mask, and there is neither.
+    return shared_prefix.carry(layer.layer_idx, partial(_run, layer), hidden_states)
+
+
+def _run(layer: Any, states: Tensor, before: State | None) -> tuple[Tensor, State]:
+    cache = LayerCache(before)
+    output = type(layer).forward(layer, states, **{LAYERS[type(layer).__name__]: cache})
+    return output, cache.state
+
+
+class PackedRows:
+    """The spans of a packed row as batches of rows: prompts that have completions one by one, since nothing may stand
+    behind the last token whose state goes on, then all other spans beside each other, padded on the right.
+
+    `groups`: (prompt, completions) for each. With `keep`, the states behind all prompts are asked for.
+    """
+
+    def __init__(self, groups: Sequence[tuple[Span, Sequence[Span]]], *, keep: bool = False) -> None:
+        self.prompts = [prompt for prompt, completions in groups if completions or keep]
+        below = [completions for _, completions in groups if completions or keep]
+        self.batches = [*_batches([(prompt, None) for prompt, completions in groups if not completions and not keep])]
+        self.batches += _batches([(span, number) for number, spans in enumerate(below) for span in spans])
+        self.indices: list[Tensor] = []  # made once for all layers: of each batch's tokens in the row, and back
+
+    def carry(self, run: Run, states: Tensor) -> tuple[Tensor, list[State]]:
+        """The output of a layer for `states` (1, tokens, size), and the state behind each prompt that has completions, or
+        with `keep` each.
+        """
+        if not self.indices:
+            self.indices = self._indices(states.device)
+        outputs, after = [], []
+        for start, end in self.prompts:
+            output, state = run(states[:, start:end], None)
+            outputs.append(output[0])
+            after.append(state)
+        for batch, index in zip(self.batches, self.indices[1:], strict=True):
+            rows = states[0].index_select(0, index).view(len(batch), -1, states.shape[-1])
+            outputs.append(run(rows, _before(batch, after))[0].flatten(0, 1))
+        return torch.cat(outputs).index_select(0, self.indices[0])[None], after
+
+    def _indices(self, device: torch.device) -> list[Tensor]:
+        """Where each token of the row stands in what `carry` puts one after another; then, for each batch, which token
+        of the row stands at each place.
+        """
+        places = [range(start, end) for start, end in self.prompts]
+        found, done = [], sum(map(len, places))
+        back = {token: place for place, token in enumerate(token for tokens in places for token in tokens)}
+        for batch in self.batches:
+            width = max(SHORTEST, *(end - start for (start, end), _ in batch))
+            index = []
+            for (start, end), _ in batch:
+                back |= {token: done + len(index) + token - start for token in range(start, end)}
+                index += [*range(start, end), *[start] * (width - end + start)]
+            done += len(index)
+            found.append(index)
+        return [torch.tensor(index, device=device) for index in ([back[token] for token in range(len(back))], *found)]
+
+
+Rows = list[tuple[Span, int | None]]  # each with the number of the prompt that it goes on from, if any
+
+
+def _batches(rows: Rows) -> Iterator[Rows]:
+    """Rows of about the same length together."""
+    batch: Rows = []
+    for row in sorted(rows, key=lambda one: one[0][0] - one[0][1]):
+        if batch and row[0][1] - row[0][0] < FILLED * (batch[0][0][1] - batch[0][0][0]):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _before(batch: Rows, after: Sequence[State]) -> State | None:
+    """(rows, …) of each tensor of a state."""
+    numbers = [number for _, number in batch if number is not None]
+    return joined([after[number] for number in numbers]) if numbers else None
+
+
+def joined(states: Sequence[State]) -> State:
+    """States of single rows as one of all rows."""
+    return tuple(torch.cat(tensors) for tensors in zip(*states, strict=True))
+
+
+def carry_on(run: Run, states: Tensor, before: State) -> Tensor:
+    """The output of a layer for one row `states` (1, tokens, size) that goes on from a state."""
+    tokens = states.shape[1]
+    return run(pad(states, (0, 0, 0, max(0, SHORTEST - tokens))), before)[0][:, :tokens]
