@@ -87,6 +87,11 @@ def layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if type(module).__name__ in LAYERS]
 
 
+def layer_kinds(config: Any) -> list[str]:
+    """What a configuration of transformers says of each layer, by whatever name; nothing if it does not."""
+    return config.to_dict().get(config.attribute_map.get("layer_types", "layer_types")) or []
+
+
 def share(model: Any) -> None:
     """Let such layers read the keyword `shared_prefix`."""
     for layer in layers(model):

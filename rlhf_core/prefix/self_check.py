@@ -21,6 +21,7 @@ from rlhf_core.prefix.packed import evaluating, unwrap, within_wrappers
 LONGEST = 48  # tokens of a prompt with its completion
 STEPS = 3  # tokens that `generate` is compared on
 ROUNDINGS = 3  # that results may be apart; right ones are one at most, with weights of any spread and up to 24 layers
+BY_TOKEN = {"mlp", "moe"}  # kinds of layers, where they are layers of their own, in which no token sees another
 QUANTIZED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)  # of a model that is called otherwise
 
@@ -92,8 +93,10 @@ def _packed_values(model: Any, groups: list[Group]) -> Tensor:
     packed.last_states(model, row.input_ids, row.position_ids, counted)
     if counted.carried != Counter(layer.layer_idx for layer in recurrent.layers(plain)):
         raise attention.NotShared("not every recurrent layer carries its state exactly once")
-    others = set(range(plain.config.get_text_config().num_hidden_layers)) - set(counted.carried)
-    if Counter(others) - counted.attended or max(counted.attended.values(), default=1) > 1:
+    config = plain.config.get_text_config()
+    kinds = recurrent.layer_kinds(config) or ["full_attention"] * config.num_hidden_layers
+    attend = Counter(i for i, kind in enumerate(kinds) if i not in counted.carried and kind not in BY_TOKEN)
+    if attend - counted.attended or max(counted.attended.values(), default=1) > 1:
         raise attention.NotShared("not every layer attends exactly once")
     return _values(model, groups, packed)
 

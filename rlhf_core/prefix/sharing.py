@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from rlhf_core.prefix import attention, packed, padded, recurrent, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.packed import size, unwrap
-from rlhf_core.prefix.self_check import compute_dtype, logps_disagree, padding_disagrees, sharing_disagrees
+from rlhf_core.prefix.self_check import BY_TOKEN, compute_dtype, logps_disagree, padding_disagrees, sharing_disagrees
 
 log = logging.getLogger("rlhf")
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -141,7 +141,7 @@ def unsupported(model: Any) -> str | None:
         return "the model is an encoder with a decoder"
     if config is not plain.config:
         return "the model takes more than text"
-    if other := sorted(set(settings.get("layer_types") or []) - PLAIN_LAYERS - _carried(plain)):
+    if other := sorted(set(recurrent.layer_kinds(config)) - PLAIN_LAYERS - BY_TOKEN - _carried(plain)):
         return f"the model has layers that are not attention over all tokens ({', '.join(other)})"
     if changes := [name for name in CHANGES_LOGITS if settings.get(name) not in (None, 1.0)]:
         return f"the model changes its logits after its head ({', '.join(changes)})"
@@ -162,7 +162,7 @@ def unsupported(model: Any) -> str | None:
 
 def _carried(model: Any) -> set[str]:
     """Kinds of layers that carry a state in a way that is known."""
-    kinds = model.config.get_text_config().to_dict().get("layer_types") or []
+    kinds = recurrent.layer_kinds(model.config.get_text_config())
     known = {layer.layer_idx for layer in recurrent.layers(model)}
     return {kind for kind in kinds if all(number in known for number, other in enumerate(kinds) if other == kind)}
 
