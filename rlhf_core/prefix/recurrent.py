@@ -1,6 +1,6 @@
-"""Layers that carry a state from token to token: linear attention (gated delta rule, Kimi's), state space (Mamba 2) and
-short convolutions. A completion goes on from the state that its prompt's last token left, as attention goes on from keys
-and values: the last inputs of the convolution, and the recurrent state. Gradients flow back into the prompt through both.
+"""Layers that carry a state from token to token: linear attention (the gated delta rule), state space (Mamba 2) and short
+convolutions. A completion goes on from the state that its prompt's last token left, as attention goes on from keys and
+values: the last inputs of the convolution, and the recurrent state. Gradients flow back into the prompt through both.
 
 transformers' layers take and leave that state by a cache, which copies it into buffers; `LayerCache` speaks the same
 interface and keeps the tensors. `share` sets `forward` of each such layer, which without the keyword `shared_prefix` is
@@ -33,7 +33,7 @@ FILLED = 0.75  # of the longest row in a batch: a row shorter than that stands i
 # Tokens that a row has at least: for one alone the layers choose kernels that decode, which have no gradient.
 SHORTEST = 2
 
-# The last inputs of the convolution (rows, channels, kernel size), and, but of a short convolution, the recurrent state.
+# The last inputs of the convolution (rows, channels, kernel size), and the recurrent state, where a layer has one.
 State = tuple[Tensor, ...]
 States = dict[int, State]  # for each layer
 # states (rows, tokens, size), and what stands before each row -> the layer's output, and the state behind the rows
@@ -48,7 +48,7 @@ class LayerCache:
     def __init__(self, state: State | None) -> None:
         self.state: State = state or ()
         self.given = state is not None
-        self.layers = defaultdict(lambda: self)  # as transformers before 5.18 reads states
+        self.layers: defaultdict[int, LayerCache] = defaultdict(lambda: self)  # as transformers before 5.18 reads states
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         return self.given
@@ -126,8 +126,8 @@ class PackedRows:
         self.indices: list[Tensor] = []  # made once for all layers: of each batch's tokens in the row, and back
 
     def carry(self, run: Run, states: Tensor) -> tuple[Tensor, list[State]]:
-        """The output of a layer for `states` (1, tokens, size), and the state behind each prompt that has completions, or
-        with `keep` each.
+        """The output of a layer for `states` (1, tokens, size), and the state behind each prompt that has completions,
+        or with `keep` each.
         """
         if not self.indices:
             self.indices = self._indices(states.device)
@@ -150,7 +150,7 @@ class PackedRows:
         back = {token: place for place, token in enumerate(token for tokens in places for token in tokens)}
         for batch in self.batches:
             width = max(SHORTEST, *(end - start for (start, end), _ in batch))
-            index = []
+            index: list[int] = []
             for (start, end), _ in batch:
                 back |= {token: done + len(index) + token - start for token in range(start, end)}
                 index += [*range(start, end), *[start] * (width - end + start)]
