@@ -1,4 +1,4 @@
-"""Layers that carry a state from token to token: linear attention (the gated delta rule), state space (Mamba 2) and short
+"""Layers that carry a state from token to token: linear attention (gated delta rule), state space (Mamba 2) and short
 convolutions. A completion goes on from the state that its prompt's last token left, as attention goes on from keys and
 values: the last inputs of the convolution, and the recurrent state. Gradients flow back into the prompt through both.
 
@@ -48,7 +48,7 @@ class LayerCache:
     def __init__(self, state: State | None) -> None:
         self.state: State = state or ()
         self.given = state is not None
-        self.layers: defaultdict[int, LayerCache] = defaultdict(lambda: self)  # as transformers before 5.18 reads states
+        self.layers: defaultdict[int, LayerCache] = defaultdict(lambda: self)  # read so before 5.18
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         return self.given
