@@ -19,10 +19,10 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     LlamaConfig,
+    MiniMaxConfig,
     MistralConfig,
     OPTConfig,
     Qwen3Config,
-    Qwen3NextConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -85,7 +85,7 @@ UNSUPPORTED = {
         "attn_logit_softcapping",
     ),
     "layers that are not attention": (
-        Qwen3NextConfig(**SIZES, layer_types=LAYERS, linear_num_value_heads=2, linear_num_key_heads=2, num_experts=0),
+        MiniMaxConfig(**SIZES, layer_types=LAYERS, num_local_experts=2, num_experts_per_tok=1),
         "linear_attention",
     ),
     "dropout in attention": (LlamaConfig(**SIZES, attention_dropout=0.1), "drops attention at random"),
