@@ -21,6 +21,7 @@ from transformers import (
     JambaConfig,
     LlamaConfig,
     MambaConfig,
+    MiniMaxConfig,
     OPTConfig,
     Phi3Config,
     Qwen3Config,
@@ -74,6 +75,7 @@ def roberta():
 
 
 HYBRID = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+LIGHTNING = {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2, "num_experts_per_tok": 1}
 CONFIGS = {
     "attention sinks": GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1, attention_dropout=0.0),
     "two attentions a layer": DiffLlamaConfig(**SMALL),
@@ -82,6 +84,7 @@ CONFIGS = {
     "positions from padding tokens": roberta(),
     "state space": MambaConfig(**{k: v for k, v in SMALL.items() if "heads" not in k}, state_size=4, time_step_rank=2),
     "state space and attention": JambaConfig(**SMALL, **HYBRID, num_experts=2, mamba_d_state=4, mamba_dt_rank=2),
+    "linear attention of another kind": MiniMaxConfig(**SMALL, **LIGHTNING),
     "recurrent": RwkvConfig(vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32),
     "recurrent and attention": RecurrentGemmaConfig(**SMALL | {"num_hidden_layers": 3}, lru_width=32),
     "rope of the longest row": Phi3Config(**SMALL, original_max_position_embeddings=16, rope_parameters=LONGROPE),
