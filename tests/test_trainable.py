@@ -10,7 +10,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlhf_core.models.trainable import share_too_large
+from rlhf_core.catalog import Catalog
+from rlhf_core.models.trainable import share_too_large, use_float32
+from rlhf_core.training.run import prepare
 
 ROWS = [
     {"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 5 + 1), "rejected": f"Run {i} miles."}
@@ -59,6 +61,51 @@ def test_an_adapter_goes_on_from_its_values_and_all_entries_move(go, adapter, me
     assert (steps > 0.5e-5).float().mean() > 0.95
 
 
+@pytest.fixture(scope="module")
+def adapter_with_head(tiny_model, tmp_path_factory) -> Path:
+    """An adapter with an output layer that was trained whole."""
+    folder = tmp_path_factory.mktemp("adapter_with_head")
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", modules_to_save=["lm_head"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [
+        ("dpo", {"dtype": "bfloat16"}),
+        ("ppo", {"dtype": "bfloat16", "value_model": "separate"}),
+        ("grpo", {"load_in_4bit": True}),
+        ("grpo", {"load_in_8bit": True}),
+    ],
+    ids=["dpo", "ppo", "grpo-4bit", "grpo-8bit"],
+)
+def test_what_is_trained_and_the_frozen_copy_of_it_are_float32_with_the_values_of_the_files(
+    resolved, adapter_with_head, method, base
+):
+    """TRL rounds a quantized model's adapter, PEFT an output layer in bfloat16: a reference must not be rounded."""
+    if "dtype" not in base:
+        pytest.importorskip("bitsandbytes")
+    Path("spread.py").write_text("def spread(completions, **_): return [len(str(one)) % 7 / 7 for one in completions]")
+    config, made = resolved(method=method, model=str(adapter_with_head), **base, **METHODS[method])
+    run = prepare(config, made, Catalog())
+    trainer = made.trainer(run)
+    use_float32(trainer, run)
+    model = trainer.model
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    saved = load_file(adapter_with_head / "adapter_model.safetensors")
+    kept = {"default": 0, "ref": 0}
+    for name, weight in model.named_parameters():
+        adapter = next((part for part in name.split(".") if part in kept), None)
+        if adapter is not None:
+            kept[adapter] += 1
+            plain = name[name.index("base_model") :].replace(f".{adapter}", "").replace(".modules_to_save", "")
+            assert weight.dtype == torch.float32, name
+            assert torch.equal(weight.cpu(), saved[plain]), name
+    assert set(kept.values()) == {len(saved) * (2 if method == "ppo" else 1)}
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_new_score_head_learns_in_float32_on_bfloat16_weights(go, lora):
     code, _ = go(method="reward_model", dtype="bfloat16", lora=lora)
@@ -72,8 +119,12 @@ def test_a_new_score_head_learns_in_float32_on_bfloat16_weights(go, lora):
 
 @pytest.mark.parametrize(
     ("weight", "kind", "share"),
-    # bfloat16 has 8 bits: between 1/64 and 1/32 numbers are 2**-13 apart, so a step below 2**-14 = 6.1e-5 is lost
-    [(0.02, torch.bfloat16, 1.0), (0.001, torch.bfloat16, 0.0), (0.02, torch.float32, 0.0), (0.02, torch.float16, 0.0)],
+    # bfloat16 has 8 bits: between 1/64 and 1/32 numbers are 2**-13 apart, so a step below 2**-14 = 6.1e-5 is lost. From
+    # zero, where LoRA's B begins, every step counts.
+    [
+        *((0.02, torch.bfloat16, 1.0), (-0.02, torch.bfloat16, 1.0), (0.001, torch.bfloat16, 0.0)),
+        *((0.0, torch.bfloat16, 0.0), (0.02, torch.float32, 0.0), (0.02, torch.float16, 0.0)),
+    ],
 )
 def test_steps_that_are_rounded_away(weight, kind, share):
     model = torch.nn.Linear(8, 8, dtype=kind)

@@ -65,11 +65,14 @@ def test_a_run_without_a_step_saves_no_model(go, capsys):
 def test_steps_too_small_for_the_weights_are_said(go, capsys):
     go(method="sft", dtype="bfloat16", lora=False, learning_rate=1e-6, max_steps=1)
     shown = capsys.readouterr().out
-    assert "Warning: --learning-rate 1e-06: in --dtype bfloat16 a step of it leaves" in shown
+    assert "Warning: --learning-rate 1e-06: a step of it is under half a unit in the last place of" in shown
+    assert "Use a larger rate, or --dtype float32 or --lora" in " ".join(shown.split())
     go(method="sft", lora=False, learning_rate=1e-6, max_steps=1, output_dir="float32")
     assert "--learning-rate" not in capsys.readouterr().out
     go(method="dpo", lora=False, learning_rate=1e-20, max_steps=1, output_dir="tiny_rate")
-    assert "Warning: --learning-rate 1e-20" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Warning: --learning-rate 1e-20" in shown
+    assert "--dtype" not in shown[shown.index("Use a larger rate") :]
 
 
 @pytest.mark.slow

@@ -6,38 +6,54 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf_core.models.reference import REFERENCE_ADAPTER
+
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from rlhf_core.training.run import Run
 
 
 def use_float32(trainer: Any, run: Run) -> None:
-    """Give an adapter, what is trained beside it, and a score head the type float32.
+    """Give adapters, what is trained beside them, the frozen copies of them, and a score head the type float32.
 
     In bfloat16 an update under 1/256 of its weight is lost, and most are. TRL rounds the adapters of quantized
-    models to it; of an adapter that the run started from the values are read again. ZeRO-3 gathers weights of one type
-    only: https://github.com/deepspeedai/DeepSpeed/issues/8072
+    models to it, PEFT what is trained whole beside an adapter; of an adapter that the run started from the values are
+    read again. ZeRO-3 gathers weights of one type only: https://github.com/deepspeedai/DeepSpeed/issues/8072
     """
-    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+    from peft import PeftModel
 
-    adapted = next((module for module in trainer.model.modules() if isinstance(module, PeftModel)), None)
-    if adapted is not None:
+    adapted = [module for module in trainer.model.modules() if isinstance(module, PeftModel)]
+    if adapted:
         plugin = trainer.args.deepspeed_plugin
         one_type = plugin is not None and plugin.zero_stage == 3 and not run.options.quantized
         kind = run.model.dtype if one_type else torch.float32
-        trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        named = trainer.model.named_parameters()
+        copies = REFERENCE_ADAPTER in adapted[0].peft_config
+        parts = [(name.split("."), parameter) for name, parameter in named]
+        kept = [p for name, p in parts if p.requires_grad or (copies and REFERENCE_ADAPTER in name)]
     elif run.info.task == "sequence_classification" and run.config.distributed == "ddp":
-        kind, trained = torch.float32, [*trainer.model.score.parameters()]
+        kind, kept = torch.float32, [*trainer.model.score.parameters()]
     else:
         return
-    rounded = [parameter for parameter in trained if parameter.dtype != kind]
+    rounded = [parameter for parameter in kept if parameter.dtype != kind]
     for parameter in rounded:
         parameter.data = parameter.data.to(kind)
-    if adapted is not None and rounded and run.info.adapter:
-        saved = load_peft_weights(run.info.adapter)  # without a score head, where it was no reward model's
-        set_peft_model_state_dict(adapted, {**get_peft_model_state_dict(adapted), **saved})
+    if rounded and run.info.adapter:
+        for model in adapted:
+            _read_again(model, run.info.adapter)
     if run.info.task == "sequence_classification":  # whose head may now have another type than the states it reads
         for head in _score_heads(trainer.model):
             head.register_forward_pre_hook(_cast_inputs)
+
+
+def _read_again(model: PeftModel, folder: str) -> None:
+    """Give the adapter of `model`, and the frozen copy of it, the values of the adapter in `folder`."""
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    saved = load_peft_weights(folder)  # without a score head, where it was no reward model's
+    for name in model.peft_config:
+        set_peft_model_state_dict(model, {**get_peft_model_state_dict(model, adapter_name=name), **saved}, name)
 
 
 def score_in_float32(model: torch.nn.Module) -> None:

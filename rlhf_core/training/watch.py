@@ -88,12 +88,16 @@ class Watch(TrainerCallback):
 
 
 def warn_of_small_steps(trainer: Any, run: Run) -> None:
-    """Say if a step is too small to change most weights. What shards weights may train them in another type."""
+    """Say if a step is too small to change most weights. What shards weights may train them in another type.
+
+    A step of Adam is the learning rate for each weight, of other optimizers less.
+    """
     rate = trainer.args.learning_rate
     share = share_too_large(trainer.model, rate) if run.config.distributed == "ddp" else 0.0
     if share > 0.5 and trainer.is_world_process_zero():
+        short = {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad} != {torch.float32}
         log.warning(
-            "--learning-rate %g: in --dtype %s a step of it leaves %.0f %% of the weights as they are, for want of "
-            "digits. Use a larger rate, or --dtype float32 or --lora if that is not what is trained already",
-            *(rate, run.options.dtype, 100 * share),
+            "--learning-rate %g: a step of it is under half a unit in the last place of %.0f %% of trained weights: "
+            "they stay as they are. Use a larger rate%s",
+            *(rate, 100 * share, ", or --dtype float32 or --lora, whose weights have more digits" if short else ""),
         )
