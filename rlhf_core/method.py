@@ -80,9 +80,7 @@ class TrainingOptions(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        42, description="seed of sampling, shuffling and initialization"
-    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="seed of sampling, shuffling, initialization")
 
     attn_implementation: str | None = Field(
         None, description="attention, by transformers' name, such as flash_attention_2; unset: one that shares prompts"
@@ -234,6 +232,7 @@ class Method:
     `settings`: what `--set` does for the fields that this class adds to transformers', and for those of transformers
     that the trainer uses differently (`rlhf_core.settings`). One that nobody decided on is passed on, with a warning.
     `measures`: which of `rlhf_core.training.evaluation.METRICS` its trainer measures on held-out rows beside the loss.
+    `full_rate`: the usual learning rate of full fine-tuning; a run with an adapter that has no more is warned.
     `builtin_preset`: values of `Options` for the built-in model, on top of `BUILTIN_PRESET`, which all methods share.
     """
 
@@ -246,6 +245,7 @@ class Method:
     settings: ClassVar[Mapping[str, Setting]] = {}
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
     measures: ClassVar[tuple[str, ...]] = ()
+    full_rate: ClassVar[float | None] = None
     builtin_preset: ClassVar[dict[str, Any]] = {}
 
     @classmethod

@@ -148,7 +148,7 @@ def test_the_written_configuration_holds_what_was_used(run, capsys):
     assert (full["learning_rate"], full["beta"], full["lora"]) == (1e-6, 0.0, False)
     _, folder = run("adapter", learning_rate=None, lora=True, max_steps=1)
     adapted = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (adapted["learning_rate"], adapted["beta"], adapted["lora"]) == (1e-6, 0.001, True)
+    assert (adapted["learning_rate"], adapted["beta"], adapted["lora"]) == (1e-5, 0.001, True)
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ class DPO(Method):
     name, data, rewards = "dpo", "preferences", "optional"
     Options, settings = Options, PAIRS
     measures = ("rewards/accuracies", "rewards/margins")
+    full_rate = 5e-7  # TRL and the alignment handbook, whose rate with LoRA is 5e-6
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-4,
         "max_steps": 60,

@@ -39,6 +39,7 @@ class ORPO(Method):
     name, data, rewards = "orpo", "preferences", "optional"
     Options, settings = Options, PAIRS
     measures = ("rewards/accuracies", "rewards/margins", "log_odds_chosen")
+    full_rate = 8e-6  # the paper
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 3e-4,
         "max_steps": 60,

@@ -29,7 +29,7 @@ from rlhf_core.models.template import template_of
 from rlhf_core.rewards.batch import columns_left_out
 from rlhf_core.rewards.binding import ROW, BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
-from rlhf_core.training import arguments, best
+from rlhf_core.training import arguments, best, rates
 from rlhf_core.ui.screen import Screen
 from rlhf_core.unused import LORA, given_options
 
@@ -107,6 +107,7 @@ def make_plan(
     best.check(options, method, [r.name for r in rewards], rows=len(data.held_out), prompts=answered)
     explicit = given_options(config, method)
     warnings += [*_not_evaluated(method, config, explicit, data.held_out), *router.left_out(info.config, method)]
+    warnings += rates.low_for_adapter(config, method, options)
     warnings += _check_context(info, method, options, template, data.train, data.held_out)
     warnings += columns_left_out(list(data.train[0])) if rewards else []
     data = replace(data, warnings=warnings)

@@ -54,8 +54,8 @@ def test_the_defaults_are_those_of_the_guide():
     ("values", "learning_rate", "beta"),
     [
         ({}, 1e-6, 0.0),
-        ({"lora": True}, 1e-6, 0.001),
-        ({"load_in_4bit": True}, 5e-7, 0.001),
+        ({"lora": True}, 1e-5, 0.001),
+        ({"load_in_4bit": True}, 1e-5, 0.001),
         ({"learning_rate": 1e-4, "beta": 0.3}, 1e-4, 0.3),
     ],
 )
@@ -280,7 +280,7 @@ def test_every_engine_answers_each_prompt(run, rollouts):
     [
         ({}, False, {"learning_rate": 1e-6, "beta": 0.0, "importance_sampling_level": "token", "epsilon_high": None}),
         ({}, True, {"beta": 0.001}),
-        ({"load_in_4bit": True}, True, {"learning_rate": 5e-7}),
+        ({"load_in_4bit": True}, True, {"learning_rate": 1e-5}),
         ({"beta": 0.0, "learning_rate": 1e-4}, True, {"beta": 0.0, "learning_rate": 1e-4}),
         ({"loss_type": "luspo"}, False, {"importance_sampling_level": "sequence"}),
         ({"loss_type": "luspo", "importance_sampling_level": "token"}, False, {"importance_sampling_level": "token"}),

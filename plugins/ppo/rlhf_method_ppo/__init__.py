@@ -97,7 +97,7 @@ class Options(
 
 class PPO(Method):
     name, data, rewards = "ppo", "prompts", "required"
-    Options, settings = Options, SETTINGS
+    Options, settings, full_rate = Options, SETTINGS, FULL_RATE
     builtin_preset = {  # noqa: RUF012 - a class constant
         "lora": True,
         "lora_target_modules": ["o_proj", "down_proj"],

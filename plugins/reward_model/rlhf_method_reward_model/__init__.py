@@ -53,6 +53,7 @@ class RewardModel(Method):
     task, generates = "sequence_classification", False
     Options, settings = Options, PAIRS
     measures = ("accuracy", "margin")
+    full_rate = 1e-5  # TRL, whose rate with LoRA is 1e-4
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 2e-3,
         "max_steps": 430,

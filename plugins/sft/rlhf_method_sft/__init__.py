@@ -61,6 +61,7 @@ class SFT(Method):
     name, data, rewards, config = "sft", "conversations", "optional", "trl:SFTConfig"
     Options, settings = Options, SETTINGS
     measures = ("mean_token_accuracy",)
+    full_rate = 2e-5  # TRL, whose rate with LoRA is 2e-4
     builtin_preset = {  # noqa: RUF012 - a class constant
         "learning_rate": 1e-3,
         "max_steps": 60,
