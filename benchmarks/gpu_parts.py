@@ -116,16 +116,16 @@ def same_rollouts(scale: Scale, dtype: torch.dtype, name: str) -> None:
 
 
 def same_kernel(scale: Scale, heads: int, kv_heads: int, size: int) -> None:
-    """The device's kernel beside plain arithmetic, on the spans of a long group, forward and backward."""
+    """The device's kernel beside plain arithmetic, on the sequences of a long group, forward and backward."""
     torch.manual_seed(0)
     prompt, answer = scale.prompt, scale.answer
     tokens = prompt + 4 * answer
-    spans = [(0, prompt), *((prompt + i * answer, prompt + (i + 1) * answer) for i in range(4))]
     calls = [
-        kernels.SpanPairs([(span, span) for span in spans], causal=True),
-        kernels.SpanPairs([((prompt, tokens), (0, prompt))], causal=False),
+        kernels.Sequences([prompt, *[answer] * 4], [prompt, *[answer] * 4], causal=True),
+        kernels.Sequences([4 * answer], [prompt], causal=False),
+        kernels.Sequences([answer] * 4, [prompt // 2 + answer] * 4, causal=True, window=prompt // 2 + 1),
     ]
-    make = lambda count: torch.randn(1, count, tokens, size, device=scale.device, dtype=scale.dtype)  # noqa: E731
+    make = lambda count: torch.randn(tokens + 2 * prompt, count, size, device=scale.device, dtype=scale.dtype)  # noqa: E731
     query, grad_output, key, value = make(heads), make(heads), make(kv_heads), make(kv_heads)
     found = {}
     for name, kernel in (("device", kernels.KERNELS[scale.device]), ("plain", kernels.DENSE)):
@@ -133,10 +133,11 @@ def same_kernel(scale: Scale, heads: int, kv_heads: int, size: int) -> None:
         def run(kernel=kernel):
             results = []
             for call in calls:
-                output, lse = kernel.forward(query, key, value, call, size**-0.5)
-                gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-                kernel.backward((grad_output, query, output, lse), key, value, call, size**-0.5, gradients)
-                results += [output[:, :, call.pairs[0][0][0] :], *gradients]
+                queries, keys = sum(call.queries), sum(call.keys)
+                given = query[:queries], key[:keys], value[:keys]
+                output, lse = kernel.forward(*given, call, size**-0.5)
+                gradients = kernel.backward(grad_output[:queries], *given, output, lse, call, size**-0.5)
+                results += [output, *gradients]
             return results
 
         found[name] = run(), seconds(run, 2)

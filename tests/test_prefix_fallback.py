@@ -39,7 +39,7 @@ from rlhf_core.prefix import (
     sharing,
     two_phase,
 )
-from rlhf_core.prefix.kernels import DENSE, KERNELS, Kernel, SpanPairs
+from rlhf_core.prefix.kernels import DENSE, KERNELS, Kernel, Sequences
 from tests.prefix_models import GROUPS, SIZES, random_model
 
 ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
@@ -197,8 +197,8 @@ def test_a_model_that_was_not_passed_to_share_is_not_shared(model):
     assert not shares(model, GROUPS)
 
 
-def wrong(query, key, value, spans, scale):
-    output, lse = DENSE.forward(query, key, value, spans, scale)
+def wrong(*given):
+    output, lse = DENSE.forward(*given)
     return output, lse + 0.01
 
 
@@ -206,9 +206,9 @@ def refused(*args):
     raise RuntimeError("no kernel for these heads")
 
 
-def wrong_gradients(given, key, value, spans, scale, grads):
-    DENSE.backward(given, key, value, spans, scale, grads)
-    grads[1].mul_(1.01)
+def wrong_gradients(*given):
+    by_query, by_key, by_value = DENSE.backward(*given)
+    return by_query, by_key * 1.01, by_value
 
 
 @pytest.mark.parametrize(
@@ -244,45 +244,90 @@ def test_a_device_without_a_kernel_uses_plain_arithmetic(said, model, monkeypatc
 @pytest.mark.parametrize("kernel", [DENSE, KERNELS["cpu"]], ids=["plain arithmetic", "cpu"])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("scale", [8**-0.5, 0.3])
-def test_kernels_against_autograd_of_plain_attention(kernel, heads, scale):
-    """Spans of unequal length, causal and not; one of a single token."""
+@pytest.mark.parametrize("block", [2, 256])
+def test_kernels_against_autograd_of_plain_attention(monkeypatch, kernel, heads, scale, block):
+    """Sequences of unequal length, causal and not, under windows; one of a single token."""
+    monkeypatch.setattr(kernels, "BLOCK", block)
     torch.manual_seed(0)
-    query, grad_output = (torch.randn(1, heads[0], 11, 8, dtype=torch.float64) for _ in range(2))
-    key, value = (torch.randn(1, heads[1], 11, 8, dtype=torch.float64) for _ in range(2))
-    for causal, pairs in ((True, [((0, 6), (0, 6)), ((6, 7), (6, 7))]), (False, [((7, 11), (0, 6)), ((2, 3), (1, 9))])):
-        spans = SpanPairs(pairs, causal=causal)
-        output, lse = kernel.forward(query, key, value, spans, scale)
-        grads = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
-        kernel.backward((grad_output, query, output, lse), key, value, spans, scale, grads)
+    cases = [
+        Sequences([6, 1, 4], [6, 1, 4], causal=True),
+        Sequences([4, 1], [6, 8], causal=False),
+        Sequences([6, 1, 4], [6, 1, 4], causal=True, window=3),
+        Sequences([5, 1, 2], [7, 4, 3], causal=True, window=4),
+        Sequences([5, 1], [7, 4], causal=True, window=1),
+    ]
+    for sequences in cases:
+        tokens = sum(sequences.queries), sum(sequences.keys)
+        query, grad_output = (torch.randn(tokens[0], heads[0], 8, dtype=torch.float64) for _ in range(2))
+        key, value = (torch.randn(tokens[1], heads[1], 8, dtype=torch.float64) for _ in range(2))
+        output, lse = kernel.forward(query, key, value, sequences, scale)
+        grads = kernel.backward(grad_output, query, key, value, output, lse, sequences, scale)
         leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
         loss = 0
-        for (a, b), (c, d) in pairs:
-            q, k, v = leaves[0][:, :, a:b], leaves[1][:, :, c:d], leaves[2][:, :, c:d]
-            plain = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
-            torch.testing.assert_close(output[:, :, a:b], plain, atol=1e-12, rtol=1e-10)
-            each = k.repeat_interleave(heads[0] // heads[1], dim=1)
-            scores = q @ each.transpose(-1, -2) * scale
-            if causal:
-                scores = scores.masked_fill(torch.ones(b - a, d - c).triu(1).bool(), -torch.inf)
-            torch.testing.assert_close(lse[..., a:b], scores.logsumexp(-1), atol=1e-12, rtol=1e-10)
-            loss = loss + (plain * grad_output[:, :, a:b]).sum()
+        for (a, b), (c, d) in sequences.spans():
+            q, k, v = (one.transpose(0, 1) for one in (leaves[0][a:b], leaves[1][c:d], leaves[2][c:d]))
+            sees = torch.ones(b - a, d - c, dtype=torch.bool)
+            if sequences.causal:
+                sees = sees.tril(d - c - (b - a))
+            if sequences.window:
+                sees = sees.triu(d - c - (b - a) - sequences.window + 1)
+            each, values = (one.repeat_interleave(heads[0] // heads[1], dim=0) for one in (k, v))
+            scores = (q @ each.mT * scale).masked_fill(~sees, -torch.inf)
+            plain = (scores.softmax(-1) @ values).transpose(0, 1)
+            torch.testing.assert_close(output[a:b], plain, atol=1e-12, rtol=1e-10)
+            torch.testing.assert_close(lse[:, a:b], scores.logsumexp(-1), atol=1e-12, rtol=1e-10)
+            loss = loss + (plain * grad_output[a:b]).sum()
         for one, other in zip(grads, torch.autograd.grad(loss, leaves), strict=True):
             torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
-def test_merged_parts_equal_one_attention_with_a_mask():
-    """Values and gradients of a prompt with two completions against attention under the mask that says who sees whom."""
+LAID = [Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]]), Group([9, 9, 9], []), Group([1, 2], [[3], [4, 5, 6, 7]])]
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 5, 6, 7])
+@pytest.mark.parametrize("in_row", [True, False])
+def test_merged_parts_equal_one_attention_with_a_mask(window, in_row):
+    """Values and gradients of prompts with completions against attention under the mask that says who sees whom. The
+    longest prompt with a completion has 7 tokens.
+    """
     torch.manual_seed(0)
-    leaves = [torch.randn(1, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
-    see = torch.ones(9, 9).tril().bool()
-    see[7:, 4:7] = False  # the second completion does not see the first
-    spans = packed.pack([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]])]).spans
-    ours = attention.PackedAttention(spans).attend(0, *leaves, 8**-0.5)
+    row = packed.pack(LAID)
+    tokens = row.input_ids.shape[1]
+    leaves = [torch.randn(1, heads, tokens, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    see = torch.eye(tokens).bool()
+    for prompt, completions in row.spans:
+        for span in (prompt, *completions):
+            seen = [*range(*prompt), *(range(*span) if span != prompt else ())]
+            for at, token in enumerate(seen):
+                if token in range(*span):
+                    see[token, seen[max(0, at + 1 - (window or tokens)) : at + 1]] = True
     plain = scaled_dot_product_attention(*leaves, attn_mask=see, enable_gqa=True)
-    torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
     grad_output = torch.randn_like(plain)
-    for one, other in zip(*(torch.autograd.grad(result, leaves, grad_output) for result in (ours, plain)), strict=True):
+    if in_row:
+        ours = attention.PackedAttention(row.spans).attend(0, *leaves, 8**-0.5, window)
+        torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-10)
+        found = torch.autograd.grad(ours, leaves, grad_output)
+    else:  # each prompt with each of its completions in a call of its own
+        loss = 0
+        for (a, b), completions in row.spans:
+            alone = attention.PackedAttention([attention.GroupSpans((0, b - a), ())])
+            ours = alone.attend(0, *(leaf[:, :, a:b] for leaf in leaves), 8**-0.5, window)
+            loss = loss + (ours * grad_output[:, :, a:b]).sum()
+            for c, d in completions:
+                continued = attention.ContinuedAttention(
+                    {0: tuple(leaf[:, :, a:b] for leaf in leaves[1:])}, {}, b - a, d - c
+                )
+                ours = continued.attend(0, *(leaf[:, :, c:d] for leaf in leaves), 8**-0.5, window)
+                torch.testing.assert_close(ours, plain[:, :, c:d], atol=1e-12, rtol=1e-10)
+                loss = loss + (ours * grad_output[:, :, c:d]).sum()
+        found = torch.autograd.grad(loss, leaves)
+    for one, other in zip(found, torch.autograd.grad(plain, leaves, grad_output), strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+def test_spans_that_do_not_stand_as_packed_are_refused():
+    with pytest.raises(ValueError, match="prompts stand before completions"):
+        attention.PackedAttention([attention.GroupSpans((0, 3), ((3, 5),)), attention.GroupSpans((5, 6), ())])
 
 
 def test_a_saved_model_has_no_trace_of_sharing(tmp_path, model):

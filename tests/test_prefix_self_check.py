@@ -11,7 +11,7 @@ from transformers import LlamaConfig, Qwen3Config
 
 from rlhf_core.errors import RunStopped
 from rlhf_core.prefix import Group, Sampling, attention, rollout, share, shares, sharing
-from rlhf_core.prefix.kernels import SpanPairs
+from rlhf_core.prefix.layout import Layout
 from rlhf_core.prefix.self_check import distinct_groups
 from tests.prefix_models import GROUPS, SIZES, random_model
 
@@ -23,17 +23,13 @@ def model():
 
 def blind(metadata, layer, query, key, value, scale, window=None):
     """Completions do not see their prompts."""
-    metadata.prefix_spans = SpanPairs([], causal=False)
+    metadata.layout = Layout([(tokens, ()) for tokens in metadata.layout.own.queries])
     return ATTEND(metadata, layer, query, key, value, scale)
 
 
 def short_sighted(metadata, layer, query, key, value, scale, window=None):
-    """Completions do not see the last token of their prompts."""
-    pairs = [
-        (completions, (start, max(start + 1, end - 1))) for completions, (start, end) in metadata.prefix_spans.pairs
-    ]
-    metadata.prefix_spans = SpanPairs(pairs if layer == 0 else metadata.prefix_spans.pairs, causal=False)
-    return ATTEND(metadata, layer, query, key, value, scale)
+    """In a layer the last tokens of the longest completion do not see the first ones of their prompt."""
+    return ATTEND(metadata, layer, query, key, value, scale, metadata.layout.longest - 12 if layer == 0 else None)
 
 
 def scaled(metadata, layer, query, key, value, scale, window=None):

@@ -134,7 +134,7 @@ def attention() -> Facts:
     if device.type not in KERNELS:
         return {"device": device.type, "kernel": False, "problem": None}
     dtype = torch.bfloat16 if gpu_has_bfloat16() else torch.float32
-    query, key = (torch.zeros(1, heads, 1, 64, device=device, dtype=dtype) for heads in (4, 2))
+    query, key = (torch.zeros(1, heads, 64, device=device, dtype=dtype) for heads in (4, 2))
     return {"device": device.type, "kernel": True, "problem": disagreement(KERNELS[device.type], query, key)}
 
 

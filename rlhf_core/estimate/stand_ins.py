@@ -22,10 +22,10 @@ from rlhf_core.estimate.quantized import bits_of, quantize
 from rlhf_core.estimate.weightless import without_values
 from rlhf_core.models import loading, precision, weights
 from rlhf_core.prefix import (
-    attention,
     decoding,
     head,
     kernels,
+    layout,
     packed,
     padded,
     rollouts,
@@ -80,7 +80,7 @@ def _of_engine(meter: Meter, device: Device) -> list[Patch]:
         (self_check, "_compared", functools.partial(_tried, meter)),
         (sharing, "_free_bytes", lambda _: max(0, device.memory - meter.total)),
         (head, "_gpu_memory", lambda _: device.memory if device.is_gpu else None),
-        (attention, "kernel_for", lambda *_: kernel),
+        (layout, "kernel_for", lambda *_: kernel),
         (decoding, "rollout", functools.partial(sampling.shared, meter)),
         (cache, "with_capacity", sampling.counted_as_cache(meter, cache.with_capacity)),
         (GenerationMixin, "generate", _method(_generate, meter, GenerationMixin.generate)),

@@ -3,8 +3,7 @@
 It stays set on the model for good: changing it around a call would change what gradient checkpointing computes a second
 time. What a call does follows from the keyword `shared_prefix` that it passes through the model: without one it is
 `sdpa`, which the model came with. With attention metadata each prompt attends to itself, and each completion to its
-prompt and to itself, as two ordinary attentions merged by their log-sum-exp (as in Ring Attention, Liu et al., 2023:
-https://arxiv.org/abs/2310.01889); the backward of each is given the merged result, which makes the sum of both exact.
+prompt and to itself (`layout.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from rlhf_core.prefix.kernels import Span, SpanPairs, kernel_for
+from rlhf_core.prefix.kernels import Span
+from rlhf_core.prefix.layout import Layout
 from rlhf_core.prefix.recurrent import PackedRows, Run, States, carry_on, joined
 
 NAME = "shared_prefix"
@@ -89,15 +89,17 @@ AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[PLAIN])
 
 
 class PackedAttention:
-    """Groups in one row. With `use_cache`, each layer's keys and values are kept, for `take_cache`."""
+    """Groups in one row, as `pack` puts them there. With `use_cache`, each layer's keys and values are kept, for
+    `take_cache`. With `device`, what its kernels need is sent there at once, and not when the first layer asks for it.
+    """
 
-    def __init__(self, groups: Sequence[GroupSpans], *, use_cache: bool = False) -> None:
-        alone = [span for group in groups for span in (group.prompt, *group.completions)]
-        # A group's completions are neighbours: one span from the first to the last.
-        below = [((g.completions[0][0], g.completions[-1][1]), g.prompt) for g in groups if g.completions]
-        self.self_spans = SpanPairs([(span, span) for span in alone], causal=True)
-        self.prefix_spans = SpanPairs(below, causal=False)
+    def __init__(
+        self, groups: Sequence[GroupSpans], *, use_cache: bool = False, device: torch.device | None = None
+    ) -> None:
+        self.layout = layout_of(groups)
         self.rows = PackedRows(groups, keep=use_cache)
+        if device is not None:
+            self.layout.send(device)
         self.use_cache = use_cache
         self.cache: Cache = {}
         self.states: States = {}
@@ -107,7 +109,7 @@ class PackedAttention:
     ) -> Tensor:
         if self.use_cache and layer not in self.cache:  # checkpointing comes a second time, with tensors of its own
             self.cache[layer] = (key, value)
-        return _SelfAndPrefix.apply(query, key, value, None, None, self.self_spans, self.prefix_spans, scale)
+        return self.layout.attend(query, key, value, scale, window)
 
     def carry(self, layer: int, run: Run, states: Tensor) -> Tensor:
         output, after = self.rows.carry(run, states)
@@ -124,59 +126,36 @@ class PackedAttention:
         return taken
 
 
+def layout_of(groups: Sequence[GroupSpans]) -> Layout:
+    """Raises `ValueError` for spans that do not stand as `Layout` says."""
+    bare = [group.prompt for group in groups if not group.completions]
+    prompts = [group.prompt for group in groups if group.completions]
+    spans = [*bare, *prompts, *(span for group in groups for span in group.completions)]
+    if [start for start, _ in spans] != [0, *(end for _, end in spans[:-1])]:
+        raise ValueError("prompts stand before completions, each behind the one before it")
+    return Layout([(group.prompt[1] - group.prompt[0], [b - a for a, b in group.completions]) for group in groups])
+
+
 class ContinuedAttention:
     """A completion of `tokens` tokens alone in the row, behind a prompt of `start` tokens, which left `cache` and
     `states`.
     """
 
-    def __init__(self, cache: Cache, states: States, start: int, tokens: int) -> None:
+    def __init__(
+        self, cache: Cache, states: States, start: int, tokens: int, *, device: torch.device | None = None
+    ) -> None:
         self.cache, self.states, self.start = cache, states, start
-        self.self_spans = SpanPairs([((0, tokens), (0, tokens))], causal=True)
-        self.prefix_spans = SpanPairs([((0, tokens), (0, self.start))], causal=False)
+        self.layout = Layout([(start, [tokens])], in_row=False)
+        if device is not None:
+            self.layout.send(device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
-        spans = self.self_spans, self.prefix_spans
-        return _SelfAndPrefix.apply(query, key, value, *self.cache[layer], *spans, scale)
+        return self.layout.attend(query, key, value, scale, window, self.cache[layer])
 
     def carry(self, layer: int, run: Run, states: Tensor) -> Tensor:
         return carry_on(run, states, self.states[layer])
-
-
-class _SelfAndPrefix(torch.autograd.Function):
-    """Causal attention within each span of `self_spans`, which cover the row, and attention of completions to all of
-    their prompts by `prefix_spans`, merged. Prompts stand in `prefix_key` and `prefix_value`, or else in the row.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, value, prefix_key, prefix_value, self_spans, prefix_spans, scale):
-        kernel = kernel_for(query, key)
-        output, lse = kernel.forward(query, key, value, self_spans, scale)
-        if prefix_spans.pairs:
-            keys, values = (key, value) if prefix_key is None else (prefix_key, prefix_value)
-            prefix_output, prefix_lse = kernel.forward(query, keys, values, prefix_spans, scale)
-            merged = torch.logaddexp(lse, prefix_lse)
-            weight = (lse - merged).exp()[..., None].to(output.dtype)
-            output, lse = torch.lerp(prefix_output, output, weight), merged
-        ctx.save_for_backward(query, key, value, prefix_key, prefix_value, output, lse)
-        ctx.self_spans, ctx.prefix_spans, ctx.scale = self_spans, prefix_spans, scale
-        return output
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        query, key, value, prefix_key, prefix_value, output, lse = ctx.saved_tensors
-        kernel = kernel_for(query, key)
-        given = (grad_output, query, output, lse)
-        grads = grad_query, _, _ = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        kernel.backward(given, key, value, ctx.self_spans, ctx.scale, grads)
-        if prefix_key is None:
-            if ctx.prefix_spans.pairs:
-                kernel.backward(given, key, value, ctx.prefix_spans, ctx.scale, grads)
-            return *grads, None, None, None, None, None
-        prefix_grads = torch.zeros_like(prefix_key), torch.zeros_like(prefix_value)
-        kernel.backward(given, prefix_key, prefix_value, ctx.prefix_spans, ctx.scale, (grad_query, *prefix_grads))
-        return *grads, *prefix_grads, None, None, None
 
 
 def implementation(model: Any) -> str:

@@ -80,3 +80,13 @@ def stacked(rows: Sequence[Sequence[float]], fill: float = 0, device: torch.devi
     """(rows, longest) with `fill` after the end of shorter ones. Integers give int64, floats float32."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+
+
+def on_device(numbers: Sequence[float], device: torch.device | None, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor of numbers there. Nothing waits for the copy, neither here nor on the device: it comes from memory that
+    the GPU reads by itself, after what was asked of it before.
+    """
+    made = torch.tensor(numbers, dtype=dtype)
+    if device is not None and device.type == "cuda":
+        made = made.pin_memory()
+    return made.to(device, non_blocking=True)

@@ -1,5 +1,5 @@
-"""Groups as one row of tokens without padding, `[prompt, completion 1, …, completion G, next prompt, …]`, and the pass
-over it, in which each prompt goes through the model once.
+"""Groups as one row of tokens without padding, all prompts and then all completions, and the pass over it, in which
+each prompt goes through the model once.
 
 A completion's positions go on where its prompt ends, so each completion sees its prompt as if it stood alone behind it.
 `attention.py` sees to it that nothing attends to anything else.
@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rlhf_core.prefix.attention import NO_MASK, AttentionMetadata, GroupSpans, NotShared, PackedAttention
-from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
+from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, on_device
 from rlhf_core.prefix.head import token_logps
+from rlhf_core.prefix.kernels import Span
 
 
 @dataclass(frozen=True)
 class Packed:
     """`input_ids`, `position_ids`: (1, tokens). `spans`: of each group. `tokens`: (N,), the completions' tokens one
     after another; `previous`: (N,), the index in the row of the token before each, whose state predicts it. `last`:
-    (completions,), the index of each one's last token. `lengths`: of the completions.
+    (completions,), the index of each one's last token.
     """
 
     input_ids: Tensor
@@ -37,56 +37,67 @@ class Packed:
     tokens: Tensor
     previous: Tensor
     last: Tensor
-    lengths: list[int]
 
-    def mask(self) -> Tensor:
-        """(completions, longest), 1 for the tokens of each completion."""
-        return self.rows(torch.ones_like(self.tokens))
 
-    def rows(self, values: Tensor) -> Tensor:
-        """`values` (N, …), one of each completion's token, as (completions, longest, …) with 0 after the end."""
-        return pad_sequence(values.split(self.lengths), batch_first=True)
+def pack(groups: Sequence[Group], device: torch.device | None = None) -> Packed:
+    """All groups in one row."""
+    prompts: dict[int, Span] = {}
+    ids: list[int] = []
+    for number, group in sorted(enumerate(groups), key=lambda pair: bool(pair[1].completions)):
+        prompts[number] = (len(ids), len(ids) + len(group.prompt))
+        ids += group.prompt
+    positions = [i for a, b in prompts.values() for i in range(b - a)]
+    before = len(ids)
+    previous: list[int] = []
+    last: list[int] = []
+    spans = []
+    for number, group in enumerate(groups):
+        start, end = prompts[number]
+        completions = []
+        for completion in group.completions:
+            first = len(ids)
+            ids += completion
+            positions += range(end - start, end - start + len(completion))
+            previous += [end - 1, *range(first, len(ids) - 1)]
+            completions.append((first, len(ids)))
+            last.append(len(ids) - 1)
+        spans.append(GroupSpans(prompts[number], tuple(completions)))
+    sizes = [len(part) for part in (ids, positions, previous, last)]
+    tokens, places, *others = on_device([*ids, *positions, *previous, *last], device).split(sizes)
+    return Packed(tokens[None], places[None], tuple(spans), tokens[before:], *others)
+
+
+class Rows:
+    """What is computed of completions' tokens, one after another, as (completions, longest, …) with 0 after the end of
+    shorter ones. `lengths`: of the completions. `mask`: (completions, longest), 1 for the tokens of each.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | None = None) -> None:
+        self.count, self.longest = len(lengths), max(lengths)
+        slots = [row * self.longest + i for row, length in enumerate(lengths) for i in range(length)]
+        rows = [row for row, length in enumerate(lengths) for _ in range(length)]
+        ends = [row * (self.longest + 1) + length for row, length in enumerate(lengths)]
+        sizes = [len(slots), len(slots), len(ends)]
+        self.slots, self.row, self.ends = on_device([*slots, *rows, *ends], device).split(sizes)
+        self.mask = self.of(torch.ones_like(self.slots))
+
+    def of(self, values: Tensor) -> Tensor:
+        """`values`: (N, …)."""
+        return self._placed(self.longest, (self.slots, values))
 
     def states(self, previous: Tensor, last: Tensor) -> Tensor:
         """(completions, 1 + longest, size): the state of the prompt's last token, then that of each token.
 
         `previous`: (N, size), the states that predict the tokens; `last`: (completions, size), of the last tokens.
         """
-        pairs = zip(previous.split(self.lengths), last.split(1), strict=True)
-        return pad_sequence([torch.cat(pair) for pair in pairs], batch_first=True)
+        return self._placed(self.longest + 1, (self.slots + self.row, previous), (self.ends, last))
 
-
-def pack(groups: Sequence[Group], device: torch.device | None = None) -> Packed:
-    """All groups in one row."""
-    ids: list[int] = []
-    positions: list[int] = []
-    tokens: list[int] = []
-    previous: list[int] = []
-    spans, last, lengths = [], [], []
-    for group in groups:
-        start, size = len(ids), len(group.prompt)
-        ids += group.prompt
-        positions += range(size)
-        completions = []
-        for completion in group.completions:
-            first = len(ids)
-            ids += completion
-            tokens += completion
-            positions += range(size, size + len(completion))
-            previous += [start + size - 1, *range(first, len(ids) - 1)]
-            completions.append((first, len(ids)))
-            last.append(len(ids) - 1)
-            lengths.append(len(completion))
-        spans.append(GroupSpans((start, start + size), tuple(completions)))
-    return Packed(
-        torch.tensor([ids], device=device),
-        torch.tensor([positions], device=device),
-        tuple(spans),
-        torch.tensor(tokens, device=device),
-        torch.tensor(previous, device=device),
-        torch.tensor(last, device=device),
-        lengths,
-    )
+    def _placed(self, width: int, *parts: tuple[Tensor, Tensor]) -> Tensor:
+        _, like = parts[0]
+        made = like.new_zeros(self.count * width, *like.shape[1:])
+        for places, values in parts:
+            made = made.index_copy(0, places, values)
+        return made.unflatten(0, (self.count, width))
 
 
 def size(group: Group) -> int:
@@ -118,9 +129,10 @@ class Values(NamedTuple):
     previous: Tensor
     last: Tensor
 
-    def in_rows(self, packed: Packed, hidden: bool) -> CompletionLogps:
-        rows = packed.rows(self.logps.float()), packed.rows(self.entropies.float())
-        return CompletionLogps(*rows, packed.mask(), packed.states(self.previous, self.last) if hidden else None)
+    def in_rows(self, groups: Sequence[Group], hidden: bool) -> CompletionLogps:
+        rows = Rows(lengths_of(groups), self.logps.device)
+        found = rows.of(self.logps.float()), rows.of(self.entropies.float())
+        return CompletionLogps(*found, rows.mask, rows.states(self.previous, self.last) if hidden else None)
 
 
 def completion_logps(
@@ -132,17 +144,27 @@ def completion_logps(
     token_budget: int = sys.maxsize,
 ) -> CompletionLogps:
     """As `rlhf_core.prefix.completion_logps`, with as many groups in a row as `token_budget` allows."""
-    packed = pack(groups, unwrap(model).device)
-    states = _states(model, groups, token_budget)
-    previous, head = states[packed.previous], unwrap(model).get_output_embeddings()
-    logps, entropies = token_logps(head, previous, packed.tokens, temperature)
-    return Values(logps, entropies, previous, states[packed.last]).in_rows(packed, hidden)
+    head, found = unwrap(model).get_output_embeddings(), []
+    for row, states in _passes(model, groups, token_budget):
+        previous = states[row.previous]
+        found.append(Values(*token_logps(head, previous, row.tokens, temperature), previous, states[row.last]))
+    return Values(*map(joined, zip(*found, strict=True))).in_rows(groups, hidden)
 
 
 def completion_hidden(model: Any, groups: Sequence[Group], *, token_budget: int = sys.maxsize) -> CompletionHidden:
-    packed = pack(groups, unwrap(model).device)
-    states = _states(model, groups, token_budget)
-    return CompletionHidden(packed.states(states[packed.previous], states[packed.last]), packed.mask())
+    passes = _passes(model, groups, token_budget)
+    previous, last = zip(*((states[row.previous], states[row.last]) for row, states in passes), strict=True)
+    rows = Rows(lengths_of(groups), previous[0].device)
+    return CompletionHidden(rows.states(joined(previous), joined(last)), rows.mask)
+
+
+def lengths_of(groups: Sequence[Group]) -> list[int]:
+    return [len(completion) for group in groups for completion in group.completions]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after another; of one nothing is copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def pack_rows(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -157,12 +179,13 @@ def pack_rows(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     }
 
 
-def _states(model: Any, groups: Sequence[Group], token_budget: int) -> Tensor:
-    """(tokens of all groups as they are packed, hidden size)."""
-    rows = [pack(part, unwrap(model).device) for part in batches(groups, token_budget)]
-    return torch.cat(
-        [last_states(model, row.input_ids, row.position_ids, PackedAttention(row.spans))[0] for row in rows]
-    )
+def _passes(model: Any, groups: Sequence[Group], token_budget: int) -> Iterator[tuple[Packed, Tensor]]:
+    """(a row, its states (tokens, hidden size)) for as many groups at a time as the budget allows."""
+    device = unwrap(model).device
+    for part in batches(groups, token_budget):
+        row = pack(part, device)
+        metadata = PackedAttention(row.spans, device=device)
+        yield row, last_states(model, row.input_ids, row.position_ids, metadata)[0]
 
 
 def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, metadata: AttentionMetadata) -> Tensor:

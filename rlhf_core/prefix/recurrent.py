@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rlhf_core.prefix.groups import on_device
 from rlhf_core.prefix.kernels import Span
 
 # transformers' layers, and their argument for a cache. Each computes whole rows from a state, not single tokens only.
@@ -156,7 +157,9 @@ class PackedRows:
                 index += [*range(start, end), *[start] * (width - end + start)]
             done += len(index)
             found.append(index)
-        return [torch.tensor(index, device=device) for index in ([back[token] for token in range(len(back))], *found)]
+        found.insert(0, [back[token] for token in range(len(back))])
+        numbers = on_device([number for index in found for number in index], device)
+        return list(numbers.split([len(index) for index in found]))
 
 
 Rows = list[tuple[Span, int | None]]  # each with the number of the prompt that it goes on from, if any

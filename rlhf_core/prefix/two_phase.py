@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from rlhf_core.prefix.attention import Cache, ContinuedAttention, PackedAttention
-from rlhf_core.prefix.groups import CompletionLogps, Group
+from rlhf_core.prefix.groups import CompletionLogps, Group, on_device
 from rlhf_core.prefix.head import precision, token_logps
 from rlhf_core.prefix.packed import Values, last_states, pack, unwrap
 from rlhf_core.prefix.recurrent import States
@@ -27,13 +27,12 @@ def completion_logps(
     model: Any, groups: Sequence[Group], *, temperature: float = 1.0, hidden: bool = False
 ) -> CompletionLogps:
     """As `rlhf_core.prefix.completion_logps`, with the memory of a prompt and of one completion."""
-    packed = pack(groups, unwrap(model).device)
     if isinstance(model, DistributedDataParallel):
         # It gathers gradients only after a forward of its own with gradient; what this one gives is not used.
-        model(input_ids=packed.input_ids[:, :1], logits_to_keep=1)
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=unwrap(model).device), logits_to_keep=1)
     job = Job(unwrap(model), groups, temperature)
     weights = [weight for weight in job.model.parameters() if weight.requires_grad]
-    return Values(*_TwoPhase.apply(job, *weights)).in_rows(packed, hidden)
+    return Values(*_TwoPhase.apply(job, *weights)).in_rows(groups, hidden)
 
 
 Gradients = Sequence[Tensor | None]
@@ -68,14 +67,14 @@ class Job(NamedTuple):
 
     def prompt(self, tokens: Sequence[int]) -> Prompt:
         packed = pack([Group(tokens, [])], self.model.device)
-        metadata = PackedAttention(packed.spans, use_cache=True)
+        metadata = PackedAttention(packed.spans, use_cache=True, device=self.model.device)
         states = last_states(self.model, packed.input_ids, packed.position_ids, metadata)
         return Prompt(len(tokens), *metadata.take_cache(), states[0, -1:])
 
     def completion(self, tokens: Sequence[int], prompt: Prompt) -> Values:
         """Of one completion."""
-        metadata = ContinuedAttention(prompt.cache, prompt.states, prompt.tokens, len(tokens))
-        ids = torch.tensor(tokens, device=self.model.device)
+        metadata = ContinuedAttention(prompt.cache, prompt.states, prompt.tokens, len(tokens), device=self.model.device)
+        ids = on_device(tokens, self.model.device)
         positions = torch.arange(metadata.start, metadata.start + len(tokens), device=self.model.device)
         states = last_states(self.model, ids[None], positions[None], metadata)[0]
         previous = torch.cat([prompt.last, states[:-1]])
