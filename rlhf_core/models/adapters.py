@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.inputs import library_errors
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models.files import read_adapter_config
+from rlhf_core.models.multimodal import outside_text
 from rlhf_core.models.weights import refuse_not_finite
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def new_adapter(info: ModelInfo, options: TrainingOptions) -> LoraConfig | None:
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=options.lora_target_modules,
+        exclude_modules=None if info.empty is None else outside_text(info.empty),
         task_type="SEQ_CLS" if scoring else "CAUSAL_LM",
         modules_to_save=["score"] if scoring else None,
     )

@@ -23,6 +23,7 @@ from rlhf_core.models.files import (
     refuse_code,
     refuse_kernel,
 )
+from rlhf_core.models.multimodal import is_whole
 from rlhf_core.models.resolve import ModelReference, quiet_libraries, scores
 from rlhf_core.models.weights import Weights, is_float, read_adapter_weights
 
@@ -40,6 +41,15 @@ BIDIRECTIONAL = (
 ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese")  # they have `is_decoder` and don't read it
 
 
+def auto_class(config: PreTrainedConfig, task: Task) -> Any:
+    """transformers' class that finds the model's."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
+
+    if task == "sequence_classification":
+        return AutoModelForSequenceClassification
+    return AutoModelForImageTextToText if is_whole(config) else AutoModelForCausalLM
+
+
 def without_weights(
     config: PreTrainedConfig, task: Task, reference: ModelReference, attn_implementation: str | None = None
 ) -> PreTrainedModel:
@@ -49,14 +59,14 @@ def without_weights(
     import torch
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
     )
 
-    causal, called = task == "causal_lm", reference.base_called
+    causal, called, auto = task == "causal_lm", reference.base_called, auto_class(config, task)
     known = MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    auto: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    if causal and is_whole(config):
+        known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     settings = {"auto_map": getattr(config, "auto_map", None)}  # probed: of models with code of their own
     if type(config) not in known:
         what = "that writes" if causal else "with a score head"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.errors import UserError
+from rlhf_core.errors import UserError, listed
 from rlhf_core.inputs import library_errors, path_of, read_text
 from rlhf_core.method import TrainingOptions
 from rlhf_core.models import checks, files, weights
 from rlhf_core.models.adapters import add_adapter, merged, new_adapter, uses_lora
 from rlhf_core.models.checks import Task
 from rlhf_core.models.context import max_tokens
+from rlhf_core.models.multimodal import freeze_other_parts, other_parts
 from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries, scores
 from rlhf_core.models.template import end_answers
@@ -91,6 +92,10 @@ def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: boo
         weights.check_quantized(held, str(getattr(method, "value", method)), called)
     if in_adapter:
         warnings += checks.check_adapter(empty, reference, task, needs_head=needs_head)
+    if parts := other_parts(empty):
+        warnings.append(
+            f"{called} reads more than text: rlhf trains its text model, and leaves {listed(parts)} as it is"
+        )
     warnings += check_tokenizer(empty, tokenizer, reference.called)
     files.read_generation_config(reference.base, called)
     return ModelInfo(
@@ -189,10 +194,12 @@ def load(info: ModelInfo, options: TrainingOptions) -> PreTrainedModel:
             for module in model.modules():
                 if isinstance(module, bitsandbytes.nn.Linear4bit):
                     module.support_avx512bf16_for_cpu = False
+    freeze_other_parts(model)
     if info.adapter:
         model = add_adapter(info, model, trainable=True)
         if not uses_lora(options, info):
             model = merged(model).requires_grad_(True)
+            freeze_other_parts(model)
     if options.shares_prompts:
         from rlhf_core.prefix import share
 
@@ -225,14 +232,11 @@ def load_scorer(scorer: str | ModelInfo) -> tuple[PreTrainedModel, PreTrainedTok
 
 
 def from_pretrained(info: ModelInfo, arguments: dict[str, Any]) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     scoring = info.task == "sequence_classification"
-    auto: Any = AutoModelForSequenceClassification if scoring else AutoModelForCausalLM
     if scoring:
         arguments = {**arguments, "num_labels": 1}
     with library_errors(f"{info.called}: {info.path} can't be loaded"):
-        model, found = auto.from_pretrained(
+        model, found = checks.auto_class(info.config, info.task).from_pretrained(
             info.path,
             output_loading_info=True,
             use_safetensors=True,

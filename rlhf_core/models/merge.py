@@ -16,6 +16,7 @@ from rlhf_core.inputs import path_of
 from rlhf_core.models import adapters
 from rlhf_core.models.checkpoints import is_checkpoint, step
 from rlhf_core.models.files import read_config
+from rlhf_core.models.multimodal import copy_processor
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
 from rlhf_core.outputs import new_folder, write_whole
 
@@ -142,6 +143,7 @@ def _save(
     try:
         model.to(getattr(torch, dtype)).save_pretrained(part)
         tokenizer.save_pretrained(part)
+        copy_processor(reference.base, part)
         card = (
             f"---\nlibrary_name: transformers\ntags: [rlhf]\n---\n\n# {output.name}\n\nMerged with rlhf-core.\n\n"
             f"- base model: `{reference.base}`\n- adapter: `{reference.path}`\n- weights: {dtype}\n"

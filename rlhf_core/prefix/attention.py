@@ -163,6 +163,13 @@ def implementation(model: Any) -> str:
     return model.config.get_text_config()._attn_implementation
 
 
+def set_implementation(model: Any, name: str) -> None:
+    """Of what reads images in a model, the attention stays as it is."""
+    config, text = model.config, model.config.get_text_config()
+    parts = [part for part in config.sub_configs if getattr(config, part) is text]
+    model.set_attn_implementation({parts[0]: name} if parts else name)
+
+
 def installed(model: Any) -> bool:
     return implementation(model) == NAME
 
@@ -171,8 +178,8 @@ def installed(model: Any) -> bool:
 def set_aside(model: Any) -> Iterator[None]:
     """For calls without gradient that are to be transformers' own."""
     before = implementation(model)
-    model.set_attn_implementation(PLAIN if before == NAME else before)
+    set_implementation(model, PLAIN if before == NAME else before)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        set_implementation(model, before)

@@ -54,7 +54,7 @@ def share(model: Any) -> str | None:
     plain = unwrap(model)
     reason = unsupported(model)
     if reason is None:
-        plain.set_attn_implementation(attention.NAME)
+        attention.set_implementation(plain, attention.NAME)
         recurrent.share(plain)
     else:
         log.warning("each completion is computed with a prompt of its own: %s", reason)
@@ -90,7 +90,7 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     if limit is not None and _longest(groups) > limit:
         return False
     if checked(model, sharing_disagrees, limit, "prompts are not shared in this model, each completion has its own"):
-        plain.set_attn_implementation(attention.PLAIN)
+        attention.set_implementation(plain, attention.PLAIN)
         return False
     return True
 
@@ -139,8 +139,6 @@ def unsupported(model: Any) -> str | None:
         return "prompt tuning puts tokens of its own before every row"
     if plain.config.is_encoder_decoder:
         return "the model is an encoder with a decoder"
-    if config is not plain.config:
-        return "the model takes more than text"
     if other := sorted(set(recurrent.layer_kinds(config)) - PLAIN_LAYERS - BY_TOKEN - _carried(plain)):
         return f"the model has layers that are not attention over all tokens ({', '.join(other)})"
     if changes := [name for name in CHANGES_LOGITS if settings.get(name) not in (None, 1.0)]:
@@ -154,7 +152,8 @@ def unsupported(model: Any) -> str | None:
     if (name := attention.implementation(plain)) not in (attention.PLAIN, attention.NAME):
         return f"the model's attention is {name}, and prompts are shared beside {attention.PLAIN} alone"
     known = {part for layer in recurrent.layers(plain) for part in layer.modules()}
-    others = [module for module in plain.modules() if isinstance(module, MIXING_LAYERS) and module not in known]
+    text = plain.base_model if config is plain.config else plain.get_decoder()  # beside it is what reads images
+    others = [module for module in text.modules() if isinstance(module, MIXING_LAYERS) and module not in known]
     if mixing := sorted({type(module).__name__ for module in others}):
         return f"tokens take from their neighbours outside of attention ({', '.join(mixing)})"
     return None

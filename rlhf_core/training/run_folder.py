@@ -165,12 +165,16 @@ def finish_model(run: Run) -> None:
     """
     from transformers.trainer import TRAINING_ARGS_NAME
 
+    from rlhf_core.models.adapters import uses_lora
+    from rlhf_core.models.multimodal import copy_processor
     from rlhf_core.models.reference import REFERENCE_ADAPTER
 
     config = run.config
     (run.folder / "model" / TRAINING_ARGS_NAME).unlink(missing_ok=True)
     shutil.rmtree(run.folder / "model" / REFERENCE_ADAPTER, ignore_errors=True)
     run.tokenizer.save_pretrained(run.folder / "model")
+    if not uses_lora(run.options, run.info):
+        copy_processor(run.info.path, run.folder / "model")
     rewards = "".join(f"\n- reward: `{spec}`" for spec in config.reward_specs)
     data = ", ".join(str(spec) for spec in config.data_specs)
     card = (
