@@ -29,7 +29,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB
 
 import torch
 import transformers
-from families_models import VARIANTS, VOCABULARY, build
+from families_models import MULTIMODAL, VARIANTS, VOCABULARY, build
 from record import record
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -191,7 +191,7 @@ def late(*_: Any) -> None:
 
 
 def measure(names: list[str]) -> None:
-    kinds = {kind: (kind, {}) for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} | VARIANTS
+    kinds = {kind: (kind, {}) for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} | MULTIMODAL | VARIANTS
     figures = json.loads(RESULTS.read_text())["figures"] if RESULTS.exists() and names else {}
     signal.signal(signal.SIGALRM, late)
     for name in names or kinds:
@@ -219,6 +219,7 @@ if __name__ == "__main__":
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     names = [argument for argument in sys.argv[1:] if argument != "-v"]
-    if unknown := [name for name in names if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in VARIANTS]:
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MULTIMODAL, *VARIANTS}
+    if unknown := [name for name in names if name not in known]:
         sys.exit(f"no such family or flag: {', '.join(unknown)}. Flags: -v, for tracebacks")
     measure(names)

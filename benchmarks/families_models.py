@@ -1,4 +1,4 @@
-"""A small model of random weights of any causal family of transformers."""
+"""A small model of random weights of any causal family of transformers, and of multimodal ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 VOCABULARY = 2048  # the built-in tokenizer's
 LARGEST = 8e6  # parameters of what still counts as small
@@ -95,34 +95,33 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Of parts that read images. Multimodal models are those of which a whole checkpoint is trained with text.
+SMALL |= {"depth": 1, "out_hidden_size": 32, "fullatt_block_indexes": [0], "deepstack_visual_indexes": [0]}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    **{kind: (kind, {}) for kind in ("gemma3", "gemma4", "mistral3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")},
+    **{kind: (kind, MROPE) for kind in ("qwen2_vl", "qwen2_5_vl", "glm4v")},
+    **{kind: (kind, {}) for kind in ("qwen3_5_moe", "internvl", "llava", "lfm2_vl", "smolvlm")},
+}
+
+
 def build(kind: str, special: dict[str, Any]) -> Any:
     """A model of this family in float32, with weights so large that a mistake shows."""
     base = CONFIG_MAPPING[kind]()
-    names = base.to_dict().keys() | base.attribute_map.keys()
-    settings = {name: value for name, value in SMALL.items() if name in names}
-    if "kv_lora_rank" in settings:
-        settings.pop("head_dim", None)
-        settings["num_key_value_heads"] = settings["num_attention_heads"]
-    if kind == "falcon":
-        settings.pop("head_dim", None)
-    if "index_topk" in names:
-        settings |= {"index_topk": 16, "index_n_heads": 2, "index_head_dim": 16}
-    settings |= {name: 0.0 for name in names if "drop" in name and isinstance(getattr(base, name, None), float)}
-    if "is_decoder" in names:
-        settings["is_decoder"] = True
-    kinds = list(dict.fromkeys(getattr(base, "layer_types", None) or []))
-    layers = {"layer_types": (kinds * 4)[:4]} if kinds else {}
-    settings |= SPECIAL.get(kind, {}) | special
-    try:
-        config = type(base)(**settings, **layers)
-    except Exception:  # of any kind: the layers follow from other settings
-        config = type(base)(**settings)
+    auto = AutoModelForImageTextToText if kind in MULTIMODAL else AutoModelForCausalLM
+    if kind in MULTIMODAL:
+        parts = {name: getattr(base, name) for name in base.sub_configs if getattr(base, name) is not None}
+        others = {name: {key: 32 for key in ("embed_dim",) if key in part.to_dict()} for name, part in parts.items()}
+        special = others | {"text_config": special}
+        config = type(base)(**{name: small(part.model_type, part, special[name]) for name, part in parts.items()})
+    else:
+        config = small(kind, base, special)
     with torch.device("meta"):
-        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
+        size = sum(weight.numel() for weight in auto.from_config(copy.deepcopy(config)).parameters())
     if size > LARGEST:
         raise ValueError(f"{size / 1e6:.0f} million parameters")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -137,3 +136,27 @@ def build(kind: str, special: dict[str, Any]) -> Any:
             else:
                 weight.add_(noise * (0.1 if name.endswith("weight") else 0.05))
     return model.eval()
+
+
+def small(kind: str, base: Any, special: dict[str, Any]) -> Any:
+    """The configuration `base` in small."""
+    names = base.to_dict().keys() | base.attribute_map.keys()
+    settings = {name: value for name, value in SMALL.items() if name in names}
+    if "kv_lora_rank" in settings:
+        settings.pop("head_dim", None)
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
+    if kind == "falcon":
+        settings.pop("head_dim", None)
+    if "index_topk" in names:
+        settings |= {"index_topk": 16, "index_n_heads": 2, "index_head_dim": 16}
+    settings |= {name: 0.0 for name in names if "drop" in name and isinstance(getattr(base, name, None), float)}
+    if "is_decoder" in names:
+        settings["is_decoder"] = True
+    kinds = list(dict.fromkeys(getattr(base, "layer_types", None) or []))
+    count = SMALL["num_hidden_layers"]
+    layers = {"layer_types": (kinds * count)[:count]} if kinds else {}
+    settings |= SPECIAL.get(kind, {}) | special
+    try:
+        return type(base)(**settings, **layers)
+    except Exception:  # of any kind: the layers follow from other settings
+        return type(base)(**settings)

@@ -1,8 +1,8 @@
 """Shapes of the usual models, for estimates without a model's files and without network.
 
 models.json has, by the model's name on the Hub, the fields of its config.json that decide shapes, and the number of
-parameters that `AutoModelForCausalLM` loads, where weights that are shared count once: of Qwen3.5 the text part, of
-Gemma 3 from 4B on also the part that reads images. The numbers agree with the published ones. `also` names models of
+parameters that load, where weights that are shared count once: of Qwen3.5, and of Gemma 3 from 4B on, also the part
+that reads images. The numbers agree with the published ones. `also` names models of
 the same shape with what is different in their config.json.
 """
 

@@ -93,9 +93,7 @@ def read(reference: ModelReference, task: Task = "causal_lm", *, needs_head: boo
     if in_adapter:
         warnings += checks.check_adapter(empty, reference, task, needs_head=needs_head)
     if parts := other_parts(empty):
-        warnings.append(
-            f"{called} reads more than text: rlhf trains its text model, and leaves {listed(parts)} as it is"
-        )
+        warnings.append(f"{called} reads more than text: its text model is trained, {listed(parts)} stays as it is")
     warnings += check_tokenizer(empty, tokenizer, reference.called)
     files.read_generation_config(reference.base, called)
     return ModelInfo(
