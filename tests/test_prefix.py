@@ -9,9 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import DataParallel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, rollout, share, shares
+from rlhf_core.estimate.meter import Meter
+from rlhf_core.estimate.weightless import without_values
+from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, rollout, share, shares, sharing
 
 GROUPS = [Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Group([20, 21, 22, 23, 24], [[30]])]
 ROWS = [(group.prompt, completion) for group in GROUPS for completion in group.completions]
@@ -84,6 +86,38 @@ def test_a_model_in_deepspeeds_engine_shares_its_prompts(tiny_model):
         assert shares(engine, GROUPS)
         found, wanted = completion_logps(engine, GROUPS).logps, completion_logps(inner, GROUPS).logps
         torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("lora", "rows", "length", "steps", "way"),
+    [
+        (False, 2, 4, 1, "packed"),
+        (False, 2, 6, 2, "packed"),  # the gradients of the first step are there
+        (False, 6, 24, 1, "two_phase"),
+        (True, 4, 16, 1, "two_phase"),
+    ],
+)
+def test_the_way_that_takes_less_memory_is_taken_where_neither_fits(monkeypatch, lora, rows, length, steps, way):
+    """Two phases keep fewer activations, and gradients of all trained weights beside those that accumulate."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, num_hidden_layers=2, head_dim=16, vocab_size=256))
+    assert share(model) is None
+    model = get_peft_model(model, LoraConfig(target_modules="all-linear")) if lora else model
+    groups = [Group([5, 6, 7], [[8] * length] * rows)]
+    assert shares(model, groups)  # it is compared with rows alone while it has numbers
+    monkeypatch.setattr(sharing, "_free_bytes", lambda device: 0)
+    peaks, fits = {}, sharing.fits
+    with Meter() as meter:
+        without_values(model)
+        for each in ("packed", "two_phase"):
+            monkeypatch.setattr(sharing, "fits", lambda model, groups, each=each: each == "packed")
+            model.zero_grad()
+            for step in range(steps):
+                chosen = "packed" if fits(model, groups) else "two_phase"
+                with meter.during(f"{each} {step}"):
+                    completion_logps(model, groups).logps.sum().backward()
+            peaks[each] = meter.phases[f"{each} {steps - 1}"].peak
+    assert min(peaks, key=peaks.get) == chosen == way
 
 
 def test_an_empty_prompt_or_completion_is_refused():

@@ -1,4 +1,6 @@
-"""Two processes with DistributedDataParallel: their gradients are those of one process with both halves of the batch."""
+"""Two processes. With DistributedDataParallel, their gradients are those of one process with both halves of the batch;
+with FSDP, they answer held-out prompts together, as one process does.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,23 @@ WORKER = """
 import copy
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from rlhf_core.catalog import Catalog
+from rlhf_core.config import resolve
 from rlhf_core.prefix import Group, completion_logps, share, shares, sharing
-from rlhf_core.training import launch
+from rlhf_core.training import evaluation, launch
+from rlhf_core.training.run import prepare
+from rlhf_core.ui.screen import Screen
 
-distributed.init_process_group("gloo")
+distributed.init_process_group("gloo", timeout=timedelta(seconds=100))
 rank = distributed.get_rank()
 batches = [  # of each process two, of which the first's gradient waits for the second's
     [[Group([5, 6, 7], [[8, 9], [10, 11, 12, 13]])], [Group([20, 21], [[30], [31, 32, 33]]), Group([22], [[23, 24]])]],
@@ -52,29 +61,69 @@ for what in ("model", "adapter"):
         pairs = [(a.grad, b.grad) for a, b in zip(model.parameters(), alone.parameters()) if a.requires_grad]
         apart = [((one - other).norm() / other.norm()).item() for one, other in pairs]
         results.append([rank, what, way, max(apart), len(apart)])
-Path(f"{sys.argv[2]}-{rank}").write_text(json.dumps(results))
+
+config, method = resolve(json.loads(sys.argv[3]), Catalog())
+run = prepare(config, method, Catalog())
+run.folder = Path(sys.argv[2]).parent
+asked, evaluate = [], run.rewards.evaluate
+run.rewards.evaluate = lambda batch: (asked.append(len(batch)), evaluate(batch))[1]
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+alone = [one.completion for one in evaluation.sample(model, run)]
+mesh = init_device_mesh("cpu", (2,))
+for layer in model.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(model, mesh=mesh)
+arguments = TrainingArguments(str(run.folder), use_cpu=True, report_to=[])
+trainer = Trainer(model=model, args=arguments, processing_class=run.tokenizer)
+held_out = evaluation.HeldOut(trainer, method, run, Screen(quiet=True), None)
+found = held_out.evaluate()
+model(input_ids=torch.tensor([[5 + rank, 6, 7]])).logits.sum().backward()  # goes well only if both came this far
+ends = range(2048) if rank == 0 else []  # GRPO's answers are each process's own, and end at different times
+longer = model.generate(torch.tensor([[5, 6]]), max_new_tokens=5, eos_token_id=list(ends) or None, do_sample=False)
+held_out = [found.answers, [run.template.decode(ids) for ids in alone], found.tokens, asked, longer.shape[1]]
+Path(f"{sys.argv[2]}-{rank}").write_text(json.dumps([results, held_out]))
 distributed.barrier()
 launch.end_process(0)
 """
 
 
+ROWS = [{"prompt": f"Question {i}?", "answer": "a"} for i in range(40)]
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, tiny_model):
-    """{(process, model or adapter, way): (distance, number of weights)}"""
+def written(tmp_path_factory, tiny_model):
+    """What each process wrote."""
     worker = tmp_path_factory.mktemp("processes") / "worker.py"
     worker.write_text(WORKER)
+    data = worker.with_name("data.jsonl")
+    data.write_text("\n".join(map(json.dumps, ROWS)))
+    run = {"method": "grpo", "reward": ["length"], "model": str(tiny_model), "data": [str(data)], "num_eval_prompts": 3}
+    run |= {
+        "distributed": "fsdp",
+        "num_processes": 2,
+        "max_completion_length": 8,
+        "output_dir": str(data.parent / "out"),
+    }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(worker), str(tiny_model), str(worker.with_name("results"))]
+    command = [*launcher, str(worker), str(tiny_model), str(worker.with_name("results")), json.dumps(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    lines = [line for rank in (0, 1) for line in json.loads(worker.with_name(f"results-{rank}").read_text())]
-    return {(rank, what, way): rest for rank, what, way, *rest in lines}
+    return [json.loads(worker.with_name(f"results-{rank}").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("what", ["model", "adapter"])
 @pytest.mark.parametrize("way", ["packed", "two_phase"])
-def test_gradients_of_two_processes_equal_those_of_one(found, what, way):
+def test_gradients_of_two_processes_equal_those_of_one(written, what, way):
+    found = {(rank, what, way): rest for lines, _ in written for rank, what, way, *rest in lines}
     for rank in (0, 1):
         apart, weights = found[rank, what, way]
         assert weights > 10
         assert apart < 1e-6
+
+
+def test_processes_that_share_parameters_answer_held_out_prompts_together(written):
+    """Alone, the first would wait for the others' parameters, and they for its gradients. Its answers are scored, once."""
+    (answers, alone, tokens, asked, longer), (others, *_, never, longest) = (lines for _, lines in written)
+    assert answers == alone
+    assert (len(tokens), asked, others, never) == (3, [3], [], [])
+    assert (longer, longest) == (3, 7)  # two and an end; two and five more

@@ -179,10 +179,25 @@ def token_budget() -> int:
 
 
 def fits(model: Any, groups: Sequence[Group]) -> bool:
-    """Whether what a packed pass keeps for its backward pass fits into free memory, by estimate: with gradient
-    checkpointing the states between layers and one layer's activations and their gradients, else all activations.
+    """Whether what a packed pass keeps for its backward pass fits into free memory, by estimate, or is less than what
+    two phases would take: those of one completion, and the gradients of all weights that are trained beside those that
+    the weights have.
     """
     plain = unwrap(model)
+    packed_bytes = sum(map(size, groups)) * _bytes_for_backward(plain)
+    if packed_bytes < 0.8 * _free_bytes(plain.device):
+        return True
+    trained = [weight for weight in plain.parameters() if weight.requires_grad]
+    gradients = sum(weight.nbytes for weight in trained)
+    if any(weight.grad is not None for weight in trained):
+        gradients *= 2
+    return packed_bytes <= _longest(groups) * _bytes_for_backward(plain) + gradients
+
+
+def _bytes_for_backward(plain: Any) -> int:
+    """Of a token: with gradient checkpointing the states between layers, and one layer's activations and gradients;
+    else all activations.
+    """
     config = plain.config.get_text_config()
     settings, names = config.to_dict(), config.attribute_map
     layers, width, queries, key_values, head_dim, inner = (settings.get(names.get(name, name)) for name in SIZES)
@@ -191,7 +206,7 @@ def fits(model: Any, groups: Sequence[Group]) -> bool:
     # The model's property has another name in other supported versions of transformers.
     checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in plain.modules())
     numbers = layers * width + 2 * within if checkpointing else layers * within
-    return sum(map(size, groups)) * numbers * plain.dtype.itemsize < 0.8 * _free_bytes(plain.device)
+    return int(numbers * plain.dtype.itemsize)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -99,9 +99,8 @@ class Job(NamedTuple):
         root_grads: list[Tensor | None] = [None] * len(roots)
         for tokens, grads in zip(group.completions, grad_outputs, strict=True):
             values = self.completion(tokens, detached)
-            found = _gradients((values.logps, values.previous, values.last), [*weights, *leaves], grads)
-            _add(found[: len(totals)], totals)
-            _add(found[len(totals) :], root_grads)
+            outputs = values.logps, values.previous, values.last
+            _add(_gradients(outputs, [*weights, *leaves], grads), totals, root_grads)
         _add(_gradients(roots, weights, root_grads), totals)
 
 
@@ -141,20 +140,23 @@ class _TwoPhase(torch.autograd.Function):
         return None, *totals
 
 
-def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Gradients) -> Gradients:
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Gradients) -> list[Tensor | None]:
     """Of `outputs` by `inputs`; None where an input has no part in them."""
     pairs = zip(outputs, grad_outputs, strict=True)
     chosen = [(output, grad) for output, grad in pairs if output.requires_grad and grad is not None]
     if not chosen:
         return [None] * len(inputs)
     outputs, grad_outputs = zip(*chosen, strict=True)
-    return torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True)
+    return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True))
 
 
-def _add(more: Gradients, totals: list[Tensor | None]) -> None:
-    for i, (new, total) in enumerate(zip(more, totals, strict=True)):
-        if new is not None:
-            totals[i] = new if total is None else total + new
+def _add(more: list[Tensor | None], *totals: list[Tensor | None]) -> None:
+    """Add `more` to `totals`, one list after another. It is emptied, so that it takes no memory in the next pass."""
+    more.reverse()
+    for part in totals:
+        for i, total in enumerate(part):
+            if (new := more.pop()) is not None:
+                part[i] = new if total is None else total + new
 
 
 @contextmanager

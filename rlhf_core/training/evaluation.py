@@ -10,8 +10,8 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlhf")
 FILE = "evaluations.jsonl"
+SHARDED = ("fsdp", "zero3")  # kinds of distribution in which no process has all parameters
 # What shows whether a method learned; everything else that a trainer measures is in metrics.jsonl.
 METRICS = (
     *("loss", "accuracy", "margin", "mean_token_accuracy"),
@@ -171,7 +172,8 @@ class HeldOut(TrainerCallback):
     def evaluate(self, *, shown: bool = True) -> Evaluation:
         """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
 
-        Every process takes part in measuring; only the first one answers, and writes.
+        Every process takes part in measuring; the first one answers, scores and writes. Where parameters are split
+        between processes all of them answer, each the same, since none has the model alone.
         """
         result, trainer = Evaluation(), self.trainer
         doing = f"Evaluating on the held-out rows{' again' if self.before else ''} …"
@@ -180,9 +182,12 @@ class HeldOut(TrainerCallback):
                 self.measured = self._measure()
                 measured = {name.removeprefix("eval_"): value for name, value in self.measured.items()}
                 result.metrics = {name: measured[name] for name in METRICS if name in measured}
-            if self.method.generates and trainer.is_world_process_zero():
-                with trainer.accelerator.autocast():
-                    _answer(result, self.method.policy(trainer), self.run)
+            sharded, first = self.run.config.distributed in SHARDED, trainer.is_world_process_zero()
+            if self.method.generates and asked(self.run) and (first or sharded):
+                with trainer.accelerator.autocast(), _whole(trainer, sharded):
+                    rollouts = sample(self.method.policy(trainer), self.run)
+                if first:
+                    _score(result, rollouts, self.run)
         values = {name: value for name, value in asdict(result).items() if name not in ("prompts", "answers", "scores")}
         values, logged = broadcast_object_list([values, result.logged()])
         if logged:
@@ -243,13 +248,19 @@ def use_best(run: Run, kept: Best) -> None:
             shutil.copyfile(folder / name, file)
 
 
-def _answer(result: Evaluation, model: Any, run: Run) -> None:
-    """Answer the held-out prompts once each, as in training, and score the answers."""
-    rows = asked(run)
-    if not rows:
-        return
-    rollouts = sample(model, run)
-    batch = run.rewards.batch(rows, [answer.completion for answer in rollouts])
+def _whole(trainer: Any, sharded: bool) -> AbstractContextManager[Any]:
+    """Within, the model can answer: what DeepSpeed holds in parts is gathered; FSDP does that for each layer."""
+    if not sharded:
+        return nullcontext()
+    from trl.models import unwrap_model_for_generation
+
+    settings = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
+    return unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **settings)
+
+
+def _score(result: Evaluation, rollouts: Sequence[Rollout], run: Run) -> None:
+    """Score the answers to the held-out prompts, as in training."""
+    batch = run.rewards.batch(asked(run), [answer.completion for answer in rollouts])
     scored = run.rewards.evaluate(batch)
     applicable = {name: [s for s in column.scores if s is not None] for name, column in scored.items()}
     result.rewards = {name: fmean(scores) if scores else None for name, scores in applicable.items()}
