@@ -19,7 +19,6 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     LlamaConfig,
-    MistralConfig,
     OPTConfig,
     Qwen3Config,
     T5Config,
@@ -30,7 +29,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from rlhf_core.prefix import (
     Group,
     attention,
-    completion_hidden,
     completion_logps,
     kernels,
     packed,
@@ -135,22 +133,6 @@ def test_prompt_tuning_is_computed_padded(said, model, kind):
     assert "prompt tuning" in share(learned)
     assert not shares(learned, GROUPS)
     assert len(said()) == 1
-
-
-def test_sequences_beyond_a_models_window_are_computed_padded(said):
-    """Those within it are still shared."""
-    model = random_model(MistralConfig(**SIZES, sliding_window=6))
-    plain = copy.deepcopy(model)
-    assert share(model) is None
-    assert shares(model, GROUPS[1:])
-    assert not shares(model, GROUPS)
-    assert_exact(model, plain)
-    hidden = completion_hidden(model, GROUPS).states
-    for i, (prompt, completion) in enumerate(ROWS):
-        states = plain(torch.tensor([[*prompt, *completion]]), output_hidden_states=True).hidden_states[-1][0]
-        ours = hidden[i, : len(completion) + 1]
-        torch.testing.assert_close(ours, states[len(prompt) - 1 :], atol=1e-5, rtol=1e-6)
-    assert said() == []
 
 
 def without_our_keyword(module, query, key, value, attention_mask, shared_prefix=None, **rest):
@@ -358,6 +340,7 @@ def test_a_call_without_groups_is_that_of_transformers(model):
 def test_two_phases_are_used_if_memory_is_short_and_a_gradient_is_needed(model, monkeypatch, free):
     calls = []
     share(model)
+    model.requires_grad_(False).get_output_embeddings().requires_grad_(True)  # few gradients, as of an adapter
     assert shares(model, GROUPS)
     monkeypatch.setattr(sharing, "_free_bytes", lambda device: free)
     monkeypatch.setattr(two_phase, "completion_logps", lambda *args, **rest: calls.append(args))

@@ -5,30 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from rlhf_core.data.chat_template import MARK, MARKUP, THOUGHT, ChatTemplate
+from rlhf_core.data.chat_template import MARK, MARKUP, ChatTemplate
 from rlhf_core.errors import UserError
-
-# Variables of templates that let a model think or not, and the value with which it does not.
-SWITCHES = {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
-
-
-def thinks(template: ChatTemplate) -> bool:
-    """Whether the model thinks before it answers, as far as its template tells: the prompt opens a thought, or is not
-    the one that asks for none, or the template has thoughts and no switch.
-    """
-    asked = [{"role": "user", "content": "?"}]
-    try:
-        if begun := template.begun(asked):
-            return template.opening(asked) == begun
-        switches = {
-            name: off for name, off in SWITCHES.items() if re.search(rf"(?<![\w.'\"]){name}\b", template.source)
-        }
-        if not switches:
-            return THOUGHT.search(template.source) is not None
-        silent = (ChatTemplate(template.tokenizer, {**template.kwargs, name: off}) for name, off in switches.items())
-        return any(other.prompt(asked) != template.prompt(asked) for other in silent)
-    except UserError:
-        return False
 
 
 def own_text(template: ChatTemplate) -> str:

@@ -127,9 +127,7 @@ class Question:
         options = planned.config.options.model_copy(update=changes)
         if not planned.config.options.lora and (changes.get("load_in_4bit") or changes.get("lora")):
             # As the run will: what the method chose is otherwise with an adapter.
-            length = {"max_completion_length": options.max_completion_length}
-            given = self.given.model_copy(update={**length, **changes, "lora": True})
-            options = self.method.resolve_options(given, lora=True)
+            options = self.method.resolve_options(self.given.model_copy(update={**changes, "lora": True}), lora=True)
         config = planned.config.model_copy(update={"options": options})
         rows = _allowed(self.longest, options)
         return estimate(config, self.method, planned.info, self.catalog, rows, self.device, planned.scorers)

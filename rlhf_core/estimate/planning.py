@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core import builtin
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import BUILTIN, RunConfig
-from rlhf_core.data.template_checks import thinks
 from rlhf_core.errors import UserError
 from rlhf_core.estimate.scorers import bind
-from rlhf_core.estimate.shapes import config_of, find_shape, thinks_by_name
+from rlhf_core.estimate.shapes import config_of, find_shape
 from rlhf_core.estimate.synthetic import Lengths, lengths_of
 from rlhf_core.method import Method
 from rlhf_core.models import checks, files
 from rlhf_core.models.adapters import uses_lora
 from rlhf_core.models.loading import ModelInfo, check_options
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries
-from rlhf_core.models.template import template_of
 from rlhf_core.training import plan as planning
-from rlhf_core.training.limits import with_room_for_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -72,7 +69,6 @@ def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> P
         info = _read(config, method) if shape is None else _without_files(*shape, method, folder)
     options = config.options
     check_options(info, options)
-    options = with_room_for_thoughts(options, method, info.config, lambda: _thinks(shape, info, options))
     lora = uses_lora(options, info)
     options = method.resolve_options(options.model_copy(update={"lora": lora}), lora=lora)
     name = shape[0] if shape else config.model
@@ -83,13 +79,6 @@ def plan(config: RunConfig, method: Method, catalog: Catalog, folder: Path) -> P
         note = f"{config.model} is not here, or without weights, so lengths are {note}"
     allowed = limits(method, options)
     return Planned(given, info, allowed, allowed, count, [note], scorers)
-
-
-def _thinks(shape: tuple[str, PreTrainedConfig] | None, info: ModelInfo, options: Any) -> bool:
-    """By the model's template; of a usual model, whose template is not here, by its name."""
-    if shape is None:
-        return thinks(template_of(info, options.chat_template_kwargs))
-    return thinks_by_name(shape[0]) and options.chat_template_kwargs.get("enable_thinking") is not False
 
 
 def _shape(config: RunConfig) -> tuple[str, PreTrainedConfig] | None:

@@ -67,11 +67,6 @@ def config_of(shape: Shape) -> PreTrainedConfig:
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-def thinks_by_name(name: str) -> bool:
-    """Whether a model of the table thinks before it answers, by its chat template."""
-    return re.search(r"/(Qwen3|SmolLM3)", name) is not None and "Instruct" not in name
-
-
 @cache
 def shapes() -> dict[str, Shape]:
     """Of every model whose shape is known, by its name on the Hub."""

@@ -38,7 +38,7 @@ def rollout(
     if the model's log-probabilities are not numbers.
     """
     longest = max(map(len, prompts)) + sampling.max_new_tokens
-    if engine == "shared" and decodes(model) and shares(model, [Group([0] * longest, [])]):
+    if engine == "shared" and decodes(model, longest) and shares(model, [Group([0] * longest, [])]):
         return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
     with evaluating(model), torch.no_grad(), own_generation_config(model):

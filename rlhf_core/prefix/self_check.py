@@ -7,7 +7,8 @@ it follows from the model and from the precision that it computes in, and a wron
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from rlhf_core.prefix.groups import Group
 from rlhf_core.prefix.packed import evaluating, unwrap, within_wrappers
 
 LONGEST = 48  # tokens of a prompt with its completion
+NARROW = 8  # tokens of a window under which a model is compared, of a prompt that has 24
 STEPS = 3  # tokens that `generate` is compared on
 ROUNDINGS = 3  # that results may be apart; right ones are one at most, with weights of any spread and up to 24 layers
 BY_TOKEN = {"mlp", "moe"}  # kinds of layers, where they are layers of their own, in which no token sees another
@@ -43,6 +45,14 @@ def compute_dtype(model: Any) -> torch.dtype:
 def sharing_disagrees(model: Any, longest: int | None) -> str | None:
     """What is different with shared prompts, or None. `longest`: tokens that a row may have at most, if any."""
     return _compared(model, longest, _packed_values)
+
+
+def windows_disagree(model: Any, longest: int | None) -> str | None:
+    """What is different with shared prompts in rows longer than the model's window, or None. It is compared under a
+    narrow window, so that small groups show it.
+    """
+    with _narrowed(unwrap(model)):
+        return _compared(model, longest, _windowed_values)
 
 
 def padding_disagrees(model: Any, longest: int | None) -> str | None:
@@ -84,7 +94,28 @@ def _rows(groups: list[Group]) -> list[list[int]]:
     return [[*group.prompt, *group.completions[-1]] for group in groups]
 
 
-def _packed_values(model: Any, groups: list[Group]) -> Tensor:
+@contextmanager
+def _narrowed(plain: Any) -> Iterator[None]:
+    """The model's window has `NARROW` tokens at most: where its masks are made, which read it in the configuration, and
+    in its layers, which tell it to their attention.
+    """
+    config = plain.config.get_text_config()
+    window = config.sliding_window
+    holders = [config, *(one for one in plain.modules() if vars(one).get("sliding_window") == window)]
+    for holder in holders:
+        holder.sliding_window = min(window, NARROW)
+    try:
+        yield
+    finally:
+        for holder in holders:
+            holder.sliding_window = window
+
+
+def _windowed_values(model: Any, groups: list[Group]) -> Tensor:
+    return _packed_values(model, groups, windowed=True)
+
+
+def _packed_values(model: Any, groups: list[Group], *, windowed: bool = False) -> Tensor:
     """Raises `NotShared` if a layer does not attend exactly once, or carry its state exactly once: the others would mix
     what prompts and completions hold in a way that is not known here.
     """
@@ -98,6 +129,8 @@ def _packed_values(model: Any, groups: list[Group]) -> Tensor:
     attend = Counter(i for i, kind in enumerate(kinds) if i not in counted.carried and kind not in BY_TOKEN)
     if attend - counted.attended or max(counted.attended.values(), default=1) > 1:
         raise attention.NotShared("not every layer attends exactly once")
+    if windowed and not counted.windows:
+        raise attention.NotShared("no layer tells its attention that it has a window")
     return _values(model, groups, packed)
 
 
@@ -172,11 +205,14 @@ class _Counted(packed.PackedAttention):
         super().__init__(groups)
         self.attended: Counter[int] = Counter()
         self.carried: Counter[int] = Counter()
+        self.windows: set[int] = set()
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
         self.attended[layer] += 1
+        if window is not None:
+            self.windows.add(window)
         return super().attend(layer, query, key, value, scale, window)
 
     def carry(self, layer: int, run: recurrent.Run, states: Tensor) -> Tensor:

@@ -22,7 +22,14 @@ from torch.distributed.tensor import DTensor
 from rlhf_core.prefix import attention, packed, padded, recurrent, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
 from rlhf_core.prefix.packed import size, unwrap
-from rlhf_core.prefix.self_check import BY_TOKEN, compute_dtype, logps_disagree, padding_disagrees, sharing_disagrees
+from rlhf_core.prefix.self_check import (
+    BY_TOKEN,
+    compute_dtype,
+    logps_disagree,
+    padding_disagrees,
+    sharing_disagrees,
+    windows_disagree,
+)
 
 log = logging.getLogger("rlhf")
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -37,6 +44,7 @@ CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "o
 MIXING_LAYERS = (nn.Conv1d, nn.RNNBase)
 # Rotary frequencies that follow from a position alone; others (dynamic, longrope) change with the longest row.
 ROPE_BY_POSITION = {"default", "linear", "llama3", "proportional", "yarn"}
+BEYOND = "prompts are not shared in rows longer than this model's window, where each completion has its own"
 NOT_BESIDE = "what stands behind a token changes it in this model, so each completion is computed alone, slowly"
 # By transformers' names, to which a configuration maps its own; some have none of the last three.
 SIZES = (
@@ -85,14 +93,14 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     plain = unwrap(model)
     if not attention.installed(plain) or _sharded(plain):
         return False
-    limits = [limit for limit in (_window(plain), _rope_limit(plain)) if limit is not None]
-    limit = min(limits, default=None)
-    if limit is not None and _longest(groups) > limit:
+    longest, window, rope = _longest(groups), _window(plain), _rope_limit(plain)
+    if rope is not None and longest > rope:
         return False
+    limit = min([limit for limit in (window, rope) if limit is not None], default=None)
     if checked(model, sharing_disagrees, limit, "prompts are not shared in this model, each completion has its own"):
         attention.set_implementation(plain, attention.PLAIN)
         return False
-    return True
+    return window is None or longest <= window or not checked(model, windows_disagree, rope, BEYOND)
 
 
 def pads(model: Any, longest: int) -> bool:
@@ -166,9 +174,12 @@ def _carried(model: Any) -> set[str]:
     return {kind for kind in kinds if all(number in known for number, other in enumerate(kinds) if other == kind)}
 
 
-def decodes(model: Any) -> bool:
-    """Whether rows of a model that shares its prompts can be sampled by `decoding.py`, which keeps keys and values."""
-    return not recurrent.layers(unwrap(model))
+def decodes(model: Any, longest: int) -> bool:
+    """Whether rows of up to `longest` tokens of a model that shares its prompts can be sampled by `decoding.py`, which
+    keeps keys and values, and attends to all of them.
+    """
+    window = _window(unwrap(model))
+    return not recurrent.layers(unwrap(model)) and (window is None or longest <= window)
 
 
 def token_budget() -> int:

@@ -62,7 +62,7 @@ def smoke_test(
     rows = [row for row in rows[:ROWS] if prompt_of(row)]
     if not runtime.rewards or not rows:
         return None
-    found = [reference_answer(row) for row in rows]
+    found = [_reference_answer(row) for row in rows]
     answers = [PLACEHOLDER if answer is None else answer for answer in found]
     batch = RewardBatch(
         [prompt_of(row) for row in rows],
@@ -75,7 +75,7 @@ def smoke_test(
     return SmokeTest(answers, all(answer is None for answer in found), runtime.evaluate(batch))
 
 
-def reference_answer(row: Mapping[str, Any]) -> str | None:
+def _reference_answer(row: Mapping[str, Any]) -> str | None:
     """The reference answer, of several the first; else the last of the assistant's turns (of a pair: the chosen one's).
 
     NaN, with which a table marks an empty cell, is no answer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.catalog import Catalog
@@ -18,18 +18,18 @@ from rlhf_core.data.preparing import Preparation
 from rlhf_core.data.progress import Progress, silent
 from rlhf_core.data.projecting import PROJECTED, Need, prompt_of
 from rlhf_core.data.stored import View
-from rlhf_core.data.template_checks import thinks
 from rlhf_core.errors import UserError
 from rlhf_core.method import SAMPLING, Method, TrainingOptions
 from rlhf_core.models import loading as models
 from rlhf_core.models import router
 from rlhf_core.models.adapters import uses_lora
+from rlhf_core.models.context import context_length
 from rlhf_core.models.resolve import ModelReference, find
 from rlhf_core.models.template import template_of
 from rlhf_core.rewards.batch import columns_left_out
 from rlhf_core.rewards.binding import ROW, BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
-from rlhf_core.training import arguments, best, limits, rates
+from rlhf_core.training import arguments, best, rates
 from rlhf_core.ui.screen import Screen
 from rlhf_core.unused import LORA, given_options
 
@@ -47,8 +47,7 @@ SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 class Plan:
     """Everything a run needs but the weights.
 
-    `config` has the options that are really used, `chosen` those of them that the method chose because they were unset,
-    `for_thoughts` what a model that thinks was given.
+    `config` has the options that are really used, `chosen` those of them that the method chose because they were unset.
     """
 
     config: RunConfig
@@ -59,7 +58,6 @@ class Plan:
     rewards: Sequence[BoundReward]
     system_prompt: str | None
     system_prompt_from: str
-    for_thoughts: dict[str, Any] = field(default_factory=dict)
 
 
 def make_plan(
@@ -81,7 +79,6 @@ def make_plan(
         info, options = _model_and_options(config, method)
         escape = options.control_tokens == "escape"
         template = template_of(info, options.chat_template_kwargs, escape=escape)
-        options = limits.with_room_for_thoughts(options, method, info.config, lambda: thinks(template))
         prepare = Preparation(template, method.data, system_prompt, options.control_tokens)
         return info, options, Checks(prepare, lengths.Limits(method.data, options, template))
 
@@ -98,8 +95,8 @@ def make_plan(
     )
     info, given, checks = inspected()
     options, template = method.resolve_options(given, lora=bool(given.lora)), checks.template
-    chosen, changed = _changed(given, options), _changed(config.options, given)
-    longer = {name: value for name, value in changed.items() if name == "max_completion_length"}
+    before = given.model_dump()
+    chosen = {name: value for name, value in options.model_dump().items() if value != before[name]}
     for source, columns in data.columns:
         check_columns(rewards, columns, source)
     asked = {name for reward in rewards for name in (*reward.signature.columns, *reward.signature.optional)}
@@ -111,17 +108,12 @@ def make_plan(
     explicit = given_options(config, method)
     warnings += [*_not_evaluated(method, config, explicit, data.held_out), *router.left_out(info.config, method)]
     warnings += rates.low_for_adapter(config, method, options)
-    warnings += limits.check_context(info, method, options, template, data.train, data.held_out)
-    warnings += limits.short_for_references(method, options, template, data.train)
+    warnings += _check_context(info, method, options, template, data.train, data.held_out)
     warnings += columns_left_out(list(data.train[0])) if rewards else []
     data = replace(data, warnings=warnings)
-    used = config.model_copy(update={"options": options})
-    return Plan(used, chosen, data, info, template, rewards, system_prompt, origin, longer)
-
-
-def _changed(before: TrainingOptions, after: TrainingOptions) -> dict[str, Any]:
-    were = before.model_dump()
-    return {name: value for name, value in after.model_dump().items() if value != were[name]}
+    return Plan(
+        config.model_copy(update={"options": options}), chosen, data, info, template, rewards, system_prompt, origin
+    )
 
 
 def _model_and_options(config: RunConfig, method: Method) -> tuple[models.ModelInfo, TrainingOptions]:
@@ -160,6 +152,43 @@ def _with_adapter(options: TrainingOptions, info: models.ModelInfo, model: Model
             )
     its = {name: value for name, value in its.items() if value is not None}
     return options.model_copy(update={"lora": lora, **its})
+
+
+LONGEST_ANSWER = 2**20  # tokens; memory for the random numbers of a batch is taken before sampling
+
+
+def _check_context(
+    info: models.ModelInfo, method: Method, options: Any, template: ChatTemplate, train: Rows, held_out: Rows
+) -> list[str]:
+    """Raise `UserError` for rows that are longer, with their answers, than the model can read at all; returns warnings
+    for those that are longer than it was made for.
+    """
+    sampled = method.data == "prompts" or (method.generates and bool(held_out))
+    if sampled and options.max_completion_length > LONGEST_ANSWER:
+        raise UserError(
+            f"--max-completion-length {options.max_completion_length}: at most {LONGEST_ANSWER} tokens are sampled"
+        )
+    limit = info.max_tokens or context_length(info.config)
+    if limit is None:
+        return []
+    allowed = options.max_length if method.data == "conversations" else options.max_prompt_length
+    allowed += 0 if method.data == "conversations" else options.max_completion_length
+    rows = () if allowed <= limit else train  # none has more than it may have
+    answered = [{"prompt": prompt} for row in held_out if (prompt := prompt_of(row))] if method.generates else []
+    prompts = lengths.most_tokens(answered, "prompts", options, template, limit)
+    trained = lengths.most_tokens(rows, method.data, options, template, limit)
+    if max(prompts, trained) <= limit:
+        return []
+    flags = "--max-completion-length, or a smaller --max-prompt-length with --overlong-prompts drop"
+    if trained > limit and method.data == "conversations":
+        flags = f"--max-length: at most {limit}"
+    can = "can read" if info.max_tokens else "was made to read"
+    longest = max(prompts, trained)
+    what = "the longest row of the data" if trained == longest else "the longest held-out prompt"
+    text = f"the model {can} {limit:,} tokens, and {what} has {longest:,}, with its answer. Use a smaller {flags}"
+    if info.max_tokens:
+        raise UserError(text)
+    return [text]
 
 
 def _not_evaluated(method: Method, config: RunConfig, given: Collection[str], held_out: Sequence[Any]) -> list[str]:
@@ -204,7 +233,6 @@ def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tupl
         rows.append(("System", f"“{plan.system_prompt}” (from {plan.system_prompt_from})"))
     for label, why, values in (
         ("Options", "chosen by the method", plan.chosen),
-        ("Options", "because the model thinks before it answers", plan.for_thoughts),
         ("Preset", "for the built-in model", config.preset),
     ):
         if values:

@@ -20,7 +20,7 @@ import logging
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl, router_loss_coefficient
 from rlhf_method_grpo.generation import check_generation
@@ -51,11 +51,6 @@ class Options(TrainingOptions):
     )
     beta: Annotated[float, Field(ge=0)] | None = Field(
         None, description=f"weight of the KL penalty; unset: {LORA_BETA} with LoRA, 0 in full fine-tuning"
-    )
-    max_completion_length: Annotated[int, Field(gt=0)] = Field(
-        512,
-        description="tokens a completion may have; 2048 if it is unset and the model thinks",
-        validation_alias=AliasChoices("max_target_length"),
     )
     num_generations: Annotated[int, Field(ge=2)] = Field(4, description="completions per prompt")
     num_iterations: Annotated[int, Field(gt=0)] = Field(1, description="times that each batch of answers is trained on")

@@ -48,7 +48,7 @@ class Options(
 ):
     max_completion_length: Positive = Field(
         256,
-        description="tokens an answer may have; 2048 if it is unset and the model thinks",
+        description="tokens an answer may have",
         validation_alias=AliasChoices("max_completion_length", "max_target_length", "response_length"),
     )
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
