@@ -44,7 +44,7 @@ from rlhf_core.models.context import context_length, max_tokens
 from rlhf_core.models.loading import ModelInfo
 from rlhf_core.models.loading import inspect as inspect_model
 from rlhf_core.models.loading import load as load_model
-from rlhf_core.models.precision import device, gpu_has_bfloat16
+from rlhf_core.models.precision import device, frozen_dtype, gpu_has_bfloat16
 from rlhf_core.models.resolve import ModelReference, quiet_libraries
 from rlhf_core.models.resolve import find as find_model
 from rlhf_core.models.template import template_of

@@ -78,7 +78,9 @@ class TrainingOptions(BaseModel):
     max_grad_norm: NotNegative = Field(1.0, description="gradients are clipped to this norm; 0: no clipping")
     gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass: less memory")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights; auto: bfloat16 if they are frozen on a GPU that has it, else float32"
+        "auto",
+        description="type of the weights; auto: bfloat16 if they are frozen on a GPU (float16 on one that does not "
+        "compute in bfloat16), else float32",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="seed of sampling, shuffling, initialization")
 

@@ -108,7 +108,10 @@ def test_bfloat16():
     assert have == {"native": "ok", "emulated": "warn", "none": "warn"}
     assert devices.judge_bfloat16({"devices": []}).status == "ok"
     mixed = devices.judge_bfloat16({"devices": [H100, T4]})
-    assert (mixed.status, mixed.text) == ("warn", "emulated on this GPU, slowly")
+    assert (mixed.status, mixed.text) == (
+        "warn",
+        "emulated on this GPU, slowly: frozen weights are float16, those that are all trained float32",
+    )
 
 
 STEP = {"device": "cuda", "dtype": "bfloat16"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_core.models import loading, precision
+from rlhf_core.models import precision
 from rlhf_core.prefix import kernels, sharing
 from rlhf_core.testing import check_method
 
@@ -35,8 +35,7 @@ METHODS = {
 
 @pytest.fixture(autouse=True)
 def like_a_gpu(monkeypatch):
-    for module in (precision, loading):
-        monkeypatch.setattr(module, "gpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "gpu_has_bfloat16", lambda: True)
     forward, backward = kernels.KERNELS["cpu"]
 
     def half_precision(query, *arguments):

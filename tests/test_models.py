@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -16,8 +17,9 @@ from rlhf_core import builtin
 from rlhf_core.data import lengths
 from rlhf_core.data.chat_template import ChatTemplate
 from rlhf_core.errors import UserError
+from rlhf_core.estimate.hardware import Device
 from rlhf_core.method import TrainingOptions
-from rlhf_core.models import adapters
+from rlhf_core.models import adapters, precision
 from rlhf_core.models import loading as models
 from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.resolve import find
@@ -43,6 +45,41 @@ def test_the_builtin_model():
 )
 def test_lora_when_asked_for_or_quantized(options, expected):
     assert adapters.uses_lora(TrainingOptions(**options), models.inspect(find("builtin"))) is expected
+
+
+@pytest.mark.parametrize(
+    ("gpu", "lora", "given", "kind"),
+    [
+        ("native", True, "auto", torch.bfloat16),
+        ("emulated", True, "auto", torch.float16),
+        ("emulated", False, "auto", torch.float32),
+        ("emulated", True, "bfloat16", torch.bfloat16),
+        ("emulated", True, "float32", torch.float32),
+        ("none", True, "auto", torch.float32),
+    ],
+)
+def test_weights_have_a_type_that_the_device_computes_in(monkeypatch, gpu, lora, given, kind):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu != "none")
+    answers = {True: gpu != "none", False: gpu == "native"}  # with emulation, which is torch's own default, or without
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: answers[including_emulation])
+    options = precision.for_device(TrainingOptions(dtype=given, lora=lora), precision.frozen_dtype())
+    assert precision.weight_dtype(options, lora) == kind
+    device = Device("card", 1, bfloat16=gpu == "native", is_gpu=gpu != "none")
+    assert device.frozen_dtype == precision.frozen_dtype()
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [(None, "newer: pip install"), ("0.49.2", "newer, and 0.49.2 is installed")]
+)
+def test_quantized_weights_need_a_bitsandbytes_that_decodes_in_4_bits(monkeypatch, version, told):
+    def found(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    with pytest.raises(UserError, match=f"need bitsandbytes 0.50 or .*{told}"):
+        precision.bitsandbytes_config(TrainingOptions(load_in_4bit=True), torch.float32)
 
 
 def test_lora_is_the_default_from_a_billion_parameters():

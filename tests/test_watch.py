@@ -13,6 +13,7 @@ from transformers import TrainerState
 
 from rlhf_core.diagnoses import folder as diagnoses
 from rlhf_core.errors import RunStopped, UserError
+from rlhf_core.models import precision
 from rlhf_core.training import watch
 
 ROWS = [{"prompt": f"Symptom {i}?", "chosen": "Rest and drink. " * (i % 3 + 1), "rejected": "Run."} for i in range(8)]
@@ -86,6 +87,11 @@ def test_a_run_that_is_all_warm_up_says_so(go, said):
         "--warmup-steps 4: all 2 steps are warm-up, in which the learning rate rises from 0 to 0.00025 at most. Use "
         "--warmup-steps 0, or more steps",
     ]
+
+
+def test_an_older_gpu_trains_an_adapter_in_float16_and_a_run_knows_it(made_run, monkeypatch):
+    monkeypatch.setattr(precision, "frozen_dtype", lambda: torch.float16)
+    assert made_run(method="sft", lora=True).options.dtype == "float16"
 
 
 def test_all_weights_in_float16_are_refused(made_run):

@@ -103,10 +103,9 @@ def judge_bfloat16(facts: Facts) -> Check:
         return Check("bfloat16", "ok", "not used: without CUDA, weights are float32")
     if have == {"native"}:
         return Check("bfloat16", "ok", "computed by the GPU")
-    advice = "With LoRA, --dtype float16 computes natively"
-    if "none" in have:
-        return Check("bfloat16", "warn", "not on this GPU: weights are float32, in twice the memory", advice)
-    return Check("bfloat16", "warn", "emulated on this GPU, slowly", advice)
+    text = "emulated on this GPU, slowly" if "none" not in have else "not on this GPU"
+    advice = "A model whose numbers are too large for float16 needs --dtype float32"
+    return Check("bfloat16", "warn", f"{text}: frozen weights are float16, those that are all trained float32", advice)
 
 
 def judge_step(answer: Answer) -> Check:

@@ -99,7 +99,7 @@ def _device() -> Any:
 
 
 def step() -> Facts:
-    """A step of the built-in model on the device, in the type that a run would choose for frozen weights."""
+    """A step of all of the built-in model's weights on the device, in bfloat16 where it has that, else in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -127,13 +127,13 @@ def attention() -> Facts:
     """Whether the device's flash kernel, as the engine for shared prompts calls it, agrees with plain arithmetic."""
     import torch
 
-    from rlhf_core.models.precision import gpu_has_bfloat16
+    from rlhf_core.models.precision import frozen_dtype
     from rlhf_core.prefix.kernels import KERNELS, disagreement
 
     device = _device()
     if device.type not in KERNELS:
         return {"device": device.type, "kernel": False, "problem": None}
-    dtype = torch.bfloat16 if gpu_has_bfloat16() else torch.float32
+    dtype = frozen_dtype()
     query, key = (torch.zeros(1, heads, 64, device=device, dtype=dtype) for heads in (4, 2))
     return {"device": device.type, "kernel": True, "problem": disagreement(KERNELS[device.type], query, key)}
 
@@ -144,9 +144,9 @@ def bitsandbytes(bits: str) -> Facts:
     import torch
     from bitsandbytes import functional, nn
 
-    from rlhf_core.models.precision import gpu_has_bfloat16
+    from rlhf_core.models.precision import frozen_dtype
 
-    device, dtype = _device(), torch.bfloat16 if gpu_has_bfloat16() else torch.float32
+    device, dtype = _device(), frozen_dtype()
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(rows, 256, generator=generator).to(dtype) for rows in (128, 8))
     x = x.to(device)

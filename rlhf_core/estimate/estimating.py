@@ -15,6 +15,7 @@ from rlhf_core.estimate.meter import BETWEEN, Phase
 from rlhf_core.estimate.synthetic import Lengths
 from rlhf_core.method import Method
 from rlhf_core.models.loading import ModelInfo
+from rlhf_core.models.precision import for_device
 
 # What a caching allocator holds beyond what lives, and what CUDA takes for itself: measured, see docs/benchmarks.md.
 HELD, CONTEXT = 1.06, 800_000_000
@@ -97,6 +98,7 @@ def estimate(
     from rlhf_core.estimate.step import measure
 
     config, share = _without_vllm(config)
+    config = config.model_copy(update={"options": for_device(config.options, device.frozen_dtype)})
     measured = measure(config, method, info, catalog, rows, device, scorers)
     phases = {name: _per_device(phase, config) for name, phase in measured.phases.items() if phase.peak}
     if share is not None:

@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rlhf_core.errors import UserError, did_you_mean, excerpt
+
+if TYPE_CHECKING:
+    import torch
 
 GB = 10**9
 GIB = 2**30
@@ -39,6 +43,14 @@ class Device:
     bandwidth: float = 0.0
     bfloat16: bool = True
     is_gpu: bool = True
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """The type that a run on it gives weights that are not trained."""
+        import torch
+
+        half = torch.bfloat16 if self.bfloat16 else torch.float16
+        return half if self.is_gpu else torch.float32
 
     def seconds(self, flops: float, moved: float, half: bool) -> float:
         """Of one operation on the device."""
@@ -149,7 +161,7 @@ def here() -> Device:
     if not torch.cuda.is_available():
         return Device("the CPU", psutil.virtual_memory().available, bfloat16=False, is_gpu=False)
     name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-    return of(name, memory) or Device(name, memory, bfloat16=torch.cuda.is_bf16_supported())
+    return of(name, memory) or Device(name, memory, bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def of(torch_name: str, memory: int = 0) -> Device | None:

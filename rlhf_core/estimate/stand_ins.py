@@ -64,7 +64,7 @@ def _of_models(meter: Meter, device: Device) -> list[Patch]:
         (torch.cuda, "is_available", lambda: False),  # this process computes nothing on it
         (torch.accelerator, "is_available", lambda *_, **__: False),
         (precision, "gpu_has_bfloat16", lambda: device.is_gpu and device.bfloat16),
-        (loading, "gpu_has_bfloat16", lambda: device.is_gpu and device.bfloat16),
+        (loading, "frozen_dtype", lambda: device.frozen_dtype),
         *((module, "device", lambda: torch.device("cpu")) for module in (precision, loading)),
         (loading, "bitsandbytes_config", lambda options, _: 4 if options.load_in_4bit else 8),
         (weights, "refuse_not_finite", lambda *_: None),

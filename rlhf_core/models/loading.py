@@ -13,7 +13,7 @@ from rlhf_core.models.adapters import add_adapter, merged, new_adapter, uses_lor
 from rlhf_core.models.checks import Task
 from rlhf_core.models.context import max_tokens
 from rlhf_core.models.multimodal import freeze_other_parts, other_parts
-from rlhf_core.models.precision import bitsandbytes_config, device, gpu_has_bfloat16, quantization_of, weight_dtype
+from rlhf_core.models.precision import bitsandbytes_config, device, frozen_dtype, quantization_of, weight_dtype
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries, scores
 from rlhf_core.models.template import end_answers
 from rlhf_core.models.tokenizer import check_tokenizer
@@ -216,13 +216,11 @@ def load_scorer(scorer: str | ModelInfo) -> tuple[PreTrainedModel, PreTrainedTok
     """A trained reward model, full or an adapter, on the fastest device there is, with its tokenizer. `scorer` is its
     folder, or what `check_scorer` returned.
     """
-    import torch
-
     from rlhf_core.models.trainable import score_in_float32
 
     info = check_scorer(scorer) if isinstance(scorer, str) else scorer
     info.tokenizer.padding_side = "right"
-    model = from_pretrained(info, {"dtype": torch.bfloat16 if gpu_has_bfloat16() else torch.float32})
+    model = from_pretrained(info, {"dtype": frozen_dtype()})
     if info.adapter:
         model = add_adapter(info, model, trainable=False)
     score_in_float32(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import library_errors
@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
+# The first that multiplies a few rows, as of a decoding step, with 4-bit weights without writing those out in full.
+BITSANDBYTES = "0.50"
+Options = TypeVar("Options", bound=TrainingOptions)
+
 
 def weight_dtype(options: TrainingOptions, lora: bool) -> torch.dtype:
-    """The type of the weights; `auto` is bfloat16 for frozen weights on a GPU that has it, otherwise float32."""
+    """The type of the weights; `auto` is bfloat16 for frozen weights on a GPU that computes in it, otherwise float32.
+    (`for_device` has made another type of it where it can't.)
+    """
     import torch
 
     if options.dtype != "auto":
@@ -23,9 +29,30 @@ def weight_dtype(options: TrainingOptions, lora: bool) -> torch.dtype:
 
 
 def gpu_has_bfloat16() -> bool:
+    """Whether the GPU computes in bfloat16. On older ones torch emulates it, many times slower."""
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def frozen_dtype() -> torch.dtype:
+    """The type of weights that are not trained: bfloat16, on older GPUs float16, and on a CPU float32."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if gpu_has_bfloat16() else torch.float16
+
+
+def for_device(options: Options, frozen: torch.dtype) -> Options:
+    """The options with `auto` resolved to float16 where that is the device's type of `frozen` weights and an adapter is
+    trained on such. All weights are trained in float32.
+    """
+    import torch
+
+    if options.dtype == "auto" and options.lora and frozen == torch.float16:
+        return options.model_copy(update={"dtype": "float16"})
+    return options
 
 
 def device() -> torch.device:
@@ -51,12 +78,18 @@ def quantization_of(config: PreTrainedConfig, called: str) -> Any:
 
 
 def bitsandbytes_config(options: TrainingOptions, dtype: torch.dtype) -> Any:
-    import importlib.util
+    import importlib.metadata
 
+    from packaging.version import Version
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("4-bit and 8-bit weights need bitsandbytes: pip install 'rlhf-core[quantization]'")
+    needed = f"4-bit and 8-bit weights need bitsandbytes {BITSANDBYTES} or newer"
+    try:
+        version = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"{needed}: pip install 'rlhf-core[quantization]'") from None
+    if Version(version) < Version(BITSANDBYTES):
+        raise UserError(f"{needed}, and {version} is installed: pip install -U 'rlhf-core[quantization]'")
     if options.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -17,7 +17,7 @@ from rlhf_core.config import MAIN, RunConfig
 from rlhf_core.errors import UserError, did_you_mean, excerpt
 from rlhf_core.inputs import library_errors
 from rlhf_core.method import LARGEST, Method, TrainingOptions
-from rlhf_core.models import loading as models
+from rlhf_core.models import precision
 from rlhf_core.settings import decide
 from rlhf_core.training import checkpoint, launch
 
@@ -58,7 +58,7 @@ def build(run: Run, cls: Any, values: dict[str, Any]) -> Any:
         "save_strategy": "steps",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": not torch.accelerator.is_available(),  # explicit, so that several processes find each other
-        "bf16": models.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
+        "bf16": precision.gpu_has_bfloat16() and options.dtype in ("auto", "bfloat16"),
         "fp16": options.dtype == "float16",
         "logging_nan_inf_filter": False,  # a loss that is no number stops the run
         "ddp_timeout": max(1800, int(run.config.hang_timeout) + 60),  # gloo's and NCCL's, who don't say which hangs

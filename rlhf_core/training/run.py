@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from rlhf_core.data.progress import Progress, silent
 from rlhf_core.data.projecting import prompt_of
 from rlhf_core.method import Method, TrainingOptions
 from rlhf_core.models import loading as models
+from rlhf_core.models import precision
 from rlhf_core.models.adapters import new_adapter
 from rlhf_core.reward import Planned
 from rlhf_core.rewards.before_run import PROMPTS, said_before
@@ -240,6 +242,8 @@ def prepare(
     """
     rewards = bind_all(config.reward_specs, catalog)
     plan = planning.make_plan(config, method, catalog, rewards, progress)
+    options = precision.for_device(plan.config.options, precision.frozen_dtype())
+    plan = replace(plan, config=plan.config.model_copy(update={"options": options}))
     data, template = plan.data, plan.template
     more: dict[str, Any] = {"rows": data.rows, "text_prompts": data.text_prompts}
     more |= {"opening": template.opening, "finished": template.finished}

@@ -182,7 +182,7 @@ def answers(asking: Asking, number: int) -> dict[str, Answers]:
 def loaded(asking: Asking, number: int) -> Iterator[Any]:
     """One model, whose weights are freed at the end."""
     info = asking.infos[number]
-    dtype = "bfloat16" if commands.gpu_has_bfloat16() else "float32"
+    dtype: Any = str(commands.frozen_dtype()).removeprefix("torch.")
     lora = info.adapter is not None or asking.load_in_4bit  # else an adapter would be merged; none is added
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers will drop
