@@ -342,7 +342,7 @@ def test_two_phases_are_used_if_memory_is_short_and_a_gradient_is_needed(model, 
     share(model)
     model.requires_grad_(False).get_output_embeddings().requires_grad_(True)  # few gradients, as of an adapter
     assert shares(model, GROUPS)
-    monkeypatch.setattr(sharing, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(sharing, "free_bytes", lambda device: free)
     monkeypatch.setattr(two_phase, "completion_logps", lambda *args, **rest: calls.append(args))
     with torch.no_grad():
         completion_logps(model, GROUPS)

@@ -58,11 +58,11 @@ def few_words():
 def prefills(monkeypatch):
     """The prompts of each prefill."""
     calls = []
-    real = decoding.DecodingCache.add_prompts
+    parts = decoding.batches
     monkeypatch.setattr(
-        decoding.DecodingCache,
-        "add_prompts",
-        lambda self, groups, *rest: calls.append([list(group.prompt) for group in groups]) or real(self, groups, *rest),
+        decoding,
+        "batches",
+        lambda *given: (calls.append([list(g.prompt) for g in part]) or part for part in parts(*given)),
     )
     return calls
 
@@ -77,7 +77,7 @@ ENDS = {"one": [3], "several": [3, 20, 21, 22, 23, 24, 25, 40, 41, 42], "never":
 def test_greedy_rollouts_equal_those_of_generate(plain, model, monkeypatch, ends, penalty, rows):
     """Token for token, however many rows run beside each other."""
     monkeypatch.setattr(decoding, "MAX_ROWS", rows)
-    monkeypatch.setattr(decoding, "GROWTH", 3)
+    monkeypatch.setattr(decoding, "LOOK", rows if rows < 9 else 16)
     found = rollout(model, PROMPTS, 2, Sampling(17, ENDS[ends], repetition_penalty=penalty, greedy=True))
     assert [one.prompt for one in found] == [prompt for prompt in PROMPTS for _ in range(2)]
     for one in found:
@@ -197,9 +197,7 @@ def test_nothing_is_left_out_by_default(few_words):
     """Words of a probability below 0.001 are sampled too."""
     found = rollout(few_words, [[1, 2, 3]], SAMPLES, Sampling(1, [0], temperature=3.0, seed=1))
     assert {one.completion[0] for one in found} == set(range(WORDS))
-    choice = sampler._processors(Sampling(1, [0]))
-    assert choice[0] is None
-    assert not list(choice[1])
+    assert not list(sampler._filters(Sampling(1, [0])))
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.8, "top_k": 20}])
@@ -244,20 +242,19 @@ def tokens(found: list[Rollout]):
 
 
 def test_finished_rows_are_replaced_by_waiting_ones(model, monkeypatch):
-    """A pass has only the unfinished rows: their sum is that of the tokens but the last of each row."""
-    monkeypatch.setattr(decoding, "MAX_ROWS", 4)
-    real, passes = decoding.DecodingCache.begin_token, []
+    """At a look: so a row is computed for at most a look's tokens more than it has, and others come in before all end."""
+    monkeypatch.setattr(decoding, "MAX_ROWS", 8)
+    monkeypatch.setattr(decoding, "LOOK", 2)
+    real, steps = decoding.Batch.run, []
     monkeypatch.setattr(
-        decoding.DecodingCache,
-        "begin_token",
-        lambda self, lengths: passes.append(len(lengths)) or real(self, lengths),
+        decoding.Batch, "run", lambda self, count: steps.append(count * len(self.rows)) or real(self, count)
     )
     found = rollout(model, PROMPTS, 5, SEEDED)
-    assert sum(passes) == sum(len(one.completion) - 1 for one in found)
-    assert max(passes) == 4
+    needed = sum(len(one.completion) - 1 for one in found)
+    assert needed <= sum(steps) < needed + 2 * len(found)
+    assert max(steps) == 2 * 8
     assert len({len(one.completion) for one in found}) > 3
-    alone = max(len(one.completion) for one in found)
-    assert len(passes) > alone  # more than one batch's worth: rows came in later
+    assert len(steps) * 2 < sum(sorted(len(one.completion) for one in found)[-len(found) // 8 :])
 
 
 def test_each_prompt_is_prefilled_once(model, prefills):

@@ -6,7 +6,8 @@ Answers are as long as they may be. Of their tokens one or two are run, and the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from rlhf_core.estimate.meter import Meter
 from rlhf_core.estimate.weightless import Weightless
 from rlhf_core.prefix import decoding, packed, padded, rollouts, sharing
+from rlhf_core.prefix.cache import cache_bytes
 from rlhf_core.prefix.groups import Rollout, Sampling
 from rlhf_core.prefix.sampler import Sampler
 
@@ -29,42 +31,30 @@ def shared(meter: Meter, model: Any, prompts: Sequence[Sequence[int]], n: int, s
     those before the last, and the last.
     """
     length = sampling.max_new_tokens
-    sampler = Sampler(replace(sampling, eos_token_ids=(), max_new_tokens=length + 1, seed=0))
+    sampler = Sampler(replace(sampling, eos_token_ids=(), seed=0))
     rows = sampler.rows([prompt for prompt in prompts for _ in range(n)])
-    rounds = max(1.0, len(rows) / decoding.MAX_ROWS)
     with meter.during(meter.sampling), packed.evaluating(model):
-        batch = decoding.Batch(model, sampler)
+        room = decoding.room_for(model, rows, sampling)
+        rounds = len(rows) / room.rows
+        batch = decoding.Batch(model, decoding.step_of(model), sampler, room)
         with meter.during(meter.name, repeat=rounds):
-            batch.enter(rows[: decoding.MAX_ROWS])
-        _assign(meter, batch.cache.prompts)
+            batch.enter(deque(rows))
+        batch.cache.arrange(len(batch.rows))
         for tokens, repeat in ((length // 2, length - 2), (length - 1, 1)):
             if tokens < 1 or repeat < 1:
                 continue
-            for row in batch.rows:
-                row.tokens = [meter.token] * (tokens - 1)
-            capacity = (-(-tokens // decoding.GROWTH) - 1) * decoding.GROWTH  # before it grows
-            for layer, (keys, values) in batch.cache.prompts.items():
-                shape = len(batch.rows), keys.shape[1], capacity, keys.shape[3]
-                batch.cache.completions[layer] = keys.new_zeros(shape), values.new_zeros(shape)
-            _assign(meter, batch.cache.completions)
             with meter.during(meter.name, repeat=repeat * rounds):
-                batch.step()
+                batch.sample(tokens, equal=True)
     return [Rollout(list(row.prompt), [meter.token] * length, [-1.0] * length, finished=False) for row in rows]
 
 
-def counted_as_cache(meter: Meter, compute: Callable[..., Any]) -> Callable[..., Any]:
-    def with_capacity(cache: Any, layer: int, key: Tensor) -> tuple[Tensor, Tensor]:
-        pair = compute(cache, layer, key)
-        _assign(meter, {layer: pair})
-        return pair
-
-    return with_capacity
-
-
-def _assign(meter: Meter, cache: Any) -> None:
-    for pair in cache.values():
-        for tensor in pair:
+def counted_as_cache(meter: Meter, allocate: Callable[..., None]) -> Callable[..., None]:
+    def counted(cache: Any, layer: int, pair: tuple[Tensor, Tensor]) -> None:
+        allocate(cache, layer, pair)
+        for tensor in (*cache.prompts[layer], *cache.completions[layer]):
             meter.assign(tensor, CACHE)
+
+    return counted
 
 
 def generate(
@@ -131,15 +121,3 @@ def hold(meter: Meter, size: int, component: str) -> Tensor:
     held = Weightless(torch.empty(size, dtype=torch.uint8, device="meta"))
     meter.assign(held, component)
     return held
-
-
-def cache_bytes(model: Any, tokens: int) -> int:
-    """Of the keys and values of a row: 2 × layers × heads × size × tokens, of layers that keep them."""
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads  # probed: not all families have them
-    heads = getattr(config, "num_key_value_heads", None) or heads
-    kinds: Iterable[str] = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    window = getattr(config, "sliding_window", None) or tokens
-    kept = {"full_attention": tokens, "sliding_attention": min(tokens, window)}
-    return sum(2 * heads * size * kept.get(kind, 0) for kind in kinds) * model.dtype.itemsize

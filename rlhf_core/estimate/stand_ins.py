@@ -73,16 +73,16 @@ def _of_models(meter: Meter, device: Device) -> list[Patch]:
 
 def _of_engine(meter: Meter, device: Device) -> list[Patch]:
     masks: dict[Any, Any] = {}
-    job = two_phase.Job
-    cache = decoding.DecodingCache
+    job, cache = two_phase.Job, decoding.DecodingCache
     kernel = kernels.KERNELS["cuda" if device.is_gpu else "cpu"]
     return [
         (self_check, "_compared", functools.partial(_tried, meter)),
-        (sharing, "_free_bytes", lambda _: max(0, device.memory - meter.total)),
+        (sharing, "free_bytes", lambda _: max(0, device.memory - meter.total)),
         (head, "_gpu_memory", lambda _: device.memory if device.is_gpu else None),
         (layout, "kernel_for", lambda *_: kernel),
         (decoding, "rollout", functools.partial(sampling.shared, meter)),
-        (cache, "with_capacity", sampling.counted_as_cache(meter, cache.with_capacity)),
+        (decoding, "free_bytes", lambda _: max(0, device.memory - meter.total)),
+        (cache, "_allocate", sampling.counted_as_cache(meter, cache._allocate)),
         (GenerationMixin, "generate", _method(_generate, meter, GenerationMixin.generate)),
         (rollouts, "_continuous", functools.partial(sampling.continuous, meter)),
         (rollouts, "_recomputed", functools.partial(sampling.recomputed, meter)),

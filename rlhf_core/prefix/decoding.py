@@ -1,199 +1,250 @@
 """Sampling with shared prompts: each distinct prompt goes through the model once, and its keys and values are cached
-once for all of its completions. Rows that are finished leave, and waiting ones take their places.
+once for all of its completions.
+
+A step runs on the device alone: it feeds each row's last token, chooses the next and writes it down. Every few tokens
+the device is read once: rows that have ended leave, and waiting ones take their places. What a row sampled behind its
+end is dropped. On CUDA a step is captured as a graph for each number of rows, of which there are few.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from rlhf_core.prefix.attention import Cache, PackedAttention
+from rlhf_core.prefix.attention import PackedAttention
+from rlhf_core.prefix.cache import DecodingCache, Room, cache_bytes
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
-from rlhf_core.prefix.kernels import Span, attend
+from rlhf_core.prefix.llama_step import LlamaStep, is_like_llama
 from rlhf_core.prefix.packed import batches, call, evaluating, pack, unwrap
-from rlhf_core.prefix.sampler import Row, Sampler
+from rlhf_core.prefix.sampler import Row, Sampler, seen_in
+from rlhf_core.prefix.self_check import decoding_disagrees
+from rlhf_core.prefix.sharing import checked, free_bytes
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
 MAX_ROWS = 256  # completions that are sampled beside each other
-GROWTH = 64  # tokens by which the cache's capacity for completions grows
+LOOK = 16  # tokens from one read of the device to the next
+REFILL = 4  # rows come in when this part of the places is free: 1/4
+MEMORY = 0.8  # share of the free memory that rows may take
+NUMBERS = 32  # bytes for each logit of a step: in float32 and, where tokens are chosen, in float64
+BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)  # numbers of rows that graphs are captured for
+BY_MODULES = "sampling goes through the model's modules, with more operations for each token"
+log = logging.getLogger("rlhf")
+Step = Callable[[Tensor, Tensor, DecodingCache], Tensor]
 
 
 @torch.no_grad()
 def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[Rollout]:
-    """As `rlhf_core.prefix.rollout`, by a model that shares prompts."""
+    """As `rlhf_core.prefix.rollout`, by a model that shares prompts, and with fewer rows at once if memory runs out."""
     sampler = Sampler(sampling)
-    waiting = deque(sampler.rows([prompt for prompt in prompts for _ in range(n)]))
-    done: list[Row] = []
+    rows = sampler.rows([prompt for prompt in prompts for _ in range(n)])
+    room = room_for(model, rows, sampling)
     with evaluating(model):
-        batch = Batch(model, sampler)
-        while waiting or batch.rows:
-            if waiting and len(batch.rows) <= MAX_ROWS // 2:
-                batch.enter([waiting.popleft() for _ in range(min(len(waiting), MAX_ROWS - len(batch.rows)))])
-            done += batch.step()
-    return sampler.rollouts(done)
+        step = step_of(model)
+        while True:
+            try:
+                return sampler.rollouts(_sampled(model, step, sampler, rows, room))
+            except torch.OutOfMemoryError:
+                if room.rows == 1:
+                    raise
+            room = room._replace(rows=room.rows // 2, prompts=max(1, room.prompts // 2))
+            log.warning("sampling ran out of memory: it goes on with %d answers at once", room.rows)
+            for row in rows:
+                row.tokens.clear()
+                row.logps.clear()
+
+
+def _sampled(model: Any, step: Step, sampler: Sampler, rows: Sequence[Row], room: Room) -> list[Row]:
+    waiting, done = deque(rows), []
+    batch = Batch(model, step, sampler, room)
+    while waiting or batch.rows:
+        if waiting and (not batch.rows or REFILL * batch.free >= room.rows):
+            batch.enter(waiting)
+        batch.run(min(LOOK, max(map(sampler.left, batch.rows))))
+        done += batch.look()
+    return done
+
+
+def room_for(model: Any, rows: Sequence[Row], sampling: Sampling) -> Room:
+    """What fits into free memory, by estimate, of what these rows need."""
+    plain = unwrap(model)
+    prompts = {row.prompt for row in rows}
+    longest, tokens = max(map(len, prompts)), sampling.max_new_tokens + LOOK
+    each = len(rows) / len(prompts)
+    vocabulary = plain.get_input_embeddings().weight.shape[0]
+    row = cache_bytes(plain, tokens) + NUMBERS * vocabulary + cache_bytes(plain, longest) * 2 / each
+    count = max(1, min(len(rows), MAX_ROWS, int(MEMORY * free_bytes(plain.device) / row)))
+    if plain.device.type == "cuda":
+        count = max(size for size in BUCKETS if size <= count or size == 1)
+    return Room(count, tokens, min(len(prompts), -(-2 * count // max(1, int(each)))), longest)
+
+
+def step_of(model: Any) -> Step:
+    """The step of a model: written out where it is made like Llama and computes the same, else by its modules."""
+    if is_like_llama(model) and not checked(model, decoding_disagrees, None, BY_MODULES, _forced):
+        return LlamaStep(model)
+    return lambda tokens, positions, cache: call(model, tokens[:, None], positions[:, None], cache).logits[:, 0]
+
+
+def _forced(model: Any, rows: Sequence[Sequence[int]], steps: int) -> Tensor:
+    """Log-probabilities (rows, steps, vocabulary) at the last tokens of each row, as sampling computes them."""
+    sampler = Sampler(Sampling(steps, (), seed=0))  # torch's generator goes on as it was
+    given = sampler.rows([row[: len(row) - steps] for row in rows])
+    batch = Batch(model, LlamaStep(model), sampler, Room(len(rows), steps, len(rows), max(map(len, rows))))
+    found = [batch.enter(deque(given))]
+    batch.cache.arrange(len(rows))
+    for number in range(steps - 1):
+        batch.tokens[: len(rows)] = torch.tensor([row[len(row) - steps + number] for row in rows])
+        found.append(batch.logits(number + 1, equal=True))
+        batch.cache.lengths += 1
+    return torch.stack(found, dim=1).float().log_softmax(-1)
 
 
 class Batch:
-    """Rows that are sampled together. `logits`: (rows, vocabulary), by which their next tokens are chosen."""
-
-    def __init__(self, model: Any, sampler: Sampler) -> None:
-        self.model, self.sampler = model, sampler
-        self.device = unwrap(model).device
-        self.rows: list[Row] = []
-        self.logits = torch.empty(0)
-        self.cache = DecodingCache(self.device)
-
-    def enter(self, rows: list[Row]) -> None:
-        """Prefill the prompts of `rows`, and add the rows."""
-        last: dict[tuple[int, ...], Tensor] = {}
-        new = [Group(prompt, []) for prompt in dict.fromkeys(row.prompt for row in rows)]
-        for part in batches(new, PREFILL_TOKENS):
-            packed = pack(part, self.device)
-            metadata = PackedAttention(packed.spans, use_cache=True)
-            ends = torch.tensor([spans.prompt[1] - 1 for spans in packed.spans], device=self.device)
-            logits = call(self.model, packed.input_ids, packed.position_ids, metadata, ends).logits[0]
-            last |= {tuple(group.prompt): row for group, row in zip(part, logits, strict=True)}
-            self.cache.add_prompts(part, [spans.prompt for spans in packed.spans], metadata.take_cache()[0])
-        entering = torch.stack([last[row.prompt] for row in rows])
-        self.logits = torch.cat([self.logits, entering]) if self.rows else entering
-        self.rows += rows
-        self.cache.set_rows([row.prompt for row in self.rows])
-
-    def step(self) -> list[Row]:
-        """Choose every row's next token, and run the model on it where the row goes on. Returns the rows that end."""
-        tokens = self.sampler.step(self.rows, self.logits)
-        ended = [row for row in self.rows if self.sampler.ended(row)]
-        if ended:
-            stay = _compacted([not self.sampler.ended(row) for row in self.rows])
-            self.rows = [self.rows[i] for i in stay]
-            self.cache.compact(stay)
-            self.cache.set_rows([row.prompt for row in self.rows])
-            tokens = tokens[stay]
-        if self.rows:
-            self.cache.begin_token([len(row.tokens) - 1 for row in self.rows])
-            positions = torch.tensor([[len(row.prompt) + len(row.tokens) - 1] for row in self.rows], device=self.device)
-            self.logits = call(self.model, tokens[:, None], positions, self.cache).logits[:, 0]
-        return ended
-
-
-class DecodingCache:
-    """Attention metadata of one new token a row, which attends to its prompt and to its completion's tokens so far.
-
-    `prompts`: for each layer (prompts, heads, longest, size), padded on the right; `completions`: the same of the rows,
-    with capacity for tokens to come.
+    """Rows that are sampled together. All tensors are as large as they will be: `tokens` (rows,), each row's last one;
+    `points` (rows, tokens), its random numbers; `chosen` (tokens of a look, 2, rows), tokens and log-probabilities.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.names: list[tuple[int, ...]] = []  # the tokens of each prompt
-        self.prompts: Cache = {}
-        self.completions: Cache = {}
+    def __init__(self, model: Any, step: Step, sampler: Sampler, room: Room) -> None:
+        self.model, self.step, self.sampler, self.room = model, step, sampler, room
+        self.device = unwrap(model).device
+        self.rows: list[Row] = []
+        self.fresh = 0  # rows at the end that have come in since the last look
+        self.steps = 0  # since the last look
+        self.graphs: dict[Hashable, Any] = {}
+        self.captures = self.device.type == "cuda"
+        self.pool = torch.cuda.graph_pool_handle() if self.captures else None
+        self.cache = DecodingCache(room, self.device)
+        # Of the prompt that the next waiting row shares with the last ones: its place, and the logits behind it.
+        self.prefilled: dict[tuple[int, ...], tuple[int, Tensor]] = {}
+        self.last = sampler.sampling.max_new_tokens - 1  # the number of the last token that a row may have
+        with torch.device(self.device):
+            self.tokens = torch.zeros(room.rows, dtype=torch.long)
+            self.starts = torch.zeros(room.rows, dtype=torch.long)
+            self.points = torch.zeros(room.rows, self.last + 1, dtype=torch.float64)
+            self.chosen = torch.zeros(LOOK + 1, 2, room.rows)
+            self.number = torch.zeros(1, dtype=torch.long)  # of the step since the last look
+        self.seen: Tensor | None = None
 
-    def add_prompts(self, groups: Sequence[Group], spans: Sequence[Span], cache: Cache) -> None:
-        """Prompts that stand in a row at `spans`; `cache`: the row's."""
-        self.names += [tuple(group.prompt) for group in groups]
-        longest = max(map(len, self.names))
-        for layer, pair in cache.items():
-            new = [torch.cat([_padded(tensor[:, :, a:b], longest) for a, b in spans]) for tensor in pair]
-            if layer in self.prompts:
-                old = (_padded(tensor, longest) for tensor in self.prompts[layer])
-                new = [torch.cat(pair) for pair in zip(old, new, strict=True)]
-            self.prompts[layer] = new[0], new[1]
+    @property
+    def free(self) -> int:
+        return self.room.rows - len(self.rows)
 
-    def set_rows(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Which prompt each row has. Prompts that none has are dropped."""
-        used = set(prompts)
-        if len(used) < len(self.names):
-            stay = [i for i, name in enumerate(self.names) if name in used]
-            self.names = [self.names[i] for i in stay]
-            longest = max(map(len, self.names), default=0)
-            self.prompts = {
-                layer: (k[stay, :, :longest], v[stay, :, :longest]) for layer, (k, v) in self.prompts.items()
-            }
-        number = {name: i for i, name in enumerate(self.names)}
-        counts = [0] * len(self.names)
-        slots = []  # (the row's prompt, its number among the rows of this prompt)
-        for prompt in prompts:
-            slots.append((number[prompt], counts[number[prompt]]))
-            counts[number[prompt]] += 1
-        self.width = max(counts, default=0)
-        self.slots = torch.tensor([owner * self.width + rank for owner, rank in slots], device=self.device)
-        self.prompt_mask = _mask([len(name) for name in self.names], self.device)
+    def enter(self, waiting: deque[Row]) -> Tensor:
+        """Take rows in for which there is room, prefill their prompts, and choose their first tokens, by logits (rows,
+        vocabulary) that are returned.
+        """
+        new: list[Row] = []
+        prompts: dict[tuple[int, ...], None] = {}
+        while waiting and len(new) < self.free:
+            prompt = waiting[0].prompt
+            if prompt not in self.prefilled and prompt not in prompts:
+                if len(prompts) == self.cache.free_places:
+                    break
+                prompts[prompt] = None
+            new.append(waiting.popleft())
+        self._prefill(list(prompts))
+        places, behind = zip(*(self.prefilled[row.prompt] for row in new), strict=True)
+        shared = waiting[0].prompt if waiting else ()
+        self.prefilled = {prompt: found for prompt, found in self.prefilled.items() if prompt == shared}
+        logits = torch.stack(behind)
+        rows = slice(len(self.rows), len(self.rows) + len(new))
+        self.rows += new
+        self.fresh += len(new)
+        self.cache.add_rows(places)
+        self.starts[rows] = torch.tensor([len(row.prompt) for row in new], device=self.device)
+        self.points[rows] = torch.stack([row.uniforms for row in new]).to(self.device)
+        if self.sampler.needs_seen:
+            if self.seen is None:
+                self.seen = logits.new_zeros(len(self.tokens), logits.shape[1], dtype=torch.bool)
+            self.seen[rows] = seen_in([row.prompt for row in new], logits)
+        self._choose(logits, rows, self.points[rows, 0])
+        return logits
 
-    def compact(self, rows: Sequence[int]) -> None:
-        """Keep these rows, as from `_compacted`. Those that have just entered stand last, and have nothing here yet."""
-        for layer, (keys, values) in self.completions.items():
-            moves = [(to, of) for to, of in enumerate(rows) if to < of < len(keys)]
-            if moves:
-                to, of = map(list, zip(*moves, strict=True))
-                keys[to], values[to] = keys[of], values[of]
-            self.completions[layer] = keys[: len(rows)], values[: len(rows)]
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        for part in batches([Group(prompt, []) for prompt in prompts], PREFILL_TOKENS):
+            packed = pack(part, self.device)
+            metadata = PackedAttention(packed.spans, use_cache=True)
+            spans = [spans.prompt for spans in packed.spans]
+            ends = torch.tensor([end - 1 for _, end in spans], device=self.device)
+            logits = call(self.model, packed.input_ids, packed.position_ids, metadata, ends).logits[0]
+            found = zip(self.cache.add_prompts(spans, metadata.take_cache()[0]), logits, strict=True)
+            self.prefilled |= dict(zip((tuple(group.prompt) for group in part), found, strict=True))
 
-    def begin_token(self, lengths: Sequence[int]) -> None:
-        """A token comes to each row, behind `lengths` others of its completion."""
-        self.longest = max(lengths) + 1
-        self.mask = _mask([length + 1 for length in lengths], self.device)
-        self.at: tuple[Any, ...] = slice(None), slice(None), lengths[0]
-        if self.mask is not None:
-            at = torch.tensor(lengths, device=self.device)
-            self.at = torch.arange(len(lengths), device=self.device), slice(None), at
+    def run(self, steps: int) -> None:
+        """Sample so many tokens of each row, without a read from the device."""
+        if not steps:
+            return
+        live = len(self.rows)
+        self.cache.arrange(min(size for size in BUCKETS if size >= live) if self.captures else live)
+        lengths = [max(0, len(row.tokens) - 1) for row in self.rows]  # in the cache
+        for step in range(steps):
+            if graph := self.graphs.get(self.cache.layout):
+                graph.replay()
+            else:
+                columns = self.room.tokens if self.captures else max(lengths) + step + 1
+                self.sample(columns, equal=not self.captures and min(lengths) == max(lengths))
+                if self.captures:
+                    self._capture()
+        self.steps += steps
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
-    ) -> Tensor:
-        rows, heads, _, size = query.shape
-        groups = key.shape[1]
-        query = query.reshape(rows, groups, heads // groups, size)
-        keys, values = self.with_capacity(layer, key)
-        keys[self.at], values[self.at] = key[:, :, 0], value[:, :, 0]
-        output, lse = attend(query, keys[:, :, : self.longest], values[:, :, : self.longest], self.mask, scale)
-        prefix_output, prefix_lse = self._attend_to_prompts(query, *self.prompts[layer], scale)
-        merged = torch.lerp(output, prefix_output, torch.sigmoid(prefix_lse - lse)[..., None].to(output.dtype))
-        return merged.reshape(rows, heads, 1, size)
+    def sample(self, columns: int, *, equal: bool) -> None:
+        """The next token of each row of the arrangement; none has more than `columns` before, all with `equal`."""
+        rows = slice(0, self.cache.rows)
+        logits = self.logits(columns, equal=equal)
+        lengths = self.cache.lengths[rows].add_(1)
+        self.number.add_(1)
+        self._choose(logits, rows, self.points[rows].gather(1, lengths.clamp(max=self.last)[:, None])[:, 0])
 
-    def _attend_to_prompts(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """The rows of each prompt stand beside each other, so that its keys are read once for all of them."""
-        _, groups, each, size = query.shape
-        slots = query.new_zeros(len(self.names) * self.width, groups, each, size).index_copy(0, self.slots, query)
-        slots = slots.unflatten(0, (len(self.names), self.width)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        output, lse = attend(slots, keys, values, self.prompt_mask, scale)
-        output = output.unflatten(2, (each, self.width)).permute(0, 3, 1, 2, 4).flatten(0, 1)
-        lse = lse.unflatten(2, (each, self.width)).permute(0, 3, 1, 2).flatten(0, 1)
-        return output[self.slots], lse[self.slots]
+    def logits(self, columns: int, *, equal: bool) -> Tensor:
+        """(rows, vocabulary), behind each row's last token."""
+        rows = self.cache.rows
+        self.cache.begin(columns, equal=equal)
+        positions = self.starts[:rows] + self.cache.lengths[:rows].clamp(max=self.last)
+        return self.step(self.tokens[:rows], positions, self.cache)
 
-    def with_capacity(self, layer: int, key: Tensor) -> tuple[Tensor, Tensor]:
-        """(keys, values) of the completions, with capacity for one more token, and for rows that entered."""
-        rows, groups, _, size = key.shape
-        if layer not in self.completions:
-            self.completions[layer] = key.new_zeros(0, groups, 0, size), key.new_zeros(0, groups, 0, size)
-        keys, values = self.completions[layer]
-        more_rows, more = rows - keys.shape[0], self.longest - keys.shape[2]
-        if more_rows > 0 or more > 0:
-            by = (0, 0, 0, GROWTH if more > 0 else 0, 0, 0, 0, more_rows)
-            self.completions[layer] = pad(keys, by), pad(values, by)
-        return self.completions[layer]
+    def _choose(self, logits: Tensor, rows: slice, points: Tensor) -> None:
+        seen = None if self.seen is None else self.seen[rows]
+        tokens, logps = self.sampler.choose(logits, points, seen)
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        self.tokens[rows] = tokens
+        # float32 has all token ids
+        self.chosen[:, :, rows].index_copy_(0, self.number, torch.stack([tokens.float(), logps])[None])
 
+    def _capture(self) -> None:
+        """Capture the step that was just computed, for others of its layout. What waits for the device can't be."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                self.sample(self.room.tokens, equal=False)
+        except RuntimeError as error:
+            self.captures = False
+            log.warning("a step of sampling can't be captured as a CUDA graph, so each is launched anew: %s", error)
+        else:
+            self.graphs[self.cache.layout] = graph
 
-def _compacted(stays: Sequence[bool]) -> list[int]:
-    """The numbers of those that stay, where the last ones have filled the gaps."""
-    count = sum(stays)
-    last = [i for i in range(count, len(stays)) if stays[i]]
-    return [i if stays[i] else last.pop() for i in range(count)]
-
-
-def _mask(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """(rows, 1, 1, longest): minus infinity after the first `lengths` of each row, else 0. None where all are equal."""
-    if not lengths or min(lengths) == max(lengths):
-        return None
-    beyond = torch.arange(max(lengths), device=device) >= torch.tensor(lengths, device=device)[:, None]
-    return torch.zeros(beyond.shape, device=device).masked_fill(beyond, -torch.inf)[:, None, None]
-
-
-def _padded(tensor: Tensor, longest: int) -> Tensor:
-    """(rows, heads, tokens, size) with zeros up to `longest` tokens."""
-    return pad(tensor, (0, 0, 0, longest - tensor.shape[2]))
+    def look(self) -> list[Row]:
+        """Read what was sampled since the last look, and let the rows go that have ended, which are returned."""
+        live = len(self.rows)
+        block = self.chosen[: self.steps + 1, :, :live].tolist()
+        for number, row in enumerate(self.rows):
+            for tokens, logps in block[0 if number >= live - self.fresh else 1 :]:
+                self.sampler.append(row, int(tokens[number]), logps[number])
+                if self.sampler.ended(row):
+                    break
+        self.fresh = self.steps = 0
+        self.number.zero_()
+        stay = [number for number, row in enumerate(self.rows) if not self.sampler.ended(row)]
+        ended = [row for row in self.rows if self.sampler.ended(row)]
+        if ended:
+            self.rows = [self.rows[number] for number in stay]
+            numbers = torch.tensor(stay, dtype=torch.long, device=self.device)
+            for tensor in (self.tokens, self.starts, self.points, *([] if self.seen is None else [self.seen])):
+                tensor[: len(stay)] = tensor[numbers]
+            self.cache.keep(stay, [place for place, _ in self.prefilled.values()])
+        return ended

@@ -274,14 +274,3 @@ def disagreement(kernel: Kernel, query: Tensor, key: Tensor) -> str | None:
     # A kernel rounds its weights and its results to the type of its inputs, and approximates exp to about float32.
     allowed = 8 * torch.finfo(query.dtype).eps + 64 * torch.finfo(torch.float32).eps
     return None if apart < allowed else f"its kernel is {apart:.2g} of the values away from it"
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """(output, log-sum-exp (rows, heads, queries)) of the few queries of a decoding step to all keys, without gradient.
-    As many heads on both sides; `mask`: (rows, 1, 1, keys), added to the scores.
-    """
-    scores = (query @ key.transpose(-1, -2)).to(upcast(query.dtype)) * scale
-    if mask is not None:
-        scores = scores + mask
-    lse = scores.logsumexp(-1)
-    return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse

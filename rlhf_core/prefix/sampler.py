@@ -1,4 +1,4 @@
-"""How the next tokens of rows are chosen from logits, whichever way those are computed.
+"""How the next tokens of rows are chosen from logits, whichever way those are computed, without a read from the device.
 
 Random numbers belong to a row, not to the batch: with the same seed a row gets the same numbers whatever runs beside
 it.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,24 +39,56 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self.penalty, self.filters = _processors(sampling)
+        self.filters = _filters(sampling)
+
+    @property
+    def needs_seen(self) -> bool:
+        return self.sampling.repetition_penalty != 1
 
     def rows(self, prompts: Sequence[Sequence[int]]) -> list[Row]:
         numbers = uniforms(len(prompts), self.sampling)
         return [Row(i, tuple(prompt), numbers[i]) for i, prompt in enumerate(prompts)]
 
-    def step(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
-        """Choose the next token of each row by `logits` (rows, vocabulary) and append it. Returns the tokens (rows,).
-        Raises `RunStopped` if the logits are not numbers.
+    def choose(self, logits: Tensor, points: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(token, its log-probability at the sampling temperature), (rows,) each, by `logits` (rows, vocabulary).
+
+        `points`: (rows,), of the rows' random numbers those of this token. `seen`: (rows, vocabulary), whether a token
+        is in a row already, which a penalty for repetition needs. Of logits that are not numbers the log-probability is
+        none either.
         """
-        tokens, logps = self._choose(rows, logits.float())
-        chosen = torch.stack([tokens.float(), logps]).tolist()  # one read from the device; float32 has all token ids
-        for row, token, logp in zip(rows, *chosen, strict=True):
-            if math.isnan(logp):
-                raise RunStopped(NOT_NUMBERS)
-            row.tokens.append(int(token))
-            row.logps.append(logp)
-        return tokens
+        logits = logits.float()
+        if seen is not None:
+            penalty = self.sampling.repetition_penalty
+            logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+        logps = torch.log_softmax(logits / self.sampling.temperature, dim=-1)
+        if self.sampling.greedy:
+            tokens = logits.argmax(-1)
+        else:
+            bounds = self.filters(None, logps).double().softmax(-1).cumsum(-1)
+            total = bounds[:, -1]
+            points = torch.minimum(points * total, torch.nextafter(total, torch.zeros_like(total)))
+            # Beyond the last token if the logits are not numbers.
+            tokens = torch.searchsorted(bounds, points[:, None], right=True)[:, 0].clamp(max=bounds.shape[1] - 1)
+        return tokens, logps.gather(-1, tokens[:, None])[:, 0]
+
+    def append(self, row: Row, token: int, logp: float) -> None:
+        """Raises `RunStopped` if the logits were not numbers."""
+        if math.isnan(logp):
+            raise RunStopped(NOT_NUMBERS)
+        row.tokens.append(token)
+        row.logps.append(logp)
+
+    def step(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """Choose the next token of each row and append it."""
+        points = torch.stack([row.uniforms[len(row.tokens)] for row in rows]).to(logits.device)
+        seen = seen_in([[*row.prompt, *row.tokens] for row in rows], logits) if self.needs_seen else None
+        tokens, logps = self.choose(logits, points, seen)
+        for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
+            self.append(row, token, logp)
+
+    def left(self, row: Row) -> int:
+        """Tokens that may come behind the last, which is under way if the row has none yet."""
+        return self.sampling.max_new_tokens - max(1, len(row.tokens))
 
     def ended(self, row: Row) -> bool:
         return row.tokens[-1] in self.sampling.eos_token_ids or len(row.tokens) == self.sampling.max_new_tokens
@@ -69,24 +100,13 @@ class Sampler:
             for row in sorted(done, key=lambda row: row.number)
         ]
 
-    def _choose(self, rows: Sequence[Row], logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(token, its log-probability at the sampling temperature), (rows,) each."""
-        if self.penalty is not None:
-            seen = [[*row.prompt, *row.tokens] for row in rows]
-            longest = max(map(len, seen))
-            filled = [[*row, *[row[0]] * (longest - len(row))] for row in seen]
-            logits = self.penalty(torch.tensor(filled, device=logits.device), logits)
-        logps = torch.log_softmax(logits / self.sampling.temperature, dim=-1)
-        if self.sampling.greedy:
-            tokens = logits.argmax(-1)
-        else:
-            bounds = self.filters(None, logps).double().softmax(-1).cumsum(-1)
-            total = bounds[:, -1]
-            points = torch.stack([row.uniforms[len(row.tokens)] for row in rows]).to(logits.device) * total
-            points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))
-            # Beyond the last token if the logits are not numbers, which the log-probabilities then say.
-            tokens = torch.searchsorted(bounds, points[:, None], right=True)[:, 0].clamp(max=bounds.shape[1] - 1)
-        return tokens, logps.gather(-1, tokens[:, None])[:, 0]
+
+def seen_in(texts: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
+    """(rows, vocabulary): whether each token is in each text."""
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    rows = torch.tensor([row for row, text in enumerate(texts) for _ in text], device=logits.device)
+    seen[rows, torch.tensor([token for text in texts for token in text], device=logits.device)] = True
+    return seen
 
 
 def uniforms(rows: int, sampling: Sampling) -> Tensor:
@@ -97,9 +117,8 @@ def uniforms(rows: int, sampling: Sampling) -> Tensor:
     return torch.stack([torch.rand(sampling.max_new_tokens, dtype=torch.float64, generator=g) for g in generators])
 
 
-def _processors(sampling: Sampling) -> tuple[Any, logits_process.LogitsProcessorList]:
-    """(the repetition penalty or None, what leaves tokens out), in the order of transformers' `generate`."""
-    penalty = sampling.repetition_penalty
+def _filters(sampling: Sampling) -> logits_process.LogitsProcessorList:
+    """What leaves tokens out, in the order of transformers' `generate`."""
     filters = logits_process.LogitsProcessorList()
     if sampling.top_k:
         filters.append(logits_process.TopKLogitsWarper(sampling.top_k))
@@ -107,4 +126,4 @@ def _processors(sampling: Sampling) -> tuple[Any, logits_process.LogitsProcessor
         filters.append(logits_process.TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
         filters.append(logits_process.MinPLogitsWarper(sampling.min_p))
-    return None if penalty == 1 else logits_process.RepetitionPenaltyLogitsProcessor(penalty), filters
+    return filters

@@ -76,6 +76,11 @@ def generation_disagrees(model: Any, longest: int | None, generate: Callable[...
     return _compared(model, longest, ours, alone)
 
 
+def decoding_disagrees(model: Any, longest: int | None, forced: Callable[..., Tensor]) -> str | None:
+    """The same of our own sampling."""
+    return generation_disagrees(model, longest, forced)
+
+
 def logps_disagree(model: Any, longest: int | None, row_logps: Callable[..., Tensor]) -> str | None:
     """What is different where `row_logps(model, row)` gives the log-probabilities of a row's tokens but the first."""
 

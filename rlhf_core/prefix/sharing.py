@@ -196,7 +196,7 @@ def fits(model: Any, groups: Sequence[Group]) -> bool:
     """
     plain = unwrap(model)
     packed_bytes = sum(map(size, groups)) * _bytes_for_backward(plain)
-    if packed_bytes < 0.8 * _free_bytes(plain.device):
+    if packed_bytes < 0.8 * free_bytes(plain.device):
         return True
     trained = [weight for weight in plain.parameters() if weight.requires_grad]
     gradients = sum(weight.nbytes for weight in trained)
@@ -220,7 +220,7 @@ def _bytes_for_backward(plain: Any) -> int:
     return int(numbers * plain.dtype.itemsize)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return psutil.virtual_memory().available
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
