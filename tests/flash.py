@@ -17,7 +17,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rlhf_core.prefix import kernels
+from rlhf_core.prefix import decoding_kernels, kernels
 
 calls: Counter[str] = Counter()
 
@@ -31,6 +31,8 @@ def emulated():
         library.impl("_flash_attention_backward", backward, "CPU")
         patch.setitem(kernels.KERNELS, "cpu", kernels.KERNELS["cuda"])
         patch.setattr(kernels, "_checked", {})
+        patch.setattr(decoding_kernels, "DECODES", {"cpu"})
+        patch.setattr(decoding_kernels, "_decodes", {})
         yield calls
     library._destroy()
 
@@ -39,13 +41,17 @@ def forward(
     query, key, value, starts_q, starts_k, max_q, max_k, dropout, causal, debug, *, scale=None,
     window_size_left=None, window_size_right=None, seqused_k=None, alibi_slopes=None, block_table=None, num_splits=None,
 ):  # fmt: skip
-    _check(query, key, value, starts_q, starts_k, max_q, max_k)
+    if seqused_k is None:
+        _check(query, key, value, starts_q, starts_k, max_q, max_k)
+        sequences = _sequences(starts_q, starts_k)
+    else:
+        sequences = _used(query, key, value, starts_q, starts_k, max_q, max_k, seqused_k)
     assert dropout == 0.0
     assert not debug
     calls["forward"] += 1
     output = torch.full_like(query, torch.nan)
     lse = torch.full(query.shape[1::-1], torch.nan)
-    for (a, b), (c, d) in _sequences(starts_q, starts_k):
+    for (a, b), (c, d) in sequences:
         scores = _scores(query[a:b], key[c:d], causal, window_size_left, window_size_right, scale)
         lse[:, a:b] = scores.logsumexp(-1)
         weights = (scores - lse[:, a:b, None]).exp()
@@ -86,7 +92,7 @@ def backward(
     return tuple(grads)
 
 
-def _check(query, key, value, starts_q, starts_k, max_q, max_k):
+def _check_tensors(query, key, value):
     if query.dtype not in (torch.float16, torch.bfloat16):
         raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
     if not query.dtype == key.dtype == value.dtype:
@@ -97,6 +103,10 @@ def _check(query, key, value, starts_q, starts_k, max_q, max_k):
     assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
     assert query.shape[1] % key.shape[1] == 0
     assert key.shape == value.shape
+
+
+def _check(query, key, value, starts_q, starts_k, max_q, max_k):
+    _check_tensors(query, key, value)
     for starts, tensor, longest in ((starts_q, query, max_q), (starts_k, key, max_k)):
         assert starts.dtype == torch.int32
         assert starts.is_contiguous()
@@ -106,6 +116,20 @@ def _check(query, key, value, starts_q, starts_k, max_q, max_k):
         assert lengths.min() > 0
         assert lengths.max() == longest
     assert len(starts_q) == len(starts_k)
+
+
+def _used(query, key, value, starts_q, starts_k, max_q, max_k, used):
+    """Sequences whose keys begin anywhere and end by a length of their own; there may be empty ones of queries."""
+    _check_tensors(query, key, value)
+    for starts in (starts_q, starts_k, used):
+        assert starts.dtype == torch.int32
+        assert starts.is_contiguous()
+    assert len(starts_q) == len(starts_k) == len(used) + 1
+    ends = [(c, c + count) for c, count in zip(starts_k.tolist(), used.tolist(), strict=False)]
+    found = [(one, keys) for one, keys in zip(pairwise(starts_q.tolist()), ends, strict=True) if one[0] < one[1]]
+    assert sum(b - a for (a, b), _ in found) == len(query)
+    assert all(b - a <= max_q and 0 < d - c <= max_k and d <= len(key) for (a, b), (c, d) in found)
+    return found
 
 
 def _sequences(starts_q, starts_k):

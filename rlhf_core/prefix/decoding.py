@@ -168,7 +168,7 @@ class Batch:
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
         for part in batches([Group(prompt, []) for prompt in prompts], PREFILL_TOKENS):
             packed = pack(part, self.device)
-            metadata = PackedAttention(packed.spans, use_cache=True)
+            metadata = PackedAttention(packed.spans, use_cache=True, device=self.device)
             spans = [spans.prompt for spans in packed.spans]
             ends = torch.tensor([end - 1 for _, end in spans], device=self.device)
             logits = call(self.model, packed.input_ids, packed.position_ids, metadata, ends).logits[0]
