@@ -105,7 +105,7 @@ def test_the_way_that_takes_less_memory_is_taken_where_neither_fits(monkeypatch,
     model = get_peft_model(model, LoraConfig(target_modules="all-linear")) if lora else model
     groups = [Group([5, 6, 7], [[8] * length] * rows)]
     assert shares(model, groups)  # it is compared with rows alone while it has numbers
-    monkeypatch.setattr(sharing, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(sharing, "free_bytes", lambda device: 0)
     peaks, fits = {}, sharing.fits
     with Meter() as meter:
         without_values(model)
