@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -34,6 +35,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "plugins/sft/tests/test_config_fields.py::test_training_with_a_setting_equals_trl": ("{} lora", "bfd_split", "dft"),
     "plugins/tools/tests/test_recommend.py::test_costs_are_estimated_and_options_added_until_it_fits": (),
     "plugins/tools/tests/test_recommend.py::test_a_dry_run_accepts_the_classic_pipeline_in_4_bits": (),
+    "tests/test_multimodal.py::test_text_shares_its_prompts": (
+        *("gemma3", "gemma4", "mistral3", "qwen2_5_vl", "qwen3_vl", "qwen3_5"),
+    ),
+    "tests/test_prefix_list.py::test_a_family_shares_exactly_or_is_refused_with_the_reason": (
+        *("qwen3_moe", "deepseek_v3", "gemma3_text", "kimi_linear", "cohere2", "vaultgemma"),
+    ),
+    "tests/test_prefix_recurrent.py::test_log_probabilities_states_and_gradients_are_those_of_rows_alone": (
+        *("qwen3_next", "two phases", "olmo_hybrid", "falcon_h1", "granitemoehybrid", "nemotron_h", "lfm3"),
+    ),
     "tests/test_conformance.py::test_our_formatters_keep_the_rules": (
         "response_preference",
         "messages",
@@ -156,6 +166,16 @@ def go(resolved):
 
     start.trainers = []
     return start
+
+
+@pytest.fixture
+def families_models(monkeypatch):
+    """benchmarks/families_models.py, which makes a model of any family small; here smaller still."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
+    module = importlib.import_module("families_models")
+    for setting, value in {"vocab_size": 97, "vocab_size_per_layer_input": 97, "num_hidden_layers": 2}.items():
+        monkeypatch.setitem(module.SMALL, setting, value)
+    return module
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ is saved loads again as what it was.
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from transformers import AutoModelForImageTextToText
 
 from rlhf_core.errors import UserError
 from rlhf_core.models.loading import inspect, new_adapter
+from rlhf_core.models.precision import left_unquantized
 from rlhf_core.models.resolve import find
-from rlhf_core.prefix import share, shares
+from rlhf_core.prefix import completion_logps, share, shares
 from rlhf_core.training.run_folder import finish_model
 from tests.test_prefix_families import exact
 from tests.test_prefix_recurrent import GROUPS, assert_same, expected_of
@@ -27,18 +27,9 @@ VALUES = {"method": "dpo"}
 PROCESSOR = "preprocessor_config.json"
 
 
-@pytest.fixture
-def models(monkeypatch):
-    """benchmarks/families_models.py, which makes them small."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    return importlib.import_module("families_models")
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_text_shares_its_prompts(name, models, monkeypatch):
-    for setting, value in {"vocab_size": 97, "vocab_size_per_layer_input": 97, "num_hidden_layers": 2}.items():
-        monkeypatch.setitem(models.SMALL, setting, value)
-    model = models.build(*models.MULTIMODAL[name])
+def test_text_shares_its_prompts(name, families_models):
+    model = families_models.build(*families_models.MULTIMODAL[name])
     expected = expected_of(exact(model))
     assert share(model) is None
     assert shares(model, GROUPS)
@@ -47,20 +38,21 @@ def test_text_shares_its_prompts(name, models, monkeypatch):
     assert_same(model.train(), *expected)
 
 
-def saved(name, models, tiny_model, monkeypatch):
+def saved(name, families_models, tiny_model, monkeypatch):
     """The folder of a whole model."""
-    monkeypatch.setitem(models.SMALL, "num_hidden_layers", 2)
+    for setting in ("vocab_size", "vocab_size_per_layer_input"):
+        monkeypatch.setitem(families_models.SMALL, setting, families_models.VOCABULARY)
     folder = Path(shutil.copytree(tiny_model, "whole"))
     (folder / "model.safetensors").unlink()
-    models.build(*models.MULTIMODAL[name]).save_pretrained(folder)
+    families_models.build(*families_models.MULTIMODAL[name]).save_pretrained(folder)
     (folder / PROCESSOR).write_text('{"size": 32}')
     return str(folder)
 
 
 def test_full_training_leaves_what_reads_images_as_it_is_and_saves_a_whole_model(
-    made_run, models, tiny_model, monkeypatch
+    made_run, families_models, tiny_model, monkeypatch
 ):
-    before = saved("qwen3_5", models, tiny_model, monkeypatch)
+    before = saved("qwen3_5", families_models, tiny_model, monkeypatch)
     run = made_run(model=before, lora=False)
     (said,) = run.info.warnings
     assert "its text model is trained, model.visual stays as it is" in said
@@ -74,8 +66,8 @@ def test_full_training_leaves_what_reads_images_as_it_is_and_saves_a_whole_model
     assert all(map(torch.equal, again.parameters(), run.model.parameters()))
 
 
-def test_an_adapter_stands_in_the_text_model_alone(made_run, models, tiny_model, monkeypatch):
-    before = saved("qwen3_vl", models, tiny_model, monkeypatch)
+def test_an_adapter_stands_in_the_text_model_alone(made_run, families_models, tiny_model, monkeypatch):
+    before = saved("qwen3_vl", families_models, tiny_model, monkeypatch)
     run = made_run(model=before, lora=True, lora_r=4, lora_target_modules=["q_proj", "qkv", "down_proj"])
     options = [run.options, run.options.model_copy(update={"lora_target_modules": "all-linear"})]
     for adapted in (get_peft_model(run.model, new_adapter(run.info, each)) for each in options):
@@ -87,8 +79,25 @@ def test_an_adapter_stands_in_the_text_model_alone(made_run, models, tiny_model,
     assert not (run.folder / "model" / PROCESSOR).exists()
 
 
-def test_a_score_head_for_which_there_is_no_class_is_refused(models, tiny_model, monkeypatch, tmp_path):
+def test_a_score_head_for_which_there_is_no_class_is_refused(families_models, tiny_model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    folder = saved("mistral3", models, tiny_model, monkeypatch)
+    folder = saved("mistral3", families_models, tiny_model, monkeypatch)
     with pytest.raises(UserError, match="of the type mistral3: transformers has no such model with a score head"):
         inspect(find(folder, "path"), "sequence_classification")
+
+
+def test_experts_that_stay_unquantized_are_said_and_the_rest_trains_in_4_bits(
+    made_run, families_models, tiny_model, monkeypatch
+):
+    before = saved("qwen3_5_moe", families_models, tiny_model, monkeypatch)
+    run = made_run(model=before, load_in_4bit=True)
+    (said,) = left_unquantized(run.info.empty, run.options, run.info.called)
+    experts = sum(weight.numel() for name, weight in run.info.empty.named_parameters() if ".experts." in name)
+    assert f"leaves {experts / run.info.empty.num_parameters():.0%} of the weights" in said
+    layer = run.model.model.language_model.layers[0]
+    assert layer.linear_attn.in_proj_qkv.weight.dtype == torch.uint8
+    assert layer.mlp.experts.down_proj.is_floating_point()
+    adapted = get_peft_model(run.model, new_adapter(run.info, run.options))
+    assert shares(adapted, GROUPS)
+    completion_logps(adapted.train(), GROUPS).logps.sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in adapted.parameters() if weight.requires_grad)

@@ -10,7 +10,7 @@ from rlhf_core.method import TrainingOptions
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # The first that multiplies a few rows, as of a decoding step, with 4-bit weights without writing those out in full.
 BITSANDBYTES = "0.50"
@@ -95,3 +95,19 @@ def bitsandbytes_config(options: TrainingOptions, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def left_unquantized(model: PreTrainedModel | None, options: TrainingOptions, called: str) -> list[str]:
+    """What bitsandbytes leaves as it is where it is asked to quantize: the experts that transformers holds in a tensor
+    for all of a layer, and which are no linear layers.
+    """
+    if model is None or not options.quantized:
+        return []
+    fused = sum(weight.numel() for name, weight in model.named_parameters() if "experts" in name and weight.dim() == 3)
+    if not fused:
+        return []
+    bits, share = 4 if options.load_in_4bit else 8, fused / model.num_parameters()
+    return [
+        f"--load-in-{bits}bit leaves {share:.0%} of the weights of {called} as they are: its experts are no linear "
+        "layers in transformers, so bitsandbytes does not quantize them"
+    ]

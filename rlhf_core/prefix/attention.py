@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
@@ -79,8 +80,10 @@ def attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # which knows sdpa, but not the kernels within it
         query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = shared_prefix.attend(module.layer_idx, query, key, value, scaling, sliding_window)
+    scaling, size = query.shape[-1] ** -0.5 if scaling is None else scaling, value.shape[-1]
+    if query.shape[-1] > size:  # in latent attention (DeepSeek's); the kernels know one size, and zeros change nothing
+        value = pad(value, (0, query.shape[-1] - size))
+    output = shared_prefix.attend(module.layer_idx, query, key, value, scaling, sliding_window)[..., :size]
     return output.transpose(1, 2).contiguous(), None
 
 

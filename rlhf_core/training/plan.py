@@ -24,6 +24,7 @@ from rlhf_core.models import loading as models
 from rlhf_core.models import router
 from rlhf_core.models.adapters import uses_lora
 from rlhf_core.models.context import context_length
+from rlhf_core.models.precision import left_unquantized
 from rlhf_core.models.resolve import ModelReference, find
 from rlhf_core.models.template import template_of
 from rlhf_core.rewards.batch import columns_left_out
@@ -107,7 +108,7 @@ def make_plan(
     best.check(options, method, [r.name for r in rewards], rows=len(data.held_out), prompts=answered)
     explicit = given_options(config, method)
     warnings += [*_not_evaluated(method, config, explicit, data.held_out), *router.left_out(info.config, method)]
-    warnings += rates.low_for_adapter(config, method, options)
+    warnings += [*rates.low_for_adapter(config, method, options), *left_unquantized(info.empty, options, info.called)]
     warnings += _check_context(info, method, options, template, data.train, data.held_out)
     warnings += columns_left_out(list(data.train[0])) if rewards else []
     data = replace(data, warnings=warnings)
