@@ -160,7 +160,7 @@ def test_quantized_weights_are_ok_only_if_both_kinds_multiply_as_they_should():
         "0.50.2: 4-bit weights multiply"
     )
     assert of("0.50.2", nan, good).status == "warn"
-    assert ">=0.48 is supported" in of("0.40.0", good, good).text
+    assert f"{packages.supported('bitsandbytes')} is supported" in of("0.40.0", good, good).text
 
 
 def test_several_processes():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     DiffLlamaConfig,
     DogeConfig,
@@ -88,6 +89,13 @@ CONFIGS = {
     "recurrent": RwkvConfig(vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32),
     "recurrent and attention": RecurrentGemmaConfig(**SMALL | {"num_hidden_layers": 3}, lru_width=32),
     "rope of the longest row": Phi3Config(**SMALL, original_max_position_embeddings=16, rope_parameters=LONGROPE),
+}
+
+
+MOE = {"n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "v_head_dim": 8}
+WITHOUT_SDPA = {"granite_swa": {}, "mimo_v2_flash": MOE}
+CONFIGS |= {
+    name: CONFIG_MAPPING[name](**SMALL, **more) for name, more in WITHOUT_SDPA.items() if name in CONFIG_MAPPING
 }
 
 

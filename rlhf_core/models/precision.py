@@ -39,9 +39,9 @@ def frozen_dtype() -> torch.dtype:
     """The type of weights that are not trained: bfloat16, on older GPUs float16, and on a CPU float32."""
     import torch
 
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if gpu_has_bfloat16() else torch.float16
+    if gpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float16 if torch.cuda.is_available() else torch.float32
 
 
 def for_device(options: Options, frozen: torch.dtype) -> Options:
