@@ -213,7 +213,8 @@ def _bytes_for_backward(plain: Any) -> int:
     settings, names = config.to_dict(), config.attribute_map
     layers, width, queries, key_values, head_dim, inner = (settings.get(names.get(name, name)) for name in SIZES)
     heads = queries + 2 * (key_values or queries)
-    within = 8 * width + 3 * (inner or 4 * width) + 3 * heads * (head_dim or width // queries)
+    mixing = max(3 * heads * (head_dim or width // queries), recurrent.numbers_for_backward(plain))
+    within = 8 * width + 3 * (inner or 4 * width) + mixing
     # The model's property has another name in other supported versions of transformers.
     checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in plain.modules())
     numbers = layers * width + 2 * within if checkpointing else layers * within
