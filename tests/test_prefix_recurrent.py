@@ -13,7 +13,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING
 
-from rlhf_core.prefix import Group, Sampling, completion_hidden, completion_logps, recurrent, rollout, share, shares
+from rlhf_core.prefix import (
+    Group,
+    Sampling,
+    completion_hidden,
+    completion_logps,
+    decoding,
+    recurrent,
+    rollout,
+    rollouts,
+    share,
+    shares,
+)
 from rlhf_core.prefix import sharing as engine
 from tests.test_prefix_families import SMALL, by_definition, exact, family
 
@@ -156,11 +167,17 @@ def test_layers_of_the_same_kind_that_are_not_known_are_refused(monkeypatch):
     )
 
 
-def test_rollouts_of_such_models_are_those_of_rows_alone():
-    model = built("qwen3_5_text")
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2", "falcon_h1"])
+def test_sampling_goes_on_from_the_states_of_prompts(name, monkeypatch):
+    """Rows of prompts of unequal lengths, some of which come in when others have ended."""
+    monkeypatch.setattr(decoding, "MAX_ROWS", 3)
+    monkeypatch.delattr(rollouts, "_generate")  # nothing else samples
+    model = built(name)
     plain = exact(model)
     share(model)
-    for one in rollout(model, [group.prompt for group in GROUPS], 1, Sampling(6, [2], greedy=True)):
+    sampled = rollout(model, [group.prompt for group in GROUPS] + [[70, 71, 72]], 2, Sampling(20, [2, 5, 8], seed=3))
+    assert len({len(one.completion) for one in sampled}) > 1
+    for one in sampled:
         logps = by_definition(plain, one.prompt, one.completion)
         torch.testing.assert_close(torch.tensor(one.logps).double(), logps, atol=1e-4, rtol=1e-5)
 

@@ -45,13 +45,16 @@ class GroupSpans(NamedTuple):
 
 
 class AttentionMetadata(Protocol):
-    """What a call does instead of causal attention. `layer`: its number; tensors are (rows, heads, tokens, size). With
-    `window` the layer sees so many tokens, each itself among them.
+    """What a call does instead of causal attention, on tensors (rows, heads, tokens, size), and instead of carrying a
+    state through whole rows, on states (rows, tokens, size). `layer`: its number. With `window` the layer sees so many
+    tokens, each itself among them.
     """
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor: ...
+
+    def carry(self, layer: int, run: Run, states: Tensor) -> Tensor: ...
 
 
 def attention(

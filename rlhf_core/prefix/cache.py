@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_core.prefix.attention import Cache
 from rlhf_core.prefix.decoding_kernels import attend, decodes_by_kernel, flash_decoding
 from rlhf_core.prefix.kernels import Span
+from rlhf_core.prefix.recurrent import Run, States
 
 HIDDEN = -1e30  # added to a score; with -inf a row that sees nothing of its prompt would give NaN
 
@@ -25,7 +26,8 @@ def cache_bytes(model: Any, tokens: int) -> int:
     """Of the keys and values of a row: 2 × layers × heads × size × tokens, of layers that keep them."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads  # probed: not all families have them
+    # Probed: not all families have them; the first is that of latent attention.
+    size = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
     heads = getattr(config, "num_key_value_heads", None) or heads
     kinds: Iterable[str] = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None) or tokens
@@ -46,7 +48,8 @@ class DecodingCache:
     """Attention metadata of one new token a row.
 
     `prompts`: for each layer (keys, values), (places, heads, longest, size) each; `completions`: (rows, heads, tokens,
-    size). `lengths`: (rows,), how many tokens of each row are here. `taken`: the places of prompts, with their lengths;
+    size). `left`: for each recurrent layer the state that a prompt left, (places, …); `states`: each row's, (rows, …).
+    `lengths`: (rows,), how many tokens of each row are here. `taken`: the places of prompts, with their lengths;
     `owners`: the place of each row's prompt.
     """
 
@@ -54,6 +57,8 @@ class DecodingCache:
         self.room, self.device = room, device
         self.prompts: Cache = {}
         self.completions: Cache = {}
+        self.left: States = {}
+        self.states: States = {}
         self.taken: dict[int, int] = {}
         self.owners: list[int] = []
         self.lengths = torch.zeros(room.rows, dtype=torch.long, device=device)
@@ -73,8 +78,10 @@ class DecodingCache:
     def free_places(self) -> int:
         return self.room.prompts - len(self.taken)
 
-    def add_prompts(self, spans: Sequence[Span], cache: Cache) -> list[int]:
-        """Prompts that stand in a row at `spans`; `cache`: the row's keys and values. Returns their places."""
+    def add_prompts(self, spans: Sequence[Span], cache: Cache, states: States) -> list[int]:
+        """Prompts that stand in a row at `spans`; `cache`: the row's keys and values; `states`: what each prompt left.
+        Returns their places.
+        """
         places = sorted(set(range(self.room.prompts)) - set(self.taken))[: len(spans)]
         self.taken |= {place: end - start for place, (start, end) in zip(places, spans, strict=True)}
         for layer, pair in cache.items():
@@ -83,8 +90,14 @@ class DecodingCache:
             for ours, tensor in zip(self.prompts[layer], pair, strict=True):
                 for place, (a, b) in zip(places, spans, strict=True):
                     ours[place, :, : b - a] = tensor[0, :, a:b]
-        lengths = torch.tensor([b - a for a, b in spans], device=self.device)
-        self.prompt_lengths[torch.tensor(places, device=self.device)] = lengths
+        at = torch.tensor(places, device=self.device)
+        for layer, state in states.items():
+            if layer not in self.left:
+                self.left[layer] = _zeros(state, self.room.prompts)
+                self.states[layer] = _zeros(state, self.room.rows)
+            for ours, tensor in zip(self.left[layer], state, strict=True):
+                ours[at] = tensor
+        self.prompt_lengths[at] = torch.tensor([b - a for a, b in spans], device=self.device)
         return places
 
     def _allocate(self, layer: int, pair: tuple[Tensor, Tensor]) -> None:
@@ -101,7 +114,8 @@ class DecodingCache:
         self.owners = [self.owners[row] for row in rows]
         if moved := rows[first:]:
             numbers = torch.tensor(moved, device=self.device)
-            for tensor in (self.lengths, *(tensor for pair in self.completions.values() for tensor in pair)):
+            kept = [*self.completions.values(), *self.states.values()]
+            for tensor in (self.lengths, *(tensor for several in kept for tensor in several)):
                 tensor[first : len(rows)] = tensor[numbers]
         self.taken = {place: length for place, length in self.taken.items() if place in {*self.owners, *places}}
 
@@ -110,6 +124,10 @@ class DecodingCache:
         before = len(self.owners)
         self.owners += owners
         self.lengths[before : len(self.owners)] = 0
+        at = torch.tensor(owners, device=self.device)
+        for layer, left in self.left.items():
+            for ours, tensor in zip(self.states[layer], left, strict=True):
+                ours[before : len(self.owners)] = tensor[at]
 
     def arrange(self, rows: int) -> None:
         """Prepare steps of so many rows, of which those that there are not are computed beside the last one."""
@@ -155,6 +173,14 @@ class DecodingCache:
             return self._by_kernel(layer, query[:, :, 0], scale)
         self.plainly = True
         return self._by_arithmetic(layer, query, scale, window)
+
+    def carry(self, layer: int, run: Run, states: Tensor) -> Tensor:
+        ours = tuple(tensor[: self.rows] for tensor in self.states[layer])
+        output, after = run(states, ours)
+        for mine, tensor in zip(ours, after, strict=True):
+            if tensor is not mine:  # some layers write to what they are given
+                mine.copy_(tensor)
+        return output
 
     def _by_kernel(self, layer: int, query: Tensor, scale: float) -> Tensor:
         """By flash attention: its spans of keys begin anywhere, and end by lengths that are on the device."""
@@ -227,6 +253,10 @@ class DecodingCache:
         if key not in self.of_step:
             self.of_step[key] = compute(*arguments)
         return self.of_step[key]
+
+
+def _zeros(state: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in state)
 
 
 def _added(hidden: Tensor) -> Tensor:

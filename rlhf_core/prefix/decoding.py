@@ -21,6 +21,7 @@ from rlhf_core.prefix.cache import DecodingCache, Room, cache_bytes
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.llama_step import LlamaStep, is_like_llama
 from rlhf_core.prefix.packed import batches, call, evaluating, pack, unwrap
+from rlhf_core.prefix.recurrent import state_bytes
 from rlhf_core.prefix.sampler import Row, Sampler, seen_in
 from rlhf_core.prefix.self_check import decoding_disagrees
 from rlhf_core.prefix.sharing import checked, free_bytes
@@ -76,7 +77,8 @@ def room_for(model: Any, rows: Sequence[Row], sampling: Sampling) -> Room:
     longest, tokens = max(map(len, prompts)), sampling.max_new_tokens + LOOK
     each = len(rows) / len(prompts)
     vocabulary = plain.get_input_embeddings().weight.shape[0]
-    row = cache_bytes(plain, tokens) + NUMBERS * vocabulary + cache_bytes(plain, longest) * 2 / each
+    states = state_bytes(plain)
+    row = states + cache_bytes(plain, tokens) + NUMBERS * vocabulary + (states + cache_bytes(plain, longest)) * 2 / each
     count = max(1, min(len(rows), MAX_ROWS, int(MEMORY * free_bytes(plain.device) / row)))
     if plain.device.type == "cuda":
         count = max(size for size in BUCKETS if size <= count or size == 1)
@@ -172,7 +174,7 @@ class Batch:
             spans = [spans.prompt for spans in packed.spans]
             ends = torch.tensor([end - 1 for _, end in spans], device=self.device)
             logits = call(self.model, packed.input_ids, packed.position_ids, metadata, ends).logits[0]
-            found = zip(self.cache.add_prompts(spans, metadata.take_cache()[0]), logits, strict=True)
+            found = zip(self.cache.add_prompts(spans, *metadata.take_cache()), logits, strict=True)
             self.prefilled |= dict(zip((tuple(group.prompt) for group in part), found, strict=True))
 
     def run(self, steps: int) -> None:

@@ -42,11 +42,12 @@ Run = Callable[[Tensor, State | None], tuple[Tensor, State]]
 
 
 class LayerCache:
-    """What one layer is given as transformers' cache. `state`: before the call what it goes on from, if anything."""
+    """What one layer is given as transformers' cache. `state`: before the call what it goes on from, if anything. With
+    `decodes` a layer may write to it, as kernels for single tokens do.
+    """
 
-    record_past = True  # transformers' word for: never a token by itself
-
-    def __init__(self, state: State | None) -> None:
+    def __init__(self, state: State | None, *, decodes: bool = False) -> None:
+        self.record_past = not decodes  # transformers' word for: never a token by itself
         self.state: State = state or ()
         self.given = state is not None
         self.layers: defaultdict[int, LayerCache] = defaultdict(lambda: self)  # read so before 5.18
@@ -88,6 +89,17 @@ def layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if type(module).__name__ in LAYERS]
 
 
+@torch.no_grad()
+def state_bytes(model: Any) -> int:
+    """Of one row's states in all such layers of a model, as the first one leaves them behind a token."""
+    found = layers(model)
+    if not found:
+        return 0
+    size = model.config.get_text_config().hidden_size
+    state = _run(found[0], torch.zeros(1, 1, size, dtype=model.dtype, device=model.device), None)[1]
+    return len(found) * sum(tensor.nbytes for tensor in state)
+
+
 def numbers_for_backward(model: Any) -> int:
     """What the largest such layer of a model keeps of a token, by estimate, in numbers of its type. Measured in torch's
     own arithmetic: 11 for each number that its projections give with the gated delta rule, 2 with a short convolution.
@@ -115,7 +127,7 @@ def _forward(layer: Any, hidden_states: Tensor, *, shared_prefix: Any = None, **
 
 
 def _run(layer: Any, states: Tensor, before: State | None) -> tuple[Tensor, State]:
-    cache = LayerCache(before)
+    cache = LayerCache(before, decodes=before is not None and states.shape[1] == 1)
     output = type(layer).forward(layer, states, **{LAYERS[type(layer).__name__]: cache})
     return output, cache.state
 

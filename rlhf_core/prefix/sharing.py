@@ -179,7 +179,7 @@ def decodes(model: Any, longest: int) -> bool:
     keeps keys and values, and attends to all of them.
     """
     window = _window(unwrap(model))
-    return not recurrent.layers(unwrap(model)) and (window is None or longest <= window)
+    return window is None or longest <= window
 
 
 def token_budget() -> int:
