@@ -9,7 +9,7 @@ they do it. A model that was given to `share` computes each prompt once, any oth
 with its prompt, with the same results.
 """
 
-from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, stacked
+from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, Rollout, Sampling, on_device, stacked
 from rlhf_core.prefix.packed import evaluating, hidden_size, pack_rows, unwrap
 from rlhf_core.prefix.rollouts import eos_token_ids, own_generation_config, rollout
 from rlhf_core.prefix.sharing import completion_hidden, completion_logps, gives_logps, share, shares
@@ -26,6 +26,7 @@ __all__ = [
     "evaluating",
     "gives_logps",
     "hidden_size",
+    "on_device",
     "own_generation_config",
     "pack_rows",
     "rollout",

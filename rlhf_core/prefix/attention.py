@@ -96,7 +96,7 @@ AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[PLAIN])
 
 class PackedAttention:
     """Groups in one row, as `pack` puts them there. With `use_cache`, each layer's keys and values are kept, for
-    `take_cache`. With `device`, what its kernels need is sent there at once, and not when the first layer asks for it.
+    `take_cache`. With `device`, what its kernels need is sent there.
     """
 
     def __init__(
@@ -104,11 +104,19 @@ class PackedAttention:
     ) -> None:
         self.layout = layout_of(groups)
         self.rows = PackedRows(groups, keep=use_cache)
-        if device is not None:
-            self.layout.send(device)
         self.use_cache = use_cache
         self.cache: Cache = {}
         self.states: States = {}
+        if device is not None:
+            self.layout.send(device, None)
+
+    def send(self, device: torch.device, window: int | None, *, carries: bool) -> None:
+        """Have what layers need on the device before the first one runs, instead of when it asks for it. `window`: of
+        layers that have one; `carries`: whether there are recurrent ones.
+        """
+        self.layout.send(device, window)
+        if carries:
+            self.rows.send(device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
@@ -147,13 +155,12 @@ class ContinuedAttention:
     `states`.
     """
 
-    def __init__(
-        self, cache: Cache, states: States, start: int, tokens: int, *, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, cache: Cache, states: States, start: int, tokens: int) -> None:
         self.cache, self.states, self.start = cache, states, start
         self.layout = Layout([(start, [tokens])], in_row=False)
-        if device is not None:
-            self.layout.send(device)
+
+    def send(self, device: torch.device, window: int | None, *, carries: bool) -> None:
+        self.layout.send(device, window)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None

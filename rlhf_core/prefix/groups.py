@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -79,12 +80,12 @@ class Rollout:
 def stacked(rows: Sequence[Sequence[float]], fill: float = 0, device: torch.device | None = None) -> torch.Tensor:
     """(rows, longest) with `fill` after the end of shorter ones. Integers give int64, floats float32."""
     longest = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+    return on_device([[*row, *[fill] * (longest - len(row))] for row in rows], device)
 
 
-def on_device(numbers: Sequence[float], device: torch.device | None, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor of numbers there. Nothing waits for the copy, neither here nor on the device: it comes from memory that
-    the GPU reads by itself, after what was asked of it before.
+def on_device(numbers: Sequence[Any], device: torch.device | None, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor of numbers, or of rows of them, there. Nothing waits for the copy, neither here nor on the device: it
+    comes from memory that the GPU reads by itself, after what was asked of it before.
     """
     made = torch.tensor(numbers, dtype=dtype)
     if device is not None and device.type == "cuda":

@@ -40,10 +40,15 @@ class Layout:
         self.prefix = Sequences([sum(lengths) for _, lengths in self.groups], self.prompts, causal=False)
         self._windowed: dict[int, Windowed] = {}
 
-    def send(self, device: torch.device) -> None:
-        """Have what the kernels need on the device before the first layer runs."""
-        if device.type != "cpu":  # whose kernels take the lengths themselves
-            send([self.own, self.prefix] if self.lengths else [self.own], device)
+    def send(self, device: torch.device, window: int | None) -> None:
+        """Have what the kernels need on the device before the first layer runs. `window`: of layers that have one."""
+        if device.type == "cpu":  # whose kernels take the lengths themselves
+            return
+        several = [self.own, *([self.prefix] if self.lengths else [])]
+        if window is not None and window < self.longest:
+            windowed = self.windowed(window)
+            several += [*([windowed.before] if self.before else []), *([windowed.completions] if self.lengths else [])]
+        send(several, device)
 
     def windowed(self, window: int) -> Windowed:
         if window not in self._windowed:

@@ -18,7 +18,15 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_core.prefix.attention import NO_MASK, AttentionMetadata, GroupSpans, NotShared, PackedAttention
+from rlhf_core.prefix import recurrent
+from rlhf_core.prefix.attention import (
+    NO_MASK,
+    AttentionMetadata,
+    ContinuedAttention,
+    GroupSpans,
+    NotShared,
+    PackedAttention,
+)
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, on_device
 from rlhf_core.prefix.head import token_logps
 from rlhf_core.prefix.kernels import Span
@@ -184,15 +192,17 @@ def _passes(model: Any, groups: Sequence[Group], token_budget: int) -> Iterator[
     device = unwrap(model).device
     for part in batches(groups, token_budget):
         row = pack(part, device)
-        metadata = PackedAttention(row.spans, device=device)
-        yield row, last_states(model, row.input_ids, row.position_ids, metadata)[0]
+        yield row, last_states(model, row.input_ids, row.position_ids, PackedAttention(row.spans))[0]
 
 
-def last_states(model: Any, input_ids: Tensor, position_ids: Tensor, metadata: AttentionMetadata) -> Tensor:
+def last_states(
+    model: Any, input_ids: Tensor, position_ids: Tensor, metadata: PackedAttention | ContinuedAttention
+) -> Tensor:
     """(rows, tokens, hidden size)."""
     states: list[Tensor] = []
-    decoder = unwrap(model).base_model
-    with decoder.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
+    plain = unwrap(model)
+    metadata.send(plain.device, sliding_window(plain), carries=bool(recurrent.layers(plain)))
+    with plain.base_model.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
         call(model, input_ids, position_ids, metadata)
     if not states:
         raise NotShared("the model does not compute its states by its base model")
@@ -228,6 +238,14 @@ def unwrap(model: Any) -> Any:
     """The transformers model within wrappers and adapters."""
     model = within_wrappers(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def sliding_window(model: Any) -> int | None:
+    """How far the layers see that do not see all tokens before them, where there are such."""
+    settings = model.config.get_text_config().to_dict()
+    layers = settings.get("layer_types") or ["sliding_attention"]
+    applies = settings.get("use_sliding_window", True) and "sliding_attention" in layers
+    return settings.get("sliding_window") if applies else None
 
 
 def hidden_size(model: Any) -> int:

@@ -150,8 +150,7 @@ class PackedRows:
         """The output of a layer for `states` (1, tokens, size), and the state behind each prompt that has completions,
         or with `keep` each.
         """
-        if not self.indices:
-            self.indices = self._indices(states.device)
+        self.send(states.device)
         outputs, after = [], []
         for start, end in self.prompts:
             output, state = run(states[:, start:end], None)
@@ -161,6 +160,11 @@ class PackedRows:
             rows = states[0].index_select(0, index).view(len(batch), -1, states.shape[-1])
             outputs.append(run(rows, _before(batch, after))[0].flatten(0, 1))
         return torch.cat(outputs).index_select(0, self.indices[0])[None], after
+
+    def send(self, device: torch.device) -> None:
+        """Have the indices on the device, which all layers use."""
+        if not self.indices:
+            self.indices = self._indices(device)
 
     def _indices(self, device: torch.device) -> list[Tensor]:
         """Where each token of the row stands in what `carry` puts one after another; then, for each batch, which token

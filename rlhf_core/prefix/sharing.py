@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf_core.prefix import attention, packed, padded, recurrent, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
-from rlhf_core.prefix.packed import size, unwrap
+from rlhf_core.prefix.packed import size, sliding_window, unwrap
 from rlhf_core.prefix.self_check import (
     BY_TOKEN,
     compute_dtype,
@@ -93,7 +93,7 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     plain = unwrap(model)
     if not attention.installed(plain) or _sharded(plain):
         return False
-    longest, window, rope = _longest(groups), _window(plain), _rope_limit(plain)
+    longest, window, rope = _longest(groups), sliding_window(plain), _rope_limit(plain)
     if rope is not None and longest > rope:
         return False
     limit = min([limit for limit in (window, rope) if limit is not None], default=None)
@@ -178,7 +178,7 @@ def decodes(model: Any, longest: int) -> bool:
     """Whether rows of up to `longest` tokens of a model that shares its prompts can be sampled by `decoding.py`, which
     keeps keys and values, and attends to all of them.
     """
-    window = _window(unwrap(model))
+    window = sliding_window(unwrap(model))
     return window is None or longest <= window
 
 
@@ -226,14 +226,6 @@ def free_bytes(device: torch.device) -> int:
         return psutil.virtual_memory().available
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + reserved
-
-
-def _window(model: Any) -> int | None:
-    """How far the layers see that do not see all tokens before them, where there are such."""
-    settings = model.config.get_text_config().to_dict()
-    layers = settings.get("layer_types") or ["sliding_attention"]
-    applies = settings.get("use_sliding_window", True) and "sliding_attention" in layers
-    return settings.get("sliding_window") if applies else None
 
 
 def exceeds_rope(model: Any, longest: int) -> bool:

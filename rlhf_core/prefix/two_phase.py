@@ -67,13 +67,13 @@ class Job(NamedTuple):
 
     def prompt(self, tokens: Sequence[int]) -> Prompt:
         packed = pack([Group(tokens, [])], self.model.device)
-        metadata = PackedAttention(packed.spans, use_cache=True, device=self.model.device)
+        metadata = PackedAttention(packed.spans, use_cache=True)
         states = last_states(self.model, packed.input_ids, packed.position_ids, metadata)
         return Prompt(len(tokens), *metadata.take_cache(), states[0, -1:])
 
     def completion(self, tokens: Sequence[int], prompt: Prompt) -> Values:
         """Of one completion."""
-        metadata = ContinuedAttention(prompt.cache, prompt.states, prompt.tokens, len(tokens), device=self.model.device)
+        metadata = ContinuedAttention(prompt.cache, prompt.states, prompt.tokens, len(tokens))
         ids = on_device(tokens, self.model.device)
         positions = torch.arange(metadata.start, metadata.start + len(tokens), device=self.model.device)
         states = last_states(self.model, ids[None], positions[None], metadata)[0]

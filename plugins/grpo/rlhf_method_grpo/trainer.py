@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from rlhf_core import ChatTemplate, RewardRuntime, phase
-from rlhf_core.prefix import Group, Sampling, completion_logps, own_generation_config, rollout
+from rlhf_core.prefix import Group, Sampling, completion_logps, on_device, own_generation_config, rollout, stacked
 
 log = logging.getLogger("rlhf")
 
@@ -131,8 +132,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         if self.sampled_logps is not None and not torch.is_grad_enabled():
             # The first pass without gradient after a rollout computes the old log-probabilities.
             logps, self.sampled_logps = self.sampled_logps, None
-            filled = [[*row, *[0.0] * (logits_to_keep - len(row))] for row in logps]
-            return torch.tensor(filled, device=input_ids.device), None, None
+            return _in_width(stacked(logps, device=input_ids.device), logits_to_keep), None, None
         groups, order = grouped(input_ids, attention_mask, logits_to_keep)
         text_only = not compute_aux_loss and all(value is None for value in images.values())
         scored = None
@@ -142,12 +142,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         if scored is None:
             batch = (input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss)
             return super()._get_per_token_logps_and_entropies(model, *batch, **images)
-        mask = scored.mask.bool()
-        rows = torch.tensor(order, device=mask.device)[:, None].expand_as(mask)[mask]
-        columns = mask.nonzero()[:, 1]
+        rows = on_device(order, input_ids.device)
         empty = scored.logps.new_zeros(len(input_ids), logits_to_keep)
-        logps = empty.index_put((rows, columns), scored.logps[mask])
-        entropies = empty.index_put((rows, columns), scored.entropies[mask]) if compute_entropy else None
+        logps = empty.index_copy(0, rows, _in_width(scored.logps, logits_to_keep))
+        entropies = empty.index_copy(0, rows, _in_width(scored.entropies, logits_to_keep)) if compute_entropy else None
         return logps, entropies, None
 
     def _prepare_inputs(self, generation_batch):
@@ -191,16 +189,24 @@ def _keep_in_float32(head: Any) -> None:
 
 
 def grouped(input_ids, attention_mask, completion_width: int) -> tuple[list[Group], list[int]]:
-    """(groups of the rows that have a completion, the row of each completion in the order of the groups)."""
+    """(groups of the rows that have a completion, the row of each completion in the order of the groups). The device is
+    read twice: tokens, and mask.
+    """
     split = input_ids.shape[1] - completion_width
-    present = attention_mask.bool()
     rows: dict[tuple[int, ...], list[int]] = {}
-    for row, (ids, mask) in enumerate(zip(input_ids[:, :split], present[:, :split], strict=True)):
-        if present[row, split:].any():
-            rows.setdefault(tuple(ids[mask].tolist()), []).append(row)
-    completions = [ids[mask].tolist() for ids, mask in zip(input_ids[:, split:], present[:, split:], strict=True)]
+    completions = []
+    for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
+        prompt, completion = ([*compress(ids[part], mask[part])] for part in (slice(split), slice(split, None)))
+        completions.append(completion)
+        if completion:
+            rows.setdefault(tuple(prompt), []).append(row)
     groups = [Group(prompt, [completions[row] for row in members]) for prompt, members in rows.items()]
     return groups, [row for members in rows.values() for row in members]
+
+
+def _in_width(values: torch.Tensor, width: int) -> torch.Tensor:
+    """(rows, width), with 0 behind."""
+    return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
 
 def _in_order(value, order):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from rlhf_method_grpo import trainer as trainer_module
 from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer, grouped
+from torch.overrides import TorchFunctionMode
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
@@ -135,6 +136,31 @@ def test_sampling_that_is_not_what_training_computes_gives_no_old_log_probabilit
     made = trainer(SharedPrefixGRPOTrainer, False, num_iterations=2, **arguments)
     assert not made._sampling_is_exact()
     assert trainer(SharedPrefixGRPOTrainer, False, num_iterations=2)._sampling_is_exact()
+
+
+class Reads(TorchFunctionMode):
+    """What waits for a device to read its numbers."""
+
+    NAMES = ("tolist", "item", "__bool__", "nonzero", "cpu", "numpy", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        masked = (
+            function.__name__ == "__getitem__" and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool
+        )
+        if function.__name__ in self.NAMES or masked:
+            self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_batch_is_read_once():
+    ids, mask = torch.arange(24).view(4, 6), torch.ones(4, 6, dtype=torch.long)
+    with Reads() as reads:
+        grouped(ids, mask, 3)
+    assert reads.seen == ["tolist", "tolist"]  # tokens, and the mask
 
 
 def test_rows_are_grouped_by_their_prompt_and_empty_ones_left_out():

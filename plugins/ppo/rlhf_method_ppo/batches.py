@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_core.prefix import Group
+from rlhf_core.prefix import Group, on_device
 
 
 @dataclass
@@ -23,13 +23,17 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    in_loss: list[bool] | None = None  # which completions have tokens in the loss; None: all
     tokens: Tensor | None = None  # how many are in the loss of the full minibatch, in all processes
 
     def rows(self, chosen: list[int]) -> Experience:
         """Some completions, without columns that only longer ones use."""
         width = max(len(self.groups[i].completions[0]) for i in chosen)
-        parts = (self.mask, self.logps, self.values, self.advantages, self.returns)
-        return Experience([self.groups[i] for i in chosen], *(part[chosen, :width] for part in parts))
+        index = on_device(chosen, self.mask.device)
+        tensors = (self.mask, self.logps, self.values, self.advantages, self.returns)
+        parts = (tensor[:, :width].index_select(0, index) for tensor in tensors)
+        in_loss = None if self.in_loss is None else [self.in_loss[i] for i in chosen]
+        return Experience([self.groups[i] for i in chosen], *parts, in_loss)
 
 
 class PromptBatches:

@@ -42,7 +42,7 @@ class PPOTrainer(Trainer):
         self.kl_coef = options.kl_coef
         self.passes = 0  # forward passes since this process began
         self.minibatches: list[list[Experience]] = []
-        self.metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
+        self.metrics: dict[str, list[float | Tensor]] = defaultdict(list)  # since the last log
 
     # Data: each process reads different prompts, a batch of rollouts at a time, repeated for every pass over them.
 
@@ -108,8 +108,11 @@ class PPOTrainer(Trainer):
         raw = torch.tensor([score or 0.0 for score in scores], device=device)
         total = raw - options.missing_eos_penalty * (~finished).float()
         rewards = losses.token_rewards(total, kl, mask, self.kl_coef)
-        used = scored & finished if options.mask_truncated_completions else scored
-        loss_mask = mask * used[:, None]
+        in_loss = [
+            score is not None and (one.finished or not options.mask_truncated_completions)
+            for one, score in zip(rollouts, scores, strict=True)
+        ]
+        loss_mask = mask * torch.tensor(in_loss, device=device)[:, None]
         if options.whiten_rewards:
             rewards = losses.whiten(rewards, loss_mask, *self._moments(rewards, loss_mask), shift_mean=False)
         advantages, returns = losses.gae(rewards, values, mask, options.gamma, options.lam)
@@ -137,7 +140,7 @@ class PPOTrainer(Trainer):
             self.kl_coef = losses.adapted_kl_coef(
                 self.kl_coef, everywhere.mean().item(), options.target_kl, len(everywhere), options.kl_horizon
             )
-        return Experience(groups, loss_mask, logps, values, advantages, returns)
+        return Experience(groups, loss_mask, logps, values, advantages, returns, in_loss)
 
     def _score(self, rows: list[dict], completions: list[list[int]]) -> list[float | None]:
         """Each answer's weighted sum of rewards; None if a reward failed or none applies."""
@@ -196,25 +199,38 @@ class PPOTrainer(Trainer):
         scale = self.args.gradient_accumulation_steps * self.args.world_size / inputs.tokens.clamp(min=1)
         loss = ((policy + options.vf_coef * value) * inputs.mask).sum() * scale
 
-        trained = inputs.mask.bool()
-        if trained.any():
-            log_ratio = (logps - inputs.logps).detach()[trained]
-            self._record("loss/policy_avg", policy.detach()[trained])
-            self._record("loss/value_avg", value.detach()[trained])
-            self._record("policy/clipfrac_avg", policy_clipped[trained])
-            self._record("val/clipfrac_avg", value_clipped[trained])
-            self._record("policy/approxkl_avg", 0.5 * log_ratio**2)
-            self._record("policy/entropy_avg", entropies[trained])
-            self._record("val/ratio", log_ratio.exp())
+        if inputs.in_loss is None or any(inputs.in_loss):
+            log_ratio = (logps - inputs.logps).detach()
+            measured = {
+                "loss/policy_avg": policy,
+                "loss/value_avg": value,
+                "policy/clipfrac_avg": policy_clipped,
+                "val/clipfrac_avg": value_clipped,
+                "policy/approxkl_avg": 0.5 * log_ratio**2,
+                "policy/entropy_avg": entropies,
+                "val/ratio": log_ratio.exp(),
+            }
+            for name, values in measured.items():
+                of_loss = torch.where(inputs.mask.bool(), values.detach().float(), 0.0)
+                self.metrics[name].append(of_loss.sum() / inputs.mask.sum())  # read when it is logged
         return loss
 
     def _record(self, name: str, values: Tensor) -> None:
         self.metrics[name] += values.float().mean()[None].tolist() if values.numel() else []
 
+    def _read(self) -> dict[str, list[float]]:
+        """What was recorded since the last log, in one read from the device."""
+        waiting = [value for values in self.metrics.values() for value in values if isinstance(value, Tensor)]
+        numbers = iter(torch.stack(waiting).tolist() if waiting else [])
+        return {
+            name: [next(numbers) if isinstance(value, Tensor) else value for value in values]
+            for name, values in self.metrics.items()
+        }
+
     def log(self, logs, start_time=None) -> None:
         """Adds the means of what was recorded since the last log, in all processes."""
         recorded: dict[str, list[float]] = defaultdict(list)
-        for part in gather_object([dict(self.metrics)]):
+        for part in gather_object([self._read()]):
             for name, values in part.items():
                 recorded[name] += values
         self.metrics.clear()
