@@ -16,9 +16,9 @@ from rlhf_core.errors import UserError
 from rlhf_core.models.loading import inspect, new_adapter
 from rlhf_core.models.precision import left_unquantized
 from rlhf_core.models.resolve import find
-from rlhf_core.prefix import completion_logps, share, shares
+from rlhf_core.prefix import Sampling, completion_logps, rollout, rollouts, share, shares
 from rlhf_core.training.run_folder import finish_model
-from tests.test_prefix_families import exact
+from tests.test_prefix_families import by_definition, exact
 from tests.test_prefix_recurrent import GROUPS, assert_same, expected_of
 
 FAMILIES = ("gemma3", "gemma4", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe")
@@ -36,6 +36,17 @@ def test_text_shares_its_prompts(name, families_models):
     vision = {part._attn_implementation for part in (model.config.vision_config,) if part is not None}
     assert vision <= {"sdpa", None}
     assert_same(model.train(), *expected)
+
+
+def test_answers_are_sampled_with_shared_prompts_where_heads_differ_by_layer(families_models, monkeypatch):
+    """As Gemma 4's do, whose layers that see all tokens have larger ones."""
+    monkeypatch.delattr(rollouts, "_generate")  # nothing else samples
+    model = families_models.build(*families_models.MULTIMODAL["gemma4"])
+    plain = exact(model)
+    share(model)
+    for one in rollout(model, [group.prompt for group in GROUPS], 2, Sampling(6, [2], seed=0)):
+        logps = by_definition(plain, one.prompt, one.completion)
+        torch.testing.assert_close(torch.tensor(one.logps).double(), logps, atol=1e-4, rtol=1e-5)
 
 
 def saved(name, families_models, tiny_model, monkeypatch):

@@ -25,13 +25,18 @@ HIDDEN = -1e30  # added to a score; with -inf a row that sees nothing of its pro
 def cache_bytes(model: Any, tokens: int) -> int:
     """Of the keys and values of a row: 2 × layers × heads × size × tokens, of layers that keep them."""
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    # Probed: not all families have them; the first is that of latent attention.
-    size = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
-    heads = getattr(config, "num_key_value_heads", None) or heads
-    kinds: Iterable[str] = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    settings, names = config.to_dict(), config.attribute_map
+    heads, key_values, width, layers = (
+        settings.get(names.get(name, name))
+        for name in ("num_attention_heads", "num_key_value_heads", "hidden_size", "num_hidden_layers")
+    )
+    # Of latent attention, of the usual kind, and of layers that see all tokens in Gemma 4; the largest is counted.
+    sizes = [settings.get(name) or 0 for name in ("qk_head_dim", "head_dim", "global_head_dim")]
+    heads, size = key_values or heads, max(sizes) or width // heads
+    # Probed: not all families have them.
+    kinds: Iterable[str] = getattr(config, "layer_types", None) or ["full_attention"] * layers
     window = getattr(config, "sliding_window", None) or tokens
-    kept = {"full_attention": tokens, "sliding_attention": min(tokens, window)}
+    kept = {"full_attention": tokens, "hybrid": tokens, "sliding_attention": min(tokens, window)}
     return sum(2 * heads * size * kept.get(kind, 0) for kind in kinds) * model.dtype.itemsize
 
 
