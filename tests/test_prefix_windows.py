@@ -29,7 +29,7 @@ from transformers import (
     Starcoder2Config,
 )
 
-from rlhf_core.prefix import Group, Sampling, completion_logps, rollout, share, shares, sharing
+from rlhf_core.prefix import Group, Sampling, completion_logps, decoding, rollout, share, shares, sharing
 from rlhf_core.prefix.self_check import windows_disagree
 from tests.prefix_models import SIZES, assert_same, random_model
 
@@ -140,10 +140,15 @@ def test_a_layer_with_another_window_is_seen_whatever_its_size(window):
     assert "results differ" in windows_disagree(model, None)
 
 
-def test_greedy_answers_longer_than_the_window():
-    model = random_model(MistralConfig(**SMALL, sliding_window=5), torch.float32)
-    plain = copy.deepcopy(model)
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
+def test_greedy_answers_longer_than_the_window(monkeypatch, name):
+    model, plain = (one.float() for one in family(FAMILIES[name]))
     share(model)
-    for one in rollout(model, [group.prompt for group in GROUPS], 1, Sampling(12, [2], greedy=True)):
+    calls, real = [], decoding.rollout
+    monkeypatch.setattr(decoding, "rollout", lambda *args: calls.append(args) or real(*args))
+    for one in rollout(model, [group.prompt for group in GROUPS], 2, Sampling(12, [2], greedy=True)):
         logps = by_definition(plain, one.prompt, one.completion)
         torch.testing.assert_close(torch.tensor(one.logps).double(), logps, atol=1e-4, rtol=1e-5)
+        ids = torch.tensor([[*one.prompt, *one.completion]])
+        assert one.completion == plain(ids, use_cache=False).logits[0, len(one.prompt) - 1 : -1].argmax(-1).tolist()
+    assert len(calls) == 1

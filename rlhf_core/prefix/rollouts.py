@@ -22,7 +22,7 @@ from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.packed import evaluating, unwrap
 from rlhf_core.prefix.sampler import NOT_NUMBERS, Sampler
 from rlhf_core.prefix.self_check import generation_disagrees
-from rlhf_core.prefix.sharing import checked, completion_logps, decodes, exceeds_rope, pads, shares
+from rlhf_core.prefix.sharing import checked, completion_logps, exceeds_rope, pads, shares
 
 BLOCK = 32  # tokens
 Engine = Literal["shared", "transformers", "continuous"]
@@ -38,7 +38,7 @@ def rollout(
     if the model's log-probabilities are not numbers.
     """
     longest = max(map(len, prompts)) + sampling.max_new_tokens
-    if engine == "shared" and decodes(model, longest) and shares(model, [Group([0] * longest, [])]):
+    if engine == "shared" and shares(model, [Group([0] * longest, [])]):
         return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
     with evaluating(model), torch.no_grad(), own_generation_config(model):

@@ -174,14 +174,6 @@ def _carried(model: Any) -> set[str]:
     return {kind for kind in kinds if all(number in known for number, other in enumerate(kinds) if other == kind)}
 
 
-def decodes(model: Any, longest: int) -> bool:
-    """Whether rows of up to `longest` tokens of a model that shares its prompts can be sampled by `decoding.py`, which
-    keeps keys and values, and attends to all of them.
-    """
-    window = sliding_window(unwrap(model))
-    return window is None or longest <= window
-
-
 def token_budget() -> int:
     """How many tokens a packed row may have. With gradient there is one row: several would keep as much, and a model
     that gathers its gradients does so after a single forward pass.
