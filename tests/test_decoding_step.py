@@ -51,7 +51,7 @@ def batch_of(model, rows=8, sampling=None):
     sampling = sampling or Sampling(40, (), seed=0)
     sampler = decoding.Sampler(sampling)
     given = sampler.rows([prompt for prompt in PROMPTS for _ in range(rows // len(PROMPTS))])
-    batch = decoding.Batch(model, decoding.step_of(model), sampler, decoding.room_for(model, given, sampling))
+    batch = decoding.Batch(model, decoding.step_of(model, 60), sampler, decoding.room_for(model, given, sampling))
     batch.enter(deque(given))
     return batch
 
@@ -249,7 +249,7 @@ def test_the_written_out_step_is_taken_and_gives_the_models_logits(family):
     assert share(model) is None
     with torch.no_grad():
         assert is_like_llama(model)
-        assert isinstance(decoding.step_of(model), LlamaStep)
+        assert isinstance(decoding.step_of(model, 60), LlamaStep)
         rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14]]
         found = decoding._forced(model, rows, 3)
         for row, logps in zip(rows, found, strict=True):
@@ -269,7 +269,7 @@ def test_a_model_that_computes_something_else_is_sampled_by_its_modules(caplog):
     norm.__class__ = type("Shifted", (type(norm),), {"forward": lambda self, states: real(self, states) + 0.1})
     assert is_like_llama(model)
     with torch.no_grad():
-        assert not isinstance(decoding.step_of(model), LlamaStep)
+        assert not isinstance(decoding.step_of(model, 60), LlamaStep)
     assert decoding.BY_MODULES in caplog.text
 
 
@@ -311,7 +311,7 @@ def test_rows_run_beside_each_other_where_the_places_of_prompts_run_out():
     rows = sampler.rows([[1, 2], [3], [1, 2], [1, 2], [4, 5, 6]])
     room = decoding.Room(3, 5 + decoding.LOOK, 1, 3)
     with torch.no_grad():
-        done = decoding._sampled(model, decoding.step_of(model), sampler, rows, room)
+        done = decoding._sampled(model, decoding.step_of(model, 60), sampler, rows, room)
     assert sorted(row.number for row in done) == [0, 1, 2, 3, 4]
     whole = rollout(model, [row.prompt for row in rows], 1, Sampling(5, ENDS, seed=0))
     assert [row.tokens for row in sorted(done, key=lambda row: row.number)] == [one.completion for one in whole]

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,19 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, decoding, rollout, sampler, share, shares
+from rlhf_core.prefix import (
+    Group,
+    Rollout,
+    Sampling,
+    completion_logps,
+    decoding,
+    rollout,
+    rollouts,
+    sampler,
+    self_check,
+    share,
+    shares,
+)
 from tests.prefix_models import SIZES, random_model
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
@@ -97,6 +111,7 @@ OTHERS = {
     "Qwen2, with biases": (Qwen2Config, {}),
     "Llama, with tied embeddings": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True}),
     "Mistral, with a window": (MistralConfig, {"sliding_window": 32}),
+    "Mistral, with a window shorter than rows": (MistralConfig, {"sliding_window": 5}),
     "OLMo 2, which normalizes afterwards": (Olmo2Config, {}),
     "Phi-3, with one matrix for all heads": (Phi3Config, {"pad_token_id": 0}),
 }
@@ -282,6 +297,31 @@ def test_the_mode_of_a_model_is_restored(model, training, engine):
     rollout(model, PROMPTS, 1, SEEDED, engine)
     assert model.training == training
     model.eval()
+
+
+def test_auto_takes_the_fastest_engine_and_says_which(plain, model, caplog, monkeypatch):
+    caplog.set_level("INFO", "rlhf")
+    greedy = Sampling(4, [3], greedy=True)
+    monkeypatch.setattr(rollouts, "_said", weakref.WeakKeyDictionary())
+    for _ in range(2):
+        rollout(model, PROMPTS, 1, greedy)
+    assert caplog.messages == ["answers are sampled by our engine, which computes each prompt once (shared)"]
+    caplog.clear()
+    rollout(plain, PROMPTS, 1, greedy)
+    assert "answers are sampled by transformers' generate (transformers)" in caplog.messages
+    gpu = copy.deepcopy(plain).float()
+    monkeypatch.setattr(type(gpu), "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(rollouts, "checked", lambda model, check, *_: None)
+    assert rollouts.chosen(gpu, "auto", 9) == "continuous"
+    monkeypatch.setattr(rollouts, "checked", lambda model, check, *_: check.__name__.startswith("continuing") or None)
+    assert rollouts.chosen(gpu, "auto", 9) == "transformers"
+
+
+def test_continuous_batching_is_compared_with_generate(plain):
+    double = copy.deepcopy(plain).float()
+    assert self_check.continuing_disagrees(double, None, rollouts._greedy) is None
+    wrong = self_check.continuing_disagrees(double, None, lambda model, rows, way: [[len(way)]] * len(rows))
+    assert wrong == "its likeliest tokens are others than those of generate"
 
 
 @pytest.mark.slow

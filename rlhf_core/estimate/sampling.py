@@ -36,7 +36,7 @@ def shared(meter: Meter, model: Any, prompts: Sequence[Sequence[int]], n: int, s
     with meter.during(meter.sampling), packed.evaluating(model):
         room = decoding.room_for(model, rows, sampling)
         rounds = len(rows) / room.rows
-        batch = decoding.Batch(model, decoding.step_of(model), sampler, room)
+        batch = decoding.Batch(model, decoding.step_of(model, room.longest + length), sampler, room)
         with meter.during(meter.name, repeat=rounds):
             batch.enter(deque(rows))
         batch.cache.arrange(len(batch.rows))

@@ -24,7 +24,7 @@ from rlhf_core.prefix.packed import batches, call, evaluating, pack, unwrap
 from rlhf_core.prefix.recurrent import state_bytes
 from rlhf_core.prefix.sampler import Row, Sampler, seen_in
 from rlhf_core.prefix.self_check import decoding_disagrees
-from rlhf_core.prefix.sharing import checked, free_bytes
+from rlhf_core.prefix.sharing import checked, exceeds_window, free_bytes
 
 PREFILL_TOKENS = 8192  # of prompts in one pass
 MAX_ROWS = 256  # completions that are sampled beside each other
@@ -45,7 +45,7 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     rows = sampler.rows([prompt for prompt in prompts for _ in range(n)])
     room = room_for(model, rows, sampling)
     with evaluating(model):
-        step = step_of(model)
+        step = step_of(model, room.longest + room.tokens)
         while True:
             try:
                 return sampler.rollouts(_sampled(model, step, sampler, rows, room))
@@ -85,9 +85,15 @@ def room_for(model: Any, rows: Sequence[Row], sampling: Sampling) -> Room:
     return Room(count, tokens, min(len(prompts), -(-2 * count // max(1, int(each)))), longest)
 
 
-def step_of(model: Any) -> Step:
-    """The step of a model: written out where it is made like Llama and computes the same, else by its modules."""
-    if is_like_llama(model) and not checked(model, decoding_disagrees, None, BY_MODULES, _forced):
+def step_of(model: Any, longest: int) -> Step:
+    """The step of a model: written out where it is made like Llama and computes the same, else by its modules, which
+    know their windows.
+    """
+    if (
+        is_like_llama(model)
+        and not exceeds_window(model, longest)
+        and not checked(model, decoding_disagrees, None, BY_MODULES, _forced)
+    ):
         return LlamaStep(model)
     return lambda tokens, positions, cache: call(model, tokens[:, None], positions[:, None], cache).logits[:, 0]
 

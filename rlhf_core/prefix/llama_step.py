@@ -103,7 +103,6 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.before_attention, self.before_mlp = layer.input_layernorm, layer.post_attention_layernorm
         self.number, self.scale, self.size = attention.layer_idx, attention.scaling, attention.head_dim
-        self.window = getattr(attention, "sliding_window", None)  # probed: not in families without
         self.heads = _Products([getattr(attention, name) for name in HEADS], dtype)
         self.output = _Products([attention.o_proj], dtype)
         self.gate_and_up = _Products([mlp.gate_proj, mlp.up_proj], dtype)
@@ -126,7 +125,7 @@ class _Layer:
         turned = torch.addcmul(turned * cos, turned.roll(self.size // 2, -1), sin).to(self.dtype)[:, :, None]
         value = value.unflatten(-1, (-1, 1, self.size))
         query, key = turned[:, : self.queries], turned[:, self.queries :]
-        attended = metadata.attend(self.number, query, key, value, self.scale, self.window)
+        attended = metadata.attend(self.number, query, key, value, self.scale)
         states = states + self.output(attended.flatten(1))[0]
         gate, up = self.gate_and_up(_normal(self.before_mlp, states))
         return states + self.down(self.activation(gate).mul_(up))[0]

@@ -1,12 +1,15 @@
 """Sample completions of prompts, with the log-probabilities they were sampled at.
 
 Engines: `shared` (`decoding.py`, each prompt once), `transformers` (plain `generate`) and `continuous` (transformers'
-continuous batching). What `generate` gets wrong is sampled without it.
+continuous batching). `auto` takes the first for models that share prompts, for others on a GPU the last, where it gives
+what `generate` gives. What `generate` gets wrong is sampled without it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -21,24 +24,32 @@ from rlhf_core.prefix import attention, decoding, padded
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
 from rlhf_core.prefix.packed import evaluating, unwrap
 from rlhf_core.prefix.sampler import NOT_NUMBERS, Sampler
-from rlhf_core.prefix.self_check import generation_disagrees
+from rlhf_core.prefix.self_check import continuing_disagrees, generation_disagrees
 from rlhf_core.prefix.sharing import checked, completion_logps, exceeds_rope, pads, shares
 
 BLOCK = 32  # tokens
-Engine = Literal["shared", "transformers", "continuous"]
+Engine = Literal["auto", "shared", "transformers", "continuous"]
+NAMES = {
+    "shared": "our engine, which computes each prompt once (shared)",
+    "transformers": "transformers' generate (transformers)",
+    "continuous": "transformers' continuous batching (continuous)",
+}
+log = logging.getLogger("rlhf")
+_said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 @phase("sampling")
 def rollout(
-    model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, engine: Engine = "shared"
+    model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, engine: Engine = "auto"
 ) -> list[Rollout]:
     """`n` completions of each prompt (token ids), those of one prompt next to each other.
 
-    A model that can't share its prompts is sampled by `transformers` where `shared` is asked for. Raises `RunStopped`
-    if the model's log-probabilities are not numbers.
+    A model that can't share its prompts is sampled by `transformers` where `shared` is asked for. Which engine is taken
+    is said once. Raises `RunStopped` if the model's log-probabilities are not numbers.
     """
     longest = max(map(len, prompts)) + sampling.max_new_tokens
-    if engine == "shared" and shares(model, [Group([0] * longest, [])]):
+    engine = chosen(model, engine, longest)
+    if engine == "shared":
         return decoding.rollout(model, prompts, n, sampling)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
     with evaluating(model), torch.no_grad(), own_generation_config(model):
@@ -56,6 +67,22 @@ def rollout(
         Rollout(row, tokens, logps[: len(tokens)], tokens[-1] in sampling.eos_token_ids)
         for row, tokens, logps in zip(rows, completions, scored, strict=True)
     ]
+
+
+def chosen(model: Any, engine: Engine, longest: int) -> Engine:
+    """The engine that samples rows of up to `longest` tokens where `engine` is asked for."""
+    plain = unwrap(model)
+    if engine in ("auto", "shared") and shares(model, [Group([0] * longest, [])]):
+        found: Engine = "shared"
+    elif engine == "auto" and plain.device.type == "cuda" and _continues(model, longest):
+        found = "continuous"
+    else:
+        found = "continuous" if engine == "continuous" else "transformers"
+    said = _said.setdefault(plain, set())
+    if found not in said:
+        said.add(found)
+        log.info("answers are sampled by %s", NAMES[found], extra={"shown": True})
+    return found
 
 
 @contextmanager
@@ -116,6 +143,19 @@ def _generates(model: Any, longest: int) -> bool:
     return not exceeds_rope(model, longest) and not checked(
         model, generation_disagrees, None, "in this model all is computed again for each token", _forced
     )
+
+
+def _continues(model: Any, longest: int) -> bool:
+    """Whether continuous batching samples what `generate` does, in models that this samples rightly."""
+    consequence = "continuous batching is not used"
+    return _generates(model, longest) and not checked(model, continuing_disagrees, None, consequence, _greedy)
+
+
+def _greedy(model: Any, rows: list[list[int]], way: str) -> list[list[int]]:
+    """A few likeliest tokens behind each row."""
+    sampling = Sampling(4, [unwrap(model).get_input_embeddings().weight.shape[0]], greedy=True)
+    with own_generation_config(model):
+        return (_continuous if way == "continuous" else _generate)(model, rows, sampling)
 
 
 def _forced(model: Any, rows: Sequence[Sequence[int]], steps: int) -> Tensor:

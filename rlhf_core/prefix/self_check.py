@@ -81,6 +81,18 @@ def decoding_disagrees(model: Any, longest: int | None, forced: Callable[..., Te
     return generation_disagrees(model, longest, forced)
 
 
+@torch.no_grad()
+def continuing_disagrees(model: Any, longest: int | None, sample: Callable[..., list[list[int]]]) -> str | None:
+    """What is different where continuous batching samples, or None. `sample(model, rows, engine)`: greedy tokens."""
+    rows = _rows(distinct_groups(unwrap(model).get_input_embeddings().weight.shape[0], LONGEST))
+    try:
+        with evaluating(model):
+            found, expected = (sample(model, rows, engine) for engine in ("continuous", "transformers"))
+    except FAILURES as error:
+        return f"{type(error).__name__}: {error}"
+    return None if found == expected else "its likeliest tokens are others than those of generate"
+
+
 def logps_disagree(model: Any, longest: int | None, row_logps: Callable[..., Tensor]) -> str | None:
     """What is different where `row_logps(model, row)` gives the log-probabilities of a row's tokens but the first."""
 

@@ -174,6 +174,12 @@ def _carried(model: Any) -> set[str]:
     return {kind for kind in kinds if all(number in known for number, other in enumerate(kinds) if other == kind)}
 
 
+def exceeds_window(model: Any, longest: int) -> bool:
+    """Whether some layers of the model do not see all of rows of so many tokens."""
+    window = sliding_window(unwrap(model))
+    return window is not None and longest > window
+
+
 def token_budget() -> int:
     """How many tokens a packed row may have. With gradient there is one row: several would keep as much, and a model
     that gathers its gradients does so after a single forward pass.

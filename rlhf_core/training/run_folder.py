@@ -186,14 +186,16 @@ def finish_model(run: Run) -> None:
 
 
 class _Shown(logging.Handler):
-    """Passes warnings on to the screen."""
+    """Passes warnings on to the screen, and notes that are marked as such: `extra={"shown": True}`."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.show(f"Warning: {masked(record.getMessage())}")
+        warns = record.levelno >= logging.WARNING
+        if warns or "shown" in vars(record):
+            self.show(f"{'Warning: ' if warns else ''}{masked(record.getMessage())}")
 
 
 class _Lines(logging.Formatter):

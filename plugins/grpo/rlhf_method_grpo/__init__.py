@@ -20,7 +20,7 @@ import logging
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl, router_loss_coefficient
 from rlhf_method_grpo.generation import check_generation
@@ -87,10 +87,11 @@ class Options(TrainingOptions):
         "are summed (GDPO); or they are summed first, then scaled by scale_rewards; unset: the former if that is group",
     )
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the length limit out of the loss")
-    rollouts: Literal["shared", "transformers", "continuous", "vllm"] = Field(
-        "shared",
-        description="engine that samples: shared (each prompt once), transformers (generate), continuous "
-        "(transformers' continuous batching), or vllm",
+    rollouts: Literal["auto", "shared", "transformers", "continuous", "vllm"] = Field(
+        "auto",
+        description="engine that samples: auto (the fastest for this model and device), shared (each prompt once), "
+        "transformers (generate), continuous (transformers' continuous batching), or vllm",
+        validation_alias=AliasChoices("rollouts", "rollout_backend"),
     )
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     """
 
     epochs_done = 0
-    rollouts = "shared"
+    rollouts = "auto"
     template: ChatTemplate | None = None  # renders the prompts, as everywhere in the run
     shown_tools: list[Any] = []  # noqa: RUF012 - of the prompts that are answered now, replaced for each batch
     rewards: RewardRuntime | None = None  # of the run, whose samples are told their advantages
@@ -65,7 +65,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     @phase("sampling")
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        if self.rollouts not in ("shared", "continuous") or images is not None or self._sampled_by_trl:
+        if self.rollouts not in ("auto", "shared", "continuous") or images is not None or self._sampled_by_trl:
             with own_generation_config(self.accelerator.unwrap_model(self.model)):
                 return super()._generate_single_turn(
                     prompt_ids, images, multimodal_fields, num_generations, has_tool_images

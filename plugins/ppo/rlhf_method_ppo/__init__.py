@@ -82,10 +82,11 @@ class Options(
     whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
     missing_eos_penalty: NotNegative = Field(1.0, description="subtracted from the score of an answer cut at the limit")
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the limit out of the loss")
-    rollouts: Literal["shared", "transformers", "continuous"] = Field(
-        "shared",
-        description="engine that samples: shared (each prompt once), transformers (generate), or continuous "
-        "(transformers' continuous batching)",
+    rollouts: Literal["auto", "shared", "transformers", "continuous"] = Field(
+        "auto",
+        description="engine that samples: auto (the fastest for this model and device), shared (each prompt once), "
+        "transformers (generate), or continuous (transformers' continuous batching)",
+        validation_alias=AliasChoices("rollouts", "rollout_backend"),
     )
 
     @model_validator(mode="after")
