@@ -30,7 +30,7 @@ from rlhf_core.models.template import template_of
 from rlhf_core.rewards.batch import columns_left_out
 from rlhf_core.rewards.binding import ROW, BoundReward, check_columns
 from rlhf_core.rewards.smoke_test import SmokeTest
-from rlhf_core.training import arguments, best, rates
+from rlhf_core.training import arguments, best, launch, rates
 from rlhf_core.ui.screen import Screen
 from rlhf_core.unused import LORA, given_options
 
@@ -48,7 +48,8 @@ SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 class Plan:
     """Everything a run needs but the weights.
 
-    `config` has the options that are really used, `chosen` those of them that the method chose because they were unset.
+    `config` has the options that are really used, `chosen` those that the method chose because they were unset, `gpus` a
+    line that says which of several GPUs are not used.
     """
 
     config: RunConfig
@@ -59,6 +60,7 @@ class Plan:
     rewards: Sequence[BoundReward]
     system_prompt: str | None
     system_prompt_from: str
+    gpus: Sequence[tuple[str, str]] = ()
 
 
 def make_plan(
@@ -74,9 +76,12 @@ def make_plan(
     warnings = arguments.check_settings(method, config)
     system_prompt, origin = system_prompt_for(config.system_prompt, rewards)
 
+    gpus: list[tuple[str, str]] = []
+
     @functools.cache
     def inspected() -> tuple[models.ModelInfo, TrainingOptions, Checks]:
         """Importing transformers, so after all rows are read."""
+        gpus.extend(launch.use_one_gpu(config))
         info, options = _model_and_options(config, method)
         escape = options.control_tokens == "escape"
         template = template_of(info, options.chat_template_kwargs, escape=escape)
@@ -112,9 +117,8 @@ def make_plan(
     warnings += _check_context(info, method, options, template, data.train, data.held_out)
     warnings += columns_left_out(list(data.train[0])) if rewards else []
     data = replace(data, warnings=warnings)
-    return Plan(
-        config.model_copy(update={"options": options}), chosen, data, info, template, rewards, system_prompt, origin
-    )
+    config = config.model_copy(update={"options": options})
+    return Plan(config, chosen, data, info, template, rewards, system_prompt, origin, gpus)
 
 
 def _model_and_options(config: RunConfig, method: Method) -> tuple[models.ModelInfo, TrainingOptions]:
@@ -238,7 +242,7 @@ def summary(plan: Plan, tested: SmokeTest | None, catalog: Catalog) -> list[tupl
     ):
         if values:
             rows.append((label, f"{why}: " + ", ".join(f"{name} {value}" for name, value in values.items())))
-    return [*rows, ("Device", device), ("Output", str(config.output_dir))]
+    return [*rows, ("Device", device), *plan.gpus, ("Output", str(config.output_dir))]
 
 
 def dataset(rows: Sequence[dict[str, Any]], need: Need, first: int = 0) -> datasets.Dataset:

@@ -136,11 +136,10 @@ def train(
     if launch.LAUNCHER in os.environ:
         environment.end_with(int(os.environ[launch.LAUNCHER]))
         ranks.report(threading.get_ident())
-    gpus = launch.use_one_gpu(config)
     launch.check_distributed(config)
     with run_folder.claimed(config, resume) as folder:
         how: dict[str, Any] = {"resume": resume, "allow_changed": allow_changed, "dry_run": dry_run}
-        return _train(config, method, catalog, folder, **how, estimate=estimate, gpus=gpus)
+        return _train(config, method, catalog, folder, **how, estimate=estimate)
 
 
 def _train(
@@ -153,7 +152,6 @@ def _train(
     allow_changed: Sequence[str],
     dry_run: bool,
     estimate: Estimator | None,
-    gpus: list[tuple[str, str]],
 ) -> int:
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes: the one that prints and writes for the run
     screen = Screen(quiet=not first)
@@ -169,7 +167,7 @@ def _train(
         tested = smoke_test(run.plan.data.train, run.rewards, encode) if first else None
         if first and estimate is not None:
             run.expected = estimate(run, method, catalog, screen)
-        screen.resolved([*planning.summary(run.plan, tested, catalog), *gpus, *asked, *run.expected.lines])
+        screen.resolved([*planning.summary(run.plan, tested, catalog), *asked, *run.expected.lines])
         if dry_run:
             building.try_to_build(run, method, screen)
             planning.dry_run(run.plan, tested, screen)
