@@ -48,8 +48,8 @@ SIZES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 class Plan:
     """Everything a run needs but the weights.
 
-    `config` has the options that are really used, `chosen` those that the method chose because they were unset, `gpus` a
-    line that says which of several GPUs are not used.
+    `config` has the options that are really used, `chosen` those that the method chose because they were unset. `gpus`
+    says which of several are not used.
     """
 
     config: RunConfig
