@@ -5,7 +5,8 @@
 
 After aten's `mha_varlen_fwd` and `mha_varlen_bwd`: heads of up to 256 numbers, a multiple of 8, beside each other in
 memory; float16 or bfloat16; int32 starts, contiguous, of all tokens; causal masks and windows aligned at the last query
-and the last key. Scores are computed in float32, results rounded to the type of the inputs.
+and the last key. Scores are computed in float32, results rounded to the type of the inputs. Where no sequence has more
+than one query and heads are grouped, each has exactly one: its heads are taken for queries.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def forward(
         sequences = _sequences(starts_q, starts_k)
     else:
         sequences = _used(query, key, value, starts_q, starts_k, max_q, max_k, seqused_k)
+    if max_q == 1 and query.shape[1] > key.shape[1] and window_size_left is None and len(query) != len(starts_q) - 1:
+        raise RuntimeError(f"shape '[{len(starts_q) - 1}, …]' is invalid for {len(query)} queries")
     assert dropout == 0.0
     assert not debug
     calls["forward"] += 1

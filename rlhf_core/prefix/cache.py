@@ -194,7 +194,7 @@ class DecodingCache:
         output, lse = flash_decoding(query, keys, values, *rows, most=1, longest=longest, scale=scale)
         keys, values = self.prompts[layer]
         runs, longest = self._shared(("runs", keys.shape), self._runs_for_kernel, keys), self.room.longest
-        most = self.rows
+        most = max(2, self.rows)  # with 1, flash attention takes each run to have a row
         prefix_output, prefix_lse = flash_decoding(query, keys, values, *runs, most=most, longest=longest, scale=scale)
         weight = torch.sigmoid(prefix_lse - lse).t()[..., None]
         return torch.lerp(output, prefix_output, weight.to(output.dtype))[:, :, None]

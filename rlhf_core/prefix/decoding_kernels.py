@@ -70,13 +70,17 @@ def _one_after_another(tensor: Tensor) -> Tensor:
 
 
 def _decoding_disagreement(query: Tensor, key: Tensor) -> str | None:
-    """What is wrong with the kernel on three random queries of two prompts, or None."""
+    """What is wrong with the kernel on three random queries of two prompts, or None. They run together, as rows of a
+    prompt do, and one by one."""
     generator = torch.Generator().manual_seed(0)
     shapes = (3, query.shape[1], query.shape[3]), (2, key.shape[1], 20, key.shape[3])
     q, k, v = (torch.randn(shape, generator=generator).to(query) for shape in (shapes[0], shapes[1], shapes[1]))
     spans = torch.tensor([[0, 2, 3], [0, 20 * key.shape[1], 0], [11, 20, 0]], dtype=torch.int32, device=query.device)
+    starts = torch.arange(3, dtype=torch.int32, device=query.device)
     try:
-        output, lse = flash_decoding(q, k, v, spans[0], spans[1], spans[2, :2], most=2, longest=20, scale=0.2)
+        found = [flash_decoding(q, k, v, spans[0], spans[1], spans[2, :2], most=2, longest=20, scale=0.2)]
+        # Single rows, for which there is another kernel.
+        found.append(flash_decoding(q[1:], k, v, starts, spans[1], spans[2, :2], most=1, longest=20, scale=0.2))
     except RuntimeError as error:
         return str(error)
     apart, groups, size = 0.0, key.shape[1], key.shape[3]
@@ -84,7 +88,9 @@ def _decoding_disagreement(query: Tensor, key: Tensor) -> str | None:
         given = q[row].reshape(1, groups, -1, size), k[place, None, :, :end], v[place, None, :, :end]
         one_query, one_key, one_value = (one.float() for one in given)
         expected, expected_lse = attend(one_query, one_key, one_value, None, 0.2)
-        apart = max(apart, (output[row] - expected.flatten(0, 2)).abs().max().item())
-        apart = max(apart, (lse[:, row] - expected_lse.flatten()).abs().max().item())
+        for (output, lse), first in zip(found, (0, 1), strict=True):
+            if row >= first:
+                apart = max(apart, (output[row - first] - expected.flatten(0, 2)).abs().max().item())
+                apart = max(apart, (lse[:, row - first] - expected_lse.flatten()).abs().max().item())
     allowed = 16 * torch.finfo(query.dtype).eps + 64 * torch.finfo(torch.float32).eps
     return None if apart < allowed else f"its kernel is {apart:.2g} away from it"
