@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from itertools import takewhile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ def adapted(layers=2, config=Qwen3Config, lora=True, **settings):
         torch.manual_seed(1)
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(model, lora, autocast_adapter_dtype=True).eval()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()  # as trainers do
     assert share(model) is None
     return model
 
@@ -300,6 +303,14 @@ def test_rows_are_admitted_by_free_memory(monkeypatch):
     assert sizes[-1] == 1
     assert sorted(sizes, reverse=True) == sizes
     assert 1 < sizes[1] < 256
+    monkeypatch.setattr(type(model), "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(decoding, "free_bytes", lambda device: 1e12)
+    assert [decoding.room_for(model, rows[:count], Sampling(9, ())).rows for count in (1, 20, 70, 300)] == [
+        1,
+        32,
+        96,
+        256,
+    ]
     per_row = decoding.cache_bytes(model, 1016)
     assert sizes[1] * per_row < 1e7
 

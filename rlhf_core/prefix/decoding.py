@@ -79,9 +79,11 @@ def room_for(model: Any, rows: Sequence[Row], sampling: Sampling) -> Room:
     vocabulary = plain.get_input_embeddings().weight.shape[0]
     states = state_bytes(plain)
     row = states + cache_bytes(plain, tokens) + NUMBERS * vocabulary + (states + cache_bytes(plain, longest)) * 2 / each
-    count = max(1, min(len(rows), MAX_ROWS, int(MEMORY * free_bytes(plain.device) / row)))
+    fits, wanted = int(MEMORY * free_bytes(plain.device) / row), min(len(rows), MAX_ROWS)
+    count = max(1, min(fits, wanted))
     if plain.device.type == "cuda":
-        count = max(size for size in BUCKETS if size <= count or size == 1)
+        enough = [size for size in BUCKETS if wanted <= size <= fits]
+        count = min(enough, default=max(size for size in BUCKETS if size <= count))
     return Room(count, tokens, min(len(prompts), -(-2 * count // max(1, int(each)))), longest)
 
 

@@ -50,7 +50,9 @@ class LlamaStep:
 
 
 def is_like_llama(model: Any) -> bool:
-    """Whether a model's modules have the names of Llama's, nothing else listens to them, and its adapters are plain."""
+    """Whether a model's modules have the names of Llama's, its adapters are plain, and nothing listens to the modules
+    that are passed over. The embedding, to which gradient checkpointing listens, is called.
+    """
     plain = unwrap(model)
     decoder, head = plain.base_model, plain.get_output_embeddings()
     if head is None or decoder is plain or not _children(decoder, DECODER):
@@ -65,7 +67,9 @@ def is_like_llama(model: Any) -> bool:
         norms = [layer.input_layernorm, layer.post_attention_layernorm, *_norms(layer.self_attn)]
         if not all(hasattr(norm, "variance_epsilon") for norm in norms):  # other norms have another name for it
             return False
-    passed = [module for module in plain.modules() if module is not plain]
+    parts = [decoder.embed_tokens, decoder.rotary_emb, *(layer.mlp.act_fn for layer in decoder.layers)]
+    called = {module for part in parts for module in part.modules()}
+    passed = [module for module in plain.modules() if module is not plain and module not in called]
     listened = any(module._forward_hooks or module._forward_pre_hooks for module in passed)
     replaced = any("forward" in vars(module) for module in passed)
     return not listened and not replaced and all(_base(matrix) is not None for matrix in matrices)
