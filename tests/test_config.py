@@ -168,6 +168,10 @@ MISTAKES = {
         {"eval_data": ["builtin:prompts"], "num_eval_prompts": 0},
         "--eval-data has no effect with",
     ),
+    "a penalty that is left out": (
+        {"rollouts": "continuous", "repetition_penalty": 1.2},
+        "--repetition-penalty has no effect with --rollouts continuous",
+    ),
     "no address": ({"master_addr": "host:many"}, "--master-addr host:many: write HOST:PORT"),
     "a long value": ({"optim": ["x" * 5000]}, "x… .5,004 characters.: input should be"),
     "zero steps": ({"max_steps": 0}, "max_steps is a positive number, or -1"),

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from rlhf_core.prefix import (
     Group,
@@ -317,9 +318,21 @@ def test_auto_takes_the_fastest_engine_and_says_which(plain, model, caplog, monk
     assert rollouts.chosen(gpu, "auto", 9) == "transformers"
 
 
+def test_continuous_batching_is_not_taken_for_what_it_leaves_out(plain, monkeypatch):
+    """transformers says so of each processor; `auto` and `check` rely on it."""
+    assert not RepetitionPenaltyLogitsProcessor.supports_continuous_batching
+    asked = []
+    monkeypatch.setattr(rollouts, "chosen", lambda model, engine, longest: asked.append(engine) or "transformers")
+    for penalty in (1.0, 1.2):
+        rollout(plain, PROMPTS, 1, Sampling(2, [3], repetition_penalty=penalty))
+    assert asked == ["auto", "shared"]
+
+
 def test_continuous_batching_is_compared_with_generate(plain):
     double = copy.deepcopy(plain).float()
+    before = torch.get_rng_state()
     assert self_check.continuing_disagrees(double, None, rollouts._greedy) is None
+    assert torch.get_rng_state().equal(before)
     wrong = self_check.continuing_disagrees(double, None, lambda model, rows, way: [[len(way)]] * len(rows))
     assert wrong == "its likeliest tokens are others than those of generate"
 

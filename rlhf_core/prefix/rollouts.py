@@ -48,6 +48,8 @@ def rollout(
     is said once. Raises `RunStopped` if the model's log-probabilities are not numbers.
     """
     longest = max(map(len, prompts)) + sampling.max_new_tokens
+    if engine == "auto" and sampling.repetition_penalty != 1:
+        engine = "shared"  # or `generate`: continuous batching leaves the penalty out
     engine = chosen(model, engine, longest)
     if engine == "shared":
         return decoding.rollout(model, prompts, n, sampling)

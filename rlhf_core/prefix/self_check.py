@@ -86,7 +86,8 @@ def continuing_disagrees(model: Any, longest: int | None, sample: Callable[..., 
     """What is different where continuous batching samples, or None. `sample(model, rows, engine)`: greedy tokens."""
     rows = _rows(distinct_groups(unwrap(model).get_input_embeddings().weight.shape[0], LONGEST))
     try:
-        with evaluating(model):
+        devices = [model.device] if model.device.type == "cuda" else []
+        with evaluating(model), torch.random.fork_rng(devices):  # which continuous batching seeds
             found, expected = (sample(model, rows, engine) for engine in ("continuous", "transformers"))
     except FAILURES as error:
         return f"{type(error).__name__}: {error}"
