@@ -52,14 +52,11 @@ def check(config: RunConfig, method: Method) -> None:
 
         check_names(config.stop_on, method.name)
     options, unused = config.options, method.unused_options()
-    if (
-        "rollouts" in method.Options.model_fields
-        and options.rollouts == "continuous"
-        and options.repetition_penalty != 1
-    ):
+    sampler = options.model_dump(include={"rollouts"}).get("rollouts")  # an option of methods that sample
+    if sampler == "continuous" and options.repetition_penalty != 1:
         raise UserError(
-            "--repetition-penalty has no effect with --rollouts continuous: transformers' continuous batching leaves it "
-            "out. Use --rollouts shared or transformers"
+            "--repetition-penalty has no effect with --rollouts continuous: transformers' continuous batching leaves "
+            "it out. Use --rollouts shared or transformers"
         )
     needs = {
         "num_train_epochs": (options.max_steps == -1, f"--max-steps {options.max_steps} is given"),
