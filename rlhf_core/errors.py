@@ -64,7 +64,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 REFUSALS = (ValueError, ImportError, OSError)
 # Whose complaints about values are the user's to read.
-LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch")
+LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch", "vllm")
 
 
 def raised_by_library(error: BaseException) -> bool:

@@ -8,12 +8,15 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from rlhf_core.cli import rlhf
 from rlhf_core.cli.doctor import show
@@ -282,6 +285,28 @@ def test_vllm_is_held_against_the_versions_of_trl(monkeypatch):
     assert found["vLLM"].status == "warn"
     assert f"and {packages.supported('vllm', by='trl')} is supported" in found["vLLM"].text
     assert found["tiktoken"].status == "ok"
+
+
+def test_vllm_is_held_against_the_transformers_that_it_asks_for(monkeypatch):
+    asked = {
+        ("vllm", "trl"): "<=0.31.0,>=0.22.0",
+        ("transformers", "vllm"): "<5.18,>=5.10",
+        ("torch", "vllm"): "==2.13.0",
+    }
+    monkeypatch.setattr(packages, "supported", lambda package, by: asked[package, by])
+    installed = {"vllm": "0.31.0", "transformers": "5.23.0", "torch": "2.13.0+cpu"}
+    monkeypatch.setattr(packages, "version_of", installed.get)
+    found = packages.vllm()
+    assert (found.status, found.text) == ("warn", "0.31.0 needs transformers <5.18,>=5.10, and 5.23.0 is installed")
+    assert found.advice == "Install another: pip install 'transformers<5.18,>=5.10'"
+    installed["transformers"] = "5.17.0"
+    assert packages.vllm().status == "ok"
+
+
+def test_the_extra_asks_for_the_vllm_that_trl_asks_for():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    ours = next(need for need in map(Requirement, extra["vllm"]) if need.name == "vllm")
+    assert ours.specifier == SpecifierSet(packages.supported("vllm", by="trl"))
 
 
 def test_the_core_with_what_it_needs(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_core.estimate import estimating
+from rlhf_core.estimate import vllm
 from rlhf_core.estimate.meter import Meter, Phase
 from rlhf_core.estimate.quantized import Quantized, quantize
 from rlhf_core.estimate.weightless import Weightless, without_values
@@ -312,29 +312,56 @@ def test_several_processes_share_the_rows():
     assert 0 < two.steps_per_row == pytest.approx(one.steps_per_row / 2)
 
 
-@pytest.mark.parametrize(
-    ("settings", "share"),
-    [({}, 0.3), ({"vllm_gpu_memory_utilization": 0.5}, 0.5), ({"vllm_mode": "server"}, 0.0)],
-)
-def test_vllm_takes_its_share_of_the_card(settings, share):
-    """Or nothing, where it is a server; in either case it keeps the answers' cache."""
+PHASES = {name: Phase(30, Counter({"weights": 20, "KV cache": 10})) for name in ("answers", "training")}
+
+
+def with_vllm(settings=(), **options):
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import resolve
 
     config, _ = resolve({"method": "grpo", "reward": "length"}, Catalog())
-    assert estimating._without_vllm(config) == (config, None)
-    options = config.options.model_copy(update={"rollouts": "vllm"})
-    given = config.model_copy(update={"options": options, "set": {"top_entropy_quantile": 0.5, **settings}})
-    alone, found = estimating._without_vllm(given)
-    assert (alone.options.rollouts, alone.set, found) == ("shared", {"top_entropy_quantile": 0.5}, share)
-    phase = estimating._beside_vllm(Phase(30, Counter({"weights": 20, "KV cache": 10})), 7)
-    assert (phase.peak, dict(phase.parts)) == (27, {"weights": 20, "vLLM": 7})
+    assert vllm.without(config) == (config, False)
+    changed = config.options.model_copy(update={"rollouts": "vllm", "lora": True, **options})
+    return config.model_copy(update={"options": changed, "set": {"top_entropy_quantile": 0.5, **dict(settings)}})
 
 
-def test_vllms_share_is_trls():
-    from trl import GRPOConfig
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({}, [{"weights": 20, "vLLM": 7}, {"weights": 20}]),
+        ({"vllm_enable_sleep_mode": False}, [{"weights": 20, "vLLM": 7}, {"weights": 20, "vLLM": 7}]),
+    ],
+)
+def test_vllm_takes_its_share_of_the_card_while_it_does_not_sleep(settings, parts):
+    """And keeps the cache of the answers."""
+    config = with_vllm({"vllm_gpu_memory_utilization": 0.7, **settings})
+    alone, beside = vllm.without(config)
+    assert (alone.options.rollouts, alone.set, beside) == ("shared", {"top_entropy_quantile": 0.5}, True)
+    phases = vllm.beside(PHASES, config, None, 10)
+    assert [dict(phase.parts) for phase in phases.values()] == parts
+    assert [phase.peak for phase in phases.values()] == [sum(each.values()) for each in parts]
 
-    assert GRPOConfig("x", bf16=False, use_cpu=True).vllm_gpu_memory_utilization == estimating.VLLM
+
+def test_a_server_of_vllm_takes_nothing_here():
+    alone, beside = vllm.without(with_vllm(vllm_server="http://localhost:8000"))
+    assert (alone.options.vllm_server, beside) == (None, False)
+
+
+def test_vllms_share_holds_weights_and_the_cache_of_all_answers_or_of_what_has_room():
+    from types import SimpleNamespace
+
+    from transformers import LlamaConfig
+
+    shape = LlamaConfig(num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, hidden_size=4096)
+    info = SimpleNamespace(config=shape, parameters=8_000_000_000)
+    size = {"max_prompt_length": 512, "max_completion_length": 512, "per_device_train_batch_size": 8}
+    config = with_vllm(steps_per_generation=4, **size)
+    # 16 GB of weights, 2 GB of work, and 32 answers of 1,024 tokens with 131,072 bytes each: 22.3 GB
+    assert vllm.share(config, info, 80_000_000_000) == 0.28
+    assert vllm.share(with_vllm(steps_per_generation=400, **size), info, 80_000_000_000) == 0.7  # 0.9 less 16 GB
+    assert vllm.share(config, info, 20_000_000_000) == 0.9  # too small a card: vLLM is asked for what it may have
+    halved = with_vllm({"vllm_tensor_parallel_size": 2}, steps_per_generation=4, **size)
+    assert vllm.share(halved, info, 80_000_000_000) == 0.18
 
 
 def test_the_command_of_the_run_has_its_flags_alone_and_the_models_full_name():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import json
 import typing
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from transformers import TrainingArguments
 
 from rlhf_core import Catalog, Method, UserError, resolve
 from rlhf_core.config import read_file
+from rlhf_core.doctor import packages
 from rlhf_core.settings import GPU, TRAINING, Setting, check, decide, refused, same_as, used_with
 
 METHODS = ["sft", "dpo", "orpo", "reward_model", "ppo", "grpo"]
@@ -149,16 +149,20 @@ def test_answers_of_a_batch_and_their_groups(monkeypatch):
             resolved("grpo", num_generations=5, per_device_train_batch_size=1, gradient_accumulation_steps=1, **written)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_vllm_is_there_or_asked_for(monkeypatch, there):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: there or None if name == "vllm" else find(name, *rest)
-    )
-    if there:
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        (None, "--rollouts vllm needs vLLM: pip install"),
+        ("0.50.0", "--rollouts vllm: vLLM 0.50.0, and .*0.31.0.* is supported: .* Install another: pip install 'vllm"),
+        ("0.31.0", None),
+    ],
+)
+def test_vllm_is_there_in_a_version_that_trl_works_with_or_asked_for(monkeypatch, installed, said):
+    monkeypatch.setattr(packages, "version_of", lambda package: installed if package == "vllm" else None)
+    if said is None:
         assert resolved("grpo", rollouts="vllm").options.rollouts == "vllm"
     else:
-        with pytest.raises(UserError, match="--rollouts vllm needs vLLM: pip install"):
+        with pytest.raises(UserError, match=said):
             resolved("grpo", rollouts="vllm")
 
 

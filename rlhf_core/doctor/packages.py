@@ -113,14 +113,30 @@ def needed(package: str, asking: Asking, broken: str = "") -> Check:
 
 
 def optional(asking: Asking) -> Iterator[Check]:
-    """Packages that something is missing without. vLLM's versions are those that TRL asks for."""
+    """Packages that something is missing without."""
     for package, (name, cost) in OPTIONAL.items():
-        version = version_of(package)
-        versions = supported(package, by="trl") if package == "vllm" else ""
-        if version is None:
-            yield Check(name, "missing", f"not installed: {cost}", f"To have it: {pip(package, versions)}")
+        if package == "vllm":
+            yield vllm()
+        elif (version := version_of(package)) is None:
+            yield Check(name, "missing", f"not installed: {cost}", f"To have it: {pip(package, '')}")
         else:
-            yield judge_version(package, version, versions, name=name)
+            yield judge_version(package, version, "", name=name)
+
+
+def vllm() -> Check:
+    """The installed vLLM against the versions that TRL asks for, and the packages that it shares with training against
+    those that it asks for itself.
+    """
+    (name, cost), version, versions = OPTIONAL["vllm"], version_of("vllm"), supported("vllm", by="trl")
+    if version is None:
+        return Check(name, "missing", f"not installed: {cost}", f"To have it: {pip('vllm', versions)}")
+    judged = judge_version("vllm", version, versions, name=name)
+    for package in ("transformers", "torch") if judged.status == "ok" else ():
+        found, asked = version_of(package), supported(package, by="vllm")
+        if found is not None and judge_version(package, found, asked).status != "ok":
+            text = f"{version} needs {package} {asked}, and {found} is installed"
+            return Check(name, "warn", text, f"Install another: {pip(package, asked)}")
+    return judged
 
 
 def pip(package: str, versions: str, *options: str) -> str:

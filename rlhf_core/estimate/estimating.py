@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import RunConfig
+from rlhf_core.estimate import vllm
 from rlhf_core.estimate.hardware import Device
 from rlhf_core.estimate.meter import BETWEEN, Phase
 from rlhf_core.estimate.synthetic import Lengths
@@ -19,7 +20,6 @@ from rlhf_core.models.precision import for_device
 
 # What a caching allocator holds beyond what lives, and what CUDA takes for itself: measured, see docs/benchmarks.md.
 HELD, CONTEXT = 1.06, 800_000_000
-VLLM = 0.3  # TRL's vllm_gpu_memory_utilization, unless it is set
 CODE = 60_000_000  # bytes: modules that are imported in the first step, which grow the process of a run on CPUs
 
 
@@ -97,12 +97,13 @@ def estimate(
     """
     from rlhf_core.estimate.step import measure
 
-    config, share = _without_vllm(config)
+    asked = config
+    config, beside = vllm.without(config)
     config = config.model_copy(update={"options": for_device(config.options, device.frozen_dtype)})
     measured = measure(config, method, info, catalog, rows, device, scorers)
     phases = {name: _per_device(phase, config) for name, phase in measured.phases.items() if phase.peak}
-    if share is not None:
-        phases = {name: _beside_vllm(phase, round(share * device.memory)) for name, phase in phases.items()}
+    if beside:
+        phases = vllm.beside(phases, asked, info, device.memory)
     between = phases.pop(BETWEEN, Phase())
     largest = max(phases, key=lambda name: phases[name].peak)
     if between.peak > phases[largest].peak:
@@ -110,29 +111,6 @@ def estimate(
     seconds = measured.seconds() if device.flops else {}
     steps_per_row = measured.steps_per_row / (config.num_processes * config.num_machines)
     return Estimate(phases, device, rows, seconds, steps_per_row)
-
-
-def _without_vllm(config: RunConfig) -> tuple[RunConfig, float | None]:
-    """The run with the engine's own sampling instead of vLLM's, and the share of the device that vLLM takes for itself,
-    if it is used.
-
-    It can't run without values; its weights and its cache are in that share.
-    """
-    options: Any = config.options
-    if "rollouts" not in type(options).model_fields or options.rollouts != "vllm":
-        return config, None
-    share = float(config.set.get("vllm_gpu_memory_utilization", VLLM))
-    its = {name: value for name, value in config.set.items() if name.startswith("vllm_")}
-    without = {name: value for name, value in config.set.items() if name not in its}
-    alone = config.model_copy(update={"options": options.model_copy(update={"rollouts": "shared"}), "set": without})
-    return alone, share if its.get("vllm_mode", "colocate") == "colocate" else 0.0
-
-
-def _beside_vllm(phase: Phase, size: int) -> Phase:
-    parts = Counter(phase.parts)
-    del parts["KV cache"]
-    parts["vLLM"] = size
-    return Phase(sum(parts.values()), parts, phase.operations, phase.flops, phase.seconds)
 
 
 def _per_device(phase: Phase, config: RunConfig) -> Phase:

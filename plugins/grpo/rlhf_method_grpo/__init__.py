@@ -20,11 +20,12 @@ import logging
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl, router_loss_coefficient
 from rlhf_method_grpo.generation import check_generation
-from rlhf_method_grpo.settings import SETTINGS, check, check_prompts, check_vllm
+from rlhf_method_grpo.settings import SETTINGS, check, check_prompts
+from rlhf_method_grpo.vllm import address, check_weights, vllm_arguments
 
 # Full: TRL. LoRA: ten times that, as TRL's docs take for 3B (LoRA Without Regret). Others: Unsloth 5e-6, TRL 5e-5.
 FULL_RATE, LORA_RATE = 1e-6, 1e-5
@@ -93,9 +94,15 @@ class Options(TrainingOptions):
         "transformers (generate), continuous (transformers' continuous batching), or vllm",
         validation_alias=AliasChoices("rollouts", "rollout_backend"),
     )
+    vllm_server: Annotated[str, AfterValidator(address)] | None = Field(
+        None, description="base URL of a `vllm serve` with GPUs of its own, such as http://HOST:8000: it samples"
+    )
 
     @model_validator(mode="after")
-    def _loss_uses_what_is_set(self) -> Options:
+    def _options_act(self) -> Options:
+        if self.vllm_server is not None and self.rollouts not in ("auto", "vllm"):
+            raise ValueError(f"vllm_server samples with vLLM: leave out rollouts {self.rollouts}")
+        self.rollouts = "vllm" if self.vllm_server is not None else self.rollouts
         if self.delta is not None and self.loss_type in ("cispo", "sapo", "vespo"):
             raise ValueError(f"loss_type {self.loss_type} does not clip by delta: leave it out")
         if self.epsilon_high is not None and self.loss_type in ("sapo", "vespo"):
@@ -192,7 +199,7 @@ class GRPO(Method):
 
         options = run.options
         if run.info.quantized:
-            check_vllm(options, f"weights quantized by {run.info.quantized}")
+            check_weights(options, f"weights quantized by {run.info.quantized}")
         lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
         aggregation = options.multi_objective_aggregation or "sum_then_normalize"
         if len(run.rewards.weights) > 1:
@@ -209,8 +216,7 @@ class GRPO(Method):
             **values,
             min_p=options.min_p or None,
             reward_weights=run.rewards.weights,
-            use_vllm=options.rollouts == "vllm",
-            vllm_mode="colocate",
+            **vllm_arguments(run, lora=lora),
             multi_objective_aggregation=aggregation,
         )
         check_generation(arguments, run.info.config)

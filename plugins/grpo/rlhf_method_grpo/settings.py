@@ -4,19 +4,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
-from rlhf_core import RunConfig, TrainingOptions, UserError
+from rlhf_core import RunConfig, UserError
 from rlhf_core.settings import COUNT, ROLLOUTS, SHARE, SIZE, USED, Condition, given, refused, used_as, used_with
+from rlhf_method_grpo.vllm import check_vllm
 
 LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
 SAMPLES = "samples.jsonl in the run's folder has all answers with their scores"
 CONTINUOUS = "write --rollouts continuous"
+BY_URL = "write --vllm-server http://HOST:PORT for a server; without it vLLM samples on the run's own GPUs"
 
 VLLM = ("--rollouts vllm", lambda config: config.options.rollouts == "vllm")
-COLOCATED = ("vllm_mode=colocate", lambda config: config.set.get("vllm_mode", "colocate") == "colocate")
-SERVER = ("vllm_mode=server", lambda config: config.set.get("vllm_mode") == "server")
+COLOCATED = ("vLLM on the run's own GPUs: leave out --vllm-server", lambda config: not config.options.vllm_server)
+SERVER = ("--vllm-server URL", lambda config: bool(config.options.vllm_server))
 ADAPTIVE = given("use_adaptive_entropy")
 ZERO3 = ("--distributed zero3", lambda config: config.distributed == "zero3")
 
@@ -45,15 +46,15 @@ SETTINGS = {
     **dict.fromkeys(("vespo_k_neg", "vespo_lambda_neg"), used_with(_loss("vespo"), within=(0.0, 100.0))),
     "ds3_gather_for_generation": used_with(ZERO3),
     # vLLM
-    **dict.fromkeys(("vllm_mode", "vllm_model_impl", "vllm_structured_outputs_regex"), used_with(VLLM)),
+    **dict.fromkeys(("vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port"), refused(BY_URL)),
+    "vllm_structured_outputs_regex": used_with(VLLM),
     **dict.fromkeys(("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"), used_with(VLLM)),
     "vllm_importance_sampling_clip_max": used_with(VLLM, within=SIZE),
     "vllm_importance_sampling_clip_min": used_with(VLLM, within=SIZE),
     "vllm_importance_sampling_cap": used_with(VLLM, within=SIZE),  # TRL's old name of ..._clip_max
-    **dict.fromkeys(("vllm_server_base_url", "vllm_server_host"), used_with(VLLM, SERVER)),
-    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), used_with(VLLM, SERVER, within=(1, 65_535))),
-    "vllm_server_timeout": used_with(VLLM, SERVER, within=SIZE),
-    "vllm_enable_sleep_mode": used_with(VLLM, COLOCATED),
+    "vllm_group_port": used_with(VLLM, SERVER, within=(1, 65_535)),
+    "vllm_server_timeout": refused("a server has to be there when the run starts"),
+    **dict.fromkeys(("vllm_enable_sleep_mode", "vllm_model_impl"), used_with(VLLM, COLOCATED)),
     "vllm_gpu_memory_utilization": used_with(VLLM, COLOCATED, within=SHARE),
     "vllm_max_model_length": used_with(VLLM, COLOCATED, within=COUNT),
     "vllm_tensor_parallel_size": used_with(VLLM, COLOCATED, within=(1, 1024)),
@@ -82,26 +83,12 @@ def check(config: RunConfig) -> None:
             f"--scale-rewards {scaled} has no effect with --multi-objective-aggregation normalize_then_sum, which "
             "divides each reward by its standard deviation in the group"
         )
-    if options.quantized:
-        check_vllm(options, "4-bit and 8-bit weights")
-    if options.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
+    check_vllm(config)
     batch, product = _answers(config)
     if batch % options.num_generations:
         raise UserError(
             f"a batch of answers has {product} = {batch} answers, which can't be split into groups of num_generations "
             f"= {options.num_generations}: make it a multiple"
-        )
-
-
-def check_vllm(options: TrainingOptions, quantized: str) -> None:
-    """Raise `UserError` for vLLM with quantized weights: it is sent them with the adapter merged in, which rounds them
-    again before each batch of answers, so that the frozen weights drift away.
-    """
-    if options.rollouts == "vllm":
-        raise UserError(
-            f"--rollouts vllm can't sample from {quantized}: the adapter would be merged into them and taken out again "
-            "for every batch of answers, which changes them each time. Use --rollouts shared, or weights in bfloat16"
         )
 
 

@@ -16,6 +16,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from rlhf_core import ChatTemplate, RewardRuntime, phase
 from rlhf_core.prefix import Group, Sampling, completion_logps, on_device, own_generation_config, rollout, stacked
+from rlhf_method_grpo.sync import guard
 
 log = logging.getLogger("rlhf")
 
@@ -40,6 +41,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        if self.use_vllm:
+            server = self.args.vllm_server_base_url if self.vllm_mode == "server" else None
+            guard(self.vllm_generation, self.model, server)
         if self.args.cast_lm_head_to_fp32:
             for model in filter(None, (self.model, self.ref_model)):
                 _keep_in_float32(self.accelerator.unwrap_model(model).get_output_embeddings())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from transformers import AutoTokenizer, LlamaConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from rlhf_core import Catalog, UserError
+from rlhf_core import Catalog, UserError, commands
 from rlhf_core.cli import rlhf
 from rlhf_core.config import resolve
+from rlhf_core.doctor import Check
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ OTHERS = {
 OTHERS |= {
     field.name: "with --rollouts vllm all answers are sampled by TRL"
     for field in dataclasses.fields(GRPOConfig)
-    if field.name.startswith("vllm_") and "importance" not in field.name
+    if field.name.startswith("vllm_") and "importance" not in field.name and not SETTINGS[field.name].reason
 }
 
 BASE = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -286,7 +286,7 @@ def test_a_refused_setting_is_found_by_a_dry_run():
 NEEDS = {
     "vllm_gpu_memory_utilization": ("--rollouts vllm", {"rollouts": "vllm"}),
     "vllm_importance_sampling_mode": ("--rollouts vllm", {"rollouts": "vllm"}),
-    "vllm_server_port": ("vllm_mode=server", {"rollouts": "vllm", "set": {"vllm_mode": "server"}}),
+    "vllm_group_port": ("--vllm-server URL", {"vllm_server": "http://localhost:8000"}),
     "ds3_gather_for_generation": ("--distributed zero3", {"distributed": "zero3"}),
     "ref_model_sync_steps": ("--set sync_ref_model=true", {"set": {"sync_ref_model": True}}),
     "entropy_target": ("--set use_adaptive_entropy=true", {"set": {"use_adaptive_entropy": True}}),
@@ -297,10 +297,10 @@ NEEDS = {
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_settings_that_need_another_say_so(name, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)  # as if vLLM were installed
+    monkeypatch.setattr(commands, "vllm_version", lambda: Check("vLLM", "ok", ""))
     needed, given = NEEDS[name]
     others = {key: value for key, value in given.items() if key != "set"}
-    without = {key: value for key, value in others.items() if needed == "vllm_mode=server"}
+    without = {"rollouts": "vllm"} if needed == "--vllm-server URL" else {}
     with pytest.raises(UserError, match=f"--set {name} has no effect without {needed}"):
         resolved({name: 1}, **without)
     resolved({name: 1, **given.get("set", {})}, **others)

@@ -1,0 +1,151 @@
+"""vLLM as the engine that samples, by TRL: what is checked before the weights load, and what TRL is told.
+
+    rlhf run --method grpo --reward medical_format --rollouts vllm
+    rlhf run --method grpo --reward medical_format --vllm-server http://localhost:8000
+
+On the run's own GPUs vLLM sleeps while the model trains. A server has GPUs of its own, and gets the weights over NCCL
+before each batch of answers. Either way TRL weighs answers by the ratio of the trained model's probabilities to vLLM's,
+which are those of another engine in half precision (importance sampling, https://fengyao.notion.site/off-policy-rl).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shlex
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import PurePath
+from typing import Any
+
+from rlhf_core import RunConfig, UserError
+
+SECONDS = 5.0  # in which a server has to answer what is asked before the run
+MOST = 16_000_000  # bytes of such an answer
+TRANSFER, LOGPROBS = {"backend": "nccl"}, "processed_logprobs"
+
+
+def address(url: str) -> str:
+    """`url` without what no base URL has. Raises `ValueError`."""
+    try:
+        parts = urllib.parse.urlsplit(url.strip())
+        is_one = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        is_one = False
+    if not is_one or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f"vllm_server {url!r} is no base URL: write it as http://HOST:8000")
+    return url.strip().rstrip("/")
+
+
+def check_vllm(config: RunConfig) -> None:
+    """Raise `UserError` where vLLM can't sample for this run, or is not there in a version that TRL works with."""
+    from rlhf_core.commands import vllm_version
+
+    options = config.options
+    if options.rollouts != "vllm":
+        return
+    if options.quantized:
+        check_weights(options, "4-bit and 8-bit weights")
+    _check_shards(config, lora=bool(options.lora))
+    found = vllm_version()
+    if found.status == "missing":
+        raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
+    if found.status != "ok":
+        raise UserError(f"--rollouts vllm: vLLM {found.text}. {found.advice}")
+
+
+def _check_shards(config: RunConfig, *, lora: bool) -> None:
+    if lora and config.distributed in ("fsdp", "zero3"):
+        raise UserError(
+            f"--rollouts vllm with LoRA needs whole weights in every process, and --distributed {config.distributed} "
+            "shards them: use ddp, or zero2"
+        )
+
+
+def check_weights(options: Any, quantized: str) -> None:
+    """Raise `UserError` for vLLM with quantized weights: it is sent them with the adapter merged in, which rounds them
+    again before each batch of answers.
+    """
+    if options.rollouts == "vllm":
+        raise UserError(
+            f"--rollouts vllm can't sample from {quantized}: the adapter would be merged into them and taken out again "
+            "for every batch of answers, which changes them each time. Use --rollouts shared, or weights in bfloat16"
+        )
+
+
+def vllm_arguments(run: Any, *, lora: bool) -> dict[str, Any]:
+    """What TRL's arguments say of vLLM, before the user's `--set`. Raises `UserError` for a server that won't do."""
+    from rlhf_core.commands import context_length, device_of, vllm_share
+
+    options, info = run.options, run.info
+    if options.rollouts != "vllm":
+        return {"use_vllm": False}
+    _check_shards(run.config, lora=lora)
+    tokens = options.max_prompt_length + options.max_completion_length
+    card = device_of(None, None)
+    if options.vllm_server is not None:
+        if not card.is_gpu:
+            raise UserError("--vllm-server: weights go to it over NCCL, which needs a GPU here, and there is none")
+        check_server(options.vllm_server, [info.reference.base, info.path, info.reference.path], tokens, run.config.set)
+        return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": options.vllm_server}
+    share = {"vllm_gpu_memory_utilization": vllm_share(run.config, info, card.memory)} if card.is_gpu else {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_enable_sleep_mode": True,
+        "vllm_max_model_length": min(tokens, context_length(info.config) or tokens),
+        **share,
+    }
+
+
+def check_server(url: str, names: list[str], tokens: int, settings: dict[str, Any]) -> None:
+    """Raise `UserError` for a server that is not there, takes no weights, tells log-probabilities before temperature
+    and top-p, has another model than one of these `names`, or takes fewer tokens.
+    """
+    start = shlex.join(["vllm", "serve", names[0], "--weight-transfer-config", json.dumps(TRANSFER)])
+    start = f"Start one with: VLLM_SERVER_DEV_MODE=1 {start} --logprobs-mode {LOGPROBS} --max-model-len {tokens}"
+    _asked(url, "/health", start)
+    workers = _json(url, "/get_world_size", start).get("world_size")
+    config = _json(url, "/server_info?config_format=json", start).get("vllm_config")
+    served = _json(url, "/v1/models", start).get("data")
+    model = config.get("model_config") if isinstance(config, dict) else None
+    if not (isinstance(workers, int) and isinstance(model, dict) and isinstance(served, list) and served):
+        raise UserError(f"--vllm-server {url}: it does not answer as vLLM does. {start}")
+    transfer = config.get("weight_transfer_config")
+    if not isinstance(transfer, dict) or transfer.get("backend") != TRANSFER["backend"]:
+        raise UserError(f"--vllm-server {url}: it can't be sent weights over NCCL. {start}")
+    corrects = settings.get("vllm_importance_sampling_correction", True)
+    if corrects and (mode := model.get("logprobs_mode")) != LOGPROBS:
+        raise UserError(f"--vllm-server {url}: --logprobs-mode is {mode}: not of the tokens as sampled. {start}")
+    held = model.get("model")
+    if isinstance(held, str) and PurePath(held).name not in {PurePath(name).name for name in names}:
+        raise UserError(f"--vllm-server {url} has the model {held!r}, and the run trains {names[0]!r}. {start}")
+    longest = model.get("max_model_len")
+    if isinstance(longest, int) and longest < tokens:
+        raise UserError(
+            f"--vllm-server {url} takes {longest:,} tokens, and prompt and answer may have {tokens:,} "
+            f"(--max-prompt-length + --max-completion-length). {start}"
+        )
+
+
+def _json(url: str, path: str, start: str) -> dict[str, Any]:
+    try:
+        value = json.loads(_asked(url, path, start))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"--vllm-server {url}: {path.partition('?')[0]} is no JSON object, as vLLM's is. {start}")
+    return value
+
+
+def _asked(url: str, path: str, start: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url + path, timeout=SECONDS) as answer:
+            return bytes(answer.read(MOST))
+    except urllib.error.HTTPError as error:
+        # 404: what TRL needs is there in development mode alone.
+        text = f"it answers {error.code} to {path.partition('?')[0]}"
+        raise UserError(f"--vllm-server {url}: {text}. {start}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"--vllm-server {url} can't be reached: {error}. {start}") from error
