@@ -13,12 +13,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from rlhf_core.prefix import Group, Sampling, decoding, decoding_kernels, rollout, share, shares
 from rlhf_core.prefix.llama_step import LlamaStep, is_like_llama
 from tests import flash
+from tests.graphs import is_tensor, recorded
 from tests.prefix_models import SIZES, random_model
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
@@ -101,10 +102,6 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def is_tensor(value):
-    return isinstance(value, torch.Tensor)
-
-
 def counted(model, step=3):
     batch = batch_of(model)
     batch.run(step)
@@ -156,29 +153,6 @@ def test_the_device_is_read_once_for_many_tokens(as_on_cuda):
     assert reads.count == 3
 
 
-class Recorded(TorchDispatchMode):
-    """Stands in for a CUDA graph: operations with their tensors, to be computed again with these."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls, self.replays = [], 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, result))
-        return result
-
-    def replay(self):
-        self.replays += 1
-        now = {}
-        for function, args, kwargs, before in self.calls:
-            given = tree_map_only(torch.Tensor, lambda tensor: now.get(id(tensor), tensor), (args, kwargs))
-            result = function(*given[0], **given[1])
-            for old, new in zip(tree_leaves(before), tree_leaves(result), strict=True):
-                if is_tensor(old):
-                    now[id(old)] = new
-
-
 @pytest.fixture
 def captures(monkeypatch):
     """Batches that capture their steps, on a CPU."""
@@ -189,14 +163,7 @@ def captures(monkeypatch):
         self.captures = True
 
     def record(self):
-        held = [*vars(self).values(), *vars(self.cache).values()]
-        state = [(tensor, tensor.clone()) for tensor in tree_leaves(held) if is_tensor(tensor)]
-        with Recorded() as graph:
-            self.sample(self.room.tokens, equal=False)
-        for tensor, before in state:  # capturing computes nothing
-            tensor.copy_(before)
-        graphs.append(graph)
-        self.graphs[self.cache.layout] = graph
+        graphs.append(recorded(self))
 
     monkeypatch.setattr(decoding.Batch, "__init__", begin)
     monkeypatch.setattr(decoding.Batch, "_capture", record)
