@@ -17,55 +17,45 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 GB = 1e9
 
 
+Shape = dict[str, int]
+
+
 @dataclass(frozen=True)
 class Scale:
-    """Shapes of a real measurement, or of a rehearsal on a CPU."""
+    """Shapes of a real measurement, or of a rehearsal on a CPU. `checked`: tokens of an answer that is compared; `rows`:
+    answers that are sampled beside each other; `copied`: bytes by which memory is measured.
+    """
 
     device: str
     dtype: torch.dtype
-    small: dict[str, int]
-    large: dict[str, int]
+    small: Shape
+    middle: Shape
+    large: Shape
     prompt: int
     answer: int
-    groups: tuple[int, ...]
-    prompts: int
-    answers: tuple[int, ...]
-    sampled: int
+    group: int
+    rows: tuple[int, ...]
     matmul: int
-    steps: int
+    copied: int
+    checked: int
 
 
+# Of Qwen3: 0.6B, 4B, 8B.
 REAL = Scale(
     device="cuda",
     dtype=torch.bfloat16,
     small={"hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072, "num_attention_heads": 16},
+    middle={"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728, "num_attention_heads": 32},
     large={"hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12288, "num_attention_heads": 32},
-    **{
-        "prompt": 1024,
-        "answer": 512,
-        "groups": (4, 8),
-        "prompts": 4,
-        "answers": (2, 4, 16),
-        "sampled": 32,
-        "matmul": 8192,
-        "steps": 2,
-    },
+    **{"prompt": 1024, "answer": 512, "group": 8, "rows": (8, 64, 16, 256, 128)},
+    **{"matmul": 8192, "copied": 2**31, "checked": 40},
 )
+TINY = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 2}
 REHEARSAL = Scale(
     device="cpu",
-    dtype=torch.float32,
-    small={"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 2},
-    large={"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 2},
-    **{
-        "prompt": 24,
-        "answer": 8,
-        "groups": (2,),
-        "prompts": 2,
-        "answers": (1, 2),
-        "sampled": 4,
-        "matmul": 256,
-        "steps": 1,
-    },
+    dtype=torch.bfloat16,
+    **{"small": TINY, "middle": TINY, "large": TINY},
+    **{"prompt": 24, "answer": 16, "group": 2, "rows": (2, 4), "matmul": 256, "copied": 2**16, "checked": 10},
 )
 
 
@@ -137,16 +127,6 @@ def busy(call: Callable[[], Any], times: int) -> dict[str, Any]:
     return {"busy": computed / took, "kernels": round(len(kernels) / times)}
 
 
-def where_time_goes(call: Callable[[], Any]) -> None:
-    """The functions of Python in which a call spends most of its time, printed."""
-    import cProfile
-    import pstats
-
-    profile = cProfile.Profile()
-    profile.runcall(call)
-    pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-
-
 def allocated() -> float:
     return torch.cuda.memory_allocated() / GB if torch.cuda.is_available() else 0.0
 
@@ -162,23 +142,6 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, torch.cuda.max_memory_allocated() / GB
 
 
-@contextmanager
-def limited(gigabytes: float) -> Iterator[None]:
-    """As if the GPU had so much memory, part of which the CUDA context takes."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    context = total - free - torch.cuda.memory_reserved()
-    torch.cuda.set_per_process_memory_fraction((gigabytes * GB - context) / total)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-        torch.cuda.empty_cache()
-
-
 def token_ids(count: int, generator: torch.Generator, vocabulary: int = 2000) -> list[int]:
     return torch.randint(5, vocabulary, (count,), generator=generator).tolist()
 
@@ -188,6 +151,6 @@ def rates(scale: Scale) -> tuple[float, float]:
     size = scale.matmul
     a, b = (torch.randn(size, size, device=scale.device, dtype=scale.dtype) for _ in range(2))
     flops = 2 * size**3 / seconds(lambda: a @ b, 10) / 1e12
-    source = torch.empty(size * size * 16, device=scale.device, dtype=torch.uint8)
+    source = torch.empty(scale.copied, device=scale.device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return flops, 2 * source.numel() / seconds(lambda: target.copy_(source), 10) / GB
