@@ -22,8 +22,8 @@ Shape = dict[str, int]
 
 @dataclass(frozen=True)
 class Scale:
-    """Shapes of a real measurement, or of a rehearsal on a CPU. `checked`: tokens of an answer that is compared; `rows`:
-    answers that are sampled beside each other; `copied`: bytes by which memory is measured.
+    """Shapes of a real measurement, or of a rehearsal on a CPU. `checked`: tokens of answers that are compared;
+    `rows`: answers that are sampled beside each other; `copied`: bytes by which memory is measured.
     """
 
     device: str
