@@ -5,8 +5,8 @@ in one process, is a resumed run the same, and does the saved model load?
 
 On GPUs, or, with two processes and gloo, on CPUs (`sharded_process.py`; `zero2` and `zero3` need DeepSpeed). The
 commands that a user types, on the built-in model and data: two steps in float32 by one process, and the same rows
-shared between several. GRPO samples by `generate`. Adam's epsilon is large, so that a rounding error of a small gradient stays
-one.
+shared between several. GRPO samples by `generate`. Adam's epsilon is large, so that a rounding error of a small
+gradient stays one.
 
 `apart` is the largest difference of a weight as a share of the largest movement; `resumed` that of a run which goes on
 from the first step's checkpoint, with the optimizer's state, after the second is lost; `answers` whether those that
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ from rlhf_core import builtin
 # PPO, which samples and has a value head, refuses sharded parameters.
 METHODS = {  # and their flags
     **dict.fromkeys(["sft", "dpo", "reward_model", "orpo"], "--num-eval-prompts 0"),
-    "grpo": f"--reward length:target=20 --rollouts transformers --num-generations {GROUP} "
+    "grpo": f"--reward length:max=20 --rollouts transformers --num-generations {GROUP} "
     "--max-completion-length 24 --num-eval-prompts 2",
 }
 ROWS = 8  # of a step
@@ -114,16 +115,17 @@ def main() -> None:
     device = "GPUs" if torch.accelerator.is_available() else "CPUs, gloo"
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for method in args.methods:
-            folder = Path(temporary, f"{method}-one")
-            one = run(command(method, folder, 1, "ddp"), folder, 1, method)
-            for kind in args.kinds:
-                folder = Path(temporary, f"{method}-{kind}")
-                several = run(command(method, folder, args.processes, kind), folder, args.processes, method)
-                again = several if "failed" in several else resumed(folder, args.processes, method)
-                results.setdefault(kind, {})[method] = compared(one, several, again)
-                print(kind, method, results[kind][method], flush=True)
-                record("sharded", {"processes": args.processes, "device": device, **results})
+        alone: dict[str, dict[str, Any]] = {}
+        for kind, method in itertools.product(args.kinds, args.methods):
+            if method not in alone:
+                folder = Path(temporary, f"{method}-one")
+                alone[method] = run(command(method, folder, 1, "ddp"), folder, 1, method)
+            folder = Path(temporary, f"{method}-{kind}")
+            several = run(command(method, folder, args.processes, kind), folder, args.processes, method)
+            again = several if "failed" in several else resumed(folder, args.processes, method)
+            results.setdefault(kind, {})[method] = compared(alone[method], several, again)
+            print(kind, method, results[kind][method], flush=True)
+            record("sharded", {"processes": args.processes, "device": device, **results})
 
 
 if __name__ == "__main__":
