@@ -75,7 +75,7 @@ def saved(folder: Path, method: str) -> dict[str, Any]:
     kind = AutoModelForSequenceClassification if method == "reward_model" else AutoModelForCausalLM
     model, found = kind.from_pretrained(folder / "model", dtype=torch.float32, output_loading_info=True)
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    answers = sorted((line["step"], line["completion"]) for line in lines)
+    answers = sorted((line["step"], line["completion"]) for line in lines if "completion" in line)
     return {"weights": model.state_dict(), "answers": answers, "loads": not any(found.values())}
 
 
