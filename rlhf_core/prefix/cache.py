@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_core.prefix.attention import Cache
 from rlhf_core.prefix.decoding_kernels import attend, decodes_by_kernel, flash_decoding
+from rlhf_core.prefix.groups import on_device
 from rlhf_core.prefix.kernels import Span
 from rlhf_core.prefix.recurrent import Run, States
 
@@ -95,14 +96,14 @@ class DecodingCache:
             for ours, tensor in zip(self.prompts[layer], pair, strict=True):
                 for place, (a, b) in zip(places, spans, strict=True):
                     ours[place, :, : b - a] = tensor[0, :, a:b]
-        at = torch.tensor(places, device=self.device)
+        at = on_device(places, self.device)
         for layer, state in states.items():
             if layer not in self.left:
                 self.left[layer] = _zeros(state, self.room.prompts)
                 self.states[layer] = _zeros(state, self.room.rows)
             for ours, tensor in zip(self.left[layer], state, strict=True):
                 ours[at] = tensor
-        self.prompt_lengths[at] = torch.tensor([b - a for a, b in spans], device=self.device)
+        self.prompt_lengths[at] = on_device([b - a for a, b in spans], self.device)
         return places
 
     def _allocate(self, layer: int, pair: tuple[Tensor, Tensor]) -> None:
@@ -118,7 +119,7 @@ class DecodingCache:
         first = next((i for i, row in enumerate(rows) if i != row), len(rows))
         self.owners = [self.owners[row] for row in rows]
         if moved := rows[first:]:
-            numbers = torch.tensor(moved, device=self.device)
+            numbers = on_device(moved, self.device)
             kept = [*self.completions.values(), *self.states.values()]
             for tensor in (self.lengths, *(tensor for several in kept for tensor in several)):
                 tensor[first : len(rows)] = tensor[numbers]
@@ -129,7 +130,7 @@ class DecodingCache:
         before = len(self.owners)
         self.owners += owners
         self.lengths[before : len(self.owners)] = 0
-        at = torch.tensor(owners, device=self.device)
+        at = on_device(owners, self.device)
         for layer, left in self.left.items():
             for ours, tensor in zip(self.states[layer], left, strict=True):
                 ours[before : len(self.owners)] = tensor[at]
@@ -150,8 +151,8 @@ class DecodingCache:
         unused = self.room.rows + 1 - len(starts)
         runs = [[*starts, *[rows] * unused], [*[owners[i] for i in starts], *[owners[0]] * unused]]
         self.lengths[len(self.owners) : rows] = 0
-        self.slots[:rows] = torch.tensor(slots, device=self.device)
-        self.runs.copy_(torch.tensor(runs, device=self.device))
+        self.slots[:rows] = on_device(slots, self.device)
+        self.runs.copy_(on_device(runs, self.device))
 
     @property
     def layout(self) -> tuple[int, ...]:

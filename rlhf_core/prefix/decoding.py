@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlhf_core.prefix.attention import PackedAttention
 from rlhf_core.prefix.cache import DecodingCache, Room, cache_bytes
-from rlhf_core.prefix.groups import Group, Rollout, Sampling
+from rlhf_core.prefix.groups import Group, Rollout, Sampling, on_device
 from rlhf_core.prefix.llama_step import LlamaStep, is_like_llama
 from rlhf_core.prefix.packed import batches, call, evaluating, pack, unwrap
 from rlhf_core.prefix.recurrent import state_bytes
@@ -166,7 +166,7 @@ class Batch:
         self.rows += new
         self.fresh += len(new)
         self.cache.add_rows(places)
-        self.starts[rows] = torch.tensor([len(row.prompt) for row in new], device=self.device)
+        self.starts[rows] = on_device([len(row.prompt) for row in new], self.device)
         self.points[rows] = torch.stack([row.uniforms for row in new]).to(self.device)
         if self.sampler.needs_seen:
             if self.seen is None:
@@ -180,7 +180,7 @@ class Batch:
             packed = pack(part, self.device)
             metadata = PackedAttention(packed.spans, use_cache=True, device=self.device)
             spans = [spans.prompt for spans in packed.spans]
-            ends = torch.tensor([end - 1 for _, end in spans], device=self.device)
+            ends = on_device([end - 1 for _, end in spans], self.device)
             logits = call(self.model, packed.input_ids, packed.position_ids, metadata, ends).logits[0]
             found = zip(self.cache.add_prompts(spans, *metadata.take_cache()), logits, strict=True)
             self.prefilled |= dict(zip((tuple(group.prompt) for group in part), found, strict=True))
@@ -253,7 +253,7 @@ class Batch:
         ended = [row for row in self.rows if self.sampler.ended(row)]
         if ended:
             self.rows = [self.rows[number] for number in stay]
-            numbers = torch.tensor(stay, dtype=torch.long, device=self.device)
+            numbers = on_device(stay, self.device, torch.long)
             for tensor in (self.tokens, self.starts, self.points, *([] if self.seen is None else [self.seen])):
                 tensor[: len(stay)] = tensor[numbers]
             self.cache.keep(stay, [place for place, _ in self.prefilled.values()])
