@@ -81,6 +81,7 @@ class Stops:
         self.model, self.count, self.how = model, count, how
         self.config, self.generation_config, self.device = model.config, model.generation_config, model.device
         self.modules, self.base_model = model.modules, model.base_model
+        self.named_children = model.named_children
 
     def generate(self, streamer, input_ids, **_):
         streamer.put(input_ids)

@@ -185,25 +185,25 @@ def test_captured_steps_sample_the_same(as_on_cuda, captures, monkeypatch, kerne
     assert replays > 10
     assert len({len(one.completion) for one in found}) > 3
     monkeypatch.undo()
-    with flash.emulated():
+    with pytest.MonkeyPatch.context() as patch:
         if not kernel:
-            monkeypatch.setattr(decoding_kernels, "DECODES", set())
+            patch.setattr(decoding_kernels, "DECODES", set())
         assert [one.completion for one in rollout(model, PROMPTS, 2, sampling)] == [one.completion for one in found]
 
 
-def test_flash_attention_and_plain_arithmetic_sample_alike(monkeypatch):
+def test_flash_attention_and_plain_arithmetic_sample_alike():
     """To the rounding of bfloat16, by the log-probabilities of tokens that both sampled."""
     model = adapted()
     with flash.emulated() as calls, torch.autocast("cpu", torch.bfloat16):
         found = rollout(model, PROMPTS, 2, Sampling(20, ENDS, seed=1))
         assert calls["forward"] > 2 * 2 * 10
-        monkeypatch.setattr(decoding_kernels, "DECODES", set())
+    with torch.autocast("cpu", torch.bfloat16):
         plain = rollout(model, PROMPTS, 2, Sampling(20, ENDS, seed=1))
     apart = []
     for one, other in zip(found, plain, strict=True):  # up to where another token was chosen
         same = takewhile(lambda pair: pair[0] == pair[1], zip(one.completion, other.completion, strict=False))
         apart += [abs(a - b) for _, a, b in zip(same, one.logps, other.logps, strict=False)]
-    assert len(apart) > 30
+    assert len(apart) > 20
     assert max(apart) < 0.2
 
 

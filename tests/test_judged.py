@@ -94,15 +94,15 @@ def test_a_run_that_gets_no_better_stops_and_its_model_is_the_best(judged, capsy
 def test_a_run_that_is_killed_within_an_evaluation_goes_on_as_if_it_had_not(judged, monkeypatch):
     values = {"keep_best": "loss", "max_steps": 2, "save_steps": 1, "save_total_limit": 2}
     _, whole = judged(**values, output_dir="whole")
-    real = evaluation._answer
+    real = evaluation._score
 
-    def killed(result, model, run):
+    def killed(result, rollouts, run):
         if len(lines(run.folder)) == 2:
             raise KeyboardInterrupt
-        real(result, model, run)
+        real(result, rollouts, run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_answer", killed)
+        patch.setattr(evaluation, "_score", killed)
         assert judged(**values)[0] == 130
     code, folder = judged(**values, resume=True)
     assert (code, kept(folder)) == (0, kept(whole))
