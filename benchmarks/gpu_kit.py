@@ -127,10 +127,6 @@ def busy(call: Callable[[], Any], times: int) -> dict[str, Any]:
     return {"busy": computed / took, "kernels": round(len(kernels) / times)}
 
 
-def allocated() -> float:
-    return torch.cuda.memory_allocated() / GB if torch.cuda.is_available() else 0.0
-
-
 def peak_of(call: Callable[[], Any]) -> tuple[Any, float]:
     """(what `call` returns, GB allocated at its peak)."""
     if not torch.cuda.is_available():

@@ -26,16 +26,16 @@ calls: Counter[str] = Counter()
 @contextmanager
 def emulated():
     calls.clear()
-    library = torch.library.Library("aten", "IMPL")  # until it is destroyed
+    overrides = torch.library.Library("aten", "IMPL")  # until `_destroy`
     with pytest.MonkeyPatch.context() as patch:
-        library.impl("_flash_attention_forward", forward, "CPU")
-        library.impl("_flash_attention_backward", backward, "CPU")
+        overrides.impl("_flash_attention_forward", forward, "CPU")
+        overrides.impl("_flash_attention_backward", backward, "CPU")
         patch.setitem(kernels.KERNELS, "cpu", kernels.KERNELS["cuda"])
         patch.setattr(kernels, "_checked", {})
         patch.setattr(decoding_kernels, "DECODES", {"cpu"})
         patch.setattr(decoding_kernels, "_decodes", {})
         yield calls
-    library._destroy()
+    overrides._destroy()
 
 
 def forward(

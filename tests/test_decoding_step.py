@@ -282,14 +282,27 @@ def test_rows_are_admitted_by_free_memory(monkeypatch):
     assert sizes[1] * per_row < 1e7
 
 
-def test_rows_run_beside_each_other_where_the_places_of_prompts_run_out():
-    """A prompt that comes again later, between others, with room for one prompt at a time."""
+@pytest.mark.parametrize("tokens", [5, 12])
+def test_rows_wait_for_places_of_prompts(monkeypatch, tokens):
+    """Also where others are under way meanwhile, and a prompt comes again later, between others."""
+    monkeypatch.setattr(decoding, "LOOK", 2)
     model = adapted(lora=False)
-    sampler = decoding.Sampler(Sampling(5, ENDS, seed=0))
+    sampling = Sampling(tokens, ENDS, seed=0)
+    sampler = decoding.Sampler(sampling)
     rows = sampler.rows([[1, 2], [3], [1, 2], [1, 2], [4, 5, 6]])
-    room = decoding.Room(3, 5 + decoding.LOOK, 1, 3)
+    room = decoding.Room(3, tokens + decoding.LOOK, 1, 3)
     with torch.no_grad():
         done = decoding._sampled(model, decoding.step_of(model, 60), sampler, rows, room)
-    assert sorted(row.number for row in done) == [0, 1, 2, 3, 4]
-    whole = rollout(model, [row.prompt for row in rows], 1, Sampling(5, ENDS, seed=0))
+    whole = rollout(model, [row.prompt for row in rows], 1, sampling)
     assert [row.tokens for row in sorted(done, key=lambda row: row.number)] == [one.completion for one in whole]
+
+
+def test_fewer_rows_than_a_graph_has_elsewhere_are_captured(as_on_cuda, captures):
+    """As after memory ran out, which halves their number."""
+    model = adapted()
+    sampler = decoding.Sampler(Sampling(6, (), seed=0))
+    rows = sampler.rows([[5, 6, 7], [8], [9]])
+    room = decoding.Room(3, 6 + decoding.LOOK, 3, 3)
+    done = decoding._sampled(model, decoding.step_of(model, 60), sampler, rows, room)
+    assert {len(row.tokens) for row in done} == {6}
+    assert captures

@@ -34,9 +34,10 @@ def shared(meter: Meter, model: Any, prompts: Sequence[Sequence[int]], n: int, s
     sampler = Sampler(replace(sampling, eos_token_ids=(), seed=0))
     rows = sampler.rows([prompt for prompt in prompts for _ in range(n)])
     with meter.during(meter.sampling), packed.evaluating(model):
+        step = decoding.step_of(model, max(map(len, prompts)) + length)
         room = decoding.room_for(model, rows, sampling)
         rounds = len(rows) / room.rows
-        batch = decoding.Batch(model, decoding.step_of(model, room.longest + length), sampler, room)
+        batch = decoding.Batch(model, step, sampler, room)
         with meter.during(meter.name, repeat=rounds):
             batch.enter(deque(rows))
         batch.cache.arrange(len(batch.rows))

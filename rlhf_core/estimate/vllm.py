@@ -20,24 +20,18 @@ def share(config: RunConfig, info: ModelInfo, memory: int) -> float:
     """The part of a device of so many bytes that holds vLLM's weights and the cache of all answers that are sampled
     together; of fewer ones, which then wait for each other, where the trained weights leave no room.
     """
+    from rlhf_core.prefix.cache import cache_numbers
+
     options: Any = config.options
     steps = options.steps_per_generation or options.gradient_accumulation_steps
-    answer = _cache(info) * (options.max_prompt_length + options.max_completion_length)
+    tokens = options.max_prompt_length + options.max_completion_length
+    answer = HALF * cache_numbers(info.config, 1) * tokens  # as if all layers kept them
     weights = HALF * info.parameters // int(config.set.get("vllm_tensor_parallel_size", 1)) + WORK
     wanted = weights + answer * options.per_device_train_batch_size * steps
     # In full fine-tuning: weights, gradients and two optimizer states in float32.
     trained = info.parameters * (HALF if options.lora else 16)
     room = max(HIGHEST * memory - trained, weights + answer)
     return min(HIGHEST, math.ceil(100 * min(wanted, room) / memory) / 100)
-
-
-def _cache(info: ModelInfo) -> int:
-    """Bytes of keys and values of a token, as if all layers kept them."""
-    text = info.config.get_text_config(decoder=True)
-    # Probed: models that give each head its own keys, or whose heads divide the hidden size, have no such settings.
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * size * HALF)
 
 
 def without(config: RunConfig) -> tuple[RunConfig, bool]:

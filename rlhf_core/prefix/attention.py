@@ -96,19 +96,15 @@ AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[PLAIN])
 
 class PackedAttention:
     """Groups in one row, as `pack` puts them there. With `use_cache`, each layer's keys and values are kept, for
-    `take_cache`. With `device`, what its kernels need is sent there.
+    `take_cache`.
     """
 
-    def __init__(
-        self, groups: Sequence[GroupSpans], *, use_cache: bool = False, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, groups: Sequence[GroupSpans], *, use_cache: bool = False) -> None:
         self.layout = layout_of(groups)
         self.rows = PackedRows(groups, keep=use_cache)
         self.use_cache = use_cache
         self.cache: Cache = {}
         self.states: States = {}
-        if device is not None:
-            self.layout.send(device, None)
 
     def send(self, device: torch.device, window: int | None, *, carries: bool) -> None:
         """Have what layers need on the device before the first one runs, instead of when it asks for it. `window`: of

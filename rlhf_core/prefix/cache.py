@@ -24,8 +24,13 @@ HIDDEN = -1e30  # added to a score; with -inf a row that sees nothing of its pro
 
 
 def cache_bytes(model: Any, tokens: int) -> int:
-    """Of the keys and values of a row: 2 × layers × heads × size × tokens, of layers that keep them."""
-    config = model.config.get_text_config()
+    """Of the keys and values of a row."""
+    return cache_numbers(model.config, tokens) * int(model.dtype.itemsize)
+
+
+def cache_numbers(config: Any, tokens: int) -> int:
+    """Of a row's keys and values: 2 × layers × heads × size × tokens, of layers that keep them."""
+    config = config.get_text_config()
     settings, names = config.to_dict(), config.attribute_map
     heads, key_values, width, layers = (
         settings.get(names.get(name, name))
@@ -38,7 +43,7 @@ def cache_bytes(model: Any, tokens: int) -> int:
     kinds: Iterable[str] = getattr(config, "layer_types", None) or ["full_attention"] * layers
     window = getattr(config, "sliding_window", None) or tokens
     kept = {"full_attention": tokens, "hybrid": tokens, "sliding_attention": min(tokens, window)}
-    return sum(2 * heads * size * kept.get(kind, 0) for kind in kinds) * model.dtype.itemsize
+    return sum(2 * heads * size * kept.get(kind, 0) for kind in kinds)
 
 
 class Room(NamedTuple):

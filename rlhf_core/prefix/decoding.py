@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from rlhf_core.prefix.attention import PackedAttention
 from rlhf_core.prefix.cache import DecodingCache, Room, cache_bytes
 from rlhf_core.prefix.groups import Group, Rollout, Sampling, on_device
 from rlhf_core.prefix.llama_step import LlamaStep, is_like_llama
-from rlhf_core.prefix.packed import batches, call, evaluating, pack, unwrap
+from rlhf_core.prefix.packed import batches, call, evaluating, pack, send, unwrap
 from rlhf_core.prefix.recurrent import state_bytes
 from rlhf_core.prefix.sampler import Row, Sampler, seen_in
 from rlhf_core.prefix.self_check import decoding_disagrees
@@ -43,9 +43,9 @@ def rollout(model: Any, prompts: Sequence[Sequence[int]], n: int, sampling: Samp
     """As `rlhf_core.prefix.rollout`, by a model that shares prompts, and with fewer rows at once if memory runs out."""
     sampler = Sampler(sampling)
     rows = sampler.rows([prompt for prompt in prompts for _ in range(n)])
-    room = room_for(model, rows, sampling)
     with evaluating(model):
-        step = step_of(model, room.longest + room.tokens)
+        step = step_of(model, max(map(len, prompts)) + sampling.max_new_tokens)
+        room = room_for(model, rows, sampling)  # beside what the step holds
         while True:
             try:
                 return sampler.rollouts(_sampled(model, step, sampler, rows, room))
@@ -63,7 +63,7 @@ def _sampled(model: Any, step: Step, sampler: Sampler, rows: Sequence[Row], room
     waiting, done = deque(rows), []
     batch = Batch(model, step, sampler, room)
     while waiting or batch.rows:
-        if waiting and (not batch.rows or REFILL * batch.free >= room.rows):
+        if waiting and batch.admits(waiting[0]) and (not batch.rows or REFILL * batch.free >= room.rows):
             batch.enter(waiting)
         batch.run(min(LOOK, max(map(sampler.left, batch.rows))))
         done += batch.look()
@@ -144,18 +144,20 @@ class Batch:
     def free(self) -> int:
         return self.room.rows - len(self.rows)
 
+    def admits(self, row: Row, more: int = 0, prompts: Collection[tuple[int, ...]] = ()) -> bool:
+        """Whether there is room for a row beside `more` others that come in, with these `prompts`."""
+        there = row.prompt in self.prefilled or row.prompt in prompts
+        return more < self.free and (there or len(prompts) < self.cache.free_places)
+
     def enter(self, waiting: deque[Row]) -> Tensor:
-        """Take rows in for which there is room, prefill their prompts, and choose their first tokens, by logits (rows,
-        vocabulary) that are returned.
+        """Take rows in for which there is room, at least one, prefill their prompts, and choose their first tokens, by
+        logits (rows, vocabulary) that are returned.
         """
         new: list[Row] = []
         prompts: dict[tuple[int, ...], None] = {}
-        while waiting and len(new) < self.free:
-            prompt = waiting[0].prompt
-            if prompt not in self.prefilled and prompt not in prompts:
-                if len(prompts) == self.cache.free_places:
-                    break
-                prompts[prompt] = None
+        while waiting and self.admits(waiting[0], len(new), prompts):
+            if waiting[0].prompt not in self.prefilled:
+                prompts[waiting[0].prompt] = None
             new.append(waiting.popleft())
         self._prefill(list(prompts))
         places, behind = zip(*(self.prefilled[row.prompt] for row in new), strict=True)
@@ -178,7 +180,8 @@ class Batch:
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
         for part in batches([Group(prompt, []) for prompt in prompts], PREFILL_TOKENS):
             packed = pack(part, self.device)
-            metadata = PackedAttention(packed.spans, use_cache=True, device=self.device)
+            metadata = PackedAttention(packed.spans, use_cache=True)
+            send(self.model, metadata)
             spans = [spans.prompt for spans in packed.spans]
             ends = on_device([end - 1 for _, end in spans], self.device)
             logits = call(self.model, packed.input_ids, packed.position_ids, metadata, ends).logits[0]
@@ -190,7 +193,8 @@ class Batch:
         if not steps:
             return
         live = len(self.rows)
-        self.cache.arrange(min(size for size in BUCKETS if size >= live) if self.captures else live)
+        bucket = min(size for size in (*BUCKETS, self.room.rows) if size >= live)
+        self.cache.arrange(min(bucket, self.room.rows) if self.captures else live)
         lengths = [max(0, len(row.tokens) - 1) for row in self.rows]  # in the cache
         for step in range(steps):
             if graph := self.graphs.get(self.cache.layout):

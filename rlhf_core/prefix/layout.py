@@ -114,9 +114,8 @@ class _Merged(torch.autograd.Function):
         kernel = kernel_for(query, key)
         output, lse = kernel.forward(query, key, value, layout.own, scale)
         if layout.lengths:
-            prompts = (key, value) if prompt_key is None else (prompt_key, prompt_value)
-            rest, keys = slice(layout.before, None), _keys(layout)
-            prefix, prefix_lse = kernel.forward(query[rest], *(one[keys] for one in prompts), layout.prefix, scale)
+            rest, prompts = slice(layout.before, None), _prompts(layout, key, value, prompt_key, prompt_value)
+            prefix, prefix_lse = kernel.forward(query[rest], *prompts, layout.prefix, scale)
             _merge(output[rest], lse[:, rest], prefix, prefix_lse)
         ctx.save_for_backward(query, key, value, prompt_key, prompt_value, output, lse)
         ctx.layout, ctx.scale = layout, scale
@@ -129,15 +128,14 @@ class _Merged(torch.autograd.Function):
         grads = kernel.backward(grad_output, query, key, value, output, lse, layout.own, ctx.scale)
         if not layout.lengths:
             return *grads, None, None, None, None
-        prompts = (key, value) if prompt_key is None else (prompt_key, prompt_value)
-        rest, keys = slice(layout.before, None), _keys(layout)
-        above = grad_output[rest], query[rest], *(one[keys] for one in prompts), output[rest], lse[:, rest]
+        rest, prompts = slice(layout.before, None), _prompts(layout, key, value, prompt_key, prompt_value)
+        above = grad_output[rest], query[rest], *prompts, output[rest], lse[:, rest]
         by_query, *by_prompts = kernel.backward(*above, layout.prefix, ctx.scale)
         grads[0][rest].add_(by_query)
         if prompt_key is not None:
             return *grads, *by_prompts, None, None
         for grad, more in zip(grads[1:], by_prompts, strict=True):
-            grad[keys].add_(more)
+            grad[_keys(layout)].add_(more)
         return *grads, None, None, None, None
 
 
@@ -189,6 +187,11 @@ def _keys(layout: Layout) -> slice:
     return slice(layout.first, layout.before) if layout.in_row else slice(None)
 
 
+def _prompts(layout: Layout, key, value, prompt_key, prompt_value) -> list[Tensor]:
+    """The keys and values of these prompts."""
+    return [one[_keys(layout)] for one in ((key, value) if prompt_key is None else (prompt_key, prompt_value))]
+
+
 def _before(windowed: Windowed, *tensors: Tensor) -> list[Tensor]:
     return [tensor[: windowed.layout.before] for tensor in tensors]
 
@@ -196,9 +199,8 @@ def _before(windowed: Windowed, *tensors: Tensor) -> list[Tensor]:
 def _completions(windowed, query, key, value, prompt_key, prompt_value) -> tuple[Tensor, Tensor, Tensor]:
     """What completions attend by, and to."""
     layout = windowed.layout
-    prompts = (key, value) if prompt_key is None else (prompt_key, prompt_value)
-    pairs = zip(prompts, (key, value), strict=True)
-    keys, values = (windowed.gathered(one[_keys(layout)], own[layout.before :]) for one, own in pairs)
+    pairs = zip(_prompts(layout, key, value, prompt_key, prompt_value), (key, value), strict=True)
+    keys, values = (windowed.gathered(prompts, own[layout.before :]) for prompts, own in pairs)
     return query[layout.before :], keys, values
 
 

@@ -27,7 +27,7 @@ MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 class LlamaStep:
     """`step(tokens (rows,), positions (rows,), metadata)` gives logits (rows, vocabulary), without gradient. It holds
-    copies of the adapters, and of weights that autocast would round at each step: made for one rollout.
+    copies of the adapters, and of frozen weights that autocast would round at each step: made for one rollout.
     """
 
     def __init__(self, model: Any) -> None:
@@ -167,7 +167,8 @@ class _Products:
 
 
 def _product(module: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    if type(module) is not nn.Linear or module.weight.dtype == dtype:
-        return module  # quantized layers are linear ones, too
+    # Quantized layers are linear ones, too; of weights that are trained autocast keeps a rounded copy itself.
+    if type(module) is not nn.Linear or module.weight.dtype == dtype or module.weight.requires_grad:
+        return module
     weight, bias = module.weight.to(dtype), None if module.bias is None else module.bias.to(dtype)
     return lambda states: linear(states, weight, bias)

@@ -200,13 +200,19 @@ def last_states(
 ) -> Tensor:
     """(rows, tokens, hidden size)."""
     states: list[Tensor] = []
-    plain = unwrap(model)
-    metadata.send(plain.device, sliding_window(plain), carries=bool(recurrent.layers(plain)))
-    with plain.base_model.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
+    send(model, metadata)
+    decoder = unwrap(model).base_model
+    with decoder.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
         call(model, input_ids, position_ids, metadata)
     if not states:
         raise NotShared("the model does not compute its states by its base model")
     return states[0]
+
+
+def send(model: Any, metadata: PackedAttention | ContinuedAttention) -> None:
+    """Have on the model's device what its layers need of a row."""
+    plain = unwrap(model)
+    metadata.send(plain.device, sliding_window(plain), carries=bool(recurrent.layers(plain)))
 
 
 def call(

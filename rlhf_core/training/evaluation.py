@@ -30,6 +30,7 @@ from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
 from rlhf_core.training import best
 from rlhf_core.training.callbacks import AlreadyTrained, Checkpoints
 from rlhf_core.ui.screen import Screen, number
+from rlhf_core.unused import SPLIT
 
 if TYPE_CHECKING:
     from rlhf_core.training.run import Run
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlhf")
 FILE = "evaluations.jsonl"
-SHARDED = ("fsdp", "zero3")  # kinds of distribution in which no process has all parameters
 # What shows whether a method learned; everything else that a trainer measures is in metrics.jsonl.
 METRICS = (
     *("loss", "accuracy", "margin", "mean_token_accuracy"),
@@ -182,7 +182,7 @@ class HeldOut(TrainerCallback):
                 self.measured = self._measure()
                 measured = {name.removeprefix("eval_"): value for name, value in self.measured.items()}
                 result.metrics = {name: measured[name] for name in METRICS if name in measured}
-            sharded, first = self.run.config.distributed in SHARDED, trainer.is_world_process_zero()
+            sharded, first = self.run.config.distributed in SPLIT, trainer.is_world_process_zero()
             if self.method.generates and asked(self.run) and (first or sharded):
                 with trainer.accelerator.autocast(), _whole(trainer, sharded):
                     rollouts = sample(self.method.policy(trainer), self.run)
