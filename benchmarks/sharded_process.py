@@ -1,6 +1,7 @@
 """`rlhf` in one of several processes, made comparable with `rlhf` in one; on CPUs, too.
 
     python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.sharded_process run --distributed fsdp …
+    python -m benchmarks.sharded_process run --num-processes 2 --distributed fsdp …
 
 accelerate 1.15 makes plain data parallelism of FSDP on CPUs: it looks for FSDP only where processes have devices of
 their own. Here it takes CPUs for one of those kinds, of which none is called; all else (`fully_shard`, checkpoints,
@@ -13,7 +14,9 @@ that decides on a token belongs to the step, to the token's place and to the ans
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ from rlhf_core.environment import end_with_starter
 from rlhf_core.training import launch
 
 GROUP = 4  # answers of a prompt
+PROCESS = "benchmarks.sharded_process"
 
 
 def shard_on_cpus() -> None:
@@ -41,6 +45,13 @@ def shard_on_cpus() -> None:
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # faster on CPUs, and compiled first
+
+
+def start_these() -> None:
+    """Let a command that starts several processes, or itself again, start this module."""
+    launch.launch = functools.partial(launch.launch, program=(PROCESS, "run"))
+    replace = os.execv
+    os.execv = lambda path, line: replace(path, [PROCESS if word == "rlhf_core" else word for word in line])
 
 
 def sample_alike(group: int) -> None:
@@ -68,5 +79,6 @@ if __name__ == "__main__":
     end_with_starter()
     if not torch.accelerator.is_available():
         shard_on_cpus()
+    start_these()
     sample_alike(GROUP)
     main()

@@ -28,8 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.prefix import Group, completion_logps, share, shares, sharing
-from rlhf_core.training import evaluation, launch
+from rlhf_core.prefix import Group, completion_logps, padded, share, shares, sharing
+from rlhf_core.training import answering, evaluation, launch
 from rlhf_core.training.run import prepare
 from rlhf_core.ui.screen import Screen
 
@@ -68,7 +68,9 @@ run.folder = Path(sys.argv[2]).parent
 asked, evaluate = [], run.rewards.evaluate
 run.rewards.evaluate = lambda batch: (asked.append(len(batch)), evaluate(batch))[1]
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-alone = [one.completion for one in evaluation.sample(model, run)]
+alone = [one.completion for one in answering.sample_together(model, run, 0, 1)]
+groups = batches[rank][0] * (1 if rank == 0 else 3)
+plain = completion_logps(model, groups).logps
 mesh = init_device_mesh("cpu", (2,))
 for layer in model.model.layers:
     fully_shard(layer, mesh=mesh)
@@ -76,12 +78,17 @@ fully_shard(model, mesh=mesh)
 arguments = TrainingArguments(str(run.folder), use_cpu=True, report_to=[])
 trainer = Trainer(model=model, args=arguments, processing_class=run.tokenizer)
 held_out = evaluation.HeldOut(trainer, method, run, Screen(quiet=True), None)
+prompts, rollout = [], answering.rollout
+answering.rollout = lambda model, some, *more: (prompts.append(len(some)), rollout(model, some, *more))[1]
 found = held_out.evaluate()
 model(input_ids=torch.tensor([[5 + rank, 6, 7]])).logits.sum().backward()  # goes well only if both came this far
+padded.TOKEN_BUDGET = 8
+with torch.no_grad():  # the rows of one process are more than that
+    apart = (completion_logps(model, groups).logps - plain).abs().max().item()
 ends = range(2048) if rank == 0 else []  # GRPO's answers are each process's own, and end at different times
 longer = model.generate(torch.tensor([[5, 6]]), max_new_tokens=5, eos_token_id=list(ends) or None, do_sample=False)
-held_out = [found.answers, [run.template.decode(ids) for ids in alone], found.tokens, asked, longer.shape[1]]
-Path(f"{sys.argv[2]}-{rank}").write_text(json.dumps([results, held_out]))
+held_out = [found.answers, [run.template.decode(ids) for ids in alone], found.tokens, asked, prompts, longer.shape[1]]
+Path(f"{sys.argv[2]}-{rank}").write_text(json.dumps([results, held_out, apart]))
 distributed.barrier()
 launch.end_process(0)
 """
@@ -102,6 +109,8 @@ def written(tmp_path_factory, tiny_model):
         "distributed": "fsdp",
         "num_processes": 2,
         "max_completion_length": 8,
+        "per_device_train_batch_size": 2,
+        "num_generations": 2,
         "output_dir": str(data.parent / "out"),
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -114,7 +123,7 @@ def written(tmp_path_factory, tiny_model):
 @pytest.mark.parametrize("what", ["model", "adapter"])
 @pytest.mark.parametrize("way", ["packed", "two_phase"])
 def test_gradients_of_two_processes_equal_those_of_one(written, what, way):
-    found = {(rank, what, way): rest for lines, _ in written for rank, what, way, *rest in lines}
+    found = {(rank, what, way): rest for lines, *_ in written for rank, what, way, *rest in lines}
     for rank in (0, 1):
         apart, weights = found[rank, what, way]
         assert weights > 10
@@ -122,8 +131,15 @@ def test_gradients_of_two_processes_equal_those_of_one(written, what, way):
 
 
 def test_processes_that_share_parameters_answer_held_out_prompts_together(written):
-    """Alone, the first would wait for the others' parameters, and they for its gradients. Its answers are scored, once."""
-    (answers, alone, tokens, asked, longer), (others, *_, never, longest) = (lines for _, lines in written)
+    """Alone, the first would wait for the others' parameters, and they for its gradients. Each answers a part; the first
+    one scores all.
+    """
+    (answers, alone, tokens, asked, two, longer), (others, *_, never, one, longest) = (lines for _, lines, _ in written)
     assert answers == alone
     assert (len(tokens), asked, others, never) == (3, [3], [], [])
+    assert (two, one) == ([2], [1])
     assert (longer, longest) == (3, 7)  # two and an end; two and five more
+
+
+def test_processes_that_share_parameters_do_as_many_passes_whatever_their_rows(written):
+    assert max(apart for *_, apart in written) < 1e-5

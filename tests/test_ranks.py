@@ -259,3 +259,15 @@ def test_an_exit_code_in_words():
     assert ranks.how_it_ended(-signal.SIGSEGV) == "was ended by SIGSEGV"
     assert "memory" in ranks.how_it_ended(-signal.SIGKILL)
     assert ranks.how_it_ended(1).startswith("ended with exit code 1")
+
+
+def test_a_rank_that_the_launcher_ends_while_it_waits_says_nothing(monkeypatch):
+    """The launcher says why; as an interrupted command it would have said so."""
+
+    def ended(seconds):
+        raise environment.Ended
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(ranks.time, "sleep", ended)
+    with pytest.raises(SystemExit, match="130"):
+        ranks.wait_to_be_ended(RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer"))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlhf_core.catalog import Catalog
-from rlhf_core.models.trainable import share_too_large, use_float32
+from rlhf_core.models.trainable import save_tied_once, share_too_large, use_float32
 from rlhf_core.training.run import prepare
 
 ROWS = [
@@ -131,3 +131,16 @@ def test_steps_that_are_rounded_away(weight, kind, share):
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, weight)
     assert share_too_large(model, 5e-5) == share
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_a_tied_weight_of_which_processes_gathered_two_copies_is_saved_once(tiny_model, tmp_path, untied):
+    """One that was untied since, as by a merged adapter, is saved."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
+    if untied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 1)
+    gathered = {name: weight.clone() for name, weight in model.state_dict().items()}
+    save_tied_once(model)
+    model.save_pretrained(tmp_path, state_dict=gathered)
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) == untied
+    assert "model.embed_tokens.weight" in load_file(tmp_path / "model.safetensors")

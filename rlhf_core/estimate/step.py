@@ -39,7 +39,7 @@ from rlhf_core.models.template import template_of
 from rlhf_core.models.trainable import use_float32
 from rlhf_core.rewards.binding import bind_all
 from rlhf_core.rewards.runtime import RewardRuntime
-from rlhf_core.training import evaluation
+from rlhf_core.training import answering
 from rlhf_core.training.plan import Plan
 
 LOADING, LOSS, GRADIENT, STEP, EVALUATION = "loading", "loss", "gradient", "optimizer step", "evaluation"
@@ -150,7 +150,7 @@ def _step(run: MeasuredRun, method: Method, meter: Meter, device: Device) -> Mea
             trainer.evaluate()
         if method.generates and run.held_out:
             with trainer.accelerator.autocast():
-                evaluation.sample(method.policy(trainer), run)
+                answering.sample(method.policy(trainer), run)
     return Measurement(meter.phases, spent, measured.in_passes, method.steps_per_rollout(trainer), per_row)
 
 

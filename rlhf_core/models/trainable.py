@@ -56,6 +56,18 @@ def _read_again(model: PeftModel, folder: str) -> None:
         set_peft_model_state_dict(model, {**get_peft_model_state_dict(model, adapter_name=name), **saved}, name)
 
 
+def save_tied_once(model: torch.nn.Module) -> None:
+    """Let a saved model hold a weight that is tied to another once. Several processes gather each weight by itself, and
+    transformers, which compares places in memory, would no longer see that they are the same.
+    """
+    from rlhf_core.prefix import unwrap
+
+    plain = unwrap(model)
+    weight = plain.get_parameter_or_buffer
+    twice = [name for name, source in plain.all_tied_weights_keys.items() if weight(name) is weight(source)]
+    plain._keys_to_ignore_on_save = {*(plain._keys_to_ignore_on_save or ()), *twice}
+
+
 def score_in_float32(model: torch.nn.Module) -> None:
     """Let a reward model compute its scores in float32, as in training: in bfloat16 those from 4 to 8 are multiples of
     1/32, so that answers which differ tie.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rlhf_core.prefix import recurrent
@@ -244,6 +245,12 @@ def unwrap(model: Any) -> Any:
     """The transformers model within wrappers and adapters."""
     model = within_wrappers(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether each process has a part of the parameters alone (FSDP, ZeRO-3), so that all take part in every pass."""
+    first = next(unwrap(model).parameters())
+    return isinstance(first, DTensor) or hasattr(first, "ds_id")  # DeepSpeed's mark on a parameter it holds in parts
 
 
 def sliding_window(model: Any) -> int | None:

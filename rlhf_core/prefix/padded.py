@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, stacked
-from rlhf_core.prefix.packed import unwrap
+from rlhf_core.prefix.packed import is_sharded, unwrap
 
 TOKEN_BUDGET = 8192  # of the rows of a pass without gradient, with their padding
 Row = tuple[list[int], list[int]]  # a prompt and one completion
@@ -28,7 +28,7 @@ def completion_logps(
 ) -> CompletionLogps:
     """Log-probability and entropy of every completion token. With `hidden`, the states of the same pass as well."""
     logps, entropies, states = [], [], []
-    for part in _passes(_rows_of(groups), alone):
+    for part in _passes(model, _rows_of(groups), alone):
         found = _forward(model, part)
         for i, (prompt, completion) in enumerate(part):  # a row at a time: float32 is large
             start, end = len(prompt) - found.first, len(prompt) + len(completion) - found.first
@@ -44,7 +44,7 @@ def completion_logps(
 def completion_hidden(model: Any, groups: Sequence[Group], *, alone: bool = False) -> CompletionHidden:
     """The last hidden states at the prompt's last token and at every completion token."""
     states = []
-    for part in _passes(_rows_of(groups), alone):
+    for part in _passes(model, _rows_of(groups), alone):
         found = _forward(model, part)
         for i, (prompt, completion) in enumerate(part):
             start = len(prompt) - 1 - found.first
@@ -56,7 +56,7 @@ def completion_hidden(model: Any, groups: Sequence[Group], *, alone: bool = Fals
 def last_logits(model: Any, rows: Sequence[Sequence[int]], *, alone: bool = False) -> Tensor:
     """(rows, vocabulary): what comes behind each row of tokens."""
     last = []
-    for part in _passes([(list(row), []) for row in rows], alone):
+    for part in _passes(model, [(list(row), []) for row in rows], alone):
         found = _forward(model, part)
         last += [found.logits[i, len(row) - 1 - found.first] for i, (row, _) in enumerate(part)]
     return torch.stack(last)
@@ -66,9 +66,12 @@ def _rows_of(groups: Sequence[Group]) -> list[Row]:
     return [(list(group.prompt), list(completion)) for group in groups for completion in group.completions]
 
 
-def _passes(rows: Sequence[Row], alone: bool) -> Iterator[list[Row]]:
-    """The rows that go through the model together: one, or without gradient as many as the budget allows, or all."""
-    budget = 0 if alone else sys.maxsize if torch.is_grad_enabled() else TOKEN_BUDGET
+def _passes(model: Any, rows: Sequence[Row], alone: bool) -> Iterator[list[Row]]:
+    """The rows that go through the model together: one, or without gradient as many as the budget allows, or all. Of a
+    model that processes share in parts always all: each takes part in every pass, so all must have as many.
+    """
+    together = torch.is_grad_enabled() or is_sharded(model)
+    budget = 0 if alone else sys.maxsize if together else TOKEN_BUDGET
     part: list[Row] = []
     longest = 0
     for prompt, completion in rows:

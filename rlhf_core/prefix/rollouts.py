@@ -22,8 +22,8 @@ from rlhf_core.errors import RunStopped
 from rlhf_core.phases import phase
 from rlhf_core.prefix import attention, decoding, padded
 from rlhf_core.prefix.groups import Group, Rollout, Sampling
-from rlhf_core.prefix.packed import evaluating, unwrap
-from rlhf_core.prefix.sampler import NOT_NUMBERS, Sampler
+from rlhf_core.prefix.packed import evaluating, is_sharded, unwrap
+from rlhf_core.prefix.sampler import NOT_NUMBERS, Row, Sampler
 from rlhf_core.prefix.self_check import continuing_disagrees, generation_disagrees
 from rlhf_core.prefix.sharing import checked, completion_logps, exceeds_rope, pads, shares
 
@@ -184,14 +184,25 @@ def _forced(model: Any, rows: Sequence[Sequence[int]], steps: int) -> Tensor:
 def _recomputed(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:
     """Without a cache and without padding on the left: right in every causal model, and slow."""
     sampler = Sampler(sampling)
-    left, done = sampler.rows(rows), []
-    while left:
-        longest = max(len(row.prompt) + len(row.tokens) for row in left)
-        logits = padded.last_logits(model, [[*row.prompt, *row.tokens] for row in left], alone=not pads(model, longest))
-        sampler.step(left, logits)
+    left = sampler.rows(rows)
+    done: list[Row] = []
+    while _goes_on(model, left):
+        texts = [[*row.prompt, *row.tokens] for row in left or done[-1:]]
+        logits = padded.last_logits(model, texts, alone=not pads(model, max(map(len, texts))))
+        if left:
+            sampler.step(left, logits)
         done += [row for row in left if sampler.ended(row)]
         left = [row for row in left if not sampler.ended(row)]
     return [one.completion for one in sampler.rollouts(done)]
+
+
+def _goes_on(model: Any, left: list[Row]) -> bool:
+    """Whether a row is left, here or, of a model that processes share in parts, in any of them."""
+    if not is_sharded(model):
+        return bool(left)
+    rows = torch.tensor(len(left), device=unwrap(model).device)
+    torch.distributed.all_reduce(rows)
+    return bool(rows)
 
 
 def _continuous(model: Any, rows: list[list[int]], sampling: Sampling) -> list[list[int]]:

@@ -17,11 +17,10 @@ import psutil
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from rlhf_core.prefix import attention, packed, padded, recurrent, two_phase
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group
-from rlhf_core.prefix.packed import size, sliding_window, unwrap
+from rlhf_core.prefix.packed import is_sharded, size, sliding_window, unwrap
 from rlhf_core.prefix.self_check import (
     BY_TOKEN,
     compute_dtype,
@@ -91,7 +90,10 @@ def completion_hidden(model: Any, groups: Sequence[Group]) -> CompletionHidden:
 def shares(model: Any, groups: Sequence[Group]) -> bool:
     """Whether these groups are computed with shared prompts."""
     plain = unwrap(model)
-    if not attention.installed(plain) or _sharded(plain):
+    if not attention.installed(plain):
+        return False
+    if is_sharded(plain):
+        checked(model, _split, None, "each completion is computed with a prompt of its own")
         return False
     longest, window, rope = _longest(groups), sliding_window(plain), _rope_limit(plain)
     if rope is not None and longest > rope:
@@ -108,7 +110,7 @@ def pads(model: Any, longest: int) -> bool:
     something from the longest one's length.
     """
     plain = unwrap(model)
-    if _sharded(plain):
+    if is_sharded(plain):
         return True
     layers = set(plain.config.get_text_config().to_dict().get("layer_types") or [])
     if exceeds_rope(model, longest) or layers - CAUSAL_LAYERS:
@@ -120,7 +122,7 @@ def gives_logps(model: Any, row_logps: Callable[..., Any], consequence: str) -> 
     """Whether `row_logps(model, row)` gives the log-probabilities of a row's tokens but the first, as the model does.
     A difference is said, with its consequence.
     """
-    return _sharded(unwrap(model)) or not checked(model, logps_disagree, None, consequence, row_logps)
+    return is_sharded(model) or not checked(model, logps_disagree, None, consequence, row_logps)
 
 
 def checked(
@@ -136,6 +138,10 @@ def checked(
         if found[key]:
             log.warning("%s: %s", consequence, found[key])
     return found[key]
+
+
+def _split(model: Any, limit: int | None) -> str:
+    return "each process has a part of the parameters alone"
 
 
 def unsupported(model: Any) -> str | None:
@@ -256,8 +262,3 @@ def _reentrant(model: Any) -> bool:
     """Whether gradient checkpointing is reentrant, which works in a plain backward pass alone."""
     functions = (getattr(module, "_gradient_checkpointing_func", None) for module in unwrap(model).modules())
     return any(function.keywords.get("use_reentrant", True) for function in functions if function is not None)
-
-
-def _sharded(model: Any) -> bool:
-    first = next(model.parameters())
-    return isinstance(first, DTensor) or hasattr(first, "ds_id")  # DeepSpeed's mark on a parameter it holds in parts

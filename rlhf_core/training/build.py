@@ -59,6 +59,8 @@ def build(run: Run, method: Method, plugins: list[str]) -> transformers.Trainer:
             logging.getLogger(__name__).error("the trainer could not be built", exc_info=error)
         raise
     trainable.use_float32(trainer, run)
+    if run.config.distributed != "ddp":
+        trainable.save_tied_once(trainer.model)
     warn_of_small_steps(trainer, run)
     launch.check(run.config, trainer)
     if trainer.is_world_process_zero():

@@ -11,7 +11,7 @@ import logging
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
 
-from rlhf_core.data.encoding import tools_of
-from rlhf_core.data.projecting import prompt_of
-from rlhf_core.method import SAMPLING, Method
+from rlhf_core.method import Method
 from rlhf_core.models.checkpoints import Best, list_checkpoints, step, write_best
 from rlhf_core.outputs import write_whole
-from rlhf_core.prefix import Rollout, Sampling, eos_token_ids, rollout
+from rlhf_core.prefix import Rollout
 from rlhf_core.training import best
+from rlhf_core.training.answering import answers, asked
 from rlhf_core.training.callbacks import AlreadyTrained, Checkpoints
 from rlhf_core.ui.screen import Screen, number
 from rlhf_core.unused import SPLIT
@@ -173,7 +172,7 @@ class HeldOut(TrainerCallback):
         """What the trainer measures on its held-out rows, if it has any, and the model's answers to their prompts.
 
         Every process takes part in measuring; the first one answers, scores and writes. Where parameters are split
-        between processes all of them answer, each the same, since none has the model alone.
+        between processes they answer together, since none has the model alone.
         """
         result, trainer = Evaluation(), self.trainer
         doing = f"Evaluating on the held-out rows{' again' if self.before else ''} …"
@@ -182,10 +181,9 @@ class HeldOut(TrainerCallback):
                 self.measured = self._measure()
                 measured = {name.removeprefix("eval_"): value for name, value in self.measured.items()}
                 result.metrics = {name: measured[name] for name in METRICS if name in measured}
-            sharded, first = self.run.config.distributed in SPLIT, trainer.is_world_process_zero()
-            if self.method.generates and asked(self.run) and (first or sharded):
-                with trainer.accelerator.autocast(), _whole(trainer, sharded):
-                    rollouts = sample(self.method.policy(trainer), self.run)
+            first = trainer.is_world_process_zero()
+            if self.method.generates and asked(self.run) and (first or self.run.config.distributed in SPLIT):
+                rollouts = answers(trainer, self.method, self.run)
                 if first:
                     _score(result, rollouts, self.run)
         values = {name: value for name, value in asdict(result).items() if name not in ("prompts", "answers", "scores")}
@@ -248,16 +246,6 @@ def use_best(run: Run, kept: Best) -> None:
             shutil.copyfile(folder / name, file)
 
 
-def _whole(trainer: Any, sharded: bool) -> AbstractContextManager[Any]:
-    """Within, the model can answer: what DeepSpeed holds in parts is gathered; FSDP does that for each layer."""
-    if not sharded:
-        return nullcontext()
-    from trl.models import unwrap_model_for_generation
-
-    settings = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
-    return unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **settings)
-
-
 def _score(result: Evaluation, rollouts: Sequence[Rollout], run: Run) -> None:
     """Score the answers to the held-out prompts, as in training."""
     batch = run.rewards.batch(asked(run), [answer.completion for answer in rollouts])
@@ -270,22 +258,3 @@ def _score(result: Evaluation, rollouts: Sequence[Rollout], run: Run) -> None:
     result.length, result.finished = fmean(result.tokens), fmean(answer.finished for answer in rollouts)
     result.prompts, result.answers = list(batch.prompts), list(batch.texts)
     result.scores = [{name: column.scores[i] for name, column in scored.items()} for i in range(len(batch))]
-
-
-def asked(run: Run) -> list[dict[str, Any]]:
-    """The held-out rows that have a prompt: plain text has none."""
-    return [row for row in run.held_out if prompt_of(row)]
-
-
-@torch.no_grad()
-def sample(model: Any, run: Run) -> list[Rollout]:
-    """One answer to each prompt. The random state is restored, so that the evaluation does not change the run."""
-    options, tokenizer = run.options, run.tokenizer
-    settings = options.model_dump(include=set(SAMPLING))
-    sampling = Sampling(options.max_completion_length, eos_token_ids(model, tokenizer), **settings)
-    size = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    ids = [run.template.prompt_ids(prompt_of(row), tools_of(row)) for row in asked(run)]
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(options.seed)
-        starts = range(0, len(ids), size)
-        return [answer for start in starts for answer in rollout(model, ids[start : start + size], 1, sampling)]
