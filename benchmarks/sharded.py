@@ -44,7 +44,7 @@ from rlhf_core import builtin
 METHODS = {  # and their flags
     **dict.fromkeys(["sft", "dpo", "reward_model", "orpo"], "--num-eval-prompts 0"),
     "grpo": f"--reward length:max=20 --rollouts transformers --num-generations {GROUP} "
-    "--max-completion-length 24 --num-eval-prompts 3",
+    "--max-completion-length 24 --num-eval-prompts 6 --eval-steps 1 --keep-best reward",
 }
 TRAINED = {  # and its flags; without a name all weights
     "": "--no-lora --set bf16=false",

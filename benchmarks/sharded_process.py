@@ -9,7 +9,8 @@ saving) is its own code, on gloo. DeepSpeed runs on CPUs by itself. `rlhf` refus
 should train so.
 
 Answers that GRPO samples from the same weights are the same however prompts are divided between processes: the number
-that decides on a token belongs to the step, to the token's place and to the answer's place in its group.
+that decides on a token belongs to the step, to the token's place and to the answer's place in its group. Held-out
+prompts are answered by `generate` in one process, too, and all by the same numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from trl import GRPOTrainer
 
 from rlhf_core.cli import main
 from rlhf_core.environment import end_with_starter
-from rlhf_core.training import launch
+from rlhf_core.training import answering, launch
 
 GROUP = 4  # answers of a prompt
 PROCESS = "benchmarks.sharded_process"
@@ -56,23 +57,31 @@ def start_these() -> None:
 
 def sample_alike(group: int) -> None:
     """Let answers be the same in any number of processes, each of which has whole groups of `group` answers."""
-    turn, draw = GRPOTrainer._generate_single_turn, torch.multinomial
-    numbers: list[torch.Generator] = []  # of the answers that are sampled now
+    turn, draw, rollout = GRPOTrainer._generate_single_turn, torch.multinomial, answering.rollout
+    now: list[tuple[torch.Generator, int]] = []  # the numbers of what is sampled now, and for how many answers they are
 
     def generate_single_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
-        numbers.append(torch.Generator().manual_seed(self.state.global_step))
+        now.append((torch.Generator().manual_seed(self.state.global_step), group))
         try:
             return turn(self, *args, **kwargs)
         finally:
-            numbers.clear()
+            now.clear()
+
+    def answer(model: Any, prompts: Any, n: int, sampling: Any) -> Any:
+        now.append((torch.Generator().manual_seed(0), 1))
+        try:
+            return rollout(model, prompts, n, sampling, "transformers")
+        finally:
+            now.clear()
 
     def multinomial(probs: torch.Tensor, num_samples: int, **kwargs: Any) -> torch.Tensor:
-        if not numbers:
+        if not now:
             return draw(probs, num_samples, **kwargs)
-        uniform = torch.rand(group, generator=numbers[0]).repeat(len(probs) // group).to(probs)
+        numbers, size = now[0]
+        uniform = torch.rand(size, generator=numbers).repeat(len(probs) // size).to(probs)
         return torch.searchsorted(probs.cumsum(-1), uniform[:, None]).clamp(max=probs.shape[-1] - 1)
 
-    GRPOTrainer._generate_single_turn, torch.multinomial = generate_single_turn, multinomial
+    GRPOTrainer._generate_single_turn, torch.multinomial, answering.rollout = generate_single_turn, multinomial, answer
 
 
 if __name__ == "__main__":

@@ -76,11 +76,6 @@ def check(config: RunConfig, method: Method) -> None:
             raise UserError(f"{flag} has no effect with method {method.name}: {unused[name]}")
         if name in needs and not needs[name][0]:
             raise UserError(f"{flag} has no effect: {needs[name][1]}")
-    if options.eval_steps and config.distributed in SPLIT:
-        raise UserError(
-            f"--eval-steps needs a model that is whole in the first process, which answers the held-out prompts: not "
-            f"with --distributed {config.distributed}"
-        )
     if config.num_machines > 1 and not config.master_addr:
         raise UserError("a run on several machines needs --master-addr HOST:PORT, the address of machine 0")
     if config.master_addr and config.num_machines == 1:

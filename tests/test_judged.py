@@ -131,7 +131,6 @@ def test_an_evaluation_within_a_batch_of_answers_waits_for_its_end_and_draws_no_
         ({"keep_best": "loss"}, "--keep-best has no effect: .* add --eval-steps N"),
         ({"eval_steps": 2, "early_stop": 2}, "--early-stop has no effect: .* add --keep-best METRIC"),
         ({"eval_steps": 2, "final_model": "best"}, "--final-model has no effect: .* add --keep-best METRIC"),
-        ({"eval_steps": 2, "distributed": "fsdp"}, "--eval-steps needs a model that is whole in the first process"),
         ({"set": {"eval_strategy": "steps"}}, "--set eval_strategy: write --eval-steps N"),
         ({"eval_steps": 2, "keep_best": "los"}, "measure that. Did you mean 'loss'.* It measures loss, mean_token_acc"),
         ({"eval_steps": 2, "keep_best": "reward"}, "--keep-best reward: this run does not measure that"),
