@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -90,6 +91,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "tests/test_run.py::test_two_processes_stop_together": (),
     "tests/test_trainable.py::test_an_adapter_goes_on_from_its_values_and_all_entries_move": ("dpo", "grpo-4bit"),
 }
+
+
+gc.set_threshold(100_000, 20, 100)  # until all tests are collected: imports make many objects, and little garbage
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of garbage collection, of which each run that trains asks for a whole one."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 10)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
