@@ -6,15 +6,18 @@ import gc
 import importlib
 import json
 import logging
+import multiprocessing
 import os
+import socket
 import sys
 import textwrap
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from rlhf_core import testing
+from rlhf_core import environment, testing
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 
@@ -93,14 +96,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
+THRESHOLD = gc.get_threshold()
 gc.set_threshold(100_000, 20, 100)  # until all tests are collected: imports make many objects, and little garbage
 
 
 def pytest_collection_finish() -> None:
-    """Leave what is imported by now out of garbage collection, of which each run that trains asks for a whole one."""
+    """Leave what is imported by now out of garbage collection: every run that trains asks for a whole one."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(700, 10, 10)
+    gc.set_threshold(*THRESHOLD)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -176,6 +180,50 @@ def go(resolved):
         return code, Path(config.output_dir)
 
     start.trainers = []
+    return start
+
+
+def _one_of_two(rank: int, port: int, log: Path, work: Callable[[], None]) -> None:
+    from accelerate.state import AcceleratorState, GradientState
+
+    with log.open("w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers that this process was alone
+        GradientState._reset_state()
+        environment.be_alone()
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        work()
+
+
+@pytest.fixture(scope="session")
+def in_two_processes(tmp_path_factory):
+    """in_two_processes(work) calls it in two copies of this process, told what torch's launcher tells its processes.
+
+    Copies have imported everything, which takes a launcher and its processes most of their time.
+    """
+
+    def start(work: Callable[[], None]) -> None:
+        folder = tmp_path_factory.mktemp("logs")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        logs = [folder / "0", folder / "1"]
+        make = multiprocessing.get_context("fork").Process
+        both = [make(target=_one_of_two, args=(rank, port, log, work)) for rank, log in enumerate(logs)]
+        for process in both:
+            process.start()
+        deadline = time.monotonic() + 300
+        while any(one.is_alive() for one in both) and not any(one.exitcode for one in both):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for process in both:
+            process.kill()
+            process.join()
+        assert [one.exitcode for one in both] == [0, 0], "\n".join(log.read_text() for log in logs)
+
     return start
 
 

@@ -19,11 +19,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from packaging.version import Version
 from safetensors.torch import load_file
 
 from rlhf_core import environment, phase
 from rlhf_core.catalog import Catalog
+from rlhf_core.cli import rlhf
 from rlhf_core.config import resolve
 from rlhf_core.errors import UserError
 from rlhf_core.prefix import sampler
@@ -63,7 +65,7 @@ FLAGS = {
     "output_dir": "one",
 }
 SAMPLED = {"reward": ["./rewards.py:place"], "data": "prompts.jsonl"}
-PAIRS, CHATS = {"data": "pairs.jsonl", "max_completion_length": 512}, {"data": "chats.jsonl"}
+PAIRS, CHATS = {"data": "pairs.jsonl", "max_completion_length": 48}, {"data": "chats.jsonl"}
 METHODS = {
     "sft": {**CHATS, "optim": "sgd"},
     "reward_model": {**PAIRS, "optim": "sgd"},
@@ -74,19 +76,6 @@ METHODS = {
 }
 LONGER = {**METHODS["sft"], "method": "sft", "max_steps": 24, "save_steps": 100, "num_processes": 2}
 LONGER |= {"per_device_train_batch_size": 2, "optim": "adamw_torch"}
-
-
-# One of two processes: several runs, one after another.
-WORKER = """
-import json, sys
-from rlhf_core.catalog import Catalog
-from rlhf_core.config import resolve
-from rlhf_core.training.run import train
-from rlhf_core.ui.screen import Screen
-for values in json.loads(sys.argv[1]):
-    config, method = resolve(values, Catalog())
-    assert train(config, method, Catalog()) == 0, values["method"]
-"""
 
 
 def write_inputs(folder: Path) -> None:
@@ -108,18 +97,21 @@ def settings(tmp_path, tiny_model, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory, tiny_model) -> Path:
+def of_two_processes(tmp_path_factory, tiny_model, in_two_processes) -> Path:
     """A folder with the run of each method in two processes. They are started once for all."""
     folder = tmp_path_factory.mktemp("two")
     write_inputs(folder)
-    (folder / "worker.py").write_text(WORKER)
     half = {**FLAGS, "model": str(tiny_model), "per_device_train_batch_size": 4, "num_processes": 2}
     runs = [{**half, **values, "method": name, "output_dir": name} for name, values in METHODS.items()]
-    runs.append({**FLAGS, "model": str(tiny_model), **LONGER, "output_dir": "full"})
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, "worker.py", json.dumps(runs)], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(lambda: carry_out(runs, folder))
     return folder
+
+
+def carry_out(runs: list[dict], folder: Path) -> None:
+    os.chdir(folder)
+    for values in runs:
+        config, method = resolve(values, Catalog())
+        assert train(config, method, Catalog()) == 0, values["method"]
 
 
 def typed(values: dict) -> list[str]:
@@ -164,15 +156,16 @@ def test_a_step_of_two_processes_is_that_of_one(settings, of_two_processes, meth
     assert apart < 0.02 * moved
 
 
-def test_a_mistake_is_reported_once_before_processes_start(settings):
+def test_a_mistake_is_reported_before_processes_start(settings, monkeypatch):
     Path("bad.jsonl").write_text('{"frage": "x"}')
-    done = command({**settings, "method": "sft", "data": "bad.jsonl", "num_processes": 2})
-    assert done.returncode == 2
-    assert (done.stderr.count("no formatter fits"), done.stderr.count("Traceback")) == (1, 0)
+    monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("processes were started"))
+    result = CliRunner().invoke(rlhf, typed({**settings, "method": "sft", "data": "bad.jsonl", "num_processes": 2})[3:])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).count("no formatter fits") == 1
 
 
 @pytest.mark.skipif(TRANSFORMERS_5_17, reason=LOADS_NOTHING)
-def test_ctrl_c_stops_all_processes_after_the_same_step(settings, of_two_processes):
+def test_ctrl_c_stops_all_processes_after_the_same_step(settings, in_two_processes):
     """One checkpoint, one message, exit code 130, and what comes of it is the run that was not interrupted."""
     process, metrics = start({**settings, **LONGER, "output_dir": "cut"}), Path("cut/metrics.jsonl")
     wait_until(lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process)
@@ -188,7 +181,8 @@ def test_ctrl_c_stops_all_processes_after_the_same_step(settings, of_two_process
     resumed = command({"resume": "cut"})
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resuming after checkpoint-{step}." in resumed.stdout
-    one, other = (load_file(folder / "model/model.safetensors") for folder in (Path("cut"), of_two_processes / "full"))
+    in_two_processes(lambda: carry_out([{**settings, **LONGER, "output_dir": "full"}], Path.cwd()))
+    one, other = (load_file(f"{folder}/model/model.safetensors") for folder in ("cut", "full"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -370,7 +364,7 @@ def test_several_machines_need_an_address():
 ENDING = """
 import atexit, sys
 from torch import distributed
-from rlhf_core.training import ending, launch
+from rlhf_core.training import launch
 launch.end_process(1)  # alone: nothing
 atexit.register(print, "its last words", end="")
 if len(sys.argv) > 1:
