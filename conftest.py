@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -276,3 +277,26 @@ def distribution(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text("\n".join(lines))
 
     return make
+
+
+@pytest.fixture
+def vllm_server():
+    """tests/vllm_server.py, a stand-in for `vllm serve`, running."""
+    from tests.vllm_server import Server
+
+    made = Server("/models/tiny")
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The weights that TRL's client sends to a server of vLLM, by name; as if vLLM and a GPU were there."""
+    pytest.importorskip("requests")
+    from tests.vllm_server import without_nccl
+
+    return without_nccl(monkeypatch)

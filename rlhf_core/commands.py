@@ -32,12 +32,10 @@ from rlhf_core.data.projecting import prompt_of
 from rlhf_core.data.sources import read as read_rows
 from rlhf_core.data_report.near import THRESHOLD as SIMILAR
 from rlhf_core.data_report.near import runs, similarity
-from rlhf_core.doctor.packages import vllm as vllm_version
 from rlhf_core.errors import did_you_mean
 from rlhf_core.estimate.answer import REWARD as ESTIMATED_REWARD
 from rlhf_core.estimate.answer import Question
 from rlhf_core.estimate.hardware import Device, device_of
-from rlhf_core.estimate.vllm import share as vllm_share
 from rlhf_core.grammar import DataSpec, RewardSpec, read_entry
 from rlhf_core.grammar import read_data as read_data_specs
 from rlhf_core.inputs import library_errors, parse_yaml, path_of, read_text

@@ -219,6 +219,46 @@ ROLLOUTS: dict[str, Setting] = {
 }
 
 
+def _sampling(config: RunConfig) -> Any:
+    """The options of a method that samples: `RolloutOptions`."""
+    return config.options
+
+
+BY_URL = "write --vllm-server http://HOST:PORT for a server; without it vLLM samples on the run's own GPUs"
+BY_VLLM: Condition = ("--rollouts vllm", lambda config: _sampling(config).rollouts == "vllm")
+SERVER: Condition = ("--vllm-server URL", lambda config: bool(_sampling(config).vllm_server))
+COLOCATED: Condition = (
+    "vLLM on the run's own GPUs: leave out --vllm-server",
+    lambda config: not _sampling(config).vllm_server,
+)
+CORRECTS: Condition = (
+    "--set vllm_importance_sampling_correction=true",
+    lambda config: bool(config.set.get("vllm_importance_sampling_correction", True)),
+)
+MODES = ("sequence_mask", "sequence_truncate", "token_mask", "token_truncate")
+
+# For methods whose options are `rlhf_core.vllm.RolloutOptions`: TRL's names for what it says of vLLM.
+VLLM: dict[str, Setting] = {
+    "use_vllm": refused("write --rollouts vllm"),
+    **dict.fromkeys(("vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port"), refused(BY_URL)),
+    "vllm_server_timeout": refused("a server has to be there when the run starts"),
+    "vllm_structured_outputs_regex": used_with(BY_VLLM),
+    "vllm_importance_sampling_correction": used_with(BY_VLLM),
+    "vllm_importance_sampling_mode": Setting(conditions=(BY_VLLM, CORRECTS), values=MODES),
+    # ..._cap is TRL's old name of ..._clip_max
+    **dict.fromkeys(
+        (f"vllm_importance_sampling_{name}" for name in ("clip_max", "clip_min", "cap")),
+        used_with(BY_VLLM, CORRECTS, within=SIZE),
+    ),
+    "vllm_group_port": used_with(BY_VLLM, SERVER, within=(1, 65_535)),
+    "vllm_enable_sleep_mode": used_with(BY_VLLM, COLOCATED),
+    "vllm_model_impl": Setting(conditions=(BY_VLLM, COLOCATED), values=("auto", "transformers", "vllm")),
+    "vllm_gpu_memory_utilization": used_with(BY_VLLM, COLOCATED, within=SHARE),
+    "vllm_max_model_length": used_with(BY_VLLM, COLOCATED, within=COUNT),
+    "vllm_tensor_parallel_size": used_with(BY_VLLM, COLOCATED, within=(1, 1024)),
+}
+
+
 def decide(method: Method | type[Method], name: str) -> Setting | None:
     """What `--set name=…` does for `method`; None where nobody has decided."""
     if name in method.Options.model_fields:

@@ -1,4 +1,14 @@
-"""What vLLM takes of a device that it shares with training: the estimate counts it, and the run asks vLLM for it."""
+"""What vLLM takes of a device that it shares with training: the estimate counts it, and the run asks vLLM for it.
+
+Weights and cache are arithmetic. What vLLM takes beside them, `WORK`, is a guess. It measures that itself when it
+starts, by a pass over as many tokens as a step may have (TRL says 4,096), and gives what is left of its share to the
+cache. In two logs that people posted, activations and what is not torch's come to 1.3 to 2.9 GiB beside weights of
+7.5 to 10.8 GiB (https://github.com/vllm-project/vllm/issues/11251,
+https://github.com/vllm-project/vllm/issues/14452), in a third CUDA graphs to 0.4 GiB, which count as well from vLLM
+0.21 on (https://github.com/gpustack/runner/pull/251). Where the guess is too low the cache gets less, and some
+answers wait for others; where nothing is left vLLM does not start, and the user can give it more (`--set
+vllm_gpu_memory_utilization`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +23,7 @@ if TYPE_CHECKING:
 
 HIGHEST = 0.9  # vLLM's own
 HALF = 2  # bytes of a number: vLLM samples in half precision
-WORK = 2_000_000_000  # bytes beside weights and cache, such as activations of 4,096 tokens: a guess, not measured
+WORK = 2_000_000_000  # bytes beside weights and cache: a guess, see above
 
 
 def share(config: RunConfig, info: ModelInfo, memory: int) -> float:
@@ -22,15 +32,12 @@ def share(config: RunConfig, info: ModelInfo, memory: int) -> float:
     """
     from rlhf_core.prefix.cache import cache_numbers
 
-    options: Any = config.options
-    steps = options.steps_per_generation or options.gradient_accumulation_steps
+    options: Any = config.options  # RolloutOptions
     tokens = options.max_prompt_length + options.max_completion_length
     answer = HALF * cache_numbers(info.config, 1) * tokens  # as if all layers kept them
     weights = HALF * info.parameters // int(config.set.get("vllm_tensor_parallel_size", 1)) + WORK
-    wanted = weights + answer * options.per_device_train_batch_size * steps
-    # In full fine-tuning: weights, gradients and two optimizer states in float32.
-    trained = info.parameters * (HALF if options.lora else 16)
-    room = max(HIGHEST * memory - trained, weights + answer)
+    wanted = weights + answer * options.rollout_size
+    room = max(HIGHEST * memory - info.parameters * options.bytes_held, weights + answer)
     return min(HIGHEST, math.ceil(100 * min(wanted, room) / memory) / 100)
 
 

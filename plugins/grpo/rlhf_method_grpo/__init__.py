@@ -20,16 +20,17 @@ import logging
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from rlhf_core import Method, RunConfig, TrainingOptions, UserError, hookimpl, router_loss_coefficient
+from rlhf_core import Method, RunConfig, UserError, hookimpl, router_loss_coefficient
+from rlhf_core.vllm import RolloutOptions, vllm_arguments
 from rlhf_method_grpo.generation import check_generation
 from rlhf_method_grpo.settings import SETTINGS, check, check_prompts
-from rlhf_method_grpo.vllm import address, check_weights, vllm_arguments
 
 # Full: TRL. LoRA: ten times that, as TRL's docs take for 3B (LoRA Without Regret). Others: Unsloth 5e-6, TRL 5e-5.
 FULL_RATE, LORA_RATE = 1e-6, 1e-5
 LORA_BETA = 0.001  # in full fine-tuning a KL penalty costs a second copy of the model
+REFERENCE = 4  # bytes of each of its weights in full fine-tuning
 EPSILON = 0.2
 CISPO_EPSILON_HIGH = 5.0  # ScaleRL, https://arxiv.org/abs/2510.13786; TRL would take epsilon, which is too small
 
@@ -46,7 +47,7 @@ def rlhf_methods():
     return [GRPO]
 
 
-class Options(TrainingOptions):
+class Options(RolloutOptions):
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="peak learning rate; unset: 1e-5 with LoRA, 1e-6 in full fine-tuning"
     )
@@ -88,21 +89,17 @@ class Options(TrainingOptions):
         "are summed (GDPO); or they are summed first, then scaled by scale_rewards; unset: the former if that is group",
     )
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the length limit out of the loss")
-    rollouts: Literal["auto", "shared", "transformers", "continuous", "vllm"] = Field(
-        "auto",
-        description="engine that samples: auto (the fastest for this model and device), shared (each prompt once), "
-        "transformers (generate), continuous (transformers' continuous batching), or vllm",
-        validation_alias=AliasChoices("rollouts", "rollout_backend"),
-    )
-    vllm_server: Annotated[str, AfterValidator(address)] | None = Field(
-        None, description="base URL of a `vllm serve` with GPUs of its own, such as http://HOST:8000: it samples"
-    )
+
+    @property
+    def rollout_size(self) -> int:
+        return self.per_device_train_batch_size * (self.steps_per_generation or self.gradient_accumulation_steps)
+
+    @property
+    def bytes_held(self) -> int:
+        return super().bytes_held + (REFERENCE if self.beta and not self.lora else 0)
 
     @model_validator(mode="after")
     def _options_act(self) -> Options:
-        if self.vllm_server is not None and self.rollouts not in ("auto", "vllm"):
-            raise ValueError(f"vllm_server samples with vLLM: leave out rollouts {self.rollouts}")
-        self.rollouts = "vllm" if self.vllm_server is not None else self.rollouts
         if self.delta is not None and self.loss_type in ("cispo", "sapo", "vespo"):
             raise ValueError(f"loss_type {self.loss_type} does not clip by delta: leave it out")
         if self.epsilon_high is not None and self.loss_type in ("sapo", "vespo"):
@@ -197,9 +194,7 @@ class GRPO(Method):
         """TRL's arguments, checked before the weights load."""
         from trl import GRPOConfig
 
-        options = run.options
-        if run.info.quantized:
-            check_weights(options, f"weights quantized by {run.info.quantized}")
+        options, of_vllm = run.options, vllm_arguments(run)
         lora = run.peft_config is not None or (run.info.adapter is not None and options.lora is not False)
         aggregation = options.multi_objective_aggregation or "sum_then_normalize"
         if len(run.rewards.weights) > 1:
@@ -216,7 +211,7 @@ class GRPO(Method):
             **values,
             min_p=options.min_p or None,
             reward_weights=run.rewards.weights,
-            **vllm_arguments(run, lora=lora),
+            **of_vllm,
             multi_objective_aggregation=aggregation,
         )
         check_generation(arguments, run.info.config)

@@ -7,17 +7,13 @@ from __future__ import annotations
 import os
 
 from rlhf_core import RunConfig, UserError
-from rlhf_core.settings import COUNT, ROLLOUTS, SHARE, SIZE, USED, Condition, given, refused, used_as, used_with
-from rlhf_method_grpo.vllm import check_vllm
+from rlhf_core.settings import COUNT, ROLLOUTS, SHARE, SIZE, USED, VLLM, Condition, given, refused, used_as, used_with
+from rlhf_core.vllm import check_vllm
 
 LOADED = "the model is loaded before TRL sees it: see --dtype, --attn-implementation and --load-in-4bit"
 SAMPLES = "samples.jsonl in the run's folder has all answers with their scores"
 CONTINUOUS = "write --rollouts continuous"
-BY_URL = "write --vllm-server http://HOST:PORT for a server; without it vLLM samples on the run's own GPUs"
 
-VLLM = ("--rollouts vllm", lambda config: config.options.rollouts == "vllm")
-COLOCATED = ("vLLM on the run's own GPUs: leave out --vllm-server", lambda config: not config.options.vllm_server)
-SERVER = ("--vllm-server URL", lambda config: bool(config.options.vllm_server))
 ADAPTIVE = given("use_adaptive_entropy")
 ZERO3 = ("--distributed zero3", lambda config: config.distributed == "zero3")
 
@@ -28,6 +24,7 @@ def _loss(name: str) -> Condition:
 
 SETTINGS = {
     **ROLLOUTS,
+    **VLLM,
     "train_sampling_strategy": refused("write --set shuffle_dataset=false for the rows in their order"),
     **dict.fromkeys(("disable_dropout", "cast_lm_head_to_fp32", "use_bias_correction_kl"), USED),
     **dict.fromkeys(("shuffle_dataset", "generation_kwargs", "cache_implementation"), USED),
@@ -45,25 +42,11 @@ SETTINGS = {
     **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos"), used_with(_loss("vespo"), within=(0.0, 100.0))),
     **dict.fromkeys(("vespo_k_neg", "vespo_lambda_neg"), used_with(_loss("vespo"), within=(0.0, 100.0))),
     "ds3_gather_for_generation": used_with(ZERO3),
-    # vLLM
-    **dict.fromkeys(("vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port"), refused(BY_URL)),
-    "vllm_structured_outputs_regex": used_with(VLLM),
-    **dict.fromkeys(("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"), used_with(VLLM)),
-    "vllm_importance_sampling_clip_max": used_with(VLLM, within=SIZE),
-    "vllm_importance_sampling_clip_min": used_with(VLLM, within=SIZE),
-    "vllm_importance_sampling_cap": used_with(VLLM, within=SIZE),  # TRL's old name of ..._clip_max
-    "vllm_group_port": used_with(VLLM, SERVER, within=(1, 65_535)),
-    "vllm_server_timeout": refused("a server has to be there when the run starts"),
-    **dict.fromkeys(("vllm_enable_sleep_mode", "vllm_model_impl"), used_with(VLLM, COLOCATED)),
-    "vllm_gpu_memory_utilization": used_with(VLLM, COLOCATED, within=SHARE),
-    "vllm_max_model_length": used_with(VLLM, COLOCATED, within=COUNT),
-    "vllm_tensor_parallel_size": used_with(VLLM, COLOCATED, within=(1, 1024)),
     # Without effect here, or with a misleading one
     "model_init_kwargs": refused(LOADED),
     "trust_remote_code": refused("write --trust-remote-code"),
     "num_generations_eval": refused("the held-out prompts are answered once each: see --num-eval-prompts"),
     "reward_weights": refused("write --reward NAME:weight=2"),
-    "use_vllm": refused("write --rollouts vllm"),
     **dict.fromkeys(("use_transformers_continuous_batching", "use_transformers_paged"), refused(CONTINUOUS)),
     "transformers_continuous_batching_config": refused(
         "--rollouts continuous makes its cache as large as the batch needs"

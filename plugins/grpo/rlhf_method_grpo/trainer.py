@@ -16,7 +16,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from rlhf_core import ChatTemplate, RewardRuntime, phase
 from rlhf_core.prefix import Group, Sampling, completion_logps, on_device, own_generation_config, rollout, stacked
-from rlhf_method_grpo.sync import guard
+from rlhf_core.vllm import guard
 
 log = logging.getLogger("rlhf")
 
@@ -43,7 +43,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         super().__init__(*arguments, **named)
         if self.use_vllm:
             server = self.args.vllm_server_base_url if self.vllm_mode == "server" else None
-            guard(self.vllm_generation, self.model, server)
+            guard(self.vllm_generation, self.model, self.eos_token_ids, server)
         if self.args.cast_lm_head_to_fp32:
             for model in filter(None, (self.model, self.ref_model)):
                 _keep_in_float32(self.accelerator.unwrap_model(model).get_output_embeddings())

@@ -14,10 +14,10 @@ from rlhf_method_grpo.trainer import SharedPrefixGRPOTrainer
 from transformers import AutoTokenizer, LlamaConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from rlhf_core import Catalog, UserError, commands
+from rlhf_core import Catalog, UserError
 from rlhf_core.cli import rlhf
 from rlhf_core.config import resolve
-from rlhf_core.doctor import Check
+from rlhf_core.doctor import Check, packages
 
 pytestmark = pytest.mark.slow
 
@@ -297,7 +297,7 @@ NEEDS = {
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_settings_that_need_another_say_so(name, monkeypatch):
-    monkeypatch.setattr(commands, "vllm_version", lambda: Check("vLLM", "ok", ""))
+    monkeypatch.setattr(packages, "vllm", lambda: Check("vLLM", "ok", ""))
     needed, given = NEEDS[name]
     others = {key: value for key, value in given.items() if key != "set"}
     without = {"rollouts": "vllm"} if needed == "--vllm-server URL" else {}

@@ -15,11 +15,13 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from rlhf_core import Method, TrainingOptions, UserError, hookimpl
-from rlhf_core.settings import ROLLOUTS, refused
+from rlhf_core import Method, UserError, hookimpl
+from rlhf_core.settings import ROLLOUTS, VLLM, refused
+from rlhf_core.vllm import RolloutOptions, check_vllm, vllm_arguments
 
 # Examples of others: with LoRA 1.41e-5 (TRL); in full 5e-7 (OpenRLHF), 1e-6 (verl), 3e-6 (TRL).
 LORA_RATE, FULL_RATE = 1e-5, 1e-6
+REFERENCE = 4  # bytes of each of its weights in full fine-tuning
 MOST_ANSWERS = 1_000_000  # that are sampled before the first step
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -30,7 +32,7 @@ LOADER = (
     *("dataloader_multiprocessing_context", "dataloader_in_order", "train_sampling_strategy"),
 )
 READ_AT_ONCE = "the prompts of a rollout are read at once, in an order that --seed decides"
-SETTINGS = {**ROLLOUTS, **dict.fromkeys(LOADER, refused(READ_AT_ONCE))}
+SETTINGS = {**ROLLOUTS, **VLLM, **dict.fromkeys(LOADER, refused(READ_AT_ONCE))}
 
 
 @hookimpl
@@ -39,7 +41,7 @@ def rlhf_methods():
 
 
 class Options(
-    TrainingOptions,
+    RolloutOptions,
     defaults={
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 16,
@@ -82,12 +84,15 @@ class Options(
     whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
     missing_eos_penalty: NotNegative = Field(1.0, description="subtracted from the score of an answer cut at the limit")
     mask_truncated_completions: bool = Field(False, description="leave answers cut at the limit out of the loss")
-    rollouts: Literal["auto", "shared", "transformers", "continuous"] = Field(
-        "auto",
-        description="engine that samples: auto (the fastest for this model and device), shared (each prompt once), "
-        "transformers (generate), or continuous (transformers' continuous batching)",
-        validation_alias=AliasChoices("rollouts", "rollout_backend"),
-    )
+
+    @property
+    def rollout_size(self) -> int:
+        return super().rollout_size * self.num_mini_batches
+
+    @property
+    def bytes_held(self) -> int:
+        models = 2 if self.value_model == "separate" else 1
+        return super().bytes_held * models + (0 if self.lora else REFERENCE)
 
     @model_validator(mode="after")
     def _one_length(self) -> Options:
@@ -97,7 +102,7 @@ class Options(
 
 
 class PPO(Method):
-    name, data, rewards = "ppo", "prompts", "required"
+    name, data, rewards, config = "ppo", "prompts", "required", "rlhf_core.vllm:VLLMArguments"
     Options, settings, full_rate = Options, SETTINGS, FULL_RATE
     builtin_preset = {  # noqa: RUF012 - a class constant
         "lora": True,
@@ -112,11 +117,11 @@ class PPO(Method):
     def check(self, config):
         options, fields = config.options, Options.model_fields
         given = {name for name, field in fields.items() if getattr(options, name) != field.default}
-        answers = options.per_device_train_batch_size * options.gradient_accumulation_steps * options.num_mini_batches
-        if answers > MOST_ANSWERS:
+        check_vllm(config)
+        if options.rollout_size > MOST_ANSWERS:
             raise UserError(
                 "per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches: a batch of answers has "
-                f"{answers:,}, more than {MOST_ANSWERS:,}"
+                f"{options.rollout_size:,}, more than {MOST_ANSWERS:,}"
             )
         if "kl_horizon" in given and options.target_kl is None:
             raise UserError("--kl-horizon has no effect without --target-kl: kl_coef is fixed")
@@ -133,9 +138,9 @@ class PPO(Method):
 
     def trainer(self, run):
         from peft import get_peft_model
-        from transformers import TrainingArguments
 
         from rlhf_core import ReferenceModel
+        from rlhf_core.vllm import VLLMArguments
         from rlhf_method_ppo.policy import PolicyWithValue
         from rlhf_method_ppo.trainer import PPOTrainer
 
@@ -147,7 +152,8 @@ class PPO(Method):
             )
         ReferenceModel.check(run)
         arguments = run.arguments(
-            TrainingArguments,
+            VLLMArguments,
+            **vllm_arguments(run),
             max_steps=_steps(options, run.world_size, len(run.train_rows)),
             gradient_checkpointing=False,  # enabled below: the trainer sees the policy inside another module
             remove_unused_columns=False,
@@ -163,6 +169,7 @@ class PPO(Method):
             reference=reference,
             rewards=run.rewards,
             template=run.template,
+            trust_remote_code=run.config.trust_remote_code,
             train_dataset=run.train_rows,
             processing_class=run.tokenizer,
         )

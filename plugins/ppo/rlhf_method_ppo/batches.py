@@ -14,7 +14,7 @@ from rlhf_core.prefix import Group, on_device
 @dataclass
 class Experience:
     """Rollouts and what is computed from them once. Tensors are (completions, tokens); `mask` is 1 for a token in the
-    loss.
+    loss, `weights` what its policy loss is multiplied by where vLLM sampled it.
     """
 
     groups: list[Group]
@@ -24,16 +24,23 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     in_loss: list[bool] | None = None  # which completions have tokens in the loss; None: all
+    weights: Tensor | None = None
     tokens: Tensor | None = None  # how many are in the loss of the full minibatch, in all processes
 
     def rows(self, chosen: list[int]) -> Experience:
         """Some completions, without columns that only longer ones use."""
         width = max(len(self.groups[i].completions[0]) for i in chosen)
         index = on_device(chosen, self.mask.device)
-        tensors = (self.mask, self.logps, self.values, self.advantages, self.returns)
-        parts = (tensor[:, :width].index_select(0, index) for tensor in tensors)
-        in_loss = None if self.in_loss is None else [self.in_loss[i] for i in chosen]
-        return Experience([self.groups[i] for i in chosen], *parts, in_loss)
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor[:, :width].index_select(0, index)
+
+        return Experience(
+            [self.groups[i] for i in chosen],
+            *map(part, (self.mask, self.logps, self.values, self.advantages, self.returns)),
+            None if self.in_loss is None else [self.in_loss[i] for i in chosen],
+            None if self.weights is None else part(self.weights),
+        )
 
 
 class PromptBatches:

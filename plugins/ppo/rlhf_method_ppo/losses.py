@@ -48,12 +48,19 @@ def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, *, shif
     return (scaled if shift_mean else scaled + mean) * mask
 
 
-def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
-    """(loss, 1 where the clipped term is the larger) of each token: PPO equation 7, negated."""
+def policy_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange: float, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(loss, 1 where the clipped term is the larger) of each token: PPO equation 7, negated.
+
+    `weights`, where another policy sampled the tokens than that of `old_logps`: each loss is multiplied by its own, the
+    decoupled objective (Hilton et al., 2021, equation 3: https://arxiv.org/abs/2110.00641).
+    """
     ratio = torch.exp(logps - old_logps)
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(plain, clipped), (clipped > plain).float()
+    loss = torch.maximum(plain, clipped)
+    return loss if weights is None else loss * weights, (clipped > plain).float()
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from rlhf_core.prefix import Group, Sampling, completion_logps, eos_token_ids, evaluating, rollout, stacked
+from rlhf_core.prefix import Group, Rollout, Sampling, completion_logps, eos_token_ids, evaluating, rollout, stacked
+from rlhf_core.vllm import VLLM, importance_weights, mismatch
 from rlhf_method_ppo import losses
 from rlhf_method_ppo.batches import Experience, PromptBatches
 from rlhf_method_ppo.policy import PolicyWithValue
@@ -33,7 +34,7 @@ class PPOTrainer(Trainer):
     `gradient_accumulation_steps` forward passes of `per_device_train_batch_size` completions.
     """
 
-    def __init__(self, *, options, reference, rewards, template, **arguments) -> None:
+    def __init__(self, *, options, reference, rewards, template, trust_remote_code=False, **arguments) -> None:
         super().__init__(**arguments)
         set_seed(self.args.seed, device_specific=True)  # or every process would sample with the same random numbers
         self.model_accepts_loss_kwargs = False  # so that the loss is divided by the accumulation steps
@@ -43,6 +44,10 @@ class PPOTrainer(Trainer):
         self.passes = 0  # forward passes since this process began
         self.minibatches: list[list[Experience]] = []
         self.metrics: dict[str, list[float | Tensor]] = defaultdict(list)  # since the last log
+        self.vllm = None
+        if options.rollouts == "vllm":
+            engine = (self.model.policy, self.accelerator, self.processing_class, self.args, self._sampling())
+            self.vllm = VLLM(*engine, rows=self.rollout_size, trust_remote_code=trust_remote_code)
 
     # Data: each process reads different prompts, a batch of rollouts at a time, repeated for every pass over them.
 
@@ -84,24 +89,13 @@ class PPOTrainer(Trainer):
 
     def _rollout(self, rows: list[dict]) -> Experience:
         """Answer the prompts, score the answers, and compute what stays fixed while the policy is trained on them."""
-        options, model = self.options, self.accelerator.unwrap_model(self.model)
-        tokenizer, device = self.processing_class, self.args.device
-        prompts = [self.template.prompt_ids(row["prompt"], row.get("tools")) for row in rows]
-        sampling = Sampling(
-            options.max_completion_length,
-            eos_token_ids(model.policy, tokenizer),
-            options.temperature,
-            options.top_p,
-            options.top_k,
-            options.min_p,
-            options.repetition_penalty,
-        )
-        with self.accelerator.autocast():
-            rollouts = rollout(model.policy, prompts, 1, sampling, options.rollouts)
+        options, model, device = self.options, self.accelerator.unwrap_model(self.model), self.args.device
+        rollouts = self._sample(model, rows)
         scores = self._score(rows, [one.completion for one in rollouts])
         groups = [Group(one.prompt, [one.completion]) for one in rollouts]
         mask = stacked([[1] * len(one.completion) for one in rollouts], device=device)
         logps, entropies, values, ref_logps = self._measure(model, groups, mask)
+        weights = self._weights(logps, rollouts, mask)
         kl = losses.kl_penalty(logps, ref_logps, options.kl_estimator) * mask
         finished = torch.tensor([one.finished for one in rollouts], device=device)
         scored = torch.tensor([score is not None for score in scores], device=device)
@@ -119,28 +113,58 @@ class PPOTrainer(Trainer):
         advantages = losses.whiten(advantages, loss_mask, *self._moments(advantages, loss_mask))
         self.rewards.samples.advantages(_means(advantages, loss_mask))
 
-        kl_of_completion = kl.sum(1)
-        self._record("objective/kl", kl_of_completion)
-        self._record("kl", kl.sum(1) / mask.sum(1))
+        self._record("val/num_eos_tokens", finished.float().sum()[None])
+        self._record("val/explained_variance", losses.explained_variance(values, returns, loss_mask)[None])
         self._record("objective/entropy", entropies.sum(1))
-        self._record("objective/non_score_reward", -self.kl_coef * kl_of_completion)
-        self._record("objective/rlhf_reward", (total - self.kl_coef * kl_of_completion)[scored])
+        self._record("completions/mean_length", mask.sum(1).float())
+        self._record("completions/clipped_ratio", (~finished).float())
+        self._record("objective/rlhf_reward", (total - self.kl_coef * kl.sum(1))[scored])
+        self._record_scores(raw, scored)
+        self._record_kl(kl, mask)
+        return Experience(groups, loss_mask, logps, values, advantages, returns, in_loss, weights)
+
+    def _sampling(self) -> Sampling:
+        options, model = self.options, self.accelerator.unwrap_model(self.model)
+        ends = eos_token_ids(model.policy, self.processing_class)
+        how = (options.temperature, options.top_p, options.top_k, options.min_p, options.repetition_penalty)
+        return Sampling(options.max_completion_length, ends, *how)
+
+    def _sample(self, model: PolicyWithValue, rows: list[dict]) -> list[Rollout]:
+        prompts = [self.template.prompt_ids(row["prompt"], row.get("tools")) for row in rows]
+        if self.vllm is not None:
+            return self.vllm.rollout(prompts)
+        with self.accelerator.autocast():
+            return rollout(model.policy, prompts, 1, self._sampling(), self.options.rollouts)
+
+    def _weights(self, logps: Tensor, rollouts: list[Rollout], mask: Tensor) -> Tensor | None:
+        """What corrects the policy loss of answers that vLLM sampled; None for those of the model that trains."""
+        if self.vllm is None or not self.args.vllm_importance_sampling_correction:
+            return None
+        sampled = stacked([one.logps for one in rollouts], device=mask.device)
+        weights = importance_weights(logps, sampled, mask, self.args)
+        for name, value in mismatch(logps, sampled, mask, weights, self.accelerator).items():
+            self._record(name, value[None])
+        return weights.expand_as(mask)
+
+    def _record_scores(self, raw: Tensor, scored: Tensor) -> None:
         self._record("objective/scores", raw[scored])
         self._record("reward", raw[scored])
         everyone = self.accelerator.gather(torch.where(scored, raw, torch.nan))
         if len(everyone) > 1:
             self._record("frac_reward_zero_std", (len(everyone[~everyone.isnan()].unique()) < 2) * torch.ones(1))
+
+    def _record_kl(self, kl: Tensor, mask: Tensor) -> None:
+        """And adapt `kl_coef` to it, if it has a target."""
+        options, of_completion = self.options, kl.sum(1)
+        self._record("objective/kl", of_completion)
+        self._record("kl", of_completion / mask.sum(1))
+        self._record("objective/non_score_reward", -self.kl_coef * of_completion)
         self._record("objective/kl_coef", torch.tensor([self.kl_coef]))
-        self._record("val/num_eos_tokens", finished.float().sum()[None])
-        self._record("val/explained_variance", losses.explained_variance(values, returns, loss_mask)[None])
-        self._record("completions/mean_length", mask.sum(1).float())
-        self._record("completions/clipped_ratio", (~finished).float())
         if options.target_kl is not None:
-            everywhere = self.accelerator.gather(kl_of_completion)
+            everywhere = self.accelerator.gather(of_completion)
             self.kl_coef = losses.adapted_kl_coef(
                 self.kl_coef, everywhere.mean().item(), options.target_kl, len(everywhere), options.kl_horizon
             )
-        return Experience(groups, loss_mask, logps, values, advantages, returns, in_loss)
 
     def _score(self, rows: list[dict], completions: list[list[int]]) -> list[float | None]:
         """Each answer's weighted sum of rewards; None if a reward failed or none applies."""
@@ -193,7 +217,9 @@ class PPOTrainer(Trainer):
         """Policy loss plus `vf_coef` times value loss, a mean over the tokens of the minibatch in all processes."""
         options = self.options
         logps, entropies, values = model(inputs.groups, options.temperature)
-        policy, policy_clipped = losses.policy_loss(logps, inputs.logps, inputs.advantages, options.cliprange)
+        policy, policy_clipped = losses.policy_loss(
+            logps, inputs.logps, inputs.advantages, options.cliprange, inputs.weights
+        )
         value, value_clipped = losses.value_loss(values, inputs.values, inputs.returns, options.cliprange_value)
         # The trainer divides by the accumulation steps, and averaging gradients over processes by their number.
         scale = self.args.gradient_accumulation_steps * self.args.world_size / inputs.tokens.clamp(min=1)

@@ -1,12 +1,4 @@
-"""vLLM as the engine that samples, by TRL: what is checked before the weights load, and what TRL is told.
-
-    rlhf run --method grpo --reward medical_format --rollouts vllm
-    rlhf run --method grpo --reward medical_format --vllm-server http://localhost:8000
-
-On the run's own GPUs vLLM sleeps while the model trains. A server has GPUs of its own, and gets the weights over NCCL
-before each batch of answers. Either way TRL weighs answers by the ratio of the trained model's probabilities to vLLM's,
-which are those of another engine in half precision (importance sampling, https://fengyao.notion.site/off-policy-rl).
-"""
+"""What is checked of vLLM and of its server before the weights load, and what the training arguments say of it."""
 
 from __future__ import annotations
 
@@ -14,48 +6,36 @@ import http.client
 import json
 import shlex
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import PurePath
 from typing import Any
 
-from rlhf_core import RunConfig, UserError
+from rlhf_core.config import RunConfig
+from rlhf_core.doctor import packages
+from rlhf_core.errors import UserError
 
 SECONDS = 5.0  # in which a server has to answer what is asked before the run
 MOST = 16_000_000  # bytes of such an answer
 TRANSFER, LOGPROBS = {"backend": "nccl"}, "processed_logprobs"
 
 
-def address(url: str) -> str:
-    """`url` without what no base URL has. Raises `ValueError`."""
-    try:
-        parts = urllib.parse.urlsplit(url.strip())
-        is_one = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
-    except ValueError:  # a port that is none, half an IPv6 address
-        is_one = False
-    if not is_one or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError(f"vllm_server {url!r} is no base URL: write it as http://HOST:8000")
-    return url.strip().rstrip("/")
-
-
 def check_vllm(config: RunConfig) -> None:
     """Raise `UserError` where vLLM can't sample for this run, or is not there in a version that TRL works with."""
-    from rlhf_core.commands import vllm_version
-
-    options = config.options
+    options: Any = config.options  # RolloutOptions
     if options.rollouts != "vllm":
         return
     if options.quantized:
         check_weights(options, "4-bit and 8-bit weights")
-    _check_shards(config, lora=bool(options.lora))
-    found = vllm_version()
+    check_shards(config, lora=bool(options.lora))
+    found = packages.vllm()
     if found.status == "missing":
         raise UserError("--rollouts vllm needs vLLM: pip install 'rlhf-core[vllm]'")
     if found.status != "ok":
         raise UserError(f"--rollouts vllm: vLLM {found.text}. {found.advice}")
 
 
-def _check_shards(config: RunConfig, *, lora: bool) -> None:
+def check_shards(config: RunConfig, *, lora: bool) -> None:
+    """Raise `UserError` for an adapter on sharded weights, which can't be merged for vLLM."""
     if lora and config.distributed in ("fsdp", "zero3"):
         raise UserError(
             f"--rollouts vllm with LoRA needs whole weights in every process, and --distributed {config.distributed} "
@@ -74,14 +54,22 @@ def check_weights(options: Any, quantized: str) -> None:
         )
 
 
-def vllm_arguments(run: Any, *, lora: bool) -> dict[str, Any]:
-    """What TRL's arguments say of vLLM, before the user's `--set`. Raises `UserError` for a server that won't do."""
-    from rlhf_core.commands import context_length, device_of, vllm_share
+def vllm_arguments(run: Any) -> dict[str, Any]:
+    """What TRL's arguments say of vLLM, before the user's `--set`, for a run whose options are `RolloutOptions`.
+
+    Raises `UserError`, before weights load, for weights that vLLM can't be sent, and for a server that won't do.
+    """
+    from rlhf_core.estimate.hardware import device_of
+    from rlhf_core.estimate.vllm import share
+    from rlhf_core.models.adapters import uses_lora
+    from rlhf_core.models.context import context_length
 
     options, info = run.options, run.info
     if options.rollouts != "vllm":
         return {"use_vllm": False}
-    _check_shards(run.config, lora=lora)
+    if info.quantized:
+        check_weights(options, f"weights quantized by {info.quantized}")
+    check_shards(run.config, lora=uses_lora(options, info))
     tokens = options.max_prompt_length + options.max_completion_length
     card = device_of(None, None)
     if options.vllm_server is not None:
@@ -89,13 +77,13 @@ def vllm_arguments(run: Any, *, lora: bool) -> dict[str, Any]:
             raise UserError("--vllm-server: weights go to it over NCCL, which needs a GPU here, and there is none")
         check_server(options.vllm_server, [info.reference.base, info.path, info.reference.path], tokens, run.config.set)
         return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": options.vllm_server}
-    share = {"vllm_gpu_memory_utilization": vllm_share(run.config, info, card.memory)} if card.is_gpu else {}
+    utilization = {"vllm_gpu_memory_utilization": share(run.config, info, card.memory)} if card.is_gpu else {}
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_enable_sleep_mode": True,
         "vllm_max_model_length": min(tokens, context_length(info.config) or tokens),
-        **share,
+        **utilization,
     }
 
 
@@ -107,7 +95,7 @@ def check_server(url: str, names: list[str], tokens: int, settings: dict[str, An
     start = f"Start one with: VLLM_SERVER_DEV_MODE=1 {start} --logprobs-mode {LOGPROBS} --max-model-len {tokens}"
     _asked(url, "/health", start)
     workers = _json(url, "/get_world_size", start).get("world_size")
-    config = _json(url, "/server_info?config_format=json", start).get("vllm_config")
+    config: Any = _json(url, "/server_info?config_format=json", start).get("vllm_config")
     served = _json(url, "/v1/models", start).get("data")
     model = config.get("model_config") if isinstance(config, dict) else None
     if not (isinstance(workers, int) and isinstance(model, dict) and isinstance(served, list) and served):
