@@ -51,6 +51,7 @@ PUBLIC = (
     "rlhf_core.prefix",
     "rlhf_core.settings",
     "rlhf_core.testing",
+    "rlhf_core.vllm",
 )
 MODULES = [
     file

@@ -160,10 +160,10 @@ def test_answers_of_a_batch_and_their_groups(monkeypatch):
 def test_vllm_is_there_in_a_version_that_trl_works_with_or_asked_for(monkeypatch, installed, said):
     monkeypatch.setattr(packages, "version_of", lambda package: installed if package == "vllm" else None)
     if said is None:
-        assert resolved("grpo", rollouts="vllm").options.rollouts == "vllm"
+        assert resolved("ppo", rollouts="vllm").options.rollouts == "vllm"
     else:
         with pytest.raises(UserError, match=said):
-            resolved("grpo", rollouts="vllm")
+            resolved("ppo", rollouts="vllm")
 
 
 def test_such_a_setting_is_validated_as_the_option():

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import re
 import typing
 from types import SimpleNamespace
 
@@ -273,6 +272,8 @@ def test_weights_and_metrics_are_those_of_trl(tiny_model, tmp_path):
 
     given = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6}
     rows = [{"prompt": [{"role": "user", "content": "a"}]}] * 4
+    modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+    bounded = [arguments(mode=mode, clip_min=0.8, clip_max=1.3) for mode in modes]
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
         args=GRPOConfig(str(tmp_path), report_to=[], use_cpu=True, bf16=False, **given),
@@ -286,8 +287,8 @@ def test_weights_and_metrics_are_those_of_trl(tiny_model, tmp_path):
     logps[1] = [None]
     trainer._generate_single_turn = lambda *arguments, **rest: (answers, logps)
     trainer.use_vllm = True
-    for mode in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
-        ours = arguments(mode=mode, clip_min=0.8, clip_max=1.3)
+    trainer.model.train()
+    for ours in bounded:
         for name in ("mode", "clip_min", "clip_max"):
             setattr(trainer, f"vllm_importance_sampling_{name}", getattr(ours, f"vllm_importance_sampling_{name}"))
         trainer._metrics["train"].clear()
@@ -303,17 +304,14 @@ def test_weights_and_metrics_are_those_of_trl(tiny_model, tmp_path):
 # Weights to vLLM, answers from it
 
 
-def test_the_names_of_trl_that_the_engine_touches_are_there():
+def test_the_names_of_trl_that_the_engine_touches_are_there(colocated):
     """All of them are in rlhf_core/vllm/engine.py: when one moves, that file is what has to follow."""
-    from trl.generation import vllm_generation
-
-    cls = vllm_generation.VLLMGeneration
-    made = list(inspect.signature(cls).parameters)
-    assert made[:3] == ["model", "accelerator", "processing_class"]
-    engine = inspect.getsource(VLLM.__init__)
-    named = set(re.findall(r"(\w+)=(?:arguments|sampling|server|rows|trust)", engine))
-    assert len(named) == 15
-    assert named <= set(made)
+    cls, told = (
+        colocated.cls,
+        colocated([], []).generation.told,
+    )  # which the class takes: the fake binds it to its signature
+    untold = {"model", "accelerator", "processing_class", "server_host", "server_port", "logprobs", "generation_kwargs"}
+    assert set(inspect.signature(cls).parameters) - set(told) == untold
     assert list(inspect.signature(cls.generate).parameters)[:4] == ["self", "prompts", "images", "num_generations"]
     assert list(inspect.signature(cls.sync_weights).parameters) == ["self"]
     source = inspect.getsource(cls.generate)
@@ -327,8 +325,11 @@ def colocated(monkeypatch):
     """colocated(answers) -> a `VLLM` on the run's own GPU, whose TRL is a fake: what it was told is in `told`."""
     from trl.generation import vllm_generation
 
+    cls = vllm_generation.VLLMGeneration
+
     class Generation:
-        def __init__(self, model, accelerator, processing_class, **told):
+        def __init__(self, *arguments, **told):
+            inspect.signature(cls).bind(*arguments, **told)
             self.told, self.generation_kwargs, self.synced = told, {}, 0
 
         def sync_weights(self):
@@ -346,6 +347,7 @@ def colocated(monkeypatch):
         made.generation.answers = answers, logps
         return made
 
+    make.cls = cls
     return make
 
 

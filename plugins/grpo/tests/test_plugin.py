@@ -227,23 +227,6 @@ def test_what_is_private_in_trl_is_where_we_expect_it():
     assert sampler.generator.get_state().equal(twin.get_state())
 
 
-def test_vllm_is_asked_for_before_anything_loads(run):
-    with pytest.raises(UserError, match=r"needs vLLM: pip install 'rlhf-core\[vllm\]'"):
-        GRPO().trainer(run(rollouts="vllm"))
-
-
-@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_vllm_does_not_sample_from_quantized_weights(bits):
-    with pytest.raises(UserError, match="can't sample from 4-bit and 8-bit weights: .* Use --rollouts shared"):
-        resolve({"method": "grpo", "reward": ["length"], "rollouts": "vllm", bits: True}, Catalog())
-
-
-def test_vllm_does_not_sample_from_weights_that_are_quantized_in_their_files():
-    made = SimpleNamespace(options=GRPO.Options(rollouts="vllm"), info=SimpleNamespace(quantized="gptq"))
-    with pytest.raises(UserError, match="can't sample from weights quantized by gptq"):
-        GRPO().trainer(made)
-
-
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_merging_an_adapter_into_quantized_weights_and_out_again_changes_them(kind):
     """Which TRL does for vLLM before each batch of answers. Once it does not, vLLM may sample from them."""

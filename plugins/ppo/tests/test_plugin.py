@@ -221,8 +221,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_loss_and_gradients_equal_those_of_the_formula(trainer, tiny_model):
-    """One unpadded completion at a time, in float64, from the papers' equations."""
+@pytest.mark.parametrize("weights", [None, [[0.25, 0.0, 2.5], [1.75]]], ids=["", "sampled by vLLM"])
+def test_loss_and_gradients_equal_those_of_the_formula(trainer, tiny_model, weights):
+    """One unpadded completion at a time, in float64, from the papers' equations. Weights are of the policy loss alone."""
     made = trainer(vf_coef=0.3)
     made.model.double()
     made.model.value_head.weight.data.normal_(std=0.1)
@@ -235,6 +236,7 @@ def test_loss_and_gradients_equal_those_of_the_formula(trainer, tiny_model):
     }
     inputs = Experience(groups, T([[1, 1, 1], [1, 0, 0]]), **{k: stacked(v, 0.0).double() for k, v in rows.items()})
     inputs.tokens = T(4.0)
+    inputs.weights = None if weights is None else stacked(weights, 0.0).double()
     ours = made.compute_loss(made.model, inputs)
     ours.backward()
     gradients = {name: p.grad.clone() for name, p in made.model.named_parameters()}
@@ -250,6 +252,7 @@ def test_loss_and_gradients_equal_those_of_the_formula(trainer, tiny_model):
         for t in range(len(logps)):
             ratio, advantage = (logps[t] - rows["logps"][i][t]).exp(), rows["advantages"][i][t]
             policy = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            policy = policy if weights is None else weights[i][t] * policy
             old, target = rows["values"][i][t], rows["returns"][i][t]
             near = values[t].clamp(old - 0.2, old + 0.2)
             total = total + policy + 0.3 * 0.5 * torch.maximum((values[t] - target) ** 2, (near - target) ** 2)
