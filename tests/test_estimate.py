@@ -315,11 +315,11 @@ def test_several_processes_share_the_rows():
 PHASES = {name: Phase(30, Counter({"weights": 20, "KV cache": 10})) for name in ("answers", "training")}
 
 
-def with_vllm(settings=(), **options):
+def with_vllm(settings=(), *, method="grpo", **options):
     from rlhf_core.catalog import Catalog
     from rlhf_core.config import resolve
 
-    config, _ = resolve({"method": "grpo", "reward": "length"}, Catalog())
+    config, _ = resolve({"method": method, "reward": "length"}, Catalog())
     assert vllm.without(config) == (config, False)
     changed = config.options.model_copy(update={"rollouts": "vllm", "lora": True, **options})
     return config.model_copy(update={"options": changed, "set": {"top_entropy_quantile": 0.5, **dict(settings)}})
@@ -362,6 +362,36 @@ def test_vllms_share_holds_weights_and_the_cache_of_all_answers_or_of_what_has_r
     assert vllm.share(config, info, 20_000_000_000) == 0.9  # too small a card: vLLM is asked for what it may have
     halved = with_vllm({"vllm_tensor_parallel_size": 2}, steps_per_generation=4, **size)
     assert vllm.share(halved, info, 80_000_000_000) == 0.18
+    ppo = {"method": "ppo", "gradient_accumulation_steps": 2, "num_mini_batches": 2}
+    assert vllm.share(with_vllm(**ppo, **size), info, 80_000_000_000) == 0.28  # as many answers
+
+
+def test_the_room_that_training_leaves_to_vllm():
+    """Frozen weights of 2 bytes; or 16 with gradients and optimizer states, 4 of the reference, and a value model."""
+    held = {
+        ("grpo", True, ""): 2,
+        ("grpo", False, ""): 16,
+        ("grpo", False, "beta"): 20,
+        ("ppo", True, ""): 2,
+        ("ppo", True, "separate"): 4,
+        ("ppo", False, ""): 20,
+        ("ppo", False, "separate"): 36,
+    }
+    more = {"": {}, "beta": {"beta": 0.1}, "separate": {"value_model": "separate"}}
+    for (method, lora, other), size in held.items():
+        given = {"beta": 0.0} if method == "grpo" else {}
+        options = with_vllm(method=method).options.model_copy(update={**given, "lora": lora, **more[other]})
+        assert options.bytes_held == size, (method, lora, other)
+
+
+def test_weights_in_4_bits_are_no_remedy_where_vllm_samples():
+    from types import SimpleNamespace
+
+    from rlhf_core.estimate.fitting import _four_bits
+
+    options, info = with_vllm(method="ppo").options, SimpleNamespace(quantized=None)
+    assert not [*_four_bits(options, info)]
+    assert [*_four_bits(options.model_copy(update={"rollouts": "auto"}), info)] == [{"load_in_4bit": True}]
 
 
 def test_the_command_of_the_run_has_its_flags_alone_and_the_models_full_name():

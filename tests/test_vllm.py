@@ -163,6 +163,21 @@ def test_a_server_is_told_by_its_address(method, vllm_server, tiny_model, monkey
     assert given == {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": vllm_server.url}
 
 
+@pytest.mark.parametrize(
+    "given", [{"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}, {"repetition_penalty": 1.1}, {"temperature": 0.5}]
+)
+def test_where_tokens_are_left_out_each_is_weighed_by_itself(given, tiny_model, said):
+    """A fifth of the probability left out is a ratio of 0.8 for each token, and of 1e-48 for an answer of 500."""
+    run, mode = planned("ppo", tiny_model, **given), "vllm_importance_sampling_mode"
+    left_out = "temperature" not in given
+    assert vllm_arguments(run).get(mode) == ("token_truncate" if left_out else None)
+    assert len(said()) == left_out
+    for written in ({mode: "sequence_mask"}, {"vllm_importance_sampling_correction": False}):
+        run.config = run.config.model_copy(update={"set": written})
+        assert mode not in vllm_arguments(run)
+    assert len(said()) == left_out
+
+
 def test_settings_are_those_of_trl():
     """A field of a later TRL fails here until it is one of ours."""
     from trl import GRPOConfig

@@ -95,7 +95,8 @@ def _adapter(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
 
 
 def _four_bits(options: Any, info: ModelInfo) -> Iterator[dict[str, Any]]:
-    if not options.load_in_4bit and not info.quantized:
+    by_vllm = options.model_dump(include={"rollouts"}).get("rollouts") == "vllm"  # which has no quantized weights
+    if not options.load_in_4bit and not info.quantized and not by_vllm:
         adapter = {} if options.lora else {"lora": True}
         yield {**adapter, "load_in_4bit": True, **({"load_in_8bit": False} if options.load_in_8bit else {})}
 

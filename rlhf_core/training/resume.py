@@ -32,6 +32,7 @@ MEASURED = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a metric
 # What changes nothing that is learned, or is checked otherwise: files by their content.
 MAY_CHANGE = (
     *("output_dir", "data", "eval_data", "data_config", "formatter", "callback", "machine_rank", "master_addr"),
+    "vllm_server",
     *("gradient_checkpointing", "logging_steps", "logging_first_step", "save_steps", "save_total_limit"),
     *("hang_timeout", "name", "tag", "report_to", "project", "eval_steps", "keep_best", "early_stop", "final_model"),
     "stop_on",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import shlex
 import urllib.error
 import urllib.request
@@ -14,8 +15,10 @@ from rlhf_core.config import RunConfig
 from rlhf_core.doctor import packages
 from rlhf_core.errors import UserError
 
+log = logging.getLogger("rlhf")
 SECONDS = 5.0  # in which a server has to answer what is asked before the run
 MOST = 16_000_000  # bytes of such an answer
+CORRECTION = "vllm_importance_sampling"
 TRANSFER, LOGPROBS = {"backend": "nccl"}, "processed_logprobs"
 
 
@@ -70,13 +73,14 @@ def vllm_arguments(run: Any) -> dict[str, Any]:
     if info.quantized:
         check_weights(options, f"weights quantized by {info.quantized}")
     check_shards(run.config, lora=uses_lora(options, info))
+    mode = _by_token(options, run.config.set)
     tokens = options.max_prompt_length + options.max_completion_length
     card = device_of(None, None)
     if options.vllm_server is not None:
         if not card.is_gpu:
             raise UserError("--vllm-server: weights go to it over NCCL, which needs a GPU here, and there is none")
         check_server(options.vllm_server, [info.reference.base, info.path, info.reference.path], tokens, run.config.set)
-        return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": options.vllm_server}
+        return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": options.vllm_server, **mode}
     utilization = {"vllm_gpu_memory_utilization": share(run.config, info, card.memory)} if card.is_gpu else {}
     return {
         "use_vllm": True,
@@ -84,7 +88,24 @@ def vllm_arguments(run: Any) -> dict[str, Any]:
         "vllm_enable_sleep_mode": True,
         "vllm_max_model_length": min(tokens, context_length(info.config) or tokens),
         **utilization,
+        **mode,
     }
+
+
+def _by_token(options: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Where tokens are left out of what is sampled from: vLLM tells the probabilities among those that are left, which
+    are higher than the model's. The ratio of a whole answer would vanish with its length; that of a token does not.
+    """
+    sampling = {"top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+    given = [f"--{name.replace('_', '-')}" for name, off in sampling.items() if getattr(options, name) != off]
+    mode, corrects = f"{CORRECTION}_mode", settings.get(f"{CORRECTION}_correction", True)
+    if not given or mode in settings or not corrects:
+        return {}
+    log.warning(
+        "%s: vLLM's probabilities are those of the tokens that are left, by which a long answer as a whole would count "
+        "for nothing: each token is weighed by itself (--set %s=token_truncate)", ", ".join(given), mode,
+    )  # fmt: skip
+    return {mode: "token_truncate"}
 
 
 def check_server(url: str, names: list[str], tokens: int, settings: dict[str, Any]) -> None:
@@ -103,7 +124,7 @@ def check_server(url: str, names: list[str], tokens: int, settings: dict[str, An
     transfer = config.get("weight_transfer_config")
     if not isinstance(transfer, dict) or transfer.get("backend") != TRANSFER["backend"]:
         raise UserError(f"--vllm-server {url}: it can't be sent weights over NCCL. {start}")
-    corrects = settings.get("vllm_importance_sampling_correction", True)
+    corrects = settings.get(f"{CORRECTION}_correction", True)
     if corrects and (mode := model.get("logprobs_mode")) != LOGPROBS:
         raise UserError(f"--vllm-server {url}: --logprobs-mode is {mode}: not of the tokens as sampled. {start}")
     held = model.get("model")

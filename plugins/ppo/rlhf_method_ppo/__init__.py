@@ -2,6 +2,7 @@
 
     rlhf run --method ppo --reward medical_format
     rlhf run --method ppo --reward-model runs/reward_model/model --model MODEL --data prompts.jsonl
+    rlhf run --method ppo --reward medical_format --vllm-server http://localhost:8000
 
 Each prompt is answered once. At every token a value head predicts the reward that the answer will get; a token's
 advantage is how much better the answer did than predicted. A KL penalty keeps the policy close to the model that the

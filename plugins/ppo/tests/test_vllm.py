@@ -106,7 +106,8 @@ def test_a_server_that_dies_ends_the_run_with_one_message_and_it_resumes_as_the_
     assert "Traceback" not in said.out + said.err
     served.status.clear()
     served.sample = answers
-    code, by_vllm = go(resume=True, output_dir="vllm", vllm_server=served.url, model=str(ending))
+    moved_to = served.url.replace("127.0.0.1", "localhost")
+    code, by_vllm = go(resume=True, output_dir="vllm", vllm_server=moved_to, model=str(ending))
     assert code == 0
     assert_the_same_run(alone, by_vllm, load_file(ending / "model.safetensors"), "model.safetensors")
 
