@@ -3,7 +3,7 @@
 The details follow "The N Implementation Details of RLHF with PPO" (Huang et al., 2023):
 https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo
 
-Where vLLM samples, old log-probabilities are the trained model's, as with the other engines, and each token's policy loss
+Where vLLM samples, old log-probabilities are the trained model's, as with the other engines. Each token's policy loss
 is multiplied by `importance_weights`; the value loss is not, as the KL term of TRL's GRPO is not.
 
 Left out on purpose: sharded parameters (FSDP, ZeRO-3), since sampling and the value head need the full model; and the
