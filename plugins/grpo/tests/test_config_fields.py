@@ -285,7 +285,7 @@ def test_a_refused_setting_is_found_by_a_dry_run():
 # setting -> (what it needs, in the user's words, and as settings or options)
 NEEDS = {
     "vllm_gpu_memory_utilization": ("--rollouts vllm", {"rollouts": "vllm"}),
-    "vllm_importance_sampling_mode": ("--rollouts vllm", {"rollouts": "vllm"}),
+    "vllm_importance_sampling_clip_min": ("--rollouts vllm", {"rollouts": "vllm"}),
     "vllm_group_port": ("--vllm-server URL", {"vllm_server": "http://localhost:8000"}),
     "ds3_gather_for_generation": ("--distributed zero3", {"distributed": "zero3"}),
     "ref_model_sync_steps": ("--set sync_ref_model=true", {"set": {"sync_ref_model": True}}),
