@@ -11,6 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlhf_core.catalog import Catalog
+from rlhf_core.errors import UserError
+from rlhf_core.method import TrainingOptions
+from rlhf_core.models import loading
+from rlhf_core.models.reference import ReferenceModel
+from rlhf_core.models.resolve import find
 from rlhf_core.models.trainable import save_tied_once, share_too_large, use_float32
 from rlhf_core.training.run import prepare
 
@@ -144,3 +149,23 @@ def test_a_tied_weight_of_which_processes_gathered_two_copies_is_saved_once(tiny
     model.save_pretrained(tmp_path, state_dict=gathered)
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) == untied
     assert "model.embed_tokens.weight" in load_file(tmp_path / "model.safetensors")
+
+
+def test_the_reference_of_a_model_that_deepspeed_holds_in_parts_is_loaded_again(tiny_model):
+    """A copy of a part, whose values are elsewhere, has none."""
+    model, again = (AutoModelForCausalLM.from_pretrained(tiny_model) for _ in range(2))
+    assert ReferenceModel(model, fresh_adapter=False, load=lambda: again).copy is not again
+    for number, weight in enumerate(model.parameters()):
+        weight.ds_id = number
+    reference = ReferenceModel(model, fresh_adapter=False, load=lambda: again)
+    assert reference.copy is again
+    assert not any(weight.requires_grad for weight in again.parameters())
+
+
+@pytest.mark.parametrize("distributed", ["fsdp", "zero3"])
+def test_an_adapter_is_not_merged_into_weights_that_are_split(adapter, distributed):
+    info = loading.inspect(find(str(adapter)))
+    loading.check_options(info, TrainingOptions(lora=False))
+    loading.check_options(info, TrainingOptions(), distributed)
+    with pytest.raises(UserError, match=f"--distributed {distributed}.*rlhf merge"):
+        loading.check_options(info, TrainingOptions(lora=False), distributed)

@@ -17,6 +17,7 @@ from rlhf_core.models.precision import bitsandbytes_config, device, frozen_dtype
 from rlhf_core.models.resolve import ModelReference, find, quiet_libraries, scores
 from rlhf_core.models.template import end_answers
 from rlhf_core.models.tokenizer import check_tokenizer
+from rlhf_core.unused import SPLIT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -126,10 +127,15 @@ def _quantized_as(quantizer: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def check_options(info: ModelInfo, options: TrainingOptions) -> None:
+def check_options(info: ModelInfo, options: TrainingOptions, distributed: str = "ddp") -> None:
     """Raise `UserError` for options of loading and of LoRA that do not fit the model."""
     import torch
 
+    if distributed in SPLIT and info.adapter and not uses_lora(options, info):
+        raise UserError(
+            f"--no-lora merges the adapter {info.called} into the weights, which can't be done where these are split "
+            f"between processes (--distributed {distributed}): write a merged model first (rlhf merge), and train that"
+        )
     if info.quantized and options.quantized:
         raise UserError(
             f"{info.called} is quantized already ({info.quantized}): leave out --load-in-4bit and --load-in-8bit"

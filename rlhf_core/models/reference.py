@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,21 @@ class ReferenceModel:
     """Made before training begins. `with reference() as model:` returns the model to compute with, without gradients.
 
     A fresh adapter is switched off; of an adapter that the run started from, a frozen copy is added. Without an adapter
-    all weights are copied, and `prepare` shards that copy among processes as the trained model is.
+    all weights are copied, and `prepare` shards that copy among processes as the trained model is. With ZeRO-3, where a
+    copy would have no values, `load` loads them again.
     """
 
-    def __init__(self, model: Any, *, fresh_adapter: bool) -> None:
+    def __init__(self, model: Any, *, fresh_adapter: bool, load: Callable[[], Any] | None = None) -> None:
         from peft import PeftModel
+
+        from rlhf_core.prefix.packed import is_sharded
 
         self.model, self.fresh_adapter = model, fresh_adapter
         self.copy: Any = None
         self.sharded = False
         if not isinstance(model, PeftModel):
-            self.copy = copy.deepcopy(model).requires_grad_(False).eval()
+            start = load() if load is not None and is_sharded(model) else copy.deepcopy(model)
+            self.copy = start.requires_grad_(False).eval()
         elif not fresh_adapter:
             model.add_adapter(REFERENCE_ADAPTER, model.peft_config["default"])
             self.copy_adapter(model)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from rlhf_core.models import loading
 from rlhf_core.models.reference import ReferenceModel
 from rlhf_core.models.trainable import switch_off_dropout
 from rlhf_core.prefix import Group, completion_hidden, completion_logps, shares, stacked, unwrap
@@ -100,10 +101,13 @@ class PairTrainer(Trainer):
             ReferenceModel.check(run)
         rows, limit = run.options.per_device_train_batch_size, run.options.max_completion_length
         args = run.arguments(TrainingArguments, per_device_eval_batch_size=rows, remove_unused_columns=False)
-        model, held_out = _trainable(run), run.held_out
+        model, held_out, frozen = _trainable(run), run.held_out, None
+        if reference:
+            load = functools.partial(loading.load, run.info, run.options)
+            frozen = ReferenceModel(model, fresh_adapter=run.peft_config is not None, load=load)
         trainer = cls(
             loss=loss,
-            reference=ReferenceModel(model, fresh_adapter=run.peft_config is not None) if reference else None,
+            reference=frozen,
             scores=run.info.task == "sequence_classification",
             model=model,
             args=args,

@@ -126,7 +126,7 @@ def _model_and_options(config: RunConfig, method: Method) -> tuple[models.ModelI
     model = find(config.model, "--model", trust_remote_code=config.trust_remote_code)
     info = models.inspect(model, method.task, chat_template=config.chat_template)
     arguments.check_names(config.options)
-    models.check_options(info, config.options)
+    models.check_options(info, config.options, config.distributed)
     options = _with_adapter(config.options, info, model, given_options(config, method))
     if options.dtype == "float16" and not options.lora:
         raise UserError(
