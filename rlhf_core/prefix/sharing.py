@@ -7,6 +7,7 @@ computed padded with the same results; so is a model that `self_check.py` finds 
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import weakref
@@ -93,7 +94,7 @@ def shares(model: Any, groups: Sequence[Group]) -> bool:
     if not attention.installed(plain):
         return False
     if is_sharded(plain):
-        checked(model, _split, None, "each completion is computed with a prompt of its own")
+        _say_split()
         return False
     longest, window, rope = _longest(groups), sliding_window(plain), _rope_limit(plain)
     if rope is not None and longest > rope:
@@ -140,8 +141,9 @@ def checked(
     return found[key]
 
 
-def _split(model: Any, limit: int | None) -> str:
-    return "each process has a part of the parameters alone"
+@functools.cache  # once, whatever copies of the model there are
+def _say_split() -> None:
+    log.warning("each completion is computed with a prompt of its own: each process has a part of the parameters alone")
 
 
 def unsupported(model: Any) -> str | None:
