@@ -26,6 +26,7 @@ from rlhf_core.prefix import (
     head,
     kernels,
     layout,
+    logits,
     packed,
     padded,
     rollouts,
@@ -77,6 +78,7 @@ def _of_engine(meter: Meter, device: Device) -> list[Patch]:
     kernel = kernels.KERNELS["cuda" if device.is_gpu else "cpu"]
     return [
         (self_check, "_compared", functools.partial(_tried, meter)),
+        (logits, "measured", logits.usual),
         (sharing, "free_bytes", lambda _: max(0, device.memory - meter.total)),
         (head, "_gpu_memory", lambda _: device.memory if device.is_gpu else None),
         (layout, "kernel_for", lambda *_: kernel),

@@ -9,7 +9,7 @@ written over the logits that it belongs to.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_core.prefix.kernels import upcast
+from rlhf_core.prefix.logits import UNCHANGED, LogitScaling
 
 BLOCK_BYTES = 1 << 25  # of logits in float32 at a time; on a CPU, also all of a chunk
 # On a GPU, where a product of fewer rows waits for the weights. 1,024 rows of 152k logits in bfloat16 are 311 MB.
@@ -24,17 +25,20 @@ GPU_ROWS = 1024
 GPU_SHARE = 32  # of its memory one part is the most that a chunk may take: 1,024 such rows from 10 GB on
 
 
-def token_logps(head: Any, states: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(log-probability of each token, entropy in nats) under softmax(head(states) / temperature), (N,), in float32.
+def token_logps(
+    head: Any, states: Tensor, tokens: Tensor, temperature: float = 1.0, scaling: LogitScaling = UNCHANGED
+) -> tuple[Tensor, Tensor]:
+    """(log-probability of each token, entropy in nats) under softmax(logits / temperature), (N,), in float32, where
+    logits are what `scaling` makes of head(states).
 
     `states`: (N, hidden size); `tokens`: (N,). The first is differentiable, the second is not.
     """
-    plain = type(head) is nn.Linear
+    plain, softmax = type(head) is nn.Linear, Softmax(scaling, temperature)
     rows = chunk_rows(head.out_features, _computed_in(head.weight if plain else states), _gpu_memory(states.device))
     if plain:
-        return _TokenLogps.apply(states, head.weight, head.bias, tokens, temperature, rows)
+        return _TokenLogps.apply(states, head.weight, head.bias, tokens, softmax, rows)
     parts = [
-        checkpoint(_module_logps, head, states[part], tokens[part], temperature, use_reentrant=False)
+        checkpoint(_module_logps, head, states[part], tokens[part], softmax, use_reentrant=False)
         for part in _parts(len(tokens), max(1, rows // 2))  # what such a head keeps beside its logits is as wide
     ]
     logps, entropies = zip(*parts, strict=True)
@@ -59,23 +63,23 @@ def _computed_in(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if casts else weight.dtype
 
 
-def _module_logps(head: Any, states: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return _LogpsOfLogits.apply(head(states), tokens, temperature)
+def _module_logps(head: Any, states: Tensor, tokens: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor]:
+    return _LogpsOfLogits.apply(head(states), tokens, softmax)
 
 
 class _LogpsOfLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, tokens, temperature):
+    def forward(ctx, logits, tokens, softmax):
         ctx.save_for_backward(logits, tokens)
-        ctx.temperature = temperature
-        logps, entropies = _scores(logits, tokens, temperature)
+        ctx.softmax = softmax
+        logps, entropies = _scores(logits, tokens, softmax)
         ctx.mark_non_differentiable(entropies)
         return logps, entropies
 
     @staticmethod
     def backward(ctx, grad_logps, _):
         logits, tokens = ctx.saved_tensors
-        return _gradient(logits, tokens, ctx.temperature, grad_logps, torch.empty_like(logits)), None, None
+        return _gradient(logits, tokens, ctx.softmax, grad_logps, torch.empty_like(logits)), None, None
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -85,7 +89,7 @@ class _TokenLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states, weight, bias, tokens, temperature, rows):
+    def forward(ctx, states, weight, bias, tokens, softmax, rows):
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         ctx.frozen_head = needs_states and not needs_weight and not needs_bias
         dtype = _computed_in(weight)
@@ -94,13 +98,13 @@ class _TokenLogps(torch.autograd.Function):
         found = []
         for part in _parts(len(tokens), rows):
             logits = linear(states[part].to(dtype), cast, cast_bias)
-            found.append(_scores(logits, tokens[part], temperature, gradient=ctx.frozen_head))
+            found.append(_scores(logits, tokens[part], softmax, gradient=ctx.frozen_head))
             if by_states is not None:
                 by_states[part] = logits @ cast
             del logits
         logps, entropies = map(torch.cat, zip(*found, strict=True))
         ctx.save_for_backward(*((by_states,) if ctx.frozen_head else (states, weight, bias, tokens)))
-        ctx.temperature, ctx.rows, ctx.dtype = temperature, rows, dtype
+        ctx.softmax, ctx.rows, ctx.dtype = softmax, rows, dtype
         ctx.mark_non_differentiable(entropies)
         return logps, entropies
 
@@ -118,7 +122,7 @@ class _TokenLogps(torch.autograd.Function):
         for part in _parts(len(tokens), ctx.rows):
             inputs = states[part].to(ctx.dtype)
             logits = linear(inputs, cast, cast_bias)
-            by_logits = _gradient(logits, tokens[part], ctx.temperature, grad_logps[part], logits)
+            by_logits = _gradient(logits, tokens[part], ctx.softmax, grad_logps[part], logits)
             if grad_states is not None:
                 grad_states[part] = by_logits @ cast
             if grad_weight is not None:
@@ -151,38 +155,43 @@ def _blocks(logits: Tensor) -> Iterator[slice]:
     return _parts(len(logits), max(16, BLOCK_BYTES // (4 * logits.shape[1])))
 
 
-def _scores(logits: Tensor, tokens: Tensor, temperature: float, *, gradient: bool = False) -> tuple[Tensor, Tensor]:
+def _scores(logits: Tensor, tokens: Tensor, softmax: Softmax, *, gradient: bool = False) -> tuple[Tensor, Tensor]:
     """(log-probabilities of `tokens`, entropies). With `gradient`, that of the former is written over `logits`."""
     logps = logits.new_empty(len(logits), dtype=upcast(logits.dtype))
     entropies = torch.empty_like(logps)
     for block in _blocks(logits):
         chosen = tokens[block, None]
-        distribution = torch.log_softmax(*_tempered(logits[block], temperature))
+        distribution = torch.log_softmax(*softmax.takes(logits[block]))
         logps[block] = distribution.gather(-1, chosen)[:, 0]
         probs = distribution.exp()
         entropies[block] = -distribution.mul_(probs).sum(-1)
+        del distribution  # before what the gradient takes
         if gradient:
-            logits[block] = _minus_one_hot(probs, chosen).mul_(-1 / temperature)
-        del distribution, probs  # before those of the next block
+            logits[block] = softmax.gradient(probs, chosen, logits[block], 1)
+        del probs  # before those of the next block
     return logps, entropies
 
 
-def _gradient(logits: Tensor, tokens: Tensor, temperature: float, grad_logps: Tensor, out: Tensor) -> Tensor:
+def _gradient(logits: Tensor, tokens: Tensor, softmax: Softmax, grad_logps: Tensor, out: Tensor) -> Tensor:
     """By `logits`, of the sum of the log-probabilities of `tokens`, each times `grad_logps`; in `out`."""
-    factors = grad_logps[:, None] / -temperature
     for block in _blocks(logits):
-        probs = torch.softmax(*_tempered(logits[block], temperature))
-        out[block] = _minus_one_hot(probs, tokens[block, None]).mul_(factors[block])
+        probs = torch.softmax(*softmax.takes(logits[block]))
+        out[block] = softmax.gradient(probs, tokens[block, None], logits[block], grad_logps[block, None])
         del probs
     return out
 
 
-def _tempered(logits: Tensor, temperature: float) -> tuple[Tensor, int, torch.dtype]:
-    """What a softmax takes: logits / temperature, the dimension, and the type that it computes in."""
-    dtype = upcast(logits.dtype)
-    return (logits if temperature == 1 else logits.to(dtype, copy=True).div_(temperature)), -1, dtype
+class Softmax(NamedTuple):
+    """Of logits / temperature, where logits are what `scaling` makes of a head's output."""
 
+    scaling: LogitScaling
+    temperature: float
 
-def _minus_one_hot(probs: Tensor, chosen: Tensor) -> Tensor:
-    """`probs` - one-hot, in place. `chosen`: (rows, 1)."""
-    return probs.scatter_add_(1, chosen, torch.full_like(probs[:, :1], -1))
+    def takes(self, output: Tensor) -> tuple[Tensor, int, torch.dtype]:
+        """logits / temperature, the dimension, and the type that it computes in."""
+        return self.scaling.logits(output, self.temperature), -1, upcast(output.dtype)
+
+    def gradient(self, probs: Tensor, chosen: Tensor, output: Tensor, factor: Tensor | float) -> Tensor:
+        """Of the log-probabilities of `chosen` (rows, 1) by the head's output, times `factor`; in place of `probs`."""
+        minus = probs.scatter_add_(1, chosen, torch.full_like(probs[:, :1], -1))
+        return self.scaling.by_output(minus, output, factor / -self.temperature)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
 from rlhf_core.prefix.attention import AttentionMetadata
+from rlhf_core.prefix.logits import scaling_of
 from rlhf_core.prefix.packed import unwrap
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -38,6 +39,7 @@ class LlamaStep:
         self.embed, self.rotary, self.norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm
         self.layers = [_Layer(layer, self.dtype) for layer in decoder.layers]
         self.head = _Products([unwrap(model).get_output_embeddings()], self.dtype)
+        self.scaling = scaling_of(unwrap(model))
 
     def __call__(self, tokens: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
         states = self.embed(tokens)
@@ -46,7 +48,7 @@ class LlamaStep:
         rotation = cos, torch.cat([-first, second], dim=-1)
         for layer in self.layers:
             states = layer(states, rotation, metadata)
-        return self.head(_normal(self.norm, states))[0]
+        return self.scaling.logits(self.head(_normal(self.norm, states))[0])
 
 
 def is_like_llama(model: Any) -> bool:

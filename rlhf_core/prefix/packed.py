@@ -31,6 +31,7 @@ from rlhf_core.prefix.attention import (
 from rlhf_core.prefix.groups import CompletionHidden, CompletionLogps, Group, on_device
 from rlhf_core.prefix.head import token_logps
 from rlhf_core.prefix.kernels import Span
+from rlhf_core.prefix.logits import scaling_of
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,10 @@ def completion_logps(
     token_budget: int = sys.maxsize,
 ) -> CompletionLogps:
     """As `rlhf_core.prefix.completion_logps`, with as many groups in a row as `token_budget` allows."""
-    head, found = unwrap(model).get_output_embeddings(), []
+    found = []
     for row, states in _passes(model, groups, token_budget):
         previous = states[row.previous]
-        found.append(Values(*token_logps(head, previous, row.tokens, temperature), previous, states[row.last]))
+        found.append(Values(*scores(model, previous, row.tokens, temperature), previous, states[row.last]))
     return Values(*map(joined, zip(*found, strict=True))).in_rows(groups, hidden)
 
 
@@ -196,18 +197,26 @@ def _passes(model: Any, groups: Sequence[Group], token_budget: int) -> Iterator[
         yield row, last_states(model, row.input_ids, row.position_ids, PackedAttention(row.spans))[0]
 
 
+def scores(model: Any, previous: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, entropies) of tokens, by the states (N, hidden size) that predict them."""
+    plain = unwrap(model)
+    return token_logps(plain.get_output_embeddings(), previous, tokens, temperature, scaling_of(plain))
+
+
 def last_states(
     model: Any, input_ids: Tensor, position_ids: Tensor, metadata: PackedAttention | ContinuedAttention
 ) -> Tensor:
-    """(rows, tokens, hidden size)."""
+    """(rows, tokens, hidden size), as the model's head reads them."""
     states: list[Tensor] = []
     send(model, metadata)
-    decoder = unwrap(model).base_model
+    plain = unwrap(model)
+    decoder = plain.base_model
     with decoder.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
         call(model, input_ids, position_ids, metadata)
     if not states:
         raise NotShared("the model does not compute its states by its base model")
-    return states[0]
+    factor = 1.0 if plain.get_output_embeddings() is None else scaling_of(plain).before
+    return states[0] if factor == 1 else states[0] * factor
 
 
 def send(model: Any, metadata: PackedAttention | ContinuedAttention) -> None:

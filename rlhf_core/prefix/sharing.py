@@ -38,8 +38,6 @@ CAUSAL_LAYERS = PLAIN_LAYERS | {
     *("attention", "chunked_attention", "window_attention", "linear_attention", "conv", "mamba"),
     *("hybrid", "hybrid_sliding", "dense", "moe"),
 }
-# Settings of a model's configuration under which its logits are not its head's output.
-CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 # Layers by which a token takes from its neighbours outside of attention: of state-space and other recurrent models.
 MIXING_LAYERS = (nn.Conv1d, nn.RNNBase)
 # Rotary frequencies that follow from a position alone; others (dynamic, longrope) change with the longest row.
@@ -157,8 +155,6 @@ def unsupported(model: Any) -> str | None:
         return "the model is an encoder with a decoder"
     if other := sorted(set(recurrent.layer_kinds(config)) - PLAIN_LAYERS - BY_TOKEN - _carried(plain)):
         return f"the model has layers that are not attention over all tokens ({', '.join(other)})"
-    if changes := [name for name in CHANGES_LOGITS if settings.get(name) not in (None, 1.0)]:
-        return f"the model changes its logits after its head ({', '.join(changes)})"
     if settings.get("attn_logit_softcapping"):
         return "the model caps the scores of its attention (attn_logit_softcapping)"
     if settings.get("output_router_logits"):
@@ -218,6 +214,7 @@ def _bytes_for_backward(plain: Any) -> int:
     config = plain.config.get_text_config()
     settings, names = config.to_dict(), config.attribute_map
     layers, width, queries, key_values, head_dim, inner = (settings.get(names.get(name, name)) for name in SIZES)
+    inner = max(inner) if isinstance(inner, list) else inner  # of each layer in Gemma 3n
     heads = queries + 2 * (key_values or queries)
     mixing = max(3 * heads * (head_dim or width // queries), recurrent.numbers_for_backward(plain))
     within = 8 * width + 3 * (inner or 4 * width) + mixing

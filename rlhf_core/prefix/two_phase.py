@@ -18,8 +18,8 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from rlhf_core.prefix.attention import Cache, ContinuedAttention, PackedAttention
 from rlhf_core.prefix.groups import CompletionLogps, Group, on_device
-from rlhf_core.prefix.head import precision, token_logps
-from rlhf_core.prefix.packed import Values, last_states, pack, unwrap
+from rlhf_core.prefix.head import precision
+from rlhf_core.prefix.packed import Values, last_states, pack, scores, unwrap
 from rlhf_core.prefix.recurrent import States
 
 
@@ -78,7 +78,7 @@ class Job(NamedTuple):
         positions = torch.arange(metadata.start, metadata.start + len(tokens), device=self.model.device)
         states = last_states(self.model, ids[None], positions[None], metadata)[0]
         previous = torch.cat([prompt.last, states[:-1]])
-        logps, entropies = token_logps(self.model.get_output_embeddings(), previous, ids, self.temperature)
+        logps, entropies = scores(self.model, previous, ids, self.temperature)
         return Values(logps, entropies, previous, states[-1:])
 
     def values(self, group: Group) -> list[Values]:
