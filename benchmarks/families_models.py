@@ -56,6 +56,7 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
     "factor": 8.0,
 }
+CAPPED = {"final_logit_softcapping": 30.0}  # as checkpoints of Gemma 4 are
 SCALED = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear rope": (
@@ -86,11 +87,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, plain logits": ("granite", {"logits_scaling": 1.0, **SCALED}),
     "granite, scaled logits": ("granite", {"logits_scaling": 8.0, **SCALED}),
     "cohere, plain logits": ("cohere", {"logit_scale": 1.0}),
+    "falcon_h1, scaled logits": ("falcon_h1", {"lm_head_multiplier": 0.25}),
+    "hyperclovax, scaled logits": ("hyperclovax", {"logits_scaling": 0.25}),
     "falcon, alibi": ("falcon", {"alibi": True}),
     "falcon, new decoder": ("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "gpt_neox, sequential": ("gpt_neox", {"rotary_pct": 0.5, "use_parallel_residual": False}),
     "gemma3n_text, keys of other layers": ("gemma3n_text", {"num_kv_shared_layers": 2}),
-    "gemma4_text, keys of other layers": ("gemma4_text", {"num_kv_shared_layers": 2}),
+    "gemma4_text, capped logits": ("gemma4_text", CAPPED),
+    "gemma4_text, keys of other layers": ("gemma4_text", {"num_kv_shared_layers": 2, **CAPPED}),
     "opt, narrow embeddings": ("opt", {"word_embed_proj_dim": 16}),
 }
 
@@ -99,7 +103,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 SMALL |= {"depth": 1, "out_hidden_size": 32, "fullatt_block_indexes": [0], "deepstack_visual_indexes": [0]}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
 MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
-    **{kind: (kind, {}) for kind in ("gemma3", "gemma4", "mistral3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")},
+    "gemma4": ("gemma4", CAPPED),
+    **{kind: (kind, {}) for kind in ("gemma3", "mistral3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")},
     **{kind: (kind, MROPE) for kind in ("qwen2_vl", "qwen2_5_vl", "glm4v")},
     **{kind: (kind, {}) for kind in ("qwen3_5_moe", "internvl", "llava", "lfm2_vl", "smolvlm")},
 }

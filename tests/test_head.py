@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlhf_core.estimate.meter import LOGITS, Meter
 from rlhf_core.estimate.weightless import Weightless, storage_of, without_values
 from rlhf_core.prefix import head
+from rlhf_core.prefix.logits import LogitScaling
 
 TOKENS, VOCABULARY, SIZE = 4096, 151_936, 4096  # of Qwen3-8B
 GIB = 2**30
@@ -32,8 +33,8 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize(("gib", "rows"), [(7.7, 850), (11.7, 1024), (79, 1024)])
-def test_weights_are_read_a_few_times_and_logits_are_a_small_part_of_memory(monkeypatch, gib, rows, frozen):
+@pytest.mark.parametrize(("gib", "rows", "cap"), [(7.7, 850, None), (11.7, 1024, 30.0), (79, 1024, None)])
+def test_weights_are_read_a_few_times_and_logits_are_a_small_part_of_memory(monkeypatch, gib, rows, cap, frozen):
     monkeypatch.setattr(head, "_gpu_memory", lambda device: int(gib * GIB))
     layer = torch.nn.Linear(SIZE, VOCABULARY, bias=False, dtype=torch.bfloat16, device="meta").requires_grad_(
         not frozen
@@ -42,11 +43,11 @@ def test_weights_are_read_a_few_times_and_logits_are_a_small_part_of_memory(monk
     states = Weightless(torch.empty(TOKENS, SIZE, dtype=torch.bfloat16, device="meta")).requires_grad_()
     tokens = torch.zeros(TOKENS, dtype=torch.long)
     with Meter(vocabulary=VOCABULARY) as meter, meter.during("head"), Reads(layer.weight) as reads:
-        head.token_logps(layer, states, tokens, 0.7)[0].sum().backward()
+        head.token_logps(layer, states, tokens, 0.7, LogitScaling(cap=cap))[0].sum().backward()
     chunks = -(-TOKENS // rows)
     assert reads.times == chunks * (2 if frozen else 3)
     assert reads.bytes == reads.times * 2 * VOCABULARY * SIZE < 20e9
-    # One chunk in bfloat16, and of a block in float32 two of logits, log-probabilities and probabilities.
+    # One chunk in bfloat16, and of a block in float32 two of logits, log-probabilities, probabilities and a cap's slope.
     chunk = 2 * rows * VOCABULARY
     assert chunk < meter.phases["head"].parts[LOGITS] <= chunk + 2 * head.BLOCK_BYTES < gib * GIB / 15
 

@@ -75,7 +75,6 @@ def assert_exact(model, plain):
 
 
 UNSUPPORTED = {
-    "logits that are capped": (Gemma2Config(**SIZES, final_logit_softcapping=2.0), "final_logit_softcapping"),
     "attention that is capped": (
         Gemma2Config(**SIZES, final_logit_softcapping=None, attn_logit_softcapping=2.0, attention_dropout=0.0),
         "attn_logit_softcapping",

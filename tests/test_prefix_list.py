@@ -12,7 +12,7 @@ from rlhf_core.prefix import share, shares
 from tests.test_prefix_families import exact
 from tests.test_prefix_recurrent import GROUPS, assert_same, expected_of
 
-SCALE = "the model changes its logits after its head"
+EAGER = "the model's attention is eager, and prompts are shared beside sdpa alone"
 FAMILIES = {
     "qwen3_moe": None,
     "mixtral": None,
@@ -26,14 +26,19 @@ FAMILIES = {
     "phi3": None,
     "gpt_neox": None,
     "hunyuan_v1_dense": None,
-    "cohere2": f"{SCALE} (logit_scale)",
-    "vaultgemma": f"{SCALE} (final_logit_softcapping)",
+    "cohere2": None,
+    "granite, scaled logits": None,
+    "gemma3n_text": None,
+    "gemma4_text, capped logits": None,
+    "minicpm3": None,
+    "gemma2": "the model caps the scores of its attention (attn_logit_softcapping)",
+    "gemma2, no caps": EAGER,
 }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_shares_exactly_or_is_refused_with_the_reason(name, families_models):
-    model = families_models.build(name, {})
+    model = families_models.build(*families_models.VARIANTS.get(name, (name, {})))
     expected = expected_of(exact(model))
     assert share(model) == FAMILIES[name]
     assert shares(model, GROUPS) == (FAMILIES[name] is None)

@@ -54,8 +54,10 @@ FAMILIES = {
     "lfm2_moe": SMALL | CONV | EXPERTS | {"num_dense_layers": 1},
     "lfm3": SMALL | CONV,
     "bamba": SMALL | MAMBA | {"attn_layer_indices": [1]},
-    "falcon_h1": SMALL | MAMBA | {"mamba_d_ssm": 64},
-    "granitemoehybrid": SMALL | MAMBA | {"num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "falcon_h1": SMALL | MAMBA | {"mamba_d_ssm": 64, "lm_head_multiplier": 0.25},
+    "granitemoehybrid": SMALL
+    | MAMBA
+    | {"num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"], "logits_scaling": 4.0},
     "nemotron_h": SMALL
     | {"layers_block_type": ["mamba", "attention", "mlp"], "n_groups": 1, "mamba_num_heads": 4}
     | {"mamba_head_dim": 16, "ssm_state_size": 8, "chunk_size": 8},
@@ -69,12 +71,7 @@ def built(name):
         module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
         if 'seq_idx=kwargs.get("seq_idx")' in inspect.getsource(module):
             pytest.skip("this transformers gives the convolution nothing of what the model is called with")
-    settings = FAMILIES[name]
-    config = CONFIG_MAPPING[name](**settings)
-    for scale in ("logits_scaling", "lm_head_multiplier"):
-        if scale in config.to_dict():
-            setattr(config, scale, 1.0)
-    return family(config)
+    return family(CONFIG_MAPPING[name](**FAMILIES[name]))
 
 
 def gradients(model):

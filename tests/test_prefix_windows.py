@@ -46,7 +46,7 @@ EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2}
 QWEN = {"use_sliding_window": True, "max_window_layers": 1}
 FAMILIES = {
     "afmoe": AfmoeConfig(**SMALL, **EVERY_OTHER, sliding_window=5, num_experts=2, num_dense_layers=2),
-    "cohere2": Cohere2Config(**SMALL, **EVERY_OTHER, sliding_window=5, logit_scale=1.0),
+    "cohere2": Cohere2Config(**SMALL, **EVERY_OTHER, sliding_window=5),
     "cwm": CwmConfig(**SMALL, **EVERY_OTHER, sliding_window=5),
     "exaone4": Exaone4Config(**SMALL, **EVERY_OTHER, sliding_window=5),
     "gemma3_text": Gemma3TextConfig(**SMALL, **EVERY_OTHER, sliding_window=5),
@@ -63,7 +63,7 @@ FAMILIES = {
 }
 REFUSED = {
     "phimoe": (PhimoeConfig(**SMALL, **EXPERTS, sliding_window=5), "no layer tells its attention that it has a window"),
-    "gemma2": (Gemma2Config(**SMALL, sliding_window=5), "final_logit_softcapping"),
+    "gemma2": (Gemma2Config(**SMALL, sliding_window=5), "attn_logit_softcapping"),
     "llama4, in chunks": (Llama4TextConfig(**SMALL, attention_chunk_size=5, num_local_experts=2), "chunked_attention"),
 }
 

@@ -122,9 +122,7 @@ def _exact(values: Tensor) -> Tensor:
     return values.cpu().double()
 
 
-def _fitting(
-    candidates: list[LogitScaling], values: list[Tensor], found: Tensor, given: Tensor
-) -> LogitScaling | None:
+def _fitting(candidates: list[LogitScaling], values: list[Tensor], found: Tensor, given: Tensor) -> LogitScaling | None:
     """The candidate whose values are those that were found of what was given, up to rounding."""
     eps = max(torch.finfo(one.dtype).eps for one in (found, given))
     apart = [(one - _exact(found)).abs().max() / one.abs().max() for one in values]

@@ -212,7 +212,8 @@ def last_states(
     plain = unwrap(model)
     decoder = plain.base_model
     with decoder.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state)):
-        call(model, input_ids, position_ids, metadata)
+        # By a tensor: after a number Gemma 4 computes no others in its last layers.
+        call(model, input_ids, position_ids, metadata, input_ids.new_zeros(1))
     if not states:
         raise NotShared("the model does not compute its states by its base model")
     factor = 1.0 if plain.get_output_embeddings() is None else scaling_of(plain).before
