@@ -18,8 +18,9 @@ Causal families of transformers {transformers}, built small with random weights,
 on {date}. For each, log-probabilities and gradients of the engine were compared with
 plain float64 of each row alone, greedy answers with the likeliest tokens, and a step of each method was trained.
 
-- **shared**: each prompt is computed once for all its completions; **up to a length**: rows within the model's window,
-  or up to the length that its rotary positions were made for; the others are padded.
+- **shared**: each prompt is computed once for all its completions, in rows longer than a sliding window, too; **up to a
+  length**: in rows up to the length that its rotary positions were made for, or up to its window where its layers do not
+  tell it; longer ones are padded.
 - **padded**: each completion in a row of its own, padded on the right. The results are the same, and a prompt is
   computed as often as it has completions.
 - **alone**: what stands behind a token changes it in this implementation, so that rows can't stand beside each other.
@@ -29,7 +30,7 @@ for every family.
 
 {table}
 
-Not built in this size: {not_built}.
+Not built in this size: {not_built}.{left_out}
 
 All were measured with one revision in one run{elsewhere}. Other families than these have not been
 tried: `benchmarks/families.py NAME` adds one.
@@ -38,11 +39,12 @@ tried: `benchmarks/families.py NAME` adds one.
 
 def page(result: dict[str, Any]) -> str:
     figures = result["figures"]
-    built = {name: one for name, one in figures.items() if "not_built" not in one}
+    built = {name: one for name, one in figures.items() if "methods" in one}
     rows = [("family", "completions", "why not shared", "apart", "does not work"), ("---",) * 5]
     rows += [(name, way(one), why(one), apart(one), failures(one)) for name, one in built.items()]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    missing = ", ".join(name for name in figures if name not in built)
+    missing = ", ".join(name for name, one in figures.items() if "not_built" in one)
+    left_out = ", ".join(name for name, one in figures.items() if "left_out" in one)
     versions = result["versions"]["transformers"]
     rest = ", ".join(name for name in result.get("elsewhere", {}).get("rows", ()) if name in built)
     return TEXT.format(
@@ -50,6 +52,7 @@ def page(result: dict[str, Any]) -> str:
         date=result["date"],
         table=table,
         not_built=missing,
+        left_out=f" Left out, since a pass takes minutes: {left_out}; a test has it smaller." if left_out else "",
         elsewhere=f", but for {rest}, which are of an earlier one" if rest else "",
     )
 
