@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import logging
@@ -208,6 +209,8 @@ def measure(names: list[str]) -> None:
                 (folder / file).unlink(missing_ok=True)
             Path("length.py").write_text(REWARD)
             Path("data.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+            gc.collect()
+            gc.freeze()  # what libraries made, through which every trainer's collections would go
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
