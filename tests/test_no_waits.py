@@ -19,7 +19,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config, Qwen3NextConfig
 
-from rlhf_core.prefix import Group, completion_logps, head, kernels, layout, on_device, share, sharing, two_phase
+from rlhf_core.prefix import (
+    Group,
+    completion_logps,
+    head,
+    kernels,
+    layout,
+    logits,
+    on_device,
+    share,
+    sharing,
+    two_phase,
+)
 from tests.prefix_models import SIZES
 
 GROUPS = [
@@ -65,6 +76,7 @@ def device(monkeypatch):
     monkeypatch.setattr(layout, "kernel_for", lambda *_: kernels.KERNELS["cuda"])
     monkeypatch.setattr(head, "_gpu_memory", lambda _: 24 * 2**30)
     monkeypatch.setattr(sharing, "checked", lambda *_: None)
+    monkeypatch.setattr(logits, "measured", logits.usual)  # which the check asks for first
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     for module in (head, two_phase):
         monkeypatch.setattr(module, "precision", lambda _: ("cpu", torch.bfloat16, False))

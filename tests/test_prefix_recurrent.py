@@ -13,6 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING
 
+from rlhf_core.estimate.meter import Meter
+from rlhf_core.estimate.weightless import Weightless, without_values
 from rlhf_core.prefix import (
     Group,
     Sampling,
@@ -101,6 +103,22 @@ def assert_same(model, logps, theirs, tolerance=1e-4):
     for name, gradient in theirs.items():
         assert (ours[name] - gradient).norm() < tolerance * max(gradient.norm(), 1e-2 * largest), name
     return scored.hidden
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bamba", "falcon_h1"])
+def test_what_mamba_2_keeps_for_its_backward_pass_is_about_what_is_estimated(name, dtype):
+    """Without its kernel, by bytes that live after a layer."""
+    model = built(name).to("meta", dtype)
+    without_values(model)
+    layer, tokens = recurrent.layers(model)[0], 256
+    with Meter() as meter:
+        states = Weightless(torch.empty(1, tokens, 32, dtype=dtype, device="meta")).requires_grad_()
+        before = meter.total
+        output = type(layer).forward(layer, states)
+        kept = meter.total - before
+    assert output.shape == states.shape
+    assert kept == pytest.approx(tokens * dtype.itemsize * recurrent.numbers_for_backward(model), rel=0.2)
 
 
 # A state of each kind in both ways; the ways are the same for all.

@@ -18,16 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers.utils.import_utils import is_mamba_2_ssm_available
 
 from rlhf_core.prefix.groups import on_device
 from rlhf_core.prefix.kernels import Span
 
+MAMBA_2 = ("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer")
 # transformers' layers, and their argument for a cache. Each computes whole rows from a state, not single tokens only.
 LAYERS = {
     **dict.fromkeys(("Qwen3NextGatedDeltaNet", "Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet"), "cache_params"),
     **dict.fromkeys(("OlmoHybridGatedDeltaNet", "KimiLinearDeltaAttention"), "cache_params"),
-    **dict.fromkeys(("BailingHybridDeltaAttention", "BambaMixer", "FalconH1Mixer"), "cache_params"),
-    **dict.fromkeys(("GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer"), "cache_params"),
+    "BailingHybridDeltaAttention": "cache_params",
+    **dict.fromkeys(MAMBA_2, "cache_params"),
     **dict.fromkeys(("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv"), "past_key_values"),
 }
 FILLED = 0.75  # of the longest row in a batch: a row shorter than that stands in another
@@ -103,9 +105,18 @@ def state_bytes(model: Any) -> int:
 def numbers_for_backward(model: Any) -> int:
     """What the largest such layer of a model keeps of a token, by estimate, in numbers of its type. Measured in torch's
     own arithmetic: 11 for each number that its projections give with the gated delta rule, 2 with a short convolution.
+    Mamba 2 without its kernel keeps in float32, for each head, 11 for each number of the head, 7 of the state, and 3 for
+    each token of a chunk.
     """
-    widths = [[part.out_features for part in layer.modules() if isinstance(part, nn.Linear)] for layer in layers(model)]
-    return 11 * max(map(sum, widths), default=0)
+    return max((_numbers(layer, model.dtype) for layer in layers(model)), default=0)
+
+
+def _numbers(layer: Any, dtype: torch.dtype) -> int:
+    projected = sum(part.out_features for part in layer.modules() if isinstance(part, nn.Linear))
+    if type(layer).__name__ not in MAMBA_2 or is_mamba_2_ssm_available():
+        return 11 * projected
+    scanned = layer.num_heads * (11 * layer.head_dim + 7 * layer.ssm_state_size + 3 * layer.chunk_size)
+    return 2 * projected + scanned * torch.float32.itemsize // dtype.itemsize
 
 
 def layer_kinds(config: Any) -> list[str]:
