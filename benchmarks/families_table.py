@@ -19,8 +19,8 @@ on {date}. For each, log-probabilities and gradients of the engine were compared
 plain float64 of each row alone, greedy answers with the likeliest tokens, and a step of each method was trained.
 
 - **shared**: each prompt is computed once for all its completions, in rows longer than a sliding window, too; **up to a
-  length**: in rows up to the length that its rotary positions were made for, or up to its window where its layers do not
-  tell it; longer ones are padded.
+  length**: in rows up to the length that its rotary positions were made for, or up to its window where its layers do
+  not tell it; longer ones are padded.
 - **padded**: each completion in a row of its own, padded on the right. The results are the same, and a prompt is
   computed as often as it has completions.
 - **alone**: what stands behind a token changes it in this implementation, so that rows can't stand beside each other.

@@ -105,8 +105,8 @@ def state_bytes(model: Any) -> int:
 def numbers_for_backward(model: Any) -> int:
     """What the largest such layer of a model keeps of a token, by estimate, in numbers of its type. Measured in torch's
     own arithmetic: 11 for each number that its projections give with the gated delta rule, 2 with a short convolution.
-    Mamba 2 without its kernel keeps in float32, for each head, 11 for each number of the head, 7 of the state, and 3 for
-    each token of a chunk.
+    Mamba 2 without its kernel keeps in float32, for each head, 11 for each number of the head, 7 of the state, and 3
+    for each token of a chunk.
     """
     return max((_numbers(layer, model.dtype) for layer in layers(model)), default=0)
 
