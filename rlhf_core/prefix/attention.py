@@ -30,7 +30,8 @@ NO_MASK = torch.zeros(1, 1, 1, 1)
 Cache = dict[int, tuple[Tensor, Tensor]]  # for each layer (keys, values), (rows, heads, tokens, size) each
 
 
-PLAIN_TENSORS = {"position_ids", "cache_position"}  # which attention is given, and which do not change it
+# Which attention is given, and which do not change it.
+PLAIN_TENSORS = {"position_ids", "cache_position", "logits_to_keep"}
 
 
 class NotShared(RuntimeError):
