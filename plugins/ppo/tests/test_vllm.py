@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import gather_object
 from rlhf_method_ppo import PPO
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -183,3 +184,29 @@ def test_without_the_correction_nothing_is_weighed(trainer):
     trainer.args.vllm_importance_sampling_correction = False
     assert trainer._rollout(trainer.rows).weights is None
     assert not any(name.startswith(SAMPLING) for name in trainer.metrics)
+
+
+@pytest.mark.slow
+def test_processes_ask_at_once_and_each_gets_the_answers_to_its_prompts(in_two_processes, made_run, served, ending):
+    def answer(prompt):
+        return [1000 + sum(prompt) % 97, 300]
+
+    served.sample = lambda body: [(answer(prompt), [-5.0 - i, -5.0]) for i, prompt in enumerate(body["prompt"])]
+
+    def work():
+        made = PPO().trainer(made_run(vllm_server=served.url, model=str(ending)))
+        assert made.args.world_size == 2
+        first = 4 * made.args.process_index
+        rows = [made.train_dataset[i] for i in range(first, first + 4)]
+        groups = made._rollout(rows).groups
+        assert [group.prompt for group in groups] == [made.template.prompt_ids(row["prompt"], None) for row in rows]
+        assert [group.completions for group in groups] == [[answer(group.prompt)] for group in groups]
+        found = {name: values for name, values in made.metrics.items() if name.startswith(SAMPLING)}
+        both = gather_object([found])
+        assert both[0] == both[1]
+        # Of tokens that the model gives about -7.6 each: -5 to -8 by the server in one process, -9 to -12 in the other.
+        assert found[f"{SAMPLING}sampling_logp_difference/max"] == pytest.approx([4.4], abs=0.5)
+
+    in_two_processes(work)
+    asked = [len(body["prompt"]) for path, body in served.asked if path == "/v1/completions"]
+    assert asked == [8]
