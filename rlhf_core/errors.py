@@ -14,6 +14,10 @@ class RunStopped(Exception):
     """A run that can't go on: one message (what was seen, what to do), the command to resume it, and exit code 1."""
 
 
+class SamplerFailed(RunStopped):
+    """What samples for the run failed, before anything was computed of a step: all is as after the last one."""
+
+
 class PluginError(UserError):
     """A plugin could not be loaded. The message names it and its distribution."""
 

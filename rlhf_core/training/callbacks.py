@@ -63,6 +63,16 @@ class Checkpoints(TrainerCallback):
             raise FileNotFoundError(errno.ENOENT, "the run's folder was renamed or removed", str(self.folder))
         control.should_save = True
 
+    def save_last_step(self, trainer: Any) -> None:
+        """Save what is there after the last step, of which the next has changed nothing yet. With several processes the
+        others may be anywhere.
+        """
+        step = trainer.state.global_step
+        saved = (self.folder / f"checkpoint-{step}").exists()
+        if step and step % self.every == 0 and not saved and trainer.args.world_size == 1:
+            trainer._save_checkpoint(trainer.model, trial=None)
+            trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
     def request_stop(self, reason: str) -> None:
         """Save and stop at the next step that allows it."""
         self.stop_reason = self.stop_reason or reason

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core import environment
 from rlhf_core.catalog import Catalog
+from rlhf_core.errors import SamplerFailed
 from rlhf_core.method import Method
 from rlhf_core.training import callbacks, ending, evaluation, launch
 from rlhf_core.training import resume as resuming
@@ -56,6 +58,14 @@ def carry_out(run: Run, method: Method, trainer: Any, catalog: Catalog, screen: 
     return 0
 
 
+def _train(trainer: Any, start: Path | None, checkpoints: callbacks.Checkpoints) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except SamplerFailed:
+        checkpoints.save_last_step(trainer)
+        raise
+
+
 def _trained(
     trainer: Any, run: Run, checkpoints: callbacks.Checkpoints, progress: ProgressCallback, screen: Screen
 ) -> int:
@@ -74,7 +84,7 @@ def _trained(
     start = resuming.folder_to_load(run)
     try:
         with launch.on_signals(stop), contextlib.closing(progress):
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+            _train(trainer, start, checkpoints)
     except callbacks.AlreadyTrained as done:
         screen.say(str(done) or "All its steps were done already: nothing is trained.", "bold")
     except (Exception, KeyboardInterrupt) as error:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from rlhf_core.errors import RunStopped, UserError
+from rlhf_core.errors import RunStopped, SamplerFailed, UserError
 from rlhf_core.phases import phase
 from rlhf_core.prefix.groups import Rollout, Sampling
 
@@ -133,7 +133,7 @@ def _called(server: str | None) -> str:
 
 
 def _stopping(call: Any, where: str, when: str) -> Any:
-    """`call`, whose failures end the run with one message, and can be resumed from."""
+    """`call`, whose failures end the run with one message, and can be resumed from: `SamplerFailed`."""
 
     @functools.wraps(call)
     def guarded(*arguments: Any, **named: Any) -> Any:
@@ -143,7 +143,7 @@ def _stopping(call: Any, where: str, when: str) -> Any:
             raise
         except Exception as error:  # TRL raises `Exception`, and vLLM and a server whatever they do
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise RunStopped(
+            raise SamplerFailed(
                 f"{where} failed while it {when}: {type(error).__name__}: {first}. See its own "
                 "log; the run goes on from its last checkpoint when it is there again"
             ) from error

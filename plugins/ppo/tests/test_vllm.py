@@ -23,7 +23,7 @@ ROWS = [{"question": f"What helps against symptom {i}?", "answer": str(i)} for i
 VALUES = {
     "method": "ppo", "reward": ["length:max=10,tolerance=40"], "optim": "sgd", "learning_rate": 0.1, "max_steps": 4,
     "lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-    "num_ppo_epochs": 2, "max_completion_length": 8, "temperature": 0.8, "kl_coef": 0.3, "target_kl": 1.0,
+    "num_ppo_epochs": 2, "save_steps": 100, "max_completion_length": 8, "temperature": 0.8, "kl_coef": 0.3, "target_kl": 1.0,
 }  # fmt: skip
 SAMPLING = "sampling/"
 
@@ -92,9 +92,10 @@ def test_a_server_that_dies_ends_the_run_with_one_message_and_it_resumes_as_the_
     answers = served.sample
 
     def dies(body):
-        if any(path == "/v1/completions" for path, _ in served.asked[:-1]):
-            served.status["/v1/completions"] = 500
-        return answers(body)
+        if not any(path == "/v1/completions" for path, _ in served.asked[:-1]):
+            return answers(body)
+        served.status["/v1/completions"] = 500
+        return []
 
     served.sample = dies
     capsys.readouterr()
@@ -107,6 +108,7 @@ def test_a_server_that_dies_ends_the_run_with_one_message_and_it_resumes_as_the_
     assert "Traceback" not in said.out + said.err
     served.status.clear()
     served.sample = answers
+    assert [one.name for one in (by_vllm / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
     moved_to = served.url.replace("127.0.0.1", "localhost")
     code, by_vllm = go(resume=True, output_dir="vllm", vllm_server=moved_to, model=str(ending))
     assert code == 0
