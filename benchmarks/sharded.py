@@ -171,7 +171,6 @@ def main() -> None:
         args.kinds = [kind for kind in args.kinds if kind not in left]
     device = "GPUs" if torch.accelerator.is_available() else "CPUs, gloo"
     same = {"processes": args.processes, "device": device}
-    results = measured_before(same)
     with tempfile.TemporaryDirectory() as temporary:
         for case in args.methods:
             folder = Path(temporary, f"{case}-one")
@@ -181,6 +180,7 @@ def main() -> None:
                 several = run(command(case, folder, args.processes, kind), folder, args.processes, case)
                 again = several if "failed" in several else resumed(folder, args.processes, case)
                 found = {"revision": revision(), **compared(case, alone, several, again)}
+                results = measured_before(same)  # by another command meanwhile, too
                 results.setdefault(kind, {})[case] = found
                 print(kind, case, found, flush=True)
                 record("sharded", {**same, **results})

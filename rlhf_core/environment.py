@@ -48,6 +48,7 @@ class Ended(KeyboardInterrupt):
 OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What torch's launcher tells besides, and what transformers tells accelerate once it has read the training arguments.
 OF_LAUNCHERS = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_", "FSDP_")
+LAUNCHER = "RLHF_LAUNCHER"  # environment: the command that started this process, one of several of a run
 STARTED_BY = "RLHF_STARTED_BY"  # environment: the process that a command's process ends with
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SAME_SIGNAL = 0.5  # seconds

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_core import Reward, environment
+from rlhf_core import Reward, cli, environment
 from rlhf_core.config import RunConfig
 from rlhf_core.rewards.event_loop import EventLoop
 from rlhf_core.training import launch, ranks
@@ -261,13 +261,12 @@ def test_an_exit_code_in_words():
     assert ranks.how_it_ended(1).startswith("ended with exit code 1")
 
 
-def test_a_rank_that_the_launcher_ends_while_it_waits_says_nothing(monkeypatch):
-    """The launcher says why; as an interrupted command it would have said so."""
-
-    def ended(seconds):
+@pytest.mark.parametrize(("variable", "said"), [("RLHF_LAUNCHER", ""), ("ELSE", "Interrupted.\n")])
+def test_a_rank_that_is_ended_leaves_it_to_the_command_to_say_so(monkeypatch, capsys, variable, said):
+    def ended(**settings):
         raise environment.Ended
 
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(ranks.time, "sleep", ended)
-    with pytest.raises(SystemExit, match="130"):
-        ranks.wait_to_be_ended(RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer"))
+    monkeypatch.setattr(cli.rlhf, "main", ended)
+    monkeypatch.setenv(variable, "1")
+    assert cli._carry_out() == 130
+    assert capsys.readouterr().err == said

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from rlhf_core.environment import Ended, comes_again
+from rlhf_core.environment import LAUNCHER, Ended, comes_again
 from rlhf_core.errors import RunStopped, UserError
 from rlhf_core.ui.streams import OF_DISKS, open_streams
 from rlhf_core.ui.text import protect_output
@@ -170,5 +170,8 @@ def _check_current_folder() -> None:
 
 
 def _say_interrupted() -> None:
+    """Not in one of several processes: the command that started them has ended it, and says why."""
+    if LAUNCHER in os.environ:
+        return
     with suppress(OSError):
         click.echo("Interrupted.", err=True)

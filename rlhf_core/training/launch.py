@@ -31,10 +31,11 @@ from rich.console import Console
 
 from rlhf_core import environment
 from rlhf_core.config import RunConfig
+from rlhf_core.environment import LAUNCHER
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import library_errors
 from rlhf_core.outputs import write_whole
-from rlhf_core.training.run_folder import LAUNCHER, SMALLER, STOP
+from rlhf_core.training.run_folder import SMALLER, STOP
 
 if TYPE_CHECKING:
     from rlhf_core.method import TrainingOptions

@@ -29,7 +29,6 @@ from types import FrameType
 from typing import Any
 
 from rlhf_core.config import RunConfig
-from rlhf_core.environment import Ended
 
 INTERVAL = 1.0  # seconds between two looks, and between two reports
 SILENT = 40.0  # seconds after which a stopped process, or a machine that doesn't answer, counts as gone
@@ -106,10 +105,7 @@ def wait_to_be_ended(error: BaseException) -> None:
     from torch import distributed
 
     if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
-        try:
-            time.sleep(2 * SILENT)
-        except Ended:  # by the launcher, which says why
-            sys.exit(130)
+        time.sleep(2 * SILENT)
 
 
 class Unchanged:

@@ -21,6 +21,7 @@ import yaml
 
 from rlhf_core.config import RunConfig
 from rlhf_core.credentials import masked
+from rlhf_core.environment import LAUNCHER
 from rlhf_core.errors import UserError
 from rlhf_core.inputs import path_of
 from rlhf_core.outputs import claim, keep_lines, write_whole
@@ -34,7 +35,6 @@ log = logging.getLogger("rlhf")
 LOGS = ("metrics.jsonl", "samples.jsonl", "reward_errors.jsonl", "evaluations.jsonl", "diagnoses.jsonl")
 STOP = "stop"  # while this file is in a run's folder, the run stops with a checkpoint
 SMALLER = "smaller.json"  # the settings that a run which is out of memory is to be started again with
-LAUNCHER = "RLHF_LAUNCHER"  # environment: the process that started this one
 STOPPED = ".stopped"  # made by the first process of a run that had to stop
 FOLDERS = ("tensorboard", "checkpoints", "model")
 WRITTEN = (
