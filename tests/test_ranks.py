@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import distributed
 
 from rlhf_core import Reward, cli, environment
 from rlhf_core.config import RunConfig
@@ -270,3 +272,17 @@ def test_a_rank_that_is_ended_leaves_it_to_the_command_to_say_so(monkeypatch, ca
     monkeypatch.setenv(variable, "1")
     assert cli._carry_out() == 130
     assert capsys.readouterr().err == said
+
+
+def test_operations_of_a_group_of_its_own_count():
+    """DeepSpeed's are: without them, who waits there for a process that hangs would not be seen to wait."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        group = distributed.new_group([0])
+        before = ranks._collectives([])
+        distributed.all_reduce(torch.ones(1), group=group)
+        distributed.all_reduce(torch.ones(1))
+        assert ranks._collectives([]) == before + 2
+    finally:
+        distributed.destroy_process_group()
+    assert ranks._collectives([]) == -1

@@ -68,15 +68,16 @@ def report(main: int) -> None:
 
 
 def _collectives(frames: list[FrameType]) -> int:
-    """How many collective operations this process has begun; -1 before it joins the group.
+    """How many collective operations this process has begun, in all groups: DeepSpeed has one of its own, with all
+    processes, too. -1 before it joins the first.
 
-    Torch's count is private: gloo and NCCL keep it to find processes that are apart.
+    Torch's counts are private: gloo and NCCL keep them to find processes that are apart.
     """
-    from torch import distributed
+    from torch.distributed import distributed_c10d, is_initialized
 
-    group: Any = distributed.group.WORLD if distributed.is_initialized() else None
-    if group is not None:
-        return int(group._get_sequence_number_for_group()) + 1
+    if is_initialized():
+        groups: list[Any] = list(distributed_c10d._world.pg_map)
+        return sum(int(group._get_sequence_number_for_group()) for group in groups) + 1
     return 0 if any(frame.f_code.co_name == "init_process_group" for frame in frames) else -1
 
 
