@@ -384,6 +384,63 @@ def test_answers_end_at_every_end_token_and_have_the_log_probabilities_of_vllm(c
     assert made.generation.synced == 1
 
 
+class LLM:
+    """vLLM's, as far as TRL calls it: `told` is how it was made, `done` what it was asked to do, in order."""
+
+    def __init__(self, **told):
+        self.told, self.done = told, []
+        runner = SimpleNamespace(model_runner=SimpleNamespace(model=self))
+        self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
+
+    def sleep(self, level):
+        self.done.append(f"sleep {level}")
+
+    def wake_up(self, tags):
+        self.done.append(f"wake {tags[0]}")
+
+    def load_weights(self, weights):
+        self.done += [name for name, _ in weights]
+
+    def reset_prefix_cache(self):
+        self.done.append("reset")
+
+    def generate(self, prompts, sampling_params, use_tqdm):
+        self.done.append("sample")
+        self.sampling = vars(sampling_params)
+        logprobs = [{5: SimpleNamespace(rank=9, logprob=-1.5)}, {7: SimpleNamespace(rank=1, logprob=NAN)}]
+        answer = SimpleNamespace(token_ids=[5, 7], logprobs=logprobs)
+        return [SimpleNamespace(prompt_token_ids=one["prompt_token_ids"], outputs=[answer]) for one in prompts]
+
+
+def test_beside_training_vllm_gets_the_weights_before_each_batch_and_sleeps_after_it(monkeypatch):
+    """TRL's own code, on a stand-in for vLLM's `LLM`."""
+    from accelerate import Accelerator
+    from trl.generation import vllm_generation
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # TRL sets them: they are put back after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(vllm_generation, "LLM", LLM, raising=False)
+    monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
+    given = {"vllm_enable_sleep_mode": True, "vllm_gpu_memory_utilization": 0.25, "vllm_max_model_length": 64}
+    arguments = VLLMArguments("x", report_to=[], use_cpu=True, **given)
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.name_or_path = "org/tiny"
+    made = VLLM(model, Accelerator(cpu=True), None, arguments, Sampling(4, [7, 8], top_p=0.9), rows=6)
+    llm = made.generation.llm
+    assert {name: llm.told[name] for name in ("model", "gpu_memory_utilization", "max_model_len", "max_num_seqs")} == {
+        **{"model": "org/tiny", "gpu_memory_utilization": 0.25, "max_model_len": 64, "max_num_seqs": 6},
+    }
+    for _ in range(2):
+        first, second = made.rollout([[1], [2, 3]])
+        assert (first.prompt, second.prompt, first.completion, first.logps[0]) == ([1], [2, 3], [5, 7], -1.5)
+    batch = ["wake weights", "0.weight", "0.bias", "reset", "wake kv_cache", "sample", "sleep 2"]
+    assert llm.done == ["sleep 2", *batch, *batch]
+    assert (llm.sampling["n"], llm.sampling["top_p"], llm.sampling["max_tokens"]) == (1, 0.9, 4)
+    assert llm.sampling["stop_token_ids"] == [7, 8]
+
+
 @pytest.mark.parametrize(
     ("answers", "logps"),
     [
