@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING
 # ruff: noqa: F401 (these are the names of `_HOME`, for type checkers)
 if TYPE_CHECKING:
     from rlhf_core.vllm.arguments import VLLMArguments
-    from rlhf_core.vllm.checks import check_server, check_vllm, vllm_arguments
+    from rlhf_core.vllm.checks import check_vllm, vllm_arguments
     from rlhf_core.vllm.correction import importance_weights, mismatch
     from rlhf_core.vllm.engine import VLLM, Frozen, guard
     from rlhf_core.vllm.options import RolloutOptions
+    from rlhf_core.vllm.server import check_server
 
 # Imported when first used: options and checks need no torch.
 _HOME = {
     "VLLMArguments": "arguments",
-    **dict.fromkeys(("check_server", "check_vllm", "vllm_arguments"), "checks"),
+    **dict.fromkeys(("check_vllm", "vllm_arguments"), "checks"),
     **dict.fromkeys(("importance_weights", "mismatch"), "correction"),
     **dict.fromkeys(("VLLM", "Frozen", "guard"), "engine"),
     "RolloutOptions": "options",
+    "check_server": "server",
 }
 
 if not TYPE_CHECKING:  # they can't evaluate it
