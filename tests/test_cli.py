@@ -118,11 +118,11 @@ def test_a_folder_that_may_not_be_read_and_one_that_is_gone_are_said(tmp_path, m
         raise PermissionError(13, "denied", "locked/x")
 
     monkeypatch.setattr(cli.rlhf, "main", look_into)
-    assert cli._carry_out() == 2
+    assert cli.exit_code() == 2
     assert capsys.readouterr().err == "Error: locked/x: denied\n"
     monkeypatch.chdir(tmp_path)
     tmp_path.rmdir()
-    assert cli._carry_out() == 2
+    assert cli.exit_code() == 2
     assert "the current folder can't be used" in capsys.readouterr().err
 
 

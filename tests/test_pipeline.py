@@ -17,12 +17,14 @@ import yaml
 from click.testing import CliRunner
 
 from rlhf_core.catalog import Catalog, Entry
+from rlhf_core.cli import pipeline as cli_pipeline
 from rlhf_core.cli import rlhf
 from rlhf_core.environment import STARTED_BY
 from rlhf_core.errors import UserError
 from rlhf_core.pipeline import plan as planning
 from rlhf_core.pipeline import running
 from rlhf_core.pipeline.plan import GUIDE, Pipeline, select
+from rlhf_core.training import launch
 
 CATALOG = Catalog()
 PPO = {"stages": GUIDE["ppo"][1]}
@@ -385,7 +387,7 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
         assert "--dry-run" in arguments
         return 0
 
-    monkeypatch.setattr(running, "run_process", checked)
+    monkeypatch.setattr(cli_pipeline, "run_here", checked)
     result = CliRunner().invoke(rlhf, ["pipeline", "ppo", "--output-dir", "out", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "[2/3] reward_model: rlhf run --config out/reward_model/stage.yaml --output-dir out/reward_model" in (
@@ -398,8 +400,26 @@ def test_a_dry_run_checks_what_it_can_and_writes_nothing(monkeypatch):
     Path("pipeline.yaml").write_text("stages: {sft: {}}")
     result = CliRunner().invoke(rlhf, ["pipeline", "--config", "pipeline.yaml", "--dry-run"])
     assert re.search(r"^Folder  runs/pipeline-\d{8}-\d{6}$", result.output, re.MULTILINE)
-    monkeypatch.setattr(running, "run_process", lambda arguments: 2)
+    monkeypatch.setattr(cli_pipeline, "run_here", lambda arguments: 2)
     assert CliRunner().invoke(rlhf, ["pipeline", "dpo", "--dry-run"]).exit_code == 2
+
+
+def test_a_dry_run_of_a_stage_with_several_processes_has_a_process_of_its_own(monkeypatch):
+    """One GPU is left visible to the other stages, in this process."""
+    started = []
+    monkeypatch.setattr(cli_pipeline, "run_here", lambda arguments: started.append("here") or 0)
+    monkeypatch.setattr(running, "run_process", lambda arguments: started.append("a process") or 0)
+    stages = ["--stage", "sft:num_processes=2", "--no-compare"]
+    assert CliRunner().invoke(rlhf, ["pipeline", "dpo", *stages, "--dry-run"]).exit_code == 0
+    assert started == ["a process", "here"]
+
+
+def test_a_stage_that_is_checked_leaves_the_environment_as_it_was(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(launch, "check_environment", lambda: os.environ.update(CUDA_VISIBLE_DEVICES="3"))
+    assert cli_pipeline.run_here(["run", "--method", "sft", "--data", "missing.jsonl", "--dry-run"]) == 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+    assert "missing.jsonl" in capsys.readouterr().err
 
 
 # The command

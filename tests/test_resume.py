@@ -19,7 +19,7 @@ from rlhf_core.training import checkpoint, launch
 from rlhf_core.training.checkpoint import list_checkpoints
 
 ROWS = [{"prompt": f"Symptom {i}?", "chosen": f"Rest {i} hours.", "rejected": f"Run {i} miles."} for i in range(8)]
-VALUES = {"method": "sft"}
+VALUES = {"method": "sft", "max_completion_length": 8}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -104,7 +104,7 @@ def main() -> None:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores the last
             signal.signal(number, _interrupt)
     try:
-        code = _carry_out()
+        code = exit_code()
         sys.stdout.flush()
     except OSError as error:
         code = 1
@@ -120,10 +120,14 @@ def _interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt if number == signal.SIGINT else Ended
 
 
-def _carry_out() -> Any:
+def exit_code(arguments: Sequence[str] | None = None) -> Any:
+    """Carry out `rlhf ARGUMENTS`, those that were typed if none are given; what went wrong is said."""
     try:
         _check_current_folder()
-        return rlhf.main(standalone_mode=False, color=True)  # else click removes codes, which would then not be seen
+        # color: else click removes codes, which would then not be seen
+        return rlhf.main(arguments, standalone_mode=False, color=True)
+    except SystemExit as error:
+        return error.code
     except click.Abort as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
             _say_interrupted()

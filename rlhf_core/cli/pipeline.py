@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,24 @@ def pipeline(
     if last.method.generates and not (no_compare or last.holds_out):
         no_compare = True
         click.echo(f"Not compared at the end: stage {last.name} holds out no prompts (num_eval_prompts 0)\n")
-    carry_out = running.dry_run if dry_run else running.carry_out
     pipeline = Pipeline(folder, stages, selected, not no_compare, resume_command)
-    sys.exit(carry_out(pipeline, catalog, running.run_process, click.echo))
+    if dry_run:
+        sys.exit(running.dry_run(pipeline, catalog, run_here, click.echo))
+    sys.exit(running.carry_out(pipeline, catalog, running.run_process, click.echo))
+
+
+def run_here(arguments: Sequence[str]) -> int:
+    """Run `rlhf ARGUMENTS` in this process and return its exit code: a dry run mostly waits for what it imports, which
+    is so imported once for all stages.
+    """
+    from rlhf_core.cli import exit_code
+
+    before = dict(os.environ)
+    try:
+        return exit_code(arguments)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _description(name: str | None, config: str | None, folder: Path | None) -> tuple[str, dict[str, Any]]:

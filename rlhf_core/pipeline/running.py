@@ -97,7 +97,9 @@ def dry_run(pipeline: Pipeline, catalog: Catalog, run: RunCommand, say: Say) -> 
             _dump(values, Path(temporary) / "stage.yaml")
             output = stage.folder if state == "new" else Path(temporary) / stage.name
             say("")
-            if code := run(["run", "--config", f"{temporary}/stage.yaml", "--output-dir", str(output), "--dry-run"]):
+            several = stage.config.num_processes * stage.config.num_machines > 1  # which are compared with all GPUs
+            check = run_process if several else run
+            if code := check(["run", "--config", f"{temporary}/stage.yaml", "--output-dir", str(output), "--dry-run"]):
                 say(f"\nStage {stage.name} can't be run as it is.")
                 return code
             say("")
