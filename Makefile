@@ -39,7 +39,7 @@ wheels: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q hatchling editables
 	$(BIN)/pip install -q -r requirements.txt --no-compile --no-build-isolation
-	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|torch/testing/|/_vendor/|transformers/models/' .venv/lib rlhf_core plugins reward_functions
+	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|torch/testing/|/_vendor/' .venv/lib rlhf_core plugins reward_functions
 	touch $@
 
 # Before a release: the wheels, and every distribution that they need with its licence, in dist/sbom.json

@@ -14,7 +14,7 @@ pack() {
     local platforms=() wanted=()
     for glibc in 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
     local version='import importlib.metadata as m, sys; print(m.version(sys.argv[1]))'
-    for name in trl datasets dill multiprocess bitsandbytes pydantic pydantic_core annotated_types typing_inspection; do
+    for name in trl datasets dill multiprocess xxhash pluggy bitsandbytes pydantic pydantic_core annotated_types typing_inspection; do
         wanted+=("$name==$(.venv/bin/python -c "$version" "$name")")
     done
     .venv/bin/pip download -q --no-deps --only-binary=:all: --implementation cp \
@@ -40,9 +40,17 @@ run() {
     local site
     site=$(mktemp -d)
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" dist/*.whl
+    PYTHONPATH=$site python3 - <<'PYTHON'
+import sys
+from importlib.util import find_spec
+
+NEEDED = "torch transformers peft accelerate trl datasets pyarrow pandas xxhash bitsandbytes pydantic pluggy click rich yaml"
+if missing := [name for name in NEEDED.split() if find_spec(name) is None]:
+    sys.exit(f"this machine lacks {', '.join(missing)}: nothing was measured")
+PYTHON
     local ours  # the code of this tree, which may be newer than the wheels; these have the entry points
     ours=$(printf '%s:' "$PWD" "$PWD"/plugins/* "$PWD"/reward_functions/*)
-    PYTHONPATH=$ours$site PYTHONUNBUFFERED=1 python3 -m benchmarks.gpu "$@"
+    PYTHONPATH=$ours$site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 python3 -m benchmarks.gpu "$@"
 }
 
 case "${1:-}" in

@@ -100,6 +100,7 @@ def arguments(folder: Path, scale: Scale, answer: int) -> list[str]:
         *("--per-device-train-batch-size", str(scale.group), "--gradient-accumulation-steps", "1"),
         *("--num-generations", str(scale.group), "--max-completion-length", str(answer)),
         *("--max-prompt-length", str(2 * scale.prompt), "--num-eval-prompts", "0", "--logging-steps", "1"),
+        *("--report-to", "none"),
     ]
 
 
@@ -160,6 +161,8 @@ def in_trl(scale: Scale, folder: Path, answer: int, what: str, *, batching: bool
             started = time.perf_counter()
             result, peaks["sampling_gb"] = peak_of(lambda: super(Clocked, self)._generate_single_turn(*given, **named))
             spent["sampling"].append(time.perf_counter() - started)
+            # What is known is said, whatever comes then.
+            say(f"{what}: answers", tokens_per_s=scale.group * answer / spent["sampling"][-1], **peaks)
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             return result
@@ -168,7 +171,6 @@ def in_trl(scale: Scale, folder: Path, answer: int, what: str, *, batching: bool
             started = time.perf_counter()
             result, peaks["learning_gb"] = peak_of(lambda: super(Clocked, self).training_step(*given, **named))
             spent["step"].append(time.perf_counter() - started)
-            # What is known after a step is kept, whatever comes then.
             tokens = scale.group * answer / spent["sampling"][-1]
             found = {"step_s": spent["step"][-1], "sampling_s": spent["sampling"][-1], "tokens_per_s": tokens}
             say(what, **found, **peaks)

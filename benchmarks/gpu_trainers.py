@@ -36,6 +36,7 @@ def trainers(scale: Scale) -> None:
             folder = Path(temporary, "-".join([name, device, *flags]))
             line = [sys.executable, "-m", "rlhf_core", "run", "--method", name, *METHODS[name], *KINDS["full"], *flags]
             line += ["--max-steps", "3", "--logging-steps", "1", "--num-eval-prompts", "0", "--learning-rate", "1e-3"]
+            line += ["--report-to", "none"]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"} | (
                 {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
             )

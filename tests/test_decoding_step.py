@@ -306,3 +306,27 @@ def test_fewer_rows_than_a_graph_has_elsewhere_are_captured(as_on_cuda, captures
     done = decoding._sampled(model, decoding.step_of(model, 60), sampler, rows, room)
     assert {len(row.tokens) for row in done} == {6}
     assert captures
+
+
+def test_a_step_that_can_not_be_captured_is_launched_on_the_stream_it_was_on(monkeypatch, caplog):
+    """As torch does it: where a capture ends with an error, its stream is left as the current one."""
+
+    class Capturing:
+        def __init__(self, graph, pool, capture_error_mode):
+            assert capture_error_mode == "thread_local"
+
+        def __enter__(self):
+            current[0] = "of the capture"
+
+        def __exit__(self, *_):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    current = ["of the run"]
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
+    batch = SimpleNamespace(captures=True, pool=None, room=SimpleNamespace(tokens=4), sample=lambda *_, **__: None)
+    decoding.Batch._capture(batch)
+    assert (batch.captures, current) == (False, ["of the run"])
+    assert "can't be captured" in caplog.text

@@ -232,12 +232,14 @@ class Batch:
 
     def _capture(self) -> None:
         """Capture the step that was just computed, for others of its layout. What waits for the device can't be."""
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=self.pool):
+            # Other threads may go on to use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 self.sample(self.room.tokens, equal=False)
         except RuntimeError as error:
             self.captures = False
+            torch.cuda.set_stream(stream)  # a capture that ends with an error leaves its own
             log.warning("a step of sampling can't be captured as a CUDA graph, so each is launched anew: %s", error)
         else:
             self.graphs[self.cache.layout] = graph
