@@ -30,10 +30,8 @@ from rlhf_core.training.checkpoint import list_checkpoints
 
 KILLS = 3
 FLAGS = "--max-steps 40 --save-steps 3 --logging-steps 1 --num-eval-prompts 4 --per-device-train-batch-size 4 "
-FLAGS += (
-    "--gradient-accumulation-steps 1 --learning-rate 1e-3 --lr-scheduler-type constant --no-gradient-checkpointing"
-)
-FLAGS += " --report-to none"
+FLAGS += "--gradient-accumulation-steps 1 --learning-rate 1e-3 --lr-scheduler-type constant --report-to none"
+FLAGS += " --no-gradient-checkpointing"
 SAMPLED = "--reward length --max-completion-length 8"
 
 
