@@ -37,7 +37,7 @@ def command(scale: Scale) -> None:
         line = arguments(folder, scale, scale.answer)
         measured_run(scale, folder, line, "8B", steps=3, seconds=100)
         for limit in GOALS:
-            measured_run(scale, folder, line, "8B", steps=2, seconds=45, limit=limit)
+            measured_run(scale, folder, line, "8B", steps=2, seconds=55, limit=limit)
         estimated(folder, line, "8B")
 
 
