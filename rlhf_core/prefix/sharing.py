@@ -45,10 +45,7 @@ ROPE_BY_POSITION = {"default", "linear", "llama3", "proportional", "yarn"}
 BEYOND = "prompts are not shared in rows longer than this model's window, where each completion has its own"
 NOT_BESIDE = "what stands behind a token changes it in this model, so each completion is computed alone, slowly"
 # By transformers' names, to which a configuration maps its own; some have none of the last three.
-SIZES = (
-    *("num_hidden_layers", "hidden_size", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "intermediate_size"),
-)
+SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 TOKEN_BUDGET = 8192  # of a packed row without gradient
 # What a model's checks have found, for each device and precision: a problem, or None.
 Found = dict[tuple[str, torch.device, torch.dtype], str | None]
@@ -212,8 +209,8 @@ def _bytes_for_backward(plain: Any) -> int:
     else all activations.
     """
     config = plain.config.get_text_config()
-    settings, names = config.to_dict(), config.attribute_map
-    layers, width, queries, key_values, head_dim, inner = (settings.get(names.get(name, name)) for name in SIZES)
+    settings, names, layers = config.to_dict(), config.attribute_map, config.num_hidden_layers
+    width, queries, key_values, head_dim, inner = (settings.get(names.get(name, name)) for name in SIZES)
     inner = max(inner) if isinstance(inner, list) else inner  # of each layer in Gemma 3n
     heads = queries + 2 * (key_values or queries)
     mixing = max(3 * heads * (head_dim or width // queries), recurrent.numbers_for_backward(plain))
