@@ -1,6 +1,6 @@
 """Every causal family of transformers that can be built small: what it shares, and whether it is right.
 
-    python benchmarks/families.py                  # all, an hour on one core
+    python benchmarks/families.py                  # all, half an hour on one core
     python benchmarks/families.py gpt2 mamba       # some of them, beside the results of the others; -v: tracebacks
     python benchmarks/families_table.py            # docs/families.md from the results
 

@@ -46,14 +46,14 @@ def page(result: dict[str, Any]) -> str:
     missing = ", ".join(name for name, one in figures.items() if "not_built" in one)
     left_out = ", ".join(name for name, one in figures.items() if "left_out" in one)
     versions = result["versions"]["transformers"]
-    rest = ", ".join(name for name in result.get("elsewhere", {}).get("rows", ()) if name in built)
+    rest = "; ".join(name for name in result.get("elsewhere", {}).get("rows", ()) if name in built)
     return TEXT.format(
         transformers=versions,
         date=result["date"],
         table=table,
         not_built=missing,
         left_out=f" Left out, since a pass takes minutes: {left_out}; a test has it smaller." if left_out else "",
-        elsewhere=f", but for {rest}, which are of an earlier one" if rest else "",
+        elsewhere=f", but for {rest}, which are of another" if rest else "",
     )
 
 
@@ -62,8 +62,8 @@ def way(one: dict[str, Any]) -> str:
 
 
 def why(one: dict[str, Any]) -> str:
-    """What the engine said; older results have only what it says before it compares."""
-    return one.get("why") or ("the self-check finds a difference" if one.get("way") == "padded" else "")
+    """What the engine said."""
+    return one.get("why") or ""
 
 
 def apart(one: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ FAMILIES = {
     "minicpm3": None,
     "gemma2": "the model caps the scores of its attention (attn_logit_softcapping)",
     "gemma2, no caps": EAGER,
+    "falcon": "its layers have attention of their own, in the place of which no other can be set",
 }
 
 

@@ -59,7 +59,9 @@ def share(model: Any) -> str | None:
     if reason is None:
         attention.set_implementation(plain, attention.NAME)
         recurrent.share(plain)
-    else:
+        if not attention.installed(plain):
+            reason = "its layers have attention of their own, in the place of which no other can be set"
+    if reason:
         log.warning("each completion is computed with a prompt of its own: %s", reason)
     return reason
 
