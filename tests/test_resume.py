@@ -19,7 +19,7 @@ from rlhf_core.training import checkpoint, launch
 from rlhf_core.training.checkpoint import list_checkpoints
 
 ROWS = [{"prompt": f"Symptom {i}?", "chosen": f"Rest {i} hours.", "rejected": f"Run {i} miles."} for i in range(8)]
-VALUES = {"method": "sft", "max_completion_length": 8}
+VALUES = {"method": "sft"}
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,12 @@ def test_other_data_are_taken_if_that_is_allowed_and_noted(stopped, go, capsys):
 
 @pytest.mark.slow
 def test_other_held_out_rows_are_refused(go, write_jsonl):
+    values = {"eval_data": "look.jsonl", "num_eval_prompts": 2, "max_completion_length": 8, "max_steps": 2}
     write_jsonl("look.jsonl", ROWS[:2])
-    go(eval_data="look.jsonl", num_eval_prompts=2, max_steps=2)
+    go(**values)
     write_jsonl("look.jsonl", ROWS[2:4])
     with pytest.raises(UserError, match="the data is not what it was"):
-        go(eval_data="look.jsonl", num_eval_prompts=2, max_steps=2, resume=True)
+        go(**values, resume=True)
 
 
 # options -> what is said of them
