@@ -12,7 +12,6 @@ from rlhf_core.prefix import share, shares
 from tests.test_prefix_families import exact
 from tests.test_prefix_recurrent import GROUPS, assert_same, expected_of
 
-EAGER = "the model's attention is eager, and prompts are shared beside sdpa alone"
 FAMILIES = {
     "qwen3_moe": None,
     "mixtral": None,
@@ -32,7 +31,6 @@ FAMILIES = {
     "gemma4_text, capped logits": None,
     "minicpm3": None,
     "gemma2": "the model caps the scores of its attention (attn_logit_softcapping)",
-    "gemma2, no caps": EAGER,
     "falcon": "its layers have attention of their own, in the place of which no other can be set",
 }
 
