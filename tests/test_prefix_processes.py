@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
-from rlhf_core.prefix import Group, completion_logps, share, shares, sharing
-from rlhf_core.training import evaluation, launch
+from rlhf_core.prefix import Group, completion_logps, padded, share, shares, sharing
+from rlhf_core.training import answering, evaluation, launch
 from rlhf_core.training.run import prepare
 from rlhf_core.ui.screen import Screen
 
@@ -38,7 +38,8 @@ def one_of_two(folder: Path, model: Path, run: dict) -> None:
     distributed.init_process_group("gloo", timeout=timedelta(seconds=100))
     rank = distributed.get_rank()
     cases = [(what, way) for what in ("model", "adapter") for way in ("packed", "two_phase")]
-    found = [[rank, *case, *gradients_apart(rank, str(model), *case)] for case in cases], held_out(rank, model, run)
+    gradients = [[rank, *case, *gradients_apart(rank, str(model), *case)] for case in cases]
+    found = gradients, *with_shared_parameters(rank, model, run)
     (folder / f"results-{rank}").write_text(json.dumps(found))
     distributed.barrier()
     launch.end_process(0)
@@ -70,25 +71,35 @@ def gradients_apart(rank: int, folder: str, what: str, way: str) -> tuple[float,
     return max(apart), len(apart)
 
 
-def held_out(rank: int, folder: Path, values: dict) -> list:
+def with_shared_parameters(rank: int, folder: Path, values: dict) -> tuple[list, float]:
+    """What held-out prompts are answered, and how far log-probabilities are from those of one process."""
     config, method = resolve(values, Catalog())
     run = prepare(config, method, Catalog())
     run.folder = Path(values["output_dir"]).parent
     asked, evaluate = [], run.rewards.evaluate
     run.rewards.evaluate = lambda batch: (asked.append(len(batch)), evaluate(batch))[1]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    alone = [one.completion for one in evaluation.sample(model, run)]
+    alone = [one.completion for one in answering.sample_together(model, run, 0, 1)]
+    groups = BATCHES[rank][0] * (1 if rank == 0 else 3)
+    plain = completion_logps(model, groups).logps
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     arguments = TrainingArguments(str(run.folder), use_cpu=True, report_to=[])
     trainer = Trainer(model=model, args=arguments, processing_class=run.tokenizer)
-    found = evaluation.HeldOut(trainer, method, run, Screen(quiet=True), None).evaluate()
+    held_out = evaluation.HeldOut(trainer, method, run, Screen(quiet=True), None)
+    prompts, rollout = [], answering.rollout
+    answering.rollout = lambda model, some, *more: (prompts.append(len(some)), rollout(model, some, *more))[1]
+    found = held_out.evaluate()
     model(input_ids=torch.tensor([[5 + rank, 6, 7]])).logits.sum().backward()  # goes well only if both came this far
+    padded.TOKEN_BUDGET = 8
+    with torch.no_grad():  # the rows of one process are more than that
+        apart = (completion_logps(model, groups).logps - plain).abs().max().item()
     ends = range(2048) if rank == 0 else []  # GRPO's answers are each process's own, and end at different times
     longer = model.generate(torch.tensor([[5, 6]]), max_new_tokens=5, eos_token_id=list(ends) or None, do_sample=False)
-    return [found.answers, [run.template.decode(ids) for ids in alone], found.tokens, asked, longer.shape[1]]
+    texts = [run.template.decode(ids) for ids in alone]
+    return [found.answers, texts, found.tokens, asked, prompts, longer.shape[1]], apart
 
 
 ROWS = [{"prompt": f"Question {i}?", "answer": "a"} for i in range(40)]
@@ -102,6 +113,7 @@ def written(tmp_path_factory, tiny_model, in_two_processes):
     data.write_text("\n".join(map(json.dumps, ROWS)))
     run = {"method": "grpo", "reward": ["length"], "model": str(tiny_model), "data": [str(data)], "num_eval_prompts": 3}
     run |= {"distributed": "fsdp", "num_processes": 2, "max_completion_length": 8, "output_dir": str(folder / "out")}
+    run |= {"per_device_train_batch_size": 2, "num_generations": 2}
     in_two_processes(lambda: one_of_two(folder, tiny_model, run))
     return [json.loads((folder / f"results-{rank}").read_text()) for rank in (0, 1)]
 
