@@ -14,12 +14,13 @@ GRPO was trained on are those of one process, `held out` whether those to held-o
 transformers, or PEFT, finds each weight of the saved model, and no other; `twice` which weights of the file are tied to
 another there.
 
-Other results stay, each with the revision that it is of, so that one can be repeated: `--kinds zero3 --methods dpo`.
+Other results stay, each with its date, so that one can be repeated: `--kinds zero3 --methods dpo`.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.util
 import json
 import os
@@ -143,15 +144,6 @@ def compared(case: str, one: dict[str, Any], several: dict[str, Any], again: dic
     return {**result, "twice": several["twice"], "seconds": several["seconds"], "seconds of one": one["seconds"]}
 
 
-def revision() -> str:
-    """The commit that is measured, where that is known."""
-    if not shutil.which("git"):
-        return ""
-    git, here = ["git", "-C", str(Path(__file__).parents[1])], {"capture_output": True, "text": True}
-    changed = subprocess.run([*git, "status", "--porcelain", "--", "*.py"], **here).stdout
-    return subprocess.run([*git, "describe", "--always"], **here).stdout.strip() + " with changes" * bool(changed)
-
-
 def measured_before(same: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The results by kind, where processes and devices are the `same`."""
     figures = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"] if RESULTS.exists() else {}
@@ -179,7 +171,7 @@ def main() -> None:
                 folder = Path(temporary, f"{case}-{kind}")
                 several = run(command(case, folder, args.processes, kind), folder, args.processes, case)
                 again = several if "failed" in several else resumed(folder, args.processes, case)
-                found = {"revision": revision(), **compared(case, alone, several, again)}
+                found = {"date": datetime.date.today().isoformat(), **compared(case, alone, several, again)}
                 results = measured_before(same)  # by another command meanwhile, too
                 results.setdefault(kind, {})[case] = found
                 print(kind, case, found, flush=True)
