@@ -4,9 +4,12 @@ for its answers. The server is a stand-in on loopback (tests/vllm_server.py).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.server
 import inspect
 import math
+import time
 import typing
 from types import SimpleNamespace
 
@@ -29,6 +32,7 @@ from rlhf_core.vllm import (
     check_server,
     importance_weights,
     mismatch,
+    server,
     vllm_arguments,
 )
 
@@ -67,6 +71,22 @@ def test_log_probabilities_do_not_matter_without_the_correction(vllm_server):
 def test_a_server_that_is_not_there_is_said_so():
     with pytest.raises(UserError, match=r"http://127.0.0.1:9 can't be reached: .*vllm serve tiny"):
         check_server("http://127.0.0.1:9", ["tiny"], 100, {})
+
+
+def test_a_server_that_never_ends_its_answer_is_not_waited_for(vllm_server, monkeypatch):
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b" ")
+                    time.sleep(0.01)
+
+    monkeypatch.setattr(server, "SECONDS", 0.1)
+    monkeypatch.setattr(vllm_server, "RequestHandlerClass", Endless)
+    with pytest.raises(UserError, match=f"{vllm_server.url} can't be reached: timed out. Start one with"):
+        check_server(vllm_server.url, ["tiny"], 100, {})
 
 
 METHODS = ["grpo", "ppo"]
@@ -335,6 +355,11 @@ def test_the_names_of_trl_that_the_engine_touches_are_there(colocated):
     assert "return prompt_ids, completion_ids, logprobs, logprob_token_ids" in source
 
 
+class TenTokens(nn.Sequential):
+    def get_input_embeddings(self):
+        return nn.Embedding(10, 1)
+
+
 @pytest.fixture
 def colocated(monkeypatch):
     """colocated(answers) -> a `VLLM` on the run's own GPU, whose TRL is a fake: what it was told is in `told`."""
@@ -346,6 +371,7 @@ def colocated(monkeypatch):
         def __init__(self, *arguments, **told):
             inspect.signature(cls).bind(*arguments, **told)
             self.told, self.generation_kwargs, self.synced = told, {}, 0
+            self.max_completion_length = told["max_completion_length"]
 
         def sync_weights(self):
             self.synced += 1
@@ -358,7 +384,7 @@ def colocated(monkeypatch):
 
     def make(answers, logps):
         sampling = Sampling(4, [7, 8], temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.2)
-        made = VLLM(nn.Linear(1, 1), None, None, arguments(), sampling, rows=6, trust_remote_code=True)
+        made = VLLM(TenTokens(), None, None, arguments(), sampling, rows=6, trust_remote_code=True)
         made.generation.answers = answers, logps
         return made
 
@@ -425,7 +451,7 @@ def test_beside_training_vllm_gets_the_weights_before_each_batch_and_sleeps_afte
     monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
     given = {"vllm_enable_sleep_mode": True, "vllm_gpu_memory_utilization": 0.25, "vllm_max_model_length": 64}
     arguments = VLLMArguments("x", report_to=[], use_cpu=True, **given)
-    model = nn.Sequential(nn.Linear(2, 2))
+    model = TenTokens(nn.Linear(2, 2))
     model.name_or_path = "org/tiny"
     made = VLLM(model, Accelerator(cpu=True), None, arguments, Sampling(4, [7, 8], top_p=0.9), rows=6)
     llm = made.generation.llm
@@ -444,16 +470,21 @@ def test_beside_training_vllm_gets_the_weights_before_each_batch_and_sleeps_afte
 @pytest.mark.parametrize(
     ("answers", "logps"),
     [
+        ([], []),
         ([[5]], []),
         ([[]], [[]]),
         ([[5, 5, 5, 5, 5]], [[[-1.0]] * 5]),
+        ([[10]], [[[-1.0]]]),
+        ([[5, -1]], [[[-1.0]] * 2]),
         ([[5, 5]], [[[-1.0]]]),
         ([[5]], [[[]]]),
         ([[5]], None),
     ],
 )
 def test_what_is_no_answer_ends_the_run(colocated, answers, logps):
-    with pytest.raises(RunStopped, match="vLLM failed while it answered: .* goes on from its last checkpoint"):
+    with pytest.raises(
+        RunStopped, match="vLLM failed while it (answered|was .* sampled): .* goes on from its last checkpoint"
+    ):
         colocated(answers, logps).rollout([[1]])
 
 

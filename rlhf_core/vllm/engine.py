@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from rlhf_core.errors import RunStopped, SamplerFailed, UserError
 from rlhf_core.phases import phase
 from rlhf_core.prefix.groups import Rollout, Sampling
+from rlhf_core.prefix.packed import unwrap
 
 
 class VLLM:
@@ -73,11 +74,11 @@ class VLLM:
         return rollouts
 
     def _read_answers(self, prompts: Any, completions: Any, logps: Any) -> list[Rollout]:
-        ends, longest = self.sampling.eos_token_ids, self.sampling.max_new_tokens
+        ends = self.sampling.eos_token_ids
         rollouts = []
         for prompt, answer, of_tokens in zip(prompts, completions, logps, strict=True):
-            if len(of_tokens) != len(answer) or not 0 < len(answer) <= longest:
-                raise ValueError(f"{len(answer)} tokens with {len(of_tokens)} log-probabilities, of {longest} at most")
+            if len(of_tokens) != len(answer):
+                raise ValueError(f"{len(answer)} tokens with {len(of_tokens)} log-probabilities")
             size = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
             sampled = [float("nan") if first is None else first for first, *_ in of_tokens[:size]]
             rollouts.append(Rollout(list(prompt), list(answer[:size]), sampled, answer[size - 1] in ends))
@@ -86,7 +87,7 @@ class VLLM:
 
 def guard(generation: Any, model: torch.nn.Module, eos_token_ids: Sequence[int], server: str | None) -> None:
     """Make `generation` (TRL's `VLLMGeneration`) end answers at all of these tokens and leave frozen weights as they
-    are, and end the run where vLLM fails.
+    are, and end the run where vLLM fails or gives what is no answer.
 
     vLLM itself ends them where the model's files say, which may lack the token that the chat template puts there. Its
     methods stay those of TRL; it calls `sync_weights` itself after vLLM has slept.
@@ -95,7 +96,26 @@ def guard(generation: Any, model: torch.nn.Module, eos_token_ids: Sequence[int],
     generation.generation_kwargs = {"stop_token_ids": list(eos_token_ids), **generation.generation_kwargs}
     stop = functools.partial(_stopping, where=_called(server), when="was sent weights or sampled")
     generation.sync_weights = stop(keep.unchanged(generation.sync_weights))
-    generation.generate = stop(generation.generate)
+    generation.generate = stop(_of_answers(generation.generate, generation.max_completion_length, model))
+
+
+def _of_answers(generate: Any, longest: int, model: Any) -> Any:
+    """`generate`, but that what the model can't have answered is a `ValueError`."""
+
+    @functools.wraps(generate)
+    def answered(prompts: Any, *rest: Any, **named: Any) -> Any:
+        found = generate(prompts, *rest, **named)
+        if len(found[1]) != len(prompts):
+            raise ValueError(f"{len(found[1])} answers to {len(prompts)} prompts")
+        vocabulary = unwrap(model).get_input_embeddings().num_embeddings
+        for answer in found[1]:
+            if not 0 < len(answer) <= longest:
+                raise ValueError(f"an answer of {len(answer)} tokens, of {longest} at most")
+            if unknown := [token for token in answer if not 0 <= token < vocabulary]:
+                raise ValueError(f"token {unknown[0]}, of a model with {vocabulary:,} tokens")
+        return found
+
+    return answered
 
 
 class Frozen:

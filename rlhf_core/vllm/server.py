@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import shlex
+import time
 import urllib.error
 import urllib.request
 from pathlib import PurePath
@@ -61,10 +62,21 @@ def _json(url: str, path: str, start: str) -> dict[str, Any]:
 def _asked(url: str, path: str, start: str) -> bytes:
     try:
         with urllib.request.urlopen(url + path, timeout=SECONDS) as answer:
-            return bytes(answer.read(MOST))
+            return _read(answer)
     except urllib.error.HTTPError as error:
         # 404: what TRL needs is there in development mode alone.
         text = f"it answers {error.code} to {path.partition('?')[0]}"
         raise UserError(f"--vllm-server {url}: {text}. {start}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"--vllm-server {url} can't be reached: {error}. {start}") from error
+        raise UserError(f"--vllm-server {url} can't be reached: {getattr(error, 'reason', error)}. {start}") from error
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    """All of it, unless it is more or takes longer than an answer may."""
+    end, parts, size = time.monotonic() + SECONDS, [], 0
+    while size < MOST and (part := answer.read1(MOST - size)):
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > end:
+            raise TimeoutError("timed out")
+    return b"".join(parts)
