@@ -289,10 +289,10 @@ def test_training_and_evaluation_sample_from_the_same_prompt(go, method, tmp_pat
     from rlhf_method_grpo import trainer as grpo
     from rlhf_method_ppo import trainer as ppo
 
-    from rlhf_core.training import evaluation
+    from rlhf_core.training import answering
 
     asked: dict[str, set[str]] = {}
-    for module in (grpo, ppo, evaluation):
+    for module in (grpo, ppo, answering):
 
         def spy(model, prompts, *arguments, real=module.rollout, name=module.__name__):
             asked.setdefault(name, set()).update(map(tuple, prompts))
@@ -328,10 +328,10 @@ def test_the_prompts_of_grpo_are_trls(made_run):
 def test_rollouts_are_shown_the_tools_of_their_row(go, write_jsonl, tmp_path, monkeypatch):
     from rlhf_method_grpo import trainer as grpo
 
-    from rlhf_core.training import evaluation
+    from rlhf_core.training import answering
 
     asked: dict[str, set[str]] = {}
-    for module in (grpo, evaluation):
+    for module in (grpo, answering):
 
         def spy(model, prompts, *arguments, real=module.rollout, name=module.__name__):
             asked.setdefault(name, set()).update(tokenizer.decode(ids) for ids in prompts)
@@ -351,4 +351,4 @@ def test_rollouts_are_shown_the_tools_of_their_row(go, write_jsonl, tmp_path, mo
     assert asked["rlhf_method_grpo.trainer"] == {
         f"tool {i}<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n" for i in (0, 1)
     }
-    assert asked["rlhf_core.training.evaluation"] < asked["rlhf_method_grpo.trainer"]
+    assert asked["rlhf_core.training.answering"] < asked["rlhf_method_grpo.trainer"]

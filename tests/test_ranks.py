@@ -270,7 +270,7 @@ def test_a_rank_that_is_ended_leaves_it_to_the_command_to_say_so(monkeypatch, ca
 
     monkeypatch.setattr(cli.rlhf, "main", ended)
     monkeypatch.setenv(variable, "1")
-    assert cli._carry_out() == 130
+    assert cli.exit_code() == 130
     assert capsys.readouterr().err == said
 
 

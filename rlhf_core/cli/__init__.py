@@ -125,7 +125,7 @@ def exit_code(arguments: Sequence[str] | None = None) -> Any:
     try:
         _check_current_folder()
         # color: else click removes codes, which would then not be seen
-        return rlhf.main(arguments, standalone_mode=False, color=True)
+        return rlhf.main(args=arguments, standalone_mode=False, color=True)
     except SystemExit as error:
         return error.code
     except click.Abort as error:
