@@ -315,7 +315,7 @@ def test_auto_takes_the_fastest_engine_and_says_which(plain, model, caplog, monk
     monkeypatch.setattr(rollouts, "checked", lambda model, check, *_: None)
     assert rollouts.chosen(gpu, "auto", 9) == "continuous"
     monkeypatch.setattr(rollouts, "checked", lambda model, check, *_: check.__name__.startswith("continuing") or None)
-    assert rollouts.chosen(gpu, "auto", 9) == "transformers"
+    assert rollouts.chosen(gpu, "auto", 9) == rollouts.chosen(gpu, "continuous", 9) == "transformers"
 
 
 def test_continuous_batching_is_not_taken_for_what_it_leaves_out(plain, monkeypatch):
@@ -326,6 +326,16 @@ def test_continuous_batching_is_not_taken_for_what_it_leaves_out(plain, monkeypa
     for penalty in (1.0, 1.2):
         rollout(plain, PROMPTS, 1, Sampling(2, [3], repetition_penalty=penalty))
     assert asked == ["auto", "shared"]
+    with pytest.raises(ValueError, match="leaves out the penalty"):
+        rollout(plain, PROMPTS, 1, Sampling(2, [3], repetition_penalty=1.2), "continuous")
+
+
+def test_log_probabilities_are_those_before_a_penalty_for_repetition(model):
+    """As of the other engines, and as a loss computes them."""
+    sampling = Sampling(6, [3], 0.8, repetition_penalty=1.5, seed=0)
+    for one in rollout(model, PROMPTS, 2, sampling):
+        expected = completion_logps(model, [Group(one.prompt, [one.completion])], temperature=0.8).logps[0]
+        torch.testing.assert_close(torch.tensor(one.logps), expected.float(), atol=1e-5, rtol=0)
 
 
 def test_continuous_batching_is_compared_with_generate(plain):

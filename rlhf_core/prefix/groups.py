@@ -68,7 +68,7 @@ class Sampling:
 @dataclass(frozen=True)
 class Rollout:
     """One completion: its token ids, with the end token if it came to one, and the log-probability of each at the
-    sampling temperature, before tokens are left out by `top_p` and the like.
+    sampling temperature, before a penalty for repetition, and before tokens are left out by `top_p` and the like.
     """
 
     prompt: list[int]

@@ -44,12 +44,15 @@ def rollout(
 ) -> list[Rollout]:
     """`n` completions of each prompt (token ids), those of one prompt next to each other.
 
-    A model that can't share its prompts is sampled by `transformers` where `shared` is asked for. Which engine is taken
-    is said once. Raises `RunStopped` if the model's log-probabilities are not numbers.
+    A model that can't share its prompts is sampled by `transformers` where `shared` is asked for, and so is one for
+    which continuous batching is wrong where that is. Which engine is taken is said once. Raises `RunStopped` if the
+    model's log-probabilities are not numbers, `ValueError` for a repetition penalty in continuous batching.
     """
     longest = max(map(len, prompts)) + sampling.max_new_tokens
-    if engine == "auto" and sampling.repetition_penalty != 1:
-        engine = "shared"  # or `generate`: continuous batching leaves the penalty out
+    if sampling.repetition_penalty != 1:
+        if engine == "continuous":
+            raise ValueError("continuous batching leaves out the penalty for repetition")
+        engine = "shared" if engine == "auto" else engine  # or `generate`
     engine = chosen(model, engine, longest)
     if engine == "shared":
         return decoding.rollout(model, prompts, n, sampling)
@@ -76,10 +79,9 @@ def chosen(model: Any, engine: Engine, longest: int) -> Engine:
     plain = unwrap(model)
     if engine in ("auto", "shared") and shares(model, [Group([0] * longest, [])]):
         found: Engine = "shared"
-    elif engine == "auto" and plain.device.type == "cuda" and _continues(model, longest):
-        found = "continuous"
     else:
-        found = "continuous" if engine == "continuous" else "transformers"
+        asked = engine == "continuous" or (engine == "auto" and plain.device.type == "cuda")
+        found = "continuous" if asked and _continues(model, longest) else "transformers"
     said = _said.setdefault(plain, set())
     if found not in said:
         said.add(found)

@@ -50,21 +50,22 @@ class Sampler:
         return [Row(i, tuple(prompt), numbers[i]) for i, prompt in enumerate(prompts)]
 
     def choose(self, logits: Tensor, points: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(token, its log-probability at the sampling temperature), (rows,) each, by `logits` (rows, vocabulary).
+        """(token, its log-probability at the temperature alone), (rows,) each, by `logits` (rows, vocabulary).
 
         `points`: (rows,), of the rows' random numbers those of this token. `seen`: (rows, vocabulary), whether a token
         is in a row already, which a penalty for repetition needs. Of logits that are not numbers the log-probability is
         none either.
         """
         logits = logits.float()
+        logps = scores = torch.log_softmax(logits / self.sampling.temperature, dim=-1)
         if seen is not None:
             penalty = self.sampling.repetition_penalty
             logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
-        logps = torch.log_softmax(logits / self.sampling.temperature, dim=-1)
+            scores = logits / self.sampling.temperature
         if self.sampling.greedy:
             tokens = logits.argmax(-1)
         else:
-            bounds = self.filters(None, logps).double().softmax(-1).cumsum(-1)
+            bounds = self.filters(None, scores).double().softmax(-1).cumsum(-1)
             total = bounds[:, -1]
             points = torch.minimum(points * total, torch.nextafter(total, torch.zeros_like(total)))
             # Beyond the last token if the logits are not numbers.

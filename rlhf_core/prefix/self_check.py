@@ -77,8 +77,9 @@ def generation_disagrees(model: Any, longest: int | None, generate: Callable[...
 
 
 def decoding_disagrees(model: Any, longest: int | None, forced: Callable[..., Tensor]) -> str | None:
-    """The same of our own sampling."""
-    return generation_disagrees(model, longest, forced)
+    """The same of a step that is written out for models like Llama."""
+    problem = generation_disagrees(model, longest, forced)
+    return problem and f"the step written out for layers like Llama's is not this model's ({problem})"
 
 
 @torch.no_grad()
