@@ -338,6 +338,12 @@ def test_log_probabilities_are_those_before_a_penalty_for_repetition(model):
         torch.testing.assert_close(torch.tensor(one.logps), expected.float(), atol=1e-5, rtol=0)
 
 
+def test_a_check_of_generate_does_not_end_at_the_models_own_end_tokens(plain):
+    plain = copy.deepcopy(plain)
+    plain.generation_config.eos_token_id = list(range(67))
+    assert self_check.generation_disagrees(plain, None, rollouts._forced) is None
+
+
 def test_continuous_batching_is_compared_with_generate(plain):
     double = copy.deepcopy(plain).float()
     before = torch.get_rng_state()

@@ -86,6 +86,7 @@ def _of_engine(meter: Meter, device: Device) -> list[Patch]:
         (decoding, "free_bytes", lambda _: max(0, device.memory - meter.total)),
         (cache, "_allocate", sampling.counted_as_cache(meter, cache._allocate)),
         (GenerationMixin, "generate", _method(_generate, meter, GenerationMixin.generate)),
+        (rollouts, "continuing_disagrees", lambda *_: None),
         (rollouts, "_continuous", functools.partial(sampling.continuous, meter)),
         (rollouts, "_recomputed", functools.partial(sampling.recomputed, meter)),
         *(

@@ -173,13 +173,14 @@ def _forced(model: Any, rows: Sequence[Sequence[int]], steps: int) -> Tensor:
     def only(ids: Tensor, scores: Tensor) -> Tensor:
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, ids.shape[1] - width, None], 0)
 
-    output = model.generate(
-        **prompts,
-        generation_config=GenerationConfig(max_new_tokens=steps, do_sample=False, pad_token_id=0),
-        logits_processor=LogitsProcessorList([only]),
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
+    with own_generation_config(model):
+        output = model.generate(
+            **prompts,
+            generation_config=GenerationConfig(max_new_tokens=steps, do_sample=False, pad_token_id=0),
+            logits_processor=LogitsProcessorList([only]),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     return torch.stack(output.logits, dim=1).float().log_softmax(-1)
 
 
