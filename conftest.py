@@ -6,19 +6,16 @@ import gc
 import importlib
 import json
 import logging
-import multiprocessing
 import os
-import socket
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from rlhf_core import environment, testing
+from rlhf_core import testing
 from rlhf_core.catalog import Catalog
 from rlhf_core.config import resolve
 
@@ -184,48 +181,12 @@ def go(resolved):
     return start
 
 
-def _one_of_two(rank: int, port: int, log: Path, work: Callable[[], None]) -> None:
-    from accelerate.state import AcceleratorState, GradientState
-
-    with log.open("w", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = file
-        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers that this process was alone
-        GradientState._reset_state()
-        environment.be_alone()
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        work()
-
-
 @pytest.fixture(scope="session")
 def in_two_processes(tmp_path_factory):
-    """in_two_processes(work) calls it in two copies of this process, told what torch's launcher tells its processes.
+    """in_two_processes(work) calls it in two copies of this process: tests/two_processes.py."""
+    from tests.two_processes import start
 
-    Copies have imported everything, which takes a launcher and its processes most of their time.
-    """
-
-    def start(work: Callable[[], None]) -> None:
-        folder = tmp_path_factory.mktemp("logs")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        logs = [folder / "0", folder / "1"]
-        make = multiprocessing.get_context("fork").Process
-        both = [make(target=_one_of_two, args=(rank, port, log, work)) for rank, log in enumerate(logs)]
-        for process in both:
-            process.start()
-        deadline = time.monotonic() + 300
-        while any(one.is_alive() for one in both) and not any(one.exitcode for one in both):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        for process in both:
-            process.kill()
-            process.join()
-        assert [one.exitcode for one in both] == [0, 0], "\n".join(log.read_text() for log in logs)
-
-    return start
+    return lambda work: start(work, tmp_path_factory.mktemp("logs"))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import UserError
+from rlhf_core.unused import SPLIT
 
 if TYPE_CHECKING:
     from rlhf_core.config import RunConfig
@@ -20,8 +21,8 @@ def check_vllm(config: RunConfig) -> None:
     if options.rollouts != "vllm":
         return
     if options.quantized:
-        check_weights(options, "4-bit and 8-bit weights")
-    check_shards(config, lora=bool(options.lora))
+        raise _changed_by_merging("4-bit and 8-bit weights")
+    _check_shards(config, lora=bool(options.lora))
     from rlhf_core.doctor import packages
 
     found = packages.vllm()
@@ -31,24 +32,21 @@ def check_vllm(config: RunConfig) -> None:
         raise UserError(f"--rollouts vllm: vLLM {found.text}. {found.advice}")
 
 
-def check_shards(config: RunConfig, *, lora: bool) -> None:
+def _check_shards(config: RunConfig, *, lora: bool) -> None:
     """Raise `UserError` for an adapter on sharded weights, which can't be merged for vLLM."""
-    if lora and config.distributed in ("fsdp", "zero3"):
+    if lora and config.distributed in SPLIT:
         raise UserError(
             f"--rollouts vllm with LoRA needs whole weights in every process, and --distributed {config.distributed} "
             "shards them: use ddp, or zero2"
         )
 
 
-def check_weights(options: Any, quantized: str) -> None:
-    """Raise `UserError` for vLLM with quantized weights: it is sent them with the adapter merged in, which rounds them
-    again before each batch of answers.
-    """
-    if options.rollouts == "vllm":
-        raise UserError(
-            f"--rollouts vllm can't sample from {quantized}: the adapter would be merged into them and taken out again "
-            "for every batch of answers, which changes them each time. Use --rollouts shared, or weights in bfloat16"
-        )
+def _changed_by_merging(quantized: str) -> UserError:
+    """vLLM is sent weights with the adapter merged in, which rounds quantized ones again before each batch."""
+    return UserError(
+        f"--rollouts vllm can't sample from {quantized}: the adapter would be merged into them and taken out again "
+        "for every batch of answers, which changes them each time. Use --rollouts shared, or weights in bfloat16"
+    )
 
 
 def vllm_arguments(run: Any) -> dict[str, Any]:
@@ -66,8 +64,8 @@ def vllm_arguments(run: Any) -> dict[str, Any]:
     if options.rollouts != "vllm":
         return {"use_vllm": False}
     if info.quantized:
-        check_weights(options, f"weights quantized by {info.quantized}")
-    check_shards(run.config, lora=uses_lora(options, info))
+        raise _changed_by_merging(f"weights quantized by {info.quantized}")
+    _check_shards(run.config, lora=uses_lora(options, info))
     mode = _by_token(options, run.config.set)
     tokens = options.max_prompt_length + options.max_completion_length
     card = device_of(None, None)

@@ -127,7 +127,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         dropout = any(module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
         plain = model.dtype == torch.float32 and not self.accelerator.mixed_precision.startswith(("bf", "fp"))
-        return plain and not dropout and self.repetition_penalty == 1
+        return plain and not dropout
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
